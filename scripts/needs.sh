@@ -1,0 +1,33 @@
+# Sourced by the other scripts: installs what is missing and says what it installs.
+
+say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# as_root COMMAND...: runs a command as root, by sudo where we are not.
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# need_packages PACKAGE...: installs the Debian packages that are missing.
+need_packages() {
+  local package missing=()
+  for package in "$@"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} = 0 ] && return
+  command -v apt-get >/dev/null || fail "these Debian packages are needed: ${missing[*]}"
+  say "installing Debian packages: ${missing[*]}"
+  as_root apt-get -qq update ||
+    fail "the Debian package mirror does not answer; it is needed once, for: ${missing[*]}"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null ||
+    fail "could not install: ${missing[*]}"
+}
+
+# need_rust: checks for cargo; Rust is the one thing that we do not install.
+need_rust() {
+  [ -d "$HOME/.cargo/bin" ] && PATH=$HOME/.cargo/bin:$PATH
+  command -v cargo >/dev/null || fail "Rust is needed: install it from https://rustup.rs and try again"
+}
+
+# What compiling needs: a C compiler and linker for SQLite, zstd and ring.
+BUILD_PACKAGES=(gcc libc6-dev make ca-certificates git)
