@@ -161,6 +161,10 @@ impl Hasher {
         Self::new(Algorithm::Sha256)
     }
 
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
     pub fn update(&mut self, bytes: &[u8]) {
         self.context.update(bytes);
     }
