@@ -1,0 +1,80 @@
+//! Which repositories, tags and manifests there are, and what they refer to.
+
+pub(crate) mod cache;
+mod documents;
+mod hot;
+pub(crate) mod manifests;
+mod repositories;
+mod sessions;
+mod tags;
+
+use std::sync::Arc;
+
+use db::Db;
+use futures_util::future::BoxFuture;
+use sqlx::SqliteConnection;
+use tokio::sync::watch;
+
+pub use sessions::UploadSession;
+
+use crate::blob::BlobStore;
+use crate::gc::Seen;
+use crate::{Result, StoreError, schema};
+use hot::Hot;
+use sessions::Sessions;
+
+/// The registry's memory over blobs: repositories, tags, manifests and their references,
+/// referrers, uploads, leases, build records, cache entries. One per data folder; cheap to
+/// clone.
+///
+/// Reads that serve a `GET` of a manifest are answered from memory when warm. All writers go
+/// through this value and its clones, so what it remembers is never stale.
+#[derive(Clone)]
+pub struct Catalog {
+    pub(crate) db: Db,
+    pub(crate) blobs: Arc<dyn BlobStore>,
+    hot: Arc<Hot>,
+    sessions: Arc<Sessions>,
+    moved: Arc<watch::Sender<()>>,
+    /// Blobs that clients were told of lately.
+    pub(crate) seen: Arc<Seen>,
+}
+
+impl Catalog {
+    pub async fn open(db: Db, blobs: Arc<dyn BlobStore>) -> Result<Self> {
+        schema::migrate(&db).await?;
+        let (hot, sessions) = (Arc::default(), Arc::default());
+        let moved = Arc::new(watch::Sender::new(()));
+        Ok(Self { db, blobs, hot, sessions, moved, seen: Arc::default() })
+    }
+
+    /// The bytes behind this catalog.
+    pub fn blobs(&self) -> &Arc<dyn BlobStore> {
+        &self.blobs
+    }
+
+    /// After collection has removed manifests.
+    pub(crate) fn forget_manifests(&self) {
+        self.hot.forget_all();
+    }
+
+    /// Runs one write; it is on disk when this answers.
+    pub(crate) async fn write<T, F>(&self, job: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
+    {
+        self.db.write::<T, StoreError, F>(job).await
+    }
+}
+
+/// Reads a name or digest that this program wrote; a damaged one is an error, not a panic.
+pub(crate) fn parsed<T: std::str::FromStr>(text: &str) -> Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    text.parse().map_err(|error: T::Err| StoreError::Database {
+        doing: format!("read `{text}`, which is damaged"),
+        source: Box::new(error),
+    })
+}

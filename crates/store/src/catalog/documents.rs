@@ -1,0 +1,131 @@
+//! Leases, and small documents that belong to content.
+
+use std::time::Duration;
+
+use oci::{Digest, RegistryName};
+
+use super::{Catalog, parsed};
+use crate::error::database;
+use crate::{Result, StoreError, gc, now};
+
+impl Catalog {
+    /// Keeps a blob from collection until the lease ends or is released. `owner` groups
+    /// leases, such as a run id; taking the same lease again extends it. `NotFound` when the
+    /// blob is not stored.
+    pub async fn lease_blob(&self, owner: &str, digest: &Digest, keep: Duration) -> Result<()> {
+        let (owner, digest) = (owner.to_owned(), digest.to_string());
+        let ends_at = now().saturating_add(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX));
+        self.write(move |connection| {
+            Box::pin(async move {
+                let taken = sqlx::query(
+                    "INSERT INTO leases (owner, digest, ends_at)
+                     SELECT $1, digest, $3 FROM blobs WHERE digest = $2
+                     ON CONFLICT (owner, digest) DO UPDATE SET ends_at = excluded.ends_at",
+                )
+                .bind(owner)
+                .bind(&digest)
+                .bind(ends_at)
+                .execute(&mut *connection)
+                .await
+                .map_err(database("lease a blob"))?;
+                match taken.rows_affected() {
+                    0 => Err(StoreError::NotFound { what: format!("blob {digest}") }),
+                    _ => Ok(()),
+                }
+            })
+        })
+        .await
+    }
+
+    /// Ends all leases of an owner; what they kept becomes a candidate for collection.
+    pub async fn release_leases(&self, owner: &str) -> Result<()> {
+        let owner = owner.to_owned();
+        self.write(move |connection| {
+            Box::pin(async move {
+                let digests: Vec<String> =
+                    sqlx::query_scalar("DELETE FROM leases WHERE owner = $1 RETURNING digest")
+                        .bind(owner)
+                        .fetch_all(&mut *connection)
+                        .await
+                        .map_err(database("release leases"))?;
+                let at = now();
+                for digest in digests {
+                    gc::add_candidate(connection, &digest, at).await?;
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Build record of a manifest (architecture.md decision 1): JSON, lives as long as the
+    /// manifest does in any repository of the registry.
+    pub async fn put_build_record(
+        &self,
+        registry: &RegistryName,
+        manifest: &Digest,
+        record: &str,
+    ) -> Result<()> {
+        let (registry, manifest) = (registry.to_string(), manifest.to_string());
+        let record = record.to_owned();
+        self.write(move |connection| {
+            Box::pin(async move {
+                sqlx::query(
+                    "INSERT INTO build_records (registry, manifest, record) VALUES ($1, $2, $3)
+                     ON CONFLICT (registry, manifest) DO UPDATE SET record = excluded.record",
+                )
+                .bind(registry)
+                .bind(manifest)
+                .bind(record)
+                .execute(connection)
+                .await
+                .map_err(database("keep a build record"))?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    pub async fn build_record(
+        &self,
+        registry: &RegistryName,
+        manifest: &Digest,
+    ) -> Result<Option<String>> {
+        sqlx::query_scalar("SELECT record FROM build_records WHERE registry = $1 AND manifest = $2")
+            .bind(registry.as_str())
+            .bind(manifest.as_str())
+            .fetch_optional(self.db.reads())
+            .await
+            .map_err(database("look up a build record"))
+    }
+
+    /// The path index of a layer (decision 10), itself a blob; lives as long as the layer.
+    pub async fn put_layer_index(&self, layer: &Digest, index: &Digest) -> Result<()> {
+        let (layer, index) = (layer.to_string(), index.to_string());
+        self.write(move |connection| {
+            Box::pin(async move {
+                sqlx::query(
+                    "INSERT INTO layer_indexes (layer, path_index) VALUES ($1, $2)
+                     ON CONFLICT (layer) DO UPDATE SET path_index = excluded.path_index",
+                )
+                .bind(layer)
+                .bind(index)
+                .execute(connection)
+                .await
+                .map_err(database("keep a layer index"))?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    pub async fn layer_index(&self, layer: &Digest) -> Result<Option<Digest>> {
+        let index: Option<String> =
+            sqlx::query_scalar("SELECT path_index FROM layer_indexes WHERE layer = $1")
+                .bind(layer.as_str())
+                .fetch_optional(self.db.reads())
+                .await
+                .map_err(database("look up a layer index"))?;
+        index.as_deref().map(parsed).transpose()
+    }
+}

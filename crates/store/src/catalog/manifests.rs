@@ -1,0 +1,405 @@
+//! Manifests: what they need, who refers to them.
+
+use bytes::Bytes;
+use oci::{Descriptor, Digest, Manifest, RegistryName, RepositoryName, Tag};
+use sqlx::{Row, SqliteConnection};
+use tokio::io::AsyncReadExt;
+
+use super::repositories::count;
+use super::{Catalog, parsed};
+use crate::error::database;
+use crate::model::{
+    Cause, Deleted, Expected, ManifestEntry, ManifestInfo, ManifestRef, NewManifest, Referrer,
+};
+use crate::{Result, StoreError, gc, now};
+
+/// A manifest as its row will be.
+struct NewRow {
+    registry: RegistryName,
+    repository: RepositoryName,
+    digest: Digest,
+    media_type: String,
+    size: i64,
+    image_size: i64,
+    artifact_type: Option<String>,
+    config_media_type: Option<String>,
+    subject: Option<Digest>,
+    annotations: String,
+    blobs: Vec<Digest>,
+    manifests: Vec<Digest>,
+}
+
+impl NewRow {
+    fn new(registry: &RegistryName, repository: &RepositoryName, new: &NewManifest<'_>) -> Self {
+        let references = new.manifest.references();
+        let digests = |list: &[Descriptor]| list.iter().map(|d| d.digest.clone()).collect();
+        let config_media_type = match new.manifest {
+            Manifest::Image(image) => Some(image.config.media_type.clone()),
+            _ => None,
+        };
+        let image_size = references.blobs.iter().fold(0u64, |sum, d| sum.saturating_add(d.size));
+        Self {
+            registry: registry.clone(),
+            repository: repository.clone(),
+            digest: new.digest.clone(),
+            media_type: new.media_type.to_owned(),
+            size: i64::try_from(new.bytes.len()).unwrap_or(i64::MAX),
+            image_size: i64::try_from(image_size).unwrap_or(i64::MAX),
+            artifact_type: new.manifest.artifact_type().map(str::to_owned),
+            config_media_type,
+            annotations: serde_json::json!(new.manifest.annotations()).to_string(),
+            blobs: digests(&references.blobs),
+            manifests: digests(&references.manifests),
+            subject: references.subject,
+        }
+    }
+}
+
+impl Catalog {
+    /// Stores a manifest and moves tags to it, all or nothing. Blobs and manifests it refers
+    /// to must be in the repository (`MissingReference`); a subject need not. Idempotent.
+    pub async fn put_manifest(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        new: NewManifest<'_>,
+        tags: &[(Tag, Expected)],
+        cause: &Cause,
+    ) -> Result<()> {
+        let mut upload = self.blobs.begin_upload(new.digest.algorithm()).await?;
+        upload.write(new.bytes.clone()).await?;
+        upload.commit(Some(new.digest)).await?;
+        let row = NewRow::new(registry, repository, &new);
+        let (moves, cause) = (tags.to_vec(), cause.clone());
+        let written = self.write(move |connection| {
+            Box::pin(async move {
+                insert(connection, &row).await?;
+                for (tag, expected) in &moves {
+                    let to = Some(&row.digest);
+                    let (registry, repository) = (&row.registry, &row.repository);
+                    super::tags::check(connection, registry, repository, tag, expected).await?;
+                    super::tags::write(connection, registry, repository, tag, to, &cause).await?;
+                }
+                Ok(())
+            })
+        });
+        written.await?;
+        let key = |reference| (registry.clone(), repository.clone(), reference);
+        for (tag, _) in tags {
+            self.hot.forget(&key(ManifestRef::Tag(tag.clone())));
+        }
+        if !tags.is_empty() {
+            self.announce();
+        }
+        Ok(())
+    }
+
+    pub async fn manifest(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        reference: &ManifestRef,
+    ) -> Result<Option<ManifestEntry>> {
+        let key = (registry.clone(), repository.clone(), reference.clone());
+        let before = match self.hot.get(&key) {
+            Ok(entry) => return Ok(Some(entry)),
+            Err(before) => before,
+        };
+        let row = match reference {
+            ManifestRef::Digest(digest) => sqlx::query(
+                "SELECT digest, media_type, size FROM manifests
+                 WHERE registry = $1 AND repository = $2 AND digest = $3",
+            )
+            .bind(registry.as_str())
+            .bind(repository.as_str())
+            .bind(digest.as_str()),
+            ManifestRef::Tag(tag) => sqlx::query(
+                "SELECT digest, media_type, size FROM manifests
+                 WHERE registry = $1 AND repository = $2 AND digest =
+                   (SELECT digest FROM tags WHERE registry = $1 AND repository = $2 AND name = $3)",
+            )
+            .bind(registry.as_str())
+            .bind(repository.as_str())
+            .bind(tag.as_str()),
+        };
+        let failed = || database("look up a manifest");
+        let row = row.fetch_optional(self.db.reads()).await.map_err(failed())?;
+        let Some(row) = row else { return Ok(None) };
+        let digest: Digest = parsed(row.try_get("digest").map_err(failed())?)?;
+        let media_type: String = row.try_get("media_type").map_err(failed())?;
+        let bytes = self.read_manifest(&digest).await?;
+        let size = bytes.len() as u64;
+        let entry = ManifestEntry { digest, media_type, size, bytes };
+        self.hot.remember(key, &entry, before);
+        Ok(Some(entry))
+    }
+
+    async fn read_manifest(&self, digest: &Digest) -> Result<Bytes> {
+        let reader = self.blobs.open(digest, 0).await?;
+        let mut bytes = Vec::new();
+        let limit = oci::MANIFEST_SIZE_MAX as u64;
+        let read = reader.into_async().take(limit).read_to_end(&mut bytes).await;
+        read.map_err(|source| StoreError::Io { doing: format!("read manifest {digest}"), source })?;
+        Ok(bytes.into())
+    }
+
+    /// Manifests after `last` in order of their digests, at most `limit`, with their tags.
+    pub async fn manifests(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        last: Option<&Digest>,
+        limit: usize,
+    ) -> Result<Vec<ManifestInfo>> {
+        let failed = || database("list manifests");
+        let rows = sqlx::query(
+            "SELECT * FROM manifests WHERE registry = $1 AND repository = $2 AND digest > $3
+             ORDER BY digest LIMIT $4",
+        )
+        .bind(registry.as_str())
+        .bind(repository.as_str())
+        .bind(last.map_or("", Digest::as_str))
+        .bind(count(limit))
+        .fetch_all(self.db.reads())
+        .await
+        .map_err(failed())?;
+        let mut found = Vec::with_capacity(rows.len());
+        for row in rows {
+            let digest: String = row.try_get("digest").map_err(failed())?;
+            let tags: Vec<String> = sqlx::query_scalar(
+                "SELECT name FROM tags
+                 WHERE registry = $1 AND repository = $2 AND digest = $3 ORDER BY name",
+            )
+            .bind(registry.as_str())
+            .bind(repository.as_str())
+            .bind(&digest)
+            .fetch_all(self.db.reads())
+            .await
+            .map_err(failed())?;
+            let subject: Option<String> = row.try_get("subject").map_err(failed())?;
+            let size = |name: &str| row.try_get::<i64, _>(name).map_err(failed());
+            found.push(ManifestInfo {
+                digest: parsed(&digest)?,
+                media_type: row.try_get("media_type").map_err(failed())?,
+                size: size("size")? as u64,
+                image_size: size("image_size")? as u64,
+                artifact_type: row.try_get("artifact_type").map_err(failed())?,
+                config_media_type: row.try_get("config_media_type").map_err(failed())?,
+                subject: subject.as_deref().map(parsed).transpose()?,
+                pushed_at: row.try_get("pushed_at").map_err(failed())?,
+                tags: tags.iter().map(|tag| parsed(tag)).collect::<Result<_>>()?,
+            });
+        }
+        Ok(found)
+    }
+
+    /// Removes a manifest and every tag that points at it. `NotFound` if there is none;
+    /// `InUse` while an index of the repository lists it.
+    pub async fn delete_manifest(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        digest: &Digest,
+        cause: &Cause,
+    ) -> Result<Deleted> {
+        let (owned, name, gone) = (registry.clone(), repository.clone(), digest.clone());
+        let cause = cause.clone();
+        let tags = self.write(move |connection| {
+            Box::pin(async move {
+                let failed = || database("delete a manifest");
+                let found: Option<i64> = sqlx::query_scalar(
+                    "SELECT 1 FROM manifests
+                     WHERE registry = $1 AND repository = $2 AND digest = $3",
+                )
+                .bind(owned.as_str())
+                .bind(name.as_str())
+                .bind(gone.as_str())
+                .fetch_optional(&mut *connection)
+                .await
+                .map_err(failed())?;
+                if found.is_none() {
+                    return Err(StoreError::NotFound { what: format!("manifest {gone}") });
+                }
+                let tags: Vec<String> = sqlx::query_scalar(
+                    "SELECT name FROM tags
+                     WHERE registry = $1 AND repository = $2 AND digest = $3 ORDER BY name",
+                )
+                .bind(owned.as_str())
+                .bind(name.as_str())
+                .bind(gone.as_str())
+                .fetch_all(&mut *connection)
+                .await
+                .map_err(failed())?;
+                let tags: Vec<Tag> = tags.iter().map(|tag| parsed(tag)).collect::<Result<_>>()?;
+                for tag in &tags {
+                    super::tags::write(connection, &owned, &name, tag, None, &cause).await?;
+                }
+                remove(connection, &owned, &name, gone.as_str()).await?;
+                Ok(tags)
+            })
+        });
+        let tags = tags.await?;
+        let key = |reference| (registry.clone(), repository.clone(), reference);
+        self.hot.forget(&key(ManifestRef::Digest(digest.clone())));
+        for tag in &tags {
+            self.hot.forget(&key(ManifestRef::Tag(tag.clone())));
+        }
+        if !tags.is_empty() {
+            self.announce();
+        }
+        Ok(Deleted { manifests: 1, tags: tags.len() as u64 })
+    }
+
+    /// Manifests whose subject is `subject`, in order of their push.
+    pub async fn referrers(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        subject: &Digest,
+    ) -> Result<Vec<Referrer>> {
+        let failed = || database("list referrers");
+        let rows = sqlx::query(
+            "SELECT digest, media_type, size, artifact_type, annotations FROM manifests
+             WHERE registry = $1 AND repository = $2 AND subject = $3 ORDER BY pushed_at, digest",
+        )
+        .bind(registry.as_str())
+        .bind(repository.as_str())
+        .bind(subject.as_str())
+        .fetch_all(self.db.reads())
+        .await
+        .map_err(failed())?;
+        let referrer = |row: &sqlx::sqlite::SqliteRow| {
+            let media_type: String = row.try_get("media_type").map_err(failed())?;
+            let digest = parsed(row.try_get("digest").map_err(failed())?)?;
+            let size: i64 = row.try_get("size").map_err(failed())?;
+            let annotations: String = row.try_get("annotations").map_err(failed())?;
+            let mut descriptor = Descriptor::new(media_type, digest, size as u64);
+            descriptor.artifact_type = row.try_get("artifact_type").map_err(failed())?;
+            descriptor.annotations = serde_json::from_str(&annotations).unwrap_or_default();
+            Ok(Referrer { descriptor })
+        };
+        rows.iter().map(referrer).collect()
+    }
+}
+
+async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
+    let failed = || database("store a manifest");
+    let (registry, repository) = (row.registry.as_str(), row.repository.as_str());
+    for (digests, query) in [
+        (
+            &row.blobs,
+            "SELECT 1 FROM repository_blobs
+             WHERE registry = $1 AND repository = $2 AND digest = $3",
+        ),
+        (
+            &row.manifests,
+            "SELECT 1 FROM manifests WHERE registry = $1 AND repository = $2 AND digest = $3",
+        ),
+    ] {
+        for digest in digests {
+            let found: Option<i64> = sqlx::query_scalar(query)
+                .bind(registry)
+                .bind(repository)
+                .bind(digest.as_str())
+                .fetch_optional(&mut *connection)
+                .await
+                .map_err(failed())?;
+            if found.is_none() {
+                let (repository, digest) = (row.repository.clone(), digest.clone());
+                return Err(StoreError::MissingReference { repository, digest });
+            }
+        }
+    }
+    // The bytes were stored a moment ago; were they collected since, this refuses.
+    sqlx::query(
+        "INSERT INTO manifests (registry, repository, digest, media_type, size, image_size,
+            artifact_type, config_media_type, subject, annotations, pushed_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+         ON CONFLICT (registry, repository, digest) DO UPDATE SET media_type = excluded.media_type",
+    )
+    .bind(registry)
+    .bind(repository)
+    .bind(row.digest.as_str())
+    .bind(&row.media_type)
+    .bind(row.size)
+    .bind(row.image_size)
+    .bind(&row.artifact_type)
+    .bind(&row.config_media_type)
+    .bind(row.subject.as_ref().map(Digest::as_str))
+    .bind(&row.annotations)
+    .bind(now())
+    .execute(&mut *connection)
+    .await
+    .map_err(failed())?;
+    for (digests, kind) in [(&row.blobs, "blob"), (&row.manifests, "manifest")] {
+        for digest in digests {
+            sqlx::query(
+                "INSERT INTO manifest_references (registry, repository, manifest, target, kind)
+                 VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+            )
+            .bind(registry)
+            .bind(repository)
+            .bind(row.digest.as_str())
+            .bind(digest.as_str())
+            .bind(kind)
+            .execute(&mut *connection)
+            .await
+            .map_err(failed())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a manifest's rows; what it referred to, its own bytes and its referrers become
+/// candidates for collection.
+pub(crate) async fn remove(
+    connection: &mut SqliteConnection,
+    registry: &RegistryName,
+    repository: &RepositoryName,
+    digest: &str,
+) -> Result<()> {
+    let failed = || database("delete a manifest");
+    let at = now();
+    let touched: Vec<String> = sqlx::query_scalar(
+        "SELECT target FROM manifest_references
+           WHERE registry = $1 AND repository = $2 AND manifest = $3
+         UNION SELECT digest FROM manifests
+           WHERE registry = $1 AND repository = $2 AND (subject = $3 OR digest = $3)",
+    )
+    .bind(registry.as_str())
+    .bind(repository.as_str())
+    .bind(digest)
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(failed())?;
+    // Referrers of what is gone count as unreachable from now on (registry.md section 1):
+    // the orphan mark tells them from those whose subject never existed.
+    sqlx::query(
+        "INSERT INTO orphans (registry, repository, digest)
+         SELECT registry, repository, digest FROM manifests
+         WHERE registry = $1 AND repository = $2 AND subject = $3 ON CONFLICT DO NOTHING",
+    )
+    .bind(registry.as_str())
+    .bind(repository.as_str())
+    .bind(digest)
+    .execute(&mut *connection)
+    .await
+    .map_err(failed())?;
+    for query in [
+        "DELETE FROM manifest_references WHERE registry = $1 AND repository = $2 AND manifest = $3",
+        "DELETE FROM orphans WHERE registry = $1 AND repository = $2 AND digest = $3",
+        "DELETE FROM manifests WHERE registry = $1 AND repository = $2 AND digest = $3",
+    ] {
+        sqlx::query(query)
+            .bind(registry.as_str())
+            .bind(repository.as_str())
+            .bind(digest)
+            .execute(&mut *connection)
+            .await
+            .map_err(failed())?;
+    }
+    for target in touched {
+        gc::add_candidate(connection, &target, at).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! Repositories, and which blobs are in them.
+
+use oci::{Digest, RegistryName, RepositoryName};
+
+use super::{Catalog, parsed};
+use crate::error::database;
+use crate::model::{Cause, Deleted};
+use crate::{Result, StoreError, gc, now};
+
+impl Catalog {
+    /// Names after `last` in byte order, at most `limit`: those that have a manifest.
+    pub async fn repositories(
+        &self,
+        registry: &RegistryName,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<RepositoryName>> {
+        let names: Vec<String> = sqlx::query_scalar(
+            "SELECT DISTINCT repository FROM manifests
+             WHERE registry = $1 AND repository > $2 ORDER BY repository LIMIT $3",
+        )
+        .bind(registry.as_str())
+        .bind(last.unwrap_or(""))
+        .bind(count(limit))
+        .fetch_all(self.db.reads())
+        .await
+        .map_err(database("list repositories"))?;
+        names.iter().map(|name| parsed(name)).collect()
+    }
+
+    pub async fn repository_exists(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+    ) -> Result<bool> {
+        let found: Option<i64> = sqlx::query_scalar(
+            "SELECT 1 FROM manifests WHERE registry = $1 AND repository = $2 LIMIT 1",
+        )
+        .bind(registry.as_str())
+        .bind(repository.as_str())
+        .fetch_optional(self.db.reads())
+        .await
+        .map_err(database("look up a repository"))?;
+        Ok(found.is_some())
+    }
+
+    /// Removes every manifest and tag of a repository, in one transaction.
+    pub async fn delete_repository(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        cause: &Cause,
+    ) -> Result<Deleted> {
+        let (owned, name, cause) = (registry.clone(), repository.clone(), cause.clone());
+        let deleted = self.write(move |connection| {
+            Box::pin(async move {
+                let failed = || database("delete a repository");
+                let tags: Vec<String> = sqlx::query_scalar(
+                    "SELECT name FROM tags WHERE registry = $1 AND repository = $2 ORDER BY name",
+                )
+                .bind(owned.as_str())
+                .bind(name.as_str())
+                .fetch_all(&mut *connection)
+                .await
+                .map_err(failed())?;
+                for tag in &tags {
+                    let tag = parsed(tag)?;
+                    super::tags::write(connection, &owned, &name, &tag, None, &cause).await?;
+                }
+                let manifests: Vec<String> = sqlx::query_scalar(
+                    "SELECT digest FROM manifests WHERE registry = $1 AND repository = $2",
+                )
+                .bind(owned.as_str())
+                .bind(name.as_str())
+                .fetch_all(&mut *connection)
+                .await
+                .map_err(failed())?;
+                for manifest in &manifests {
+                    super::manifests::remove(connection, &owned, &name, manifest).await?;
+                }
+                if manifests.is_empty() {
+                    return Err(StoreError::NotFound { what: format!("repository `{name}`") });
+                }
+                Ok(Deleted { manifests: manifests.len() as u64, tags: tags.len() as u64 })
+            })
+        });
+        let deleted = deleted.await?;
+        self.hot.forget_all();
+        self.announce();
+        Ok(deleted)
+    }
+
+    /// Makes a stored blob part of a repository (end of a push, a blob mount, a built
+    /// layer). It is protected from collection for the grace period even while no manifest
+    /// names it. `NotFound` when the bytes are gone.
+    pub async fn link_blob(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<()> {
+        let (registry, repository) = (registry.to_string(), repository.to_string());
+        let digest = digest.to_string();
+        self.write(move |connection| {
+            Box::pin(async move {
+                let at = now();
+                let linked = sqlx::query(
+                    "INSERT INTO repository_blobs (registry, repository, digest, linked_at)
+                     SELECT $1, $2, digest, $4 FROM blobs WHERE digest = $3
+                     ON CONFLICT DO UPDATE SET linked_at = excluded.linked_at",
+                )
+                .bind(registry)
+                .bind(repository)
+                .bind(&digest)
+                .bind(at)
+                .execute(&mut *connection)
+                .await
+                .map_err(database("link a blob"))?;
+                if linked.rows_affected() == 0 {
+                    return Err(StoreError::NotFound { what: format!("blob {digest}") });
+                }
+                gc::add_candidate(connection, &digest, at).await
+            })
+        })
+        .await
+    }
+
+    /// Size of a blob if this repository has it: the only question that serving may ask.
+    ///
+    /// Asking keeps a blob that no manifest names yet from collection for another grace
+    /// period: a client that is told that a blob is there will not send it again.
+    pub async fn blob_size(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<u64>> {
+        let size: Option<i64> = sqlx::query_scalar(
+            "SELECT size FROM repository_blobs JOIN blobs USING (digest)
+             WHERE registry = $1 AND repository = $2 AND digest = $3",
+        )
+        .bind(registry.as_str())
+        .bind(repository.as_str())
+        .bind(digest.as_str())
+        .fetch_optional(self.db.reads())
+        .await
+        .map_err(database("look up a blob"))?;
+        if size.is_some() {
+            self.seen.note(digest, now());
+        }
+        // Sizes are stored from `u64` and never negative.
+        Ok(size.map(|size| size as u64))
+    }
+
+    /// Repositories of the registry that have the blob (automatic content discovery for
+    /// mounts; the caller keeps those that the principal may pull). At most `limit`.
+    pub async fn repositories_with_blob(
+        &self,
+        registry: &RegistryName,
+        digest: &Digest,
+        limit: usize,
+    ) -> Result<Vec<RepositoryName>> {
+        let names: Vec<String> = sqlx::query_scalar(
+            "SELECT repository FROM repository_blobs
+             WHERE registry = $1 AND digest = $2 ORDER BY repository LIMIT $3",
+        )
+        .bind(registry.as_str())
+        .bind(digest.as_str())
+        .bind(count(limit))
+        .fetch_all(self.db.reads())
+        .await
+        .map_err(database("look up a blob"))?;
+        names.iter().map(|name| parsed(name)).collect()
+    }
+
+    /// Takes a blob out of a repository. `NotFound` if it is not in; `InUse` if a manifest
+    /// of the repository needs it.
+    pub async fn unlink_blob(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<()> {
+        let (registry, repository) = (registry.to_string(), repository.to_string());
+        let digest = digest.to_string();
+        self.write(move |connection| {
+            Box::pin(async move {
+                let used: Option<i64> = sqlx::query_scalar(
+                    "SELECT 1 FROM manifest_references
+                     WHERE registry = $1 AND repository = $2 AND target = $3 LIMIT 1",
+                )
+                .bind(&registry)
+                .bind(&repository)
+                .bind(&digest)
+                .fetch_optional(&mut *connection)
+                .await
+                .map_err(database("unlink a blob"))?;
+                if used.is_some() {
+                    return Err(StoreError::InUse { what: format!("blob {digest}") });
+                }
+                let removed = sqlx::query(
+                    "DELETE FROM repository_blobs
+                     WHERE registry = $1 AND repository = $2 AND digest = $3",
+                )
+                .bind(registry)
+                .bind(repository)
+                .bind(&digest)
+                .execute(&mut *connection)
+                .await
+                .map_err(database("unlink a blob"))?;
+                if removed.rows_affected() == 0 {
+                    return Err(StoreError::NotFound { what: format!("blob {digest}") });
+                }
+                gc::add_candidate(connection, &digest, now()).await
+            })
+        })
+        .await
+    }
+}
+
+/// A limit as the database takes it.
+pub(super) fn count(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}

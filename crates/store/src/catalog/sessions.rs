@@ -1,0 +1,241 @@
+//! Uploads that survive their connection and the process.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use oci::{Digest, RegistryName, RepositoryName};
+use tokio::sync::OwnedMutexGuard;
+
+use super::Catalog;
+use crate::blob::{NamedUpload, Stored};
+use crate::error::database;
+use crate::{Result, StoreError, now};
+
+/// How long a second request for one upload waits for the first.
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An upload's state between requests: its open file and running hash, if this process has
+/// written to it.
+type Slot = Arc<tokio::sync::Mutex<Option<Box<dyn NamedUpload>>>>;
+
+/// The uploads of this process by id.
+#[derive(Default)]
+pub(super) struct Sessions {
+    slots: Mutex<HashMap<String, Slot>>,
+}
+
+impl Sessions {
+    fn slot(&self, id: &str) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry(id.to_owned()).or_default())
+    }
+
+    fn remove(&self, id: &str) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+/// An upload that survives a restart: append in order, then commit.
+///
+/// Dropping it keeps the bytes for a later [`Catalog::resume_session`].
+pub struct UploadSession {
+    catalog: Catalog,
+    registry: RegistryName,
+    repository: RepositoryName,
+    id: String,
+    size: u64,
+    slot: OwnedMutexGuard<Option<Box<dyn NamedUpload>>>,
+}
+
+impl Catalog {
+    /// Starts an upload session in a repository; its id is an unguessable UUID.
+    pub async fn begin_session(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+    ) -> Result<UploadSession> {
+        let id = uuid::Uuid::new_v4().to_string();
+        let (row, registry_text) = (id.clone(), registry.to_string());
+        let repository_text = repository.to_string();
+        self.write(move |connection| {
+            Box::pin(async move {
+                sqlx::query(
+                    "INSERT INTO uploads (id, registry, repository, used_at)
+                     VALUES ($1, $2, $3, $4)",
+                )
+                .bind(row)
+                .bind(registry_text)
+                .bind(repository_text)
+                .bind(now())
+                .execute(connection)
+                .await
+                .map_err(database("start an upload"))?;
+                Ok(())
+            })
+        })
+        .await?;
+        self.take_up(registry, repository, id).await
+    }
+
+    /// Takes up a session where it stopped. One at a time: a second caller waits for the
+    /// first or gets `InUse`. `NotFound` when unknown, expired or of another repository.
+    pub async fn resume_session(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        id: &str,
+    ) -> Result<UploadSession> {
+        self.require_session(registry, repository, id).await?;
+        let session = self.take_up(registry, repository, id.to_owned()).await?;
+        // It may have been committed or aborted while we waited for our turn.
+        match self.require_session(registry, repository, id).await {
+            Ok(()) => Ok(session),
+            Err(error) => {
+                self.sessions.remove(id);
+                Err(error)
+            }
+        }
+    }
+
+    pub async fn abort_session(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        id: &str,
+    ) -> Result<()> {
+        let session = self.resume_session(registry, repository, id).await?;
+        session.end().await?;
+        self.blobs.discard_upload(id).await
+    }
+
+    async fn require_session(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        id: &str,
+    ) -> Result<()> {
+        let found: Option<i64> = sqlx::query_scalar(
+            "SELECT 1 FROM uploads WHERE id = $1 AND registry = $2 AND repository = $3",
+        )
+        .bind(id)
+        .bind(registry.as_str())
+        .bind(repository.as_str())
+        .fetch_optional(self.db.reads())
+        .await
+        .map_err(database("look up an upload"))?;
+        match found {
+            Some(_) => Ok(()),
+            None => Err(StoreError::NotFound { what: "upload".to_owned() }),
+        }
+    }
+
+    async fn take_up(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        id: String,
+    ) -> Result<UploadSession> {
+        let turn = self.sessions.slot(&id).lock_owned();
+        let Ok(mut slot) = tokio::time::timeout(TURN_TIMEOUT, turn).await else {
+            return Err(StoreError::InUse { what: "upload".to_owned() });
+        };
+        let size = match &*slot {
+            Some(upload) => upload.size(),
+            None => {
+                let upload = self.blobs.resume_upload(&id).await?;
+                slot.insert(upload).size()
+            }
+        };
+        let (registry, repository) = (registry.clone(), repository.clone());
+        Ok(UploadSession { catalog: self.clone(), registry, repository, id, size, slot })
+    }
+}
+
+impl UploadSession {
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Bytes taken so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Appends a chunk. After an error the session goes on from what is on disk.
+    pub async fn write(&mut self, chunk: Bytes) -> Result<()> {
+        let length = chunk.len() as u64;
+        let written = match &mut *self.slot {
+            Some(upload) => upload.write(chunk).await,
+            None => Err(StoreError::NotFound { what: "upload".to_owned() }),
+        };
+        self.after(written)?;
+        self.size += length;
+        Ok(())
+    }
+
+    /// Makes what was written so far survive a restart; before answering a chunk.
+    pub async fn sync(&mut self) -> Result<()> {
+        let synced = match &mut *self.slot {
+            Some(upload) => upload.sync().await,
+            None => Err(StoreError::NotFound { what: "upload".to_owned() }),
+        };
+        self.after(synced)?;
+        let id = self.id.clone();
+        self.catalog
+            .write(move |connection| {
+                Box::pin(async move {
+                    sqlx::query("UPDATE uploads SET used_at = $2 WHERE id = $1")
+                        .bind(id)
+                        .bind(now())
+                        .execute(connection)
+                        .await
+                        .map_err(database("note an upload"))?;
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// Checks the digest, makes the blob visible, links it to the repository.
+    pub async fn commit(mut self, expected: &Digest) -> Result<Stored> {
+        let stored = match &mut *self.slot {
+            Some(upload) => upload.commit(expected).await,
+            None => Err(StoreError::NotFound { what: "upload".to_owned() }),
+        };
+        let stored = stored?;
+        self.catalog.link_blob(&self.registry, &self.repository, expected).await?;
+        self.end().await?;
+        Ok(stored)
+    }
+
+    /// Forgets what this process knows of the file after a failed write: how much of the
+    /// chunk arrived is for the file to say.
+    fn after(&mut self, result: Result<()>) -> Result<()> {
+        if result.is_err() {
+            *self.slot = None;
+        }
+        result
+    }
+
+    /// The session is over: its row and its slot go.
+    async fn end(mut self) -> Result<()> {
+        *self.slot = None;
+        let id = self.id.clone();
+        self.catalog
+            .write(move |connection| {
+                Box::pin(async move {
+                    sqlx::query("DELETE FROM uploads WHERE id = $1")
+                        .bind(id)
+                        .execute(connection)
+                        .await
+                        .map_err(database("end an upload"))?;
+                    Ok(())
+                })
+            })
+            .await?;
+        self.catalog.sessions.remove(&self.id);
+        Ok(())
+    }
+}

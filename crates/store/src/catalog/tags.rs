@@ -1,0 +1,235 @@
+//! Tags, and the journal of their moves.
+
+use oci::{Digest, RegistryName, RepositoryName, Tag};
+use sqlx::{Row, SqliteConnection};
+use tokio::sync::watch;
+
+use super::repositories::count;
+use super::{Catalog, parsed};
+use crate::error::database;
+use crate::model::{Cause, Expected, ManifestRef, TagInfo, TagMove};
+use crate::{Result, StoreError, now};
+
+impl Catalog {
+    /// Moves a tag (`new: None` removes it) and appends to the journal in one transaction.
+    /// Nothing is appended when the tag already is where it should go. `NotFound` when the
+    /// manifest is not in the repository, or the tag to remove is not there.
+    pub async fn move_tag(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        tag: &Tag,
+        expected: &Expected,
+        new: Option<&Digest>,
+        cause: &Cause,
+    ) -> Result<()> {
+        let (owned, name, moved) = (registry.clone(), repository.clone(), tag.clone());
+        let (expected, new, cause) = (expected.clone(), new.cloned(), cause.clone());
+        let written = self.write(move |connection| {
+            Box::pin(async move {
+                check(connection, &owned, &name, &moved, &expected).await?;
+                if let Some(new) = &new {
+                    require_manifest(connection, &owned, &name, new).await?;
+                }
+                write(connection, &owned, &name, &moved, new.as_ref(), &cause).await
+            })
+        });
+        written.await?;
+        let reference = ManifestRef::Tag(tag.clone());
+        self.hot.forget(&(registry.clone(), repository.clone(), reference));
+        self.announce();
+        Ok(())
+    }
+
+    /// Tags after `last` in byte order, at most `limit`.
+    pub async fn tags(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<TagInfo>> {
+        let failed = || database("list tags");
+        let rows = sqlx::query(
+            "SELECT name, digest, created_at, updated_at FROM tags
+             WHERE registry = $1 AND repository = $2 AND name > $3 ORDER BY name LIMIT $4",
+        )
+        .bind(registry.as_str())
+        .bind(repository.as_str())
+        .bind(last.unwrap_or(""))
+        .bind(count(limit))
+        .fetch_all(self.db.reads())
+        .await
+        .map_err(failed())?;
+        let tag = |row: &sqlx::sqlite::SqliteRow| {
+            Ok(TagInfo {
+                tag: parsed(row.try_get("name").map_err(failed())?)?,
+                digest: parsed(row.try_get("digest").map_err(failed())?)?,
+                created_at: row.try_get("created_at").map_err(failed())?,
+                updated_at: row.try_get("updated_at").map_err(failed())?,
+            })
+        };
+        rows.iter().map(tag).collect()
+    }
+
+    /// The journal after a cursor, oldest first, at most `limit`.
+    pub async fn tag_moves(&self, after: i64, limit: usize) -> Result<Vec<TagMove>> {
+        let failed = || database("read the tag journal");
+        let rows =
+            sqlx::query("SELECT * FROM tag_moves WHERE sequence > $1 ORDER BY sequence LIMIT $2")
+                .bind(after)
+                .bind(count(limit))
+                .fetch_all(self.db.reads())
+                .await
+                .map_err(failed())?;
+        let tag_move = |row: &sqlx::sqlite::SqliteRow| {
+            let text = |name: &str| row.try_get::<String, _>(name).map_err(failed());
+            let digest = |name: &str| {
+                let text: Option<String> = row.try_get(name).map_err(failed())?;
+                text.as_deref().map(parsed).transpose()
+            };
+            let cause = serde_json::from_str(&text("cause")?).map_err(|error| {
+                let doing = "read the tag journal".to_owned();
+                StoreError::Database { doing, source: error.into() }
+            });
+            Ok(TagMove {
+                sequence: row.try_get("sequence").map_err(failed())?,
+                registry: parsed(&text("registry")?)?,
+                repository: parsed(&text("repository")?)?,
+                tag: parsed(&text("tag")?)?,
+                old: digest("old")?,
+                new: digest("new")?,
+                cause: cause?,
+                at: row.try_get("at").map_err(failed())?,
+            })
+        };
+        rows.iter().map(tag_move).collect()
+    }
+
+    /// Wakes when the journal has grown; a hint only, the journal decides.
+    pub fn tag_moved(&self) -> watch::Receiver<()> {
+        self.moved.subscribe()
+    }
+
+    pub(super) fn announce(&self) {
+        self.moved.send_replace(());
+    }
+}
+
+async fn current(
+    connection: &mut SqliteConnection,
+    registry: &RegistryName,
+    repository: &RepositoryName,
+    tag: &Tag,
+) -> Result<Option<Digest>> {
+    let digest: Option<String> = sqlx::query_scalar(
+        "SELECT digest FROM tags WHERE registry = $1 AND repository = $2 AND name = $3",
+    )
+    .bind(registry.as_str())
+    .bind(repository.as_str())
+    .bind(tag.as_str())
+    .fetch_optional(connection)
+    .await
+    .map_err(database("look up a tag"))?;
+    digest.as_deref().map(parsed).transpose()
+}
+
+/// The compare of compare-and-swap.
+pub(super) async fn check(
+    connection: &mut SqliteConnection,
+    registry: &RegistryName,
+    repository: &RepositoryName,
+    tag: &Tag,
+    expected: &Expected,
+) -> Result<()> {
+    let found = current(connection, registry, repository, tag).await?;
+    let holds = match expected {
+        Expected::Any => true,
+        Expected::Absent => found.is_none(),
+        Expected::At(digest) => found.as_ref() == Some(digest),
+    };
+    match holds {
+        true => Ok(()),
+        false => Err(StoreError::TagMoved { tag: tag.clone(), found }),
+    }
+}
+
+async fn require_manifest(
+    connection: &mut SqliteConnection,
+    registry: &RegistryName,
+    repository: &RepositoryName,
+    digest: &Digest,
+) -> Result<()> {
+    let found: Option<i64> = sqlx::query_scalar(
+        "SELECT 1 FROM manifests WHERE registry = $1 AND repository = $2 AND digest = $3",
+    )
+    .bind(registry.as_str())
+    .bind(repository.as_str())
+    .bind(digest.as_str())
+    .fetch_optional(connection)
+    .await
+    .map_err(database("look up a manifest"))?;
+    match found {
+        Some(_) => Ok(()),
+        None => Err(StoreError::NotFound { what: format!("manifest {digest}") }),
+    }
+}
+
+/// The swap: the tag's row and the journal's line. The one place that changes `tags`.
+pub(super) async fn write(
+    connection: &mut SqliteConnection,
+    registry: &RegistryName,
+    repository: &RepositoryName,
+    tag: &Tag,
+    new: Option<&Digest>,
+    cause: &Cause,
+) -> Result<()> {
+    let failed = || database("move a tag");
+    let old = current(connection, registry, repository, tag).await?;
+    if old.as_ref() == new {
+        return match new {
+            Some(_) => Ok(()),
+            None => Err(StoreError::NotFound { what: format!("tag `{tag}`") }),
+        };
+    }
+    let at = now();
+    match new {
+        Some(new) => sqlx::query(
+            "INSERT INTO tags (registry, repository, name, digest, created_at, updated_at)
+             VALUES ($1, $2, $3, $4, $5, $5) ON CONFLICT (registry, repository, name)
+             DO UPDATE SET digest = excluded.digest, updated_at = excluded.updated_at",
+        )
+        .bind(registry.as_str())
+        .bind(repository.as_str())
+        .bind(tag.as_str())
+        .bind(new.as_str())
+        .bind(at)
+        .execute(&mut *connection)
+        .await
+        .map_err(failed())?,
+        None => {
+            sqlx::query("DELETE FROM tags WHERE registry = $1 AND repository = $2 AND name = $3")
+                .bind(registry.as_str())
+                .bind(repository.as_str())
+                .bind(tag.as_str())
+                .execute(&mut *connection)
+                .await
+                .map_err(failed())?
+        }
+    };
+    sqlx::query(
+        "INSERT INTO tag_moves (registry, repository, tag, old, new, cause, at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(registry.as_str())
+    .bind(repository.as_str())
+    .bind(tag.as_str())
+    .bind(old.as_ref().map(Digest::as_str))
+    .bind(new.map(Digest::as_str))
+    .bind(serde_json::json!(cause).to_string())
+    .bind(at)
+    .execute(connection)
+    .await
+    .map_err(failed())?;
+    Ok(())
+}

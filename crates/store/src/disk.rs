@@ -1,0 +1,363 @@
+//! Blobs as files: `blobs/sha256/ab/HEX`, written under `uploads/`, synced, then renamed.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use oci::{Algorithm, Digest, Hasher};
+use tokio::task::JoinHandle;
+
+use crate::blob::{BlobReader, BlobStore, NamedUpload, Stored, Upload};
+use crate::rows::BlobRows;
+use crate::{Result, StoreError};
+
+/// Read at once when an upload is hashed again after a restart.
+const READ_SIZE: usize = 1 << 20;
+
+/// The file store of one data folder. Cheap to clone.
+#[derive(Clone)]
+pub struct DiskStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    blobs: PathBuf,
+    uploads: PathBuf,
+    rows: BlobRows,
+}
+
+impl DiskStore {
+    /// Opens the store in a data folder, and removes what a killed process left half-written.
+    pub async fn open(folder: &Path, db: db::Db) -> Result<Self> {
+        let (blobs, uploads) = (folder.join("blobs"), folder.join("uploads"));
+        let rows = BlobRows::open(db).await?;
+        let shared = Arc::new(Shared { blobs, uploads, rows });
+        let store = Self { shared };
+        let prepared = store.clone();
+        blocking("prepare the data folder", move || prepared.prepare()).await?;
+        for digest in store.shared.rows.unlisted().await? {
+            store.delete(&digest).await?;
+        }
+        Ok(store)
+    }
+
+    /// Makes the folders, sweeps temporary files. Named uploads stay: they are resumable.
+    fn prepare(&self) -> io::Result<()> {
+        for folder in [&self.shared.blobs, &self.shared.uploads] {
+            std::fs::create_dir_all(folder)?;
+        }
+        for entry in std::fs::read_dir(&self.shared.uploads)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How names of temporary files start; named uploads are UUIDs.
+const TEMPORARY: &str = "tmp-";
+
+impl Shared {
+    fn path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.blobs.join(digest.algorithm().name()).join(&hex[..2]).join(hex)
+    }
+
+    /// Moves a finished file to its name, durably.
+    fn place(&self, from: &Path, digest: &Digest) -> io::Result<()> {
+        let to = self.path(digest);
+        let folder = to.parent().unwrap_or(&self.blobs);
+        if !folder.exists() {
+            std::fs::create_dir_all(folder)?;
+            // A new folder is durable only when its own parents are.
+            for parent in folder.ancestors().skip(1).take(3) {
+                File::open(parent)?.sync_all()?;
+            }
+        }
+        std::fs::rename(from, &to)?;
+        File::open(folder)?.sync_all()
+    }
+}
+
+#[async_trait]
+impl BlobStore for DiskStore {
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>> {
+        self.shared.rows.size(digest).await
+    }
+
+    async fn open(&self, digest: &Digest, offset: u64) -> Result<BlobReader> {
+        let path = self.shared.path(digest);
+        let not_found = || StoreError::NotFound { what: format!("blob {digest}") };
+        let Some(size) = self.size(digest).await? else { return Err(not_found()) };
+        let file = blocking("open a blob", move || {
+            let mut file = File::open(path)?;
+            if offset > 0 {
+                file.seek(SeekFrom::Start(offset))?;
+            }
+            Ok(file)
+        });
+        match file.await {
+            Ok(file) => Ok(BlobReader::from_file(file, size.saturating_sub(offset))),
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(not_found())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn begin_upload(&self, algorithm: Algorithm) -> Result<Box<dyn Upload>> {
+        let name = format!("{TEMPORARY}{}", uuid::Uuid::new_v4());
+        let path = self.shared.uploads.join(name);
+        let create = path.clone();
+        let file = blocking("start an upload", move || File::create_new(create)).await?;
+        let writing = Writing { file, hasher: Hasher::new(algorithm), size: 0 };
+        let writer = PipelinedWriter::new(writing);
+        Ok(Box::new(DiskUpload { shared: Arc::clone(&self.shared), path, writer, kept: false }))
+    }
+
+    async fn resume_upload(&self, name: &str) -> Result<Box<dyn NamedUpload>> {
+        let path = self.shared.uploads.join(name);
+        let open = path.clone();
+        let writing = blocking("take up an upload", move || Writing::resume(&open)).await?;
+        let writer = PipelinedWriter::new(writing);
+        Ok(Box::new(DiskNamedUpload { shared: Arc::clone(&self.shared), path, writer }))
+    }
+
+    async fn discard_upload(&self, name: &str) -> Result<()> {
+        let path = self.shared.uploads.join(name);
+        blocking("discard an upload", move || remove_if_there(&path)).await
+    }
+
+    async fn delete(&self, digest: &Digest) -> Result<()> {
+        let _exclusive = self.shared.rows.lock(digest).await;
+        if self.shared.rows.is_listed(digest).await? {
+            return Ok(());
+        }
+        let path = self.shared.path(digest);
+        blocking("delete a blob", move || remove_if_there(&path)).await?;
+        self.shared.rows.forget(digest).await
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// A file being written, and the digest of what it has so far.
+struct Writing {
+    file: File,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl Writing {
+    /// Opens a file at its end, hashing what is there.
+    fn resume(path: &Path) -> io::Result<Self> {
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut hasher = Hasher::sha256();
+        let size = hash_all(&mut file, &mut hasher)?;
+        Ok(Self { file, hasher, size })
+    }
+
+    fn append(&mut self, chunk: &[u8]) -> io::Result<()> {
+        self.file.write_all(chunk)?;
+        self.hasher.update(chunk);
+        self.size += chunk.len() as u64;
+        Ok(())
+    }
+
+    fn digest(&mut self, algorithm: Algorithm) -> io::Result<Digest> {
+        let digest = self.hasher.clone().finish();
+        if digest.algorithm() == algorithm {
+            return Ok(digest);
+        }
+        let mut hasher = Hasher::new(algorithm);
+        self.file.seek(SeekFrom::Start(0))?;
+        hash_all(&mut self.file, &mut hasher)?;
+        Ok(hasher.finish())
+    }
+}
+
+fn hash_all(file: &mut File, hasher: &mut Hasher) -> io::Result<u64> {
+    let mut buffer = vec![0; READ_SIZE];
+    let mut size = 0;
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(size),
+            read => {
+                hasher.update(&buffer[..read]);
+                size += read as u64;
+            }
+        }
+    }
+}
+
+/// Writes and hashes one chunk on a blocking thread while the caller fetches the next.
+struct PipelinedWriter {
+    /// Here when nothing is under way.
+    idle: Option<Writing>,
+    /// The state comes back with the outcome, so that a failed write keeps its file.
+    busy: Option<JoinHandle<(Writing, io::Result<()>)>>,
+}
+
+impl PipelinedWriter {
+    fn new(writing: Writing) -> Self {
+        Self { idle: Some(writing), busy: None }
+    }
+
+    /// Waits for the chunk under way.
+    async fn settle(&mut self) -> Result<&mut Writing> {
+        if let Some(busy) = &mut self.busy {
+            let joined = busy.await;
+            self.busy = None;
+            let (writing, outcome) = joined.map_err(|error| io_error("write", error.into()))?;
+            self.idle = Some(writing);
+            outcome.map_err(|error| io_error("write a blob", error))?;
+        }
+        self.idle.as_mut().ok_or_else(|| {
+            io_error("write a blob", io::Error::other("an earlier write did not end"))
+        })
+    }
+
+    async fn write(&mut self, chunk: Bytes) -> Result<()> {
+        self.run(move |writing| writing.append(&chunk)).await
+    }
+
+    /// Starts work on the file after what is under way.
+    async fn run<F>(&mut self, work: F) -> Result<()>
+    where
+        F: FnOnce(&mut Writing) -> io::Result<()> + Send + 'static,
+    {
+        self.settle().await?;
+        if let Some(mut writing) = self.idle.take() {
+            self.busy = Some(tokio::task::spawn_blocking(move || {
+                let outcome = work(&mut writing);
+                (writing, outcome)
+            }));
+        }
+        Ok(())
+    }
+
+    /// Syncs the file and gives its digest and size.
+    async fn finish(&mut self, algorithm: Algorithm) -> Result<Stored> {
+        let (give, take) = tokio::sync::oneshot::channel();
+        self.run(move |writing| {
+            writing.file.sync_data()?;
+            let digest = writing.digest(algorithm)?;
+            // The receiver is gone only with the caller.
+            let _ = give.send(Stored { digest, size: writing.size });
+            Ok(())
+        })
+        .await?;
+        self.settle().await?;
+        take.await.map_err(|error| io_error("finish a blob", io::Error::other(error)))
+    }
+}
+
+/// Makes a synced file the blob of its digest: renamed and listed under one lock.
+async fn publish(
+    shared: &Arc<Shared>,
+    path: &Path,
+    stored: Stored,
+    expected: Option<&Digest>,
+) -> Result<Stored> {
+    if let Some(expected) = expected
+        && *expected != stored.digest
+    {
+        let expected = expected.clone();
+        return Err(StoreError::DigestMismatch { expected, actual: stored.digest });
+    }
+    let _exclusive = shared.rows.lock(&stored.digest).await;
+    let (place, from, digest) = (Arc::clone(shared), path.to_owned(), stored.digest.clone());
+    blocking("place a blob", move || place.place(&from, &digest)).await?;
+    shared.rows.insert(&stored.digest, stored.size).await?;
+    Ok(stored)
+}
+
+struct DiskUpload {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    writer: PipelinedWriter,
+    kept: bool,
+}
+
+#[async_trait]
+impl Upload for DiskUpload {
+    async fn write(&mut self, chunk: Bytes) -> Result<()> {
+        self.writer.write(chunk).await
+    }
+
+    async fn commit(mut self: Box<Self>, expected: Option<&Digest>) -> Result<Stored> {
+        let algorithm = match (&self.writer.idle, expected) {
+            (_, Some(expected)) => expected.algorithm(),
+            (Some(writing), None) => writing.hasher.algorithm(),
+            (None, None) => self.writer.settle().await?.hasher.algorithm(),
+        };
+        let stored = self.writer.finish(algorithm).await?;
+        let stored = publish(&self.shared, &self.path, stored, expected).await?;
+        self.kept = true;
+        Ok(stored)
+    }
+}
+
+impl Drop for DiskUpload {
+    fn drop(&mut self) {
+        if !self.kept {
+            // What cannot be removed now is swept at the next start.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+struct DiskNamedUpload {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    writer: PipelinedWriter,
+}
+
+#[async_trait]
+impl NamedUpload for DiskNamedUpload {
+    fn size(&self) -> u64 {
+        self.writer.idle.as_ref().map_or(0, |writing| writing.size)
+    }
+
+    async fn write(&mut self, chunk: Bytes) -> Result<()> {
+        self.writer.write(chunk).await
+    }
+
+    async fn sync(&mut self) -> Result<()> {
+        self.writer.run(|writing| writing.file.sync_data()).await?;
+        self.writer.settle().await.map(|_| ())
+    }
+
+    async fn commit(&mut self, expected: &Digest) -> Result<Stored> {
+        let stored = self.writer.finish(expected.algorithm()).await?;
+        publish(&self.shared, &self.path, stored, Some(expected)).await
+    }
+}
+
+/// Runs blocking file work off the async threads.
+async fn blocking<T, F>(doing: &str, work: F) -> Result<T>
+where
+    T: Send + 'static,
+    F: FnOnce() -> io::Result<T> + Send + 'static,
+{
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.unwrap_or_else(|error| Err(error.into())).map_err(|error| io_error(doing, error))
+}
+
+fn io_error(doing: &str, source: io::Error) -> StoreError {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::NoSpace(source),
+        _ => StoreError::Io { doing: doing.to_owned(), source },
+    }
+}

@@ -1,0 +1,310 @@
+//! Garbage collection: deleting what nothing reaches, beside pushes and builds.
+//!
+//! Whatever may have become unreachable is noted as a *candidate* in the transaction that
+//! made it so; collection looks at old candidates only, so its work is proportional to what
+//! changed. A candidate that something refers to is struck off (it is noted again when that
+//! reference goes); one that nothing refers to is taken off the list of blobs in the same
+//! transaction that looked, and its bytes are removed after that. A push that stores the
+//! same bytes again lists them again, and then they stay.
+//!
+//! Roots: manifests and what they refer to, leases, cache entries, unfinished uploads.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use oci::{Digest, RegistryName, RepositoryName};
+use sqlx::{Row, SqliteConnection};
+
+use crate::catalog::{cache, manifests, parsed};
+use crate::error::database;
+use crate::model::{GcOptions, GcReport, Millis};
+use crate::{Catalog, Result, now};
+
+/// Candidates looked at in one transaction, so that writers wait little.
+const BATCH: i64 = 100;
+/// Unfinished uploads are kept this long after their last chunk.
+const UPLOAD_KEEP: Duration = Duration::from_secs(24 * 3600);
+
+/// Notes that a digest may be unreachable from now on.
+pub(crate) async fn add_candidate(
+    connection: &mut SqliteConnection,
+    digest: &str,
+    since: Millis,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO gc_candidates (digest, since) VALUES ($1, $2)
+         ON CONFLICT (digest) DO UPDATE SET since = excluded.since",
+    )
+    .bind(digest)
+    .bind(since)
+    .execute(connection)
+    .await
+    .map_err(database("note a candidate for collection"))?;
+    Ok(())
+}
+
+/// When clients were last told that a blob is there. They will not send it again, so it must
+/// stay as long as a fresh one.
+#[derive(Default)]
+pub(crate) struct Seen {
+    times: Mutex<HashMap<Digest, Millis>>,
+}
+
+/// Beyond this the memory is emptied, and collection waits a grace period.
+const SEEN_MAX: usize = 100_000;
+
+impl Seen {
+    pub(crate) fn note(&self, digest: &Digest, at: Millis) {
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        if times.len() < SEEN_MAX || times.contains_key(digest) {
+            times.insert(digest.clone(), at);
+        }
+    }
+
+    /// Forgets what is older than `before`; says whether the memory was full, so that
+    /// something may have been missed.
+    fn expire(&self, before: Millis) -> bool {
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = times.len() >= SEEN_MAX;
+        times.retain(|_, at| *at >= before);
+        full
+    }
+
+    fn is_recent(&self, digest: &Digest, before: Millis) -> bool {
+        let times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        times.get(digest).is_some_and(|at| *at >= before)
+    }
+}
+
+impl Catalog {
+    /// Deletes what nothing reaches. Runs beside pushes and builds.
+    pub async fn collect_garbage(&self, options: &GcOptions) -> Result<GcReport> {
+        let grace = i64::try_from(options.grace.as_millis()).unwrap_or(i64::MAX);
+        let before = now().saturating_sub(grace);
+        let mut report = GcReport::default();
+        if self.seen.expire(before) {
+            tracing::warn!("very many blobs were asked for; collection waits for the next pass");
+            return Ok(report);
+        }
+        self.expire_uploads(options, &mut report).await?;
+        self.expire_leases(options).await?;
+        let (size_max, dry_run) = (options.cache_size_max, options.dry_run);
+        report.cache_entries = self
+            .write(move |connection| Box::pin(cache::evict(connection, size_max, dry_run)))
+            .await?;
+        let mut after = String::new();
+        loop {
+            let batch = self.candidates(before, &after).await?;
+            let Some(last) = batch.last() else { break };
+            after = last.to_string();
+            self.judge(batch, before, dry_run, &mut report).await?;
+        }
+        Ok(report)
+    }
+
+    async fn candidates(&self, before: Millis, after: &str) -> Result<Vec<Digest>> {
+        let digests: Vec<String> = sqlx::query_scalar(
+            "SELECT digest FROM gc_candidates WHERE since < $1 AND digest > $2
+             ORDER BY digest LIMIT $3",
+        )
+        .bind(before)
+        .bind(after)
+        .bind(BATCH)
+        .fetch_all(self.db.reads())
+        .await
+        .map_err(database("list candidates for collection"))?;
+        digests.iter().map(|digest| parsed(digest)).collect()
+    }
+
+    /// Strikes off what is in use and unlists what is not, in one transaction; then removes
+    /// the bytes of what was unlisted.
+    async fn judge(
+        &self,
+        batch: Vec<Digest>,
+        before: Millis,
+        dry_run: bool,
+        report: &mut GcReport,
+    ) -> Result<()> {
+        let seen = std::sync::Arc::clone(&self.seen);
+        let (unlisted, removed_manifests) = self
+            .write(move |connection| {
+                Box::pin(async move {
+                    let mut unlisted = Vec::new();
+                    let mut removed = false;
+                    for digest in batch {
+                        if seen.is_recent(&digest, before) {
+                            continue;
+                        }
+                        removed |= remove_orphans(connection, &digest, dry_run).await?;
+                        let judged = judge_one(connection, &digest, before, dry_run).await?;
+                        unlisted.extend(judged.map(|size| (digest, size)));
+                    }
+                    Ok((unlisted, removed))
+                })
+            })
+            .await?;
+        if removed_manifests {
+            self.forget_manifests();
+        }
+        for (digest, size) in unlisted {
+            if !dry_run {
+                self.blobs.delete(&digest).await?;
+            }
+            report.bytes += size;
+            report.blobs.push((digest, size));
+        }
+        Ok(())
+    }
+
+    async fn expire_uploads(&self, options: &GcOptions, report: &mut GcReport) -> Result<()> {
+        let keep = i64::try_from(UPLOAD_KEEP.as_millis()).unwrap_or(i64::MAX);
+        let rows = sqlx::query("SELECT id, registry, repository FROM uploads WHERE used_at < $1")
+            .bind(now() - keep)
+            .fetch_all(self.db.reads())
+            .await
+            .map_err(database("list uploads"))?;
+        for row in rows {
+            report.uploads += 1;
+            if options.dry_run {
+                continue;
+            }
+            let text =
+                |name: &str| row.try_get::<String, _>(name).map_err(database("list uploads"));
+            let registry: RegistryName = parsed(&text("registry")?)?;
+            let repository: RepositoryName = parsed(&text("repository")?)?;
+            // One that is being used right now is not expired after all.
+            let _ = self.abort_session(&registry, &repository, &text("id")?).await;
+        }
+        Ok(())
+    }
+
+    /// Ends leases whose time is over; what they kept becomes a candidate.
+    async fn expire_leases(&self, options: &GcOptions) -> Result<()> {
+        if options.dry_run {
+            return Ok(());
+        }
+        self.write(|connection| {
+            Box::pin(async move {
+                let at = now();
+                let digests: Vec<String> =
+                    sqlx::query_scalar("DELETE FROM leases WHERE ends_at < $1 RETURNING digest")
+                        .bind(at)
+                        .fetch_all(&mut *connection)
+                        .await
+                        .map_err(database("expire leases"))?;
+                for digest in digests {
+                    add_candidate(connection, &digest, at).await?;
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+}
+
+/// What keeps a blob, apart from being young. `$1` is the digest.
+const IN_USE: &str = "
+    SELECT 1 FROM manifest_references WHERE target = $1
+    UNION ALL SELECT 1 FROM manifests WHERE digest = $1
+    UNION ALL SELECT 1 FROM leases WHERE digest = $1
+    UNION ALL SELECT 1 FROM cache_blobs WHERE digest = $1
+    UNION ALL SELECT 1 FROM layer_indexes WHERE path_index = $1
+    LIMIT 1";
+
+/// Unlists a blob if nothing refers to it, and gives its size then.
+async fn judge_one(
+    connection: &mut SqliteConnection,
+    digest: &Digest,
+    before: Millis,
+    dry_run: bool,
+) -> Result<Option<u64>> {
+    let failed = || database("judge a candidate for collection");
+    let text = digest.as_str();
+    let row = sqlx::query(
+        "SELECT b.size, b.stored_at, g.since FROM gc_candidates g
+         LEFT JOIN blobs b USING (digest) WHERE g.digest = $1",
+    )
+    .bind(text)
+    .fetch_optional(&mut *connection)
+    .await
+    .map_err(failed())?;
+    let Some(row) = row else { return Ok(None) };
+    let since: Millis = row.try_get("since").map_err(failed())?;
+    let stored_at: Option<Millis> = row.try_get("stored_at").map_err(failed())?;
+    let young = since >= before || stored_at.is_some_and(|at| at >= before);
+    if young {
+        return Ok(None);
+    }
+    let used: Option<i64> = sqlx::query_scalar(IN_USE)
+        .bind(text)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(failed())?;
+    let size: Option<i64> = row.try_get("size").map_err(failed())?;
+    if !dry_run {
+        sqlx::query("DELETE FROM gc_candidates WHERE digest = $1")
+            .bind(text)
+            .execute(&mut *connection)
+            .await
+            .map_err(failed())?;
+    }
+    let (None, Some(size)) = (used, size) else { return Ok(None) };
+    if !dry_run {
+        unlist(connection, text).await?;
+    }
+    Ok(Some(size as u64))
+}
+
+/// Takes a blob off the list, with everything that only hangs on it.
+async fn unlist(connection: &mut SqliteConnection, digest: &str) -> Result<()> {
+    let failed = || database("unlist a blob");
+    let index: Option<String> =
+        sqlx::query_scalar("DELETE FROM layer_indexes WHERE layer = $1 RETURNING path_index")
+            .bind(digest)
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(failed())?;
+    if let Some(index) = index {
+        add_candidate(connection, &index, now()).await?;
+    }
+    for query in [
+        "DELETE FROM repository_blobs WHERE digest = $1",
+        "DELETE FROM build_records WHERE manifest = $1",
+        "DELETE FROM blobs WHERE digest = $1",
+        "INSERT INTO unlisted_blobs (digest) VALUES ($1) ON CONFLICT DO NOTHING",
+    ] {
+        sqlx::query(query).bind(digest).execute(&mut *connection).await.map_err(failed())?;
+    }
+    Ok(())
+}
+
+/// Removes the manifests of this digest that are referrers of a deleted subject, have no tag
+/// and stand in no index. Says whether there was one.
+async fn remove_orphans(
+    connection: &mut SqliteConnection,
+    digest: &Digest,
+    dry_run: bool,
+) -> Result<bool> {
+    let failed = || database("collect referrers");
+    let rows = sqlx::query(
+        "SELECT registry, repository FROM orphans o WHERE digest = $1
+         AND NOT EXISTS (SELECT 1 FROM tags t WHERE t.registry = o.registry
+             AND t.repository = o.repository AND t.digest = o.digest)
+         AND NOT EXISTS (SELECT 1 FROM manifest_references r WHERE r.registry = o.registry
+             AND r.repository = o.repository AND r.target = o.digest)
+         AND NOT EXISTS (SELECT 1 FROM manifests own JOIN manifests s
+             ON s.registry = own.registry AND s.repository = own.repository AND s.digest = own.subject
+             WHERE own.registry = o.registry AND own.repository = o.repository AND own.digest = o.digest)",
+    )
+    .bind(digest.as_str())
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(failed())?;
+    for row in rows.iter().filter(|_| !dry_run) {
+        let registry: RegistryName = parsed(row.try_get("registry").map_err(failed())?)?;
+        let repository: RepositoryName = parsed(row.try_get("repository").map_err(failed())?)?;
+        manifests::remove(connection, &registry, &repository, digest.as_str()).await?;
+    }
+    Ok(!rows.is_empty() && !dry_run)
+}

@@ -1,0 +1,134 @@
+//! What the catalog is asked for and what it answers.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use oci::{Digest, Manifest, RegistryName, RepositoryName, Tag};
+
+/// Milliseconds since 1970, UTC; how every time is stored.
+pub type Millis = i64;
+
+/// Who or what moved a tag or changed content; kept in the journal and shown to people.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum Cause {
+    Push { principal: String },
+    Build { run: String },
+    Import { source: String },
+    Delete { principal: String },
+    Purge { run: Option<String> },
+}
+
+/// What a caller believes a tag to be, for compare-and-swap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// Move it wherever it is.
+    Any,
+    Absent,
+    At(Digest),
+}
+
+/// One line of the tag journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagMove {
+    /// The cursor: strictly growing, never reused.
+    pub sequence: i64,
+    pub registry: RegistryName,
+    pub repository: RepositoryName,
+    pub tag: Tag,
+    pub old: Option<Digest>,
+    /// `None`: the tag was removed.
+    pub new: Option<Digest>,
+    pub cause: Cause,
+    pub at: Millis,
+}
+
+/// A manifest of a repository.
+#[derive(Debug, Clone)]
+pub struct ManifestEntry {
+    pub digest: Digest,
+    pub media_type: String,
+    pub size: u64,
+    /// The bytes as they were pushed.
+    pub bytes: Bytes,
+}
+
+/// What listings say of a manifest, without its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestInfo {
+    pub digest: Digest,
+    pub media_type: String,
+    pub size: u64,
+    /// Config plus layers, for people.
+    pub image_size: u64,
+    pub artifact_type: Option<String>,
+    pub config_media_type: Option<String>,
+    pub subject: Option<Digest>,
+    pub pushed_at: Millis,
+    pub tags: Vec<Tag>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagInfo {
+    pub tag: Tag,
+    pub digest: Digest,
+    pub created_at: Millis,
+    pub updated_at: Millis,
+}
+
+/// A manifest that names another one as its subject.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Referrer {
+    pub descriptor: oci::Descriptor,
+}
+
+/// By tag or by digest, as in `/v2/<name>/manifests/<reference>`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ManifestRef {
+    Tag(Tag),
+    Digest(Digest),
+}
+
+/// How much a deletion removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Deleted {
+    pub manifests: u64,
+    pub tags: u64,
+}
+
+/// A manifest to be stored: parsed once at the edge, its bytes kept as they came.
+pub struct NewManifest<'a> {
+    pub digest: &'a Digest,
+    pub media_type: &'a str,
+    pub bytes: Bytes,
+    pub manifest: &'a Manifest,
+}
+
+/// A cached result of one instruction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheEntry {
+    /// JSON of the builder's own.
+    pub value: String,
+    /// Blobs that the entry needs; collected only with it. If one is gone, the entry is a miss.
+    pub blobs: Vec<Digest>,
+    /// What making it cost, in milliseconds: eviction keeps what saves most per byte.
+    pub cost: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct GcOptions {
+    /// Report only.
+    pub dry_run: bool,
+    /// Unreferenced content younger than this stays.
+    pub grace: Duration,
+    /// Bound of the build cache in bytes.
+    pub cache_size_max: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GcReport {
+    pub blobs: Vec<(Digest, u64)>,
+    pub cache_entries: u64,
+    pub uploads: u64,
+    pub bytes: u64,
+}

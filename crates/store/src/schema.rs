@@ -1,0 +1,136 @@
+//! The catalog's tables, in SQL that SQLite and PostgreSQL share.
+
+use crate::Result;
+
+/// Applied in order, each once; never changed after a release, only added to.
+const MIGRATIONS: [&str; 1] = ["
+-- Bytes that exist, and where.
+CREATE TABLE blobs (
+    digest TEXT PRIMARY KEY,
+    size BIGINT NOT NULL,
+    location TEXT NOT NULL,
+    stored_at BIGINT NOT NULL
+);
+-- Blobs taken off the list whose bytes are still to be removed.
+CREATE TABLE unlisted_blobs (digest TEXT PRIMARY KEY);
+-- Digests that may have become unreachable: what collection looks at, and nothing else.
+CREATE TABLE gc_candidates (digest TEXT PRIMARY KEY, since BIGINT NOT NULL);
+
+CREATE TABLE repository_blobs (
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    digest TEXT NOT NULL REFERENCES blobs (digest),
+    linked_at BIGINT NOT NULL,
+    PRIMARY KEY (registry, repository, digest)
+);
+CREATE INDEX repository_blobs_digest ON repository_blobs (digest);
+
+CREATE TABLE manifests (
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    digest TEXT NOT NULL REFERENCES blobs (digest),
+    media_type TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    image_size BIGINT NOT NULL,
+    artifact_type TEXT,
+    config_media_type TEXT,
+    subject TEXT,
+    annotations TEXT NOT NULL,
+    pushed_at BIGINT NOT NULL,
+    PRIMARY KEY (registry, repository, digest)
+);
+CREATE INDEX manifests_digest ON manifests (digest);
+CREATE INDEX manifests_subject ON manifests (registry, repository, subject);
+
+-- What a manifest needs to be complete: `blob` or `manifest`.
+CREATE TABLE manifest_references (
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    manifest TEXT NOT NULL,
+    target TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    PRIMARY KEY (registry, repository, manifest, target)
+);
+CREATE INDEX manifest_references_target ON manifest_references (target);
+
+-- Referrers whose subject was deleted: collected after the grace period, while those whose
+-- subject never existed stay.
+CREATE TABLE orphans (
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    PRIMARY KEY (registry, repository, digest)
+);
+
+CREATE TABLE tags (
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    name TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    updated_at BIGINT NOT NULL,
+    PRIMARY KEY (registry, repository, name)
+);
+CREATE INDEX tags_digest ON tags (registry, repository, digest);
+
+-- The journal: every move of every tag, in order.
+CREATE TABLE tag_moves (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    tag TEXT NOT NULL,
+    old TEXT,
+    new TEXT,
+    cause TEXT NOT NULL,
+    at BIGINT NOT NULL
+);
+
+CREATE TABLE uploads (
+    id TEXT PRIMARY KEY,
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    used_at BIGINT NOT NULL
+);
+
+CREATE TABLE leases (
+    owner TEXT NOT NULL,
+    digest TEXT NOT NULL REFERENCES blobs (digest),
+    ends_at BIGINT NOT NULL,
+    PRIMARY KEY (owner, digest)
+);
+CREATE INDEX leases_digest ON leases (digest);
+
+CREATE TABLE build_records (
+    registry TEXT NOT NULL,
+    manifest TEXT NOT NULL,
+    record TEXT NOT NULL,
+    PRIMARY KEY (registry, manifest)
+);
+
+CREATE TABLE layer_indexes (
+    layer TEXT PRIMARY KEY,
+    path_index TEXT NOT NULL REFERENCES blobs (digest)
+);
+CREATE INDEX layer_indexes_index ON layer_indexes (path_index);
+
+CREATE TABLE cache_entries (
+    namespace TEXT NOT NULL,
+    key TEXT NOT NULL,
+    value TEXT NOT NULL,
+    cost BIGINT NOT NULL,
+    size BIGINT NOT NULL,
+    used_at BIGINT NOT NULL,
+    PRIMARY KEY (namespace, key)
+);
+CREATE TABLE cache_blobs (
+    namespace TEXT NOT NULL,
+    key TEXT NOT NULL,
+    digest TEXT NOT NULL REFERENCES blobs (digest),
+    PRIMARY KEY (namespace, key, digest)
+);
+CREATE INDEX cache_blobs_digest ON cache_blobs (digest);
+"];
+
+pub(crate) async fn migrate(db: &db::Db) -> Result<()> {
+    Ok(db.migrate("store", &MIGRATIONS).await?)
+}

@@ -1,0 +1,548 @@
+//! One suite for every blob store, and the catalog over each of them.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use oci::{
+    Algorithm, Descriptor, Digest, ImageManifest, Manifest, RegistryName, RepositoryName, Tag,
+    media_type,
+};
+use store::{
+    BlobStore, CacheEntry, Catalog, Cause, DiskStore, Expected, GcOptions, ManifestRef,
+    MemoryStore, NewManifest, StoreError,
+};
+use tokio::io::AsyncReadExt;
+
+/// A catalog over one kind of store; the folder lives as long as it.
+struct Fixture {
+    catalog: Catalog,
+    folder: Option<tempfile::TempDir>,
+}
+
+async fn on_disk() -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = open(folder.path()).await;
+    Fixture { catalog, folder: Some(folder) }
+}
+
+async fn open(folder: &std::path::Path) -> Catalog {
+    let db = db::Db::open(&folder.join("refit.db")).await.unwrap();
+    let disk = DiskStore::open(folder, db.clone()).await.unwrap();
+    Catalog::open(db, Arc::new(disk)).await.unwrap()
+}
+
+async fn in_memory() -> Fixture {
+    let db = db::Db::in_memory().await.unwrap();
+    let memory = MemoryStore::open(db.clone()).await.unwrap();
+    Fixture { catalog: Catalog::open(db, Arc::new(memory)).await.unwrap(), folder: None }
+}
+
+/// Runs a test on every kind of store.
+macro_rules! suite {
+    ($($name:ident),* $(,)?) => {
+        mod disk {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::on_disk().await).await; })*
+        }
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::in_memory().await).await; })*
+        }
+    };
+}
+
+suite! {
+    a_blob_comes_back_as_it_was_written,
+    a_blob_with_another_digest_is_refused_and_leaves_nothing,
+    writers_of_one_blob_do_not_disturb_each_other,
+    an_upload_goes_on_where_it_stopped,
+    an_upload_belongs_to_its_repository,
+    a_manifest_needs_what_it_names,
+    tags_move_through_the_journal,
+    a_lost_compare_and_swap_changes_nothing,
+    deleting_a_manifest_takes_its_tags,
+    listings_go_on_after_the_last_name,
+    a_blob_in_use_cannot_be_unlinked,
+    referrers_are_listed_whether_or_not_the_subject_exists,
+    collection_deletes_what_nothing_reaches_and_nothing_else,
+    collection_spares_what_is_young_leased_cached_or_seen,
+    collection_takes_referrers_of_a_deleted_subject_only,
+    collection_beside_pushes_never_breaks_one,
+    the_cache_is_bounded_by_value,
+    build_records_live_with_their_manifest,
+}
+
+fn registry() -> RegistryName {
+    RegistryName::default()
+}
+
+fn repository(name: &str) -> RepositoryName {
+    name.parse().unwrap()
+}
+
+fn tag(name: &str) -> Tag {
+    name.parse().unwrap()
+}
+
+fn push_cause() -> Cause {
+    Cause::Push { principal: "tester".to_owned() }
+}
+
+fn now_or_never() -> GcOptions {
+    GcOptions { dry_run: false, grace: Duration::ZERO, cache_size_max: u64::MAX }
+}
+
+/// Collection without grace judges what is older than this moment: let it pass.
+async fn a_moment() {
+    tokio::time::sleep(Duration::from_millis(3)).await;
+}
+
+async fn put(catalog: &Catalog, bytes: &[u8]) -> Digest {
+    let mut upload = catalog.blobs().begin_upload(Algorithm::Sha256).await.unwrap();
+    upload.write(Bytes::copy_from_slice(bytes)).await.unwrap();
+    upload.commit(None).await.unwrap().digest
+}
+
+async fn get(blobs: &dyn BlobStore, digest: &Digest, offset: u64) -> store::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    blobs.open(digest, offset).await?.into_async().read_to_end(&mut bytes).await.unwrap();
+    Ok(bytes)
+}
+
+fn image(config: &[u8], layers: &[&[u8]], subject: Option<&Digest>) -> ImageManifest {
+    ImageManifest {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_MANIFEST.to_owned()),
+        artifact_type: None,
+        config: Descriptor::of(media_type::OCI_CONFIG, config),
+        layers: layers.iter().map(|l| Descriptor::of(media_type::OCI_LAYER_TAR, l)).collect(),
+        subject: subject.map(|d| Descriptor::new(media_type::OCI_MANIFEST, d.clone(), 1)),
+        annotations: BTreeMap::new(),
+    }
+}
+
+async fn put_manifest(
+    catalog: &Catalog,
+    name: &str,
+    image: ImageManifest,
+    tags: &[(Tag, Expected)],
+) -> store::Result<Digest> {
+    let bytes = Bytes::from(serde_json::to_vec(&image).unwrap());
+    let digest = Digest::of(&bytes);
+    let manifest = Manifest::Image(Box::new(image));
+    let media_type = media_type::OCI_MANIFEST;
+    let new = NewManifest { digest: &digest, media_type, bytes, manifest: &manifest };
+    catalog.put_manifest(&registry(), &repository(name), new, tags, &push_cause()).await?;
+    Ok(digest)
+}
+
+/// Pushes an image of one layer under a tag.
+async fn push(catalog: &Catalog, name: &str, label: &str, layer: &[u8]) -> Digest {
+    let config = format!("{{\"label\":\"{label}\"}}");
+    for bytes in [config.as_bytes(), layer] {
+        let digest = put(catalog, bytes).await;
+        catalog.link_blob(&registry(), &repository(name), &digest).await.unwrap();
+    }
+    let image = image(config.as_bytes(), &[layer], None);
+    put_manifest(catalog, name, image, &[(tag(label), Expected::Any)]).await.unwrap()
+}
+
+async fn manifest(catalog: &Catalog, name: &str, reference: &str) -> Option<Digest> {
+    let reference = match reference.parse() {
+        Ok(digest) => ManifestRef::Digest(digest),
+        Err(_) => ManifestRef::Tag(tag(reference)),
+    };
+    let found = catalog.manifest(&registry(), &repository(name), &reference).await.unwrap();
+    found.map(|entry| {
+        assert_eq!(Digest::of(&entry.bytes), entry.digest);
+        entry.digest
+    })
+}
+
+async fn a_blob_comes_back_as_it_was_written(f: Fixture) {
+    let blobs = f.catalog.blobs();
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|at| (at / 3) as u8).collect();
+    let mut upload = blobs.begin_upload(Algorithm::Sha256).await.unwrap();
+    for chunk in bytes.chunks(700_000) {
+        upload.write(Bytes::copy_from_slice(chunk)).await.unwrap();
+    }
+    let digest = Digest::of(&bytes);
+    assert_eq!(blobs.size(&digest).await.unwrap(), None, "visible before it is whole");
+    let stored = upload.commit(Some(&digest)).await.unwrap();
+    assert_eq!((stored.digest, stored.size), (digest.clone(), 3_000_000));
+    assert_eq!(blobs.size(&digest).await.unwrap(), Some(3_000_000));
+    assert_eq!(get(&**blobs, &digest, 0).await.unwrap(), bytes);
+    assert_eq!(get(&**blobs, &digest, 2_999_990).await.unwrap(), bytes[2_999_990..]);
+    assert_eq!(get(&**blobs, &digest, 9_999_999).await.unwrap(), b"");
+    let wide = Digest::with(Algorithm::Sha512, &bytes);
+    let mut upload = blobs.begin_upload(Algorithm::Sha512).await.unwrap();
+    upload.write(bytes.clone().into()).await.unwrap();
+    upload.commit(Some(&wide)).await.unwrap();
+    assert_eq!(get(&**blobs, &wide, 0).await.unwrap(), bytes);
+    let missing = get(&**blobs, &Digest::of(b"other"), 0).await.unwrap_err();
+    assert!(matches!(missing, StoreError::NotFound { .. }));
+}
+
+async fn a_blob_with_another_digest_is_refused_and_leaves_nothing(f: Fixture) {
+    let blobs = f.catalog.blobs();
+    let expected = Digest::of(b"expected");
+    let mut upload = blobs.begin_upload(Algorithm::Sha256).await.unwrap();
+    upload.write(Bytes::from_static(b"actual")).await.unwrap();
+    let error = upload.commit(Some(&expected)).await.unwrap_err();
+    assert!(matches!(error, StoreError::DigestMismatch { .. }), "{error}");
+    drop(blobs.begin_upload(Algorithm::Sha256).await.unwrap());
+    for digest in [expected, Digest::of(b"actual")] {
+        assert_eq!(blobs.size(&digest).await.unwrap(), None);
+    }
+    if let Some(folder) = &f.folder {
+        let left = std::fs::read_dir(folder.path().join("uploads")).unwrap().count();
+        assert_eq!(left, 0, "temporary files are left");
+    }
+}
+
+async fn writers_of_one_blob_do_not_disturb_each_other(f: Fixture) {
+    let writers = (0..16).map(|_| put(&f.catalog, b"the same bytes"));
+    let digests = futures_util::future::join_all(writers).await;
+    assert!(digests.iter().all(|digest| *digest == Digest::of(b"the same bytes")));
+    assert_eq!(get(&**f.catalog.blobs(), &digests[0], 0).await.unwrap(), b"the same bytes");
+}
+
+async fn an_upload_goes_on_where_it_stopped(f: Fixture) {
+    let (catalog, name) = (&f.catalog, repository("app"));
+    let mut session = catalog.begin_session(&registry(), &name).await.unwrap();
+    session.write(Bytes::from_static(b"hello ")).await.unwrap();
+    session.sync().await.unwrap();
+    let id = session.id().to_owned();
+    drop(session);
+    // On disk the process may have ended meanwhile: open the folder anew.
+    let reopened = match &f.folder {
+        Some(folder) => open(folder.path()).await,
+        None => catalog.clone(),
+    };
+    let mut session = reopened.resume_session(&registry(), &name, &id).await.unwrap();
+    assert_eq!(session.size(), 6);
+    session.write(Bytes::from_static(b"world")).await.unwrap();
+    assert_eq!(session.size(), 11);
+    let digest = Digest::with(Algorithm::Sha512, b"hello world");
+    session.commit(&digest).await.unwrap();
+    assert_eq!(reopened.blob_size(&registry(), &name, &digest).await.unwrap(), Some(11));
+    assert!(reopened.resume_session(&registry(), &name, &id).await.is_err());
+}
+
+async fn an_upload_belongs_to_its_repository(f: Fixture) {
+    let session = f.catalog.begin_session(&registry(), &repository("mine")).await.unwrap();
+    let id = session.id().to_owned();
+    drop(session);
+    let other = f.catalog.resume_session(&registry(), &repository("other"), &id).await;
+    assert!(matches!(other, Err(StoreError::NotFound { .. })));
+    f.catalog.abort_session(&registry(), &repository("mine"), &id).await.unwrap();
+    let gone = f.catalog.resume_session(&registry(), &repository("mine"), &id).await;
+    assert!(matches!(gone, Err(StoreError::NotFound { .. })));
+}
+
+async fn a_manifest_needs_what_it_names(f: Fixture) {
+    let config = put(&f.catalog, b"{}").await;
+    let layer = put(&f.catalog, b"layer").await;
+    let manifest = || image(b"{}", &[b"layer"], None);
+    // Stored, but not in this repository: knowing a digest is not a permission.
+    let error = put_manifest(&f.catalog, "app", manifest(), &[]).await.unwrap_err();
+    assert!(matches!(error, StoreError::MissingReference { .. }), "{error}");
+    for digest in [&config, &layer] {
+        f.catalog.link_blob(&registry(), &repository("app"), digest).await.unwrap();
+    }
+    let digest = put_manifest(&f.catalog, "app", manifest(), &[]).await.unwrap();
+    assert_eq!(put_manifest(&f.catalog, "app", manifest(), &[]).await.unwrap(), digest);
+    assert_eq!(self::manifest(&f.catalog, "app", digest.as_str()).await, Some(digest));
+    assert_eq!(f.catalog.blob_size(&registry(), &repository("other"), &layer).await.unwrap(), None);
+    let missing = Digest::of(b"never stored");
+    let error = f.catalog.link_blob(&registry(), &repository("app"), &missing).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotFound { .. }));
+}
+
+async fn tags_move_through_the_journal(f: Fixture) {
+    let mut moved = f.catalog.tag_moved();
+    let first = push(&f.catalog, "app", "v1", b"one").await;
+    assert!(moved.has_changed().unwrap());
+    moved.mark_unchanged();
+    let second = push(&f.catalog, "app", "v2", b"two").await;
+    let move_v1 = |to: Option<Digest>| {
+        let (catalog, cause) = (f.catalog.clone(), push_cause());
+        async move {
+            let (registry, name, v1) = (registry(), repository("app"), tag("v1"));
+            catalog.move_tag(&registry, &name, &v1, &Expected::Any, to.as_ref(), &cause).await
+        }
+    };
+    move_v1(Some(second.clone())).await.unwrap();
+    move_v1(Some(second.clone())).await.unwrap();
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(second.clone()));
+    move_v1(None).await.unwrap();
+    assert!(matches!(move_v1(None).await, Err(StoreError::NotFound { .. })));
+    assert!(matches!(move_v1(Some(Digest::of(b"no"))).await, Err(StoreError::NotFound { .. })));
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, None);
+    let moves = f.catalog.tag_moves(0, 100).await.unwrap();
+    let told: Vec<_> =
+        moves.iter().map(|m| (m.tag.as_str(), m.old.clone(), m.new.clone())).collect();
+    assert_eq!(
+        told,
+        [
+            ("v1", None, Some(first.clone())),
+            ("v2", None, Some(second.clone())),
+            ("v1", Some(first), Some(second.clone())),
+            ("v1", Some(second), None),
+        ]
+    );
+    assert!(moves.windows(2).all(|pair| pair[0].sequence < pair[1].sequence));
+    let rest = f.catalog.tag_moves(moves[1].sequence, 1).await.unwrap();
+    assert_eq!(rest, moves[2..3]);
+    assert_eq!(moves[0].cause, push_cause());
+}
+
+async fn a_lost_compare_and_swap_changes_nothing(f: Fixture) {
+    let first = push(&f.catalog, "app", "v1", b"one").await;
+    let second = push(&f.catalog, "app", "v2", b"two").await;
+    let swap = |expected: Expected, to: Digest| {
+        let (catalog, cause) = (f.catalog.clone(), push_cause());
+        async move {
+            let (registry, name, v1) = (registry(), repository("app"), tag("v1"));
+            catalog.move_tag(&registry, &name, &v1, &expected, Some(&to), &cause).await
+        }
+    };
+    for expected in [Expected::Absent, Expected::At(second.clone())] {
+        let error = swap(expected, second.clone()).await.unwrap_err();
+        assert!(
+            matches!(&error, StoreError::TagMoved { found: Some(found), .. } if *found == first)
+        );
+    }
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(first.clone()));
+    swap(Expected::At(first), second.clone()).await.unwrap();
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(second));
+    assert_eq!(f.catalog.tag_moves(0, 100).await.unwrap().len(), 3);
+}
+
+async fn deleting_a_manifest_takes_its_tags(f: Fixture) {
+    let digest = push(&f.catalog, "app", "v1", b"one").await;
+    push(&f.catalog, "app", "v2", b"two").await;
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(digest.clone()));
+    let (registry, name, cause) = (registry(), repository("app"), push_cause());
+    let deleted = f.catalog.delete_manifest(&registry, &name, &digest, &cause).await.unwrap();
+    assert_eq!((deleted.manifests, deleted.tags), (1, 1));
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, None);
+    assert_eq!(manifest(&f.catalog, "app", digest.as_str()).await, None);
+    assert!(manifest(&f.catalog, "app", "v2").await.is_some());
+    let again = f.catalog.delete_manifest(&registry, &name, &digest, &cause).await;
+    assert!(matches!(again, Err(StoreError::NotFound { .. })));
+    let deleted = f.catalog.delete_repository(&registry, &name, &cause).await.unwrap();
+    assert_eq!((deleted.manifests, deleted.tags), (1, 1));
+    assert!(!f.catalog.repository_exists(&registry, &name).await.unwrap());
+    assert_eq!(manifest(&f.catalog, "app", "v2").await, None);
+    assert_eq!(f.catalog.tag_moves(0, 100).await.unwrap().len(), 4);
+}
+
+async fn listings_go_on_after_the_last_name(f: Fixture) {
+    for name in ["b", "a", "c/d", "c"] {
+        for label in ["2", "10", "1"] {
+            push(&f.catalog, name, label, b"layer").await;
+        }
+    }
+    let names = f.catalog.repositories(&registry(), None, 2).await.unwrap();
+    assert_eq!(names, [repository("a"), repository("b")]);
+    let names = f.catalog.repositories(&registry(), Some("b"), 10).await.unwrap();
+    assert_eq!(names, [repository("c"), repository("c/d")]);
+    let tags = f.catalog.tags(&registry(), &repository("a"), Some("1"), 10).await.unwrap();
+    let tags: Vec<_> = tags.iter().map(|tag| tag.tag.as_str()).collect();
+    assert_eq!(tags, ["10", "2"]);
+    let other: RegistryName = "other".parse().unwrap();
+    assert!(f.catalog.repositories(&other, None, 10).await.unwrap().is_empty());
+    let manifests = f.catalog.manifests(&registry(), &repository("a"), None, 10).await.unwrap();
+    assert_eq!(manifests.len(), 3);
+    assert!(manifests.iter().all(|manifest| manifest.tags.len() == 1));
+}
+
+async fn a_blob_in_use_cannot_be_unlinked(f: Fixture) {
+    push(&f.catalog, "app", "v1", b"layer").await;
+    let loose = put(&f.catalog, b"loose").await;
+    let (registry, name) = (registry(), repository("app"));
+    f.catalog.link_blob(&registry, &name, &loose).await.unwrap();
+    let error = f.catalog.unlink_blob(&registry, &name, &Digest::of(b"layer")).await.unwrap_err();
+    assert!(matches!(error, StoreError::InUse { .. }));
+    f.catalog.unlink_blob(&registry, &name, &loose).await.unwrap();
+    let error = f.catalog.unlink_blob(&registry, &name, &loose).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotFound { .. }));
+}
+
+async fn referrers_are_listed_whether_or_not_the_subject_exists(f: Fixture) {
+    let config = put(&f.catalog, b"{}").await;
+    f.catalog.link_blob(&registry(), &repository("app"), &config).await.unwrap();
+    let subject = Digest::of(b"some manifest");
+    let about = image(b"{}", &[], Some(&subject));
+    let digest = put_manifest(&f.catalog, "app", about, &[]).await.unwrap();
+    let found = f.catalog.referrers(&registry(), &repository("app"), &subject).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].descriptor.digest, digest);
+    assert_eq!(found[0].descriptor.artifact_type.as_deref(), Some(media_type::OCI_CONFIG));
+    let other = f.catalog.referrers(&registry(), &repository("other"), &subject).await.unwrap();
+    assert!(other.is_empty());
+}
+
+async fn collection_deletes_what_nothing_reaches_and_nothing_else(f: Fixture) {
+    let kept = push(&f.catalog, "app", "v1", b"shared layer").await;
+    let gone = push(&f.catalog, "other", "v2", b"shared layer").await;
+    let own = push(&f.catalog, "other", "v3", b"own layer").await;
+    let (registry, name, cause) = (registry(), repository("other"), push_cause());
+    for digest in [&gone, &own] {
+        f.catalog.delete_manifest(&registry, &name, digest, &cause).await.unwrap();
+    }
+    a_moment().await;
+    let dry = GcOptions { dry_run: true, ..now_or_never() };
+    let planned = f.catalog.collect_garbage(&dry).await.unwrap();
+    assert!(f.catalog.blobs().size(&gone).await.unwrap().is_some(), "a dry run deletes nothing");
+    let report = f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    assert_eq!(planned.blobs, report.blobs);
+    let blobs = f.catalog.blobs();
+    for (bytes, there) in [(&b"shared layer"[..], true), (b"own layer", false)] {
+        assert_eq!(blobs.size(&Digest::of(bytes)).await.unwrap().is_some(), there);
+    }
+    // Two manifests, two configs, one layer.
+    assert_eq!(report.blobs.len(), 5);
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(kept));
+    let again = f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    assert!(again.blobs.is_empty());
+    push(&f.catalog, "other", "v3", b"own layer").await;
+    assert_eq!(get(&**blobs, &Digest::of(b"own layer"), 0).await.unwrap(), b"own layer");
+}
+
+async fn collection_spares_what_is_young_leased_cached_or_seen(f: Fixture) {
+    let leased = put(&f.catalog, b"leased").await;
+    f.catalog.lease_blob("run1", &leased, Duration::from_secs(60)).await.unwrap();
+    let cached = put(&f.catalog, b"cached").await;
+    let entry = CacheEntry { value: "{}".to_owned(), blobs: vec![cached.clone()], cost: 5 };
+    f.catalog.cache_put("local", &Digest::of(b"key"), &entry).await.unwrap();
+    let loose = put(&f.catalog, b"loose").await;
+    let young = GcOptions { grace: Duration::from_secs(60), ..now_or_never() };
+    assert!(f.catalog.collect_garbage(&young).await.unwrap().blobs.is_empty());
+    a_moment().await;
+    let report = f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    assert_eq!(report.blobs, [(loose, 5)]);
+    f.catalog.release_leases("run1").await.unwrap();
+    a_moment().await;
+    let report = f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    assert_eq!(report.blobs, [(leased, 6)]);
+    let found = f.catalog.cache_get("local", &Digest::of(b"key")).await.unwrap();
+    assert_eq!(found, Some(entry));
+    let error = f.catalog.lease_blob("run1", &Digest::of(b"no"), Duration::ZERO).await;
+    assert!(matches!(error, Err(StoreError::NotFound { .. })));
+    // A client that was told of a blob may rely on it.
+    let seen = put(&f.catalog, b"seen").await;
+    f.catalog.link_blob(&registry(), &repository("app"), &seen).await.unwrap();
+    a_moment().await;
+    let grace = GcOptions { grace: Duration::from_millis(300), ..now_or_never() };
+    tokio::time::sleep(Duration::from_millis(310)).await;
+    assert!(f.catalog.blob_size(&registry(), &repository("app"), &seen).await.unwrap().is_some());
+    assert!(f.catalog.collect_garbage(&grace).await.unwrap().blobs.is_empty());
+}
+
+async fn collection_takes_referrers_of_a_deleted_subject_only(f: Fixture) {
+    let subject = push(&f.catalog, "app", "v1", b"layer").await;
+    let config = put(&f.catalog, b"{}").await;
+    f.catalog.link_blob(&registry(), &repository("app"), &config).await.unwrap();
+    let about = image(b"{}", &[], Some(&subject));
+    let about = put_manifest(&f.catalog, "app", about, &[]).await.unwrap();
+    let never = Digest::of(b"never pushed");
+    let early = image(b"{}", &[], Some(&never));
+    let early = put_manifest(&f.catalog, "app", early, &[]).await.unwrap();
+    a_moment().await;
+    f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    let (registry, name, cause) = (registry(), repository("app"), push_cause());
+    f.catalog.delete_manifest(&registry, &name, &subject, &cause).await.unwrap();
+    assert!(manifest(&f.catalog, "app", about.as_str()).await.is_some(), "still readable");
+    a_moment().await;
+    f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    assert_eq!(manifest(&f.catalog, "app", about.as_str()).await, None);
+    assert_eq!(manifest(&f.catalog, "app", early.as_str()).await, Some(early.clone()));
+}
+
+/// Pushers that share layers, deleters and a collector that leaves no grace beyond what a
+/// push takes: whatever was acknowledged must be whole.
+async fn collection_beside_pushes_never_breaks_one(f: Fixture) {
+    let collector = {
+        let catalog = f.catalog.clone();
+        let options = GcOptions { grace: Duration::from_secs(2), ..now_or_never() };
+        tokio::spawn(async move {
+            loop {
+                catalog.collect_garbage(&options).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        })
+    };
+    let pushers = (0..4).map(|pusher| {
+        let catalog = f.catalog.clone();
+        tokio::spawn(async move {
+            for round in 0..25 {
+                let label = format!("p{pusher}-{round}");
+                let layer = format!("layer {}", round % 3);
+                let digest = push(&catalog, "app", &label, layer.as_bytes()).await;
+                if round % 2 == 0 {
+                    let (registry, name) = (registry(), repository("app"));
+                    let deleted =
+                        catalog.delete_manifest(&registry, &name, &digest, &push_cause()).await;
+                    deleted.unwrap();
+                }
+            }
+        })
+    });
+    for pusher in pushers.collect::<Vec<_>>() {
+        pusher.await.unwrap();
+    }
+    collector.abort();
+    let tags = f.catalog.tags(&registry(), &repository("app"), None, 1000).await.unwrap();
+    assert_eq!(tags.len(), 4 * 12);
+    for round in 0..3 {
+        let bytes = format!("layer {round}");
+        let digest = Digest::of(bytes.as_bytes());
+        assert_eq!(get(&**f.catalog.blobs(), &digest, 0).await.unwrap(), bytes.as_bytes());
+    }
+}
+
+async fn the_cache_is_bounded_by_value(f: Fixture) {
+    for (name, cost) in [("cheap", 1), ("dear", 1_000_000), ("middling", 1000)] {
+        let blob = put(&f.catalog, format!("{name:>10000}").as_bytes()).await;
+        let entry = CacheEntry { value: name.to_owned(), blobs: vec![blob], cost };
+        f.catalog.cache_put("local", &Digest::of(name.as_bytes()), &entry).await.unwrap();
+    }
+    let bound = GcOptions { cache_size_max: 23_000, ..now_or_never() };
+    a_moment().await;
+    let report = f.catalog.collect_garbage(&bound).await.unwrap();
+    assert_eq!(report.cache_entries, 1);
+    for (name, there) in [("cheap", false), ("dear", true), ("middling", true)] {
+        let found = f.catalog.cache_get("local", &Digest::of(name.as_bytes())).await.unwrap();
+        assert_eq!(found.is_some(), there, "{name}");
+        let other = f.catalog.cache_get("fork", &Digest::of(name.as_bytes())).await.unwrap();
+        assert_eq!(other, None, "namespaces are apart");
+    }
+}
+
+async fn build_records_live_with_their_manifest(f: Fixture) {
+    let digest = push(&f.catalog, "app", "v1", b"layer").await;
+    f.catalog.put_build_record(&registry(), &digest, "{\"bases\":[]}").await.unwrap();
+    let index = put(&f.catalog, b"path index").await;
+    f.catalog.put_layer_index(&Digest::of(b"layer"), &index).await.unwrap();
+    a_moment().await;
+    f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    let record = f.catalog.build_record(&registry(), &digest).await.unwrap();
+    assert_eq!(record.as_deref(), Some("{\"bases\":[]}"));
+    let found = f.catalog.layer_index(&Digest::of(b"layer")).await.unwrap();
+    assert_eq!(found, Some(index.clone()));
+    let (registry, name) = (registry(), repository("app"));
+    f.catalog.delete_manifest(&registry, &name, &digest, &push_cause()).await.unwrap();
+    for _ in 0..2 {
+        a_moment().await;
+        f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    }
+    assert_eq!(f.catalog.build_record(&registry, &digest).await.unwrap(), None);
+    assert_eq!(f.catalog.layer_index(&Digest::of(b"layer")).await.unwrap(), None);
+    assert_eq!(f.catalog.blobs().size(&index).await.unwrap(), None);
+}
