@@ -1,0 +1,63 @@
+use oci::Digest;
+
+/// Why another registry did not give what was asked for. `Display` names the registry and
+/// the image and is safe to show.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    #[error("`{image}` does not exist on `{host}`")]
+    NotFound { host: String, image: String },
+    #[error("`{host}` refuses access to `{image}`")]
+    Denied { host: String, image: String, with_credentials: bool },
+    #[error("`{image}` has no image for {wanted}")]
+    NoPlatform { image: String, wanted: String, offered: Vec<String> },
+    #[error("`{host}` answered {status} for `{image}`")]
+    Status { host: String, image: String, status: u16 },
+    #[error("could not reach `{host}`: {reason}")]
+    Unreachable { host: String, reason: String },
+    #[error("`{host}` sent fewer than {floor} bytes a second for {seconds} s")]
+    TooSlow { host: String, floor: u64, seconds: u64 },
+    #[error("`{host}` sent {got} bytes for {digest}, which has {expected}")]
+    WrongSize { host: String, digest: Digest, expected: u64, got: u64 },
+    #[error("`{host}` sent content with digest {actual} for {expected}")]
+    WrongDigest { host: String, expected: Digest, actual: Digest },
+    #[error("`{host}` sent a manifest for `{image}` that cannot be used: {reason}")]
+    BadManifest { host: String, image: String, reason: String },
+    #[error("`{host}` sent {what} of more than {limit} bytes")]
+    TooLarge { host: String, what: &'static str, limit: usize },
+    #[error("`{host}` asks for a token from `{realm}`, which is not an HTTPS address")]
+    UnsafeRealm { host: String, realm: String },
+    #[error("settings for `{host}`: {reason}")]
+    Settings { host: String, reason: String },
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+}
+
+impl RemoteError {
+    /// What the user can do about it, when we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Denied { host, with_credentials: false, .. } => {
+                Some(format!("give credentials for it in the settings: [upstream.\"{host}\"]"))
+            }
+            Self::Denied { with_credentials: true, .. } => {
+                Some("check that these credentials may pull it".to_owned())
+            }
+            Self::NoPlatform { offered, .. } if !offered.is_empty() => {
+                Some(format!("it offers {}", offered.join(", ")))
+            }
+            Self::Unreachable { host, .. } => Some(format!(
+                "if it speaks plain HTTP, declare it: [upstream.\"{host}\"] plain_http = true"
+            )),
+            _ => None,
+        }
+    }
+
+    /// Whether trying again can help.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
+            _ => false,
+        }
+    }
+}
