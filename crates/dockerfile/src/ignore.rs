@@ -1,0 +1,299 @@
+//! `.dockerignore` files: which paths of a context are left out (contexts.md section 5.2,
+//! with Docker's semantics).
+
+use regex::Regex;
+
+use crate::path::clean;
+use crate::span::{DockerfileError, Span};
+
+/// A file larger than this is refused, in bytes.
+const SIZE_MAX: usize = 1 << 20;
+/// More patterns than this are refused.
+const PATTERNS_MAX: usize = 10_000;
+/// A longer pattern is refused: it would cost too much to match.
+const PATTERN_LEN_MAX: usize = 4096;
+
+/// Base names that a packed context leaves out at any depth, unless a `!` pattern names
+/// what is below (contexts.md section 5.1).
+pub const ALWAYS_EXCLUDED: [&str; 7] =
+    [".git", ".gitignore", ".bzr", "bzrignore", ".hg", ".hgignore", ".svn"];
+
+/// The patterns of one ignore file. The last pattern that matches a path or one of its
+/// parents decides.
+#[derive(Debug, Clone, Default)]
+pub struct IgnoreFile {
+    patterns: Vec<Pattern>,
+    has_exceptions: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Pattern {
+    /// Starts with `!`: what matches is kept.
+    is_exception: bool,
+    matcher: Matcher,
+}
+
+/// Most patterns need no regular expression.
+#[derive(Debug, Clone)]
+enum Matcher {
+    /// `a/b`: exactly this path.
+    Exact(String),
+    /// `**/x`: this text at the end of the path, after a slash or alone.
+    Suffix(String),
+    /// `a/**`: anything below, not the folder itself.
+    Below(String),
+    Regex(Regex),
+}
+
+impl IgnoreFile {
+    /// Reads an ignore file. `Err` tells the line of a malformed pattern.
+    pub fn parse(text: &str) -> Result<Self, DockerfileError> {
+        let refuse = |start, end, message: String| {
+            Err(DockerfileError::new(Span::of(text, start, end), message))
+        };
+        if text.len() > SIZE_MAX {
+            return refuse(0, 0, format!("the ignore file is larger than {SIZE_MAX} bytes"));
+        }
+        let mut file = Self::default();
+        let mut offset = 0;
+        for line in text.split_inclusive('\n') {
+            let (start, end) = (offset, offset + line.trim_end().len());
+            offset += line.len();
+            let line = if start == 0 { line.trim_start_matches('\u{feff}') } else { line };
+            if line.starts_with('#') {
+                continue;
+            }
+            let line = line.trim();
+            if line.is_empty() {
+                continue;
+            }
+            let (is_exception, pattern) = match line.strip_prefix('!') {
+                Some(rest) => (true, rest.trim()),
+                None => (false, line),
+            };
+            if pattern.is_empty() {
+                return refuse(start, end, "pattern `!` names nothing".to_owned());
+            }
+            if pattern.len() > PATTERN_LEN_MAX || file.patterns.len() >= PATTERNS_MAX {
+                return refuse(
+                    start,
+                    end,
+                    format!(
+                        "more than {PATTERNS_MAX} patterns, or one longer than {PATTERN_LEN_MAX} bytes"
+                    ),
+                );
+            }
+            let cleaned = clean(pattern);
+            let pattern = match cleaned.len() {
+                1 => cleaned.as_str(),
+                _ => cleaned.strip_prefix('/').unwrap_or(&cleaned),
+            };
+            let Some(matcher) = Matcher::new(pattern) else {
+                return refuse(start, end, format!("pattern `{line}` is malformed"));
+            };
+            file.has_exceptions |= is_exception;
+            file.patterns.push(Pattern { is_exception, matcher });
+        }
+        Ok(file)
+    }
+
+    /// Whether a path is left out. It is relative to the context, without a leading slash.
+    pub fn is_excluded(&self, path: &str) -> bool {
+        let path = path.trim_end_matches('/');
+        let mut excluded = false;
+        for pattern in &self.patterns {
+            // A pattern can only change the answer to its own side.
+            if pattern.is_exception == excluded && pattern.matches_path_or_parent(path) {
+                excluded = !pattern.is_exception;
+            }
+        }
+        excluded
+    }
+
+    /// Whether something below an excluded folder may be kept: then it must be walked.
+    pub fn has_exceptions(&self) -> bool {
+        self.has_exceptions
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+}
+
+impl Pattern {
+    fn matches_path_or_parent(&self, path: &str) -> bool {
+        let parents = path.match_indices('/').map(|(at, _)| &path[..at]);
+        self.matcher.matches(path) || parents.into_iter().any(|parent| self.matcher.matches(parent))
+    }
+}
+
+impl Matcher {
+    fn new(pattern: &str) -> Option<Self> {
+        let plain = |text: &str| !text.contains(['*', '?', '[', '\\']);
+        if plain(pattern) {
+            return Some(Self::Exact(pattern.to_owned()));
+        }
+        if let Some(rest) = pattern.strip_prefix("**/")
+            && plain(rest)
+        {
+            return Some(Self::Suffix(rest.to_owned()));
+        }
+        if let Some(rest) = pattern.strip_suffix("/**")
+            && plain(rest)
+        {
+            return Some(Self::Below(format!("{rest}/")));
+        }
+        let source = translate(pattern)?;
+        let regex = regex::RegexBuilder::new(&source).size_limit(1 << 20).build().ok()?;
+        Some(Self::Regex(regex))
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(exact) => path == exact,
+            Self::Suffix(suffix) => match path.strip_suffix(suffix.as_str()) {
+                Some(rest) => rest.is_empty() || rest.ends_with('/'),
+                None => false,
+            },
+            Self::Below(folder) => path.starts_with(folder.as_str()),
+            Self::Regex(regex) => regex.is_match(path),
+        }
+    }
+}
+
+/// The regular expression of a pattern; `None` if it is malformed.
+fn translate(pattern: &str) -> Option<String> {
+    let mut out = String::from("(?s)^");
+    let mut chars = pattern.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '*' if chars.next_if_eq(&'*').is_some() => {
+                // `**/` is any number of folders, none included; `**` at the end anything.
+                chars.next_if_eq(&'/');
+                match chars.peek() {
+                    None => out.push_str(".*"),
+                    Some(_) => out.push_str("(.*/)?"),
+                }
+            }
+            '*' => out.push_str("[^/]*"),
+            '?' => out.push_str("[^/]"),
+            '\\' => out.push_str(&regex::escape(&chars.next()?.to_string())),
+            '[' => {
+                out.push('[');
+                if chars.next_if_eq(&'^').is_some() {
+                    out.push('^');
+                }
+                let mut any = false;
+                loop {
+                    let low = match chars.next()? {
+                        ']' if any => break,
+                        ']' | '-' => return None,
+                        '\\' => chars.next()?,
+                        c => c,
+                    };
+                    out.push_str(&class_char(low));
+                    if chars.next_if_eq(&'-').is_some() {
+                        let high = match chars.next()? {
+                            ']' | '-' => return None,
+                            '\\' => chars.next()?,
+                            c => c,
+                        };
+                        out.push('-');
+                        out.push_str(&class_char(high));
+                    }
+                    any = true;
+                }
+                out.push(']');
+            }
+            c => out.push_str(&regex::escape(&c.to_string())),
+        }
+    }
+    out.push('$');
+    Some(out)
+}
+
+/// A character inside `[...]` that stands for itself.
+fn class_char(c: char) -> String {
+    match c.is_alphanumeric() {
+        true => c.to_string(),
+        false => format!("\\u{{{:x}}}", u32::from(c)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(patterns: &[&str], path: &str, excluded: bool) {
+        let file = IgnoreFile::parse(&patterns.join("\n")).unwrap();
+        assert_eq!(file.is_excluded(path), excluded, "{patterns:?} {path}");
+    }
+
+    #[test]
+    fn the_last_matching_pattern_decides() {
+        check(&["*.md", "!README.md"], "README.md", false);
+        check(&["!README.md", "*.md"], "README.md", true);
+        check(&["docs", "!docs/keep"], "docs/keep", false);
+        check(&["docs", "!docs/keep"], "docs/keep/below", false);
+        check(&["docs", "!docs/keep", "docs/keep/secret"], "docs/keep/secret", true);
+        check(&["**", "!app"], "app/main.c", false);
+    }
+
+    #[test]
+    fn patterns_are_anchored_at_the_root() {
+        check(&["x"], "x", true);
+        check(&["x"], "a/x", false);
+        check(&["/x"], "x", true);
+        check(&["x/"], "x/y", true);
+        check(&["**/x"], "x", true);
+        check(&["**/x"], "a/b/x", true);
+        check(&["**/x"], "a/b/yx", false);
+        check(&["a/**"], "a", false);
+        check(&["a/**"], "a/b/c", true);
+        check(&["a/**/c"], "a/c", true);
+        check(&["a/**/c"], "a/b/b/c", true);
+        check(&["*/temp*"], "some/temporary.txt", true);
+        check(&["*/temp*"], "a/b/temp", false);
+        check(&["temp?"], "tempa", true);
+        check(&["[a-c]x"], "bx", true);
+        check(&["[^a-c]x"], "bx", false);
+        check(&["a\\*"], "a*", true);
+        check(&["a\\*"], "ab", false);
+        check(&["./a/../b"], "b", true);
+    }
+
+    #[test]
+    fn comments_blanks_and_a_byte_order_mark_are_skipped() {
+        let file = IgnoreFile::parse("\u{feff}a\r\n# b\n\n  c  \n").unwrap();
+        for (path, excluded) in [("a", true), ("b", false), ("c", true)] {
+            assert_eq!(file.is_excluded(path), excluded, "{path}");
+        }
+        assert!(!file.has_exceptions());
+        let error = IgnoreFile::parse("a\n[\n").unwrap_err();
+        assert_eq!((error.message.as_str(), error.at.line), ("pattern `[` is malformed", 2));
+        assert!(IgnoreFile::parse("!").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_parses_or_is_refused(text in "[a*?!/\\[\\]\\\\^\n#. -]{0,40}", path in "[a/.]{0,10}") {
+            if let Ok(file) = IgnoreFile::parse(&text) {
+                file.is_excluded(&path);
+            }
+        }
+
+        #[test]
+        fn what_is_below_an_excluded_folder_is_excluded(
+            pattern in "[ab*]{1,4}(/[ab*]{1,4})?", path in "[ab]{1,3}(/[ab]{1,3}){0,2}"
+        ) {
+            let file = IgnoreFile::parse(&pattern).unwrap();
+            if file.is_excluded(&path) {
+                let below = format!("{path}/below");
+                prop_assert!(file.is_excluded(&below));
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Positions in a Dockerfile, and errors that show them.
+
+use std::fmt::Write;
+
+/// A range of the source: 1-based line and column (in characters) of its start, byte offsets
+/// of both ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Span {
+    pub line: u32,
+    pub column: u32,
+    pub start: usize,
+    pub end: usize,
+}
+
+impl Span {
+    /// The range of `source` between two byte offsets, which are moved to the nearest
+    /// character boundaries inside it.
+    pub(crate) fn of(source: &str, start: usize, end: usize) -> Self {
+        let start = floor(source, start);
+        let end = floor(source, end).max(start);
+        let before = &source[..start];
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).saturating_add(1);
+        Self {
+            line: number(before.matches('\n').count()),
+            column: number(before[line_start..].chars().count()),
+            start,
+            end,
+        }
+    }
+}
+
+/// The last character boundary at or before an offset.
+fn floor(source: &str, offset: usize) -> usize {
+    let mut at = offset.min(source.len());
+    while !source.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+/// Why a Dockerfile was refused, or cannot be planned. `Display` is the sentence alone;
+/// [`Self::render`] shows the guilty line too.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct DockerfileError {
+    pub message: String,
+    pub at: Span,
+    pub hint: Option<String>,
+}
+
+impl DockerfileError {
+    pub(crate) fn new(at: Span, message: impl Into<String>) -> Self {
+        Self { message: message.into(), at, hint: None }
+    }
+
+    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The error with file, line, the guilty text underlined, and the hint.
+    pub fn render(&self, file: &str, source: &str) -> String {
+        let Span { line, column, start, end } = self.at;
+        let (start, end) = (floor(source, start), floor(source, end.max(start)));
+        let number = line.to_string();
+        let margin = " ".repeat(number.len());
+        let mut out = format!("error: {}\n{margin}--> {file}:{line}:{column}\n", self.message);
+        let line_start = source[..start].rfind('\n').map_or(0, |at| at + 1);
+        let line_end = source[start..].find('\n').map_or(source.len(), |at| start + at);
+        let text = printable(source[line_start..line_end].trim_end());
+        // Marks stay on the first line, at least one of them.
+        let marked = &source[start..end.min(line_end)];
+        let indent = printable(&source[line_start..start]).chars().count();
+        let marks = "^".repeat(printable(marked.trim_end()).chars().count().max(1));
+        // Writing to a string cannot fail.
+        let _ = write!(
+            out,
+            "{margin} |\n{number} | {text}\n{margin} | {}{marks}\n",
+            " ".repeat(indent)
+        );
+        if let Some(hint) = &self.hint {
+            let _ = writeln!(out, "hint: {hint}");
+        }
+        out
+    }
+}
+
+/// A line as it may be shown: tabs as one blank, other control characters replaced.
+fn printable(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\t' => ' ',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    text.chars().map(shown).collect()
+}
+
+/// The name that is most like a wrong one, if any is near enough to be meant.
+pub(crate) fn nearest<'a>(
+    wrong: &str,
+    names: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let wrong = wrong.to_lowercase();
+    let scored = names.into_iter().map(|name| (distance(&wrong, &name.to_lowercase()), name));
+    let (score, name) = scored.min_by_key(|(score, _)| *score)?;
+    (score <= wrong.chars().count().max(3) / 3 + 1 && score < wrong.chars().count().max(2))
+        .then_some(name)
+}
+
+/// Names longer than this are not compared.
+const COMPARED_MAX: usize = 64;
+
+/// Edits (insert, delete, replace, swap neighbours) from one text to the other.
+fn distance(left: &str, right: &str) -> usize {
+    let left: Vec<char> = left.chars().take(COMPARED_MAX).collect();
+    let right: Vec<char> = right.chars().take(COMPARED_MAX).collect();
+    let width = right.len() + 1;
+    let mut table: Vec<usize> = vec![0; (left.len() + 1) * width];
+    for row in 0..=left.len() {
+        for column in 0..width {
+            let at = row * width + column;
+            if row == 0 || column == 0 {
+                table[at] = row + column;
+                continue;
+            }
+            let cost = usize::from(left[row - 1] != right[column - 1]);
+            let mut best = (table[at - width] + 1).min(table[at - 1] + 1);
+            best = best.min(table[at - width - 1] + cost);
+            let swapped = row > 1
+                && column > 1
+                && left[row - 1] == right[column - 2]
+                && left[row - 2] == right[column - 1];
+            if swapped {
+                best = best.min(table[at - 2 * width - 2] + 1);
+            }
+            table[at] = best;
+        }
+    }
+    table.last().copied().unwrap_or(0)
+}

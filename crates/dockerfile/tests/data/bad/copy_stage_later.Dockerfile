@@ -1,0 +1,2 @@
+FROM a
+COPY --from=3 x y

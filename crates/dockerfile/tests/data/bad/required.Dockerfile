@@ -1,0 +1,3 @@
+FROM a
+ARG TOKEN
+LABEL x="${TOKEN:?give a token}"

@@ -1,0 +1,10 @@
+ARG GLOBAL=g
+FROM base
+ARG GLOBAL
+ARG GIVEN=default
+ARG UNSET
+ARG LATE=${GLOBAL}-${GIVEN}
+ENV GIVEN=env
+RUN echo $GIVEN
+ARG http_proxy
+RUN ["true"]

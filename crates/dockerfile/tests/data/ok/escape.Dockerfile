@@ -1,0 +1,5 @@
+# escape=`
+from scratch
+copy a `
+  b c:\dir\
+env X=a`$b

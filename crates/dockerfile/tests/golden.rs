@@ -1,0 +1,153 @@
+//! Dockerfiles and what they come to, good and bad: `tests/data`.
+//!
+//! `UPDATE_EXPECT=1` rewrites the results; read the diff.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use dockerfile::{DockerfileError, Operation, OperationKind, Plan, PlanOptions, parse, plan};
+use expect_test::expect_file;
+use oci::{ImageConfig, Platform};
+
+fn options() -> PlanOptions {
+    let args = [("GIVEN", "given"), ("HTTP_PROXY", "http://proxy:1"), ("UNKNOWN", "1")];
+    PlanOptions {
+        build_args: args.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        target: None,
+        platform: Platform::new("linux", "arm64", None),
+        build_platform: Platform::new("linux", "amd64", None),
+    }
+}
+
+fn outline(source: &str) -> Result<String, DockerfileError> {
+    let dockerfile = parse(source)?;
+    let plan = plan(&dockerfile, &options())?;
+    let mut out = String::new();
+    for (id, stage) in plan.stages.iter().enumerate() {
+        let name = stage.name.as_deref().unwrap_or("-");
+        writeln!(out, "stage {id} (number {}, name {name}) from {:?}", stage.number, stage.base)
+            .unwrap();
+        let operations = stage.operations(&ImageConfig::default())?;
+        for operation in &operations {
+            show(&mut out, operation);
+        }
+        let config = operations.last().map(|operation| &operation.config);
+        writeln!(out, "  config {}", serde_json::json!(config)).unwrap();
+    }
+    let Plan { target, unused_args, .. } = plan;
+    writeln!(out, "target {}, unused {unused_args:?}", target.0).unwrap();
+    Ok(out)
+}
+
+fn show(out: &mut String, operation: &Operation) {
+    let line = operation.at.line;
+    writeln!(out, "  {line}: {}", operation.created_by).unwrap();
+    match &operation.kind {
+        OperationKind::Run(run) => {
+            writeln!(out, "     args {:?}\n     env {:?}", run.args, run.env).unwrap();
+            writeln!(out, "     user {:?} cwd {:?} values {:?}", run.user, run.cwd, run.arg_values)
+                .unwrap();
+        }
+        OperationKind::Copy(copy) => {
+            writeln!(out, "     {:?} -> {:?} from {:?}", copy.sources, copy.destination, copy.from)
+                .unwrap();
+        }
+        OperationKind::Workdir { .. } | OperationKind::Config => (),
+    }
+}
+
+fn cases(folder: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(folder);
+    let mut cases: Vec<PathBuf> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "Dockerfile"))
+        .collect();
+    cases.sort();
+    assert!(!cases.is_empty());
+    cases
+}
+
+#[test]
+fn good_files_come_to_what_they_should() {
+    for path in cases("ok") {
+        let source = std::fs::read_to_string(&path).unwrap();
+        let actual =
+            outline(&source).unwrap_or_else(|error| panic!("{}", error.render("x", &source)));
+        expect_file![path.with_extension("out")].assert_eq(&actual);
+    }
+}
+
+#[test]
+fn bad_files_are_refused_with_line_text_and_hint() {
+    for path in cases("bad") {
+        let source = std::fs::read_to_string(&path).unwrap();
+        let Err(error) = outline(&source) else { panic!("{} is accepted", path.display()) };
+        let name = path.file_name().unwrap().to_str().unwrap();
+        expect_file![path.with_extension("out")].assert_eq(&error.render(name, &source));
+    }
+}
+
+#[test]
+fn only_what_the_target_needs_is_planned() {
+    let source =
+        "FROM a AS one\nFROM b AS two\nRUN x\nFROM one AS three\nCOPY --from=one a b\nFROM two\n";
+    let names = |target: Option<&str>| {
+        let options = PlanOptions { target: target.map(str::to_owned), ..options() };
+        let plan = plan(&parse(source).unwrap(), &options)?;
+        let number = |stage: &dockerfile::StagePlan| stage.number;
+        Ok::<_, DockerfileError>(plan.stages.iter().map(number).collect::<Vec<_>>())
+    };
+    assert_eq!(names(None).unwrap(), [1, 3]);
+    assert_eq!(names(Some("THREE")).unwrap(), [0, 2]);
+    assert_eq!(names(Some("1")).unwrap(), [1]);
+    let error = names(Some("thre")).unwrap_err();
+    assert_eq!(error.message, "target stage `thre` does not exist");
+    assert_eq!(error.hint.as_deref(), Some("did you mean `three`?"));
+}
+
+#[test]
+fn a_base_keeps_its_config_unless_the_stage_says_otherwise() {
+    let source = "FROM base\nENV PATH=/x:$PATH\nENTRYPOINT [\"/run\"]\nLABEL a=2\n";
+    let dockerfile = parse(source).unwrap();
+    let plan = plan(&dockerfile, &options()).unwrap();
+    let mut base = ImageConfig::default();
+    base.config.env = vec!["PATH=/bin".to_owned(), "KEEP=1".to_owned()];
+    base.config.cmd = Some(vec!["old".to_owned()]);
+    base.config.labels = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
+    base.config.user = "app".to_owned();
+    let operations = plan.stages[0].operations(&base).unwrap();
+    let config = &operations.last().unwrap().config;
+    assert_eq!(config.env, ["PATH=/x:/bin", "KEEP=1"]);
+    assert_eq!((config.cmd.as_ref(), config.user.as_str()), (None, "app"));
+    assert_eq!(config.labels["a"], "2");
+    base.config.on_build = vec!["RUN true".to_owned()];
+    assert!(plan.stages[0].operations(&base).unwrap_err().message.contains("ONBUILD"));
+}
+
+mod any_text {
+    use proptest::prelude::*;
+
+    const PIECES: &str = "(FROM|RUN|COPY|ADD|ARG|ENV|LABEL|EXPOSE|USER|CMD|# escape=|<<E|--from=|\
+        --chmod=|\\$A|\\$\\{A|:-|\\}|\\\\|\n|\n|\n| |\"|'|\\[|\\]|,|=|a|AS|scratch|0|é){0,40}";
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn parses_or_is_refused_at_a_position_inside(text in PIECES) {
+            dockerfile::fuzz::dockerfile(text.as_bytes());
+            let with_base = format!("FROM a\n{text}");
+            dockerfile::fuzz::dockerfile(with_base.as_bytes());
+        }
+
+        #[test]
+        fn any_bytes_are_survived(bytes: Vec<u8>) {
+            dockerfile::fuzz::dockerfile(&bytes);
+            dockerfile::fuzz::ignore_file(&bytes);
+        }
+    }
+}
