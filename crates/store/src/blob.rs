@@ -104,6 +104,15 @@ impl BlobReader {
         self.remaining
     }
 
+    /// The blob as a file, positioned at its offset, if it is one: for callers that know a
+    /// faster way to read files.
+    pub fn into_file(self) -> std::result::Result<std::fs::File, Self> {
+        match self.inner {
+            Source::File(file) => Ok(file),
+            inner => Err(Self { inner, remaining: self.remaining }),
+        }
+    }
+
     /// For async code: copying to a socket, for one.
     pub fn into_async(self) -> Pin<Box<dyn tokio::io::AsyncRead + Send>> {
         match self.inner {

@@ -1,0 +1,357 @@
+//! Who asks and whether they may; and the Docker token flow, in which clients exchange
+//! credentials for short-lived tokens (registry.md section 4).
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{HeaderMap, Method, StatusCode, request};
+use oci::RegistryName;
+use serde_json::json;
+
+use crate::access::{Actions, Credentials, Principal, RequestContext, Resource};
+use crate::error::{ApiError, Code};
+use crate::route::Route;
+use crate::router::Server;
+use crate::token::{Grant, Scope, TokenKind};
+
+/// What stands between a request and the registry it asks for.
+pub(crate) struct Gate<'a> {
+    pub(crate) server: &'a Server,
+    pub(crate) registry: &'a RegistryName,
+    pub(crate) context: RequestContext<'a>,
+    /// Whether the client reached us over TLS.
+    pub(crate) secure: bool,
+}
+
+/// Who was let in, and by what.
+pub(crate) struct Caller {
+    principal: Principal,
+    /// The token it came with; without one, [`crate::Access`] is asked each time.
+    grant: Option<Grant>,
+}
+
+impl Caller {
+    pub(crate) fn name(&self) -> &str {
+        self.principal.name()
+    }
+}
+
+/// A permission that a request needs.
+struct Need {
+    resource: Resource,
+    actions: Actions,
+}
+
+impl Need {
+    /// `None`: any principal will do.
+    fn of(route: &Route<'_>, method: &Method) -> Option<Self> {
+        let (resource, upload) = match route {
+            Route::Base => return None,
+            Route::Catalog => (Resource::Catalog, false),
+            Route::Uploads(name) | Route::Upload(name, _) => {
+                (Resource::Repository(name.clone()), true)
+            }
+            Route::Tags(name)
+            | Route::Manifest(name, _)
+            | Route::Blob(name, _)
+            | Route::Referrers(name, _) => (Resource::Repository(name.clone()), false),
+        };
+        let actions = match *method {
+            _ if upload => Actions::PUSH,
+            Method::GET | Method::HEAD => Actions::PULL,
+            Method::DELETE => Actions::DELETE,
+            _ => Actions::PUSH,
+        };
+        Some(Self { resource, actions })
+    }
+
+    /// The scope to ask a token for. Clients that push also look what is there already.
+    fn scope(&self) -> String {
+        match self.resource {
+            Resource::Catalog => format!("{}:*", self.resource),
+            _ if self.actions == Actions::PUSH => format!("{}:pull,push", self.resource),
+            _ => format!("{}:{}", self.resource, self.actions),
+        }
+    }
+}
+
+/// How a challenge says why a token did not do (RFC 6750 section 3.1).
+const INVALID_TOKEN: &str = "invalid_token";
+const INSUFFICIENT_SCOPE: &str = "insufficient_scope";
+
+impl Gate<'_> {
+    /// Finds out who asks and refuses those who may not.
+    pub(crate) async fn admit(
+        &self,
+        route: &Route<'_>,
+        method: &Method,
+        headers: &HeaderMap,
+    ) -> Result<Caller, ApiError> {
+        let need = Need::of(route, method);
+        let caller = self.identify(headers, need.as_ref()).await?;
+        match need {
+            Some(need) if self.may(&caller, &need.resource, need.actions).await => Ok(caller),
+            Some(need) => Err(self.refusal(&caller, &need).await),
+            None if self.needs_login(&caller).await => Err(self.challenge(None, None)),
+            None => Ok(caller),
+        }
+    }
+
+    /// Whether the caller may do this as well.
+    pub(crate) async fn may(&self, caller: &Caller, resource: &Resource, actions: Actions) -> bool {
+        match &caller.grant {
+            Some(grant) => grant.allows(resource, actions),
+            None => self.permitted(&caller.principal, resource, actions).await.contains(actions),
+        }
+    }
+
+    async fn permitted(
+        &self,
+        principal: &Principal,
+        resource: &Resource,
+        wanted: Actions,
+    ) -> Actions {
+        let access = &self.server.state.access;
+        access.permitted(principal, self.registry, resource, wanted).await & wanted
+    }
+
+    async fn identify(&self, headers: &HeaderMap, need: Option<&Need>) -> Result<Caller, ApiError> {
+        let state = &self.server.state;
+        let Some(header) = headers.get(AUTHORIZATION) else {
+            let principal = state.access.anonymous(&self.context);
+            let principal = principal.ok_or_else(|| self.challenge(need, None))?;
+            return Ok(Caller { principal, grant: None });
+        };
+        let header = header.to_str().unwrap_or_default();
+        if let Some(token) = scheme(header, "bearer") {
+            let now = (state.clock)();
+            let grant = state.signer.verify(token, self.registry, TokenKind::Access, now);
+            let grant = grant.map_err(|_| self.challenge(need, Some(INVALID_TOKEN)))?;
+            return Ok(Caller { principal: grant.principal.clone(), grant: Some(grant) });
+        }
+        let principal = match basic(header) {
+            Some(credentials) => state.access.authenticate(&self.context, &credentials).await,
+            None => None,
+        };
+        let principal = principal.ok_or_else(|| self.challenge(need, None))?;
+        Ok(Caller { principal, grant: None })
+    }
+
+    /// Whether `/v2/` should ask an anonymous caller to log in. Clients take their whole
+    /// behaviour from that answer: told 200, they would never ask for a token.
+    async fn needs_login(&self, caller: &Caller) -> bool {
+        let wanted = Actions::PULL | Actions::PUSH;
+        caller.grant.is_none()
+            && caller.principal == Principal::anonymous()
+            && !self.may(caller, &Resource::AllRepositories, wanted).await
+    }
+
+    /// 401 when other credentials or another token can help, else 403.
+    async fn refusal(&self, caller: &Caller, need: &Need) -> ApiError {
+        if caller.principal == Principal::anonymous() {
+            return self.challenge(Some(need), None);
+        }
+        let permitted = self.permitted(&caller.principal, &need.resource, need.actions).await;
+        if caller.grant.is_some() && permitted.contains(need.actions) {
+            return self.challenge(Some(need), Some(INSUFFICIENT_SCOPE));
+        }
+        let name = caller.name();
+        let message = format!("`{name}` may not {} {}", need.actions, need.resource);
+        ApiError::new(Code::Denied, message).detail(json!({ "scope": need.scope() }))
+    }
+
+    fn challenge(&self, need: Option<&Need>, error: Option<&str>) -> ApiError {
+        let host = self.printable_host();
+        let scheme = if self.secure { "https" } else { "http" };
+        let mut challenge =
+            format!("Bearer realm=\"{scheme}://{host}/oauth2/token\",service=\"{host}\"");
+        for (key, value) in [("scope", need.map(Need::scope).as_deref()), ("error", error)] {
+            if let Some(value) = value {
+                challenge.push_str(&format!(",{key}=\"{value}\""));
+            }
+        }
+        let message = match error {
+            Some(INVALID_TOKEN) => "the token is not valid or has expired",
+            Some(_) => "the token does not carry the needed scope",
+            None => "authentication is required",
+        };
+        ApiError::new(Code::Unauthorized, message).header(WWW_AUTHENTICATE, &challenge)
+    }
+
+    /// The host as the client wrote it, without what could leave its quotes.
+    fn printable_host(&self) -> String {
+        let plain = |c: &char| c.is_ascii_alphanumeric() || ".-_:[]".contains(*c);
+        self.context.host.chars().filter(plain).collect()
+    }
+}
+
+/// What follows the name of an authentication scheme.
+fn scheme<'a>(header: &'a str, name: &str) -> Option<&'a str> {
+    let (scheme, rest) = header.split_once(' ')?;
+    scheme.eq_ignore_ascii_case(name).then(|| rest.trim())
+}
+
+fn basic(header: &str) -> Option<Credentials> {
+    let bytes = STANDARD.decode(scheme(header, "basic")?).ok()?;
+    let text = String::from_utf8(bytes).ok()?;
+    let (user, password) = text.split_once(':')?;
+    Some(Credentials { user: user.to_owned(), password: password.to_owned() })
+}
+
+/// Form bodies of the token endpoint are this small.
+const FORM_SIZE_MAX: usize = 64 << 10;
+/// A client asks for a scope per repository it touches.
+const SCOPES_MAX: usize = 100;
+
+/// What a client asks the token endpoint for.
+#[derive(Default)]
+struct TokenRequest {
+    scopes: Vec<Scope>,
+    wants_refresh: bool,
+    grant_type: Option<String>,
+    user: Option<String>,
+    password: Option<String>,
+    refresh_token: Option<String>,
+}
+
+impl TokenRequest {
+    fn parse(form: &[u8]) -> Self {
+        let mut request = Self::default();
+        for (key, value) in url::form_urlencoded::parse(form) {
+            match &*key {
+                "scope" => request.scopes.extend(value.split(' ').filter_map(Scope::parse)),
+                "offline_token" => request.wants_refresh |= value == "true",
+                "access_type" => request.wants_refresh |= value == "offline",
+                "grant_type" => request.grant_type = Some(value.into_owned()),
+                "username" => request.user = Some(value.into_owned()),
+                "password" => request.password = Some(value.into_owned()),
+                "refresh_token" => request.refresh_token = Some(value.into_owned()),
+                _ => (),
+            }
+        }
+        request.scopes.truncate(SCOPES_MAX);
+        request
+    }
+}
+
+/// `GET /oauth2/token` with basic authentication, `POST` with a form: exchanges credentials
+/// for a token. Scopes that the principal does not have are left out, not refused.
+pub(crate) async fn serve_token(State(server): State<Arc<Server>>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    issue(&server, &head, body).await.unwrap_or_else(ApiError::into_response)
+}
+
+async fn issue(server: &Server, head: &request::Parts, body: Body) -> Result<Response, ApiError> {
+    let gate = server.gate(head)?;
+    let (request, principal) = match head.method {
+        Method::GET => {
+            let request = TokenRequest::parse(head.uri.query().unwrap_or_default().as_bytes());
+            (request, gate.by_header(&head.headers).await?)
+        }
+        Method::POST => {
+            let form = axum::body::to_bytes(body, FORM_SIZE_MAX).await.map_err(|_| {
+                ApiError::new(Code::Unsupported, "form is too large or broken")
+                    .status(StatusCode::BAD_REQUEST)
+            })?;
+            let request = TokenRequest::parse(&form);
+            let principal = gate.by_form(&request).await?;
+            (request, principal)
+        }
+        _ => return Err(ApiError::new(Code::Unsupported, "use GET or POST")),
+    };
+    let access = gate.grant(&request, principal).await;
+    let state = &server.state;
+    let (now, life) = ((state.clock)(), state.limits.access_token_life);
+    let token = gate.sign(&access, now, life)?;
+    let mut answer = json!({
+        "token": &token,
+        "access_token": &token,
+        "expires_in": life.as_secs(),
+        "token_type": "Bearer",
+    });
+    if request.wants_refresh || head.method == Method::POST {
+        let refresh = Grant { kind: TokenKind::Refresh, scopes: Vec::new(), ..access };
+        answer["refresh_token"] = gate.sign(&refresh, now, state.limits.refresh_token_life)?.into();
+    }
+    let headers = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
+    Ok((StatusCode::OK, headers, answer.to_string()).into_response())
+}
+
+impl Gate<'_> {
+    /// Who asks for a token with basic authentication, or with nothing.
+    async fn by_header(&self, headers: &HeaderMap) -> Result<Principal, ApiError> {
+        let access = &self.server.state.access;
+        let Some(header) = headers.get(AUTHORIZATION) else {
+            return access.anonymous(&self.context).ok_or_else(|| self.wrong_credentials());
+        };
+        let credentials = header.to_str().ok().and_then(basic);
+        self.by_credentials(credentials).await
+    }
+
+    async fn by_form(&self, request: &TokenRequest) -> Result<Principal, ApiError> {
+        match request.grant_type.as_deref() {
+            Some("password") => {
+                let pair = request.user.clone().zip(request.password.clone());
+                let credentials = pair.map(|(user, password)| Credentials { user, password });
+                self.by_credentials(credentials).await
+            }
+            Some("refresh_token") => {
+                let state = &self.server.state;
+                let token = request.refresh_token.as_deref().unwrap_or_default();
+                let now = (state.clock)();
+                let grant = state.signer.verify(token, self.registry, TokenKind::Refresh, now);
+                Ok(grant.map_err(|_| self.wrong_credentials())?.principal)
+            }
+            other => {
+                let message =
+                    format!("grant_type `{}` is not supported", other.unwrap_or_default());
+                Err(ApiError::new(Code::Unsupported, message).status(StatusCode::BAD_REQUEST))
+            }
+        }
+    }
+
+    async fn by_credentials(
+        &self,
+        credentials: Option<Credentials>,
+    ) -> Result<Principal, ApiError> {
+        let access = &self.server.state.access;
+        let principal = match credentials {
+            Some(credentials) => access.authenticate(&self.context, &credentials).await,
+            None => None,
+        };
+        principal.ok_or_else(|| self.wrong_credentials())
+    }
+
+    fn wrong_credentials(&self) -> ApiError {
+        let challenge = format!("Basic realm=\"{}\"", self.printable_host());
+        ApiError::new(Code::Unauthorized, "user name, password or token is wrong or missing")
+            .header(WWW_AUTHENTICATE, &challenge)
+    }
+
+    /// The requested scopes, cut down to what the principal may do.
+    async fn grant(&self, request: &TokenRequest, principal: Principal) -> Grant {
+        let mut scopes = Vec::with_capacity(request.scopes.len());
+        for scope in &request.scopes {
+            let actions = self.permitted(&principal, &scope.resource, scope.actions).await;
+            if !actions.is_empty() {
+                scopes.push(Scope { resource: scope.resource.clone(), actions });
+            }
+        }
+        Grant { kind: TokenKind::Access, registry: self.registry.clone(), principal, scopes }
+    }
+
+    fn sign(
+        &self,
+        grant: &Grant,
+        now: store::Millis,
+        life: std::time::Duration,
+    ) -> Result<String, ApiError> {
+        let token = self.server.state.signer.sign(grant, now, life);
+        token.map_err(|_| ApiError::new(Code::Unknown, "the token could not be signed"))
+    }
+}

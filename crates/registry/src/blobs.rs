@@ -1,0 +1,111 @@
+//! Blobs: pulling them, whole or in part, and taking them out of a repository.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::Response;
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName,
+    HeaderValue, IF_NONE_MATCH, RANGE,
+};
+use http::{Method, StatusCode};
+use oci::{Digest, RepositoryName};
+use serde_json::json;
+
+use crate::body::BlobBody;
+use crate::error::{ApiError, Code};
+use crate::range::{self, ByteRange};
+use crate::router::Call;
+
+pub(crate) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// `GET` and `HEAD /v2/<name>/blobs/<digest>` (distribution-spec, *Pulling blobs*).
+pub(crate) async fn get(
+    call: &Call<'_>,
+    name: &RepositoryName,
+    digest: &str,
+) -> Result<Response, ApiError> {
+    let digest: Digest = digest.parse()?;
+    let size = call.catalog().blob_size(call.registry, name, &digest).await;
+    let size = size.map_err(|error| ApiError::from_store(error, Code::BlobUnknown))?;
+    let size = size.ok_or_else(|| unknown(name, &digest))?;
+    if matches_etag(call, &digest) {
+        return respond(not_modified(&digest), Body::empty());
+    }
+    let is_head = call.head.method == Method::HEAD;
+    let asked = call.header(RANGE).filter(|_| !is_head);
+    let (start, len, head) = match range::requested(asked, size) {
+        ByteRange::Whole => (0, size, Response::builder().status(StatusCode::OK)),
+        ByteRange::Part { start, end } => {
+            let head = Response::builder()
+                .status(StatusCode::PARTIAL_CONTENT)
+                .header(CONTENT_RANGE, format!("bytes {start}-{end}/{size}"));
+            (start, end - start + 1, head)
+        }
+        ByteRange::Unsatisfiable => {
+            return Err(ApiError::new(Code::SizeInvalid, "range is outside of the blob")
+                .status(StatusCode::RANGE_NOT_SATISFIABLE)
+                .detail(json!({ "size": size }))
+                .header(CONTENT_RANGE, &format!("bytes */{size}")));
+        }
+    };
+    let head = tagged(head, &digest)
+        .header(ACCEPT_RANGES, HeaderValue::from_static("bytes"))
+        .header(CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable"))
+        .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
+        .header(CONTENT_LENGTH, len);
+    if is_head || len == 0 {
+        return respond(head, Body::empty());
+    }
+    let blob = call.catalog().blobs().open(&digest, start).await;
+    let blob = blob.map_err(|error| ApiError::from_store(error, Code::BlobUnknown))?;
+    let body = BlobBody::new(blob, len, Arc::clone(&call.server.buffers)).map_err(|source| {
+        let doing = "read a blob".to_owned();
+        ApiError::from_store(store::StoreError::Io { doing, source }, Code::BlobUnknown)
+    })?;
+    respond(head, Body::new(body))
+}
+
+/// `DELETE /v2/<name>/blobs/<digest>`: only this repository loses it.
+pub(crate) async fn delete(
+    call: &Call<'_>,
+    name: &RepositoryName,
+    digest: &str,
+) -> Result<Response, ApiError> {
+    let digest: Digest = digest.parse()?;
+    let unlinked = call.catalog().unlink_blob(call.registry, name, &digest).await;
+    unlinked.map_err(|error| ApiError::from_store(error, Code::BlobUnknown))?;
+    let head = Response::builder().status(StatusCode::ACCEPTED).header(CONTENT_LENGTH, 0);
+    respond(head, Body::empty())
+}
+
+fn unknown(name: &RepositoryName, digest: &Digest) -> ApiError {
+    ApiError::new(Code::BlobUnknown, "the repository has no such blob")
+        .detail(json!({ "name": name, "digest": digest }))
+}
+
+/// Whether `If-None-Match` names this digest: what is immutable is never modified.
+pub(crate) fn matches_etag(call: &Call<'_>, digest: &Digest) -> bool {
+    call.header(IF_NONE_MATCH).is_some_and(|tags| {
+        tags.split(',')
+            .map(|tag| tag.trim().trim_start_matches("W/"))
+            .any(|tag| tag == "*" || tag.trim_matches('"') == digest.as_str())
+    })
+}
+
+pub(crate) fn not_modified(digest: &Digest) -> http::response::Builder {
+    tagged(Response::builder().status(StatusCode::NOT_MODIFIED), digest)
+}
+
+/// Adds the digest, under both of its header names.
+pub(crate) fn tagged(head: http::response::Builder, digest: &Digest) -> http::response::Builder {
+    head.header(CONTENT_DIGEST, digest.as_str()).header(ETAG, format!("\"{digest}\""))
+}
+
+/// Puts head and body together; a head that is no head is our fault.
+pub(crate) fn respond(head: http::response::Builder, body: Body) -> Result<Response, ApiError> {
+    head.body(body).map_err(|error| {
+        tracing::error!(%error, "a response could not be written");
+        ApiError::new(Code::Unknown, "the response could not be written")
+    })
+}

@@ -1,0 +1,237 @@
+//! From a request to the handler of its endpoint.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use http::header::{HeaderName, HeaderValue};
+use http::{Method, StatusCode, request};
+use oci::RegistryName;
+use store::{Catalog, Cause, Millis};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use crate::access::{Access, Peer, RequestContext, Secure};
+use crate::auth::{self, Caller, Gate};
+use crate::body::Buffers;
+use crate::error::{ApiError, Code};
+use crate::hosts::Hosts;
+use crate::route::Route;
+use crate::token::TokenSigner;
+use crate::{blobs, listings, manifests, referrers, uploads};
+
+/// What the registry needs from the server around it.
+pub struct RegistryState {
+    pub catalog: Catalog,
+    pub hosts: Hosts,
+    pub access: Arc<dyn Access>,
+    pub signer: TokenSigner,
+    pub limits: Limits,
+    /// The time, for tokens.
+    pub clock: Arc<dyn Fn() -> Millis + Send + Sync>,
+}
+
+/// The registry's bounds. Each is met with an answer that says so.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// A larger blob is refused with 413.
+    pub blob_size_max: u64,
+    /// Bodies of blobs received at the same time; more wait for `stall`, then get 429.
+    pub uploads_max: usize,
+    /// A body that brings nothing for this long is ended; its upload stays resumable.
+    pub stall: Duration,
+    /// What `OCI-Chunk-Min-Length` advises. Smaller chunks are taken too.
+    pub chunk_size_advised: u64,
+    /// Entries of one page of the catalog, when the client names no number and at most.
+    pub catalog_page: usize,
+    pub catalog_page_max: usize,
+    /// Entries of one page of a tag list; a longer list continues with `Link`.
+    pub tags_page_max: usize,
+    pub referrers_page_max: usize,
+    /// `tag` parameters of one push by digest.
+    pub tags_per_push_max: usize,
+    pub access_token_life: Duration,
+    pub refresh_token_life: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            blob_size_max: 200 << 30,
+            uploads_max: 512,
+            stall: Duration::from_secs(60),
+            chunk_size_advised: 1 << 20,
+            catalog_page: 100,
+            catalog_page_max: 1000,
+            tags_page_max: 10_000,
+            referrers_page_max: 1000,
+            tags_per_push_max: 100,
+            access_token_life: Duration::from_secs(75 * 60),
+            refresh_token_life: Duration::from_secs(3 * 60 * 60),
+        }
+    }
+}
+
+/// Serves `/v2/...` and `/oauth2/token`.
+///
+/// The server puts a [`Peer`] into the extensions of each request, and [`Secure`] if it came
+/// over TLS.
+pub fn router(state: RegistryState) -> Router {
+    let server = Arc::new(Server {
+        uploads: Arc::new(Semaphore::new(state.limits.uploads_max)),
+        buffers: Arc::new(Buffers::default()),
+        state,
+    });
+    Router::new()
+        .route("/v2", any(serve))
+        .route("/v2/", any(serve))
+        .route("/v2/{*path}", any(serve))
+        .route("/oauth2/token", any(auth::serve_token))
+        .with_state(server)
+}
+
+/// The state plus what lives as long as the router.
+pub(crate) struct Server {
+    pub(crate) state: RegistryState,
+    /// One permit per body of a blob that is being received.
+    pub(crate) uploads: Arc<Semaphore>,
+    pub(crate) buffers: Arc<Buffers>,
+}
+
+impl Server {
+    /// Who asks, as far as the connection and the headers tell, and for which registry.
+    pub(crate) fn gate<'a>(&'a self, head: &'a request::Parts) -> Result<Gate<'a>, ApiError> {
+        let peer = head.extensions.get::<Peer>().copied().unwrap_or_default();
+        let context = RequestContext::new(peer, &head.uri, &head.headers);
+        let Some(registry) = self.state.hosts.registry(context.host) else {
+            return Err(ApiError::new(
+                Code::NameUnknown,
+                "no registry is served at this host name",
+            ));
+        };
+        let forwarded = head.headers.get("x-forwarded-proto").is_some_and(|proto| proto == "https");
+        let secure = forwarded || head.extensions.get::<Secure>().is_some();
+        Ok(Gate { server: self, registry, context, secure })
+    }
+}
+
+/// A request that was let in: what handlers work with.
+pub(crate) struct Call<'a> {
+    pub(crate) server: &'a Server,
+    pub(crate) registry: &'a RegistryName,
+    pub(crate) caller: &'a Caller,
+    pub(crate) gate: &'a Gate<'a>,
+    pub(crate) head: &'a request::Parts,
+}
+
+impl Call<'_> {
+    pub(crate) fn catalog(&self) -> &Catalog {
+        &self.server.state.catalog
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.server.state.limits
+    }
+
+    /// A header's text, if it is there and is text.
+    pub(crate) fn header(&self, name: HeaderName) -> Option<&str> {
+        self.head.headers.get(name)?.to_str().ok()
+    }
+
+    /// The query parameters, decoded, in order.
+    pub(crate) fn query(
+        &self,
+    ) -> impl Iterator<Item = (std::borrow::Cow<'_, str>, std::borrow::Cow<'_, str>)> {
+        url::form_urlencoded::parse(self.head.uri.query().unwrap_or_default().as_bytes())
+    }
+
+    /// The first query parameter of this name.
+    pub(crate) fn parameter(&self, name: &str) -> Option<String> {
+        self.query().find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+    }
+
+    pub(crate) fn push(&self) -> Cause {
+        Cause::Push { principal: self.caller.name().to_owned() }
+    }
+
+    pub(crate) fn delete(&self) -> Cause {
+        Cause::Delete { principal: self.caller.name().to_owned() }
+    }
+}
+
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+
+/// A request that changes something runs as a worker of its own: when the connection breaks,
+/// the request is dropped, but what was received must still reach its upload, and a change
+/// that was begun must come to its end.
+async fn serve(State(server): State<Arc<Server>>, request: Request) -> Response {
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return handle(server, request).await;
+    }
+    detached(server, request).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a request was interrupted");
+        ApiError::new(Code::Unknown, "the request was interrupted").into_response()
+    })
+}
+
+fn detached(server: Arc<Server>, request: Request) -> JoinHandle<Response> {
+    tokio::spawn(handle(server, request))
+}
+
+async fn handle(server: Arc<Server>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let mut response = match answer(&server, &head, body).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    };
+    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    tracing::debug!(method = %head.method, path = head.uri.path(), status = response.status().as_u16());
+    response
+}
+
+async fn answer(server: &Server, head: &request::Parts, body: Body) -> Result<Response, ApiError> {
+    let route = Route::parse(head.uri.path())?;
+    let gate = server.gate(head)?;
+    let caller = gate.admit(&route, &head.method, &head.headers).await?;
+    let call = Call { server, registry: gate.registry, caller: &caller, gate: &gate, head };
+    match (&head.method, route) {
+        (&Method::GET | &Method::HEAD, Route::Base) => Ok(base()),
+        (&Method::GET | &Method::HEAD, Route::Catalog) => listings::catalog(&call).await,
+        (&Method::GET | &Method::HEAD, Route::Tags(name)) => listings::tags(&call, &name).await,
+        (&Method::GET | &Method::HEAD, Route::Referrers(name, subject)) => {
+            referrers::list(&call, &name, &subject).await
+        }
+        (&Method::GET | &Method::HEAD, Route::Manifest(name, reference)) => {
+            manifests::get(&call, &name, &reference).await
+        }
+        (&Method::PUT, Route::Manifest(name, reference)) => {
+            manifests::put(&call, &name, &reference, body).await
+        }
+        (&Method::DELETE, Route::Manifest(name, reference)) => {
+            manifests::delete(&call, &name, &reference).await
+        }
+        (&Method::GET | &Method::HEAD, Route::Blob(name, digest)) => {
+            blobs::get(&call, &name, &digest).await
+        }
+        (&Method::DELETE, Route::Blob(name, digest)) => blobs::delete(&call, &name, &digest).await,
+        (&Method::POST, Route::Uploads(name)) => uploads::start(&call, &name, body).await,
+        (&Method::GET | &Method::HEAD, Route::Upload(name, id)) => {
+            uploads::status(&call, &name, &id).await
+        }
+        (&Method::PATCH, Route::Upload(name, id)) => uploads::append(&call, &name, &id, body).await,
+        (&Method::PUT, Route::Upload(name, id)) => uploads::finish(&call, &name, &id, body).await,
+        (&Method::DELETE, Route::Upload(name, id)) => uploads::cancel(&call, &name, &id).await,
+        (method, _) => {
+            Err(ApiError::new(Code::Unsupported, format!("method {method} is not supported here")))
+        }
+    }
+}
+
+/// `GET /v2/`: this is such a registry, and you are let in.
+fn base() -> Response {
+    (StatusCode::OK, [("content-type", "application/json")], "{}").into_response()
+}

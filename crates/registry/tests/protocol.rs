@@ -1,0 +1,526 @@
+//! The specification's requirements as tables of requests and answers (`tests/data/*.txt`),
+//! and what a table cannot say: broken connections, many clients at once, hostile bodies.
+//!
+//! A table is read line by line. A line opens with what it is:
+//!
+//! ```text
+//! ## title             names what follows in failures
+//! let NAME VALUE       a value to be used as $(NAME)
+//! METHOD /target       a request; `Name: value` lines after it are its headers
+//! > text               its body
+//! = 200                sends it; `Name: value` lines after it are headers of the answer:
+//!                      the exact value, `*` for any, `-` for absent
+//! < text               the answer's body, exactly
+//! ~ json               the answer's body, as JSON
+//! ! CODE               the code of the answer's error
+//! @name Header         keeps a header of the answer as $(name), or `.member` of its JSON
+//! ```
+//!
+//! `$(sha256 NAME)`, `$(sha512 NAME)`, `$(hex NAME)` and `$(size NAME)` describe a value,
+//! `$(repeat N TEXT)` and `$(base64 TEXT)` make text.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod server;
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use oci::{Algorithm, Digest, RegistryName};
+use registry::{Hosts, Limits};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use server::{Answer, Kind, Options, PATIENCE, TestServer, get, parse, send};
+
+/// The state of one table.
+struct Table {
+    file: &'static str,
+    server: TestServer,
+    values: HashMap<String, String>,
+    title: String,
+    line: usize,
+    request: String,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+    answer: Option<Answer>,
+}
+
+impl Table {
+    async fn run(file: &'static str, text: &str, options: Options) {
+        let mut table = Self {
+            file,
+            server: options.start().await,
+            values: HashMap::new(),
+            title: String::new(),
+            line: 0,
+            request: String::new(),
+            headers: Vec::new(),
+            body: Vec::new(),
+            answer: None,
+        };
+        for (index, line) in text.lines().enumerate() {
+            table.line = index + 1;
+            table.step(line).await;
+        }
+    }
+
+    async fn step(&mut self, line: &str) {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            "" => (),
+            "##" => self.title = rest.to_owned(),
+            "let" => {
+                let (name, value) = rest.split_once(" =").unwrap_or((rest, ""));
+                let value = self.fill(value.strip_prefix(' ').unwrap_or(value));
+                self.values.insert(name.to_owned(), value);
+            }
+            ">" => self.body = self.fill(rest).replace("\\r\\n", "\r\n").into_bytes(),
+            "=" => self.exchange(rest).await,
+            "<" => {
+                let (expected, answer) = (self.fill(rest), self.answer());
+                self.check("body", &String::from_utf8_lossy(&answer.body), &expected);
+            }
+            "~" => {
+                let expected: serde_json::Value = serde_json::from_str(&self.fill(rest)).unwrap();
+                self.check("JSON", &self.answer().json().to_string(), &expected.to_string());
+            }
+            "!" => self.check("code", &self.answer().code(), rest),
+            word if word.starts_with('@') => self.keep(&word[1..], rest),
+            word if word.ends_with(':') => self.header(word.trim_end_matches(':'), rest),
+            _ => {
+                self.request = self.fill(line);
+                self.headers.clear();
+                self.body.clear();
+                self.answer = None;
+            }
+        }
+    }
+
+    async fn exchange(&mut self, status: &str) {
+        let answer = send(self.server.address, &self.request, &self.headers, &self.body).await;
+        let shown = format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body));
+        self.check("status", &answer.status.to_string(), status.trim());
+        let version = answer.header("Docker-Distribution-API-Version").is_some();
+        assert!(version || !self.request.contains(" /v2"), "{}: {shown}", self.place());
+        if self.request.starts_with("HEAD") {
+            self.check("body of HEAD", &String::from_utf8_lossy(&answer.body), "");
+        }
+        self.answer = Some(answer);
+    }
+
+    fn header(&mut self, name: &str, value: &str) {
+        let value = self.fill(value);
+        if self.answer.is_none() {
+            self.headers.push((name.to_owned(), value));
+            return;
+        }
+        let actual = self.answer().header(name).map(str::to_owned);
+        match value.as_str() {
+            "*" => assert!(actual.is_some(), "{}: no header `{name}`", self.place()),
+            "-" => assert_eq!(actual, None, "{}: header `{name}`", self.place()),
+            value => self.check(name, &actual.unwrap_or_default(), value),
+        }
+    }
+
+    fn keep(&mut self, name: &str, from: &str) {
+        let answer = self.answer();
+        let value = match from.strip_prefix('.') {
+            Some(member) => answer.json()[member].as_str().unwrap_or_default().to_owned(),
+            None => answer.header(from).unwrap_or_default().to_owned(),
+        };
+        assert!(!value.is_empty(), "{}: no `{from}`", self.place());
+        if name == "location" {
+            let id = value.rsplit('/').next().unwrap_or_default().to_owned();
+            self.values.insert("uploadid".to_owned(), id);
+        }
+        self.values.insert(name.to_owned(), value);
+    }
+
+    fn answer(&self) -> &Answer {
+        self.answer.as_ref().expect("a `=` line comes first")
+    }
+
+    #[track_caller]
+    fn check(&self, what: &str, actual: &str, expected: &str) {
+        let answer = self.answer.as_ref().map(|answer| &answer.headers);
+        assert_eq!(actual, expected, "{}: {what}; {answer:?}", self.place());
+    }
+
+    fn place(&self) -> String {
+        format!("{}:{} ({}) {}", self.file, self.line, self.title, self.request)
+    }
+
+    /// Replaces every `$(...)`.
+    fn fill(&self, text: &str) -> String {
+        let mut filled = String::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once("$(") {
+            let (call, after) = after.split_once(')').expect("`$(` is closed");
+            filled.push_str(before);
+            filled.push_str(&self.value(call));
+            rest = after;
+        }
+        filled + rest
+    }
+
+    fn value(&self, call: &str) -> String {
+        let (function, argument) = call.split_once(' ').unwrap_or(("", call));
+        let named = || match self.values.get(argument) {
+            Some(value) => value.as_str(),
+            None => panic!("{}: no value `{argument}`", self.place()),
+        };
+        match function {
+            "" => named().to_owned(),
+            "sha256" => Digest::of(named().as_bytes()).to_string(),
+            "sha512" => Digest::with(Algorithm::Sha512, named().as_bytes()).to_string(),
+            "hex" => Digest::of(named().as_bytes()).hex().to_owned(),
+            "size" => named().len().to_string(),
+            "base64" => base64::engine::general_purpose::STANDARD.encode(argument),
+            "repeat" => {
+                let (count, text) = argument.split_once(' ').expect("a count and a text");
+                text.repeat(count.parse().unwrap())
+            }
+            other => panic!("no function `{other}`"),
+        }
+    }
+}
+
+macro_rules! tables {
+    ($($test:ident: $file:literal, $options:path;)*) => {$(
+        #[tokio::test]
+        async fn $test() {
+            for kind in [Kind::Memory, Kind::Disk] {
+                Table::run($file, include_str!(concat!("data/", $file)), $options(kind)).await;
+            }
+        }
+    )*};
+}
+
+tables! {
+    blobs_are_pushed_pulled_and_mounted: "blobs.txt", Options::open;
+    manifests_are_pushed_pulled_and_deleted: "manifests.txt", Options::open;
+    tags_and_repositories_are_listed: "listings.txt", Options::open;
+    referrers_are_listed: "referrers.txt", Options::open;
+    access_follows_the_token_flow: "access.txt", Options::guarded;
+}
+
+fn header(name: &str, value: impl ToString) -> (String, String) {
+    (name.to_owned(), value.to_string())
+}
+
+/// Bytes that do not compress and differ by seed.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[0]
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+async fn push(server: &TestServer, repository: &str, bytes: &[u8]) -> Answer {
+    let line = format!("POST /v2/{repository}/blobs/uploads/?digest={}", Digest::of(bytes));
+    send(server.address, &line, &[], bytes).await
+}
+
+async fn open_upload(server: &TestServer) -> String {
+    let answer = send(server.address, "POST /v2/app/blobs/uploads/", &[], b"").await;
+    answer.header("location").unwrap().to_owned()
+}
+
+/// A manifest over the config `{}`, which must be there.
+fn manifest(annotation: &str) -> String {
+    let config = Digest::of(b"{}");
+    format!(
+        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"application/vnd.oci.empty.v1+json","digest":"{config}","size":2}},"layers":[],"annotations":{{"note":"{annotation}"}}}}"#
+    )
+}
+
+#[tokio::test]
+async fn sixty_four_push_while_sixty_four_pull() {
+    for kind in [Kind::Memory, Kind::Disk] {
+        let server = Options::open(kind).start().await;
+        let shared = noise(1, 1 << 20);
+        assert_eq!(push(&server, "shared", &shared).await.status, 201);
+        let address = server.address;
+        let mut clients = JoinSet::new();
+        for client in 0..64u64 {
+            clients.spawn(async move {
+                let bytes = noise(client + 2, 1 << 20);
+                let digest = Digest::of(&bytes);
+                let open = send(address, "POST /v2/app/blobs/uploads/", &[], b"").await;
+                let location = open.header("location").unwrap().to_owned();
+                let line = format!("PATCH {location}");
+                assert_eq!(send(address, &line, &[], &bytes).await.status, 202);
+                let line = format!("PUT {location}?digest={digest}");
+                assert_eq!(send(address, &line, &[], b"").await.status, 201);
+                let back = get(address, &format!("/v2/app/blobs/{digest}")).await;
+                assert!(back.status == 200 && back.body == bytes);
+            });
+            let (shared, digest) = (shared.clone(), Digest::of(&shared));
+            clients.spawn(async move {
+                let pulled = get(address, &format!("/v2/shared/blobs/{digest}")).await;
+                assert!(pulled.status == 200 && pulled.body == shared);
+            });
+        }
+        while let Some(client) = clients.join_next().await {
+            client.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_tag_pushed_by_many_ends_at_one_of_them() {
+    let server = Options::open(Kind::Disk).start().await;
+    push(&server, "app", b"{}").await;
+    let address = server.address;
+    let mut clients = JoinSet::new();
+    for client in 0..16 {
+        clients.spawn(async move {
+            let manifest = manifest(&client.to_string());
+            let line = "PUT /v2/app/manifests/latest";
+            let answer = send(address, line, &[], manifest.as_bytes()).await;
+            assert_eq!(answer.status, 201, "{}", String::from_utf8_lossy(&answer.body));
+            manifest
+        });
+    }
+    let pushed = clients.join_all().await;
+    let found = get(address, "/v2/app/manifests/latest").await;
+    assert!(pushed.iter().any(|manifest| manifest.as_bytes() == found.body));
+    let moves = server.catalog.tag_moves(0, 100).await.unwrap();
+    assert_eq!(moves.len(), 16);
+    assert!(moves.windows(2).all(|pair| pair[0].new == pair[1].old), "a chain without gaps");
+}
+
+/// Announces `announced` bytes, sends some and hangs up.
+async fn broken_patch(server: &TestServer, location: &str, announced: usize, bytes: &[u8]) {
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let head = format!(
+        "PATCH {location} HTTP/1.1\r\nHost: {}\r\nContent-Length: {announced}\r\n\r\n",
+        server.address
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    drop(stream.read_to_end(&mut rest).await);
+}
+
+/// The upload's next byte, once nobody holds it.
+async fn received(server: &TestServer, location: &str) -> usize {
+    let start = Instant::now();
+    loop {
+        let status = get(server.address, location).await;
+        if status.status == 204 {
+            let range = status.header("range").unwrap().to_owned();
+            return range.strip_prefix("0-").unwrap().parse::<usize>().unwrap() + 1;
+        }
+        assert!(start.elapsed() < PATIENCE && status.status == 409, "{}", status.status);
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_broken_push_goes_on_where_it_stopped() {
+    for kind in [Kind::Memory, Kind::Disk] {
+        let server = Options::open(kind).start().await;
+        let bytes = noise(1, 3 << 20);
+        let location = open_upload(&server).await;
+        broken_patch(&server, &location, bytes.len(), &bytes[..2_000_000]).await;
+        let have = received(&server, &location).await;
+        assert_eq!(have, 2_000_000, "every byte that arrived counts");
+        let range = header("Content-Range", format!("{have}-{}", bytes.len() - 1));
+        let line = format!("PATCH {location}");
+        let answer = send(server.address, &line, &[range], &bytes[have..]).await;
+        assert_eq!(answer.status, 202);
+        let digest = Digest::of(&bytes);
+        let line = format!("PUT {location}?digest={digest}");
+        assert_eq!(send(server.address, &line, &[], b"").await.status, 201);
+        let back = get(server.address, &format!("/v2/app/blobs/{digest}")).await;
+        assert!(back.body == bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_is_ended_and_stays_resumable() {
+    let limits = Limits { stall: Duration::from_millis(200), ..Limits::default() };
+    let server = Options { limits, ..Options::open(Kind::Disk) }.start().await;
+    let location = open_upload(&server).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let head =
+        format!("PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(b"hello").await.unwrap();
+    let mut bytes = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
+    assert!(ended.is_ok(), "the connection is closed");
+    assert_eq!(parse(&bytes).status, 408);
+    assert_eq!(received(&server, &location).await, 5);
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_limit_is_refused() {
+    let limits = Limits { blob_size_max: 1000, ..Limits::default() };
+    let server = Options { limits, ..Options::open(Kind::Memory) }.start().await;
+    let location = open_upload(&server).await;
+    let bytes = noise(1, 1001);
+    for line in [
+        format!("PATCH {location}"),
+        format!("PUT {location}?digest={}", Digest::of(&bytes)),
+        format!("POST /v2/app/blobs/uploads/?digest={}", Digest::of(&bytes)),
+    ] {
+        let answer = send(server.address, &line, &[], &bytes).await;
+        assert_eq!((answer.status, answer.code()), (413, "SIZE_INVALID".to_owned()), "{line}");
+    }
+    // A body that never says how long it is, and never ends.
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let head = format!(
+        "PATCH {location} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let chunk = [b"10000\r\n".to_vec(), vec![b'x'; 0x10000], b"\r\n".to_vec()].concat();
+    let start = Instant::now();
+    while stream.write_all(&chunk).await.is_ok() {
+        assert!(start.elapsed() < PATIENCE, "an endless body is ended");
+    }
+    // What was within the bound may stay; the upload can go on up to it and not beyond.
+    let status = get(server.address, &location).await;
+    assert!(status.status == 204 || status.status == 409, "{}", status.status);
+}
+
+#[tokio::test]
+async fn manifests_have_a_bound() {
+    let server = Options::open(Kind::Memory).start().await;
+    push(&server, "app", b"{}").await;
+    let put = async |body: &[u8]| {
+        let answer = send(server.address, "PUT /v2/app/manifests/bomb", &[], body).await;
+        (answer.status, answer.code())
+    };
+    let invalid = || (400, "MANIFEST_INVALID".to_owned());
+    let largest = manifest(&"a".repeat((4 << 20) - manifest("").len()));
+    assert_eq!(put(largest.as_bytes()).await.0, 201);
+    let larger = manifest(&"a".repeat((4 << 20) + 1 - manifest("").len()));
+    assert_eq!(put(larger.as_bytes()).await.0, 413);
+    assert_eq!(put(&vec![b' '; 8 << 20]).await.0, 413);
+    assert_eq!(put("[".repeat(1 << 20).as_bytes()).await, invalid());
+    let entry = format!(r#"{{"mediaType":"x","digest":"{}","size":2}},"#, Digest::of(b"{}"));
+    let many = entry.repeat(20_000);
+    let bomb = manifest("").replace("[]", &format!("[{}]", many.trim_end_matches(',')));
+    assert_eq!(put(bomb.as_bytes()).await, invalid());
+    let many: String = (0..101).map(|n| format!("&tag=t{n}")).collect();
+    let image = manifest("");
+    let line = format!("PUT /v2/app/manifests/{}?x{many}", Digest::of(image.as_bytes()));
+    assert_eq!(send(server.address, &line, &[], image.as_bytes()).await.status, 414);
+}
+
+#[tokio::test]
+async fn referrers_come_in_pages() {
+    let limits = Limits { referrers_page_max: 2, ..Limits::default() };
+    let server = Options { limits, ..Options::open(Kind::Memory) }.start().await;
+    push(&server, "app", b"{}").await;
+    let subject = Digest::of(b"subject");
+    for number in 0..5 {
+        let about =
+            format!(r#""subject":{{"mediaType":"x","digest":"{subject}","size":7}},"annotations""#);
+        let body = manifest(&number.to_string()).replace(r#""annotations""#, &about);
+        let line = format!("PUT /v2/app/manifests/r{number}");
+        assert_eq!(send(server.address, &line, &[], body.as_bytes()).await.status, 201);
+    }
+    let kind = "application%2Fvnd.oci.empty.v1%2Bjson";
+    let mut next = Some(format!("/v2/app/referrers/{subject}?artifactType={kind}"));
+    let mut notes = Vec::new();
+    while let Some(target) = next {
+        let page = get(server.address, &target).await;
+        assert_eq!(page.header("OCI-Filters-Applied"), Some("artifactType"));
+        let json = page.json();
+        let found = json["manifests"].as_array().unwrap();
+        assert!(found.len() <= 2);
+        notes.extend(found.iter().map(|entry| entry["annotations"]["note"].to_string()));
+        let link = page.header("link").and_then(|link| link.split_once('>'));
+        next = link.map(|(target, _)| target.trim_start_matches('<').to_owned());
+    }
+    notes.sort();
+    assert_eq!(notes, [r#""0""#, r#""1""#, r#""2""#, r#""3""#, r#""4""#]);
+}
+
+#[tokio::test]
+async fn each_host_has_its_registry() {
+    let first: RegistryName = "first".parse().unwrap();
+    let second: RegistryName = "second".parse().unwrap();
+    let hosts = Hosts::none().with("a.localhost", first).with("b.localhost", second);
+    let server = Options { hosts, ..Options::open(Kind::Memory) }.start().await;
+    let at = |host: &str| [header("Host", host)];
+    let bytes = b"only in the first";
+    let line = format!("POST /v2/app/blobs/uploads/?digest={}", Digest::of(bytes));
+    assert_eq!(send(server.address, &line, &at("a.localhost:5000"), bytes).await.status, 201);
+    let line = format!("GET /v2/app/blobs/{}", Digest::of(bytes));
+    assert_eq!(send(server.address, &line, &at("a.localhost"), b"").await.status, 200);
+    assert_eq!(send(server.address, &line, &at("b.localhost"), b"").await.status, 404);
+    let line = format!("POST /v2/app/blobs/uploads/?mount={}&from=app", Digest::of(bytes));
+    assert_eq!(send(server.address, &line, &at("b.localhost"), b"").await.status, 202);
+    let unknown = send(server.address, "GET /v2/", &at("c.localhost"), b"").await;
+    assert_eq!((unknown.status, unknown.code()), (404, "NAME_UNKNOWN".to_owned()));
+}
+
+#[tokio::test]
+async fn tokens_expire() {
+    let server = Options::guarded(Kind::Memory).start().await;
+    let credentials = base64::engine::general_purpose::STANDARD.encode("alice:alice-secret");
+    let login = [header("Authorization", format!("Basic {credentials}"))];
+    let line = "GET /oauth2/token?scope=repository:team/app:pull&offline_token=true";
+    let answer = send(server.address, line, &login, b"").await.json();
+    let bearer = [header("Authorization", format!("Bearer {}", answer["token"].as_str().unwrap()))];
+    let seconds = answer["expires_in"].as_i64().unwrap();
+    let find = async || {
+        let answer = send(server.address, "GET /v2/team/app/manifests/x", &bearer, b"").await;
+        (answer.status, answer.header("www-authenticate").unwrap_or_default().to_owned())
+    };
+    assert_eq!(find().await.0, 404);
+    server.clock.fetch_add(seconds * 1000, Ordering::Relaxed);
+    let (status, challenge) = find().await;
+    assert_eq!(status, 401);
+    assert!(challenge.ends_with(r#"error="invalid_token""#), "{challenge}");
+    let refresh = answer["refresh_token"].as_str().unwrap();
+    let form = format!("grant_type=refresh_token&refresh_token={refresh}");
+    let renew =
+        async || send(server.address, "POST /oauth2/token", &[], form.as_bytes()).await.status;
+    assert_eq!(renew().await, 200);
+    server.clock.fetch_add(3 * 60 * 60 * 1000, Ordering::Relaxed);
+    assert_eq!(renew().await, 401);
+}
+
+#[tokio::test]
+async fn a_web_page_does_not_reach_a_loopback_registry() {
+    let server = Options::open(Kind::Memory).start().await;
+    let status = async |headers: &[(String, String)]| {
+        send(server.address, "GET /v2/", headers, b"").await.status
+    };
+    assert_eq!(status(&[]).await, 200);
+    assert_eq!(status(&[header("Host", "rebound.example")]).await, 401);
+    assert_eq!(status(&[header("Origin", "http://evil.example")]).await, 401);
+    assert_eq!(status(&[header("Sec-Fetch-Site", "cross-site")]).await, 401);
+}
+
+#[tokio::test]
+async fn huge_or_broken_headers_are_refused() {
+    let server = Options::open(Kind::Memory).start().await;
+    let huge = [header("X-Huge", "x".repeat(1 << 20))];
+    let answer = send(server.address, "GET /v2/", &huge, b"").await;
+    assert!(answer.status == 431 || answer.status == 0, "{}", answer.status);
+    for (name, value) in [
+        ("Range", "bytes=\u{fe}-"),
+        ("Authorization", "Bearer \u{fe}"),
+        ("Authorization", "Basic"),
+        ("If-None-Match", "\"\u{fe}"),
+    ] {
+        let answer = send(server.address, "GET /v2/", &[header(name, value)], b"").await;
+        assert!((200..500).contains(&answer.status), "{name}: {}", answer.status);
+    }
+    assert_eq!(get(server.address, "/v2/").await.status, 200, "still alive");
+}
