@@ -1,0 +1,509 @@
+//! The OCI bundle: what is handed to the helper, or to `runc`.
+//!
+//! The structures are the part of the OCI runtime specification that we use, written by the
+//! server and read by the helper. What the specification has no words for (overlays, control
+//! groups made by the server) stands beside it in [`Extras`].
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::process::{Rootfs, path_text};
+use crate::{ContainerError, MountKind, Network, ProcessSpec, seccomp};
+
+/// The largest bundle file the helper reads. 500 layers and a long environment stay far below.
+const BUNDLE_FILE_SIZE_MAX: u64 = 16 << 20;
+
+/// `/dev/shm` unless a limit says otherwise.
+const SHM_SIZE_DEFAULT: u64 = 64 << 20;
+
+/// How many device nodes a privileged process is given at most.
+const DEVICES_MAX: usize = 4096;
+
+/// What a process of an ordinary container may do with root's name: Docker's fourteen.
+const CAPABILITIES_DEFAULT: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SYS_CHROOT",
+    "CAP_MKNOD",
+    "CAP_AUDIT_WRITE",
+    "CAP_SETFCAP",
+];
+
+const MASKED_PATHS: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+const READ_ONLY_PATHS: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// `config.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Config {
+    pub(crate) oci_version: String,
+    pub(crate) process: Process,
+    pub(crate) root: Root,
+    pub(crate) hostname: String,
+    pub(crate) mounts: Vec<MountEntry>,
+    pub(crate) linux: Linux,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Process {
+    pub(crate) terminal: bool,
+    pub(crate) user: UserEntry,
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<String>,
+    pub(crate) cwd: String,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) rlimits: Vec<Rlimit>,
+    pub(crate) no_new_privileges: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct UserEntry {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) additional_gids: Vec<u32>,
+}
+
+/// Sets of capability names. The inheritable and ambient sets stay empty, as Docker has had
+/// it since CVE-2022-24769.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Capabilities {
+    pub(crate) bounding: Vec<String>,
+    pub(crate) effective: Vec<String>,
+    pub(crate) permitted: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Rlimit {
+    #[serde(rename = "type")]
+    pub(crate) name: String,
+    pub(crate) hard: u64,
+    pub(crate) soft: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Root {
+    pub(crate) path: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct MountEntry {
+    pub(crate) destination: String,
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) source: String,
+    #[serde(default)]
+    pub(crate) options: Vec<String>,
+}
+
+impl MountEntry {
+    fn new(destination: &str, kind: &str, source: &str, options: &[&str]) -> Self {
+        Self {
+            destination: destination.to_owned(),
+            kind: kind.to_owned(),
+            source: source.to_owned(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+        }
+    }
+
+    pub(crate) fn is_bind(&self) -> bool {
+        self.options.iter().any(|option| option == "bind" || option == "rbind")
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Linux {
+    pub(crate) namespaces: Vec<Namespace>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) devices: Vec<Device>,
+    pub(crate) masked_paths: Vec<String>,
+    pub(crate) readonly_paths: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seccomp: Option<seccomp::Profile>,
+    pub(crate) resources: Resources,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cgroups_path: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Namespace {
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) path: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Device {
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) path: String,
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+    pub(crate) file_mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// Only `runc` reads these: for the embedded runtime the server makes the control group.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Resources {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) devices: Vec<DeviceRule>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct DeviceRule {
+    pub(crate) allow: bool,
+    pub(crate) access: String,
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kind: Option<String>,
+}
+
+/// `refit.json`: what the OCI specification has no words for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Extras {
+    pub(crate) rootfs: RootfsEntry,
+    pub(crate) overlays: Vec<OverlayEntry>,
+    /// `cgroup.procs` files that the process joins before it is executed.
+    pub(crate) cgroup_procs: Vec<PathBuf>,
+    /// An OCI runtime to execute instead of doing it ourselves.
+    pub(crate) external: Option<PathBuf>,
+    /// The container's name, for the external runtime.
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum RootfsEntry {
+    Overlay(OverlayLayers),
+    Directory(PathBuf),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct OverlayLayers {
+    /// Topmost first.
+    pub(crate) lowers: Vec<PathBuf>,
+    pub(crate) upper: PathBuf,
+    pub(crate) work: PathBuf,
+}
+
+/// A throw-away overlay, mounted at a folder of the bundle and bound from there.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct OverlayEntry {
+    pub(crate) at: PathBuf,
+    pub(crate) layers: OverlayLayers,
+}
+
+/// What the server decided about one container besides its specification.
+pub(crate) struct Placement {
+    pub(crate) folder: PathBuf,
+    pub(crate) external: Option<PathBuf>,
+    /// Path of the network namespace to join.
+    pub(crate) network_namespace: Option<String>,
+    pub(crate) cgroup_procs: Vec<PathBuf>,
+    /// For the external runtime, relative to the control group mounts.
+    pub(crate) cgroups_path: Option<String>,
+}
+
+impl Placement {
+    pub(crate) fn config_file(folder: &Path) -> PathBuf {
+        folder.join("config.json")
+    }
+
+    pub(crate) fn extras_file(folder: &Path) -> PathBuf {
+        folder.join("refit.json")
+    }
+
+    pub(crate) fn rootfs(folder: &Path) -> PathBuf {
+        folder.join("rootfs")
+    }
+}
+
+/// Translates a specification into a bundle. The specification has been checked before.
+pub(crate) fn describe(
+    spec: &ProcessSpec,
+    place: &Placement,
+) -> Result<(Config, Extras), ContainerError> {
+    let mut mounts = system_mounts(spec);
+    let mut overlays = Vec::new();
+    for file in ["resolv.conf", "hosts"] {
+        let source = path_text(&place.folder.join(file))?;
+        mounts.push(MountEntry::new(
+            &format!("/etc/{file}"),
+            "bind",
+            &source,
+            &["bind", "ro", "nosuid", "nodev", "noexec"],
+        ));
+    }
+    for (number, mount) in spec.mounts.iter().enumerate() {
+        mounts.push(extra_mount(spec, place, number, mount, &mut overlays)?);
+    }
+    let capabilities = if spec.privileged { all_capabilities() } else { default_capabilities() };
+    let hidden = |paths: &[&str]| -> Vec<String> {
+        if spec.privileged { Vec::new() } else { paths.iter().map(ToString::to_string).collect() }
+    };
+    let config = Config {
+        oci_version: "1.0.2".to_owned(),
+        process: Process {
+            terminal: false,
+            user: UserEntry {
+                uid: spec.user.uid,
+                gid: spec.user.gid,
+                additional_gids: spec.user.additional_gids.clone(),
+            },
+            args: spec.args.clone(),
+            env: spec.env.clone(),
+            cwd: spec.cwd.clone(),
+            capabilities: Capabilities {
+                bounding: capabilities.clone(),
+                effective: capabilities.clone(),
+                permitted: capabilities,
+            },
+            rlimits: rlimits(spec),
+            no_new_privileges: !spec.privileged,
+        },
+        root: Root { path: path_text(&Placement::rootfs(&place.folder))? },
+        hostname: spec.hostname.clone(),
+        mounts,
+        linux: Linux {
+            namespaces: namespaces(spec, place),
+            devices: if spec.privileged { machine_devices() } else { Vec::new() },
+            masked_paths: hidden(&MASKED_PATHS),
+            readonly_paths: hidden(&READ_ONLY_PATHS),
+            seccomp: (!spec.privileged).then(seccomp::Profile::standard),
+            resources: Resources { devices: device_rules(spec) },
+            cgroups_path: place.cgroups_path.clone(),
+        },
+    };
+    let rootfs = match &spec.rootfs {
+        Rootfs::Overlay { lowers, upper, work } => RootfsEntry::Overlay(OverlayLayers {
+            lowers: lowers.clone(),
+            upper: upper.clone(),
+            work: work.clone(),
+        }),
+        Rootfs::Directory(path) => RootfsEntry::Directory(path.clone()),
+    };
+    let extras = Extras {
+        rootfs,
+        overlays,
+        cgroup_procs: place.cgroup_procs.clone(),
+        external: place.external.clone(),
+        name: spec.name.clone(),
+    };
+    Ok((config, extras))
+}
+
+/// `/proc`, `/dev` and `/sys`, in the order in which they are mounted.
+fn system_mounts(spec: &ProcessSpec) -> Vec<MountEntry> {
+    let shm_size = format!("size={}", spec.limits.shm_size.unwrap_or(SHM_SIZE_DEFAULT));
+    let sys_mode = if spec.privileged { "rw" } else { "ro" };
+    vec![
+        MountEntry::new("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        MountEntry::new(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        MountEntry::new(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        MountEntry::new(
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", &shm_size],
+        ),
+        MountEntry::new("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        MountEntry::new("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys_mode]),
+    ]
+}
+
+fn extra_mount(
+    spec: &ProcessSpec,
+    place: &Placement,
+    number: usize,
+    mount: &crate::Mount,
+    overlays: &mut Vec<OverlayEntry>,
+) -> Result<MountEntry, ContainerError> {
+    let mode = if mount.read_only { "ro" } else { "rw" };
+    let device_files = if spec.privileged { "dev" } else { "nodev" };
+    Ok(match &mount.kind {
+        MountKind::Bind { source } => MountEntry::new(
+            &mount.target,
+            "bind",
+            &path_text(source)?,
+            &["rbind", mode, "nosuid", device_files],
+        ),
+        MountKind::Tmpfs { size, mode: permissions } => {
+            let size = format!("size={size}");
+            let permissions = format!("mode={:o}", permissions & 0o7777);
+            MountEntry::new(
+                &mount.target,
+                "tmpfs",
+                "tmpfs",
+                &["nosuid", "nodev", mode, &size, &permissions],
+            )
+        }
+        MountKind::Overlay { lowers, upper, work } => {
+            let at = place.folder.join(format!("overlay-{number}"));
+            let source = path_text(&at)?;
+            let layers =
+                OverlayLayers { lowers: lowers.clone(), upper: upper.clone(), work: work.clone() };
+            overlays.push(OverlayEntry { at, layers });
+            MountEntry::new(
+                &mount.target,
+                "bind",
+                &source,
+                &["rbind", mode, "nosuid", device_files],
+            )
+        }
+    })
+}
+
+fn namespaces(spec: &ProcessSpec, place: &Placement) -> Vec<Namespace> {
+    let mut namespaces: Vec<Namespace> = ["mount", "pid", "ipc", "uts", "cgroup"]
+        .map(|kind| Namespace { kind: kind.to_owned(), path: None })
+        .into();
+    if spec.network != Network::Host {
+        let path = place.network_namespace.clone();
+        namespaces.push(Namespace { kind: "network".to_owned(), path });
+    }
+    namespaces
+}
+
+fn rlimits(spec: &ProcessSpec) -> Vec<Rlimit> {
+    spec.limits
+        .ulimits
+        .iter()
+        .map(|(name, soft, hard)| Rlimit {
+            name: format!("RLIMIT_{}", name.to_ascii_uppercase()),
+            hard: *hard,
+            soft: *soft,
+        })
+        .collect()
+}
+
+fn device_rules(spec: &ProcessSpec) -> Vec<DeviceRule> {
+    let rule = |allow, kind: Option<&str>, access: &str| DeviceRule {
+        allow,
+        access: access.to_owned(),
+        kind: kind.map(ToOwned::to_owned),
+    };
+    if spec.privileged {
+        return vec![rule(true, None, "rwm")];
+    }
+    vec![rule(false, None, "rwm"), rule(true, Some("c"), "m"), rule(true, Some("b"), "m")]
+}
+
+fn default_capabilities() -> Vec<String> {
+    CAPABILITIES_DEFAULT.map(str::to_owned).into()
+}
+
+/// All that this process itself has: a capability that the server lacks cannot be given.
+fn all_capabilities() -> Vec<String> {
+    let mut names: Vec<String> = caps::read(None, caps::CapSet::Bounding)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|capability| capability.to_string())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The device nodes of this machine, for a privileged process.
+fn machine_devices() -> Vec<Device> {
+    let mut devices = Vec::new();
+    let mut folders = vec![PathBuf::from("/dev")];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        for entry in entries.flatten() {
+            if devices.len() >= DEVICES_MAX {
+                return devices;
+            }
+            let path = entry.path();
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() {
+                let own = ["/dev/pts", "/dev/shm", "/dev/mqueue"];
+                if !own.iter().any(|own| path == Path::new(own)) {
+                    folders.push(path);
+                }
+            } else if let Some(device) = device(&path, &metadata) {
+                devices.push(device);
+            }
+        }
+    }
+    devices
+}
+
+fn device(path: &Path, metadata: &std::fs::Metadata) -> Option<Device> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let kind = match metadata.file_type() {
+        kind if kind.is_char_device() => "c",
+        kind if kind.is_block_device() => "b",
+        _ => return None,
+    };
+    // These are always there, or are links of the container's own terminals.
+    const OWN: [&str; 8] = ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"];
+    if OWN.iter().any(|name| path == Path::new("/dev").join(name)) {
+        return None;
+    }
+    Some(Device {
+        kind: kind.to_owned(),
+        path: path.to_str()?.to_owned(),
+        major: rustix::fs::major(metadata.rdev()),
+        minor: rustix::fs::minor(metadata.rdev()),
+        file_mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+    })
+}
+
+/// Reads a file of a bundle, refusing one that is larger than any we write.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(BUNDLE_FILE_SIZE_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > BUNDLE_FILE_SIZE_MAX {
+        return Err(io::Error::other("the bundle is larger than 16 MiB"));
+    }
+    parse(&bytes)
+}
+
+/// Parses a file of a bundle.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(bytes).map_err(io::Error::other)
+}

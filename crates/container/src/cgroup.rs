@@ -1,0 +1,434 @@
+//! Limits and accounts of a container: one control group of it own, in version 2 or 1.
+//!
+//! Groups lie below a folder `refit` and carry their owner in their name, so that a later
+//! server finds what a killed one left behind.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::owner::Owner;
+use crate::{ContainerError, Limits, Usage};
+
+const FOLDER: &str = "refit";
+
+/// The period over which a processor limit is counted, in microseconds.
+const CPU_PERIOD: u64 = 100_000;
+
+/// How long a group may take to become empty after everything in it was killed.
+const EMPTY_WAIT_MAX: Duration = Duration::from_secs(5);
+
+const V1_CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "cpuacct"];
+
+/// The control groups of this machine.
+#[derive(Debug, Clone)]
+pub(crate) enum Hierarchy {
+    /// One tree with all controllers; the folder that holds ours.
+    V2(PathBuf),
+    /// A tree per controller; each with the folder that holds ours.
+    V1(Vec<(&'static str, PathBuf)>),
+    None,
+}
+
+/// The control group of one container.
+#[derive(Debug)]
+pub(crate) struct Group {
+    hierarchy: Hierarchy,
+    name: String,
+}
+
+impl Hierarchy {
+    /// Finds the trees, and where in them this process may make groups.
+    pub(crate) fn detect() -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let v1: Vec<_> = V1_CONTROLLERS
+            .into_iter()
+            .filter_map(|name| Some((name, v1_folder(name, &mounts, &memberships)?)))
+            .collect();
+        if v1.iter().any(|(name, _)| *name == "memory") {
+            return Self::V1(v1);
+        }
+        match cgroup_mounts(&mounts).find(|(kind, _, _)| *kind == "cgroup2") {
+            Some((_, point, _)) => Self::V2(Path::new(point).join(FOLDER)),
+            None => Self::None,
+        }
+    }
+
+    /// Makes the group of one container. Without a limit to enforce, a machine that lets us
+    /// make none is fine, and there is `None`.
+    pub(crate) fn make(
+        &self,
+        name: &str,
+        limits: &Limits,
+    ) -> Result<Option<Group>, ContainerError> {
+        let wanted = limits.memory.is_some() || limits.pids.is_some() || limits.cpus.is_some();
+        let group = Group { hierarchy: self.clone(), name: format!("{name}.{}", Owner::current()) };
+        match group.create(limits) {
+            Ok(()) => Ok(Some(group)),
+            Err(error) => {
+                group.remove_folders();
+                if wanted { Err(error) } else { Ok(None) }
+            }
+        }
+    }
+
+    /// Kills and removes the groups of owners that are no more.
+    pub(crate) fn sweep(&self) {
+        let folders: Vec<&PathBuf> = match self {
+            Self::V2(folder) => vec![folder],
+            Self::V1(folders) => folders.iter().map(|(_, folder)| folder).collect(),
+            Self::None => Vec::new(),
+        };
+        for folder in folders {
+            let Ok(entries) = fs::read_dir(folder) else { continue };
+            for entry in entries.flatten() {
+                let name = entry.file_name().into_string().unwrap_or_default();
+                let owner = name.split_once('.').and_then(|(_, owner)| owner.parse::<Owner>().ok());
+                if owner.is_some_and(|owner| !owner.is_alive()) {
+                    empty(&entry.path());
+                    remove(&entry.path());
+                }
+            }
+        }
+    }
+
+    /// The version in words, for people.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::V2(folder) => {
+                let controllers = fs::read_to_string(
+                    folder.parent().unwrap_or(folder).join("cgroup.controllers"),
+                );
+                format!("version 2 with {}", controllers.unwrap_or_default().trim())
+            }
+            Self::V1(folders) => {
+                let names: Vec<_> = folders.iter().map(|(name, _)| *name).collect();
+                format!("version 1 with {}", names.join(", "))
+            }
+            Self::None => "none mounted".to_owned(),
+        }
+    }
+}
+
+/// Kind, mount point and options of each control group tree.
+fn cgroup_mounts(mounts: &str) -> impl Iterator<Item = (&str, &str, &str)> {
+    mounts.lines().filter_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut filesystem = filesystem.split(' ');
+        let kind = filesystem.next().filter(|kind| kind.starts_with("cgroup"))?;
+        Some((kind, mount.split(' ').nth(4)?, filesystem.nth(1)?))
+    })
+}
+
+/// Where we make version 1 groups of a controller: below this process' own group where that
+/// is visible, so that a limit of the whole service stays in force.
+fn v1_folder(controller: &str, mounts: &str, memberships: &str) -> Option<PathBuf> {
+    let (_, point, _) = cgroup_mounts(mounts).find(|(kind, _, options)| {
+        *kind == "cgroup" && options.split(',').any(|option| option == controller)
+    })?;
+    let own = memberships.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        controllers.split(',').any(|name| name == controller).then_some(path)
+    })?;
+    let inside = Path::new(point).join(own.trim_start_matches('/'));
+    let base = if inside.is_dir() { inside } else { PathBuf::from(point) };
+    Some(base.join(FOLDER))
+}
+
+impl Group {
+    fn create(&self, limits: &Limits) -> Result<(), ContainerError> {
+        match &self.hierarchy {
+            Hierarchy::V2(folder) => self.create_v2(folder, limits),
+            Hierarchy::V1(folders) => self.create_v1(folders, limits),
+            Hierarchy::None => Err(cannot("limit the process", "no control groups are mounted")),
+        }
+    }
+
+    fn create_v2(&self, folder: &Path, limits: &Limits) -> Result<(), ContainerError> {
+        let parent = folder.parent().unwrap_or(folder);
+        make_folder(folder)?;
+        for level in [parent, folder] {
+            delegate(level)?;
+        }
+        let group = folder.join(&self.name);
+        make_folder(&group)?;
+        if let Some(memory) = limits.memory {
+            write(&group.join("memory.max"), &memory.to_string(), "memory")?;
+            write_if_there(&group.join("memory.swap.max"), "0", "memory")?;
+        }
+        if let Some(pids) = limits.pids {
+            write(&group.join("pids.max"), &pids.to_string(), "number of processes")?;
+        }
+        if let Some(quota) = quota(limits) {
+            write(&group.join("cpu.max"), &format!("{quota} {CPU_PERIOD}"), "processor time")?;
+        }
+        Ok(())
+    }
+
+    fn create_v1(
+        &self,
+        folders: &[(&'static str, PathBuf)],
+        limits: &Limits,
+    ) -> Result<(), ContainerError> {
+        for (controller, folder) in folders.iter().filter(|(name, _)| needed(name, limits)) {
+            let group = folder.join(&self.name);
+            make_folder(folder)?;
+            make_folder(&group)?;
+            match *controller {
+                "memory" => limit_memory_v1(&group, limits)?,
+                "pids" => {
+                    if let Some(pids) = limits.pids {
+                        write(&group.join("pids.max"), &pids.to_string(), "number of processes")?;
+                    }
+                }
+                "cpu" => limit_cpu_v1(&group, limits)?,
+                _ => (),
+            }
+        }
+        let missing = |name| !folders.iter().any(|(present, _)| *present == name);
+        for (wanted, name) in [
+            (limits.memory.is_some(), "memory"),
+            (limits.pids.is_some(), "pids"),
+            (limits.cpus.is_some(), "cpu"),
+        ] {
+            if wanted && missing(name) {
+                let reason = format!("the control group controller `{name}` is not mounted");
+                return Err(cannot("limit the process", reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// The folders of this group that exist.
+    fn folders(&self) -> Vec<PathBuf> {
+        let all: Vec<PathBuf> = match &self.hierarchy {
+            Hierarchy::V2(folder) => vec![folder.join(&self.name)],
+            Hierarchy::V1(folders) => {
+                folders.iter().map(|(_, folder)| folder.join(&self.name)).collect()
+            }
+            Hierarchy::None => Vec::new(),
+        };
+        all.into_iter().filter(|folder| folder.is_dir()).collect()
+    }
+
+    fn folder_of(&self, controller: &str) -> Option<PathBuf> {
+        match &self.hierarchy {
+            Hierarchy::V2(folder) => Some(folder.join(&self.name)),
+            Hierarchy::V1(folders) => {
+                let (_, folder) = folders.iter().find(|(name, _)| *name == controller)?;
+                Some(folder.join(&self.name))
+            }
+            Hierarchy::None => None,
+        }
+    }
+
+    /// The files through which a process joins.
+    pub(crate) fn procs_files(&self) -> Vec<PathBuf> {
+        self.folders().into_iter().map(|folder| folder.join("cgroup.procs")).collect()
+    }
+
+    /// The path of a group below this one, as an external runtime wants it: relative to the
+    /// mounts of the trees.
+    pub(crate) fn path_for_external(&self) -> String {
+        let root = if matches!(self.hierarchy, Hierarchy::V2(_)) { "/" } else { "" };
+        format!("{root}{FOLDER}/{}/runtime", self.name)
+    }
+
+    /// Whether the kernel killed something in this group for want of memory.
+    ///
+    /// Groups that an external runtime makes count for themselves in version 1, and are gone by
+    /// now; that the limit was ever met is then the best sign.
+    pub(crate) fn ran_out_of_memory(&self, external: bool) -> bool {
+        let Some(folder) = self.folder_of("memory") else { return false };
+        let kills = match self.hierarchy {
+            Hierarchy::V2(_) => field(&folder.join("memory.events"), "oom_kill"),
+            _ if external => number(&folder.join("memory.failcnt")),
+            _ => field(&folder.join("memory.oom_control"), "oom_kill"),
+        };
+        kills.is_some_and(|count| count > 0)
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        let read = |controller: &str, file: &str| {
+            self.folder_of(controller).and_then(|folder| number(&folder.join(file)))
+        };
+        match self.hierarchy {
+            Hierarchy::V2(_) => {
+                let folder = self.folder_of("cpu").unwrap_or_default();
+                let microseconds = field(&folder.join("cpu.stat"), "usage_usec").unwrap_or(0);
+                Usage {
+                    cpu: Duration::from_micros(microseconds),
+                    memory_peak: read("memory", "memory.peak").unwrap_or(0),
+                }
+            }
+            _ => Usage {
+                cpu: Duration::from_nanos(read("cpuacct", "cpuacct.usage").unwrap_or(0)),
+                memory_peak: read("memory", "memory.max_usage_in_bytes").unwrap_or(0),
+            },
+        }
+    }
+
+    /// Kills every process of the group.
+    pub(crate) fn kill(&self) {
+        self.folders().iter().for_each(|folder| kill_once(folder));
+    }
+
+    /// Kills what is left, and removes the group.
+    pub(crate) fn remove(self) {
+        self.remove_folders();
+    }
+
+    fn remove_folders(&self) {
+        for folder in self.folders() {
+            empty(&folder);
+            remove(&folder);
+        }
+    }
+}
+
+/// Joining a version 1 tree costs milliseconds; so only what is asked for, and what accounts.
+fn needed(controller: &str, limits: &Limits) -> bool {
+    match controller {
+        "pids" => limits.pids.is_some(),
+        "cpu" => limits.cpus.is_some(),
+        _ => true,
+    }
+}
+
+fn limit_memory_v1(group: &Path, limits: &Limits) -> Result<(), ContainerError> {
+    let Some(memory) = limits.memory else { return Ok(()) };
+    let memory = memory.to_string();
+    write(&group.join("memory.limit_in_bytes"), &memory, "memory")?;
+    // Memory and swap together: without it, swap would be on top.
+    write_if_there(&group.join("memory.memsw.limit_in_bytes"), &memory, "memory")
+}
+
+fn limit_cpu_v1(group: &Path, limits: &Limits) -> Result<(), ContainerError> {
+    let Some(quota) = quota(limits) else { return Ok(()) };
+    write(&group.join("cpu.cfs_period_us"), &CPU_PERIOD.to_string(), "processor time")?;
+    write(&group.join("cpu.cfs_quota_us"), &quota.to_string(), "processor time")
+}
+
+/// Microseconds of processor time per period.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the limit was checked to lie between 0.01 and 4096"
+)]
+fn quota(limits: &Limits) -> Option<u64> {
+    limits.cpus.map(|cpus| ((cpus * CPU_PERIOD as f64) as u64).max(1000))
+}
+
+/// Lets groups below `folder` use the controllers we limit with.
+fn delegate(folder: &Path) -> Result<(), ContainerError> {
+    let file = folder.join("cgroup.subtree_control");
+    for controller in ["+memory", "+pids", "+cpu"] {
+        match fs::write(&file, controller) {
+            Ok(()) => (),
+            // Inside a container the visible root holds processes, which forbids it.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
+                leave(folder)?;
+                write(&file, controller, "use of control groups")?;
+            }
+            Err(error) => {
+                let reason = format!("{error} on `{}`", file.display());
+                return Err(cannot("delegate control groups", reason));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Moves this server from `folder` to a group below it.
+fn leave(folder: &Path) -> Result<(), ContainerError> {
+    let own = folder.join("refit-server");
+    make_folder(&own)?;
+    write(&own.join("cgroup.procs"), &std::process::id().to_string(), "move of the server")
+}
+
+fn make_folder(folder: &Path) -> Result<(), ContainerError> {
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            let doing = format!("make the control group `{}`", folder.display());
+            Err(cannot(doing, error.to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write(file: &Path, value: &str, what: &str) -> Result<(), ContainerError> {
+    fs::write(file, value).map_err(|error| {
+        cannot(format!("limit the {what}"), format!("{error} on `{}`", file.display()))
+    })
+}
+
+fn write_if_there(file: &Path, value: &str, what: &str) -> Result<(), ContainerError> {
+    if file.exists() { write(file, value, what) } else { Ok(()) }
+}
+
+fn cannot(doing: impl Into<String>, reason: impl Into<String>) -> ContainerError {
+    ContainerError::Setup { doing: doing.into(), reason: reason.into() }
+}
+
+fn number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+/// The number after `key` in a file of `key number` lines.
+fn field(file: &Path, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    lines.find(|(name, _)| *name == key)?.1.trim().parse().ok()
+}
+
+fn kill_once(folder: &Path) {
+    if fs::write(folder.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    for child in subfolders(folder) {
+        kill_once(&child);
+    }
+    let members = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    for pid in members.lines().filter_map(|line| line.parse().ok()) {
+        let _ended_already = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+fn subfolders(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_to_string(folder.join("cgroup.procs")).is_ok_and(|members| members.is_empty())
+        && subfolders(folder).iter().all(|child| is_empty(child))
+}
+
+/// Kills until nothing is left; forking goes on meanwhile, but not as fast.
+fn empty(folder: &Path) {
+    let started = Instant::now();
+    while !is_empty(folder) && started.elapsed() < EMPTY_WAIT_MAX {
+        kill_once(folder);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn remove(folder: &Path) {
+    for child in subfolders(folder) {
+        remove(&child);
+    }
+    let started = Instant::now();
+    // The last process leaves its group a moment after it was waited for.
+    while let Err(error) = fs::remove_dir(folder) {
+        if error.kind() == io::ErrorKind::NotFound || started.elapsed() > EMPTY_WAIT_MAX {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

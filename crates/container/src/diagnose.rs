@@ -1,0 +1,243 @@
+//! What this machine allows, and what to change: the container part of `refit doctor`.
+
+use std::fs;
+use std::path::Path;
+
+use crate::bundle::OverlayLayers;
+use crate::cgroup::Hierarchy;
+use crate::{RuntimeSettings, linux, network};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Ok,
+    /// Something works less well, or not at all for some containers.
+    Warning,
+    /// Containers do not run.
+    Failed,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone)]
+pub struct Check {
+    pub name: &'static str,
+    pub verdict: Verdict,
+    /// What was found, and what it means.
+    pub meaning: String,
+    /// What to change, if anything.
+    pub advice: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, meaning: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Ok, meaning: meaning.into(), advice: None }
+    }
+
+    fn new(
+        name: &'static str,
+        verdict: Verdict,
+        meaning: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self { name, verdict, meaning: meaning.into(), advice: Some(advice.into()) }
+    }
+}
+
+/// Looks at everything that [`Runtime`](crate::Runtime) needs, changing nothing.
+pub async fn diagnose(settings: &RuntimeSettings) -> Vec<Check> {
+    let settings = settings.clone();
+    let checks = tokio::task::spawn_blocking(move || {
+        vec![
+            root(),
+            namespaces(),
+            overlay(&settings.state_dir),
+            layers(),
+            control_groups(),
+            seccomp(),
+            iptables(),
+            forwarding(),
+            forward_policy(),
+            external(settings.external.as_deref()),
+            user_namespaces(),
+        ]
+    });
+    checks.await.unwrap_or_else(|error| {
+        let advice = "report this as a bug";
+        vec![Check::new("checks", Verdict::Failed, error.to_string(), advice)]
+    })
+}
+
+fn root() -> Check {
+    if rustix::process::geteuid().is_root() {
+        return Check::ok("root", "runs as root");
+    }
+    let advice = "run the server as root";
+    Check::new("root", Verdict::Failed, "does not run as root: no container starts", advice)
+}
+
+fn namespaces() -> Check {
+    let missing: Vec<&str> = ["mnt", "pid", "ipc", "uts", "net", "cgroup"]
+        .into_iter()
+        .filter(|kind| !Path::new("/proc/self/ns").join(kind).exists())
+        .collect();
+    if missing.is_empty() {
+        return Check::ok("namespaces", "the kernel has all that isolate a container");
+    }
+    let meaning = format!("the kernel lacks {}: no container starts", missing.join(", "));
+    Check::new("namespaces", Verdict::Failed, meaning, "use a kernel with namespaces")
+}
+
+/// Mounts an overlay in the state folder, in a mount namespace that only one thread is in.
+fn overlay(state_dir: &Path) -> Check {
+    let folder = state_dir.join(format!("doctor-{}", std::process::id()));
+    let tried = std::thread::scope(|scope| {
+        scope
+            .spawn(|| try_overlay(&folder))
+            .join()
+            .unwrap_or_else(|_panic| Err("failed".to_owned()))
+    });
+    let _left_for_the_administrator = fs::remove_dir_all(&folder);
+    match tried {
+        Ok(()) => Check::ok("overlayfs", "can be mounted over the state folder"),
+        Err(reason) => Check::new(
+            "overlayfs",
+            Verdict::Failed,
+            format!("cannot be mounted over `{}`: {reason}", state_dir.display()),
+            "load the `overlay` module, and keep the data folder on ext4, xfs or btrfs",
+        ),
+    }
+}
+
+fn try_overlay(folder: &Path) -> Result<(), String> {
+    use nix::mount::{MsFlags, mount};
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    for name in ["lower", "upper", "work", "root"] {
+        fs::create_dir_all(folder.join(name)).map_err(|error| text(&error))?;
+    }
+    // A thread shares its working directory with the others, and may not have a mount
+    // namespace of its own while it does.
+    let flags = nix::sched::CloneFlags::CLONE_NEWNS | nix::sched::CloneFlags::CLONE_FS;
+    nix::sched::unshare(flags).map_err(|error| text(&error))?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .map_err(|error| text(&error))?;
+    let layers = OverlayLayers {
+        lowers: vec![folder.join("lower")],
+        upper: folder.join("upper"),
+        work: folder.join("work"),
+    };
+    linux::mount_overlay(&layers, &folder.join("root"), false).map_err(|error| text(&error))
+}
+
+fn layers() -> Check {
+    match linux::takes_single_layers() {
+        Ok(true) => Check::ok("overlay layers", "the kernel stacks up to 500"),
+        Ok(false) => Check::new(
+            "overlay layers",
+            Verdict::Warning,
+            "the kernel is older than Linux 6.7 and takes all layers as one text",
+            "nothing to change below some 400 layers",
+        ),
+        Err(error) => Check::new(
+            "overlay layers",
+            Verdict::Failed,
+            format!("the mount interface of Linux 5.2 is missing: {error}"),
+            "use a newer kernel",
+        ),
+    }
+}
+
+fn control_groups() -> Check {
+    let hierarchy = Hierarchy::detect();
+    let limits = crate::Limits {
+        memory: Some(64 << 20),
+        pids: Some(64),
+        cpus: Some(1.0),
+        ..crate::Limits::default()
+    };
+    let found = hierarchy.describe();
+    match hierarchy.make("doctor", &limits) {
+        Ok(group) => {
+            if let Some(group) = group {
+                group.remove();
+            }
+            Check::ok("control groups", format!("memory, processes and processors: {found}"))
+        }
+        Err(error) => Check::new(
+            "control groups",
+            Verdict::Warning,
+            format!("{found}; {error}: containers with limits do not start"),
+            "run as root, or with `Delegate=yes` in the systemd unit",
+        ),
+    }
+}
+
+fn seccomp() -> Check {
+    if Path::new("/proc/sys/kernel/seccomp/actions_avail").exists() {
+        return Check::ok("seccomp", "system calls can be filtered");
+    }
+    let meaning = "the kernel cannot filter system calls: no container starts";
+    Check::new("seccomp", Verdict::Failed, meaning, "use a kernel with CONFIG_SECCOMP_FILTER")
+}
+
+fn iptables() -> Check {
+    match network::firewall_listing("nat") {
+        Ok(_) => Check::ok("iptables", "rules can be read"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Check::new(
+            "iptables",
+            Verdict::Warning,
+            "is not installed: containers have no network, unless `none` or `host`",
+            "install the package `iptables`",
+        ),
+        Err(error) => Check::new(
+            "iptables",
+            Verdict::Warning,
+            format!("does not work: {error}; containers have no network, unless `none` or `host`"),
+            "run as root, with the capability CAP_NET_ADMIN",
+        ),
+    }
+}
+
+fn forwarding() -> Check {
+    const FILE: &str = "/proc/sys/net/ipv4/ip_forward";
+    match fs::read_to_string(FILE) {
+        Ok(value) if value.trim() == "1" => Check::ok("ip_forward", "is on"),
+        Ok(_) => Check::ok("ip_forward", "is off; the first isolated container turns it on"),
+        Err(error) => Check::new(
+            "ip_forward",
+            Verdict::Warning,
+            format!("cannot be read: {error}"),
+            "set `net.ipv4.ip_forward = 1` with sysctl",
+        ),
+    }
+}
+
+fn forward_policy() -> Check {
+    let listing = network::firewall_listing("filter").unwrap_or_default();
+    if listing.lines().any(|line| line == "-P FORWARD DROP") {
+        let meaning = "another firewall drops forwarded packets; our own rules come first";
+        return Check::ok("FORWARD policy", meaning);
+    }
+    Check::ok("FORWARD policy", "nothing is dropped by default")
+}
+
+fn external(chosen: Option<&Path>) -> Check {
+    let Some(program) = chosen else {
+        return Check::ok("runtime", "the embedded one");
+    };
+    if program.is_file() {
+        return Check::ok("runtime", format!("`{}`", program.display()));
+    }
+    Check::new(
+        "runtime",
+        Verdict::Failed,
+        format!("`{}` is not there", program.display()),
+        "install it, or leave the setting empty for the embedded runtime",
+    )
+}
+
+fn user_namespaces() -> Check {
+    let count = fs::read_to_string("/proc/sys/user/max_user_namespaces");
+    let allowed = count.is_ok_and(|count| count.trim() != "0");
+    let meaning = if allowed { "allowed" } else { "switched off" };
+    Check::ok("user namespaces", format!("{meaning}; not used when running as root"))
+}

@@ -1,0 +1,35 @@
+//! One process over a root filesystem: what `RUN` and `cmd` steps use.
+//!
+//! Untrusted code runs only here: own mount, pid, ipc, uts, net and cgroup namespaces,
+//! seccomp, dropped capabilities, masked paths, limits, and a time-out that kills the whole
+//! tree. The server never forks into a namespace itself: it starts the same binary again as
+//! a single-threaded helper ([`helper_main`]), which makes the namespaces and executes.
+//!
+//! Start with [`Runtime::run`]; `linux` is the helper's side of it.
+//!
+//! Invariants:
+//! - Nothing but exec after a fork of the server.
+//! - A container that was started is gone, with all its processes, mounts, cgroups and
+//!   network devices, when [`Runtime::run`] returns, and soon after its future is dropped.
+//! - When the server is killed, its containers die with it; the rest is removed by the next
+//!   [`Runtime::new`].
+//! - Device files work only where the runtime itself put them.
+//! - Knows nothing of images and registries.
+
+mod output;
+mod process;
+mod runtime;
+
+mod bundle;
+mod cgroup;
+mod diagnose;
+mod linux;
+mod network;
+mod owner;
+mod seccomp;
+
+pub use diagnose::{Check, Verdict, diagnose};
+pub use linux::helper_main;
+pub use output::{OutputSink, Stream};
+pub use process::{Exit, Limits, Mount, MountKind, Network, ProcessSpec, Rootfs, User};
+pub use runtime::{ContainerError, HELPER_ARG, Runtime, RuntimeSettings, Usage};

@@ -1,0 +1,251 @@
+//! The helper's life: prepare the root, start the init, wait, tidy up, report.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::Pid;
+use rustix::process::WaitOptions;
+
+use super::overlay::mount_overlay;
+use super::points::MountPoints;
+use super::report::{Doing as _, Ending, Report};
+use super::{external, init, sandbox};
+use crate::ContainerError;
+use crate::bundle::{self, Config, Extras, Placement, RootfsEntry};
+
+/// The largest report an init sends.
+const REPORT_SIZE_MAX: u64 = 64 << 10;
+
+/// Entry point of the helper process; `args` are those after [`HELPER_ARG`](crate::HELPER_ARG).
+/// Never returns.
+///
+/// The only argument is the folder of the bundle; standard input is the control socket.
+pub fn helper_main(args: &[OsString]) -> ! {
+    let status = match args {
+        [folder] => serve(Path::new(folder)),
+        _ => 2,
+    };
+    std::process::exit(status)
+}
+
+fn serve(folder: &Path) -> i32 {
+    let Ok(mut control) = take_control() else { return 1 };
+    let report = run(folder, &control).unwrap_or_else(Report::from);
+    let Ok(mut line) = serde_json::to_vec(&report) else { return 1 };
+    line.push(b'\n');
+    // Nobody listens if the server is gone, and then nothing depends on it.
+    let _gone = control.write_all(&line);
+    0
+}
+
+/// Takes the control socket from standard input, and leaves `/dev/null` there.
+fn take_control() -> std::io::Result<UnixStream> {
+    let control = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)?;
+    nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
+    Ok(UnixStream::from(control))
+}
+
+fn run(folder: &Path, control: &UnixStream) -> Result<Report, ContainerError> {
+    let config: Config = bundle::read(&Placement::config_file(folder))
+        .doing(|| "read the bundle's `config.json`".to_owned())?;
+    let extras: Extras = bundle::read(&Placement::extras_file(folder))
+        .doing(|| "read the bundle's `refit.json`".to_owned())?;
+    unshare(CloneFlags::CLONE_NEWNS).doing(|| "make a mount namespace".to_owned())?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .doing(|| "make mounts private".to_owned())?;
+    let rootfs = Placement::rootfs(folder);
+    let mounted = mount_roots(&config, &extras, &rootfs)?;
+    let points = MountPoints::make(&rootfs, &extras.rootfs, &config.mounts)?;
+    let ending = match &extras.external {
+        Some(program) => external::run(program, folder, &extras.name, control),
+        None => run_init(&config, &extras, &rootfs, control),
+    };
+    for path in mounted.iter().rev() {
+        if umount2(path, MntFlags::empty()).is_err() {
+            // Something still leaves; it will take the mount along.
+            let _gone = umount2(path, MntFlags::MNT_DETACH);
+        }
+    }
+    points.remove();
+    let (cpu_microseconds, memory_peak) = sandbox::children_usage();
+    Ok(Report::Ended { ending: ending?, cpu_microseconds, memory_peak })
+}
+
+/// Mounts the root and the throw-away overlays below the bundle's folder. Only this process
+/// and its children see them.
+fn mount_roots(
+    config: &Config,
+    extras: &Extras,
+    rootfs: &Path,
+) -> Result<Vec<PathBuf>, ContainerError> {
+    let privileged = !config.process.no_new_privileges;
+    match &extras.rootfs {
+        RootfsEntry::Overlay(layers) => mount_overlay(layers, rootfs, privileged)?,
+        RootfsEntry::Directory(path) => bind_root(path, rootfs, privileged)
+            .doing(|| format!("bind the root `{}`", path.display()))?,
+    }
+    let mut mounted = vec![rootfs.to_owned()];
+    for overlay in &extras.overlays {
+        mount_overlay(&overlay.layers, &overlay.at, privileged)?;
+        mounted.push(overlay.at.clone());
+    }
+    Ok(mounted)
+}
+
+fn bind_root(path: &Path, rootfs: &Path, devices: bool) -> std::io::Result<()> {
+    use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(rustix::fs::CWD, path, flags)?;
+    let attributes =
+        sandbox::MountAttributes { no_devices: !devices, ..sandbox::MountAttributes::default() };
+    sandbox::set_mount_attributes(&tree, attributes)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(&tree, "", rustix::fs::CWD, rootfs, flags)?)
+}
+
+fn run_init(
+    config: &Config,
+    extras: &Extras,
+    rootfs: &Path,
+    control: &UnixStream,
+) -> Result<Ending, ContainerError> {
+    enter_namespaces(config)?;
+    let (failure, failure_writer) =
+        nix::unistd::pipe2(OFlag::O_CLOEXEC).doing(|| "make a pipe".to_owned())?;
+    let child = match sandbox::fork().doing(|| "fork".to_owned())? {
+        sandbox::Forked::Parent(child) => child,
+        sandbox::Forked::Child => {
+            drop(failure);
+            let error = init::become_process(config, extras, rootfs);
+            tell_failure(failure_writer, error);
+            std::process::exit(1);
+        }
+    };
+    drop(failure_writer);
+    let ending = wait(child, control)?;
+    match read_failure(failure) {
+        Some(error) => Err(error),
+        None => Ok(ending),
+    }
+}
+
+/// Enters the namespaces that the init is born into, or that can be shared with the helper.
+fn enter_namespaces(config: &Config) -> Result<(), ContainerError> {
+    let mut flags = CloneFlags::empty();
+    let mut new_network = false;
+    for namespace in &config.linux.namespaces {
+        match (namespace.kind.as_str(), &namespace.path) {
+            ("pid", None) => flags |= CloneFlags::CLONE_NEWPID,
+            ("ipc", None) => flags |= CloneFlags::CLONE_NEWIPC,
+            ("uts", None) => flags |= CloneFlags::CLONE_NEWUTS,
+            ("network", None) => {
+                flags |= CloneFlags::CLONE_NEWNET;
+                new_network = true;
+            }
+            ("network", Some(path)) => {
+                let doing = || "enter the network namespace".to_owned();
+                let file = File::open(path).doing(doing)?;
+                setns(file, CloneFlags::CLONE_NEWNET).doing(doing)?;
+            }
+            // The init makes these itself.
+            ("mount" | "cgroup", None) => (),
+            (kind, _) => {
+                return Err(format!("the namespace `{kind}` is not supported"))
+                    .doing(|| "make namespaces".to_owned());
+            }
+        }
+    }
+    unshare(flags).doing(|| "make namespaces".to_owned())?;
+    if new_network {
+        sandbox::loopback_up().doing(|| "set up the loopback device".to_owned())?;
+    }
+    Ok(())
+}
+
+/// Waits for the end of `child`, and brings it about when the server asks or is gone.
+fn wait(child: Pid, control: &UnixStream) -> Result<Ending, ContainerError> {
+    let doing = || "wait for the process".to_owned();
+    let process =
+        rustix::process::Pid::from_raw(child.as_raw()).ok_or("no process").doing(doing)?;
+    let handle =
+        rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).doing(doing)?;
+    if wait_readable(&handle, control).doing(doing)? == Woken::ByServer {
+        let _ended = rustix::process::pidfd_send_signal(&handle, rustix::process::Signal::KILL);
+    }
+    loop {
+        let status = match rustix::process::waitpid(Some(process), WaitOptions::empty()) {
+            Ok(Some((_, status))) => status,
+            Ok(None) | Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error).doing(doing),
+        };
+        if let Some(code) = status.exit_status() {
+            return Ok(Ending::Code(code));
+        }
+        if let Some(signal) = status.terminating_signal() {
+            return Ok(Ending::Signal(signal));
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Woken {
+    ByProcess,
+    ByServer,
+}
+
+/// Waits until the process behind `handle` ends or the control socket closes.
+pub(super) fn wait_readable(handle: impl AsFd, control: &UnixStream) -> nix::Result<Woken> {
+    loop {
+        let mut files = [
+            PollFd::new(handle.as_fd(), PollFlags::POLLIN),
+            PollFd::new(control.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut files, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            result => result?,
+        };
+        if files[0].any() == Some(true) {
+            return Ok(Woken::ByProcess);
+        }
+        if files[1].any() == Some(true) {
+            return Ok(Woken::ByServer);
+        }
+    }
+}
+
+fn tell_failure(pipe: OwnedFd, error: ContainerError) {
+    if let Ok(report) = serde_json::to_vec(&Report::from(error)) {
+        // If even this fails, the helper sees an init that ended with 1.
+        let _lost = File::from(pipe).write_all(&report);
+    }
+}
+
+/// What the init could not do; nothing once it has become the container's process.
+fn read_failure(pipe: OwnedFd) -> Option<ContainerError> {
+    let mut report = Vec::new();
+    File::from(pipe).take(REPORT_SIZE_MAX).read_to_end(&mut report).ok()?;
+    if report.is_empty() {
+        return None;
+    }
+    Some(match serde_json::from_slice(&report) {
+        Ok(Report::CannotExecute { program, reason }) => {
+            ContainerError::CannotExecute { program, reason }
+        }
+        Ok(Report::Setup { doing, reason }) => ContainerError::Setup { doing, reason },
+        _ => ContainerError::Setup {
+            doing: "start the process".to_owned(),
+            reason: "the helper does not understand its own report".to_owned(),
+        },
+    })
+}

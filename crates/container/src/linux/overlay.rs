@@ -1,0 +1,144 @@
+//! Mounting overlays, with any number of layers that the kernel can stack.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
+
+use nix::mount::MsFlags;
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
+};
+
+use super::report::Doing as _;
+use crate::ContainerError;
+use crate::bundle::OverlayLayers;
+
+/// What a directory that becomes a layer relies on: a changed file holds its data, and a
+/// renamed directory its content. Kernels are configured differently, so nothing is left open.
+const FIXED_OPTIONS: [(&str, &str); 4] =
+    [("metacopy", "off"), ("redirect_dir", "off"), ("index", "off"), ("xino", "off")];
+
+/// Mounts an overlay of `layers` at `target`.
+///
+/// Device files do not work in it unless `devices`: an image may hold any.
+///
+/// Layers are handed over as names below `/proc/self/fd`, because the kernel bounds the length
+/// of an option, and before Linux 6.5 that of all options together. This changes the working
+/// directory of the process, which is why only the helper may call it.
+pub(crate) fn mount_overlay(
+    layers: &OverlayLayers,
+    target: &Path,
+    devices: bool,
+) -> Result<(), ContainerError> {
+    let open = |path: &Path| open_layer(path).doing(|| format!("open layer `{}`", path.display()));
+    forget_volatile(&layers.work);
+    let lowers = layers.lowers.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+    let (upper, work) = (open(&layers.upper)?, open(&layers.work)?);
+    let name = |file: &OwnedFd| file.as_raw_fd().to_string();
+    let mut names: Vec<String> = lowers.iter().map(name).collect();
+    if let [only] = names.as_slice() {
+        // A single layer without `lowerdir+` would be fine; the kernel wants no special case.
+        names = vec![only.clone()];
+    }
+    let upper_and_work = [name(&upper), name(&work)];
+    nix::unistd::chdir("/proc/self/fd").doing(|| "enter `/proc/self/fd`".to_owned())?;
+    let mounted = match mount_by_parts(&names, &upper_and_work, target, devices) {
+        Err(error) if lacks_layer_option(&error) => {
+            mount_by_text(&names, &upper_and_work, target, devices)
+        }
+        result => result,
+    };
+    nix::unistd::chdir("/").doing(|| "enter `/`".to_owned())?;
+    let count = layers.lowers.len();
+    mounted.doing(|| format!("mount an overlay of {count} layers at `{}`", target.display()))
+}
+
+fn open_layer(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// A volatile overlay refuses a work directory that another one has used. After a clean end
+/// the data is as good as any other; after a crash the caller throws upper and work away.
+fn forget_volatile(work: &Path) {
+    let _absent = std::fs::remove_dir_all(work.join("work/incompat"));
+}
+
+/// The new interface, Linux 6.7 and later: one option per layer.
+fn mount_by_parts(
+    lowers: &[String],
+    [upper, work]: &[String; 2],
+    target: &Path,
+    devices: bool,
+) -> io::Result<()> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for lower in lowers {
+        fsconfig_set_string(&context, "lowerdir+", lower).map_err(|error| {
+            if error == rustix::io::Errno::INVAL { unknown_option() } else { error.into() }
+        })?;
+    }
+    let explain = |error: rustix::io::Errno| explained(&context, error);
+    fsconfig_set_string(&context, "upperdir", upper).map_err(explain)?;
+    fsconfig_set_string(&context, "workdir", work).map_err(explain)?;
+    for (key, value) in FIXED_OPTIONS {
+        fsconfig_set_string(&context, key, value).map_err(explain)?;
+    }
+    fsconfig_set_flag(&context, "volatile").map_err(explain)?;
+    fsconfig_create(&context).map_err(explain)?;
+    let attributes =
+        if devices { MountAttrFlags::empty() } else { MountAttrFlags::MOUNT_ATTR_NODEV };
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(&mount, "", rustix::fs::CWD, target, flags)?)
+}
+
+/// What the kernel wrote about a refused option, which says more than its number.
+fn explained(context: &OwnedFd, error: rustix::io::Errno) -> io::Error {
+    let mut message = [0; 512];
+    match rustix::io::read(context, &mut message) {
+        Ok(length) => {
+            let message = String::from_utf8_lossy(&message[..length]);
+            io::Error::other(format!("{error}: {}", message.trim().trim_start_matches("e ")))
+        }
+        Err(_) => error.into(),
+    }
+}
+
+fn unknown_option() -> io::Error {
+    io::Error::from(io::ErrorKind::Unsupported)
+}
+
+fn lacks_layer_option(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported
+}
+
+/// The interface of older kernels: all options in one page of text.
+fn mount_by_text(
+    lowers: &[String],
+    [upper, work]: &[String; 2],
+    target: &Path,
+    devices: bool,
+) -> io::Result<()> {
+    let lowers = lowers.join(":");
+    let mut options = format!("lowerdir={lowers},upperdir={upper},workdir={work},volatile");
+    for (key, value) in FIXED_OPTIONS {
+        options.push_str(&format!(",{key}={value}"));
+    }
+    if options.len() >= 4096 {
+        return Err(io::Error::other("too many layers for a kernel before Linux 6.7"));
+    }
+    let flags = if devices { MsFlags::empty() } else { MsFlags::MS_NODEV };
+    nix::mount::mount(Some("overlay"), target, Some("overlay"), flags, Some(options.as_str()))?;
+    Ok(())
+}
+
+/// Says whether this kernel takes layers one by one.
+pub(crate) fn takes_single_layers() -> io::Result<bool> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let layer = File::open("/")?;
+    let name = format!("/proc/self/fd/{}", layer.as_raw_fd());
+    Ok(fsconfig_set_string(&context, "lowerdir+", name).is_ok())
+}

@@ -1,0 +1,130 @@
+//! The few kernel calls that no crate wraps.
+#![expect(unsafe_code, reason = "raw system calls; each block says why it is sound")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::path::Path;
+
+use nix::libc;
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+/// Attributes to add to a mount and all mounts below it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct MountAttributes {
+    pub(super) read_only: bool,
+    pub(super) no_devices: bool,
+    pub(super) no_setuid: bool,
+    pub(super) no_execution: bool,
+}
+
+/// `mount_setattr(2)` on a detached mount tree.
+pub(super) fn set_mount_attributes(tree: &OwnedFd, wanted: MountAttributes) -> io::Result<()> {
+    let flag = |on: bool, flag: u64| if on { flag } else { 0 };
+    let attributes = libc::mount_attr {
+        attr_set: flag(wanted.read_only, libc::MOUNT_ATTR_RDONLY)
+            | flag(wanted.no_devices, libc::MOUNT_ATTR_NODEV)
+            | flag(wanted.no_setuid, libc::MOUNT_ATTR_NOSUID)
+            | flag(wanted.no_execution, libc::MOUNT_ATTR_NOEXEC),
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is a NUL-terminated constant, and the structure and its size are what
+    // the kernel expects; it only reads them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A view of the helper program through which it cannot be written.
+///
+/// A container can make the kernel execute the helper inside it (a script whose interpreter is
+/// `/proc/self/exe`) and then open that program for writing, as CVE-2019-5736 showed. Started
+/// through a read-only mount, the helper stays what it is.
+pub(crate) fn read_only_copy(program: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, program, flags)?;
+    let attributes =
+        MountAttributes { read_only: true, no_devices: true, ..MountAttributes::default() };
+    set_mount_attributes(&tree, attributes)?;
+    Ok(tree)
+}
+
+/// Sets the loopback device of this network namespace up.
+pub(super) fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    )?;
+    // SAFETY: all-zero bytes are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the socket is open, and `SIOCSIFFLAGS` reads an `ifreq`, which this is.
+    let result =
+        unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A child made by [`fork`].
+pub(super) enum Forked {
+    Parent(nix::unistd::Pid),
+    Child,
+}
+
+/// Forks the helper.
+pub(super) fn fork() -> nix::Result<Forked> {
+    // SAFETY: the helper has a single thread (it has just been executed and starts none), so
+    // no lock can be held by a thread that the child lacks.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(Forked::Parent(child)),
+        nix::unistd::ForkResult::Child => Ok(Forked::Child),
+    }
+}
+
+/// Processor time of ended children, and the largest of them in bytes.
+pub(super) fn children_usage() -> (u64, u64) {
+    let Ok(usage) = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_CHILDREN)
+    else {
+        return (0, 0);
+    };
+    let microseconds = |time: nix::sys::time::TimeVal| {
+        time.tv_sec().unsigned_abs() * 1_000_000 + time.tv_usec().unsigned_abs()
+    };
+    let cpu = microseconds(usage.user_time()) + microseconds(usage.system_time());
+    (cpu, usage.max_rss().unsigned_abs() * 1024)
+}
+
+/// Gives signals their default meaning again: Rust programs ignore SIGPIPE, and a process
+/// inherits what is ignored or blocked.
+pub(super) fn default_signals() -> nix::Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in Signal::iterator() {
+        if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+            // SAFETY: the default action runs no code of ours.
+            unsafe { sigaction(signal, &default) }?;
+        }
+    }
+    SigSet::empty().thread_set_mask()
+}
+
+/// Marks every open file above the standard three to be closed on execution.
+pub(super) fn close_on_exec() -> io::Result<()> {
+    // SAFETY: this flag closes nothing now, so no owner of a file is surprised.
+    let result =
+        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

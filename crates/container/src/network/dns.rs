@@ -1,0 +1,219 @@
+//! A name server on the bridge's address, which asks the host's name servers.
+//!
+//! It exists because a container cannot reach a name server that listens on the host's
+//! loopback, as many do. It does not read what it passes on.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::Subnet;
+
+const PORT: u16 = 53;
+const QUESTIONS_MAX: usize = 256;
+const CONNECTIONS_MAX: usize = 64;
+const DATAGRAM_SIZE_MAX: usize = 65_535;
+const HEADER_SIZE: usize = 12;
+const ANSWER_WAIT: Duration = Duration::from_secs(4);
+const IDLE_WAIT: Duration = Duration::from_secs(10);
+const SERVERS_MAX: usize = 3;
+const CONFIGURATION: &str = "/etc/resolv.conf";
+const CONFIGURATION_SIZE_MAX: usize = 64 << 10;
+
+/// Answers questions of containers in `subnet` until the returned workers are aborted.
+pub(super) async fn serve(subnet: Subnet) -> io::Result<Vec<JoinHandle<()>>> {
+    let address = SocketAddr::from((subnet.gateway(), PORT));
+    let datagrams = UdpSocket::bind(address).await?;
+    let connections = TcpListener::bind(address).await?;
+    Ok(vec![
+        tokio::spawn(serve_datagrams(Arc::new(datagrams), subnet)),
+        tokio::spawn(serve_connections(connections, subnet)),
+    ])
+}
+
+fn is_ours(client: SocketAddr, subnet: Subnet) -> bool {
+    matches!(client.ip(), IpAddr::V4(address) if subnet.contains(address))
+}
+
+async fn serve_datagrams(socket: Arc<UdpSocket>, subnet: Subnet) {
+    let free = Arc::new(Semaphore::new(QUESTIONS_MAX));
+    let mut buffer = vec![0; DATAGRAM_SIZE_MAX];
+    loop {
+        let Ok((size, client)) = socket.recv_from(&mut buffer).await else { continue };
+        if !is_ours(client, subnet) || size < HEADER_SIZE {
+            continue;
+        }
+        // With too many questions open, a client has to ask again.
+        let Ok(permit) = Arc::clone(&free).try_acquire_owned() else { continue };
+        let question = buffer[..size].to_vec();
+        let socket = Arc::clone(&socket);
+        tokio::spawn(async move {
+            let answer = ask_by_datagram(&question).await.unwrap_or_else(|| failure(&question));
+            let _client_gone = socket.send_to(&answer, client).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn ask_by_datagram(question: &[u8]) -> Option<Vec<u8>> {
+    for server in servers() {
+        let asked = timeout(ANSWER_WAIT, ask_one(question, server)).await;
+        if let Ok(Ok(answer)) = asked {
+            return Some(answer);
+        }
+    }
+    None
+}
+
+async fn ask_one(question: &[u8], server: SocketAddr) -> io::Result<Vec<u8>> {
+    let local: IpAddr = if server.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        std::net::Ipv6Addr::UNSPECIFIED.into()
+    };
+    let socket = UdpSocket::bind((local, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(question).await?;
+    let mut answer = vec![0; DATAGRAM_SIZE_MAX];
+    loop {
+        let size = socket.recv(&mut answer).await?;
+        // Anything else is late, or forged.
+        if size >= HEADER_SIZE && answer[..2] == question[..2] {
+            answer.truncate(size);
+            return Ok(answer);
+        }
+    }
+}
+
+/// The answer "server failure" to a question.
+fn failure(question: &[u8]) -> Vec<u8> {
+    let mut answer = question.to_vec();
+    if let Some([high, low]) = answer.get_mut(2..4) {
+        *high |= 0x80;
+        *low = (*low & 0xf0) | 2;
+    }
+    answer
+}
+
+async fn serve_connections(listener: TcpListener, subnet: Subnet) {
+    let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((connection, client)) if is_ours(client, subnet) => {
+                tokio::spawn(async move {
+                    let _ended = serve_connection(connection).await;
+                    drop(permit);
+                });
+            }
+            Ok(_) => (),
+            // Out of files, most likely: others have to end first.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn serve_connection(mut client: TcpStream) -> io::Result<()> {
+    loop {
+        let question = timeout(IDLE_WAIT, read_message(&mut client)).await??;
+        let mut answer = failure(&question);
+        for server in servers() {
+            let asked = timeout(ANSWER_WAIT, ask_by_connection(&question, server)).await;
+            if let Ok(Ok(found)) = asked {
+                answer = found;
+                break;
+            }
+        }
+        timeout(IDLE_WAIT, write_message(&mut client, &answer)).await??;
+    }
+}
+
+async fn ask_by_connection(question: &[u8], server: SocketAddr) -> io::Result<Vec<u8>> {
+    let mut connection = TcpStream::connect(server).await?;
+    write_message(&mut connection, question).await?;
+    read_message(&mut connection).await
+}
+
+async fn read_message(connection: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let size = connection.read_u16().await?;
+    let mut message = vec![0; size.into()];
+    connection.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn write_message(connection: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let size = u16::try_from(message.len()).map_err(io::Error::other)?;
+    let mut bytes = Vec::with_capacity(message.len() + 2);
+    bytes.extend_from_slice(&size.to_be_bytes());
+    bytes.extend_from_slice(message);
+    connection.write_all(&bytes).await
+}
+
+/// The host's name servers, read each time: networks come and go.
+fn servers() -> Vec<SocketAddr> {
+    parse_servers(&configuration())
+}
+
+/// The host's `/etc/resolv.conf`, or nothing.
+pub(crate) fn configuration() -> String {
+    let mut text = std::fs::read_to_string(CONFIGURATION).unwrap_or_default();
+    if text.len() > CONFIGURATION_SIZE_MAX {
+        text.clear();
+    }
+    text
+}
+
+fn parse_servers(configuration: &str) -> Vec<SocketAddr> {
+    let words = configuration.lines().map(|line| line.split_ascii_whitespace());
+    words
+        .filter_map(|mut words| {
+            words.next().filter(|word| *word == "nameserver")?;
+            let address: IpAddr = words.next()?.parse().ok()?;
+            Some(SocketAddr::new(address, PORT))
+        })
+        .take(SERVERS_MAX)
+        .collect()
+}
+
+/// What a container's `/etc/resolv.conf` says: our name server, and the host's search list.
+pub(crate) fn configuration_for(server: Ipv4Addr, host: &str) -> String {
+    let mut text = format!("nameserver {server}\n");
+    for line in host.lines() {
+        if matches!(line.split_ascii_whitespace().next(), Some("search" | "domain" | "options")) {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_asks_the_bridge_and_keeps_the_search_list() {
+        let host = "# comment\nnameserver 127.0.0.53\nsearch a.example b.example\noptions edns0\n";
+        assert_eq!(parse_servers(host), ["127.0.0.53:53".parse().unwrap()]);
+        expect_test::expect![[r#"
+            nameserver 10.89.0.1
+            search a.example b.example
+            options edns0
+        "#]]
+        .assert_eq(&configuration_for(Ipv4Addr::new(10, 89, 0, 1), host));
+    }
+
+    #[test]
+    fn a_failure_keeps_the_question() {
+        let question = [0xab, 0xcd, 0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'a', 0, 0, 1, 0, 1];
+        let answer = failure(&question);
+        assert_eq!((&answer[..4], &answer[4..]), (&[0xab, 0xcd, 0x81, 0x02][..], &question[4..]));
+    }
+}

@@ -1,0 +1,364 @@
+//! Networks of isolated containers: a bridge, and a pair of devices for each container.
+//!
+//! A container's network namespace is made by a thread that enters it and ends; the server
+//! keeps it open as a file. Everything else follows from that file: when it is closed (also
+//! when the server is killed) the namespace goes, and its devices with it. So only the bridge
+//! and the firewall rules can be left behind. Both carry a number that the server holds by a
+//! file lock; a number whose lock is free has no owner, and is swept by the next server.
+//!
+//! A container reaches what the host can reach by routing, and a name server on the bridge's
+//! address. It does not reach the host itself, other containers or link-local addresses. It has
+//! IPv4 only.
+
+mod dns;
+mod firewall;
+mod namespace;
+mod subnet;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::TryStreamExt as _;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
+
+pub(crate) use dns::{configuration as host_configuration, configuration_for};
+pub(crate) use firewall::listing as firewall_listing;
+pub(crate) use subnet::Subnet;
+
+use crate::ContainerError;
+
+/// How many servers of one machine can have a bridge at the same time.
+const BRIDGES_MAX: u32 = 32;
+
+const LOCK_FOLDER: &str = "/run/refit";
+
+/// The bridge of this server, made when the first isolated container starts.
+pub(crate) struct Bridge {
+    name: String,
+    number: u32,
+    index: u32,
+    subnet: Subnet,
+    handle: Handle,
+    taken: Mutex<Taken>,
+    workers: Vec<tokio::task::JoinHandle<()>>,
+    /// Held as long as the bridge is ours.
+    _lock: File,
+}
+
+/// Addresses in use, and where to look for the next: an address is not given again soon, since
+/// others may remember who had it.
+#[derive(Default)]
+struct Taken {
+    hosts: BTreeSet<u32>,
+    last: u32,
+}
+
+/// One container's place on the bridge. Dropping it frees the address and the namespace.
+pub(crate) struct Endpoint {
+    bridge: Arc<Bridge>,
+    host: u32,
+    namespace: OwnedFd,
+}
+
+impl Endpoint {
+    /// A path by which another process can open the namespace while this value lives.
+    pub(crate) fn namespace_path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd())
+    }
+
+    /// The name server to use.
+    pub(crate) fn name_server(&self) -> Ipv4Addr {
+        self.bridge.subnet.gateway()
+    }
+
+    /// The container's own address.
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        self.bridge.subnet.host(self.host)
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.bridge.taken().hosts.remove(&self.host);
+    }
+}
+
+/// Removes bridges and firewall rules of servers that are no more.
+pub(crate) async fn sweep() {
+    let mut stale = Vec::new();
+    for number in 0..BRIDGES_MAX {
+        if lock_file(number).exists()
+            && let Ok(lock) = try_lock(number)
+        {
+            stale.push((number, lock));
+        }
+    }
+    if stale.is_empty() {
+        return;
+    }
+    for (number, lock) in stale {
+        if clear(number).await.is_ok() {
+            // Removed while locked: the next owner makes a new file.
+            let _gone_already = fs::remove_file(lock_file(number));
+        }
+        drop(lock);
+    }
+}
+
+impl Bridge {
+    /// Makes the bridge with its rules and name server. `wanted` is the first address range to
+    /// try; one that is in use is skipped in favour of the next of the same size.
+    pub(crate) async fn open(wanted: Subnet) -> Result<Self, ContainerError> {
+        let (number, lock) = claim()?;
+        let handle = connect()?;
+        clear(number).await.map_err(|reason| cannot("remove an old bridge", reason))?;
+        let used = used_ranges(&handle).await.map_err(|error| cannot("read the routes", error))?;
+        let subnet = wanted
+            .candidates(number)
+            .find(|subnet| !used.iter().any(|used| used.overlaps(*subnet)))
+            .ok_or_else(|| {
+                let reason = format!("`{wanted}` and the ranges after it are in use");
+                cannot("choose addresses for isolated networks", reason)
+            })?;
+        let name = name(number);
+        let index = make_bridge(&handle, &name, subnet).await.map_err(|error| {
+            let reason = format!("{error}; it needs the capability CAP_NET_ADMIN");
+            cannot("make a bridge for isolated networks", reason)
+        })?;
+        let mut bridge = Self {
+            name,
+            number,
+            index,
+            subnet,
+            handle,
+            taken: Mutex::default(),
+            workers: Vec::new(),
+            _lock: lock,
+        };
+        bridge.connect_outwards().await?;
+        Ok(bridge)
+    }
+
+    async fn connect_outwards(&mut self) -> Result<(), ContainerError> {
+        allow_forwarding()?;
+        let (number, name, subnet) = (self.number, self.name.clone(), self.subnet);
+        firewall::install(number, &name, subnet).await?;
+        self.workers = dns::serve(self.subnet).await.map_err(|error| {
+            let address = self.subnet.gateway();
+            cannot(format!("open the name server on `{address}`"), error)
+        })?;
+        Ok(())
+    }
+
+    fn taken(&self) -> std::sync::MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_host(&self) -> Result<u32, ContainerError> {
+        let mut taken = self.taken();
+        let count = self.subnet.host_count();
+        // The first is the gateway's.
+        let next = (1..count)
+            .map(|step| 2 + (taken.last.saturating_sub(2) + step) % (count - 1))
+            .find(|host| !taken.hosts.contains(host));
+        let host = next.ok_or_else(|| {
+            cannot("give the container an address", format!("all of `{}` are in use", self.subnet))
+        })?;
+        taken.hosts.insert(host);
+        taken.last = host;
+        Ok(host)
+    }
+
+    /// Makes a network namespace that hangs on the bridge.
+    pub(crate) async fn attach(self: &Arc<Self>) -> Result<Endpoint, ContainerError> {
+        let namespace =
+            namespace::make().await.map_err(|error| cannot("make a network namespace", error))?;
+        let endpoint = Endpoint {
+            bridge: Arc::clone(self),
+            host: self.take_host()?,
+            namespace: namespace.file,
+        };
+        let link = format!("{}v{}", self.name, endpoint.host);
+        self.make_link(&link, &endpoint)
+            .await
+            .map_err(|error| cannot("make a network device for the container", error))?;
+        namespace::configure(namespace.handle, endpoint.address(), self.subnet)
+            .await
+            .map_err(|error| cannot("set up the container's network", error))?;
+        Ok(endpoint)
+    }
+
+    async fn make_link(&self, name: &str, endpoint: &Endpoint) -> Result<(), rtnetlink::Error> {
+        // The same address has the same hardware address, so no cache can be wrong.
+        let [a, b, c, d] = endpoint.address().octets();
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name("eth0")
+            .address(vec![0x02, 0x42, a, b, c, d])
+            .setns_by_fd(endpoint.namespace.as_raw_fd())
+            .up()
+            .build();
+        let link = LinkMessageBuilder::<LinkVeth>::new(name, "eth0")
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .controller(self.index)
+            .up()
+            .build();
+        self.handle.link().add(link).execute().await?;
+        let index = link_index(&self.handle, name).await?.ok_or(rtnetlink::Error::RequestFailed)?;
+        // Ports that are isolated do not reach each other, only the bridge itself.
+        let isolated = LinkBridgePort::new(index).isolated(true).build();
+        self.handle.link().set_port(isolated).execute().await
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        for worker in &self.workers {
+            worker.abort();
+        }
+        let number = self.number;
+        // A thread with a loop of its own, since this one may be ending. The lock goes last.
+        let cleaning = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            if let Ok(runtime) = runtime
+                && let Err(error) = runtime.block_on(clear(number))
+            {
+                tracing::warn!(
+                    number,
+                    error,
+                    "a bridge was left behind; the next start removes it"
+                );
+            } else {
+                let _gone_already = fs::remove_file(lock_file(number));
+            }
+        });
+        let _panicked = cleaning.join();
+    }
+}
+
+fn name(number: u32) -> String {
+    format!("refit{number}")
+}
+
+fn lock_file(number: u32) -> PathBuf {
+    Path::new(LOCK_FOLDER).join(format!("bridge-{number}.lock"))
+}
+
+/// Takes the lowest number that nobody holds.
+fn claim() -> Result<(u32, File), ContainerError> {
+    let doing = || format!("take a bridge number in `{LOCK_FOLDER}`");
+    fs::create_dir_all(LOCK_FOLDER).map_err(|error| cannot(doing(), error))?;
+    for number in 0..BRIDGES_MAX {
+        match try_lock(number) {
+            Ok(lock) => return Ok((number, lock)),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => (),
+            Err(error) => return Err(cannot(doing(), error)),
+        }
+    }
+    Err(cannot(doing(), format!("{BRIDGES_MAX} other servers of this machine have one")))
+}
+
+fn try_lock(number: u32) -> std::io::Result<File> {
+    use std::os::unix::fs::MetadataExt as _;
+    let path = lock_file(number);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+    // Its owner may have removed the file between our opening and locking it.
+    let current = fs::metadata(&path)
+        .is_ok_and(|now| file.metadata().is_ok_and(|ours| ours.ino() == now.ino()));
+    if current { Ok(file) } else { Err(std::io::ErrorKind::WouldBlock.into()) }
+}
+
+/// Removes the bridge and the rules of a number that we hold.
+async fn clear(number: u32) -> Result<(), String> {
+    firewall::remove(number, &name(number)).await?;
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(|error| error.to_string())?;
+    let connection = tokio::spawn(connection);
+    let removed = async {
+        if let Some(index) = link_index(&handle, &name(number)).await? {
+            handle.link().del(index).execute().await?;
+        }
+        Ok::<(), rtnetlink::Error>(())
+    };
+    let removed = removed.await.map_err(|error| error.to_string());
+    connection.abort();
+    removed
+}
+
+fn connect() -> Result<Handle, ContainerError> {
+    let (connection, handle, _) =
+        rtnetlink::new_connection().map_err(|error| cannot("talk to the kernel", error))?;
+    // Ends when the last handle is dropped.
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+async fn link_index(handle: &Handle, name: &str) -> Result<Option<u32>, rtnetlink::Error> {
+    match handle.link().get().match_name(name.to_owned()).execute().try_next().await {
+        Ok(link) => Ok(link.map(|link| link.header.index)),
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENODEV => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn make_bridge(handle: &Handle, name: &str, subnet: Subnet) -> Result<u32, rtnetlink::Error> {
+    handle.link().add(LinkBridge::new(name).build()).execute().await?;
+    let index = link_index(handle, name).await?.ok_or(rtnetlink::Error::RequestFailed)?;
+    // Absent where the kernel has no IPv6.
+    let _absent = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+    let gateway = subnet.gateway().into();
+    handle.address().add(index, gateway, subnet.prefix()).execute().await?;
+    let up = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
+    handle.link().set(up).execute().await?;
+    Ok(index)
+}
+
+/// The ranges that the machine's addresses and routes already use.
+async fn used_ranges(handle: &Handle) -> Result<Vec<Subnet>, rtnetlink::Error> {
+    let mut used = Vec::new();
+    let mut addresses = handle.address().get().execute();
+    while let Some(message) = addresses.try_next().await? {
+        for attribute in &message.attributes {
+            if let AddressAttribute::Address(std::net::IpAddr::V4(address)) = attribute {
+                used.extend(Subnet::new(*address, message.header.prefix_len));
+            }
+        }
+    }
+    let all = rtnetlink::RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let mut routes = handle.route().get(all).execute();
+    while let Some(message) = routes.try_next().await? {
+        for attribute in &message.attributes {
+            if let RouteAttribute::Destination(RouteAddress::Inet(address)) = attribute {
+                used.extend(Subnet::new(*address, message.header.destination_prefix_length));
+            }
+        }
+    }
+    Ok(used)
+}
+
+/// Turns on the forwarding of packets, without which nothing leaves the bridge. It is left on:
+/// another program may have come to rely on it meanwhile.
+fn allow_forwarding() -> Result<(), ContainerError> {
+    const FILE: &str = "/proc/sys/net/ipv4/ip_forward";
+    let is_on = fs::read_to_string(FILE).is_ok_and(|value| value.trim() == "1");
+    if is_on {
+        return Ok(());
+    }
+    tracing::info!("turned on the forwarding of IPv4 packets for isolated networks");
+    fs::write(FILE, "1").map_err(|error| {
+        let reason = format!("{error}; set `net.ipv4.ip_forward = 1` with sysctl");
+        cannot("turn on the forwarding of packets", reason)
+    })
+}
+
+fn cannot(doing: impl Into<String>, reason: impl std::fmt::Display) -> ContainerError {
+    ContainerError::Setup { doing: doing.into(), reason: reason.to_string() }
+}

@@ -1,0 +1,267 @@
+//! What to run, in words that have nothing to do with images.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::ContainerError;
+
+/// One process and everything around it.
+#[derive(Debug, Clone)]
+pub struct ProcessSpec {
+    /// Unique name, used for cgroup, network device and error messages: `[a-z0-9-]{1,60}`.
+    pub name: String,
+    pub rootfs: Rootfs,
+    /// The program and its arguments; looked up in `PATH` of `env`, inside the root.
+    pub args: Vec<String>,
+    /// `NAME=value`; all of it, nothing is inherited.
+    pub env: Vec<String>,
+    /// Created if missing, owned by root, as the Dockerfile reference asks of `WORKDIR`.
+    pub cwd: String,
+    pub user: User,
+    pub hostname: String,
+    /// In order, after the runtime's own `/proc`, `/dev` and `/sys`.
+    pub mounts: Vec<Mount>,
+    /// `address name` lines added to `/etc/hosts`.
+    pub extra_hosts: Vec<(String, IpAddr)>,
+    pub network: Network,
+    pub limits: Limits,
+    /// The process sees the whole machine's devices and keeps all capabilities. Callers
+    /// check policy before they set it.
+    pub privileged: bool,
+}
+
+/// Where the root filesystem comes from. Directories hold the image's own uids.
+#[derive(Debug, Clone)]
+pub enum Rootfs {
+    /// Overlay of layers (`lowers`, topmost first, at most 500) with a writable `upper`.
+    /// `upper` and `work` are on one filesystem; after the run `upper` holds exactly the
+    /// changes (no stray mount points), ready to be read as a diff.
+    Overlay { lowers: Vec<PathBuf>, upper: PathBuf, work: PathBuf },
+    /// A plain directory, used as it is.
+    Directory(PathBuf),
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+    pub additional_gids: Vec<u32>,
+}
+
+/// An extra mount; `target` is absolute inside the root and created if missing (and the
+/// created mount point is removed again from the upper directory).
+#[derive(Debug, Clone)]
+pub struct Mount {
+    pub target: String,
+    pub read_only: bool,
+    pub kind: MountKind,
+}
+
+#[derive(Debug, Clone)]
+pub enum MountKind {
+    /// A directory or file of the host.
+    Bind { source: PathBuf },
+    /// Memory, at most `size` bytes.
+    Tmpfs { size: u64, mode: u32 },
+    /// A throw-away overlay over `lowers` (topmost first).
+    Overlay { lowers: Vec<PathBuf>, upper: PathBuf, work: PathBuf },
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Network {
+    /// Own namespace with outbound access; the host's loopback, link-local and metadata
+    /// addresses are not reachable.
+    #[default]
+    Isolated,
+    /// Own namespace with nothing but a loopback device.
+    None,
+    /// The host's. Callers check policy before they set it.
+    Host,
+}
+
+/// Bounds on one container. `None`: no bound of ours.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Limits {
+    /// Bytes, without swap.
+    pub memory: Option<u64>,
+    pub pids: Option<u32>,
+    /// Processors' worth of time: 1.5 is one and a half.
+    pub cpus: Option<f64>,
+    pub timeout: Option<Duration>,
+    /// Size of `/dev/shm` in bytes; 64 MiB by default.
+    pub shm_size: Option<u64>,
+    /// `RLIMIT_*` by name (`nofile`), soft and hard.
+    pub ulimits: Vec<(String, u64, u64)>,
+}
+
+/// How a container ended. Each way is told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+    OutOfMemory,
+    TimedOut,
+    Canceled,
+}
+
+/// The kernel's own bound on the lower layers of an overlay.
+const LOWERS_MAX: usize = 500;
+const MOUNTS_MAX: usize = 500;
+/// Arguments and environment together; the kernel allows about 2 MiB by default.
+const TEXT_SIZE_MAX: usize = 4 << 20;
+const NAME_LENGTH_MAX: usize = 60;
+const HOSTNAME_LENGTH_MAX: usize = 64;
+
+/// Resource limits that a specification may set.
+pub(crate) const ULIMITS: [&str; 15] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "sigpending",
+    "stack",
+];
+
+/// Refuses what could not be carried out, or would mean something else to the kernel.
+pub(crate) fn check(spec: &ProcessSpec) -> Result<(), ContainerError> {
+    check_name(&spec.name)?;
+    if spec.args.is_empty() {
+        return Err(refuse("the process has no arguments, not even a program"));
+    }
+    check_texts(spec)?;
+    check_target("working directory", &spec.cwd)?;
+    let hostname_is_fine = spec.hostname.len() <= HOSTNAME_LENGTH_MAX
+        && spec.hostname.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    if !hostname_is_fine {
+        return Err(refuse(format!("`{}` is not a host name", spec.hostname.escape_debug())));
+    }
+    check_rootfs(&spec.rootfs)?;
+    if spec.mounts.len() > MOUNTS_MAX {
+        return Err(refuse(format!("more than {MOUNTS_MAX} mounts")));
+    }
+    for mount in &spec.mounts {
+        check_mount(mount)?;
+    }
+    for (name, _) in &spec.extra_hosts {
+        let fine = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
+        if !fine || name.contains('#') {
+            return Err(refuse(format!("`{}` is not a host name", name.escape_debug())));
+        }
+    }
+    check_limits(&spec.limits)
+}
+
+fn refuse(reason: impl Into<String>) -> ContainerError {
+    ContainerError::Setup { doing: "accept the process".to_owned(), reason: reason.into() }
+}
+
+fn check_name(name: &str) -> Result<(), ContainerError> {
+    let fine = (1..=NAME_LENGTH_MAX).contains(&name.len())
+        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+    if fine {
+        return Ok(());
+    }
+    let name = name.escape_debug();
+    Err(refuse(format!("the name `{name}` is not 1 to 60 of lower-case letters, digits and `-`")))
+}
+
+fn check_texts(spec: &ProcessSpec) -> Result<(), ContainerError> {
+    let mut size = 0;
+    for text in spec.args.iter().chain(&spec.env) {
+        if text.contains('\0') {
+            return Err(refuse("an argument or environment variable contains a NUL byte"));
+        }
+        size += text.len() + 1;
+    }
+    if size > TEXT_SIZE_MAX {
+        return Err(refuse("arguments and environment together are larger than 4 MiB"));
+    }
+    Ok(())
+}
+
+fn check_target(what: &str, path: &str) -> Result<(), ContainerError> {
+    if path.starts_with('/') && !path.contains('\0') && path.len() < 4096 {
+        return Ok(());
+    }
+    let path = path.escape_debug();
+    Err(refuse(format!("the {what} `{path}` is not an absolute path of less than 4096 bytes")))
+}
+
+fn check_rootfs(rootfs: &Rootfs) -> Result<(), ContainerError> {
+    match rootfs {
+        Rootfs::Overlay { lowers, upper, work } => check_overlay(lowers, upper, work),
+        Rootfs::Directory(path) => path_text(path).map(drop),
+    }
+}
+
+fn check_overlay(lowers: &[PathBuf], upper: &Path, work: &Path) -> Result<(), ContainerError> {
+    if !(1..=LOWERS_MAX).contains(&lowers.len()) {
+        let count = lowers.len();
+        return Err(refuse(format!(
+            "an overlay of {count} layers; 1 to {LOWERS_MAX} are possible"
+        )));
+    }
+    lowers
+        .iter()
+        .map(PathBuf::as_path)
+        .chain([upper, work])
+        .try_for_each(|path| path_text(path).map(drop))
+}
+
+fn check_mount(mount: &Mount) -> Result<(), ContainerError> {
+    check_target("mount target", &mount.target)?;
+    if mount.target.split('/').all(|part| matches!(part, "" | "." | "..")) {
+        return Err(refuse("a mount over the whole root"));
+    }
+    match &mount.kind {
+        MountKind::Bind { source } => path_text(source).map(drop),
+        MountKind::Tmpfs { .. } => Ok(()),
+        MountKind::Overlay { lowers, upper, work } => check_overlay(lowers, upper, work),
+    }
+}
+
+fn check_limits(limits: &Limits) -> Result<(), ContainerError> {
+    for (name, soft, hard) in &limits.ulimits {
+        if !ULIMITS.contains(&name.as_str()) {
+            let known = ULIMITS.join(", ");
+            let name = name.escape_debug();
+            return Err(refuse(format!("no limit is called `{name}`; there are {known}")));
+        }
+        if soft > hard {
+            return Err(refuse(format!("the soft limit of `{name}` is above the hard one")));
+        }
+    }
+    if limits.cpus.is_some_and(|cpus| !(0.01..=4096.0).contains(&cpus)) {
+        return Err(refuse("the processor limit is not between 0.01 and 4096"));
+    }
+    if limits.memory.is_some_and(|memory| memory < 1 << 20 || memory > i64::MAX.unsigned_abs()) {
+        return Err(refuse("the memory limit is below 1 MiB or above what the kernel counts"));
+    }
+    if limits.pids == Some(0) {
+        return Err(refuse("the process limit is zero"));
+    }
+    Ok(())
+}
+
+/// The text of a host path. Bundles are JSON, which holds nothing but Unicode.
+pub(crate) fn path_text(path: &Path) -> Result<String, ContainerError> {
+    let shown = path.to_string_lossy();
+    let shown = shown.escape_debug();
+    let Some(text) = path.to_str() else {
+        return Err(refuse(format!("the path `{shown}` is not UTF-8")));
+    };
+    if !path.is_absolute() || text.contains('\0') {
+        return Err(refuse(format!("the path `{shown}` is not an absolute path")));
+    }
+    Ok(text.to_owned())
+}

@@ -1,0 +1,448 @@
+//! Starts containers and sees them to their end.
+
+use std::fmt::Write as _;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::bundle::{self, Placement};
+use crate::cgroup::{Group, Hierarchy};
+use crate::linux::{self, Ending, Report};
+use crate::network::{self, Bridge, Endpoint, Subnet};
+use crate::owner::Owner;
+use crate::{Exit, Network, OutputSink, ProcessSpec, Stream, output, process};
+
+/// How containers are run on this machine.
+#[derive(Debug, Clone)]
+pub struct RuntimeSettings {
+    /// Empty: the embedded runtime. Else an OCI runtime such as `/usr/bin/runc`.
+    pub external: Option<PathBuf>,
+    /// The program that becomes the helper: this binary, started with [`HELPER_ARG`] first.
+    pub helper: PathBuf,
+    /// Folder for bundles and sockets of running containers.
+    pub state_dir: PathBuf,
+    /// Address range of the bridge that isolated networks hang on.
+    pub subnet: String,
+}
+
+/// First argument that makes the binary a helper.
+pub const HELPER_ARG: &str = "sandbox-helper";
+
+/// How long a helper may take to end after it was told to.
+const HELPER_END_WAIT: Duration = Duration::from_secs(10);
+
+/// The largest report of a helper.
+const REPORT_SIZE_MAX: u64 = 64 << 10;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    /// The image has no such program, or it cannot be executed.
+    #[error("`{program}` cannot be executed: {reason}")]
+    CannotExecute { program: String, reason: String },
+    #[error("could not {doing}: {reason}")]
+    Setup { doing: String, reason: String },
+}
+
+/// What a container used.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Usage {
+    pub cpu: Duration,
+    /// Peak memory in bytes, where the kernel tells.
+    pub memory_peak: u64,
+}
+
+/// Runs containers. Cheap to share by reference; one per server.
+pub struct Runtime {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: RuntimeSettings,
+    subnet: Subnet,
+    hierarchy: Hierarchy,
+    /// The helper program, seen through a read-only mount where the kernel can do that.
+    helper: Option<OwnedFd>,
+    bridge: tokio::sync::OnceCell<Arc<Bridge>>,
+}
+
+impl Runtime {
+    /// Prepares the state folder, and sweeps what a killed server left behind: processes and
+    /// control groups, folders, bridges and firewall rules. The own bridge is made when the first
+    /// isolated container starts.
+    pub async fn new(settings: RuntimeSettings) -> Result<Self, ContainerError> {
+        let subnet = settings
+            .subnet
+            .parse()
+            .map_err(|reason: String| setup("use the setting for the isolated network", reason))?;
+        let state_dir = settings.state_dir.clone();
+        process::path_text(&state_dir)?;
+        process::path_text(&settings.helper)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&state_dir).map_err(|error| {
+            setup(format!("make the state folder `{}`", state_dir.display()), error)
+        })?;
+        let hierarchy = blocking(move || {
+            let hierarchy = Hierarchy::detect();
+            // Processes first, since they may use the folders.
+            hierarchy.sweep();
+            sweep_folders(&state_dir);
+            Ok(hierarchy)
+        })
+        .await?;
+        network::sweep().await;
+        let helper = linux::read_only_copy(&settings.helper);
+        if let Err(error) = &helper {
+            tracing::warn!(%error, "the helper is not protected against being overwritten");
+        }
+        let helper = helper.ok();
+        let bridge = tokio::sync::OnceCell::new();
+        Ok(Self { inner: Arc::new(Inner { settings, subnet, hierarchy, helper, bridge }) })
+    }
+
+    /// Runs one process to its end. Dropping the future kills it.
+    ///
+    /// The container is made, watched and cleared away by a worker of its own, so that this
+    /// happens in full also when the future is dropped at any point.
+    pub async fn run(
+        &self,
+        spec: &ProcessSpec,
+        output: &dyn OutputSink,
+        cancel: &CancellationToken,
+    ) -> Result<(Exit, Usage), ContainerError> {
+        process::check(spec)?;
+        if cancel.is_cancelled() {
+            return Ok((Exit::Canceled, Usage::default()));
+        }
+        let dropped = CancellationToken::new();
+        let _canceled_with_this_future = dropped.clone().drop_guard();
+        let (started, pipes) = oneshot::channel();
+        let worker = Supervisor {
+            inner: Arc::clone(&self.inner),
+            spec: spec.clone(),
+            cancel: cancel.clone(),
+            dropped,
+        };
+        let ended = tokio::spawn(worker.run(started));
+        // No pipes: the start failed, and `ended` says why.
+        if let Ok(pipes) = pipes.await {
+            tokio::join!(
+                output::forward(pipes.stdout, Stream::Stdout, output),
+                output::forward(pipes.stderr, Stream::Stderr, output),
+            );
+        }
+        match ended.await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(error) => Err(setup("watch the container", error)),
+            },
+        }
+    }
+}
+
+/// The ends of a container's output that we read.
+struct Pipes {
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+}
+
+/// Makes, watches and clears away one container.
+struct Supervisor {
+    inner: Arc<Inner>,
+    spec: ProcessSpec,
+    cancel: CancellationToken,
+    dropped: CancellationToken,
+}
+
+/// What one container holds, in the order in which it is given back.
+struct Holdings {
+    endpoint: Option<Endpoint>,
+    group: Option<Group>,
+    folder: PathBuf,
+}
+
+/// Why a container is ended before its time.
+#[derive(Debug, Clone, Copy)]
+enum Stopped {
+    TimedOut,
+    Canceled,
+}
+
+impl Supervisor {
+    async fn run(self, started: oneshot::Sender<Pipes>) -> Result<(Exit, Usage), ContainerError> {
+        let folder = self.make_folder()?;
+        let mut holdings = Holdings { endpoint: None, group: None, folder };
+        let result = self.run_in(&mut holdings, started).await;
+        // Given back before the caller hears of the end: then nothing of it is left.
+        let cleared = blocking(move || {
+            drop(holdings.endpoint);
+            if let Some(group) = holdings.group {
+                group.remove();
+            }
+            remove_folder(&holdings.folder);
+            Ok(())
+        });
+        cleared.await?;
+        result
+    }
+
+    fn make_folder(&self) -> Result<PathBuf, ContainerError> {
+        let folder = self.inner.settings.state_dir.join(&self.spec.name);
+        let made = DirBuilder::new().mode(0o700).create(&folder);
+        let made = made.and_then(|()| {
+            fs::write(folder.join("owner"), Owner::current().to_string())?;
+            fs::create_dir(Placement::rootfs(&folder))
+        });
+        match made {
+            Ok(()) => Ok(folder),
+            Err(error) => {
+                Err(setup(format!("make the bundle folder `{}`", folder.display()), error))
+            }
+        }
+    }
+
+    async fn run_in(
+        &self,
+        holdings: &mut Holdings,
+        started: oneshot::Sender<Pipes>,
+    ) -> Result<(Exit, Usage), ContainerError> {
+        if self.spec.network == Network::Isolated {
+            holdings.endpoint = Some(self.attach().await?);
+        }
+        holdings.group = self.inner.hierarchy.make(&self.spec.name, &self.spec.limits)?;
+        self.write_bundle(holdings)?;
+        let (helper, control, pipes) = self.start_helper(&holdings.folder)?;
+        // The receiver is gone if the future was dropped, which `dropped` tells us below.
+        let _dropped = started.send(pipes);
+        let (report, stopped) = self.watch(helper, control, holdings.group.as_ref()).await?;
+        self.conclude(report, stopped, holdings.group.as_ref())
+    }
+
+    async fn attach(&self) -> Result<Endpoint, ContainerError> {
+        let bridge = self
+            .inner
+            .bridge
+            .get_or_try_init(|| async { Bridge::open(self.inner.subnet).await.map(Arc::new) });
+        bridge.await?.attach().await
+    }
+
+    fn write_bundle(&self, holdings: &Holdings) -> Result<(), ContainerError> {
+        let folder = &holdings.folder;
+        let group = holdings.group.as_ref();
+        let external = self.inner.settings.external.clone();
+        let place = Placement {
+            folder: folder.clone(),
+            network_namespace: holdings.endpoint.as_ref().map(Endpoint::namespace_path),
+            // An external runtime joins by itself, below our group.
+            cgroup_procs: match external {
+                None => group.map(Group::procs_files).unwrap_or_default(),
+                Some(_) => Vec::new(),
+            },
+            cgroups_path: external.as_ref().and(group).map(Group::path_for_external),
+            external,
+        };
+        let (config, extras) = bundle::describe(&self.spec, &place)?;
+        let doing = || format!("write the bundle `{}`", folder.display());
+        let written = || -> io::Result<()> {
+            for overlay in &extras.overlays {
+                fs::create_dir(&overlay.at)?;
+            }
+            fs::write(folder.join("hosts"), hosts(&self.spec, holdings.endpoint.as_ref()))?;
+            fs::write(folder.join("resolv.conf"), name_servers(holdings.endpoint.as_ref()))?;
+            fs::write(Placement::config_file(folder), serde_json::to_vec(&config)?)?;
+            fs::write(Placement::extras_file(folder), serde_json::to_vec(&extras)?)
+        };
+        written().map_err(|error| setup(doing(), error))
+    }
+
+    fn start_helper(&self, folder: &Path) -> Result<(Child, UnixStream, Pipes), ContainerError> {
+        let doing = || format!("start the helper `{}`", self.inner.settings.helper.display());
+        let start = || -> io::Result<_> {
+            let (control, helper_control) = std::os::unix::net::UnixStream::pair()?;
+            control.set_nonblocking(true)?;
+            let (stdout, stdout_writer) = io::pipe()?;
+            let (stderr, stderr_writer) = io::pipe()?;
+            let mut command = self.helper_command();
+            command.arg(folder);
+            command
+                .stdin(OwnedFd::from(helper_control))
+                .stdout(stdout_writer)
+                .stderr(stderr_writer);
+            let child = command.spawn()?;
+            let receiver = |pipe: io::PipeReader| pipe::Receiver::from_owned_fd(pipe.into());
+            let pipes = Pipes { stdout: receiver(stdout)?, stderr: receiver(stderr)? };
+            Ok((child, UnixStream::from_std(control)?, pipes))
+        };
+        start().map_err(|error| setup(doing(), error))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is how `container` runs untrusted code")]
+    fn helper_command(&self) -> Command {
+        let settings = &self.inner.settings;
+        let mut command = match &self.inner.helper {
+            // Still open in the child until it is executed.
+            Some(file) => Command::new(format!("/proc/self/fd/{}", file.as_raw_fd())),
+            None => Command::new(&settings.helper),
+        };
+        command.as_std_mut().arg(HELPER_ARG).env_clear().current_dir("/");
+        // Keys pressed at the server's terminal are the server's.
+        command.process_group(0);
+        std::os::unix::process::CommandExt::arg0(command.as_std_mut(), "refit-sandbox");
+        command
+    }
+
+    /// Waits for the helper's report, telling it to end the container if something asks for it.
+    async fn watch(
+        &self,
+        mut helper: Child,
+        mut control: UnixStream,
+        group: Option<&Group>,
+    ) -> Result<(Report, Option<Stopped>), ContainerError> {
+        let timeout = async {
+            match self.spec.limits.timeout {
+                Some(timeout) => tokio::time::sleep(timeout).await,
+                None => std::future::pending().await,
+            }
+        };
+        let stopped = tokio::select! {
+            biased;
+            ready = control.readable() => {
+                let _error_is_seen_below = ready;
+                None
+            }
+            () = self.cancel.cancelled() => Some(Stopped::Canceled),
+            () = self.dropped.cancelled() => Some(Stopped::Canceled),
+            () = timeout => Some(Stopped::TimedOut),
+        };
+        if stopped.is_some() {
+            // The helper sees the end of its input, and kills. Its report still comes back.
+            let _helper_gone = control.shutdown().await;
+        }
+        let report = tokio::time::timeout(HELPER_END_WAIT, async {
+            let report = read_report(control).await;
+            let _status = helper.wait().await;
+            report
+        });
+        let report = report.await;
+        if !matches!(report, Ok(Some(_))) {
+            let _gone_already = helper.start_kill();
+            if let Some(group) = group {
+                group.kill();
+            }
+            let _status = helper.wait().await;
+        }
+        match report {
+            Ok(Some(report)) => Ok((report, stopped)),
+            _ => Err(setup("watch the container", "its helper died")),
+        }
+    }
+
+    fn conclude(
+        &self,
+        report: Report,
+        stopped: Option<Stopped>,
+        group: Option<&Group>,
+    ) -> Result<(Exit, Usage), ContainerError> {
+        let external = self.inner.settings.external.is_some();
+        let (ending, mut usage) = match report {
+            Report::CannotExecute { program, reason } => {
+                return Err(ContainerError::CannotExecute { program, reason });
+            }
+            Report::Setup { doing, reason } => return Err(ContainerError::Setup { doing, reason }),
+            Report::Ended { ending, cpu_microseconds, memory_peak } => {
+                (ending, Usage { cpu: Duration::from_micros(cpu_microseconds), memory_peak })
+            }
+        };
+        if let Some(counted) = group.map(Group::usage) {
+            usage.cpu = usage.cpu.max(counted.cpu);
+            usage.memory_peak = usage.memory_peak.max(counted.memory_peak);
+        }
+        const KILLED: i32 = nix::libc::SIGKILL;
+        // A shell reports the death of its child as a code.
+        let killed = matches!(ending, Ending::Signal(KILLED) | Ending::Code(137));
+        let exit = match (stopped, ending) {
+            (Some(Stopped::TimedOut), _) => Exit::TimedOut,
+            (Some(Stopped::Canceled), _) => Exit::Canceled,
+            _ if killed && group.is_some_and(|group| group.ran_out_of_memory(external)) => {
+                Exit::OutOfMemory
+            }
+            (None, Ending::Code(code)) => Exit::Code(code),
+            (None, Ending::Signal(signal)) => Exit::Signal(signal),
+        };
+        Ok((exit, usage))
+    }
+}
+
+async fn read_report(control: UnixStream) -> Option<Report> {
+    let mut line = String::new();
+    BufReader::new(control.take(REPORT_SIZE_MAX)).read_line(&mut line).await.ok()?;
+    serde_json::from_str(&line).ok()
+}
+
+/// The container's `/etc/hosts`.
+fn hosts(spec: &ProcessSpec, endpoint: Option<&Endpoint>) -> String {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    let own = endpoint.map_or(Ipv4Addr::LOCALHOST, Endpoint::address);
+    let own = (!spec.hostname.is_empty()).then_some((spec.hostname.as_str(), IpAddr::V4(own)));
+    let extra = spec.extra_hosts.iter().map(|(name, address)| (name.as_str(), *address));
+    for (name, address) in own.into_iter().chain(extra) {
+        // Writing to a string cannot fail.
+        let _written = writeln!(text, "{address}\t{name}");
+    }
+    text
+}
+
+/// The container's `/etc/resolv.conf`.
+fn name_servers(endpoint: Option<&Endpoint>) -> String {
+    let host = network::host_configuration();
+    match endpoint {
+        Some(endpoint) => network::configuration_for(endpoint.name_server(), &host),
+        None => host,
+    }
+}
+
+/// Removes bundle folders whose owner is no more.
+fn sweep_folders(state_dir: &Path) {
+    let Ok(entries) = fs::read_dir(state_dir) else { return };
+    for folder in entries.flatten().map(|entry| entry.path()) {
+        let owner = fs::read_to_string(folder.join("owner")).ok();
+        let owner = owner.and_then(|text| text.parse::<Owner>().ok());
+        if owner.is_some_and(|owner| !owner.is_alive()) {
+            remove_folder(&folder);
+        }
+    }
+}
+
+fn remove_folder(folder: &Path) {
+    if let Err(error) = fs::remove_dir_all(folder) {
+        tracing::warn!(folder = %folder.display(), %error, "a bundle folder was left behind");
+    }
+}
+
+/// Runs what blocks where blocking is allowed.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ContainerError> + Send + 'static,
+) -> Result<T, ContainerError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(setup("finish before the program ends", error)),
+        },
+    }
+}
+
+fn setup(doing: impl Into<String>, reason: impl std::fmt::Display) -> ContainerError {
+    ContainerError::Setup { doing: doing.into(), reason: reason.to_string() }
+}
