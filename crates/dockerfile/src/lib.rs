@@ -1,7 +1,7 @@
 //! Dockerfile text, to typed instructions, to stages, to the operations of a build.
 //!
-//! Three steps, each a pure function: [`parse`] gives instructions with source positions,
-//! [`plan`] keeps the stages that the target needs and says which wait for which,
+//! Three steps, each a pure function: [`parse()`] gives instructions with source positions,
+//! [`plan()`] keeps the stages that the target needs and says which wait for which,
 //! [`StagePlan::operations`] expands variables over the base image's config and gives what
 //! is to be executed. [`ignore`] matches `.dockerignore` patterns, [`glob`] those of `COPY`.
 //!
