@@ -137,5 +137,10 @@ fn options(options: SqliteConnectOptions) -> SqliteConnectOptions {
 }
 
 fn pool(connections: u32) -> SqlitePoolOptions {
-    SqlitePoolOptions::new().min_connections(0).max_connections(connections)
+    // No ping before use: a file does not hang up, and a caller that goes away during the ping
+    // would close the connection, which for a database in memory is all there is.
+    SqlitePoolOptions::new()
+        .min_connections(0)
+        .max_connections(connections)
+        .test_before_acquire(false)
 }

@@ -16,8 +16,17 @@ const BATCH_MAX: usize = 64;
 
 /// A write, its outcome kept inside until the commit is known.
 trait Job: Send {
-    fn run<'c>(&'c mut self, connection: &'c mut SqliteConnection) -> BoxFuture<'c, bool>;
+    fn run<'c>(&'c mut self, connection: &'c mut SqliteConnection) -> BoxFuture<'c, Ran>;
     fn answer(self: Box<Self>, committed: Result<(), DbError>);
+}
+
+/// What a write did to the transaction that it shares.
+enum Ran {
+    Done,
+    /// It failed, and what it did is undone.
+    Undone,
+    /// It failed and took the whole transaction with it: SQLite rolls back on a full disk.
+    Lost(sqlx::Error),
 }
 
 struct Pending<F, T, E> {
@@ -32,13 +41,12 @@ where
     E: From<DbError> + Send,
     F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, E>> + Send,
 {
-    fn run<'c>(&'c mut self, connection: &'c mut SqliteConnection) -> BoxFuture<'c, bool> {
+    fn run<'c>(&'c mut self, connection: &'c mut SqliteConnection) -> BoxFuture<'c, Ran> {
         Box::pin(async move {
-            let Some(job) = self.job.take() else { return false };
-            let outcome = in_savepoint(connection, job).await;
-            let done = outcome.is_ok();
+            let Some(job) = self.job.take() else { return Ran::Undone };
+            let (outcome, ran) = in_savepoint(connection, job).await;
             self.outcome = Some(outcome);
-            done
+            ran
         })
     }
 
@@ -54,15 +62,29 @@ where
 }
 
 /// Runs a job so that its failure undoes what it did, and nothing of the others.
-async fn in_savepoint<T, E, F>(connection: &mut SqliteConnection, job: F) -> Result<T, E>
+async fn in_savepoint<T, E, F>(connection: &mut SqliteConnection, job: F) -> (Result<T, E>, Ran)
 where
     E: From<DbError>,
     F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, E>>,
 {
-    let mut savepoint = connection.begin().await.map_err(DbError::from)?;
-    let value = job(&mut savepoint).await?;
-    savepoint.commit().await.map_err(DbError::from)?;
-    Ok(value)
+    let mut savepoint = match connection.begin().await {
+        Ok(savepoint) => savepoint,
+        Err(error) => return (Err(DbError::from(error).into()), Ran::Undone),
+    };
+    match job(&mut savepoint).await {
+        Ok(value) => match savepoint.commit().await {
+            Ok(()) => (Ok(value), Ran::Done),
+            Err(error) => {
+                let error = Arc::new(error);
+                let lost = sqlx::Error::Io(std::io::Error::other(Arc::clone(&error)));
+                (Err(DbError::Commit(error).into()), Ran::Lost(lost))
+            }
+        },
+        Err(error) => match savepoint.rollback().await {
+            Ok(()) => (Err(error), Ran::Undone),
+            Err(lost) => (Err(error), Ran::Lost(lost)),
+        },
+    }
 }
 
 #[derive(Clone)]
@@ -106,17 +128,34 @@ async fn serve(pool: SqlitePool, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
     }
 }
 
+/// Runs a batch in one transaction. A connection whose transaction failed as a whole is
+/// closed: it no longer knows where it stands, and every later write would fail.
 async fn commit(pool: &SqlitePool, batch: &mut [Box<dyn Job>]) -> sqlx::Result<()> {
-    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+    let mut connection = pool.acquire().await?;
+    let committed = commit_on(&mut connection, batch).await;
+    if committed.is_err() {
+        connection.close_on_drop();
+    }
+    committed
+}
+
+async fn commit_on(
+    connection: &mut SqliteConnection,
+    batch: &mut [Box<dyn Job>],
+) -> sqlx::Result<()> {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     let mut any = false;
     for job in batch.iter_mut() {
-        any |= job.run(&mut transaction).await;
+        match job.run(&mut transaction).await {
+            Ran::Done => any = true,
+            Ran::Undone => (),
+            Ran::Lost(error) => return Err(error),
+        }
     }
     match any {
-        true => transaction.commit().await?,
-        false => transaction.rollback().await?,
+        true => transaction.commit().await,
+        false => transaction.rollback().await,
     }
-    Ok(())
 }
 
 #[cfg(test)]

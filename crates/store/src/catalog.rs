@@ -20,7 +20,7 @@ pub use sessions::UploadSession;
 use crate::blob::BlobStore;
 use crate::gc::Seen;
 use crate::{Result, StoreError, schema};
-use hot::Hot;
+use hot::{Hot, Linked};
 use sessions::Sessions;
 
 /// The registry's memory over blobs: repositories, tags, manifests and their references,
@@ -34,6 +34,7 @@ pub struct Catalog {
     pub(crate) db: Db,
     pub(crate) blobs: Arc<dyn BlobStore>,
     hot: Arc<Hot>,
+    linked: Arc<Linked>,
     sessions: Arc<Sessions>,
     moved: Arc<watch::Sender<()>>,
     /// Blobs that clients were told of lately.
@@ -43,9 +44,9 @@ pub struct Catalog {
 impl Catalog {
     pub async fn open(db: Db, blobs: Arc<dyn BlobStore>) -> Result<Self> {
         schema::migrate(&db).await?;
-        let (hot, sessions) = (Arc::default(), Arc::default());
+        let (hot, linked, sessions) = (Arc::default(), Arc::default(), Arc::default());
         let moved = Arc::new(watch::Sender::new(()));
-        Ok(Self { db, blobs, hot, sessions, moved, seen: Arc::default() })
+        Ok(Self { db, blobs, hot, linked, sessions, moved, seen: Arc::default() })
     }
 
     /// The bytes behind this catalog.
@@ -58,6 +59,34 @@ impl Catalog {
         self.hot.forget_all();
     }
 
+    /// After collection has removed blobs.
+    pub(crate) fn forget_blobs(&self) {
+        self.linked.forget_all();
+    }
+
+    /// Runs one write, then brings what is remembered in step with it. Goes on to its end
+    /// when the caller goes away: else the memory would stay behind the database.
+    pub(crate) async fn write_then<T, F>(
+        &self,
+        job: F,
+        then: impl FnOnce(&Self, &T) + Send + 'static,
+    ) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
+    {
+        let catalog = self.clone();
+        let joined = tokio::spawn(async move {
+            let value = catalog.write(job).await?;
+            then(&catalog, &value);
+            Ok(value)
+        })
+        .await;
+        joined.unwrap_or_else(|error| {
+            Err(StoreError::Database { doing: "write".to_owned(), source: error.into() })
+        })
+    }
+
     /// Runs one write; it is on disk when this answers.
     pub(crate) async fn write<T, F>(&self, job: F) -> Result<T>
     where
@@ -66,6 +95,14 @@ impl Catalog {
     {
         self.db.write::<T, StoreError, F>(job).await
     }
+}
+
+/// Gives a closure the type of a write, which the compiler finds only where one is expected.
+pub(crate) fn job<T, F>(job: F) -> F
+where
+    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>>,
+{
+    job
 }
 
 /// Reads a name or digest that this program wrote; a damaged one is an error, not a panic.

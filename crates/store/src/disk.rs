@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::{collections::HashSet, num::NonZeroU64};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use oci::{Algorithm, Digest, Hasher};
+use rustix::fs::Advice;
 use tokio::task::JoinHandle;
 
 use crate::blob::{BlobReader, BlobStore, NamedUpload, Stored, Upload};
@@ -16,6 +18,9 @@ use crate::{Result, StoreError};
 
 /// Read at once when an upload is hashed again after a restart.
 const READ_SIZE: usize = 1 << 20;
+/// Written bytes after which the kernel is asked to start putting them on the disk, so that
+/// the sync at the end finds little left to do.
+const WRITE_BACK: u64 = 8 << 20;
 
 /// The file store of one data folder. Cheap to clone.
 #[derive(Clone)]
@@ -27,6 +32,8 @@ struct Shared {
     blobs: PathBuf,
     uploads: PathBuf,
     rows: BlobRows,
+    /// Folders of blobs known to be durable themselves.
+    folders: Mutex<HashSet<PathBuf>>,
 }
 
 impl DiskStore {
@@ -34,33 +41,47 @@ impl DiskStore {
     pub async fn open(folder: &Path, db: db::Db) -> Result<Self> {
         let (blobs, uploads) = (folder.join("blobs"), folder.join("uploads"));
         let rows = BlobRows::open(db).await?;
-        let shared = Arc::new(Shared { blobs, uploads, rows });
+        let shared = Arc::new(Shared { blobs, uploads, rows, folders: Mutex::default() });
         let store = Self { shared };
-        let prepared = store.clone();
-        blocking("prepare the data folder", move || prepared.prepare()).await?;
+        let (prepared, resumable) = (store.clone(), store.shared.rows.uploads().await?);
+        let placed = blocking("prepare the data folder", move || prepared.prepare(&resumable));
+        for digest in placed.await? {
+            // Bytes that were placed but never listed go; listed ones stay.
+            store.delete(&digest).await?;
+            let marker = store.shared.marker(&digest);
+            blocking("prepare the data folder", move || remove_if_there(&marker)).await?;
+        }
         for digest in store.shared.rows.unlisted().await? {
             store.delete(&digest).await?;
         }
         Ok(store)
     }
 
-    /// Makes the folders, sweeps temporary files. Named uploads stay: they are resumable.
-    fn prepare(&self) -> io::Result<()> {
+    /// Makes the folders, sweeps what no session can take up, and tells which blobs were
+    /// being placed when the process ended.
+    fn prepare(&self, resumable: &HashSet<String>) -> io::Result<Vec<Digest>> {
+        let mut placed = Vec::new();
         for folder in [&self.shared.blobs, &self.shared.uploads] {
             std::fs::create_dir_all(folder)?;
         }
         for entry in std::fs::read_dir(&self.shared.uploads)? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-                std::fs::remove_file(entry.path())?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            match name.strip_prefix(PLACING).map(|name| name.replacen('-', ":", 1).parse()) {
+                Some(Ok(digest)) => placed.push(digest),
+                _ if resumable.contains(&name) => (),
+                _ => std::fs::remove_file(entry.path())?,
             }
         }
-        Ok(())
+        Ok(placed)
     }
 }
 
 /// How names of temporary files start; named uploads are UUIDs.
 const TEMPORARY: &str = "tmp-";
+/// How names of empty files start that say which blob is being placed: bytes under a digest
+/// that the catalog does not list would otherwise be found only by looking at every file.
+const PLACING: &str = "placing-";
 
 impl Shared {
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -68,19 +89,36 @@ impl Shared {
         self.blobs.join(digest.algorithm().name()).join(&hex[..2]).join(hex)
     }
 
+    fn marker(&self, digest: &Digest) -> PathBuf {
+        let name = format!("{PLACING}{}-{}", digest.algorithm().name(), digest.hex());
+        self.uploads.join(name)
+    }
+
     /// Moves a finished file to its name, durably.
     fn place(&self, from: &Path, digest: &Digest) -> io::Result<()> {
         let to = self.path(digest);
         let folder = to.parent().unwrap_or(&self.blobs);
-        if !folder.exists() {
-            std::fs::create_dir_all(folder)?;
-            // A new folder is durable only when its own parents are.
-            for parent in folder.ancestors().skip(1).take(3) {
-                File::open(parent)?.sync_all()?;
-            }
-        }
+        self.make_folder(folder)?;
+        File::create(self.marker(digest))?;
         std::fs::rename(from, &to)?;
         File::open(folder)?.sync_all()
+    }
+
+    /// Makes a folder of blobs. Others wait until it is durable: what they put into it would
+    /// be lost with it.
+    fn make_folder(&self, folder: &Path) -> io::Result<()> {
+        let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
+        if folders.contains(folder) {
+            return Ok(());
+        }
+        if !folder.exists() {
+            std::fs::create_dir_all(folder)?;
+        }
+        for parent in folder.ancestors().skip(1).take(3) {
+            File::open(parent)?.sync_all()?;
+        }
+        folders.insert(folder.to_owned());
+        Ok(())
     }
 }
 
@@ -115,7 +153,7 @@ impl BlobStore for DiskStore {
         let path = self.shared.uploads.join(name);
         let create = path.clone();
         let file = blocking("start an upload", move || File::create_new(create)).await?;
-        let writing = Writing { file, hasher: Hasher::new(algorithm), size: 0 };
+        let writing = Writing { file, hasher: Hasher::new(algorithm), size: 0, kept: 0, sent: 0 };
         let writer = PipelinedWriter::new(writing);
         Ok(Box::new(DiskUpload { shared: Arc::clone(&self.shared), path, writer, kept: false }))
     }
@@ -134,13 +172,18 @@ impl BlobStore for DiskStore {
     }
 
     async fn delete(&self, digest: &Digest) -> Result<()> {
-        let _exclusive = self.shared.rows.lock(digest).await;
-        if self.shared.rows.is_listed(digest).await? {
-            return Ok(());
-        }
-        let path = self.shared.path(digest);
-        blocking("delete a blob", move || remove_if_there(&path)).await?;
-        self.shared.rows.forget(digest).await
+        let (shared, digest) = (Arc::clone(&self.shared), digest.clone());
+        to_the_end(async move {
+            let _exclusive = shared.rows.lock(&digest).await;
+            if shared.rows.is_listed(&digest).await? {
+                return Ok(());
+            }
+            shared.rows.evict(&digest);
+            let path = shared.path(&digest);
+            blocking("delete a blob", move || remove_if_there(&path)).await?;
+            shared.rows.forget(&digest).await
+        })
+        .await
     }
 }
 
@@ -156,6 +199,10 @@ struct Writing {
     file: File,
     hasher: Hasher,
     size: u64,
+    /// Bytes that must outlive a failed write: those that were synced.
+    kept: u64,
+    /// Bytes that the kernel was asked to put on the disk.
+    sent: u64,
 }
 
 impl Writing {
@@ -165,13 +212,30 @@ impl Writing {
             File::options().read(true).write(true).create(true).truncate(false).open(path)?;
         let mut hasher = Hasher::sha256();
         let size = hash_all(&mut file, &mut hasher)?;
-        Ok(Self { file, hasher, size })
+        Ok(Self { file, hasher, size, kept: size, sent: size })
     }
 
     fn append(&mut self, chunk: &[u8]) -> io::Result<()> {
-        self.file.write_all(chunk)?;
+        if let Err(error) = self.file.write_all(chunk) {
+            // On a full disk, what nobody was promised gives its space back.
+            self.file.set_len(self.kept)?;
+            return Err(error);
+        }
         self.hasher.update(chunk);
         self.size += chunk.len() as u64;
+        if let Some(length) = NonZeroU64::new(self.size - self.sent)
+            && length.get() >= WRITE_BACK
+        {
+            // Only a hint: pages that are dirty begin to be written.
+            let _ = rustix::fs::fadvise(&self.file, self.sent, Some(length), Advice::DontNeed);
+            self.sent = self.size;
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.kept = self.size;
         Ok(())
     }
 
@@ -207,11 +271,14 @@ struct PipelinedWriter {
     idle: Option<Writing>,
     /// The state comes back with the outcome, so that a failed write keeps its file.
     busy: Option<JoinHandle<(Writing, io::Result<()>)>>,
+    /// Bytes taken, those under way included.
+    size: u64,
 }
 
 impl PipelinedWriter {
     fn new(writing: Writing) -> Self {
-        Self { idle: Some(writing), busy: None }
+        let size = writing.size;
+        Self { idle: Some(writing), busy: None, size }
     }
 
     /// Waits for the chunk under way.
@@ -229,7 +296,10 @@ impl PipelinedWriter {
     }
 
     async fn write(&mut self, chunk: Bytes) -> Result<()> {
-        self.run(move |writing| writing.append(&chunk)).await
+        let length = chunk.len() as u64;
+        self.run(move |writing| writing.append(&chunk)).await?;
+        self.size += length;
+        Ok(())
     }
 
     /// Starts work on the file after what is under way.
@@ -251,7 +321,7 @@ impl PipelinedWriter {
     async fn finish(&mut self, algorithm: Algorithm) -> Result<Stored> {
         let (give, take) = tokio::sync::oneshot::channel();
         self.run(move |writing| {
-            writing.file.sync_data()?;
+            writing.sync()?;
             let digest = writing.digest(algorithm)?;
             // The receiver is gone only with the caller.
             let _ = give.send(Stored { digest, size: writing.size });
@@ -276,11 +346,34 @@ async fn publish(
         let expected = expected.clone();
         return Err(StoreError::DigestMismatch { expected, actual: stored.digest });
     }
-    let _exclusive = shared.rows.lock(&stored.digest).await;
-    let (place, from, digest) = (Arc::clone(shared), path.to_owned(), stored.digest.clone());
-    blocking("place a blob", move || place.place(&from, &digest)).await?;
-    shared.rows.insert(&stored.digest, stored.size).await?;
-    Ok(stored)
+    let (shared, from) = (Arc::clone(shared), path.to_owned());
+    to_the_end(async move {
+        let _exclusive = shared.rows.lock(&stored.digest).await;
+        let (place, digest) = (Arc::clone(&shared), stored.digest.clone());
+        blocking("place a blob", move || place.place(&from, &digest)).await?;
+        let listed = shared.rows.insert(&stored.digest, stored.size).await;
+        // When even this question has no answer, the marker stays for the next start.
+        let keep = listed.is_ok() || shared.rows.is_listed(&stored.digest).await?;
+        let (blob, marker) = (shared.path(&stored.digest), shared.marker(&stored.digest));
+        let tidy = move || {
+            if !keep {
+                remove_if_there(&blob)?;
+            }
+            remove_if_there(&marker)
+        };
+        blocking("place a blob", tidy).await?;
+        listed.map(|()| stored)
+    })
+    .await
+}
+
+/// Runs what must not stop half-way when the caller goes away: the lock of a digest is to be
+/// held until its bytes and its row agree.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let joined = tokio::spawn(work).await;
+    joined.unwrap_or_else(|error| Err(io_error("finish what it began", error.into())))
 }
 
 struct DiskUpload {
@@ -327,7 +420,7 @@ struct DiskNamedUpload {
 #[async_trait]
 impl NamedUpload for DiskNamedUpload {
     fn size(&self) -> u64 {
-        self.writer.idle.as_ref().map_or(0, |writing| writing.size)
+        self.writer.size
     }
 
     async fn write(&mut self, chunk: Bytes) -> Result<()> {
@@ -335,7 +428,7 @@ impl NamedUpload for DiskNamedUpload {
     }
 
     async fn sync(&mut self) -> Result<()> {
-        self.writer.run(|writing| writing.file.sync_data()).await?;
+        self.writer.run(Writing::sync).await?;
         self.writer.settle().await.map(|_| ())
     }
 

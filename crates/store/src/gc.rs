@@ -9,14 +9,14 @@
 //!
 //! Roots: manifests and what they refer to, leases, cache entries, unfinished uploads.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oci::{Digest, RegistryName, RepositoryName};
 use sqlx::{Row, SqliteConnection};
 
-use crate::catalog::{cache, manifests, parsed};
+use crate::catalog::{cache, job, manifests, parsed};
 use crate::error::database;
 use crate::model::{GcOptions, GcReport, Millis};
 use crate::{Catalog, Result, now};
@@ -48,32 +48,70 @@ pub(crate) async fn add_candidate(
 /// stay as long as a fresh one.
 #[derive(Default)]
 pub(crate) struct Seen {
-    times: Mutex<HashMap<Digest, Millis>>,
+    state: Mutex<SeenState>,
 }
 
-/// Beyond this the memory is emptied, and collection waits a grace period.
+#[derive(Default)]
+struct SeenState {
+    times: HashMap<Digest, Millis>,
+    /// What collection is judging at this moment: whoever asks for one of these must ask
+    /// behind the judgement, through the one writer.
+    judged: HashSet<Digest>,
+}
+
+/// Beyond this nothing more is noted, and collection waits until old notes have expired.
 const SEEN_MAX: usize = 100_000;
 
 impl Seen {
-    pub(crate) fn note(&self, digest: &Digest, at: Millis) {
-        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
-        if times.len() < SEEN_MAX || times.contains_key(digest) {
-            times.insert(digest.clone(), at);
+    /// Notes that a client asks for a blob; says whether collection is judging it now.
+    pub(crate) fn note(&self, digest: &Digest, at: Millis) -> bool {
+        let mut state = self.lock();
+        if let Some(time) = state.times.get_mut(digest) {
+            *time = at;
+        } else if state.times.len() < SEEN_MAX {
+            state.times.insert(digest.clone(), at);
         }
+        state.judged.contains(digest)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SeenState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Until the value is dropped, who asks for one of `batch` is told to ask behind us.
+    fn judging(self: &Arc<Self>, batch: &[Digest]) -> Judging {
+        self.lock().judged.extend(batch.iter().cloned());
+        Judging { seen: Arc::clone(self), batch: batch.to_vec() }
     }
 
     /// Forgets what is older than `before`; says whether the memory was full, so that
     /// something may have been missed.
     fn expire(&self, before: Millis) -> bool {
-        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = &mut self.lock().times;
         let full = times.len() >= SEEN_MAX;
         times.retain(|_, at| *at >= before);
         full
     }
 
     fn is_recent(&self, digest: &Digest, before: Millis) -> bool {
-        let times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
-        times.get(digest).is_some_and(|at| *at >= before)
+        let times = &self.lock().times;
+        // A full memory may have missed it.
+        times.len() >= SEEN_MAX || times.get(digest).is_some_and(|at| *at >= before)
+    }
+}
+
+/// A judgement under way; see [`Seen::judging`].
+struct Judging {
+    seen: Arc<Seen>,
+    batch: Vec<Digest>,
+}
+
+impl Drop for Judging {
+    fn drop(&mut self) {
+        let mut state = self.seen.lock();
+        for digest in &self.batch {
+            state.judged.remove(digest);
+        }
     }
 }
 
@@ -86,6 +124,9 @@ impl Catalog {
         if self.seen.expire(before) {
             tracing::warn!("very many blobs were asked for; collection waits for the next pass");
             return Ok(report);
+        }
+        if !options.dry_run {
+            self.finish_deletions().await?;
         }
         self.expire_uploads(options, &mut report).await?;
         self.expire_leases(options).await?;
@@ -101,6 +142,18 @@ impl Catalog {
             self.judge(batch, before, dry_run, &mut report).await?;
         }
         Ok(report)
+    }
+
+    /// Removes bytes that an earlier pass unlisted and then could not remove.
+    async fn finish_deletions(&self) -> Result<()> {
+        let digests: Vec<String> = sqlx::query_scalar("SELECT digest FROM unlisted_blobs")
+            .fetch_all(self.db.reads())
+            .await
+            .map_err(database("list deleted blobs"))?;
+        for digest in digests {
+            self.blobs.delete(&parsed(&digest)?).await?;
+        }
+        Ok(())
     }
 
     async fn candidates(&self, before: Millis, after: &str) -> Result<Vec<Digest>> {
@@ -126,27 +179,33 @@ impl Catalog {
         dry_run: bool,
         report: &mut GcReport,
     ) -> Result<()> {
-        let seen = std::sync::Arc::clone(&self.seen);
-        let (unlisted, removed_manifests) = self
-            .write(move |connection| {
-                Box::pin(async move {
-                    let mut unlisted = Vec::new();
-                    let mut removed = false;
-                    for digest in batch {
-                        if seen.is_recent(&digest, before) {
-                            continue;
-                        }
-                        removed |= remove_orphans(connection, &digest, dry_run).await?;
-                        let judged = judge_one(connection, &digest, before, dry_run).await?;
-                        unlisted.extend(judged.map(|size| (digest, size)));
+        let seen = Arc::clone(&self.seen);
+        let judging = self.seen.judging(&batch);
+        let job = job(move |connection| {
+            Box::pin(async move {
+                let mut unlisted = Vec::new();
+                let mut removed = false;
+                for digest in batch {
+                    if seen.is_recent(&digest, before) {
+                        continue;
                     }
-                    Ok((unlisted, removed))
-                })
+                    removed |= remove_orphans(connection, &digest, before, dry_run).await?;
+                    let judged = judge_one(connection, &digest, before, dry_run).await?;
+                    unlisted.extend(judged.map(|size| (digest, size)));
+                }
+                Ok((unlisted, removed))
             })
-            .await?;
-        if removed_manifests {
-            self.forget_manifests();
-        }
+        });
+        let judged = self.write_then(job, move |catalog, (unlisted, removed): &(Vec<_>, bool)| {
+            if *removed {
+                catalog.forget_manifests();
+            }
+            if !unlisted.is_empty() {
+                catalog.forget_blobs();
+            }
+            drop(judging);
+        });
+        let (unlisted, _): (Vec<(Digest, u64)>, bool) = judged.await?;
         for (digest, size) in unlisted {
             if !dry_run {
                 self.blobs.delete(&digest).await?;
@@ -284,11 +343,13 @@ async fn unlist(connection: &mut SqliteConnection, digest: &str) -> Result<()> {
 async fn remove_orphans(
     connection: &mut SqliteConnection,
     digest: &Digest,
+    before: Millis,
     dry_run: bool,
 ) -> Result<bool> {
     let failed = || database("collect referrers");
     let rows = sqlx::query(
         "SELECT registry, repository FROM orphans o WHERE digest = $1
+         AND EXISTS (SELECT 1 FROM gc_candidates g WHERE g.digest = o.digest AND g.since < $2)
          AND NOT EXISTS (SELECT 1 FROM tags t WHERE t.registry = o.registry
              AND t.repository = o.repository AND t.digest = o.digest)
          AND NOT EXISTS (SELECT 1 FROM manifest_references r WHERE r.registry = o.registry
@@ -298,6 +359,7 @@ async fn remove_orphans(
              WHERE own.registry = o.registry AND own.repository = o.repository AND own.digest = o.digest)",
     )
     .bind(digest.as_str())
+    .bind(before)
     .fetch_all(&mut *connection)
     .await
     .map_err(failed())?;

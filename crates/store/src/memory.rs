@@ -88,6 +88,7 @@ impl BlobStore for MemoryStore {
         if self.rows.is_listed(digest).await? {
             return Ok(());
         }
+        self.rows.evict(digest);
         self.with(|shared| shared.blobs.remove(digest));
         self.rows.forget(digest).await
     }

@@ -4,13 +4,13 @@
 //! collection first takes it off the list and then removes the bytes, unless it was listed
 //! again meanwhile. Both hold the digest's lock while they look at the bytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, RwLock};
 
 use db::Db;
 use oci::Digest;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::error::database;
 use crate::{Result, now, schema};
@@ -28,7 +28,7 @@ pub(crate) struct BlobRows {
 }
 
 struct Shared {
-    locks: Vec<Mutex<()>>,
+    locks: Vec<Arc<Mutex<()>>>,
     hash: RandomState,
     sizes: RwLock<HashMap<Digest, u64>>,
 }
@@ -36,15 +36,15 @@ struct Shared {
 impl BlobRows {
     pub(crate) async fn open(db: Db) -> Result<Self> {
         schema::migrate(&db).await?;
-        let locks = (0..LOCKS).map(|_| Mutex::new(())).collect();
+        let locks = (0..LOCKS).map(|_| Arc::default()).collect();
         let shared = Shared { locks, hash: RandomState::new(), sizes: RwLock::default() };
         Ok(Self { db, shared: Arc::new(shared) })
     }
 
     /// Keeps others from placing or removing the bytes of this digest.
-    pub(crate) async fn lock(&self, digest: &Digest) -> MutexGuard<'_, ()> {
+    pub(crate) async fn lock(&self, digest: &Digest) -> OwnedMutexGuard<()> {
         let at = self.shared.hash.hash_one(digest) as usize % LOCKS;
-        self.shared.locks[at].lock().await
+        Arc::clone(&self.shared.locks[at]).lock_owned().await
     }
 
     pub(crate) async fn size(&self, digest: &Digest) -> Result<Option<u64>> {
@@ -123,9 +123,17 @@ impl BlobRows {
         Ok(rows.iter().filter_map(|text| text.parse().ok()).collect())
     }
 
+    /// Names of the uploads that may still be taken up.
+    pub(crate) async fn uploads(&self) -> Result<HashSet<String>> {
+        let ids: Vec<String> = sqlx::query_scalar("SELECT id FROM uploads")
+            .fetch_all(self.db.reads())
+            .await
+            .map_err(database("list uploads"))?;
+        Ok(ids.into_iter().collect())
+    }
+
     /// The bytes of an unlisted blob are gone.
     pub(crate) async fn forget(&self, digest: &Digest) -> Result<()> {
-        self.evict(digest);
         let text = digest.to_string();
         self.db
             .write::<_, crate::StoreError, _>(move |connection| {

@@ -104,15 +104,23 @@ impl Catalog {
         let (layer, index) = (layer.to_string(), index.to_string());
         self.write(move |connection| {
             Box::pin(async move {
-                sqlx::query(
-                    "INSERT INTO layer_indexes (layer, path_index) VALUES ($1, $2)
-                     ON CONFLICT (layer) DO UPDATE SET path_index = excluded.path_index",
+                let failed = || database("keep a layer index");
+                let replaced: Option<String> = sqlx::query_scalar(
+                    "DELETE FROM layer_indexes WHERE layer = $1 RETURNING path_index",
                 )
-                .bind(layer)
-                .bind(index)
-                .execute(connection)
+                .bind(&layer)
+                .fetch_optional(&mut *connection)
                 .await
-                .map_err(database("keep a layer index"))?;
+                .map_err(failed())?;
+                if let Some(replaced) = replaced {
+                    gc::add_candidate(connection, &replaced, now()).await?;
+                }
+                sqlx::query("INSERT INTO layer_indexes (layer, path_index) VALUES ($1, $2)")
+                    .bind(layer)
+                    .bind(index)
+                    .execute(connection)
+                    .await
+                    .map_err(failed())?;
                 Ok(())
             })
         })

@@ -6,7 +6,7 @@ use sqlx::{Row, SqliteConnection};
 use tokio::io::AsyncReadExt;
 
 use super::repositories::count;
-use super::{Catalog, parsed};
+use super::{Catalog, hot, job, parsed, tags};
 use crate::error::database;
 use crate::model::{
     Cause, Deleted, Expected, ManifestEntry, ManifestInfo, ManifestRef, NewManifest, Referrer,
@@ -71,27 +71,29 @@ impl Catalog {
         upload.commit(Some(new.digest)).await?;
         let row = NewRow::new(registry, repository, &new);
         let (moves, cause) = (tags.to_vec(), cause.clone());
-        let written = self.write(move |connection| {
-            Box::pin(async move {
-                insert(connection, &row).await?;
-                for (tag, expected) in &moves {
-                    let to = Some(&row.digest);
-                    let (registry, repository) = (&row.registry, &row.repository);
-                    super::tags::check(connection, registry, repository, tag, expected).await?;
-                    super::tags::write(connection, registry, repository, tag, to, &cause).await?;
+        let keys = forgotten(registry, repository, new.digest, tags.iter().map(|(tag, _)| tag));
+        let has_moved = !tags.is_empty();
+        self.write_then(
+            move |connection| {
+                Box::pin(async move {
+                    insert(connection, &row).await?;
+                    for (tag, expected) in &moves {
+                        let to = Some(&row.digest);
+                        let (registry, repository) = (&row.registry, &row.repository);
+                        tags::check(connection, registry, repository, tag, expected).await?;
+                        tags::write(connection, registry, repository, tag, to, &cause).await?;
+                    }
+                    Ok(())
+                })
+            },
+            move |catalog, ()| {
+                keys.iter().for_each(|key| catalog.hot.forget(key));
+                if has_moved {
+                    catalog.announce();
                 }
-                Ok(())
-            })
-        });
-        written.await?;
-        let key = |reference| (registry.clone(), repository.clone(), reference);
-        for (tag, _) in tags {
-            self.hot.forget(&key(ManifestRef::Tag(tag.clone())));
-        }
-        if !tags.is_empty() {
-            self.announce();
-        }
-        Ok(())
+            },
+        )
+        .await
     }
 
     pub async fn manifest(
@@ -130,7 +132,7 @@ impl Catalog {
         let bytes = self.read_manifest(&digest).await?;
         let size = bytes.len() as u64;
         let entry = ManifestEntry { digest, media_type, size, bytes };
-        self.hot.remember(key, &entry, before);
+        self.hot.remember(key, entry.clone(), before);
         Ok(Some(entry))
     }
 
@@ -193,8 +195,7 @@ impl Catalog {
         Ok(found)
     }
 
-    /// Removes a manifest and every tag that points at it. `NotFound` if there is none;
-    /// `InUse` while an index of the repository lists it.
+    /// Removes a manifest and every tag that points at it. `NotFound` if there is none.
     pub async fn delete_manifest(
         &self,
         registry: &RegistryName,
@@ -204,7 +205,7 @@ impl Catalog {
     ) -> Result<Deleted> {
         let (owned, name, gone) = (registry.clone(), repository.clone(), digest.clone());
         let cause = cause.clone();
-        let tags = self.write(move |connection| {
+        let job = job(move |connection| {
             Box::pin(async move {
                 let failed = || database("delete a manifest");
                 let found: Option<i64> = sqlx::query_scalar(
@@ -238,15 +239,15 @@ impl Catalog {
                 Ok(tags)
             })
         });
+        let (owned, name, gone) = (registry.clone(), repository.clone(), digest.clone());
+        let tags = self.write_then(job, move |catalog, tags: &Vec<Tag>| {
+            let keys = forgotten(&owned, &name, &gone, tags.iter());
+            keys.iter().for_each(|key| catalog.hot.forget(key));
+            if !tags.is_empty() {
+                catalog.announce();
+            }
+        });
         let tags = tags.await?;
-        let key = |reference| (registry.clone(), repository.clone(), reference);
-        self.hot.forget(&key(ManifestRef::Digest(digest.clone())));
-        for tag in &tags {
-            self.hot.forget(&key(ManifestRef::Tag(tag.clone())));
-        }
-        if !tags.is_empty() {
-            self.announce();
-        }
         Ok(Deleted { manifests: 1, tags: tags.len() as u64 })
     }
 
@@ -280,6 +281,19 @@ impl Catalog {
         };
         rows.iter().map(referrer).collect()
     }
+}
+
+/// What may be remembered of a manifest and its tags.
+fn forgotten<'a>(
+    registry: &RegistryName,
+    repository: &RepositoryName,
+    digest: &Digest,
+    tags: impl Iterator<Item = &'a Tag>,
+) -> Vec<hot::Key> {
+    let references = tags.map(|tag| ManifestRef::Tag(tag.clone()));
+    let digest = std::iter::once(ManifestRef::Digest(digest.clone()));
+    let key = |reference| (registry.clone(), repository.clone(), reference);
+    references.chain(digest).map(key).collect()
 }
 
 async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
@@ -331,6 +345,14 @@ async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
     .execute(&mut *connection)
     .await
     .map_err(failed())?;
+    // Pushed anew, it stays like any referrer whose subject is not there.
+    sqlx::query("DELETE FROM orphans WHERE registry = $1 AND repository = $2 AND digest = $3")
+        .bind(registry)
+        .bind(repository)
+        .bind(row.digest.as_str())
+        .execute(&mut *connection)
+        .await
+        .map_err(failed())?;
     for (digests, kind) in [(&row.blobs, "blob"), (&row.manifests, "manifest")] {
         for digest in digests {
             sqlx::query(

@@ -2,7 +2,7 @@
 
 use oci::{Digest, RegistryName, RepositoryName};
 
-use super::{Catalog, parsed};
+use super::{Catalog, job, parsed};
 use crate::error::database;
 use crate::model::{Cause, Deleted};
 use crate::{Result, StoreError, gc, now};
@@ -52,7 +52,7 @@ impl Catalog {
         cause: &Cause,
     ) -> Result<Deleted> {
         let (owned, name, cause) = (registry.clone(), repository.clone(), cause.clone());
-        let deleted = self.write(move |connection| {
+        let job = job(move |connection| {
             Box::pin(async move {
                 let failed = || database("delete a repository");
                 let tags: Vec<String> = sqlx::query_scalar(
@@ -84,10 +84,11 @@ impl Catalog {
                 Ok(Deleted { manifests: manifests.len() as u64, tags: tags.len() as u64 })
             })
         });
-        let deleted = deleted.await?;
-        self.hot.forget_all();
-        self.announce();
-        Ok(deleted)
+        let deleted = self.write_then(job, |catalog, _| {
+            catalog.hot.forget_all();
+            catalog.announce();
+        });
+        deleted.await
     }
 
     /// Makes a stored blob part of a repository (end of a push, a blob mount, a built
@@ -135,21 +136,29 @@ impl Catalog {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<Option<u64>> {
-        let size: Option<i64> = sqlx::query_scalar(
-            "SELECT size FROM repository_blobs JOIN blobs USING (digest)
-             WHERE registry = $1 AND repository = $2 AND digest = $3",
-        )
-        .bind(registry.as_str())
-        .bind(repository.as_str())
-        .bind(digest.as_str())
-        .fetch_optional(self.db.reads())
-        .await
-        .map_err(database("look up a blob"))?;
-        if size.is_some() {
-            self.seen.note(digest, now());
+        // Noted before the look: collection either sees the note or is seen by us.
+        if self.seen.note(digest, now()) {
+            let (registry, repository) = (registry.to_string(), repository.to_string());
+            let digest = digest.to_string();
+            return self
+                .write(move |connection| {
+                    Box::pin(async move {
+                        linked_size(&mut *connection, &registry, &repository, &digest).await
+                    })
+                })
+                .await;
         }
-        // Sizes are stored from `u64` and never negative.
-        Ok(size.map(|size| size as u64))
+        let key = (registry.clone(), repository.clone(), digest.clone());
+        let before = match self.linked.get(&key) {
+            Ok(size) => return Ok(Some(size)),
+            Err(before) => before,
+        };
+        let (registry, repository) = (registry.as_str(), repository.as_str());
+        let size = linked_size(self.db.reads(), registry, repository, digest.as_str()).await?;
+        if let Some(size) = size {
+            self.linked.remember(key, size, before);
+        }
+        Ok(size)
     }
 
     /// Repositories of the registry that have the blob (automatic content discovery for
@@ -181,9 +190,10 @@ impl Catalog {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<()> {
+        let key = (registry.clone(), repository.clone(), digest.clone());
         let (registry, repository) = (registry.to_string(), repository.to_string());
         let digest = digest.to_string();
-        self.write(move |connection| {
+        let job = job(move |connection| {
             Box::pin(async move {
                 let used: Option<i64> = sqlx::query_scalar(
                     "SELECT 1 FROM manifest_references
@@ -213,9 +223,29 @@ impl Catalog {
                 }
                 gc::add_candidate(connection, &digest, now()).await
             })
-        })
-        .await
+        });
+        self.write_then(job, move |catalog, ()| catalog.linked.forget(&key)).await
     }
+}
+
+async fn linked_size<'e>(
+    executor: impl sqlx::Executor<'e, Database = sqlx::Sqlite>,
+    registry: &str,
+    repository: &str,
+    digest: &str,
+) -> Result<Option<u64>> {
+    let size: Option<i64> = sqlx::query_scalar(
+        "SELECT size FROM repository_blobs JOIN blobs USING (digest)
+         WHERE registry = $1 AND repository = $2 AND digest = $3",
+    )
+    .bind(registry)
+    .bind(repository)
+    .bind(digest)
+    .fetch_optional(executor)
+    .await
+    .map_err(database("look up a blob"))?;
+    // Sizes are stored from `u64` and never negative.
+    Ok(size.map(|size| size as u64))
 }
 
 /// A limit as the database takes it.

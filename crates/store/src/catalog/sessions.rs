@@ -16,6 +16,9 @@ use crate::{Result, StoreError, now};
 /// How long a second request for one upload waits for the first.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Uploads whose file and running hash are kept between requests.
+const OPEN_MAX: usize = 512;
+
 /// An upload's state between requests: its open file and running hash, if this process has
 /// written to it.
 type Slot = Arc<tokio::sync::Mutex<Option<Box<dyn NamedUpload>>>>;
@@ -29,6 +32,10 @@ pub(super) struct Sessions {
 impl Sessions {
     fn slot(&self, id: &str) -> Slot {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.len() >= OPEN_MAX {
+            // Idle ones are taken up from their files if they are ever used again.
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        }
         Arc::clone(slots.entry(id.to_owned()).or_default())
     }
 
@@ -93,7 +100,9 @@ impl Catalog {
         match self.require_session(registry, repository, id).await {
             Ok(()) => Ok(session),
             Err(error) => {
+                drop(session);
                 self.sessions.remove(id);
+                self.blobs.discard_upload(id).await?;
                 Err(error)
             }
         }
@@ -198,14 +207,31 @@ impl UploadSession {
             .await
     }
 
-    /// Checks the digest, makes the blob visible, links it to the repository.
-    pub async fn commit(mut self, expected: &Digest) -> Result<Stored> {
-        let stored = match &mut *self.slot {
-            Some(upload) => upload.commit(expected).await,
-            None => Err(StoreError::NotFound { what: "upload".to_owned() }),
+    /// Checks the digest, makes the blob visible, links it to the repository. Goes on to its
+    /// end when the caller goes away.
+    pub async fn commit(self, expected: &Digest) -> Result<Stored> {
+        let expected = expected.clone();
+        let joined = tokio::spawn(self.finish(expected)).await;
+        joined.unwrap_or_else(|error| {
+            Err(StoreError::Io { doing: "finish an upload".to_owned(), source: error.into() })
+        })
+    }
+
+    async fn finish(mut self, expected: Digest) -> Result<Stored> {
+        // Taken out: once the file is a blob, no later request may write to it.
+        let Some(mut upload) = self.slot.take() else {
+            return Err(StoreError::NotFound { what: "upload".to_owned() });
         };
-        let stored = stored?;
-        self.catalog.link_blob(&self.registry, &self.repository, expected).await?;
+        let stored = match upload.commit(&expected).await {
+            Ok(stored) => stored,
+            Err(error @ StoreError::DigestMismatch { .. }) => {
+                *self.slot = Some(upload);
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
+        drop(upload);
+        self.catalog.link_blob(&self.registry, &self.repository, &expected).await?;
         self.end().await?;
         Ok(stored)
     }

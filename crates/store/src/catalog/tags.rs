@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::repositories::count;
 use super::{Catalog, parsed};
 use crate::error::database;
-use crate::model::{Cause, Expected, ManifestRef, TagInfo, TagMove};
+use crate::model::{Cause, Expected, ManifestRef, Millis, TagInfo, TagMove};
 use crate::{Result, StoreError, now};
 
 impl Catalog {
@@ -25,20 +25,23 @@ impl Catalog {
     ) -> Result<()> {
         let (owned, name, moved) = (registry.clone(), repository.clone(), tag.clone());
         let (expected, new, cause) = (expected.clone(), new.cloned(), cause.clone());
-        let written = self.write(move |connection| {
-            Box::pin(async move {
-                check(connection, &owned, &name, &moved, &expected).await?;
-                if let Some(new) = &new {
-                    require_manifest(connection, &owned, &name, new).await?;
-                }
-                write(connection, &owned, &name, &moved, new.as_ref(), &cause).await
-            })
-        });
-        written.await?;
-        let reference = ManifestRef::Tag(tag.clone());
-        self.hot.forget(&(registry.clone(), repository.clone(), reference));
-        self.announce();
-        Ok(())
+        let key = (registry.clone(), repository.clone(), ManifestRef::Tag(tag.clone()));
+        self.write_then(
+            move |connection| {
+                Box::pin(async move {
+                    check(connection, &owned, &name, &moved, &expected).await?;
+                    if let Some(new) = &new {
+                        require_manifest(connection, &owned, &name, new).await?;
+                    }
+                    write(connection, &owned, &name, &moved, new.as_ref(), &cause).await
+                })
+            },
+            move |catalog, ()| {
+                catalog.hot.forget(&key);
+                catalog.announce();
+            },
+        )
+        .await
     }
 
     /// Tags after `last` in byte order, at most `limit`.
@@ -217,6 +220,9 @@ pub(super) async fn write(
                 .map_err(failed())?
         }
     };
+    if let Some(old) = &old {
+        note_orphan(connection, registry, repository, old, at).await?;
+    }
     sqlx::query(
         "INSERT INTO tag_moves (registry, repository, tag, old, new, cause, at)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -231,5 +237,28 @@ pub(super) async fn write(
     .execute(connection)
     .await
     .map_err(failed())?;
+    Ok(())
+}
+
+/// A tag keeps a referrer whose subject is gone; without it, collection looks again.
+async fn note_orphan(
+    connection: &mut SqliteConnection,
+    registry: &RegistryName,
+    repository: &RepositoryName,
+    digest: &Digest,
+    at: Millis,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO gc_candidates (digest, since) SELECT digest, $4 FROM orphans
+         WHERE registry = $1 AND repository = $2 AND digest = $3
+         ON CONFLICT (digest) DO UPDATE SET since = excluded.since",
+    )
+    .bind(registry.as_str())
+    .bind(repository.as_str())
+    .bind(digest.as_str())
+    .bind(at)
+    .execute(connection)
+    .await
+    .map_err(database("note a candidate for collection"))?;
     Ok(())
 }
