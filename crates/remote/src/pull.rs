@@ -93,8 +93,12 @@ impl Remote {
             return Err(self.bad_manifest(reference, "its image config is too large"));
         }
         let wanted = std::iter::once(config).chain(&resolved.manifest.layers);
-        let fetched: Vec<u64> = futures_util::stream::iter(wanted)
+        // Made before they are streamed: a stream that maps with a closure over references
+        // gives a future that the compiler cannot prove to be `Send`.
+        let fetches: Vec<_> = wanted
             .map(|descriptor| self.fetch_blob(reference, descriptor, blobs, progress))
+            .collect();
+        let fetched: Vec<u64> = futures_util::stream::iter(fetches)
             .buffer_unordered(self.inner.settings.parallel)
             .try_collect()
             .await?;

@@ -1,0 +1,78 @@
+use serde::{Deserialize, Serialize};
+
+/// One structured record of a run: a line of `GET .../runs/{id}/events` (NDJSON).
+///
+/// Progress displays draw from these; the text log is their rendering. Unknown kinds are to
+/// be ignored by readers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// Grows by one from 1 within a run; give the last one seen as `after` to go on.
+    pub id: u64,
+    /// Milliseconds since 1970.
+    pub at: i64,
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputStream {
+    Stdout,
+    Stderr,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum EventKind {
+    /// The run has a new status.
+    Status {
+        status: crate::RunStatus,
+    },
+    /// A line of the executor's own.
+    Message {
+        text: String,
+    },
+    Warning {
+        text: String,
+    },
+    /// A numbered piece of work begins: `[build 2/5] RUN make`, `load context`, ...
+    /// `step` counts from 1 in a run and names the piece in later events.
+    StepStarted {
+        step: u32,
+        name: String,
+    },
+    /// Output of a step; text with invalid UTF-8 replaced, line ends kept.
+    Output {
+        step: u32,
+        stream: OutputStream,
+        text: String,
+    },
+    /// How far a transfer is, in bytes.
+    Progress {
+        step: u32,
+        current: u64,
+        #[serde(default)]
+        total: Option<u64>,
+    },
+    /// A step ended. `cached`: its result was there already.
+    StepFinished {
+        step: u32,
+        cached: bool,
+        milliseconds: u64,
+        #[serde(default)]
+        error: Option<String>,
+    },
+    /// An image exists: `reference` is `host/repository:tag` if it has a tag.
+    Image {
+        #[serde(default)]
+        reference: Option<String>,
+        digest: String,
+    },
+    /// The last event.
+    Finished {
+        status: crate::RunStatus,
+        #[serde(default)]
+        error: Option<String>,
+    },
+}

@@ -1,0 +1,161 @@
+use serde::{Deserialize, Serialize};
+
+fn yes() -> bool {
+    true
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// Body of `POST .../scheduleRun`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type")]
+pub enum RunRequest {
+    DockerBuildRequest(DockerBuildRequest),
+}
+
+/// One Dockerfile build (runs.md section 1.2), and what Refit adds to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DockerBuildRequest {
+    #[serde(default)]
+    pub image_names: Vec<String>,
+    #[serde(default = "yes")]
+    pub is_push_enabled: bool,
+    #[serde(default)]
+    pub no_cache: bool,
+    pub docker_file_path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arguments: Vec<Argument>,
+    /// Seconds, 300 to 28800; 3600 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u32>,
+    pub platform: PlatformProperties,
+    /// The `relativePath` of an upload, or an absolute URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_location: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_pool_name: Option<String>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_archive_enabled: bool,
+    /// Ours: the time for `SOURCE_DATE_EPOCH`, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_date_epoch: Option<i64>,
+    /// Ours: `none`, `default` or (under policy) `host`, for all `RUN`s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// Ours: the Dockerfile's name as the user gave it, for messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub docker_file_name: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Argument {
+    pub name: String,
+    pub value: String,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_secret: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlatformProperties {
+    pub os: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+}
+
+/// Answer of `POST .../listBuildSourceUploadUrl`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceUpload {
+    pub upload_url: String,
+    pub relative_path: String,
+}
+
+/// A run as the managed service shows it: an id envelope around `properties`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Run {
+    pub id: String,
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub properties: RunProperties,
+}
+
+/// Runs.md section 3. Forward only; the last five are final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RunStatus {
+    Queued,
+    Started,
+    Running,
+    Succeeded,
+    Failed,
+    Canceled,
+    Error,
+    Timeout,
+}
+
+impl RunStatus {
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Queued | Self::Started | Self::Running)
+    }
+}
+
+/// The run record (runs.md section 4).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunProperties {
+    pub run_id: String,
+    pub status: RunStatus,
+    pub run_type: String,
+    pub create_time: String,
+    pub last_updated_time: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finish_time: Option<String>,
+    #[serde(default)]
+    pub output_images: Vec<ImageDescriptor>,
+    pub platform: PlatformProperties,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_error_message: Option<String>,
+    #[serde(default)]
+    pub is_archive_enabled: bool,
+    pub provisioning_state: String,
+    /// Ours: the manifest that the build made, also when it has no tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_digest: Option<String>,
+    /// Ours: what the run cost (architecture.md decision 13).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageDescriptor {
+    pub registry: String,
+    pub repository: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    pub digest: String,
+}
+
+/// A page of a listing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Page<T> {
+    pub value: Vec<T>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_link: Option<String>,
+}
+
+/// A `dockerFilePath` whose last part begins so names a file that travels along with the
+/// context and is no part of it: no instruction sees it.
+pub const HIDDEN_DOCKERFILE_PREFIX: &str = ".refit-dockerfile-";

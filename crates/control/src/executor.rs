@@ -1,0 +1,85 @@
+//! What executes a run: the builder in a server, something simple in a test.
+
+use async_trait::async_trait;
+use oci::Digest;
+use store::Millis;
+use tokio_util::sync::CancellationToken;
+
+use crate::{EventKind, OutputImage, Result, Run, RunLog, RunStatus, Runs};
+
+/// Executes runs, one attempt at a time. Knows nothing of the queue.
+#[async_trait]
+pub trait Executor: Send + Sync {
+    /// Executes one attempt to its end. Returns soon after `attempt.cancel` is cancelled;
+    /// if it does not, it is dropped, and must leave nothing running then.
+    async fn execute(&self, attempt: &Attempt) -> Outcome;
+}
+
+/// One try at a run, held by a lease.
+pub struct Attempt {
+    pub run: Run,
+    pub log: RunLog,
+    /// Cancelled when the user cancels, the time is up or the lease is lost.
+    pub cancel: CancellationToken,
+    pub(crate) runs: Runs,
+    /// Of the lease: a later attempt has a higher one.
+    pub(crate) epoch: i64,
+    /// When this attempt began.
+    pub started_at: Millis,
+}
+
+/// Another attempt has the run, or it has ended: nothing may be published any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the run has been taken over by another attempt")]
+pub struct LeaseLost;
+
+impl Attempt {
+    /// Preparation is over: `Started` becomes `Running`.
+    pub async fn running(&self) -> Result<()> {
+        if self.runs.set_running(self).await? {
+            self.log.append(EventKind::Status { status: RunStatus::Running }).await;
+        }
+        Ok(())
+    }
+
+    /// Whether this attempt still holds the run. Ask right before anything is published
+    /// (architecture.md decision 3).
+    pub async fn confirm(&self) -> Result<Result<(), LeaseLost>> {
+        let held = self.runs.holds_lease(self).await?;
+        Ok(if held { Ok(()) } else { Err(LeaseLost) })
+    }
+
+    /// The lease as text, for the record of what was published under it.
+    pub fn fence(&self) -> String {
+        format!("{}/{}/{}", self.run.registry, self.run.id, self.epoch)
+    }
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    pub end: End,
+    /// What was pushed.
+    pub images: Vec<OutputImage>,
+    pub digest: Option<Digest>,
+    /// A JSON object.
+    pub cost: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    Succeeded,
+    /// The user's doing: a step, a login, a check failed.
+    Failed(String),
+    /// Ours.
+    Error(String),
+    /// `cancel` was cancelled; why, the worker knows.
+    Canceled,
+}
+
+impl Outcome {
+    /// An end without anything to show.
+    pub fn of(end: End) -> Self {
+        Self { end, images: Vec::new(), digest: None, cost: None }
+    }
+}

@@ -1,0 +1,35 @@
+//! What a server decides and remembers: runs, their queue, their logs, uploaded sources.
+//!
+//! A *run* is one execution with an id, a status and a log. Every run enters through
+//! [`Runs::submit`]; the table of runs is the queue, so that a restart loses nothing. A
+//! [`Worker`] claims runs under a lease and hands each to an [`Executor`].
+//!
+//! Start with [`Runs`] and [`Worker`].
+//!
+//! Invariants:
+//! - A run is durable before its submission is answered.
+//! - The status of a run moves forward only, and the end of an attempt is recorded only
+//!   under the epoch of its lease.
+//! - Secret values are gone from the record when the run has ended, and never in the log.
+//! - No HTTP, no JSON of the API. SQL is written only here and in `store`.
+
+mod clock;
+mod error;
+mod executor;
+mod log;
+mod queue;
+mod run;
+mod runs;
+mod sources;
+mod table;
+
+pub use clock::Clock;
+pub use error::{ControlError, Result};
+pub use executor::{Attempt, End, Executor, LeaseLost, Outcome};
+pub use log::{Event, EventKind, EventReader, LogKey, Logs, Mask, RunLog, Stream, TextReader};
+pub use queue::{Worker, WorkerSettings};
+pub use run::{
+    BuildArgument, BuildRequest, OutputImage, Run, RunId, RunKind, RunStatus, UnknownStatus,
+};
+pub use runs::{RunFilter, RunSettings, Runs, Swept};
+pub use sources::{NewSource, SourceSettings, Sources};

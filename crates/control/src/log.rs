@@ -1,0 +1,336 @@
+//! A run's log: records as they come, and the text that people read.
+//!
+//! Two files per run: the records (one JSON text per line) and their rendering. Writers
+//! append to memory and one loop per run writes to the files; any number of readers read
+//! the files and are woken when these have grown, so that a slow reader slows nobody. When
+//! the run ends both files are compressed.
+//!
+//! Invariants:
+//! - A record that a reader has seen is in the file, and on disk within a second.
+//! - The text is exactly the rendering of the records; after a crash it is made again.
+//! - The last record of a log that has ended is `Finished`, and nothing follows it.
+
+mod event;
+mod file;
+mod mask;
+mod read;
+
+pub use event::{Event, EventKind, Stream};
+pub use mask::Mask;
+pub use read::{EventReader, TextReader};
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use oci::RegistryName;
+use tokio::sync::{Notify, watch};
+
+use self::event::TextRenderer;
+use self::file::Files;
+use crate::{Clock, ControlError, Result, RunId, RunStatus};
+
+/// Records are on disk after this long.
+const SYNC_PERIOD: Duration = Duration::from_millis(500);
+
+/// Bytes that may wait for the disk before writers have to.
+const PENDING_MAX: usize = 1 << 20;
+
+/// A single text in a record; longer ones are cut.
+const TEXT_LEN_MAX: usize = 256 << 10;
+
+/// Whose log.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LogKey {
+    pub registry: RegistryName,
+    pub run: RunId,
+}
+
+/// All logs of a data folder. Cheap to clone.
+#[derive(Clone)]
+pub struct Logs {
+    shared: Arc<LogsShared>,
+}
+
+struct LogsShared {
+    folder: PathBuf,
+    /// Bytes of one log.
+    size_max: u64,
+    clock: Clock,
+    live: Mutex<HashMap<LogKey, Arc<Live>>>,
+}
+
+/// A log that has not ended.
+struct Live {
+    key: LogKey,
+    size_max: u64,
+    clock: Clock,
+    mask: Mask,
+    pending: Mutex<Pending>,
+    /// There is something to write.
+    wake: Notify,
+    /// There is room to append.
+    space: Notify,
+    progress: watch::Sender<Progress>,
+}
+
+/// What waits to be written.
+struct Pending {
+    next_id: u64,
+    renderer: TextRenderer,
+    events: Vec<u8>,
+    text: String,
+    /// Bytes of records in this log so far.
+    size: u64,
+    dropping: bool,
+    finished: bool,
+}
+
+/// How much of a log can be read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Progress {
+    events: u64,
+    text: u64,
+    /// Nothing follows.
+    done: bool,
+}
+
+impl Logs {
+    /// `size_max` bounds the records of one log in bytes.
+    pub fn new(folder: PathBuf, size_max: u64, clock: Clock) -> Self {
+        let live = Mutex::default();
+        Self { shared: Arc::new(LogsShared { folder, size_max, clock, live }) }
+    }
+
+    /// Opens the log of a run that has not ended, for appending; what a crash left half
+    /// written is put right first. Opening it again gives the same log.
+    pub async fn open(&self, key: &LogKey, mask: Mask) -> Result<RunLog> {
+        if let Some(live) = self.live(key) {
+            return Ok(RunLog { live });
+        }
+        let (folder, owned) = (self.shared.folder.clone(), key.clone());
+        let (files, found) = blocking("open a log", move || Files::open(&folder, &owned)).await?;
+        let progress =
+            Progress { events: files.events_len, text: files.text_len, done: found.finished };
+        let pending = Pending {
+            next_id: found.last_id + 1,
+            renderer: found.renderer,
+            events: Vec::new(),
+            text: String::new(),
+            size: files.events_len,
+            dropping: false,
+            finished: found.finished,
+        };
+        let live = Arc::new(Live {
+            key: key.clone(),
+            size_max: self.shared.size_max,
+            clock: self.shared.clock.clone(),
+            mask,
+            pending: Mutex::new(pending),
+            wake: Notify::new(),
+            space: Notify::new(),
+            progress: watch::Sender::new(progress),
+        });
+        let mut all = lock(&self.shared.live);
+        if let Some(other) = all.get(key) {
+            return Ok(RunLog { live: Arc::clone(other) });
+        }
+        all.insert(key.clone(), Arc::clone(&live));
+        drop(all);
+        tokio::spawn(write_loop(self.clone(), Arc::clone(&live), files));
+        if found.finished {
+            live.wake.notify_one();
+        }
+        Ok(RunLog { live })
+    }
+
+    /// Reads text from a byte offset on; `follow` waits for more until the run ends.
+    pub async fn read_text(&self, key: &LogKey, offset: u64, follow: bool) -> Result<TextReader> {
+        read::text(self, key, offset, follow).await
+    }
+
+    /// Reads the records after id `after`; `follow` waits for more until the run ends.
+    pub async fn read_events(&self, key: &LogKey, after: u64, follow: bool) -> Result<EventReader> {
+        read::events(self, key, after, follow).await
+    }
+
+    /// Removes a log that has ended. Idempotent.
+    pub async fn delete(&self, key: &LogKey) -> Result<()> {
+        let (folder, key) = (self.shared.folder.clone(), key.clone());
+        blocking("delete a log", move || file::delete(&folder, &key)).await
+    }
+
+    /// Logs that no `Finished` has closed, or whose compression was interrupted.
+    pub(crate) async fn unended(&self) -> Result<Vec<LogKey>> {
+        let folder = self.shared.folder.clone();
+        blocking("list the logs", move || file::plain_logs(&folder)).await
+    }
+
+    fn live(&self, key: &LogKey) -> Option<Arc<Live>> {
+        lock(&self.shared.live).get(key).cloned()
+    }
+}
+
+/// The writing end of one log. Cheap to clone.
+#[derive(Clone)]
+pub struct RunLog {
+    live: Arc<Live>,
+}
+
+impl RunLog {
+    /// Appends a record. Waits only when the disk is far behind; records after the last one
+    /// are dropped.
+    pub async fn append(&self, kind: EventKind) {
+        loop {
+            let space = self.live.space.notified();
+            tokio::pin!(space);
+            space.as_mut().enable();
+            {
+                let mut pending = lock(&self.live.pending);
+                if pending.events.len() < PENDING_MAX || pending.finished {
+                    self.live.push(&mut pending, kind);
+                    break;
+                }
+            }
+            space.await;
+        }
+        self.live.wake.notify_one();
+    }
+
+    /// Appends a line of the executor's own.
+    pub async fn message(&self, text: impl Into<String>) {
+        self.append(EventKind::Message { text: text.into() }).await;
+    }
+
+    /// Appends the last record and returns once all is on disk.
+    pub(crate) async fn finish(&self, status: RunStatus, error: Option<String>, elapsed: Duration) {
+        let milliseconds = elapsed.as_millis() as u64;
+        self.append(EventKind::Finished { status, error, milliseconds }).await;
+        let mut progress = self.live.progress.subscribe();
+        // The sender is in `self`, so this cannot fail.
+        let _ = progress.wait_for(|progress| progress.done).await;
+    }
+}
+
+impl Live {
+    fn push(&self, pending: &mut Pending, mut kind: EventKind) {
+        if pending.finished {
+            return;
+        }
+        if pending.size >= self.size_max && kind.is_bulk() {
+            if pending.dropping {
+                return;
+            }
+            pending.dropping = true;
+            let text = format!(
+                "the log is larger than {} bytes, further output is dropped",
+                self.size_max
+            );
+            kind = EventKind::Warning { text };
+        }
+        for text in kind.texts_mut() {
+            self.mask.apply(text);
+            cut(text, TEXT_LEN_MAX);
+        }
+        let event = Event { id: pending.next_id, at: self.clock.now(), kind };
+        let Ok(line) = serde_json::to_vec(&event) else { return };
+        pending.next_id += 1;
+        pending.size += line.len() as u64 + 1;
+        pending.events.extend_from_slice(&line);
+        pending.events.push(b'\n');
+        let Pending { renderer, text, .. } = pending;
+        renderer.render(&event, text);
+        pending.finished = matches!(event.kind, EventKind::Finished { .. });
+    }
+
+    fn take(&self) -> Batch {
+        let mut pending = lock(&self.pending);
+        Batch {
+            events: std::mem::take(&mut pending.events),
+            text: std::mem::take(&mut pending.text),
+            last: pending.finished,
+        }
+    }
+}
+
+struct Batch {
+    events: Vec<u8>,
+    text: String,
+    last: bool,
+}
+
+/// Writes what is appended until the log ends, then compresses it.
+async fn write_loop(logs: Logs, live: Arc<Live>, mut files: Files) {
+    let mut sync_at: Option<tokio::time::Instant> = None;
+    loop {
+        match sync_at {
+            None => live.wake.notified().await,
+            Some(at) => tokio::select! {
+                () = live.wake.notified() => (),
+                () = tokio::time::sleep_until(at) => (),
+            },
+        }
+        let batch = live.take();
+        let last = batch.last;
+        let sync = last || sync_at.is_some_and(|at| at <= tokio::time::Instant::now());
+        let written = tokio::task::spawn_blocking(move || {
+            let result = files
+                .append(&batch.events, batch.text.as_bytes())
+                .and_then(|()| if sync { files.sync() } else { Ok(()) });
+            (files, result)
+        });
+        let Ok((back, result)) = written.await else { break };
+        files = back;
+        if let Err(error) = result {
+            // The run goes on: it will meet the same disk, and say so.
+            tracing::error!(run = %live.key.run, %error, "part of a run's log could not be written");
+        }
+        sync_at = match (sync, sync_at) {
+            (true, _) => None,
+            (false, at) => at.or_else(|| Some(tokio::time::Instant::now() + SYNC_PERIOD)),
+        };
+        let now = Progress { events: files.events_len, text: files.text_len, done: last };
+        live.progress.send_if_modified(|progress| std::mem::replace(progress, now) != now);
+        live.space.notify_waiters();
+        if last {
+            break;
+        }
+    }
+    let (folder, key) = (logs.shared.folder.clone(), live.key.clone());
+    let compressed = blocking("compress a log", move || file::compress(&folder, &key)).await;
+    lock(&logs.shared.live).remove(&live.key);
+    let (folder, key) = (logs.shared.folder.clone(), live.key.clone());
+    let result = match compressed {
+        // Only now: who found the log live may still open the plain files.
+        Ok(()) => blocking("compress a log", move || file::delete_plain(&folder, &key)).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = result {
+        tracing::warn!(run = %live.key.run, %error, "a log stays uncompressed");
+    }
+}
+
+/// Cuts at a character boundary.
+fn cut(text: &mut String, len_max: usize) {
+    if text.len() > len_max {
+        text.truncate(text.floor_char_boundary(len_max));
+        text.push_str(" [cut]\n");
+    }
+}
+
+/// Runs file work on a blocking thread; its errors say what was being done.
+async fn blocking<T: Send + 'static>(
+    doing: &'static str,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T> {
+    let result = tokio::task::spawn_blocking(work).await;
+    result
+        .unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
+        .map_err(|source| ControlError::Io { doing: doing.to_owned(), source })
+}
+
+/// A lock that is only ever held for plain moves of values, so a poisoned one is whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,287 @@
+//! What a run says of itself, as records and as text.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+use store::Millis;
+
+use crate::RunStatus;
+
+/// One record of a run's log; also how it lies on disk, one JSON text per line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Grows by one from 1 within a run.
+    pub id: u64,
+    pub at: Millis,
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum EventKind {
+    Status {
+        status: RunStatus,
+    },
+    /// A line of the executor's own.
+    Message {
+        text: String,
+    },
+    Warning {
+        text: String,
+    },
+    /// A numbered piece of work begins; `step` counts from 1 in a run.
+    StepStarted {
+        step: u32,
+        name: String,
+    },
+    /// Output of a step, line ends kept.
+    Output {
+        step: u32,
+        stream: Stream,
+        text: String,
+    },
+    /// How far a transfer is, in bytes.
+    Progress {
+        step: u32,
+        current: u64,
+        total: Option<u64>,
+    },
+    StepFinished {
+        step: u32,
+        cached: bool,
+        milliseconds: u64,
+        error: Option<String>,
+    },
+    /// An image exists; `reference` if it has a name.
+    Image {
+        reference: Option<String>,
+        digest: String,
+    },
+    /// The last event.
+    Finished {
+        status: RunStatus,
+        error: Option<String>,
+        milliseconds: u64,
+    },
+}
+
+impl EventKind {
+    /// Whether a bound on the log may drop it: what a run can produce without end.
+    pub(super) fn is_bulk(&self) -> bool {
+        matches!(self, Self::Output { .. } | Self::Progress { .. })
+    }
+
+    /// Every text in it that could hold a secret.
+    pub(super) fn texts_mut(&mut self) -> Vec<&mut String> {
+        match self {
+            Self::Message { text } | Self::Warning { text } | Self::Output { text, .. } => {
+                vec![text]
+            }
+            Self::StepStarted { name, .. } => vec![name],
+            Self::StepFinished { error: Some(error), .. }
+            | Self::Finished { error: Some(error), .. } => vec![error],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Renders events as the text log of runs.md section 6, one after the other.
+///
+/// A pure fold, so the text can be made again from the records after a crash.
+pub(super) struct TextRenderer {
+    run: String,
+    names: HashMap<u32, String>,
+    /// The last byte of output was not a line's end: the next own line needs one first.
+    in_line: bool,
+    after_carriage_return: bool,
+}
+
+/// Step names that the renderer remembers; a run with more shows numbers for the rest.
+const NAMES_MAX: usize = 10_000;
+
+impl TextRenderer {
+    pub(super) fn new(run: &str) -> Self {
+        Self {
+            run: run.to_owned(),
+            names: HashMap::new(),
+            in_line: false,
+            after_carriage_return: false,
+        }
+    }
+
+    pub(super) fn render(&mut self, event: &Event, out: &mut String) {
+        match &event.kind {
+            EventKind::Status { .. } | EventKind::Progress { .. } => (),
+            EventKind::Message { text } => self.lines(event.at, text, out),
+            EventKind::Warning { text } => self.lines(event.at, &format!("WARNING: {text}"), out),
+            EventKind::StepStarted { step, name } => {
+                if self.names.len() < NAMES_MAX {
+                    self.names.insert(*step, name.clone());
+                }
+                self.lines(event.at, &format!("#{step} {name}"), out);
+            }
+            EventKind::Output { text, .. } => self.output(text, out),
+            EventKind::StepFinished { step, cached, milliseconds, error } => {
+                let name = self.names.remove(step).unwrap_or_default();
+                let text = match error {
+                    Some(error) => format!("#{step} ERROR: {error}"),
+                    None if *cached => format!("#{step} CACHED {name}"),
+                    None => format!("#{step} DONE {}", seconds(*milliseconds)),
+                };
+                self.lines(event.at, text.trim_end(), out);
+            }
+            EventKind::Image { reference, digest } => {
+                let text = match reference {
+                    Some(reference) => format!("{reference}: digest: {digest}"),
+                    None => format!("image without a name: digest: {digest}"),
+                };
+                self.lines(event.at, &text, out);
+            }
+            EventKind::Finished { status, error, milliseconds } => {
+                // An error of several lines is told in full, and in short at the end.
+                if let Some(error) = error.as_deref().filter(|error| error.contains('\n')) {
+                    self.lines(event.at, error.trim_end(), out);
+                }
+                self.begin_line(out);
+                let run = &self.run;
+                let seconds = milliseconds / 1000;
+                let _ = match (status, error) {
+                    (RunStatus::Succeeded, _) => {
+                        write!(out, "Run ID: {run} was successful after {seconds}s\r\n")
+                    }
+                    (_, Some(error)) => {
+                        let error = error.lines().next().unwrap_or_default();
+                        write!(out, "Run ID: {run} failed after {seconds}s. Error: {error}\r\n")
+                    }
+                    (status, None) => {
+                        write!(out, "Run ID: {run} failed after {seconds}s. Error: {status}\r\n")
+                    }
+                };
+            }
+        }
+    }
+
+    fn begin_line(&mut self, out: &mut String) {
+        if self.in_line {
+            out.push_str("\r\n");
+        }
+        self.in_line = false;
+        self.after_carriage_return = false;
+    }
+
+    /// Lines of the executor: each with date and time.
+    fn lines(&mut self, at: Millis, text: &str, out: &mut String) {
+        self.begin_line(out);
+        let stamp = match jiff::Timestamp::from_millisecond(at) {
+            Ok(time) => time.strftime("%Y/%m/%d %H:%M:%S").to_string(),
+            Err(_) => String::from("0000/00/00 00:00:00"),
+        };
+        for line in text.split('\n') {
+            let _ = write!(out, "{stamp} {}\r\n", line.trim_end_matches('\r'));
+        }
+    }
+
+    /// Output as it came, but every line ends in CR LF.
+    fn output(&mut self, text: &str, out: &mut String) {
+        for c in text.chars() {
+            if c == '\n' && !self.after_carriage_return {
+                out.push('\r');
+            }
+            out.push(c);
+            self.after_carriage_return = c == '\r';
+            self.in_line = c != '\n';
+        }
+    }
+}
+
+fn seconds(milliseconds: u64) -> String {
+    format!("{}.{}s", milliseconds / 1000, milliseconds % 1000 / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    fn render(kinds: Vec<EventKind>) -> String {
+        let mut renderer = TextRenderer::new("c01");
+        let mut out = String::new();
+        for (index, kind) in kinds.into_iter().enumerate() {
+            let id = index as u64 + 1;
+            let at = 1_700_000_000_000 + id as i64 * 1000;
+            renderer.render(&Event { id, at, kind }, &mut out);
+        }
+        assert!(!out.replace("\r\n", "").contains('\n'));
+        out.replace("\r\n", "\n")
+    }
+
+    fn output(text: &str) -> EventKind {
+        EventKind::Output { step: 1, stream: Stream::Stdout, text: text.into() }
+    }
+
+    #[test]
+    fn the_text_log_has_dates_on_the_executors_lines_only() {
+        let text = render(vec![
+            EventKind::Status { status: RunStatus::Running },
+            EventKind::StepStarted { step: 1, name: "[build 1/2] RUN make".into() },
+            output("cc a.c\ncc b"),
+            output(".c\r"),
+            output("\nlinking"),
+            EventKind::StepFinished { step: 1, cached: false, milliseconds: 1234, error: None },
+            EventKind::StepStarted { step: 2, name: "[build 2/2] COPY . .".into() },
+            EventKind::StepFinished { step: 2, cached: true, milliseconds: 0, error: None },
+            EventKind::Warning { text: "two\nlines".into() },
+            EventKind::Image {
+                reference: Some("localhost/app:1".into()),
+                digest: "sha256:ab".into(),
+            },
+            EventKind::Finished { status: RunStatus::Succeeded, error: None, milliseconds: 12_999 },
+        ]);
+        expect![[r#"
+            2023/11/14 22:13:22 #1 [build 1/2] RUN make
+            cc a.c
+            cc b.c
+            linking
+            2023/11/14 22:13:26 #1 DONE 1.2s
+            2023/11/14 22:13:27 #2 [build 2/2] COPY . .
+            2023/11/14 22:13:28 #2 CACHED [build 2/2] COPY . .
+            2023/11/14 22:13:29 WARNING: two
+            2023/11/14 22:13:29 lines
+            2023/11/14 22:13:30 localhost/app:1: digest: sha256:ab
+            Run ID: c01 was successful after 12s
+        "#]]
+        .assert_eq(&text);
+    }
+
+    #[test]
+    fn the_last_line_tells_why_a_run_failed() {
+        let finished = |status, error: Option<&str>| EventKind::Finished {
+            status,
+            error: error.map(Into::into),
+            milliseconds: 3000,
+        };
+        let text = render(vec![
+            output("no line end"),
+            finished(RunStatus::Failed, Some("`make` ended with 2\n  --> Dockerfile:1")),
+            finished(RunStatus::Canceled, None),
+        ]);
+        expect![[r#"
+            no line end
+            2023/11/14 22:13:22 `make` ended with 2
+            2023/11/14 22:13:22   --> Dockerfile:1
+            Run ID: c01 failed after 3s. Error: `make` ended with 2
+            Run ID: c01 failed after 3s. Error: Canceled
+        "#]]
+        .assert_eq(&text);
+    }
+}

@@ -1,0 +1,284 @@
+//! What a run is.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use oci::{Digest, Platform, RegistryName};
+use serde::{Deserialize, Serialize};
+use store::Millis;
+
+/// `c` and a number in base 36, at least two digits: unique in a registry for ever, and
+/// later ones are never shorter (runs.md section 4). Usable as a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RunId {
+    number: u64,
+    text: RunIdText,
+}
+
+/// `c` and up to 13 digits, kept inline so that ids are cheap to copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct RunIdText {
+    bytes: [u8; 14],
+    len: u8,
+}
+
+const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+
+impl RunId {
+    pub(crate) fn from_number(number: u64) -> Self {
+        let mut reversed = Vec::with_capacity(14);
+        let mut rest = number;
+        while rest > 0 || reversed.len() < 2 {
+            reversed.push(DIGITS[(rest % 36) as usize]);
+            rest /= 36;
+        }
+        reversed.push(b'c');
+        let mut text = RunIdText { bytes: [0; 14], len: reversed.len() as u8 };
+        for (to, from) in text.bytes.iter_mut().zip(reversed.iter().rev()) {
+            *to = *from;
+        }
+        Self { number, text }
+    }
+
+    pub(crate) fn number(self) -> i64 {
+        self.number as i64
+    }
+
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.text.bytes[..usize::from(self.text.len)])
+            .expect("it was made of ASCII digits")
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A text that no run has as its id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not the id of a run")]
+pub struct BadRunId;
+
+impl FromStr for RunId {
+    type Err = BadRunId;
+
+    fn from_str(text: &str) -> Result<Self, BadRunId> {
+        let digits = text.strip_prefix('c').ok_or(BadRunId)?;
+        let number = u64::from_str_radix(digits, 36).map_err(|_| BadRunId)?;
+        let id = Self::from_number(number);
+        // One text per run: no `c001`, no `cAB`, nothing beyond the database's numbers.
+        let canonical = id.as_str() == text && i64::try_from(number).is_ok();
+        if canonical { Ok(id) } else { Err(BadRunId) }
+    }
+}
+
+/// Runs.md section 3. Forward only; the last five are final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RunStatus {
+    Queued,
+    /// Claimed by a worker, which prepares it.
+    Started,
+    Running,
+    Succeeded,
+    /// The user's task failed.
+    Failed,
+    Canceled,
+    /// Our fault, not the user's task.
+    Error,
+    Timeout,
+}
+
+impl RunStatus {
+    const ALL: [Self; 8] = [
+        Self::Queued,
+        Self::Started,
+        Self::Running,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Canceled,
+        Self::Error,
+        Self::Timeout,
+    ];
+
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Queued | Self::Started | Self::Running)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "Queued",
+            Self::Started => "Started",
+            Self::Running => "Running",
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+            Self::Canceled => "Canceled",
+            Self::Error => "Error",
+            Self::Timeout => "Timeout",
+        }
+    }
+}
+
+impl fmt::Display for RunStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a run status: Queued, Started, Running, Succeeded, Failed, Canceled, Error or Timeout"
+)]
+pub struct UnknownStatus(String);
+
+impl FromStr for RunStatus {
+    type Err = UnknownStatus;
+
+    /// Enumerations compare without case.
+    fn from_str(text: &str) -> Result<Self, UnknownStatus> {
+        let found = Self::ALL.into_iter().find(|status| status.as_str().eq_ignore_ascii_case(text));
+        found.ok_or_else(|| UnknownStatus(text.chars().take(40).collect()))
+    }
+}
+
+/// Runs.md section 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RunKind {
+    QuickBuild,
+}
+
+impl RunKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::QuickBuild => "QuickBuild",
+        }
+    }
+}
+
+/// One Dockerfile build, checked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BuildRequest {
+    /// References as the user wrote them.
+    pub image_names: Vec<String>,
+    pub push: bool,
+    pub no_cache: bool,
+    /// Path of the Dockerfile inside the context.
+    pub dockerfile: String,
+    /// Its name as the user gave it, for messages.
+    pub dockerfile_name: Option<String>,
+    pub target: Option<String>,
+    pub arguments: Vec<BuildArgument>,
+    pub timeout: Duration,
+    pub platform: Platform,
+    /// The uploaded context, a tar archive.
+    pub context: Digest,
+    pub source_date_epoch: Option<i64>,
+    pub network: Option<String>,
+    pub archived: bool,
+}
+
+impl BuildRequest {
+    /// The values that must not be seen.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        self.arguments.iter().filter(|argument| argument.secret).map(|argument| &*argument.value)
+    }
+
+    /// Forgets them.
+    pub(crate) fn without_secrets(mut self) -> Self {
+        for argument in self.arguments.iter_mut().filter(|argument| argument.secret) {
+            argument.value.clear();
+        }
+        self
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildArgument {
+    pub name: String,
+    pub value: String,
+    pub secret: bool,
+}
+
+impl fmt::Debug for BuildArgument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = if self.secret { "(hidden)" } else { &self.value };
+        write!(f, "{}={value}", self.name)
+    }
+}
+
+/// An image that a run pushed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputImage {
+    /// Login server.
+    pub registry: String,
+    pub repository: String,
+    pub tag: Option<String>,
+    pub digest: Digest,
+}
+
+/// One execution: what was asked for, where it stands, what came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    pub registry: RegistryName,
+    pub id: RunId,
+    pub kind: RunKind,
+    pub status: RunStatus,
+    pub request: BuildRequest,
+    pub created_at: Millis,
+    pub updated_at: Millis,
+    pub started_at: Option<Millis>,
+    pub finished_at: Option<Millis>,
+    /// How often it was begun.
+    pub attempts: u32,
+    /// Why it did not succeed.
+    pub error: Option<String>,
+    pub images: Vec<OutputImage>,
+    /// The manifest that was built, also when it has no tag.
+    pub digest: Option<Digest>,
+    /// What the run cost (architecture.md decision 13), a JSON object.
+    pub cost: Option<serde_json::Value>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_ids_never_get_shorter() {
+        for (number, text) in [(1, "c01"), (35, "c0z"), (36, "c10"), (1295, "czz"), (1296, "c100")]
+        {
+            assert_eq!(RunId::from_number(number).as_str(), text);
+            assert_eq!(text.parse::<RunId>().unwrap().number(), number as i64);
+        }
+        for bad in [
+            "",
+            "c",
+            "c1",
+            "c001",
+            "cAB",
+            "d01",
+            "c-1",
+            "c+1",
+            "c 1",
+            "czzzzzzzzzzzzz",
+            "czzzzzzzzzzzzzzzz",
+        ] {
+            assert!(bad.parse::<RunId>().is_err(), "{bad}");
+        }
+        assert_eq!(RunId::from_number(u64::MAX).as_str().len(), 14);
+    }
+
+    #[test]
+    fn statuses_compare_without_case() {
+        assert_eq!("succeeded".parse::<RunStatus>().unwrap(), RunStatus::Succeeded);
+        assert!("done".parse::<RunStatus>().is_err());
+    }
+
+    #[test]
+    fn secret_arguments_are_not_printed() {
+        let argument = BuildArgument { name: "T".into(), value: "hunter2".into(), secret: true };
+        assert_eq!(format!("{argument:?}"), "T=(hidden)");
+    }
+}

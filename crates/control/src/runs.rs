@@ -1,0 +1,668 @@
+//! The table of runs, which is also their queue.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use db::Db;
+use oci::RegistryName;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+use store::{Catalog, Millis};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::executor::Attempt;
+use crate::{
+    BuildRequest, Clock, ControlError, End, EventKind, LogKey, Logs, Mask, Outcome, Result, Run,
+    RunId, RunKind, RunLog, RunStatus, table,
+};
+
+const SCHEMA: &[&str] = &[
+    "CREATE TABLE runs (
+        registry TEXT NOT NULL,
+        number BIGINT NOT NULL,
+        kind TEXT NOT NULL,
+        status TEXT NOT NULL,
+        request TEXT NOT NULL,
+        created_at BIGINT NOT NULL,
+        updated_at BIGINT NOT NULL,
+        started_at BIGINT,
+        finished_at BIGINT,
+        attempts BIGINT NOT NULL,
+        epoch BIGINT NOT NULL,
+        lease_until BIGINT NOT NULL,
+        cancel_requested BOOLEAN NOT NULL,
+        archived BOOLEAN NOT NULL,
+        log_kept BOOLEAN NOT NULL,
+        error TEXT,
+        output TEXT,
+        cost TEXT,
+        PRIMARY KEY (registry, number)
+    )",
+    "CREATE INDEX runs_by_status ON runs (status, created_at)",
+    "CREATE INDEX runs_by_end ON runs (finished_at)",
+    "CREATE TABLE run_counters (registry TEXT NOT NULL PRIMARY KEY, last BIGINT NOT NULL)",
+];
+
+/// Keeps what a run needs beyond its time limit, so that a retry finds it.
+const LEASE_SLACK: Duration = Duration::from_secs(24 * 3600);
+
+/// Bounds of the queue and the history.
+#[derive(Debug, Clone)]
+pub struct RunSettings {
+    /// Runs executed at once, per registry.
+    pub concurrency: u32,
+    pub attempts_max: u32,
+    pub queue_length_max: u32,
+    /// A run that waits longer ends as `Error`.
+    pub queue_keep: Duration,
+    pub log_keep: Duration,
+    pub run_keep: Duration,
+}
+
+/// Which runs to list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RunFilter {
+    pub status: Option<RunStatus>,
+    pub id: Option<RunId>,
+    /// Only runs older than this one: how a listing goes on.
+    pub before: Option<RunId>,
+}
+
+/// What a sweep removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    pub overdue: u64,
+    pub logs: u64,
+    pub runs: u64,
+}
+
+/// All runs of a server. Cheap to clone.
+#[derive(Clone)]
+pub struct Runs {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    db: Db,
+    catalog: Option<Catalog>,
+    logs: Logs,
+    pub(crate) clock: Clock,
+    settings: RunSettings,
+    /// A run was queued or a place became free; a hint, the table decides.
+    pub(crate) wake: Notify,
+    /// Runs being executed in this process, and how to stop them.
+    active: Mutex<HashMap<LogKey, Active>>,
+    /// Changes when a run ends.
+    ended: watch::Sender<u64>,
+}
+
+/// An attempt of this process.
+struct Active {
+    epoch: i64,
+    cancel: CancellationToken,
+}
+
+impl Runs {
+    /// `catalog` keeps the contexts of runs from being collected.
+    pub async fn open(
+        db: Db,
+        catalog: Option<Catalog>,
+        logs: Logs,
+        clock: Clock,
+        settings: RunSettings,
+    ) -> Result<Self> {
+        let failed = "prepare the table of runs";
+        db.migrate("runs", SCHEMA).await.map_err(ControlError::database(failed))?;
+        let shared = Shared {
+            db,
+            catalog,
+            logs,
+            clock,
+            settings,
+            wake: Notify::new(),
+            active: Mutex::default(),
+            ended: watch::Sender::new(0),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Queues a run. When this returns, a crash cannot lose it.
+    pub async fn submit(&self, registry: &RegistryName, request: BuildRequest) -> Result<Run> {
+        self.check_queue(registry).await?;
+        let now = self.shared.clock.now();
+        let id = self.insert(registry, &request, now).await?;
+        let run = self.get(registry, id).await?.ok_or_else(|| run_not_found(id))?;
+        self.keep_context(&run).await?;
+        let log = self.log(&run).await?;
+        log.append(EventKind::Status { status: RunStatus::Queued }).await;
+        self.shared.wake.notify_one();
+        Ok(run)
+    }
+
+    async fn check_queue(&self, registry: &RegistryName) -> Result<()> {
+        let waiting: i64 = sqlx::query_scalar(
+            "SELECT COUNT(*) FROM runs WHERE registry = $1 AND status = 'Queued'",
+        )
+        .bind(registry.as_str())
+        .fetch_one(self.shared.db.reads())
+        .await
+        .map_err(ControlError::database("count the queue"))?;
+        match waiting < i64::from(self.shared.settings.queue_length_max) {
+            true => Ok(()),
+            false => Err(ControlError::QueueFull { waiting: waiting as u64 }),
+        }
+    }
+
+    async fn insert(
+        &self,
+        registry: &RegistryName,
+        request: &BuildRequest,
+        now: Millis,
+    ) -> Result<RunId> {
+        let failed = "queue a run";
+        let mut transaction =
+            self.shared.db.begin().await.map_err(ControlError::database(failed))?;
+        let number: i64 = sqlx::query_scalar(
+            "INSERT INTO run_counters (registry, last) VALUES ($1, 1)
+             ON CONFLICT (registry) DO UPDATE SET last = run_counters.last + 1
+             RETURNING last",
+        )
+        .bind(registry.as_str())
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(ControlError::database(failed))?;
+        sqlx::query(
+            "INSERT INTO runs (registry, number, kind, status, request, created_at, updated_at,
+                attempts, epoch, lease_until, cancel_requested, archived, log_kept)
+             VALUES ($1, $2, $3, 'Queued', $4, $5, $5, 0, 0, 0, FALSE, $6, TRUE)",
+        )
+        .bind(registry.as_str())
+        .bind(number)
+        .bind(RunKind::QuickBuild.as_str())
+        .bind(to_json(request)?)
+        .bind(now)
+        .bind(request.archived)
+        .execute(&mut *transaction)
+        .await
+        .map_err(ControlError::database(failed))?;
+        transaction.commit().await.map_err(ControlError::database(failed))?;
+        Ok(RunId::from_number(number as u64))
+    }
+
+    pub async fn get(&self, registry: &RegistryName, id: RunId) -> Result<Option<Run>> {
+        let row = sqlx::query("SELECT * FROM runs WHERE registry = $1 AND number = $2")
+            .bind(registry.as_str())
+            .bind(id.number())
+            .fetch_optional(self.shared.db.reads())
+            .await
+            .map_err(ControlError::database("read a run"))?;
+        row.map(|row| run_of(&row)).transpose()
+    }
+
+    /// Newest first, at most `limit`.
+    pub async fn list(
+        &self,
+        registry: &RegistryName,
+        filter: &RunFilter,
+        limit: usize,
+    ) -> Result<Vec<Run>> {
+        let rows = sqlx::query(
+            "SELECT * FROM runs
+             WHERE registry = $1 AND ($2 = '' OR status = $2) AND ($3 < 0 OR number = $3)
+                AND ($4 < 0 OR number < $4)
+             ORDER BY number DESC LIMIT $5",
+        )
+        .bind(registry.as_str())
+        .bind(filter.status.map_or("", RunStatus::as_str))
+        .bind(filter.id.map_or(-1, RunId::number))
+        .bind(filter.before.map_or(-1, RunId::number))
+        .bind(limit as i64)
+        .fetch_all(self.shared.db.reads())
+        .await
+        .map_err(ControlError::database("list runs"))?;
+        rows.iter().map(run_of).collect()
+    }
+
+    /// Stops a run: one that waits ends at once, one under way soon. `Conflict` if it has
+    /// ended already.
+    pub async fn cancel(&self, registry: &RegistryName, id: RunId) -> Result<Run> {
+        let failed = "cancel a run";
+        let now = self.shared.clock.now();
+        let statement = sqlx::query(
+            "UPDATE runs SET
+                cancel_requested = TRUE,
+                updated_at = $3,
+                finished_at = CASE WHEN status = 'Queued' THEN $3 ELSE finished_at END,
+                status = CASE WHEN status = 'Queued' THEN 'Canceled' ELSE status END
+             WHERE registry = $1 AND number = $2 AND status IN ('Queued', 'Started', 'Running')
+             RETURNING *",
+        )
+        .bind(registry.as_str())
+        .bind(id.number())
+        .bind(now);
+        let rows = table::returning(&self.shared.db, failed, statement).await?;
+        let Some(row) = rows.first() else {
+            let run = self.get(registry, id).await?.ok_or_else(|| run_not_found(id))?;
+            let message = format!("run `{id}` has ended already: {}", run.status);
+            return Err(ControlError::Conflict { message });
+        };
+        let run = run_of(row)?;
+        if run.status == RunStatus::Canceled {
+            self.after_end(&run).await?;
+            return Ok(run);
+        }
+        if let Some(active) = self.active().get(&log_key(&run)) {
+            active.cancel.cancel();
+        }
+        // Nobody may be executing it: then the next claim ends it.
+        self.shared.wake.notify_one();
+        Ok(run)
+    }
+
+    /// The log of a run, for reading.
+    pub fn logs(&self) -> &Logs {
+        &self.shared.logs
+    }
+
+    /// Returns once no run waits or is under way.
+    pub async fn idle(&self) -> Result<()> {
+        let mut ended = self.shared.ended.subscribe();
+        loop {
+            ended.borrow_and_update();
+            if self.unfinished().await?.is_empty() {
+                return Ok(());
+            }
+            // The sender lives as long as `self`.
+            let _ = ended.changed().await;
+        }
+    }
+
+    /// Runs that wait or are under way, oldest first.
+    pub async fn unfinished(&self) -> Result<Vec<Run>> {
+        let rows = sqlx::query(
+            "SELECT * FROM runs WHERE status IN ('Queued', 'Started', 'Running')
+             ORDER BY created_at, registry, number",
+        )
+        .fetch_all(self.shared.db.reads())
+        .await
+        .map_err(ControlError::database("list runs"))?;
+        rows.iter().map(run_of).collect()
+    }
+
+    /// For the only owner of a data folder, before its worker starts: what was under way
+    /// when the last owner died may be claimed at once, and logs are put right. Returns
+    /// those runs.
+    pub async fn take_over(&self) -> Result<Vec<Run>> {
+        let statement = sqlx::query(
+            "UPDATE runs SET lease_until = 0 WHERE status IN ('Started', 'Running') RETURNING *",
+        );
+        let rows = table::returning(&self.shared.db, "take over runs", statement).await?;
+        for run in self.unfinished().await? {
+            self.log(&run).await?;
+        }
+        self.end_logs().await?;
+        rows.iter().map(run_of).collect()
+    }
+
+    /// Logs of runs that had ended when the server died before it could say so in the log.
+    async fn end_logs(&self) -> Result<()> {
+        for key in self.shared.logs.unended().await? {
+            match self.get(&key.registry, key.run).await? {
+                Some(run) if run.status.is_final() => self.after_end(&run).await?,
+                Some(_) => (),
+                None => self.shared.logs.delete(&key).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is older than the settings keep, and ends runs that waited too long.
+    pub async fn sweep(&self) -> Result<Swept> {
+        let now = self.shared.clock.now();
+        let before = |keep: Duration| now.saturating_sub_unsigned(keep.as_millis() as u64);
+        Ok(Swept {
+            overdue: self.end_overdue(before(self.shared.settings.queue_keep)).await?,
+            logs: self.delete_logs(before(self.shared.settings.log_keep)).await?,
+            runs: self.delete_runs(before(self.shared.settings.run_keep)).await?,
+        })
+    }
+
+    async fn end_overdue(&self, before: Millis) -> Result<u64> {
+        let statement = sqlx::query(
+            "UPDATE runs SET status = 'Error', error = 'the run waited too long for a worker',
+                updated_at = $2, finished_at = $2
+             WHERE status = 'Queued' AND created_at < $1 RETURNING *",
+        )
+        .bind(before)
+        .bind(self.shared.clock.now());
+        let rows = table::returning(&self.shared.db, "end overdue runs", statement).await?;
+        for row in &rows {
+            self.after_end(&run_of(row)?).await?;
+        }
+        Ok(rows.len() as u64)
+    }
+
+    async fn delete_logs(&self, before: Millis) -> Result<u64> {
+        let rows = sqlx::query(
+            "SELECT * FROM runs WHERE finished_at < $1 AND log_kept AND NOT archived LIMIT 1000",
+        )
+        .bind(before)
+        .fetch_all(self.shared.db.reads())
+        .await
+        .map_err(ControlError::database("find old logs"))?;
+        for row in &rows {
+            let run = run_of(row)?;
+            self.shared.logs.delete(&log_key(&run)).await?;
+            let statement =
+                sqlx::query("UPDATE runs SET log_kept = FALSE WHERE registry = $1 AND number = $2")
+                    .bind(run.registry.as_str())
+                    .bind(run.id.number());
+            table::execute(&self.shared.db, "note that a log is gone", statement).await?;
+        }
+        Ok(rows.len() as u64)
+    }
+
+    async fn delete_runs(&self, before: Millis) -> Result<u64> {
+        let statement =
+            sqlx::query("DELETE FROM runs WHERE finished_at < $1 AND NOT archived RETURNING *")
+                .bind(before);
+        let rows = table::returning(&self.shared.db, "delete old runs", statement).await?;
+        for row in &rows {
+            self.shared.logs.delete(&log_key(&run_of(row)?)).await?;
+        }
+        Ok(rows.len() as u64)
+    }
+
+    /// Takes the oldest run that may be executed now: one that waits, or one whose attempt
+    /// was lost. One statement, so that two workers never get the same run.
+    pub(crate) async fn claim(&self, lease: Duration) -> Result<Option<Attempt>> {
+        let now = self.shared.clock.now();
+        let statement = sqlx::query(
+            "UPDATE runs SET
+                status = CASE WHEN status = 'Queued' THEN 'Started' ELSE status END,
+                started_at = COALESCE(started_at, $1),
+                updated_at = $1,
+                attempts = attempts + 1,
+                epoch = epoch + 1,
+                lease_until = $2
+             WHERE (registry, number) = (
+                SELECT r.registry, r.number FROM runs r
+                WHERE (r.status = 'Queued'
+                        OR (r.status IN ('Started', 'Running') AND r.lease_until < $1))
+                    AND $3 > (SELECT COUNT(*) FROM runs o
+                        WHERE o.registry = r.registry AND o.status IN ('Started', 'Running')
+                            AND o.lease_until >= $1)
+                ORDER BY r.created_at, r.registry, r.number LIMIT 1)
+             RETURNING *",
+        )
+        .bind(now)
+        .bind(until(now, lease))
+        .bind(i64::from(self.shared.settings.concurrency));
+        let rows = table::returning(&self.shared.db, "claim a run", statement).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let run = run_of(row)?;
+        let epoch = column(row, "epoch")?;
+        let cancel = CancellationToken::new();
+        if column(row, "cancel_requested")? {
+            cancel.cancel();
+        }
+        let log = self.log(&run).await?;
+        self.active().insert(log_key(&run), Active { epoch, cancel: cancel.clone() });
+        let runs = self.clone();
+        Ok(Some(Attempt { run, log, cancel, runs, epoch, started_at: now }))
+    }
+
+    pub(crate) fn attempts_max(&self) -> u32 {
+        self.shared.settings.attempts_max
+    }
+
+    /// Extends a lease, and learns whether the user wants the run stopped. `None`: lost.
+    pub(crate) async fn renew(&self, attempt: &Attempt, lease: Duration) -> Result<Option<bool>> {
+        let statement = sqlx::query(
+            "UPDATE runs SET lease_until = $4
+             WHERE registry = $1 AND number = $2 AND epoch = $3
+                AND status IN ('Started', 'Running')
+             RETURNING cancel_requested",
+        )
+        .bind(attempt.run.registry.as_str())
+        .bind(attempt.run.id.number())
+        .bind(attempt.epoch)
+        .bind(until(self.shared.clock.now(), lease));
+        let rows = table::returning(&self.shared.db, "renew a lease", statement).await?;
+        rows.first().map(|row| column(row, "cancel_requested")).transpose()
+    }
+
+    pub(crate) async fn holds_lease(&self, attempt: &Attempt) -> Result<bool> {
+        let held: i64 = sqlx::query_scalar(
+            "SELECT COUNT(*) FROM runs
+             WHERE registry = $1 AND number = $2 AND epoch = $3
+                AND status IN ('Started', 'Running')",
+        )
+        .bind(attempt.run.registry.as_str())
+        .bind(attempt.run.id.number())
+        .bind(attempt.epoch)
+        .fetch_one(self.shared.db.reads())
+        .await
+        .map_err(ControlError::database("check a lease"))?;
+        Ok(held == 1)
+    }
+
+    /// `Started` becomes `Running`; whether it did.
+    pub(crate) async fn set_running(&self, attempt: &Attempt) -> Result<bool> {
+        let statement = sqlx::query(
+            "UPDATE runs SET status = 'Running', updated_at = $4
+             WHERE registry = $1 AND number = $2 AND epoch = $3 AND status = 'Started'",
+        )
+        .bind(attempt.run.registry.as_str())
+        .bind(attempt.run.id.number())
+        .bind(attempt.epoch)
+        .bind(self.shared.clock.now());
+        let changed =
+            table::execute(&self.shared.db, "note that a run is running", statement).await?;
+        Ok(changed == 1)
+    }
+
+    /// Ends a run under its lease. `false`: another attempt has it, nothing was changed.
+    pub(crate) async fn finish(
+        &self,
+        attempt: &Attempt,
+        status: RunStatus,
+        error: Option<&str>,
+        outcome: &Outcome,
+    ) -> Result<bool> {
+        let now = self.shared.clock.now();
+        let request = attempt.run.request.clone().without_secrets();
+        let output = Output { images: outcome.images.clone(), digest: outcome.digest.clone() };
+        let cost = cost_of(&attempt.run, outcome, attempt.started_at, now);
+        let statement = sqlx::query(
+            "UPDATE runs SET status = $4, error = $5, output = $6, cost = $7, request = $8,
+                updated_at = $9, finished_at = $9
+             WHERE registry = $1 AND number = $2 AND epoch = $3
+                AND status IN ('Started', 'Running')
+             RETURNING *",
+        )
+        .bind(attempt.run.registry.as_str())
+        .bind(attempt.run.id.number())
+        .bind(attempt.epoch)
+        .bind(status.as_str())
+        .bind(error)
+        .bind(to_json(&output)?)
+        .bind(to_json(&cost)?)
+        .bind(to_json(&request)?)
+        .bind(now);
+        let rows = table::returning(&self.shared.db, "end a run", statement).await?;
+        self.forget(attempt);
+        let Some(row) = rows.first() else { return Ok(false) };
+        self.after_end(&run_of(row)?).await?;
+        Ok(true)
+    }
+
+    /// Gives a run back that this process cannot finish; it does not count as an attempt.
+    pub(crate) async fn release(&self, attempt: &Attempt) -> Result<()> {
+        self.forget(attempt);
+        let statement = sqlx::query(
+            "UPDATE runs SET lease_until = 0, attempts = attempts - 1
+             WHERE registry = $1 AND number = $2 AND epoch = $3
+                AND status IN ('Started', 'Running')",
+        )
+        .bind(attempt.run.registry.as_str())
+        .bind(attempt.run.id.number())
+        .bind(attempt.epoch);
+        table::execute(&self.shared.db, "give a run back", statement).await?;
+        Ok(())
+    }
+
+    /// What follows from an end that is recorded: the log's last line, and no more leases.
+    async fn after_end(&self, run: &Run) -> Result<()> {
+        if run.request.secrets().next().is_some() {
+            self.forget_secrets(run).await?;
+        }
+        let begun = run.started_at.unwrap_or(run.created_at);
+        let elapsed = run.finished_at.unwrap_or(run.updated_at) - begun;
+        let elapsed = Duration::from_millis(elapsed.max(0) as u64);
+        let log = self.log(run).await?;
+        log.finish(run.status, run.error.clone(), elapsed).await;
+        if let Some(catalog) = &self.shared.catalog {
+            catalog.release_leases(&lease_owner(run)).await?;
+        }
+        self.shared.ended.send_modify(|count| *count += 1);
+        self.shared.wake.notify_one();
+        Ok(())
+    }
+
+    async fn forget_secrets(&self, run: &Run) -> Result<()> {
+        let statement =
+            sqlx::query("UPDATE runs SET request = $3 WHERE registry = $1 AND number = $2")
+                .bind(run.registry.as_str())
+                .bind(run.id.number())
+                .bind(to_json(&run.request.clone().without_secrets())?);
+        table::execute(&self.shared.db, "forget the secrets of a run", statement).await?;
+        Ok(())
+    }
+
+    async fn log(&self, run: &Run) -> Result<RunLog> {
+        self.shared.logs.open(&log_key(run), Mask::new(run.request.secrets())).await
+    }
+
+    /// Keeps the context of a run from being collected while the run may need it.
+    pub(crate) async fn keep_context(&self, run: &Run) -> Result<()> {
+        let Some(catalog) = &self.shared.catalog else { return Ok(()) };
+        let keep = self.shared.settings.queue_keep + run.request.timeout + LEASE_SLACK;
+        catalog.lease_blob(&lease_owner(run), &run.request.context, keep).await?;
+        Ok(())
+    }
+
+    /// The attempt is over, and no later one of its run is meant.
+    pub(crate) fn forget(&self, attempt: &Attempt) {
+        let key = log_key(&attempt.run);
+        let mut all = self.active();
+        if all.get(&key).is_some_and(|active| active.epoch == attempt.epoch) {
+            all.remove(&key);
+        }
+    }
+
+    fn active(&self) -> std::sync::MutexGuard<'_, HashMap<LogKey, Active>> {
+        self.shared.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Owner of the leases that a run holds in the store.
+fn lease_owner(run: &Run) -> String {
+    format!("run/{}/{}", run.registry, run.id)
+}
+
+fn log_key(run: &Run) -> LogKey {
+    LogKey { registry: run.registry.clone(), run: run.id }
+}
+
+fn run_not_found(id: RunId) -> ControlError {
+    ControlError::NotFound { what: format!("run `{id}`") }
+}
+
+fn until(now: Millis, lease: Duration) -> Millis {
+    now.saturating_add_unsigned(lease.as_millis() as u64)
+}
+
+/// What the queue itself knows of a run's cost, added to what the executor says.
+fn cost_of(run: &Run, outcome: &Outcome, started_at: Millis, now: Millis) -> serde_json::Value {
+    let mut cost = match &outcome.cost {
+        Some(serde_json::Value::Object(cost)) => cost.clone(),
+        _ => serde_json::Map::new(),
+    };
+    let first_start = run.started_at.unwrap_or(started_at);
+    cost.insert("queueMilliseconds".into(), (first_start - run.created_at).max(0).into());
+    cost.insert("milliseconds".into(), (now - started_at).max(0).into());
+    cost.insert("attempts".into(), run.attempts.into());
+    cost.into()
+}
+
+/// The status that an attempt's end gives its run, and why.
+pub(crate) fn status_of(end: &End) -> (RunStatus, Option<String>) {
+    match end {
+        End::Succeeded => (RunStatus::Succeeded, None),
+        End::Failed(message) => (RunStatus::Failed, Some(message.clone())),
+        End::Error(message) => (RunStatus::Error, Some(message.clone())),
+        End::Canceled => (RunStatus::Canceled, None),
+    }
+}
+
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+struct Output {
+    images: Vec<crate::OutputImage>,
+    digest: Option<oci::Digest>,
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|source| ControlError::Database {
+        doing: "write a run".into(),
+        source: source.into(),
+    })
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|source| ControlError::Database {
+        doing: "read a run".into(),
+        source: source.into(),
+    })
+}
+
+fn column<'r, T>(row: &'r SqliteRow, name: &str) -> Result<T>
+where
+    T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+{
+    row.try_get(name).map_err(ControlError::database("read a run"))
+}
+
+fn parsed<T: std::str::FromStr>(text: &str) -> Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    text.parse().map_err(|source: T::Err| ControlError::Database {
+        doing: "read a run".into(),
+        source: source.into(),
+    })
+}
+
+fn run_of(row: &SqliteRow) -> Result<Run> {
+    let output: Option<&str> = column(row, "output")?;
+    let output: Output = output.map(from_json).transpose()?.unwrap_or_default();
+    let cost: Option<&str> = column(row, "cost")?;
+    Ok(Run {
+        registry: parsed(column(row, "registry")?)?,
+        id: RunId::from_number(column::<i64>(row, "number")? as u64),
+        kind: RunKind::QuickBuild,
+        status: parsed(column(row, "status")?)?,
+        request: from_json(column(row, "request")?)?,
+        created_at: column(row, "created_at")?,
+        updated_at: column(row, "updated_at")?,
+        started_at: column(row, "started_at")?,
+        finished_at: column(row, "finished_at")?,
+        attempts: column::<i64>(row, "attempts")? as u32,
+        error: column(row, "error")?,
+        images: output.images,
+        digest: output.digest,
+        cost: cost.map(from_json).transpose()?,
+    })
+}

@@ -1,0 +1,583 @@
+//! Runs: queued, claimed, cancelled, interrupted, swept. Executors are fakes of what is
+//! outside: the builder and the kernel.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use control::{
+    Attempt, BuildArgument, BuildRequest, Clock, ControlError, End, EventKind, Executor, LogKey,
+    Logs, Outcome, Run, RunFilter, RunId, RunSettings, RunStatus, Runs, Swept, Worker,
+    WorkerSettings,
+};
+use oci::{Digest, Platform, RegistryName};
+use tempfile::TempDir;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const DAY: i64 = 24 * 3600 * 1000;
+
+fn local() -> RegistryName {
+    RegistryName::default()
+}
+
+fn request() -> BuildRequest {
+    BuildRequest {
+        image_names: vec!["app:1".into()],
+        push: true,
+        no_cache: false,
+        dockerfile: "Dockerfile".into(),
+        dockerfile_name: None,
+        target: None,
+        arguments: Vec::new(),
+        timeout: Duration::from_secs(3600),
+        platform: Platform::new("linux", "amd64", None),
+        context: Digest::of(b"context"),
+        source_date_epoch: None,
+        network: None,
+        archived: false,
+    }
+}
+
+fn settings() -> RunSettings {
+    RunSettings {
+        concurrency: 2,
+        attempts_max: 3,
+        queue_length_max: 100,
+        queue_keep: Duration::from_secs(24 * 3600),
+        log_keep: Duration::from_secs(30 * 24 * 3600),
+        run_keep: Duration::from_secs(400 * 24 * 3600),
+    }
+}
+
+/// One data folder, opened by one server after the other.
+struct Folder {
+    folder: TempDir,
+    now: Arc<AtomicI64>,
+}
+
+impl Folder {
+    fn new() -> Self {
+        let now = Arc::new(AtomicI64::new(1_700_000_000_000));
+        Self { folder: tempfile::tempdir().unwrap(), now }
+    }
+
+    async fn open(&self) -> Runs {
+        self.open_with(settings()).await
+    }
+
+    async fn open_with(&self, settings: RunSettings) -> Runs {
+        let db = testing_db(self.folder.path()).await;
+        let now = Arc::clone(&self.now);
+        let clock = Clock::new(move || now.fetch_add(1, Ordering::Relaxed));
+        let logs = Logs::new(self.folder.path().join("logs"), 1 << 20, clock.clone());
+        Runs::open(db, None, logs, clock, settings).await.unwrap()
+    }
+
+    fn pass(&self, milliseconds: i64) {
+        self.now.fetch_add(milliseconds, Ordering::Relaxed);
+    }
+}
+
+async fn testing_db(folder: &std::path::Path) -> db::Db {
+    db::Db::open(&folder.join("refit.db")).await.unwrap()
+}
+
+/// Executes by a script: each attempt takes the next action.
+struct Script {
+    actions: Mutex<VecDeque<Action>>,
+    begun: AtomicUsize,
+    /// Attempts under way, and the most there ever were.
+    now: AtomicUsize,
+    most: AtomicUsize,
+    release: Semaphore,
+}
+
+#[derive(Clone)]
+enum Action {
+    End(End),
+    /// Until cancelled.
+    Wait,
+    /// Deaf to everything.
+    Hang,
+    /// Until the test lets it.
+    Release,
+    Panic,
+}
+
+impl Script {
+    fn new(actions: impl IntoIterator<Item = Action>) -> Arc<Self> {
+        Arc::new(Self {
+            actions: Mutex::new(actions.into_iter().collect()),
+            begun: AtomicUsize::new(0),
+            now: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
+            release: Semaphore::new(0),
+        })
+    }
+}
+
+#[async_trait]
+impl Executor for Script {
+    async fn execute(&self, attempt: &Attempt) -> Outcome {
+        attempt.running().await.unwrap();
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        let action =
+            self.actions.lock().unwrap().pop_front().unwrap_or(Action::End(End::Succeeded));
+        let end = match action {
+            Action::End(end) => end,
+            Action::Wait => {
+                attempt.cancel.cancelled().await;
+                End::Canceled
+            }
+            Action::Hang => std::future::pending().await,
+            Action::Release => {
+                self.release.acquire().await.unwrap().forget();
+                End::Succeeded
+            }
+            Action::Panic => panic!("a bug"),
+        };
+        self.now.fetch_sub(1, Ordering::SeqCst);
+        Outcome::of(end)
+    }
+}
+
+struct Working {
+    shutdown: CancellationToken,
+    worker: tokio::task::JoinHandle<()>,
+}
+
+impl Working {
+    fn start(runs: &Runs, executor: &Arc<Script>) -> Self {
+        let settings = WorkerSettings {
+            concurrency: 4,
+            shutdown_grace: Duration::ZERO,
+            cancel_grace: Duration::from_millis(100),
+        };
+        let worker = Worker::new(runs.clone(), Arc::clone(executor) as Arc<dyn Executor>, settings);
+        let shutdown = CancellationToken::new();
+        let worker = tokio::spawn(worker.run(shutdown.clone()));
+        Self { shutdown, worker }
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        bounded(self.worker).await.unwrap();
+    }
+
+    /// As a `kill -9` would: nothing more is written.
+    async fn kill(self) {
+        self.worker.abort();
+        let _ = self.worker.await;
+    }
+}
+
+async fn bounded<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it takes too long")
+}
+
+async fn wait_for<F: Future<Output = bool>>(condition: impl Fn() -> F) {
+    bounded(async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+async fn status(runs: &Runs, id: RunId) -> RunStatus {
+    runs.get(&local(), id).await.unwrap().unwrap().status
+}
+
+async fn ended(runs: &Runs, id: RunId) -> Run {
+    wait_for(|| async { status(runs, id).await.is_final() }).await;
+    runs.get(&local(), id).await.unwrap().unwrap()
+}
+
+async fn log_text(runs: &Runs, id: RunId) -> String {
+    let key = LogKey { registry: local(), run: id };
+    let mut reader = runs.logs().read_text(&key, 0, true).await.unwrap();
+    let mut text = Vec::new();
+    while let Some(chunk) = bounded(reader.next()).await.unwrap() {
+        text.extend_from_slice(&chunk);
+    }
+    String::from_utf8(text).unwrap()
+}
+
+#[tokio::test]
+async fn ids_are_issued_in_order_and_survive_a_restart() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(runs.submit(&local(), request()).await.unwrap().id.to_string());
+    }
+    let other: RegistryName = "other".parse().unwrap();
+    ids.push(runs.submit(&other, request()).await.unwrap().id.to_string());
+    drop(runs);
+    let runs = folder.open().await;
+    ids.push(runs.submit(&local(), request()).await.unwrap().id.to_string());
+    assert_eq!(ids, ["c01", "c02", "c03", "c01", "c04"]);
+    assert_eq!(runs.list(&local(), &RunFilter::default(), 10).await.unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn submissions_at_the_same_time_get_different_ids() {
+    let runs = Folder::new();
+    let runs = Arc::new(runs.open().await);
+    let submissions: Vec<_> = (0..20)
+        .map(|_| {
+            let runs = Arc::clone(&runs);
+            tokio::spawn(async move { runs.submit(&local(), request()).await.unwrap().id })
+        })
+        .collect();
+    let mut ids = Vec::new();
+    for submission in submissions {
+        ids.push(submission.await.unwrap());
+    }
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 20);
+}
+
+#[tokio::test]
+async fn a_run_goes_from_queued_to_its_end() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let executor = Script::new([Action::Release]);
+    let run = runs.submit(&local(), request()).await.unwrap();
+    assert_eq!(run.status, RunStatus::Queued);
+    let working = Working::start(&runs, &executor);
+    wait_for(|| async { status(&runs, run.id).await == RunStatus::Running }).await;
+    executor.release.add_permits(1);
+    let run = ended(&runs, run.id).await;
+    assert_eq!(run.status, RunStatus::Succeeded);
+    assert!(run.created_at < run.started_at.unwrap());
+    assert!(run.started_at.unwrap() < run.finished_at.unwrap());
+    assert!(run.cost.unwrap()["queueMilliseconds"].as_i64().unwrap() > 0);
+    let text = log_text(&runs, run.id).await;
+    assert!(text.ends_with("Run ID: c01 was successful after 0s\r\n"), "{text}");
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn ends_become_statuses() {
+    let cases = [
+        (End::Succeeded, RunStatus::Succeeded, None),
+        (End::Failed("`make` ended with 2".into()), RunStatus::Failed, Some("`make` ended with 2")),
+        (End::Error("no disk".into()), RunStatus::Error, Some("no disk")),
+    ];
+    let folder = Folder::new();
+    let runs = folder.open_with(RunSettings { concurrency: 1, ..settings() }).await;
+    let executor = Script::new(cases.iter().map(|(end, ..)| Action::End(end.clone())));
+    let mut submitted = Vec::new();
+    for _ in &cases {
+        submitted.push(runs.submit(&local(), request()).await.unwrap().id);
+    }
+    let working = Working::start(&runs, &executor);
+    for ((_, status, error), id) in cases.iter().zip(submitted) {
+        let run = ended(&runs, id).await;
+        assert_eq!((run.status, run.error.as_deref()), (*status, *error));
+    }
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn a_panic_ends_the_run_as_our_error() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let working = Working::start(&runs, &Script::new([Action::Panic]));
+    let run = runs.submit(&local(), request()).await.unwrap();
+    assert_eq!(ended(&runs, run.id).await.status, RunStatus::Error);
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn no_more_runs_at_once_than_the_registry_may() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let executor = Script::new(vec![Action::Release; 6]);
+    for _ in 0..6 {
+        runs.submit(&local(), request()).await.unwrap();
+    }
+    let working = Working::start(&runs, &executor);
+    wait_for(|| async { executor.begun.load(Ordering::SeqCst) == 2 }).await;
+    executor.release.add_permits(6);
+    bounded(runs.idle()).await.unwrap();
+    assert_eq!(executor.most.load(Ordering::SeqCst), 2);
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn a_queued_run_is_cancelled_at_once() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let run = runs.submit(&local(), request()).await.unwrap();
+    let run = runs.cancel(&local(), run.id).await.unwrap();
+    assert_eq!(run.status, RunStatus::Canceled);
+    assert!(log_text(&runs, run.id).await.contains("Error: Canceled"));
+    let error = runs.cancel(&local(), run.id).await.unwrap_err();
+    assert!(matches!(error, ControlError::Conflict { .. }), "{error}");
+    let missing = runs.cancel(&local(), "czz".parse().unwrap()).await.unwrap_err();
+    assert!(matches!(missing, ControlError::NotFound { .. }), "{missing}");
+    // It is not executed any more.
+    let executor = Script::new([]);
+    let working = Working::start(&runs, &executor);
+    bounded(runs.idle()).await.unwrap();
+    assert_eq!(executor.begun.load(Ordering::SeqCst), 0);
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn a_running_run_is_cancelled() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let working = Working::start(&runs, &Script::new([Action::Wait]));
+    let run = runs.submit(&local(), request()).await.unwrap();
+    wait_for(|| async { status(&runs, run.id).await == RunStatus::Running }).await;
+    runs.cancel(&local(), run.id).await.unwrap();
+    assert_eq!(ended(&runs, run.id).await.status, RunStatus::Canceled);
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_that_takes_too_long_ends_as_timeout_even_if_it_does_not_listen() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let working = Working::start(&runs, &Script::new([Action::Wait, Action::Hang]));
+    for _ in 0..2 {
+        let run = runs
+            .submit(&local(), BuildRequest { timeout: Duration::from_millis(20), ..request() })
+            .await
+            .unwrap();
+        let run = ended(&runs, run.id).await;
+        assert_eq!(run.status, RunStatus::Timeout);
+        assert_eq!(run.error.as_deref(), Some("the run reached its time limit of 0 s"));
+    }
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_whose_server_died_is_begun_again_and_says_so() {
+    let folder = Folder::new();
+    let id = {
+        let runs = folder.open().await;
+        let working = Working::start(&runs, &Script::new([Action::Hang]));
+        let run = runs.submit(&local(), request()).await.unwrap();
+        wait_for(|| async { status(&runs, run.id).await == RunStatus::Running }).await;
+        working.kill().await;
+        run.id
+    };
+    let runs = folder.open().await;
+    let taken: Vec<_> = runs.take_over().await.unwrap().iter().map(|run| run.id).collect();
+    assert_eq!(taken, [id]);
+    assert_eq!(status(&runs, id).await, RunStatus::Running);
+    let working = Working::start(&runs, &Script::new([]));
+    let run = ended(&runs, id).await;
+    assert_eq!((run.status, run.attempts), (RunStatus::Succeeded, 2));
+    let text = log_text(&runs, id).await;
+    assert!(text.contains("attempt 2 of 3 begins"), "{text}");
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn after_three_attempts_a_run_ends_as_error() {
+    let folder = Folder::new();
+    let id = folder.open().await.submit(&local(), request()).await.unwrap().id;
+    for attempt in 1..=3 {
+        let runs = folder.open().await;
+        runs.take_over().await.unwrap();
+        let executor = Script::new([Action::Hang]);
+        let working = Working::start(&runs, &executor);
+        wait_for(|| async { executor.begun.load(Ordering::SeqCst) == 1 }).await;
+        assert_eq!(runs.get(&local(), id).await.unwrap().unwrap().attempts, attempt);
+        working.kill().await;
+    }
+    let runs = folder.open().await;
+    runs.take_over().await.unwrap();
+    let executor = Script::new([]);
+    let working = Working::start(&runs, &executor);
+    let run = ended(&runs, id).await;
+    assert_eq!(run.status, RunStatus::Error);
+    assert_eq!(executor.begun.load(Ordering::SeqCst), 0);
+    assert!(run.error.unwrap().contains("in each of 3 attempts"));
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn an_orderly_stop_is_not_an_attempt() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let id = runs.submit(&local(), request()).await.unwrap().id;
+    for _ in 0..5 {
+        let executor = Script::new([Action::Hang]);
+        let working = Working::start(&runs, &executor);
+        wait_for(|| async { executor.begun.load(Ordering::SeqCst) == 1 }).await;
+        working.stop().await;
+    }
+    let working = Working::start(&runs, &Script::new([]));
+    assert_eq!(ended(&runs, id).await.status, RunStatus::Succeeded);
+    working.stop().await;
+}
+
+/// Hands its attempt to the test.
+struct Capture(tokio::sync::mpsc::UnboundedSender<bool>, Semaphore);
+
+#[async_trait]
+impl Executor for Capture {
+    async fn execute(&self, attempt: &Attempt) -> Outcome {
+        self.0.send(attempt.confirm().await.unwrap().is_ok()).unwrap();
+        self.1.acquire().await.unwrap().forget();
+        self.0.send(attempt.confirm().await.unwrap().is_ok()).unwrap();
+        Outcome::of(End::Succeeded)
+    }
+}
+
+#[tokio::test]
+async fn a_late_attempt_can_publish_nothing() {
+    let folder = Folder::new();
+    let (sender, mut confirmed) = tokio::sync::mpsc::unbounded_channel();
+    let late = Arc::new(Capture(sender, Semaphore::new(0)));
+    let runs = folder.open().await;
+    let settings =
+        WorkerSettings { concurrency: 1, shutdown_grace: PATIENCE, cancel_grace: PATIENCE };
+    let worker = Worker::new(runs.clone(), Arc::clone(&late) as Arc<dyn Executor>, settings);
+    let shutdown = CancellationToken::new();
+    let worker = tokio::spawn(worker.run(shutdown.clone()));
+    let id = runs.submit(&local(), request()).await.unwrap().id;
+    assert_eq!(confirmed.recv().await, Some(true));
+
+    // Its machine sleeps longer than the lease; another server takes the run over.
+    folder.pass(DAY);
+    let other = folder.open().await;
+    let working = Working::start(&other, &Script::new([Action::End(End::Failed("other".into()))]));
+    let run = ended(&other, id).await;
+    assert_eq!(run.error.as_deref(), Some("other"));
+
+    late.1.add_permits(1);
+    assert_eq!(confirmed.recv().await, Some(false));
+    shutdown.cancel();
+    bounded(worker).await.unwrap();
+    let run = runs.get(&local(), id).await.unwrap().unwrap();
+    assert_eq!((run.status, run.error.as_deref()), (RunStatus::Failed, Some("other")));
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn secrets_are_forgotten_when_a_run_ends() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let secret = BuildArgument { name: "TOKEN".into(), value: "hunter22".into(), secret: true };
+    let open = BuildArgument { name: "A".into(), value: "b".into(), secret: false };
+    let with_secret =
+        || BuildRequest { arguments: vec![secret.clone(), open.clone()], ..request() };
+    let cancelled = runs.submit(&local(), with_secret()).await.unwrap();
+    runs.cancel(&local(), cancelled.id).await.unwrap();
+    let working =
+        Working::start(&runs, &Script::new([Action::End(End::Failed("hunter22!".into()))]));
+    let failed = runs.submit(&local(), with_secret()).await.unwrap();
+    for id in [cancelled.id, failed.id] {
+        let run = ended(&runs, id).await;
+        wait_for(|| async {
+            let run = runs.get(&local(), id).await.unwrap().unwrap();
+            run.request.arguments[0].value.is_empty()
+        })
+        .await;
+        assert_eq!(run.request.arguments[1].value, "b");
+    }
+    assert!(log_text(&runs, failed.id).await.contains("Error: *****!"));
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn listings_are_newest_first_and_filtered() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    for _ in 0..4 {
+        runs.submit(&local(), request()).await.unwrap();
+    }
+    runs.cancel(&local(), "c02".parse().unwrap()).await.unwrap();
+    let ids = async |filter: RunFilter, limit| {
+        let found = runs.list(&local(), &filter, limit).await.unwrap();
+        found.iter().map(|run| run.id.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    let all = RunFilter::default();
+    assert_eq!(ids(all.clone(), 10).await, "c04 c03 c02 c01");
+    assert_eq!(ids(all.clone(), 2).await, "c04 c03");
+    let before = Some("c03".parse().unwrap());
+    assert_eq!(ids(RunFilter { before, ..all.clone() }, 10).await, "c02 c01");
+    let status = Some(RunStatus::Canceled);
+    assert_eq!(ids(RunFilter { status, ..all.clone() }, 10).await, "c02");
+    let id = Some("c04".parse().unwrap());
+    assert_eq!(ids(RunFilter { id, ..all }, 10).await, "c04");
+}
+
+#[tokio::test]
+async fn the_queue_has_a_bound() {
+    let folder = Folder::new();
+    let runs = folder.open_with(RunSettings { queue_length_max: 2, ..settings() }).await;
+    for _ in 0..2 {
+        runs.submit(&local(), request()).await.unwrap();
+    }
+    let error = runs.submit(&local(), request()).await.unwrap_err();
+    assert_eq!(error.to_string(), "2 runs are waiting already");
+    assert_eq!(error.hint().unwrap(), "try again later, or raise `limits.queue_length_max`");
+}
+
+#[tokio::test]
+async fn old_logs_go_before_old_runs() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let kept = BuildRequest { archived: true, ..request() };
+    let ids = [
+        runs.submit(&local(), request()).await.unwrap().id,
+        runs.submit(&local(), kept).await.unwrap().id,
+        runs.submit(&local(), request()).await.unwrap().id,
+    ];
+    for id in &ids[..2] {
+        runs.cancel(&local(), *id).await.unwrap();
+    }
+    assert_eq!(runs.sweep().await.unwrap(), Swept::default());
+    folder.pass(2 * DAY);
+    assert_eq!(runs.sweep().await.unwrap(), Swept { overdue: 1, logs: 0, runs: 0 });
+    assert_eq!(status(&runs, ids[2]).await, RunStatus::Error);
+    folder.pass(29 * DAY);
+    assert_eq!(runs.sweep().await.unwrap().logs, 1);
+    let key = LogKey { registry: local(), run: ids[0] };
+    assert!(runs.logs().read_text(&key, 0, false).await.is_err());
+    folder.pass(400 * DAY);
+    assert_eq!(runs.sweep().await.unwrap().runs, 2);
+    let left = runs.list(&local(), &RunFilter::default(), 10).await.unwrap();
+    assert_eq!(left.iter().map(|run| run.id).collect::<Vec<_>>(), [ids[1]]);
+}
+
+#[tokio::test]
+async fn a_log_that_missed_its_end_gets_it() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let id = runs.submit(&local(), request()).await.unwrap().id;
+    let key = LogKey { registry: local(), run: id };
+    let log = runs.logs().open(&key, control::Mask::default()).await.unwrap();
+    log.append(EventKind::Message { text: "under way".into() }).await;
+    let file = folder.folder.path().join("logs/local/c01.events");
+    wait_for(|| async {
+        std::fs::read_to_string(&file).is_ok_and(|text| text.contains("under way"))
+    })
+    .await;
+    // The end was recorded, and then the server died.
+    let copy = std::fs::read(&file).unwrap();
+    runs.cancel(&local(), id).await.unwrap();
+    wait_for(|| async { !file.exists() }).await;
+    std::fs::write(&file, copy).unwrap();
+    let runs = folder.open().await;
+    runs.take_over().await.unwrap();
+    let text = log_text(&runs, id).await;
+    assert!(text.contains("under way") && text.contains("Run ID: c01 failed"), "{text}");
+}
