@@ -1,0 +1,439 @@
+//! One build: parse, plan, execute.
+//!
+//! Parsing and planning are pure and live in `dockerfile`. Execution is one future per
+//! stage, all polled together; a stage waits for another only where it reads from it, and
+//! everything that takes long happens in blocking threads or in containers.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use container::{Limits, Network, Runtime};
+use dockerfile::{Dockerfile, Plan, PlanOptions, Source, Span, StageId, StagePlan};
+use oci::{Descriptor, Digest, Platform, Reference};
+use store::BlobStore;
+use tokio::sync::{OnceCell, Semaphore, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::assemble::{ImageLayer, StageImage, assemble};
+use crate::cache::{BuildCache, KeyHasher};
+use crate::context::{BuildContext, ContextOptions};
+use crate::error::BuildError;
+use crate::event::{BuildEvents, StepEnd, StepNumber};
+use crate::image::{BaseImage, BaseImages, ImageError};
+use crate::layers::Layers;
+use crate::record::{
+    BaseRole, BuildCost, BuildRecord, RECORD_VERSION, RecordedBase, RecordedOutput, RecordedStep,
+};
+use crate::{Compression, stage};
+
+/// What builds need of the machine they run on; shared by all builds of a process.
+pub struct Builder {
+    pub blobs: Arc<dyn BlobStore>,
+    pub images: Arc<dyn BaseImages>,
+    pub cache: Arc<dyn BuildCache>,
+    pub layers: Arc<Layers>,
+    /// Without one `RUN` is refused.
+    pub runtime: Option<Arc<Runtime>>,
+    /// How many `RUN`s go on at once.
+    pub runs: Arc<Semaphore>,
+    /// Keys whose results are being made, so that each is made once.
+    pub in_flight: Arc<InFlight>,
+}
+
+/// What to build. Everything that can change the result is in here, in the base images, and
+/// in what `RUN`s fetch.
+#[derive(Debug, Clone)]
+pub struct BuildRequest {
+    /// Names the build's containers: letters, digits and `-`, such as a run id.
+    pub name: String,
+    pub dockerfile: String,
+    /// The Dockerfile's name in messages.
+    pub dockerfile_name: String,
+    /// `None`: nothing to copy from.
+    pub context: Option<ContextOptions>,
+    pub build_args: BTreeMap<String, String>,
+    /// Build arguments whose values are not to be shown or recorded.
+    pub secret_args: BTreeSet<String>,
+    pub target: Option<String>,
+    pub platform: Platform,
+    /// Use no results of earlier builds; the new ones are kept all the same.
+    pub no_cache: bool,
+    pub network: Network,
+    pub limits: Limits,
+    pub compression: Compression,
+    /// Added to the image after all instructions.
+    pub labels: BTreeMap<String, String>,
+    /// Time of everything that is made, in seconds since 1970; files are no younger.
+    pub source_date_epoch: Option<i64>,
+    /// Seconds since 1970.
+    pub now: i64,
+}
+
+impl BuildRequest {
+    /// A build of a Dockerfile for this machine, with nothing else set.
+    pub fn new(dockerfile: impl Into<String>, now: i64) -> Self {
+        Self {
+            name: "build".to_owned(),
+            dockerfile: dockerfile.into(),
+            dockerfile_name: "Dockerfile".to_owned(),
+            context: None,
+            build_args: BTreeMap::new(),
+            secret_args: BTreeSet::new(),
+            target: None,
+            platform: Platform::host(),
+            no_cache: false,
+            network: Network::default(),
+            limits: Limits::default(),
+            compression: Compression::default(),
+            labels: BTreeMap::new(),
+            source_date_epoch: None,
+            now,
+        }
+    }
+
+    /// The time that new layers carry.
+    pub(crate) fn layer_time(&self) -> i64 {
+        self.source_date_epoch.unwrap_or(self.now)
+    }
+}
+
+/// An image whose layers and config are in the blob store. Nothing names it yet.
+#[derive(Debug, Clone)]
+pub struct Built {
+    pub descriptor: Descriptor,
+    pub manifest: Bytes,
+    pub config: Bytes,
+    pub layers: Vec<ImageLayer>,
+    pub record: BuildRecord,
+    pub cost: BuildCost,
+}
+
+/// Builds an image. Ends early, with nothing left running, when `cancel` fires or the future
+/// is dropped.
+pub async fn build(
+    builder: &Builder,
+    request: &BuildRequest,
+    events: &dyn BuildEvents,
+    cancel: &CancellationToken,
+) -> Result<Built, BuildError> {
+    let started = Instant::now();
+    let dockerfile = dockerfile::parse(&request.dockerfile)?;
+    let plan = plan(&dockerfile, request)?;
+    warn(&plan, request, events).await;
+    let build = Build::new(builder, request, &plan, events, cancel);
+    let stages = (0..plan.stages.len()).map(|index| build.stage(StageId(index)));
+    tokio::select! {
+        result = futures_util::future::try_join_all(stages) => { result?; }
+        () = cancel.cancelled() => return Err(BuildError::Canceled),
+    }
+    build.finish(started).await
+}
+
+fn plan(dockerfile: &Dockerfile, request: &BuildRequest) -> Result<Plan, BuildError> {
+    let options = PlanOptions {
+        build_args: request.build_args.clone(),
+        target: request.target.clone(),
+        platform: request.platform.clone(),
+        build_platform: Platform::host(),
+    };
+    Ok(dockerfile::plan(dockerfile, &options)?)
+}
+
+async fn warn(plan: &Plan, request: &BuildRequest, events: &dyn BuildEvents) {
+    for warning in &plan.warnings {
+        let text = warning.render(&request.dockerfile_name, &request.dockerfile);
+        events.warning(&text).await;
+    }
+    for name in &plan.unused_args {
+        let text = format!("build argument `{name}` is not used: no `ARG {name}` declares it");
+        events.warning(&text).await;
+    }
+}
+
+type BaseCell = OnceCell<Arc<BaseImage>>;
+
+/// A build under way.
+pub(crate) struct Build<'a> {
+    pub(crate) builder: &'a Builder,
+    pub(crate) request: &'a BuildRequest,
+    pub(crate) plan: &'a Plan,
+    pub(crate) events: &'a dyn BuildEvents,
+    pub(crate) cancel: &'a CancellationToken,
+    /// Fires when the build ends, however it ends: blocking threads look at it.
+    pub(crate) stop: CancellationToken,
+    _stop_at_end: DropGuard,
+    /// What each stage has become, once it has.
+    finished: Vec<watch::Sender<Option<Arc<StageImage>>>>,
+    /// Base images by reference and platform, each resolved once.
+    bases: Mutex<HashMap<(String, String), Arc<BaseCell>>>,
+    context: OnceCell<Arc<BuildContext>>,
+    steps: AtomicU32,
+    notes: Mutex<Notes>,
+}
+
+/// What is noted on the way, for the record and the costs.
+#[derive(Default)]
+pub(crate) struct Notes {
+    pub(crate) bases: Vec<RecordedBase>,
+    pub(crate) steps: Vec<RecordedStep>,
+    pub(crate) cost: BuildCost,
+}
+
+impl<'a> Build<'a> {
+    fn new(
+        builder: &'a Builder,
+        request: &'a BuildRequest,
+        plan: &'a Plan,
+        events: &'a dyn BuildEvents,
+        cancel: &'a CancellationToken,
+    ) -> Self {
+        let stop = cancel.child_token();
+        Self {
+            builder,
+            request,
+            plan,
+            events,
+            cancel,
+            _stop_at_end: stop.clone().drop_guard(),
+            stop,
+            finished: plan.stages.iter().map(|_| watch::Sender::new(None)).collect(),
+            bases: Mutex::default(),
+            context: OnceCell::new(),
+            steps: AtomicU32::new(0),
+            notes: Mutex::default(),
+        }
+    }
+
+    /// Builds one stage and tells those that wait for it.
+    async fn stage(&self, id: StageId) -> Result<(), BuildError> {
+        let image = stage::execute(self, id).await?;
+        self.finished[id.0].send_replace(Some(Arc::new(image)));
+        Ok(())
+    }
+
+    pub(crate) fn stage_plan(&self, id: StageId) -> &'a StagePlan {
+        &self.plan.stages[id.0]
+    }
+
+    /// What another stage has become, as soon as it is finished.
+    pub(crate) async fn finished_stage(&self, id: StageId) -> Arc<StageImage> {
+        let mut receiver = self.finished[id.0].subscribe();
+        let image = receiver.wait_for(Option::is_some).await.expect("the build keeps the sender");
+        Arc::clone(image.as_ref().expect("waited until it is there"))
+    }
+
+    /// What a source has become: a stage, or an image, which is pulled at need.
+    pub(crate) async fn source_image(
+        &self,
+        source: &Source,
+        stage: &StagePlan,
+        at: Span,
+        role: BaseRole,
+        step: StepNumber,
+    ) -> Result<Arc<StageImage>, BuildError> {
+        match source {
+            Source::Scratch => Ok(Arc::new(StageImage::scratch(&self.request.platform))),
+            Source::Stage(id) => Ok(self.finished_stage(*id).await),
+            Source::Image { reference, platform } => {
+                let platform = platform.as_ref().unwrap_or(&self.request.platform);
+                let failed = |error| BuildError::Image { error, at };
+                let base = self.base(reference, platform, step).await.map_err(failed)?;
+                self.notes().bases.push(RecordedBase {
+                    stage: stage.number,
+                    role,
+                    reference: full_reference(reference),
+                    digest: base.top.clone(),
+                    manifest: base.digest.clone(),
+                });
+                let image = StageImage::on(&base).map_err(|reason| {
+                    failed(ImageError::Unusable { reference: reference.familiar(), reason })
+                })?;
+                Ok(Arc::new(image))
+            }
+        }
+    }
+
+    async fn base(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        step: StepNumber,
+    ) -> Result<Arc<BaseImage>, ImageError> {
+        let cell = {
+            let mut bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
+            let key = (reference.to_string(), platform.to_string());
+            Arc::clone(bases.entry(key).or_default())
+        };
+        let resolve = async {
+            let fetched = std::sync::atomic::AtomicU64::new(0);
+            let progress = |bytes| {
+                fetched.fetch_add(bytes, Ordering::Relaxed);
+            };
+            let resolving = self.builder.images.resolve(reference, platform, &progress);
+            let told = tell_progress(resolving, self.events, step, &fetched);
+            let base = told.await?;
+            self.notes().cost.pulled += fetched.load(Ordering::Relaxed);
+            Ok(Arc::new(base))
+        };
+        cell.get_or_try_init(|| resolve).await.cloned()
+    }
+
+    /// The context, listed and hashed when the first instruction reads from it.
+    pub(crate) async fn context(&self) -> Result<Arc<BuildContext>, BuildError> {
+        let open = async {
+            let step = self.next_step();
+            self.events.step_started(step, "load build context").await;
+            let Some(options) = self.request.context.clone() else {
+                let source = std::io::Error::new(std::io::ErrorKind::NotFound, "no context");
+                return Err(BuildError::Io { doing: "read the build context".into(), source });
+            };
+            let stop = self.stop.clone();
+            let opened = blocking(move || BuildContext::open(&options, &stop)).await;
+            let end = match &opened {
+                Ok(_) => StepEnd::Done,
+                Err(error) => StepEnd::Failed { error: error.to_string() },
+            };
+            self.events.step_finished(step, end).await;
+            Ok(Arc::new(opened?))
+        };
+        self.context.get_or_try_init(|| open).await.cloned()
+    }
+
+    pub(crate) fn next_step(&self) -> StepNumber {
+        StepNumber(self.steps.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    pub(crate) fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the image of the target stage, and what there is to say of the build.
+    async fn finish(self, started: Instant) -> Result<Built, BuildError> {
+        let stage = self.finished_stage(self.plan.target).await;
+        let mut stage = StageImage::clone(&stage);
+        let labels = self.request.labels.clone();
+        stage.config.config.labels.extend(labels);
+        let image = assemble(&stage, self.request.source_date_epoch, self.request.now);
+        let config_digest = Digest::of(&image.config);
+        let mut upload = self.builder.blobs.begin_upload(oci::Algorithm::Sha256).await?;
+        upload.write(image.config.clone()).await?;
+        upload.commit(Some(&config_digest)).await?;
+        let mut notes = std::mem::take(&mut *self.notes());
+        // Stages end in any order; the record is the same each time.
+        notes.bases.sort_by(|a, b| (a.stage, &a.reference).cmp(&(b.stage, &b.reference)));
+        notes.bases.dedup();
+        notes.steps.sort_by_key(|step| (step.stage, step.line));
+        notes.cost.milliseconds = milliseconds(started.elapsed());
+        let layer_sizes = stage.layers.iter().map(|layer| layer.descriptor.size);
+        let record = BuildRecord {
+            version: RECORD_VERSION,
+            builder: env!("CARGO_PKG_VERSION").to_owned(),
+            platform: self.request.platform.to_string(),
+            definition: definition(self.request),
+            context: self.context.get().map(|context| context.digest()),
+            source_date_epoch: self.request.source_date_epoch,
+            bases: notes.bases,
+            steps: notes.steps,
+            output: RecordedOutput {
+                manifest: image.descriptor.digest.clone(),
+                config: config_digest,
+                layers: stage.layers.iter().map(|layer| layer.descriptor.digest.clone()).collect(),
+                size: layer_sizes.sum::<u64>() + image.config.len() as u64,
+            },
+        };
+        Ok(Built {
+            descriptor: image.descriptor,
+            manifest: image.manifest,
+            config: image.config,
+            layers: stage.layers,
+            record,
+            cost: notes.cost,
+        })
+    }
+}
+
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The reference with the tag that it means.
+fn full_reference(reference: &Reference) -> String {
+    Reference { tag: reference.tag_or_latest(), ..reference.clone() }.to_string()
+}
+
+/// The digest of what was asked for. Of a secret argument only its name counts: a digest
+/// must not help to guess the value.
+fn definition(request: &BuildRequest) -> Digest {
+    let mut key = KeyHasher::new("definition");
+    key.text("dockerfile", &request.dockerfile);
+    key.optional("target", request.target.as_deref());
+    key.text("platform", &request.platform.to_string());
+    for (name, value) in &request.build_args {
+        let secret = request.secret_args.contains(name);
+        key.text("argument", name);
+        key.optional("value", Some(value.as_str()).filter(|_| !secret));
+    }
+    for (name, value) in &request.labels {
+        key.text("label", name);
+        key.text("value", value);
+    }
+    key.finish()
+}
+
+/// How often a transfer's progress is told.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
+
+/// Tells how far a transfer is while it goes on.
+async fn tell_progress<T>(
+    transfer: impl Future<Output = T>,
+    events: &dyn BuildEvents,
+    step: StepNumber,
+    moved: &std::sync::atomic::AtomicU64,
+) -> T {
+    let mut transfer = std::pin::pin!(transfer);
+    let mut told = 0;
+    loop {
+        if let Ok(done) = tokio::time::timeout(PROGRESS_PERIOD, &mut transfer).await {
+            return done;
+        }
+        let now = moved.load(Ordering::Relaxed);
+        if now > told {
+            events.progress(step, now, None).await;
+            told = now;
+        }
+    }
+}
+
+/// Runs blocking code in a thread of its own; a panic there is a panic here.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is shutting down: nobody will ask again.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// Keys whose results are being made just now: whoever comes second waits, and then finds
+/// the result in the cache.
+#[derive(Default)]
+pub struct InFlight {
+    keys: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl InFlight {
+    pub(crate) async fn enter(&self, key: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+            // Nobody else can be at a lock that only the map holds.
+            keys.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(keys.entry(key.clone()).or_default())
+        };
+        lock.lock_owned().await
+    }
+}

@@ -1,0 +1,406 @@
+//! The build context: a folder, listed once with what `.dockerignore` leaves of it.
+//!
+//! The folder's content is somebody's upload. It is walked and read with `openat2` and no
+//! link is ever followed by the kernel; [`crate::tree`] resolves links over the listing.
+//! Every file is hashed when the context is opened, and what is copied later is checked
+//! against that, so a file that changes meanwhile is an error and never a wrong cache entry.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use dockerfile::ignore::IgnoreFile;
+use oci::{Digest, Hasher};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::KeyHasher;
+use crate::tree::{Node, NodeKind, Tree, ancestors, join, parent};
+
+/// What a build may read, apart from the Dockerfile itself.
+#[derive(Debug, Clone)]
+pub struct ContextOptions {
+    /// The context's root folder.
+    pub root: PathBuf,
+    /// Where in the context the Dockerfile is, if it is: `NAME.dockerignore` beside it takes
+    /// the place of `.dockerignore`.
+    pub dockerfile: Option<String>,
+    /// Paths that no instruction may see: a Dockerfile that travels along but is not part
+    /// of the context.
+    pub hidden: Vec<String>,
+    /// More files and folders than this are refused.
+    pub entries_max: usize,
+}
+
+impl ContextOptions {
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            dockerfile: Some("Dockerfile".to_owned()),
+            hidden: Vec::new(),
+            entries_max: 1_000_000,
+        }
+    }
+}
+
+/// Why a context cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ContextError {
+    #[error("could not {doing} `{path}` of the context")]
+    Io {
+        doing: &'static str,
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the context has more than {max} files and folders")]
+    TooManyEntries { max: usize },
+    #[error("`{path}` of the context has a name that is not UTF-8")]
+    BadName { path: String },
+    #[error("`{path}` cannot be used: {reason}")]
+    BadIgnoreFile { path: String, reason: String },
+    #[error("the build was canceled")]
+    Canceled,
+}
+
+impl ContextError {
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::TooManyEntries { .. } => {
+                Some("leave out what the build does not need with `.dockerignore`".to_owned())
+            }
+            Self::BadName { .. } => Some("rename it, or exclude its folder".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+/// A context, listed and hashed.
+pub(crate) struct BuildContext {
+    root: OwnedFd,
+    nodes: BTreeMap<String, Node>,
+    names: HashMap<String, Vec<String>>,
+    /// The ignore file that was used, for messages.
+    ignore_name: Option<String>,
+    hidden: Vec<String>,
+}
+
+/// A file that is never larger than any sane list of patterns.
+const IGNORE_SIZE_MAX: u64 = 1 << 20;
+
+impl BuildContext {
+    /// Lists and hashes a context. Blocking; `cancel` is looked at between files.
+    pub(crate) fn open(
+        options: &ContextOptions,
+        cancel: &CancellationToken,
+    ) -> Result<Self, ContextError> {
+        let root = open_root(&options.root)?;
+        let ignore = read_ignore_file(&root, options.dockerfile.as_deref())?;
+        let mut found = Self {
+            root,
+            nodes: BTreeMap::new(),
+            names: HashMap::new(),
+            ignore_name: ignore.as_ref().map(|(name, _)| name.clone()),
+            hidden: options.hidden.clone(),
+        };
+        let patterns = ignore.map(|(_, patterns)| patterns);
+        let listing = found.list(patterns.as_ref(), options.entries_max, cancel)?;
+        found.nodes = hash_files(&found.root, listing, cancel)?;
+        for path in found.nodes.keys().filter(|path| !path.is_empty()) {
+            let name = crate::tree::file_name(path).to_owned();
+            found.names.entry(parent(path).to_owned()).or_default().push(name);
+        }
+        for names in found.names.values_mut() {
+            names.sort_unstable();
+        }
+        Ok(found)
+    }
+
+    /// The digest of all that the build may read: names, types, modes and bytes.
+    pub(crate) fn digest(&self) -> Digest {
+        let mut key = KeyHasher::new("context");
+        for (path, node) in &self.nodes {
+            key.text("path", path);
+            node.add_to(&mut key);
+        }
+        key.finish()
+    }
+
+    /// The ignore file that keeps a path from the build, if the path is there at all.
+    pub(crate) fn excluded_by(&self, path: &str) -> Option<&str> {
+        let name = self.ignore_name.as_deref()?;
+        if path.is_empty() || self.nodes.contains_key(path) || self.hidden.iter().any(|h| h == path)
+        {
+            return None;
+        }
+        let there = open_beneath(&self.root, path, OFlags::PATH | OFlags::NOFOLLOW);
+        there.is_ok().then_some(name)
+    }
+
+    /// Walks the folder, giving each path that the patterns leave; files without digest.
+    fn list(
+        &self,
+        patterns: Option<&IgnoreFile>,
+        entries_max: usize,
+        cancel: &CancellationToken,
+    ) -> Result<BTreeMap<String, Listed>, ContextError> {
+        let mut kept = BTreeMap::new();
+        let root = stat(&self.root, "")?;
+        kept.insert(String::new(), root);
+        let mut folders = vec![String::new()];
+        let mut excluded_folders: HashMap<String, Listed> = HashMap::new();
+        let mut seen = 0_usize;
+        while let Some(folder) = folders.pop() {
+            if cancel.is_cancelled() {
+                return Err(ContextError::Canceled);
+            }
+            for name in names_of(&self.root, &folder)? {
+                let path = join(&folder, &name);
+                seen += 1;
+                if seen > entries_max {
+                    return Err(ContextError::TooManyEntries { max: entries_max });
+                }
+                if self.hidden.contains(&path) {
+                    continue;
+                }
+                let listed = stat(&self.root, &path)?;
+                let excluded = patterns.is_some_and(|patterns| patterns.is_excluded(&path));
+                let is_directory = matches!(listed.kind, ListedKind::Directory);
+                if is_directory {
+                    // An exclusion may be taken back for something below.
+                    let look = !excluded || patterns.is_some_and(IgnoreFile::has_exceptions);
+                    if look {
+                        folders.push(path.clone());
+                    }
+                }
+                if excluded {
+                    if is_directory {
+                        excluded_folders.insert(path, listed);
+                    }
+                    continue;
+                }
+                // A file that is kept keeps the folders it is in.
+                for above in ancestors(&path) {
+                    if let Some(listed) = excluded_folders.remove(above) {
+                        kept.insert(above.to_owned(), listed);
+                    }
+                }
+                kept.insert(path, listed);
+            }
+        }
+        Ok(kept)
+    }
+}
+
+impl Tree for BuildContext {
+    fn node(&self, path: &str) -> Option<Node> {
+        self.nodes.get(path).cloned()
+    }
+
+    fn children(&self, path: &str) -> Vec<String> {
+        self.names.get(path).cloned().unwrap_or_default()
+    }
+
+    fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(open_file(&self.root, path)?))
+    }
+}
+
+/// A path as `lstat` shows it.
+struct Listed {
+    kind: ListedKind,
+    mode: u32,
+    mtime: i64,
+}
+
+enum ListedKind {
+    Directory,
+    File,
+    Symlink { target: String },
+    Fifo,
+}
+
+fn failed(doing: &'static str, path: &str) -> impl FnOnce(rustix::io::Errno) -> ContextError {
+    let path = if path.is_empty() { ".".to_owned() } else { path.to_owned() };
+    move |errno| ContextError::Io { doing, path, source: errno.into() }
+}
+
+fn open_root(root: &Path) -> Result<OwnedFd, ContextError> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open(root, flags, Mode::empty()).map_err(failed("open", ""))
+}
+
+/// Opens a path without following any link, wherever it is in the path.
+fn open_beneath(root: &OwnedFd, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let path = if path.is_empty() { "." } else { path };
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// Opens a regular file; never blocks on a FIFO that took its place.
+fn open_file(root: &OwnedFd, path: &str) -> io::Result<std::fs::File> {
+    let fd = open_beneath(root, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW)?;
+    let file = std::fs::File::from(fd);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no longer a regular file")),
+    }
+}
+
+fn names_of(root: &OwnedFd, folder: &str) -> Result<Vec<String>, ContextError> {
+    let fd = open_beneath(root, folder, OFlags::RDONLY | OFlags::DIRECTORY)
+        .map_err(failed("list", folder))?;
+    let entries = rustix::fs::Dir::read_from(&fd).map_err(failed("list", folder))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed("list", folder))?;
+        let name = entry.file_name().to_bytes();
+        if name == b"." || name == b".." {
+            continue;
+        }
+        match std::str::from_utf8(name) {
+            Ok(name) => names.push(name.to_owned()),
+            Err(_) => {
+                let path = join(folder, &String::from_utf8_lossy(name));
+                return Err(ContextError::BadName { path });
+            }
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn stat(root: &OwnedFd, path: &str) -> Result<Listed, ContextError> {
+    let fd = open_beneath(root, path, OFlags::PATH | OFlags::NOFOLLOW);
+    // `NO_SYMLINKS` refuses a link even as the last part; its folder is known to be none.
+    let (fd, name) = match fd {
+        Ok(fd) => (fd, ""),
+        Err(rustix::io::Errno::LOOP) => {
+            let folder = open_beneath(root, parent(path), OFlags::PATH | OFlags::DIRECTORY);
+            (folder.map_err(failed("read", path))?, crate::tree::file_name(path))
+        }
+        Err(errno) => return Err(failed("read", path)(errno)),
+    };
+    let flags = match name.is_empty() {
+        true => rustix::fs::AtFlags::EMPTY_PATH,
+        false => rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+    };
+    let stat = rustix::fs::statat(&fd, name, flags).map_err(failed("read", path))?;
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => ListedKind::Directory,
+        FileType::RegularFile => ListedKind::File,
+        FileType::Symlink => {
+            let target = rustix::fs::readlinkat(&fd, name, Vec::new());
+            let target = target.map_err(failed("read", path))?;
+            let target = target.into_string();
+            let bad = |_| ContextError::BadName { path: path.to_owned() };
+            ListedKind::Symlink { target: target.map_err(bad)? }
+        }
+        // Sockets and devices mean nothing elsewhere; a FIFO stands for all of them here and
+        // is refused when something copies it.
+        _ => ListedKind::Fifo,
+    };
+    Ok(Listed { kind, mode: stat.st_mode & 0o7777, mtime: stat.st_mtime })
+}
+
+/// The patterns that hold, and the name of the file they are from.
+fn read_ignore_file(
+    root: &OwnedFd,
+    dockerfile: Option<&str>,
+) -> Result<Option<(String, IgnoreFile)>, ContextError> {
+    let own = dockerfile.map(|name| format!("{name}.dockerignore"));
+    for name in own.into_iter().chain([".dockerignore".to_owned()]) {
+        let file = match open_file(root, &name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => {
+                return Err(ContextError::Io { doing: "read", path: name, source });
+            }
+        };
+        let mut text = Vec::new();
+        let read = file.take(IGNORE_SIZE_MAX + 1).read_to_end(&mut text);
+        read.map_err(|source| ContextError::Io { doing: "read", path: name.clone(), source })?;
+        if text.len() as u64 > IGNORE_SIZE_MAX {
+            let reason = format!("it is larger than {IGNORE_SIZE_MAX} bytes");
+            return Err(ContextError::BadIgnoreFile { path: name, reason });
+        }
+        let text = String::from_utf8_lossy(&text);
+        let bad = |reason: String| ContextError::BadIgnoreFile { path: name.clone(), reason };
+        let patterns = IgnoreFile::parse(&text).map_err(|error| bad(error.to_string()))?;
+        return Ok(Some((name, patterns)));
+    }
+    Ok(None)
+}
+
+/// Files hashed at once: more readers only help until the disk or the cores are busy.
+const READERS_MAX: usize = 8;
+
+fn hash_files(
+    root: &OwnedFd,
+    listing: BTreeMap<String, Listed>,
+    cancel: &CancellationToken,
+) -> Result<BTreeMap<String, Node>, ContextError> {
+    let files: Vec<&str> = (listing.iter())
+        .filter(|(_, listed)| matches!(listed.kind, ListedKind::File))
+        .map(|(path, _)| path.as_str())
+        .collect();
+    let next = AtomicUsize::new(0);
+    let hashed = Mutex::new(HashMap::with_capacity(files.len()));
+    let worker = || -> Result<(), ContextError> {
+        let mut buffer = vec![0; 128 << 10];
+        while let Some(path) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if cancel.is_cancelled() {
+                return Err(ContextError::Canceled);
+            }
+            let result = hash_file(root, path, &mut buffer);
+            let failed =
+                |source| ContextError::Io { doing: "read", path: (*path).to_owned(), source };
+            let (size, digest) = result.map_err(failed)?;
+            hashed.lock().expect("no holder panics").insert((*path).to_owned(), (size, digest));
+        }
+        Ok(())
+    };
+    let readers = std::thread::available_parallelism().map_or(1, usize::from);
+    let readers = readers.min(READERS_MAX).min(files.len().div_ceil(16));
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (1..readers).map(|_| scope.spawn(worker)).collect();
+        let own = worker();
+        let others = workers.into_iter().map(|worker| worker.join().expect("a reader panicked"));
+        others.fold(own, Result::and)
+    })?;
+    let mut hashed = hashed.into_inner().expect("no holder panics");
+    let nodes = listing.into_iter().map(|(path, listed)| {
+        let kind = match listed.kind {
+            ListedKind::Directory => NodeKind::Directory,
+            ListedKind::Symlink { target } => NodeKind::Symlink { target },
+            ListedKind::Fifo => NodeKind::Fifo,
+            ListedKind::File => {
+                let (size, digest) = hashed.remove(&path).expect("every file was hashed");
+                NodeKind::File { size, digest }
+            }
+        };
+        // The context belongs to nobody in the image: what is copied is root's.
+        let (mode, mtime) = (listed.mode, listed.mtime);
+        (path, Node { kind, mode, uid: 0, gid: 0, mtime, xattrs: Vec::new() })
+    });
+    Ok(nodes.collect())
+}
+
+fn hash_file(root: &OwnedFd, path: &str, buffer: &mut [u8]) -> io::Result<(u64, Digest)> {
+    let mut file = open_file(root, path)?;
+    let (mut size, mut hasher) = (0, Hasher::sha256());
+    loop {
+        match file.read(buffer) {
+            Ok(0) => return Ok((size, hasher.finish())),
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                size += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            Err(error) => return Err(error),
+        }
+    }
+}

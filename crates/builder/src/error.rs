@@ -1,0 +1,153 @@
+//! Why a build ended without an image.
+
+use container::{ContainerError, Exit};
+use dockerfile::{DockerfileError, Span};
+use store::StoreError;
+
+use crate::context::ContextError;
+use crate::copy::CopyError;
+use crate::image::ImageError;
+use crate::user::UserError;
+
+/// Why a build failed. `Display` is the sentence alone; [`Self::render`] shows the guilty
+/// line of the Dockerfile and the hint too.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The Dockerfile is wrong.
+    #[error(transparent)]
+    Dockerfile(#[from] DockerfileError),
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    #[error("{error}")]
+    Image { error: ImageError, at: Span },
+    #[error("{error}")]
+    Copy { error: CopyError, at: Span },
+    #[error("{error}")]
+    User { error: UserError, at: Span },
+    /// A `RUN` ended otherwise than with exit code 0.
+    #[error("`{command}` {}", describe(*exit, limits))]
+    Run { command: String, exit: Exit, limits: RunLimits, at: Span },
+    /// A `RUN` did not even start.
+    #[error("`{command}` did not start: {error}")]
+    Start { command: String, error: ContainerError, at: Span },
+    #[error("`RUN` is not possible here: this process has no container runtime")]
+    NoRuntime { at: Span },
+    /// Something changed while the build read it.
+    #[error("`{path}` changed while the build read it")]
+    Changed { path: String, at: Span },
+    #[error("the build was canceled")]
+    Canceled,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Ours, not the user's.
+    #[error("could not {doing}")]
+    Io {
+        doing: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("a layer of the image is not usable: {reason}")]
+    BadLayer { reason: String },
+}
+
+/// The bounds that a `RUN` had, for the message when it met one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RunLimits {
+    pub memory: Option<u64>,
+    pub timeout: Option<std::time::Duration>,
+}
+
+fn describe(exit: Exit, limits: &RunLimits) -> String {
+    match exit {
+        Exit::Code(code) => format!("ended with exit code {code}"),
+        Exit::Signal(signal) => format!("was killed by signal {signal}"),
+        Exit::OutOfMemory => match limits.memory {
+            Some(memory) => format!("ran out of memory, its limit is {} MiB", memory >> 20),
+            None => "was killed because the machine ran out of memory".to_owned(),
+        },
+        Exit::TimedOut => match limits.timeout {
+            Some(timeout) => format!("took longer than its limit of {} s", timeout.as_secs()),
+            None => "took too long".to_owned(),
+        },
+        Exit::Canceled => "was canceled".to_owned(),
+    }
+}
+
+impl BuildError {
+    /// What the user can do about it, when we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Dockerfile(error) => error.hint.clone(),
+            Self::Context(error) => error.hint(),
+            Self::Image { error, .. } => error.hint(),
+            Self::Copy { error, .. } => error.hint(),
+            Self::User { error, .. } => error.hint(),
+            Self::Run { exit: Exit::OutOfMemory, .. } => {
+                Some("let the command use less, or raise the build's memory limit".to_owned())
+            }
+            Self::Run { exit: Exit::Code(127), .. } => {
+                Some("127 usually means that a program was not found in the image".to_owned())
+            }
+            Self::Run { exit: Exit::Code(126), .. } => {
+                Some("126 usually means that a file is there but not executable".to_owned())
+            }
+            Self::Start { error: ContainerError::CannotExecute { program, .. }, .. }
+                if program == "/bin/sh" =>
+            {
+                Some(
+                    "the image has no shell: use the exec form `RUN [\"program\", \"argument\"]`, \
+                     or a base image with a shell"
+                        .to_owned(),
+                )
+            }
+            Self::Changed { .. } => Some("build again".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Where in the Dockerfile the cause is.
+    pub fn at(&self) -> Option<Span> {
+        match self {
+            Self::Dockerfile(error) => Some(error.at),
+            Self::Image { at, .. }
+            | Self::Copy { at, .. }
+            | Self::User { at, .. }
+            | Self::Run { at, .. }
+            | Self::Start { at, .. }
+            | Self::NoRuntime { at }
+            | Self::Changed { at, .. } => Some(*at),
+            _ => None,
+        }
+    }
+
+    /// Whether the cause is the user's input, so that trying again would not help. Otherwise
+    /// it is this machine's or the network's.
+    pub fn is_users(&self) -> bool {
+        match self {
+            Self::Dockerfile(_)
+            | Self::Copy { .. }
+            | Self::User { .. }
+            | Self::Run { .. }
+            | Self::Changed { .. }
+            | Self::BadLayer { .. } => true,
+            Self::Context(error) => !matches!(error, ContextError::Io { .. }),
+            Self::Image { error, .. } => {
+                !matches!(error, ImageError::Store { .. } | ImageError::Pull { .. })
+            }
+            Self::Start { error, .. } => matches!(error, ContainerError::CannotExecute { .. }),
+            Self::NoRuntime { .. } | Self::Canceled | Self::Store(_) | Self::Io { .. } => false,
+        }
+    }
+
+    /// The error with file, line, the guilty text and the hint.
+    pub fn render(&self, file: &str, source: &str) -> String {
+        let (message, hint) = (self.to_string(), self.hint());
+        match self.at() {
+            Some(at) => DockerfileError { message, at, hint }.render(file, source),
+            None => match hint {
+                Some(hint) => format!("error: {message}\nhint: {hint}\n"),
+                None => format!("error: {message}\n"),
+            },
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Base images: what a `FROM` or a `COPY --from` names.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use oci::{
+    Digest, ImageConfig, ImageManifest, Manifest, Platform, Reference, RegistryName, media_type,
+};
+use store::{BlobStore, Catalog, ManifestRef, StoreError};
+
+/// An image whose config and layers can be read through the blob store.
+#[derive(Debug, Clone)]
+pub struct BaseImage {
+    /// What the reference itself points at: an index, or the manifest.
+    pub top: Digest,
+    /// The manifest of the platform.
+    pub digest: Digest,
+    pub manifest: ImageManifest,
+    pub config: ImageConfig,
+}
+
+/// Why an image cannot be used as a base.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error("image `{reference}` is not in this registry")]
+    NotFound { reference: String },
+    #[error("image `{reference}` is not in this registry and pulling is not configured")]
+    NoPulling { reference: String, own: Option<String> },
+    #[error("image `{reference}` is not made for {wanted}")]
+    NoPlatform { reference: String, wanted: String, offered: Vec<String> },
+    #[error("`{reference}` is not an image that can be built upon: {reason}")]
+    Unusable { reference: String, reason: String },
+    /// The registry it should come from did not give it.
+    #[error("image `{reference}` could not be pulled: {reason}")]
+    Pull { reference: String, reason: String, hint: Option<String> },
+    #[error("image `{reference}` could not be read from the store")]
+    Store {
+        reference: String,
+        #[source]
+        source: StoreError,
+    },
+}
+
+impl ImageError {
+    /// What the user can do about it, when we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoPulling { own: Some(own), .. } => Some(own_hint(own)),
+            Self::NoPlatform { offered, .. } if !offered.is_empty() => {
+                Some(format!("it is there for {}", offered.join(", ")))
+            }
+            Self::Pull { hint, .. } => hint.clone(),
+            _ => None,
+        }
+    }
+}
+
+fn own_hint(own: &str) -> String {
+    format!("this registry has that image under its own name: `{own}`")
+}
+
+/// Finds images and brings them where the blob store can read them.
+#[async_trait]
+pub trait BaseImages: Send + Sync {
+    /// The image that a reference means on a platform. `progress` is told of bytes that had
+    /// to be fetched, as they come.
+    async fn resolve(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<BaseImage, ImageError>;
+}
+
+/// Which host names mean a registry of this server (architecture.md, *Several registries*).
+#[derive(Debug, Clone, Default)]
+pub struct OwnNames {
+    names: Vec<(String, RegistryName)>,
+}
+
+impl OwnNames {
+    pub fn new(names: impl IntoIterator<Item = (String, RegistryName)>) -> Self {
+        let names = names.into_iter().map(|(host, name)| (host.to_ascii_lowercase(), name));
+        Self { names: names.collect() }
+    }
+
+    /// The registry that a reference's host names, if it is one of ours.
+    pub fn registry(&self, reference: &Reference) -> Option<&RegistryName> {
+        let host = reference.host.to_ascii_lowercase();
+        self.names.iter().find(|(own, _)| *own == host).map(|(_, registry)| registry)
+    }
+
+    /// The first host name of a registry, to be shown to people.
+    pub fn host(&self, registry: &RegistryName) -> Option<&str> {
+        self.names.iter().find(|(_, name)| name == registry).map(|(host, _)| host.as_str())
+    }
+}
+
+/// Images of the own registry, straight from the catalog; all others through `upstream`.
+pub struct CatalogImages {
+    catalog: Catalog,
+    /// The registry that the build runs for: a bare name is looked up there for a hint.
+    registry: RegistryName,
+    own: OwnNames,
+    upstream: Option<Arc<dyn BaseImages>>,
+}
+
+impl CatalogImages {
+    pub fn new(
+        catalog: Catalog,
+        registry: RegistryName,
+        own: OwnNames,
+        upstream: Option<Arc<dyn BaseImages>>,
+    ) -> Self {
+        Self { catalog, registry, own, upstream }
+    }
+
+    /// An image of one of our registries. A run sees its own registry only: the name of
+    /// another one on this server finds nothing (decision 7).
+    async fn own_image(
+        &self,
+        registry: &RegistryName,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<BaseImage, ImageError> {
+        let name = reference.familiar();
+        if *registry != self.registry {
+            return Err(ImageError::NotFound { reference: name });
+        }
+        let failed = |source| ImageError::Store { reference: name.clone(), source };
+        let wanted = match (&reference.digest, reference.tag_or_latest()) {
+            (Some(digest), _) => ManifestRef::Digest(digest.clone()),
+            (None, Some(tag)) => ManifestRef::Tag(tag),
+            (None, None) => ManifestRef::Tag(oci::Tag::latest()),
+        };
+        let repository = &reference.repository;
+        let entry = self.catalog.manifest(registry, repository, &wanted).await.map_err(failed)?;
+        let Some(entry) = entry else {
+            return Err(ImageError::NotFound { reference: name });
+        };
+        let (top, mut digest) = (entry.digest.clone(), entry.digest);
+        let mut manifest = parse(&name, &entry.bytes, &entry.media_type)?;
+        if let Manifest::Index(index) = &manifest {
+            let Some(chosen) = index.for_platform(platform) else {
+                let offered: BTreeSet<String> = (index.manifests.iter())
+                    .filter_map(|manifest| manifest.platform.as_ref())
+                    .map(Platform::to_string)
+                    .collect();
+                let (wanted, offered) = (platform.to_string(), offered.into_iter().collect());
+                return Err(ImageError::NoPlatform { reference: name, wanted, offered });
+            };
+            digest = chosen.digest.clone();
+            let wanted = ManifestRef::Digest(digest.clone());
+            let entry =
+                self.catalog.manifest(registry, repository, &wanted).await.map_err(failed)?;
+            let entry = entry.ok_or(ImageError::NotFound { reference: name.clone() })?;
+            manifest = parse(&name, &entry.bytes, &entry.media_type)?;
+        }
+        let Manifest::Image(manifest) = manifest else {
+            return Err(unusable(&name, "it is an index inside an index, or an artifact"));
+        };
+        let config = read_config(&name, &manifest, &**self.catalog.blobs()).await?;
+        Ok(BaseImage { top, digest, manifest: *manifest, config })
+    }
+
+    /// The name under which the own registry has what a bare name was meant to be.
+    async fn own_namesake(&self, reference: &Reference) -> Option<String> {
+        if reference.has_host {
+            return None;
+        }
+        let familiar = reference.familiar();
+        let host = self.own.host(&self.registry)?;
+        let own: Reference = format!("{host}/{familiar}").parse().ok()?;
+        let tag = own.tag_or_latest()?;
+        let tag = ManifestRef::Tag(tag);
+        let found = self.catalog.manifest(&self.registry, &own.repository, &tag).await;
+        found.ok().flatten().map(|_| own.familiar())
+    }
+}
+
+#[async_trait]
+impl BaseImages for CatalogImages {
+    async fn resolve(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<BaseImage, ImageError> {
+        if let Some(registry) = self.own.registry(reference) {
+            return self.own_image(registry, reference, platform).await;
+        }
+        let Some(upstream) = &self.upstream else {
+            let own = self.own_namesake(reference).await;
+            return Err(ImageError::NoPulling { reference: reference.familiar(), own });
+        };
+        match upstream.resolve(reference, platform, progress).await {
+            Err(ImageError::Pull { reference: name, reason, hint }) => {
+                let own = self.own_namesake(reference).await;
+                let hint = own.map(|own| own_hint(&own)).or(hint);
+                Err(ImageError::Pull { reference: name, reason, hint })
+            }
+            result => result,
+        }
+    }
+}
+
+fn parse(name: &str, bytes: &[u8], media_type: &str) -> Result<Manifest, ImageError> {
+    Manifest::parse(bytes, Some(media_type)).map_err(|error| unusable(name, &error.to_string()))
+}
+
+fn unusable(name: &str, reason: &str) -> ImageError {
+    ImageError::Unusable { reference: name.to_owned(), reason: reason.to_owned() }
+}
+
+/// An image config is at most this large, in bytes.
+const CONFIG_SIZE_MAX: u64 = 8 << 20;
+
+/// Reads an image's config and checks that it and the manifest tell of the same layers.
+async fn read_config(
+    name: &str,
+    manifest: &ImageManifest,
+    blobs: &dyn BlobStore,
+) -> Result<ImageConfig, ImageError> {
+    let descriptor = &manifest.config;
+    if !matches!(descriptor.media_type.as_str(), media_type::OCI_CONFIG | media_type::DOCKER_CONFIG)
+    {
+        return Err(unusable(name, "it is an artifact, it has no image config"));
+    }
+    if descriptor.size > CONFIG_SIZE_MAX {
+        return Err(unusable(name, "its image config is too large"));
+    }
+    let failed = |source| ImageError::Store { reference: name.to_owned(), source };
+    let bytes = store_read(blobs, descriptor).await.map_err(failed)?;
+    parse_config(name, manifest, &bytes)
+}
+
+/// Reads an image config's bytes for a manifest; also for implementations of [`BaseImages`]
+/// that fetched both from elsewhere.
+pub fn parse_config(
+    name: &str,
+    manifest: &ImageManifest,
+    bytes: &[u8],
+) -> Result<ImageConfig, ImageError> {
+    oci::check_blob(&manifest.config, bytes).map_err(|e| unusable(name, &e.to_string()))?;
+    let config: ImageConfig = serde_json::from_slice(bytes)
+        .map_err(|error| unusable(name, &format!("its image config is not valid: {error}")))?;
+    oci::check_layer_count(manifest, &config).map_err(|e| unusable(name, &e.to_string()))?;
+    if let Some(layer) =
+        manifest.layers.iter().find(|layer| media_type::is_foreign_layer(&layer.media_type))
+    {
+        let reason = format!("layer {} must be fetched elsewhere", layer.digest);
+        return Err(unusable(name, &reason));
+    }
+    Ok(config)
+}
+
+/// Reads a small blob whole.
+async fn store_read(blobs: &dyn BlobStore, descriptor: &oci::Descriptor) -> store::Result<Vec<u8>> {
+    use tokio::io::AsyncReadExt;
+    let mut bytes = Vec::new();
+    let reader = blobs.open(&descriptor.digest, 0).await?.into_async();
+    let read = reader.take(descriptor.size + 1).read_to_end(&mut bytes).await;
+    read.map_err(|source| StoreError::Io { doing: "read an image config".to_owned(), source })?;
+    Ok(bytes)
+}

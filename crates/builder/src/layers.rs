@@ -1,0 +1,548 @@
+//! Layers: written once into the store, looked at through their indexes, and unpacked only
+//! when a process or a copy needs their bytes.
+//!
+//! An unpacked layer is a folder named by its diff ID that overlayfs stacks; it holds the
+//! image's own uids (architecture.md decision 10). All of it is a cache: removing it while
+//! no build goes on costs time and nothing else.
+
+mod diff;
+mod index;
+mod tar_entry;
+mod unpack;
+mod writer;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use container::Usage;
+use dockerfile::Span;
+use oci::Digest;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use store::{BlobStore, BlobWriter, Catalog};
+use tokio_util::sync::CancellationToken;
+
+pub use writer::Compression;
+
+use crate::archive::{self, ArchiveLimits};
+use crate::assemble::ImageLayer;
+use crate::build::{Build, blocking};
+use crate::copy::{Content, CopyPlan, Planned, add_archive};
+use crate::error::BuildError;
+use crate::tree::{Node, NodeKind, Tree};
+use crate::user::Owner;
+use diff::write_diff;
+use index::{LayerIndex, Merged};
+use unpack::read_layer;
+use writer::{LayerWriter, Written};
+
+/// The time of folders that instructions make or pass through, when the user gives none:
+/// the earliest that zip files can hold, 1980-01-01.
+pub(crate) const FOLDER_TIME: i64 = 315_532_800;
+
+/// The blob that says what is in a layer, by the layer's blob.
+#[async_trait]
+pub trait LayerIndexes: Send + Sync {
+    async fn get(&self, layer: &Digest) -> store::Result<Option<Digest>>;
+
+    async fn put(&self, layer: &Digest, index: &Digest) -> store::Result<()>;
+}
+
+#[async_trait]
+impl LayerIndexes for Catalog {
+    async fn get(&self, layer: &Digest) -> store::Result<Option<Digest>> {
+        self.layer_index(layer).await
+    }
+
+    async fn put(&self, layer: &Digest, index: &Digest) -> store::Result<()> {
+        self.put_layer_index(layer, index).await
+    }
+}
+
+/// The layers of a machine. One per data folder; cheap to clone.
+#[derive(Clone)]
+pub struct Layers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    blobs: Arc<dyn BlobStore>,
+    indexes: Arc<dyn LayerIndexes>,
+    folder: PathBuf,
+    /// Views made lately, by diff IDs, newest last.
+    views: Mutex<Vec<(Vec<Digest>, Arc<Merged>)>>,
+    /// Layers that are being unpacked just now.
+    unpacking: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// Views kept in memory at once.
+const VIEWS_MAX: usize = 16;
+
+/// A layer that an instruction has made.
+pub(crate) struct NewLayer {
+    pub(crate) layer: ImageLayer,
+    pub(crate) index: Option<Digest>,
+    pub(crate) usage: Usage,
+}
+
+impl Layers {
+    /// Opens the folder of unpacked layers, making it if there is none, and removes what a
+    /// killed process has left half done.
+    pub fn open(
+        blobs: Arc<dyn BlobStore>,
+        indexes: Arc<dyn LayerIndexes>,
+        folder: &Path,
+    ) -> io::Result<Self> {
+        for name in ["changes", "partial"] {
+            match std::fs::remove_dir_all(folder.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => (),
+            }
+        }
+        for name in ["changes", "layers", "partial"] {
+            std::fs::create_dir_all(folder.join(name))?;
+        }
+        // Image files keep their own owners and set-user-ID bits: nobody else may get there.
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(folder, private)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                blobs,
+                indexes,
+                folder: folder.to_owned(),
+                views: Mutex::default(),
+                unpacking: Mutex::default(),
+            }),
+        })
+    }
+
+    /// The files of an image, from the indexes of its layers.
+    pub(crate) async fn view(&self, layers: &[ImageLayer]) -> Result<Arc<dyn Tree>, BuildError> {
+        let ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        let merged = self.merged(layers, &ids).await?;
+        Ok(Arc::new(View {
+            merged,
+            image: layers.to_vec(),
+            layers: self.clone(),
+            runtime: tokio::runtime::Handle::current(),
+        }))
+    }
+
+    async fn merged(
+        &self,
+        layers: &[ImageLayer],
+        ids: &[Digest],
+    ) -> Result<Arc<Merged>, BuildError> {
+        let (known, below) = {
+            let views = self.inner.views.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = views.iter().filter(|(view, _)| ids.starts_with(view));
+            let longest = known.max_by_key(|(view, _)| view.len());
+            longest.map_or((0, None), |(view, merged)| (view.len(), Some(Arc::clone(merged))))
+        };
+        if let Some(merged) = &below
+            && known == ids.len()
+        {
+            return Ok(Arc::clone(merged));
+        }
+        let mut indexes = Vec::new();
+        for layer in &layers[known..] {
+            indexes.push(self.index(layer).await?);
+        }
+        let merged = blocking(move || {
+            let mut merged = below.map_or_else(Merged::new, |below| Merged::clone(&below));
+            for (number, index) in indexes.iter().enumerate() {
+                merged.add(index, known + number);
+            }
+            Arc::new(merged)
+        });
+        let merged = merged.await;
+        let mut views = self.inner.views.lock().unwrap_or_else(PoisonError::into_inner);
+        if views.len() >= VIEWS_MAX {
+            views.remove(0);
+        }
+        views.push((ids.to_vec(), Arc::clone(&merged)));
+        Ok(merged)
+    }
+
+    /// What is in a layer: its index as it was stored, else read from the layer and stored.
+    async fn index(&self, layer: &ImageLayer) -> Result<LayerIndex, BuildError> {
+        let digest = &layer.descriptor.digest;
+        if let Some(index) = self.inner.indexes.get(digest).await?
+            && self.inner.blobs.size(&index).await?.is_some()
+        {
+            let blob = self.inner.blobs.open(&index, 0).await?.into_blocking();
+            let parsed = blocking(move || {
+                let reader = io::BufReader::new(zstd::Decoder::new(blob)?);
+                serde_json::from_reader(reader).map_err(io::Error::from)
+            });
+            match parsed.await {
+                Ok(index) => return Ok(index),
+                Err(error) => tracing::warn!(%digest, %error, "layer index is not readable"),
+            }
+        }
+        let index = self.read(layer, None, &CancellationToken::new()).await?;
+        self.keep_index(layer, &index).await?;
+        Ok(index)
+    }
+
+    async fn keep_index(
+        &self,
+        layer: &ImageLayer,
+        index: &LayerIndex,
+    ) -> Result<Digest, BuildError> {
+        let json = serde_json::to_vec(index).expect("plain structs serialize");
+        let packed = zstd::encode_all(&json[..], 3).expect("memory takes all bytes");
+        let mut upload = self.inner.blobs.begin_upload(oci::Algorithm::Sha256).await?;
+        upload.write(packed.into()).await?;
+        let stored = upload.commit(None).await?;
+        self.inner.indexes.put(&layer.descriptor.digest, &stored.digest).await?;
+        Ok(stored.digest)
+    }
+
+    async fn read(
+        &self,
+        layer: &ImageLayer,
+        folder: Option<PathBuf>,
+        stop: &CancellationToken,
+    ) -> Result<LayerIndex, BuildError> {
+        let blob = self.inner.blobs.open(&layer.descriptor.digest, 0).await?.into_blocking();
+        let (layer_type, diff_id) = (layer.descriptor.media_type.clone(), layer.diff_id.clone());
+        let stop = stop.clone();
+        let read =
+            blocking(move || read_layer(blob, &layer_type, &diff_id, folder.as_deref(), &stop));
+        read.await.map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => BuildError::Canceled,
+            _ if error.raw_os_error().is_some() => {
+                BuildError::Io { doing: "unpack a layer".to_owned(), source: error }
+            }
+            _ => BuildError::BadLayer { reason: format!("{}: {error}", layer.descriptor.digest) },
+        })
+    }
+
+    /// The folders of layers, topmost first, unpacked where they are not.
+    pub(crate) async fn unpacked(
+        &self,
+        layers: &[ImageLayer],
+        stop: &CancellationToken,
+    ) -> Result<Lowers, BuildError> {
+        let folders = layers.iter().map(|layer| self.folder(layer, stop));
+        let mut folders = futures_util::future::try_join_all(folders).await?;
+        folders.reverse();
+        if folders.is_empty() {
+            // Overlayfs wants a lower folder; an image without layers has an empty one.
+            let empty = self.inner.folder.join("layers/empty");
+            std::fs::create_dir_all(&empty).map_err(failed("make a folder"))?;
+            folders.push(empty);
+        }
+        Ok(Lowers { folders })
+    }
+
+    async fn folder(
+        &self,
+        layer: &ImageLayer,
+        stop: &CancellationToken,
+    ) -> Result<PathBuf, BuildError> {
+        let folder = self.layer_folder(&layer.diff_id);
+        if folder.exists() {
+            return Ok(folder);
+        }
+        let lock = {
+            let mut unpacking = self.inner.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+            unpacking.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(unpacking.entry(layer.diff_id.clone()).or_default())
+        };
+        let _alone = lock.lock().await;
+        if folder.exists() {
+            return Ok(folder);
+        }
+        let partial = Temporary::create(self.inner.folder.join("partial"))?;
+        let index = self.read(layer, Some(partial.path.clone()), stop).await?;
+        if self.inner.indexes.get(&layer.descriptor.digest).await?.is_none() {
+            self.keep_index(layer, &index).await?;
+        }
+        std::fs::rename(&partial.path, &folder).map_err(failed("keep an unpacked layer"))?;
+        Ok(folder)
+    }
+
+    fn layer_folder(&self, diff_id: &Digest) -> PathBuf {
+        self.inner.folder.join("layers").join(diff_id.hex())
+    }
+
+    /// An empty upper folder for a process to write to.
+    pub(crate) async fn begin_change(&self) -> Result<Change, BuildError> {
+        let folder = Temporary::create(self.inner.folder.join("changes"))?;
+        for name in ["upper", "work"] {
+            std::fs::create_dir(folder.path.join(name)).map_err(failed("make a folder"))?;
+        }
+        let root = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(folder.path.join("upper"), root)
+            .map_err(failed("make a folder"))?;
+        Ok(Change { folder })
+    }
+
+    /// Writes what a process changed as a layer, and keeps the change as that layer unpacked.
+    pub(crate) async fn write_change(
+        &self,
+        build: &Build<'_>,
+        change: Change,
+    ) -> Result<NewLayer, BuildError> {
+        let (upper, stop) = (change.upper(), build.stop.clone());
+        let written = self.write(build, move |writer| {
+            write_diff(&upper, writer, &stop).map_err(|error| match error.kind() {
+                io::ErrorKind::Interrupted => BuildError::Canceled,
+                _ => failed("read what a `RUN` changed")(error),
+            })
+        });
+        let new = written.await?;
+        // With a bound on times the layer is not quite what is in the folder: it is
+        // unpacked anew when something needs it, as it would be on another machine.
+        if build.request.source_date_epoch.is_none() {
+            let folder = self.layer_folder(&new.layer.diff_id);
+            if !folder.exists() {
+                match std::fs::rename(change.upper(), &folder) {
+                    // Another build had the same result just now.
+                    Err(_) if folder.exists() => (),
+                    result => result.map_err(failed("keep what a `RUN` changed"))?,
+                }
+            }
+        }
+        Ok(new)
+    }
+
+    /// Writes a layer in a blocking thread, with its index.
+    async fn write(
+        &self,
+        build: &Build<'_>,
+        fill: impl FnOnce(&mut LayerWriter) -> Result<(), BuildError> + Send + 'static,
+    ) -> Result<NewLayer, BuildError> {
+        let upload = self.inner.blobs.begin_upload(oci::Algorithm::Sha256).await?;
+        let blob = BlobWriter::new(upload);
+        let request = build.request;
+        let (compression, time_max) = (request.compression, request.source_date_epoch);
+        let written: Result<Written, BuildError> = blocking(move || {
+            let writer = LayerWriter::new(blob, compression, time_max);
+            let mut writer = writer.map_err(failed("write a layer"))?;
+            fill(&mut writer)?;
+            Ok(writer.finish()?)
+        })
+        .await;
+        let Written { layer, index } = written?;
+        let index = self.keep_index(&layer, &index).await?;
+        Ok(NewLayer { layer, index: Some(index), usage: Usage::default() })
+    }
+}
+
+/// Writes the layer of a `COPY`.
+pub(crate) async fn write_copy(
+    build: &Build<'_>,
+    plan: CopyPlan,
+    source: Arc<dyn Tree>,
+    image: Arc<dyn Tree>,
+    owner: Option<Owner>,
+    at: Span,
+) -> Result<NewLayer, BuildError> {
+    let layers = &build.builder.layers;
+    let (spools, stop) = (layers.inner.folder.join("changes"), build.stop.clone());
+    let folder_time = build.request.source_date_epoch.unwrap_or(FOLDER_TIME);
+    let fill = move |writer: &mut LayerWriter| {
+        let mut plan = plan;
+        let mut spool = None;
+        for archive in std::mem::take(&mut plan.archives) {
+            if spool.is_none() {
+                spool = Some(nameless_file(&spools).map_err(failed("make a temporary file"))?);
+            }
+            let file = spool.as_mut().expect("made just now");
+            let copy_error = |error| BuildError::Copy { error, at };
+            let limits = ArchiveLimits::default();
+            let entries = archive::unpack(&*source, &archive.source, file, limits);
+            let entries = entries.map_err(copy_error)?;
+            plan = add_archive(plan, &*image, &archive, entries, owner, folder_time)
+                .map_err(copy_error)?;
+        }
+        for (path, planned) in &plan.entries {
+            if stop.is_cancelled() {
+                return Err(BuildError::Canceled);
+            }
+            write_planned(writer, path, planned, &*source, spool.as_ref(), &stop, at)?;
+        }
+        Ok(())
+    };
+    layers.write(build, fill).await
+}
+
+fn write_planned(
+    writer: &mut LayerWriter,
+    path: &str,
+    planned: &Planned,
+    source: &dyn Tree,
+    spool: Option<&File>,
+    stop: &CancellationToken,
+    at: Span,
+) -> Result<(), BuildError> {
+    let node = &planned.node;
+    let NodeKind::File { size, digest } = &node.kind else {
+        return writer.add(path.as_bytes(), node).map_err(failed("write a layer"));
+    };
+    let (from, content): (&str, Box<dyn Read>) = match (&planned.content, spool) {
+        (Some(Content::Source(from)), _) => match source.open(from) {
+            Ok(content) => (from, content),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(BuildError::Changed { path: from.clone(), at });
+            }
+            Err(error) => return Err(failed(&format!("read `{from}`"))(error)),
+        },
+        (Some(Content::Unpacked { offset }), Some(spool)) => {
+            (path, Box::new(Slice { file: spool, offset: *offset }))
+        }
+        _ => (path, Box::new(io::empty())),
+    };
+    let mut content = Stoppable { inner: content, stop };
+    let changed = || BuildError::Changed { path: from.to_owned(), at };
+    match writer.add_file(path.as_bytes(), node, *size, &mut content) {
+        // The key says what the layer holds, so it must hold just that.
+        Ok(read) if read == *digest => Ok(()),
+        Ok(_) => Err(changed()),
+        Err(error) => Err(match error.kind() {
+            io::ErrorKind::UnexpectedEof => changed(),
+            _ if stop.is_cancelled() => BuildError::Canceled,
+            _ => failed(&format!("copy `{from}`"))(error),
+        }),
+    }
+}
+
+/// Reads until a build ends.
+struct Stoppable<'a> {
+    inner: Box<dyn Read + 'a>,
+    stop: &'a CancellationToken,
+}
+
+impl Read for Stoppable<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.stop.is_cancelled() {
+            true => Err(io::Error::other("the build has ended")),
+            false => self.inner.read(buffer),
+        }
+    }
+}
+
+/// A file from an offset on, without moving its cursor.
+struct Slice<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl Read for Slice<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}
+
+/// A file that is gone when it is closed, whatever happens.
+fn nameless_file(folder: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::open(folder, flags, Mode::from(0o600))?))
+}
+
+fn failed(doing: &str) -> impl FnOnce(io::Error) -> BuildError {
+    let doing = doing.to_owned();
+    move |source| BuildError::Io { doing, source }
+}
+
+/// Folders of unpacked layers, topmost first.
+pub(crate) struct Lowers {
+    folders: Vec<PathBuf>,
+}
+
+impl Lowers {
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        self.folders.clone()
+    }
+}
+
+/// Where a process writes its changes.
+pub(crate) struct Change {
+    folder: Temporary,
+}
+
+impl Change {
+    pub(crate) fn upper(&self) -> PathBuf {
+        self.folder.path.join("upper")
+    }
+
+    pub(crate) fn work(&self) -> PathBuf {
+        self.folder.path.join("work")
+    }
+}
+
+/// A folder that is removed unless it was moved away.
+struct Temporary {
+    path: PathBuf,
+}
+
+impl Temporary {
+    fn create(parent: PathBuf) -> Result<Self, BuildError> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(count.to_string());
+        std::fs::create_dir(&path).map_err(failed("make a temporary folder"))?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Temporary {
+    /// In a thread of its own: there may be very many files, and whoever drops this may be
+    /// an async worker.
+    fn drop(&mut self) {
+        let path = std::mem::take(&mut self.path);
+        std::thread::spawn(move || {
+            if let Err(error) = std::fs::remove_dir_all(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %path.display(), %error, "temporary folder not removed");
+            }
+        });
+    }
+}
+
+/// An image as a tree of files: paths from the indexes, bytes from unpacked layers.
+struct View {
+    merged: Arc<Merged>,
+    image: Vec<ImageLayer>,
+    layers: Layers,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Tree for View {
+    fn node(&self, path: &str) -> Option<Node> {
+        self.merged.get(path).map(|placed| Node::clone(&placed.node))
+    }
+
+    fn children(&self, path: &str) -> Vec<String> {
+        self.merged.names(path).to_vec()
+    }
+
+    /// Unpacks the file's layer if it is not. Called from blocking threads only.
+    fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
+        let placed = self.merged.get(path).ok_or(io::ErrorKind::NotFound)?;
+        let layer = &self.image[placed.layer];
+        let never = CancellationToken::new();
+        let folder = self.runtime.block_on(self.layers.folder(layer, &never));
+        let folder = folder.map_err(io::Error::other)?;
+        let root = rustix::fs::open(
+            &folder,
+            OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let file = rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve)?;
+        Ok(Box::new(File::from(file)))
+    }
+}

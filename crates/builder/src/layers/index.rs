@@ -1,0 +1,190 @@
+//! What is in a layer, without its bytes; and what layers upon each other give.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::tree::{Node, file_name, parent};
+
+/// Every path of a layer (architecture.md decision 10), in the order of its tar.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LayerIndex {
+    pub(crate) entries: Vec<IndexEntry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum IndexEntry {
+    #[serde(rename = "n")]
+    Node { path: String, node: Node },
+    /// The path is gone from the layers below.
+    #[serde(rename = "w")]
+    Whiteout { path: String },
+    /// All that the layers below have in the folder is gone.
+    #[serde(rename = "o")]
+    Opaque { path: String },
+}
+
+/// The files of an image: all its layers upon each other.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Merged {
+    nodes: BTreeMap<String, Placed>,
+    names: HashMap<String, Vec<String>>,
+}
+
+/// A node and the layer it comes from, counted from the bottom.
+#[derive(Debug, Clone)]
+pub(crate) struct Placed {
+    pub(crate) node: Arc<Node>,
+    pub(crate) layer: usize,
+}
+
+impl Merged {
+    /// An image without files has a root folder all the same.
+    pub(crate) fn new() -> Self {
+        let root = crate::copy::new_folder(None, 0);
+        let placed = Placed { node: Arc::new(root), layer: 0 };
+        Self { nodes: BTreeMap::from([(String::new(), placed)]), names: HashMap::new() }
+    }
+
+    /// Puts a layer on top.
+    pub(crate) fn add(&mut self, index: &LayerIndex, layer: usize) {
+        for entry in &index.entries {
+            match entry {
+                IndexEntry::Whiteout { path } => self.remove(path, true),
+                IndexEntry::Opaque { path } => self.remove(path, false),
+                IndexEntry::Node { .. } => (),
+            }
+        }
+        for entry in &index.entries {
+            let IndexEntry::Node { path, node } = entry else { continue };
+            if path.is_empty() && !node.is_directory() {
+                continue;
+            }
+            if !node.is_directory() {
+                self.remove(path, false);
+            }
+            self.add_parents(path, layer);
+            self.insert(path, Placed { node: Arc::new(node.clone()), layer });
+        }
+    }
+
+    /// Folders that a layer takes for granted.
+    fn add_parents(&mut self, path: &str, layer: usize) {
+        for above in crate::tree::ancestors(path) {
+            let is_folder = self.nodes.get(above).is_some_and(|there| there.node.is_directory());
+            if !is_folder {
+                let node = Arc::new(crate::copy::new_folder(None, 0));
+                self.insert(above, Placed { node, layer });
+            }
+        }
+    }
+
+    fn insert(&mut self, path: &str, placed: Placed) {
+        if self.nodes.insert(path.to_owned(), placed).is_none() && !path.is_empty() {
+            let names = self.names.entry(parent(path).to_owned()).or_default();
+            let name = file_name(path);
+            if let Err(at) = names.binary_search_by(|other| other.as_str().cmp(name)) {
+                names.insert(at, name.to_owned());
+            }
+        }
+    }
+
+    /// Removes what is below a path, and the path itself too.
+    fn remove(&mut self, path: &str, itself: bool) {
+        let below = if path.is_empty() { String::new() } else { format!("{path}/") };
+        let gone: Vec<String> = (self.nodes.range(below.clone()..))
+            .map(|(path, _)| path)
+            .take_while(|path| path.starts_with(&below))
+            .filter(|path| !path.is_empty())
+            .cloned()
+            .collect();
+        for path in &gone {
+            self.nodes.remove(path);
+            self.names.remove(path);
+        }
+        self.names.remove(path);
+        if itself && !path.is_empty() && self.nodes.remove(path).is_some() {
+            let name = file_name(path);
+            if let Some(names) = self.names.get_mut(parent(path)) {
+                names.retain(|other| other != name);
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Option<&Placed> {
+        self.nodes.get(path)
+    }
+
+    pub(crate) fn names(&self, path: &str) -> &[String] {
+        self.names.get(path).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl IndexEntry {
+    /// An entry for what a tar names: whiteouts are told by their names.
+    pub(crate) fn from_tar(path: String, node: Node) -> Self {
+        let name = file_name(&path);
+        if name == ".wh..wh..opq" {
+            return Self::Opaque { path: parent(&path).to_owned() };
+        }
+        match name.strip_prefix(".wh.") {
+            Some(gone) => Self::Whiteout { path: crate::tree::join(parent(&path), gone) },
+            None => Self::Node { path, node },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::NodeKind;
+
+    fn layer(text: &str) -> LayerIndex {
+        let entries = text.split_whitespace().map(|word| {
+            let (path, kind) = match word.strip_suffix('/') {
+                Some(path) => (path, NodeKind::Directory),
+                None => (word, NodeKind::Fifo),
+            };
+            let node = Node { kind, ..crate::copy::new_folder(None, 0) };
+            IndexEntry::from_tar(path.to_owned(), node)
+        });
+        LayerIndex { entries: entries.collect() }
+    }
+
+    fn merged(layers: &[&str]) -> String {
+        let mut merged = Merged::new();
+        for (number, text) in layers.iter().enumerate() {
+            merged.add(&layer(text), number);
+        }
+        // Names must tell of the same paths as nodes.
+        let mut found = Vec::new();
+        let mut folders = vec![String::new()];
+        while let Some(folder) = folders.pop() {
+            for name in merged.names(&folder) {
+                let path = crate::tree::join(&folder, name);
+                let placed = merged.get(&path).unwrap();
+                found.push(format!("{path}:{}", placed.layer));
+                folders.push(path);
+            }
+        }
+        assert_eq!(found.len() + 1, merged.nodes.len());
+        found.sort();
+        found.join(" ")
+    }
+
+    #[test]
+    fn whiteouts_hide_what_is_below_and_nothing_else() {
+        assert_eq!(merged(&["a/ a/x a/y b", "a/ a/.wh.x c"]), "a/y:0 a:1 b:0 c:1");
+        assert_eq!(merged(&["a/ a/x", "a/ a/new a/.wh..wh..opq"]), "a/new:1 a:1");
+        assert_eq!(merged(&["a/ a/b/ a/b/c", ".wh.a"]), "");
+        assert_eq!(merged(&["a/ a/x", ".wh.a a/ a/y"]), "a/y:1 a:1");
+    }
+
+    #[test]
+    fn a_file_hides_a_folder_and_a_folder_joins_one() {
+        assert_eq!(merged(&["a/ a/x", "a"]), "a:1");
+        assert_eq!(merged(&["a", "a/ a/x"]), "a/x:1 a:1");
+        assert_eq!(merged(&["a/ a/x", "a/y"]), "a/x:0 a/y:1 a:0");
+    }
+}

@@ -1,0 +1,310 @@
+//! A layer's blob becomes a folder that overlayfs can use as a lower one, or only an index.
+//!
+//! A base image's layer may be anybody's. Paths are opened from the folder with `openat2`
+//! and no link is followed.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use oci::{Digest, Hasher, media_type};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
+use tokio_util::sync::CancellationToken;
+
+use super::index::{IndexEntry, LayerIndex};
+use crate::tree::{Node, NodeKind};
+
+/// A layer with more entries is an attack.
+const ENTRIES_MAX: usize = 5_000_000;
+
+/// Reads a layer: gives its index, and unpacks it into `folder` if there is one. Its diff ID
+/// is checked.
+pub(crate) fn read_layer(
+    blob: Box<dyn Read + Send>,
+    layer_type: &str,
+    diff_id: &Digest,
+    folder: Option<&Path>,
+    stop: &CancellationToken,
+) -> io::Result<LayerIndex> {
+    let reader: Box<dyn Read> = match layer_type {
+        media_type::OCI_LAYER_GZIP => Box::new(flate2::read::MultiGzDecoder::new(blob)),
+        media_type::OCI_LAYER_ZSTD => Box::new(zstd::Decoder::new(blob)?),
+        _ => Box::new(blob),
+    };
+    let reader = io::BufReader::with_capacity(128 << 10, reader);
+    let mut hashed = Hashed { inner: reader, hasher: Hasher::new(diff_id.algorithm()) };
+    let folder = folder.map(Folder::open).transpose()?;
+    let mut index = LayerIndex::default();
+    let mut dated = Vec::new();
+    let mut archive = tar::Archive::new(&mut hashed);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        if stop.is_cancelled() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        if index.entries.len() >= ENTRIES_MAX {
+            return Err(io::Error::other(format!("it has more than {ENTRIES_MAX} entries")));
+        }
+        let path = clean(&entry.path_bytes())?;
+        if entry.header().entry_type().is_hard_link() {
+            let target = clean(&entry.link_name_bytes().unwrap_or_default())?;
+            let node = index.entries.iter().rev().find_map(|entry| match entry {
+                IndexEntry::Node { path, node } if path.as_bytes() == target => Some(node.clone()),
+                _ => None,
+            });
+            let Some(node) = node else {
+                let name = String::from_utf8_lossy(&target).into_owned();
+                return Err(io::Error::other(format!("it links to `{name}`, which it has not")));
+            };
+            if let Some(folder) = &folder {
+                folder.hard_link(&path, &target)?;
+            }
+            let path = String::from_utf8_lossy(&path).into_owned();
+            index.entries.push(IndexEntry::Node { path, node });
+            continue;
+        }
+        let Some(mut node) = read_node(&mut entry)? else { continue };
+        let entry_index =
+            |node: Node| IndexEntry::from_tar(String::from_utf8_lossy(&path).into_owned(), node);
+        let is_mark = !matches!(entry_index(node.clone()), IndexEntry::Node { .. });
+        let mut file = match &folder {
+            Some(folder) if is_mark => {
+                folder.mark(&entry_index(node.clone()))?;
+                None
+            }
+            Some(folder) => folder.make(&path, &node)?,
+            None => None,
+        };
+        if let NodeKind::File { digest, .. } = &mut node.kind {
+            *digest = copy_hashed(&mut entry, file.as_mut())?;
+        }
+        if let (Some(file), Some(_)) = (&file, &folder) {
+            set_attributes(file, &node)?;
+        }
+        if node.is_directory() && folder.is_some() {
+            dated.push((path.clone(), node.mtime));
+        }
+        index.entries.push(entry_index(node));
+    }
+    // Padding after the end of the archive belongs to the layer's digest too.
+    io::copy(&mut hashed, &mut io::sink())?;
+    let actual = hashed.hasher.finish();
+    if actual != *diff_id {
+        return Err(io::Error::other(format!("it unpacks to {actual}, not to {diff_id}")));
+    }
+    if let Some(folder) = &folder {
+        // Last, since every entry that is made changes its folder's time.
+        for (path, mtime) in dated.iter().rev() {
+            let fd = folder.open_folder(path)?;
+            rustix::fs::futimens(&fd, &times(*mtime))?;
+        }
+    }
+    Ok(index)
+}
+
+/// Names of links are compared in the order they came, so a tar's last word counts.
+fn clean(path: &[u8]) -> io::Result<Vec<u8>> {
+    let parts: Vec<&[u8]> =
+        path.split(|b| *b == b'/').filter(|p| !p.is_empty() && *p != b".").collect();
+    if parts.contains(&&b".."[..]) || path.contains(&0) {
+        let name = String::from_utf8_lossy(path).into_owned();
+        return Err(io::Error::other(format!("`{name}` leads out of the image")));
+    }
+    Ok(parts.join(&b'/'))
+}
+
+fn read_node(entry: &mut tar::Entry<'_, impl Read>) -> io::Result<Option<Node>> {
+    let xattrs = crate::archive::read_xattrs(entry)?;
+    crate::archive::node_of(entry, xattrs)
+}
+
+fn copy_hashed(from: &mut impl Read, mut to: Option<&mut std::fs::File>) -> io::Result<Digest> {
+    let mut hasher = Hasher::sha256();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let read = from.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(hasher.finish());
+        }
+        hasher.update(&buffer[..read]);
+        if let Some(file) = &mut to {
+            io::Write::write_all(file, &buffer[..read])?;
+        }
+    }
+}
+
+fn times(mtime: i64) -> Timestamps {
+    let time = Timespec { tv_sec: mtime, tv_nsec: 0 };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+/// Owner first: changing it takes capabilities and set-user-ID bits away.
+fn set_attributes(file: &std::fs::File, node: &Node) -> io::Result<()> {
+    rustix::fs::fchown(file, Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)))?;
+    rustix::fs::fchmod(file, Mode::from(node.mode))?;
+    for (name, value) in &node.xattrs {
+        rustix::fs::fsetxattr(file, name.as_str(), value, XattrFlags::empty())?;
+    }
+    rustix::fs::futimens(file, &times(node.mtime))?;
+    Ok(())
+}
+
+/// Where a layer is unpacked.
+struct Folder {
+    root: OwnedFd,
+}
+
+impl Folder {
+    fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())? })
+    }
+
+    fn open_folder(&self, path: &[u8]) -> rustix::io::Result<OwnedFd> {
+        let path = if path.is_empty() { b"." } else { path };
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve)
+    }
+
+    /// The folder that a path is in, made if it is missing, and the path's own name.
+    fn parent<'p>(&self, path: &'p [u8]) -> io::Result<(OwnedFd, &'p [u8])> {
+        let end = path.iter().rposition(|byte| *byte == b'/');
+        let (above, name) = match end {
+            Some(end) => (&path[..end], &path[end + 1..]),
+            None => (&b""[..], path),
+        };
+        match self.open_folder(above) {
+            Ok(fd) => return Ok((fd, name)),
+            Err(Errno::NOENT) => (),
+            Err(errno) => return Err(errno.into()),
+        }
+        let (parent, last) = self.parent(above)?;
+        match rustix::fs::mkdirat(&parent, last, Mode::from(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => (),
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok((self.open_folder(above)?, name))
+    }
+
+    /// Makes an entry; gives the file or folder where attributes are still to be set.
+    fn make(&self, path: &[u8], node: &Node) -> io::Result<Option<std::fs::File>> {
+        if path.is_empty() {
+            return Ok(Some(std::fs::File::from(self.open_folder(b"")?)));
+        }
+        let (parent, name) = self.parent(path)?;
+        if node.is_directory() {
+            match rustix::fs::mkdirat(&parent, name, Mode::from(0o755)) {
+                Ok(()) => (),
+                Err(Errno::EXIST) => {
+                    if self.open_folder(path).is_err() {
+                        remove(&parent, name)?;
+                        rustix::fs::mkdirat(&parent, name, Mode::from(0o755))?;
+                    }
+                }
+                Err(errno) => return Err(errno.into()),
+            }
+            return Ok(Some(std::fs::File::from(self.open_folder(path)?)));
+        }
+        remove(&parent, name)?;
+        let device = |kind, major, minor| {
+            let device = rustix::fs::makedev(major, minor);
+            rustix::fs::mknodat(&parent, name, kind, Mode::from(node.mode), device)
+        };
+        match &node.kind {
+            NodeKind::File { .. } => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                let fd = rustix::fs::openat(&parent, name, flags, Mode::from(0o600))?;
+                return Ok(Some(std::fs::File::from(fd)));
+            }
+            NodeKind::Symlink { target } => {
+                rustix::fs::symlinkat(target.as_bytes(), &parent, name)?;
+            }
+            NodeKind::CharDevice { major, minor } => {
+                device(FileType::CharacterDevice, *major, *minor)?;
+            }
+            NodeKind::BlockDevice { major, minor } => {
+                device(FileType::BlockDevice, *major, *minor)?;
+            }
+            NodeKind::Fifo => device(FileType::Fifo, 0, 0)?,
+            NodeKind::Directory => (),
+        }
+        let owner = (Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)));
+        rustix::fs::chownat(&parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
+        if !matches!(node.kind, NodeKind::Symlink { .. }) {
+            rustix::fs::chmodat(&parent, name, Mode::from(node.mode), AtFlags::empty())?;
+        }
+        rustix::fs::utimensat(&parent, name, &times(node.mtime), AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(None)
+    }
+
+    fn hard_link(&self, path: &[u8], target: &[u8]) -> io::Result<()> {
+        if path == target {
+            return Ok(());
+        }
+        let (target_parent, target_name) = self.parent(target)?;
+        let (parent, name) = self.parent(path)?;
+        remove(&parent, name)?;
+        Ok(rustix::fs::linkat(&target_parent, target_name, &parent, name, AtFlags::empty())?)
+    }
+
+    /// Deletions as overlayfs writes them.
+    fn mark(&self, entry: &IndexEntry) -> io::Result<()> {
+        match entry {
+            IndexEntry::Whiteout { path } => {
+                let (parent, name) = self.parent(path.as_bytes())?;
+                // The layer itself may bring the path back: then it hides all that is below.
+                let whiteout =
+                    rustix::fs::mknodat(&parent, name, FileType::CharacterDevice, Mode::empty(), 0);
+                match whiteout {
+                    Err(Errno::EXIST) => match self.open_folder(path.as_bytes()) {
+                        Ok(folder) => set_opaque(&folder),
+                        Err(_) => Ok(()),
+                    },
+                    result => Ok(result?),
+                }
+            }
+            IndexEntry::Opaque { path } => {
+                let (parent, name) = self.parent(path.as_bytes())?;
+                if !path.is_empty() {
+                    match rustix::fs::mkdirat(&parent, name, Mode::from(0o755)) {
+                        Ok(()) | Err(Errno::EXIST) => (),
+                        Err(errno) => return Err(errno.into()),
+                    }
+                }
+                set_opaque(&self.open_folder(path.as_bytes())?)
+            }
+            IndexEntry::Node { .. } => Ok(()),
+        }
+    }
+}
+
+fn set_opaque(folder: &OwnedFd) -> io::Result<()> {
+    Ok(rustix::fs::fsetxattr(folder, "trusted.overlay.opaque", b"y", XattrFlags::empty())?)
+}
+
+/// Removes what an earlier entry left under a name.
+fn remove(parent: impl AsFd, name: &[u8]) -> io::Result<()> {
+    match rustix::fs::unlinkat(parent.as_fd(), name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR) => Ok(rustix::fs::unlinkat(parent.as_fd(), name, AtFlags::REMOVEDIR)?),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+struct Hashed<R> {
+    inner: R,
+    hasher: Hasher,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        Ok(read)
+    }
+}

@@ -1,0 +1,198 @@
+//! Writes a layer in one pass: tar, diff ID, compression, digest, store, index.
+
+use std::io::{self, Read, Write};
+
+use oci::{Descriptor, Digest, Hasher, media_type};
+use store::BlobWriter;
+
+use super::index::{IndexEntry, LayerIndex};
+use super::tar_entry::{write_end, write_header, write_padding};
+use crate::assemble::ImageLayer;
+use crate::tree::{Node, NodeKind};
+
+/// How new layers are compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// What every client reads.
+    #[default]
+    Gzip,
+    /// Smaller and several times faster, for clients that read it.
+    Zstd,
+}
+
+impl Compression {
+    /// Names the compressor and its version: other bytes are another layer (decision 8).
+    pub(crate) fn id(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip-6/1",
+            Self::Zstd => "zstd-3/1",
+        }
+    }
+}
+
+/// A layer being written. Blocking; used in a thread of its own.
+pub(crate) struct LayerWriter {
+    out: Hashing<Encoder>,
+    media_type: &'static str,
+    index: LayerIndex,
+    /// No time is later than this.
+    time_max: Option<i64>,
+}
+
+/// A layer that has been written.
+pub(crate) struct Written {
+    pub(crate) layer: ImageLayer,
+    pub(crate) index: LayerIndex,
+}
+
+impl LayerWriter {
+    pub(crate) fn new(
+        blob: BlobWriter,
+        compression: Compression,
+        time_max: Option<i64>,
+    ) -> io::Result<Self> {
+        let (encoder, media_type) = match compression {
+            Compression::Gzip => {
+                let level = flate2::Compression::new(6);
+                (
+                    Encoder::Gzip(Box::new(flate2::GzBuilder::new().mtime(0).write(blob, level))),
+                    media_type::OCI_LAYER_GZIP,
+                )
+            }
+            Compression::Zstd => {
+                let mut encoder = zstd::Encoder::new(blob, 3)?;
+                // The same bytes for any number of threads, but not for none.
+                let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+                encoder.multithread(threads as u32)?;
+                (Encoder::Zstd(Box::new(encoder)), media_type::OCI_LAYER_ZSTD)
+            }
+        };
+        let out = Hashing { inner: encoder, hasher: Hasher::sha256() };
+        Ok(Self { out, media_type, index: LayerIndex::default(), time_max })
+    }
+
+    /// Adds a folder, link or device.
+    pub(crate) fn add(&mut self, path: &[u8], node: &Node) -> io::Result<()> {
+        let node = self.clamped(node);
+        write_header(&mut self.out, path, &node, None)?;
+        self.note(path, node);
+        Ok(())
+    }
+
+    /// Adds a file, reading exactly as many bytes as its node says. Gives the digest of what
+    /// was read, which the index holds too.
+    pub(crate) fn add_file(
+        &mut self,
+        path: &[u8],
+        node: &Node,
+        size: u64,
+        content: &mut dyn Read,
+    ) -> io::Result<Digest> {
+        let mut node = self.clamped(node);
+        node.kind = NodeKind::File { size, digest: Digest::of(b"") };
+        write_header(&mut self.out, path, &node, None)?;
+        let mut hasher = Hasher::sha256();
+        let mut buffer = vec![0; 128 << 10];
+        let mut left = size;
+        while left > 0 {
+            let want = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let read = content.read(&mut buffer[..want])?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            hasher.update(&buffer[..read]);
+            self.out.write_all(&buffer[..read])?;
+            left -= read as u64;
+        }
+        write_padding(&mut self.out, size)?;
+        let digest = hasher.finish();
+        node.kind = NodeKind::File { size, digest: digest.clone() };
+        self.note(path, node);
+        Ok(digest)
+    }
+
+    /// Adds another name of a file that was added before.
+    pub(crate) fn add_hard_link(
+        &mut self,
+        path: &[u8],
+        target: &[u8],
+        node: &Node,
+    ) -> io::Result<()> {
+        let node = self.clamped(node);
+        write_header(&mut self.out, path, &node, Some(target))?;
+        self.note(path, node);
+        Ok(())
+    }
+
+    /// Adds the mark that a path of the layers below is gone.
+    pub(crate) fn add_mark(&mut self, path: &[u8]) -> io::Result<()> {
+        let kind = NodeKind::File { size: 0, digest: Digest::of(b"") };
+        let node = Node { kind, mode: 0, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new() };
+        write_header(&mut self.out, path, &node, None)?;
+        self.note(path, node);
+        Ok(())
+    }
+
+    /// Ends the layer; its blob is durable afterwards.
+    pub(crate) fn finish(mut self) -> store::Result<Written> {
+        let io = |source| store::StoreError::Io { doing: "write a layer".to_owned(), source };
+        write_end(&mut self.out).map_err(io)?;
+        let diff_id = self.out.hasher.finish();
+        let blob = match self.out.inner {
+            Encoder::Gzip(encoder) => encoder.finish().map_err(io)?,
+            Encoder::Zstd(encoder) => encoder.finish().map_err(io)?,
+        };
+        let stored = blob.commit(None)?;
+        let descriptor = Descriptor::new(self.media_type, stored.digest, stored.size);
+        Ok(Written { layer: ImageLayer { descriptor, diff_id }, index: self.index })
+    }
+
+    fn clamped(&self, node: &Node) -> Node {
+        let mut node = node.clone();
+        if let Some(max) = self.time_max {
+            node.mtime = node.mtime.min(max);
+        }
+        node
+    }
+
+    fn note(&mut self, path: &[u8], node: Node) {
+        let path = String::from_utf8_lossy(path).into_owned();
+        self.index.entries.push(IndexEntry::from_tar(path, node));
+    }
+}
+
+enum Encoder {
+    Gzip(Box<flate2::write::GzEncoder<BlobWriter>>),
+    Zstd(Box<zstd::Encoder<'static, BlobWriter>>),
+}
+
+impl Write for Encoder {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Gzip(encoder) => encoder.write(bytes),
+            Self::Zstd(encoder) => encoder.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(()) // Flushing would change the compressed bytes.
+    }
+}
+
+/// Hashes what passes.
+struct Hashing<W> {
+    inner: W,
+    hasher: Hasher,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}

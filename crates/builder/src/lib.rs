@@ -1,0 +1,49 @@
+//! From a Dockerfile and a context to an image in the store.
+//!
+//! Three phases: `dockerfile` parses and plans, and [`build()`] executes. Execution is the
+//! only one that touches disk, network or kernel. Every instruction that makes a layer has a
+//! cache key of all that its result depends on; its layer goes straight into the blob store,
+//! written once. What a build used is in its [`BuildRecord`].
+//!
+//! Start with [`build()`], then read `stage`, which executes instructions.
+//!
+//! Invariants:
+//! - Images are read only from the store; [`BaseImages`] brings them there.
+//! - Nothing here names or publishes an image: [`Built`] is bytes and digests.
+//! - `COPY` never follows a link out of its source or its destination, whatever changes on
+//!   disk meanwhile: links are resolved over listings, not by the kernel.
+//! - Untrusted code runs only through `container`.
+//! - Knows no tasks, runs, tags or HTTP.
+
+mod build;
+mod stage;
+
+mod archive;
+mod context;
+mod copy;
+mod run;
+mod tree;
+mod user;
+
+mod cache;
+mod image;
+mod layers;
+mod upstream;
+
+mod assemble;
+mod error;
+mod event;
+mod record;
+
+pub use assemble::ImageLayer;
+pub use build::{BuildRequest, Builder, Built, InFlight, build};
+pub use cache::{BuildCache, CatalogCache, TrustDomain};
+pub use context::{ContextError, ContextOptions};
+pub use copy::CopyError;
+pub use error::{BuildError, RunLimits};
+pub use event::{BuildEvents, NoEvents, StepEnd, StepNumber};
+pub use image::{BaseImage, BaseImages, CatalogImages, ImageError, OwnNames, parse_config};
+pub use layers::{Compression, LayerIndexes, Layers};
+pub use record::*;
+pub use upstream::RemoteImages;
+pub use user::UserError;

@@ -1,0 +1,106 @@
+//! What a build used and made (architecture.md decisions 1 and 13): stored with the manifest
+//! and read by triggers, plans, evidence and reports. What is not in here cannot be asked later.
+
+use oci::Digest;
+use serde::{Deserialize, Serialize};
+
+/// Changes when members change their meaning.
+pub const RECORD_VERSION: u32 = 1;
+
+/// The build record of one manifest. The same build gives the same record: what it cost is
+/// in [`BuildCost`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildRecord {
+    pub version: u32,
+    /// Version of Refit that built it.
+    pub builder: String,
+    pub platform: String,
+    /// Digest of the Dockerfile, target, platform and build arguments (of secret ones only
+    /// their names).
+    pub definition: Digest,
+    /// Digest of what the context held; absent when nothing was read from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<Digest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_date_epoch: Option<i64>,
+    pub bases: Vec<RecordedBase>,
+    pub steps: Vec<RecordedStep>,
+    pub output: RecordedOutput,
+}
+
+/// An image that a stage used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordedBase {
+    /// Number of the stage, counted from 0.
+    pub stage: usize,
+    pub role: BaseRole,
+    /// The whole reference, `host/repository:tag`.
+    pub reference: String,
+    /// What the reference pointed at.
+    pub digest: Digest,
+    /// The manifest of the platform.
+    pub manifest: Digest,
+}
+
+/// How an image was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BaseRole {
+    /// The image that the result stands on.
+    Runtime,
+    /// One that only helped: the base of another stage, or a `COPY --from`.
+    Buildtime,
+}
+
+/// An instruction that made a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordedStep {
+    pub stage: usize,
+    pub line: u32,
+    pub key: Digest,
+    pub layer: Digest,
+    pub diff_id: Digest,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordedOutput {
+    pub manifest: Digest,
+    pub config: Digest,
+    pub layers: Vec<Digest>,
+    /// Config and layers, in bytes.
+    pub size: u64,
+}
+
+/// What a build cost.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildCost {
+    pub milliseconds: u64,
+    /// Processor time of the `RUN`s.
+    pub cpu_milliseconds: u64,
+    /// Largest memory of one `RUN`, in bytes.
+    pub memory_peak: u64,
+    /// Bytes of base images that had to be fetched.
+    pub pulled: u64,
+    /// Bytes of new layers.
+    pub written: u64,
+    pub cache_hits: u32,
+    pub cache_misses: u32,
+    /// What the hits would have cost again.
+    pub saved_milliseconds: u64,
+    pub steps: Vec<StepCost>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepCost {
+    pub name: String,
+    pub cached: bool,
+    pub milliseconds: u64,
+    #[serde(default)]
+    pub cpu_milliseconds: u64,
+}

@@ -1,0 +1,166 @@
+//! One `RUN`: a process over the layers so far, whose changes become a layer.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use container::{Exit, OutputSink, ProcessSpec, Rootfs, Stream, User};
+use dockerfile::{Operation, RunOperation};
+
+use crate::assemble::ImageLayer;
+use crate::build::Build;
+use crate::error::{BuildError, RunLimits};
+use crate::event::{BuildEvents, StepNumber};
+use crate::layers::NewLayer;
+use crate::user::Identity;
+
+/// What `RUN` sees as its host's name: always the same, since it may end up in a layer.
+const HOSTNAME: &str = "refit";
+
+/// For images that set none.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Runs the process and writes its layer.
+pub(crate) async fn execute(
+    build: &Build<'_>,
+    below: &[ImageLayer],
+    operation: &Operation,
+    run: &RunOperation,
+    identity: Identity,
+    step: StepNumber,
+) -> Result<NewLayer, BuildError> {
+    let at = operation.at;
+    let Some(runtime) = &build.builder.runtime else {
+        return Err(BuildError::NoRuntime { at });
+    };
+    let _turn = build.builder.runs.acquire().await.expect("nobody closes the semaphore");
+    let layers = &build.builder.layers;
+    let lowers = layers.unpacked(below, &build.stop).await?;
+    let change = layers.begin_change().await?;
+    let request = build.request;
+    let spec = ProcessSpec {
+        name: unique_name(&request.name),
+        rootfs: Rootfs::Overlay {
+            lowers: lowers.paths(),
+            upper: change.upper(),
+            work: change.work(),
+        },
+        args: run.args.clone(),
+        env: environment(run, &identity),
+        cwd: run.cwd.clone(),
+        user: User {
+            uid: identity.uid,
+            gid: identity.gid,
+            additional_gids: identity.additional_gids,
+        },
+        hostname: HOSTNAME.to_owned(),
+        mounts: Vec::new(),
+        extra_hosts: Vec::new(),
+        network: request.network,
+        limits: request.limits.clone(),
+        privileged: false,
+    };
+    let output = Output { events: build.events, step };
+    let result = runtime.run(&spec, &output, build.cancel).await;
+    let command = || command_line(run);
+    let (exit, usage) =
+        result.map_err(|error| BuildError::Start { command: command(), error, at })?;
+    match exit {
+        Exit::Code(0) => (),
+        Exit::Canceled => return Err(BuildError::Canceled),
+        exit => {
+            let (memory, timeout) = (request.limits.memory, request.limits.timeout);
+            let limits = RunLimits { memory, timeout };
+            return Err(BuildError::Run { command: command(), exit, limits, at });
+        }
+    }
+    let layer = layers.write_change(build, change).await?;
+    Ok(NewLayer { usage, ..layer })
+}
+
+/// Passes a process's output on as events of its step.
+struct Output<'a> {
+    events: &'a dyn BuildEvents,
+    step: StepNumber,
+}
+
+#[async_trait]
+impl OutputSink for Output<'_> {
+    async fn write(&self, stream: Stream, bytes: Bytes) {
+        self.events.output(self.step, stream, bytes).await;
+    }
+}
+
+/// The operation's environment, with `PATH` and `HOME` where the image sets none.
+fn environment(run: &RunOperation, identity: &Identity) -> Vec<String> {
+    let mut env = run.env.clone();
+    let has = |env: &[String], name: &str| env.iter().any(|entry| entry.starts_with(name));
+    if !has(&env, "PATH=") {
+        env.push(PATH.to_owned());
+    }
+    if !has(&env, "HOME=") {
+        let home = identity.home.as_deref().unwrap_or("/");
+        env.push(format!("HOME={home}"));
+    }
+    env
+}
+
+/// Names of containers must differ on the whole machine while they run.
+fn unique_name(build: &str) -> String {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let letter = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let build: String = build.chars().take(20).map(letter).collect();
+    format!("run-{build}-{}-{count}", std::process::id())
+}
+
+/// The command as people would write it: a shell form without its shell.
+fn command_line(run: &RunOperation) -> String {
+    match run.args.as_slice() {
+        [shell, option, script] if option == "-c" && shell.ends_with("sh") => script.clone(),
+        args => args.join(" "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(args: &[&str], env: &[&str]) -> RunOperation {
+        let own = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        RunOperation {
+            args: own(args),
+            env: own(env),
+            arg_values: Vec::new(),
+            user: String::new(),
+            cwd: "/".to_owned(),
+        }
+    }
+
+    fn identity(home: Option<&str>) -> Identity {
+        let home = home.map(str::to_owned);
+        Identity { uid: 0, gid: 0, additional_gids: Vec::new(), home }
+    }
+
+    #[test]
+    fn path_and_home_are_set_where_the_image_sets_none() {
+        let env = |env: &[&str], home| environment(&run(&[], env), &identity(home));
+        assert_eq!(env(&["A=1"], Some("/root")), ["A=1", PATH, "HOME=/root"]);
+        assert_eq!(env(&["HOME=/h", "PATH=/p"], Some("/root")), ["HOME=/h", "PATH=/p"]);
+        assert_eq!(env(&["PATH=/p"], None), ["PATH=/p", "HOME=/"]);
+    }
+
+    #[test]
+    fn commands_are_shown_without_their_shell() {
+        assert_eq!(command_line(&run(&["/bin/sh", "-c", "make all"], &[])), "make all");
+        assert_eq!(command_line(&run(&["/bin/ls", "-l"], &[])), "/bin/ls -l");
+    }
+
+    #[test]
+    fn container_names_are_unique_and_of_the_grammar() {
+        let (one, two) = (unique_name("Ca_1/é"), unique_name("Ca_1/é"));
+        assert_ne!(one, two);
+        assert!(one.starts_with("run-ca-1---"), "{one}");
+        assert!(one.len() <= 60 && one.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
+    }
+}

@@ -1,0 +1,52 @@
+//! Base images from other registries.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use oci::{Platform, Reference};
+use remote::{Remote, RemoteError};
+use store::BlobStore;
+
+use crate::image::{BaseImage, BaseImages, ImageError, parse_config};
+
+/// Pulls images into the blob store. What is there already is not fetched again, but the
+/// registry is asked each time what a tag means.
+pub struct RemoteImages {
+    remote: Remote,
+    blobs: Arc<dyn BlobStore>,
+}
+
+impl RemoteImages {
+    pub fn new(remote: Remote, blobs: Arc<dyn BlobStore>) -> Self {
+        Self { remote, blobs }
+    }
+}
+
+#[async_trait]
+impl BaseImages for RemoteImages {
+    async fn resolve(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<BaseImage, ImageError> {
+        let name = reference.familiar();
+        let pulled = self.remote.pull(reference, platform, &*self.blobs, progress).await;
+        let pulled = pulled.map_err(|error| translate(&name, platform, error))?;
+        let config = parse_config(&name, &pulled.resolved.manifest, &pulled.config)?;
+        let (top, digest) = (pulled.resolved.top, pulled.resolved.digest);
+        Ok(BaseImage { top, digest, manifest: pulled.resolved.manifest, config })
+    }
+}
+
+fn translate(name: &str, platform: &Platform, error: RemoteError) -> ImageError {
+    let reference = name.to_owned();
+    match error {
+        RemoteError::NoPlatform { offered, .. } => {
+            ImageError::NoPlatform { reference, wanted: platform.to_string(), offered }
+        }
+        RemoteError::BadManifest { reason, .. } => ImageError::Unusable { reference, reason },
+        RemoteError::Store(source) => ImageError::Store { reference, source },
+        error => ImageError::Pull { reference, reason: error.to_string(), hint: error.hint() },
+    }
+}

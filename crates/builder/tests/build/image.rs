@@ -1,0 +1,121 @@
+//! Config, manifest and record of what is built.
+
+use expect_test::expect;
+use oci::media_type;
+
+use crate::support::*;
+
+#[tokio::test]
+async fn an_image_without_layers_is_an_image() {
+    let fixture = Fixture::empty().await;
+    let run = fixture.build("FROM scratch\nENV A=1\nCMD [\"/a\"]").await;
+    assert!(run.built.layers.is_empty());
+    let config = run.config();
+    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    assert_eq!(config.config.env, [path, "A=1"]);
+    assert_eq!(config.config.cmd, Some(vec!["/a".to_owned()]));
+    assert_eq!(config.created.as_deref(), Some("2023-11-14T22:13:20Z"));
+    assert_eq!(config.history.len(), 2);
+}
+
+#[tokio::test]
+async fn the_base_s_config_and_history_are_kept() {
+    let fixture = Fixture::empty().await;
+    fixture.put_image("base", &base_files(), &["OLD=1"], media_type::OCI_LAYER_ZSTD).await;
+    fixture.write("x", "x");
+    let run =
+        fixture.build("FROM registry.test/base\nENV NEW=2\nCOPY x /\nEXPOSE 80\nLABEL a=b").await;
+    let config = run.config();
+    assert_eq!(config.config.env, ["OLD=1", "NEW=2"]);
+    assert_eq!(config.config.cmd, Some(vec!["/bin/sh".to_owned()]));
+    let history: Vec<_> = (config.history.iter())
+        .map(|line| {
+            let (by, at) = (line.created_by.as_deref(), line.created.as_deref());
+            format!("{} {} {}", at.unwrap(), by.unwrap(), line.empty_layer)
+        })
+        .collect();
+    expect![[r#"
+        2001-02-03T04:05:06Z the test false
+        2001-02-03T04:05:06Z ENV NEW=2 true
+        2023-11-14T22:13:20Z COPY x / false
+        2023-11-14T22:13:20Z EXPOSE 80 true
+        2023-11-14T22:13:20Z LABEL a=b true"#]]
+    .assert_eq(&history.join("\n"));
+    assert_eq!(run.built.layers[0].descriptor.media_type, media_type::OCI_LAYER_ZSTD);
+}
+
+#[tokio::test]
+async fn docker_bases_become_oci_images() {
+    for docker in [media_type::DOCKER_LAYER_GZIP, media_type::DOCKER_LAYER_TAR] {
+        let fixture = Fixture::empty().await;
+        fixture.put_image("base", &base_files(), &[], docker).await;
+        let run = fixture.build("FROM registry.test/base\nWORKDIR /new").await;
+        assert!(run.built.layers[0].descriptor.media_type.starts_with("application/vnd.oci."));
+        assert_eq!(fixture.files(&run.built).await.at("new"), "755 0:0 folder");
+    }
+}
+
+#[tokio::test]
+async fn images_that_are_not_there_are_named() {
+    let fixture = Fixture::with_base().await;
+    expect![[r#"
+        error: image `base` is not in this registry and pulling is not configured
+         --> Dockerfile:1:1
+          |
+        1 | FROM base
+          | ^^^^^^^^^
+        hint: this registry has that image under its own name: `registry.test/base`
+    "#]]
+    .assert_eq(&fixture.error("FROM base").await);
+    let error = fixture.error("FROM scratch\nCOPY --from=registry.test/gone /x /").await;
+    assert!(error.contains("image `registry.test/gone` is not in this registry"), "{error}");
+}
+
+#[tokio::test]
+async fn the_record_says_what_was_used() {
+    let fixture = Fixture::with_base().await;
+    fixture.write("x", "x");
+    let run = fixture
+        .build(
+            "FROM registry.test/base AS tool\nFROM registry.test/base\nCOPY x /\n\
+             COPY --from=tool /tmp /t",
+        )
+        .await;
+    let record = &run.built.record;
+    let json = serde_json::to_string(record).unwrap();
+    assert_eq!(serde_json::from_str::<builder::BuildRecord>(&json).unwrap(), *record);
+    let bases: Vec<_> =
+        record.bases.iter().map(|b| (b.stage, b.role, b.reference.as_str())).collect();
+    let reference = "registry.test/base:latest";
+    assert_eq!(
+        bases,
+        [(0, builder::BaseRole::Buildtime, reference), (1, builder::BaseRole::Runtime, reference)]
+    );
+    assert!(record.context.is_some());
+    assert_eq!(record.steps.len(), 2);
+    assert_eq!(record.output.layers.len(), 3);
+}
+
+#[tokio::test]
+async fn secret_arguments_are_in_no_history_and_no_record() {
+    let fixture = Fixture::empty().await;
+    let mut request = fixture.request("FROM scratch\nARG KEY\nARG OTHER=1\nENV A=1");
+    request.build_args.insert("KEY".to_owned(), "hunter2".to_owned());
+    let public = fixture.build_request(&request).await;
+    request.secret_args.insert("KEY".to_owned());
+    let secret = fixture.build_request(&request).await;
+    assert_ne!(public.built.record.definition, secret.built.record.definition);
+    let json = serde_json::to_string(&secret.built.record).unwrap();
+    assert!(!json.contains("hunter2"));
+    assert!(!String::from_utf8_lossy(&secret.built.config).contains("hunter2"));
+}
+
+#[tokio::test]
+async fn arguments_that_nothing_declares_are_warned_of() {
+    let fixture = Fixture::empty().await;
+    let mut request = fixture.request("FROM scratch\nENV A=1");
+    request.build_args.insert("COLOUR".to_owned(), "red".to_owned());
+    let run = fixture.build_request(&request).await;
+    assert_eq!(run.events.warnings().len(), 1);
+    assert!(run.events.warnings()[0].contains("`COLOUR`"));
+}

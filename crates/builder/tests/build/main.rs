@@ -1,0 +1,10 @@
+//! Whole builds, in process, over a store of their own.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+mod cache;
+mod copy;
+mod image;
+mod run;

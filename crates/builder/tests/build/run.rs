@@ -1,0 +1,196 @@
+//! `RUN`. These tests start containers, which takes root.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use container::{Network, Runtime, RuntimeSettings};
+use expect_test::expect;
+use oci::media_type;
+
+use crate::support::*;
+
+/// A fixture with a runtime, and the image `registry.test/busybox`.
+async fn with_runtime() -> Fixture {
+    assert!(rustix::process::geteuid().is_root(), "these tests need root");
+    let mut fixture = Fixture::empty().await;
+    fixture.put_image("busybox", &busybox_files(), &[], media_type::OCI_LAYER_GZIP).await;
+    let mut helper = std::env::current_exe().unwrap();
+    helper.pop();
+    if helper.ends_with("deps") {
+        helper.pop();
+    }
+    helper.push("examples/sandbox_helper");
+    assert!(helper.exists(), "{} is built with the tests", helper.display());
+    let settings = RuntimeSettings {
+        external: None,
+        helper,
+        state_dir: fixture.folder.path().join("state"),
+        subnet: "10.213.0.0/16".to_owned(),
+    };
+    let runtime = Runtime::new(settings).await.unwrap();
+    fixture.builder.runtime = Some(Arc::new(runtime));
+    fixture
+}
+
+async fn build(fixture: &Fixture, dockerfile: &str) -> Run {
+    let mut request = fixture.request(dockerfile);
+    request.network = Network::None;
+    fixture.build_request(&request).await
+}
+
+async fn error(fixture: &Fixture, dockerfile: &str) -> String {
+    let mut request = fixture.request(dockerfile);
+    request.network = Network::None;
+    request.limits.timeout = Some(Duration::from_secs(2));
+    request.limits.memory = Some(64 << 20);
+    match fixture.try_build(&request).await.0 {
+        Ok(_) => panic!("the build was expected to fail"),
+        Err(error) => error.render("Dockerfile", dockerfile),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_a_run_s_changes_become_a_layer() {
+    let fixture = with_runtime().await;
+    let run = build(
+        &fixture,
+        "FROM registry.test/busybox\n\
+         ENV GREETING=hello\n\
+         ARG NAME=world\n\
+         RUN echo $GREETING $NAME > /tmp/greeting && rm /lib/old && mkdir -p /a/b\n\
+         RUN rm -r /home && mkdir /home && echo new > /home/new\n\
+         RUN [\"/bin/sh\", \"-c\", \"echo shown\"]",
+    )
+    .await;
+    let files = fixture.files(&run.built).await;
+    assert_eq!(files.at("tmp/greeting"), "644 0:0 \"hello world\\n\"");
+    assert_eq!(files.at("tmp"), "1777 0:0 folder");
+    assert_eq!(files.at("usr/lib/old"), "nothing");
+    assert_eq!(files.at("usr/lib"), "775 0:50 folder");
+    assert_eq!(files.at("a/b"), "755 0:0 folder");
+    assert_eq!(files.below("home"), "home 755 0:0 folder\nhome/new 644 0:0 \"new\\n\"\n");
+    assert_eq!(run.events.output(), "shown\n");
+    assert_eq!(run.built.layers.len(), 4);
+    assert!(run.config().history.iter().filter(|line| !line.empty_layer).count() == 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_a_run_has_its_user_and_folder() {
+    let fixture = with_runtime().await;
+    let run = build(
+        &fixture,
+        "FROM registry.test/busybox\n\
+         WORKDIR /work\n\
+         USER app\n\
+         RUN id && echo $HOME && echo $PWD && echo $PATH",
+    )
+    .await;
+    expect![[r#"
+        uid=1000(app) gid=1001(app) groups=50(staff),1001(app)
+        /home/app
+        /work
+        /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    "#]]
+    .assert_eq(&run.events.output());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_only_runs_after_an_argument_that_changed_run_again() {
+    let fixture = with_runtime().await;
+    let dockerfile = "FROM registry.test/busybox\nRUN echo 1 > /one\nARG COLOR=red\n\
+                      RUN echo $COLOR > /color\nRUN echo 2 > /two";
+    let mut request = fixture.request(dockerfile);
+    request.network = Network::None;
+    let misses = async |request: &_| {
+        let run = fixture.build_request(request).await;
+        (run.built.cost.cache_misses, run)
+    };
+    assert_eq!(misses(&request).await.0, 3);
+    assert_eq!(misses(&request).await.0, 0);
+    request.build_args.insert("COLOR".to_owned(), "blue".to_owned());
+    let (missed, run) = misses(&request).await;
+    assert_eq!(missed, 2);
+    assert_eq!(fixture.files(&run.built).await.at("color"), "644 0:0 \"blue\\n\"");
+    request.network = Network::Isolated;
+    let hits = fixture.try_build(&request).await.0.map(|built| built.cost.cache_hits);
+    assert!(!matches!(hits, Ok(3)), "another network mode is another key");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_failures_are_told_apart() {
+    let fixture = with_runtime().await;
+    expect![[r#"
+        error: `exit 7` ended with exit code 7
+         --> Dockerfile:2:1
+          |
+        2 | RUN exit 7
+          | ^^^^^^^^^^
+    "#]]
+    .assert_eq(&error(&fixture, "FROM registry.test/busybox\nRUN exit 7").await);
+    let dockerfile = "FROM registry.test/busybox\nRUN while :; do :; done";
+    let slow = error(&fixture, dockerfile).await;
+    assert!(slow.contains("took longer than its limit of 2 s"), "{slow}");
+    let dockerfile = "FROM registry.test/busybox\nRUN a=x; while :; do a=$a$a; done";
+    let big = error(&fixture, dockerfile).await;
+    assert!(big.contains("ran out of memory, its limit is 64 MiB"), "{big}");
+    expect![[r#"
+        error: `true` did not start: `/bin/sh` cannot be executed: no such file, or its interpreter is missing
+         --> Dockerfile:2:1
+          |
+        2 | RUN true
+          | ^^^^^^^^
+        hint: the image has no shell: use the exec form `RUN ["program", "argument"]`, or a base image with a shell
+    "#]]
+    .assert_eq(&error(&fixture, "FROM scratch\nRUN true").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_the_same_commands_give_the_same_image_at_the_same_source_date_epoch() {
+    let dockerfile = "FROM registry.test/busybox AS a\nRUN echo x > /x && mkdir /d && echo y > /d/y\n\
+                      FROM registry.test/busybox\nCOPY --from=a /d /d\nRUN cat /d/y > /z";
+    let mut digests = Vec::new();
+    for _ in 0..2 {
+        let fixture = with_runtime().await;
+        let mut request = fixture.request(dockerfile);
+        request.network = Network::None;
+        request.source_date_epoch = Some(1_600_000_000);
+        digests.push(fixture.build_request(&request).await.built.descriptor);
+    }
+    assert_eq!(digests[0], digests[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_stages_run_at_the_same_time() {
+    let fixture = with_runtime().await;
+    // Each stage waits until the other one is at work, which it can see through nothing but
+    // the clock: two sleeps of one second take less than two.
+    let run = build(
+        &fixture,
+        "FROM registry.test/busybox AS a\nRUN sleep 1; echo a > /a\n\
+         FROM registry.test/busybox AS b\nRUN sleep 1; echo b > /b\n\
+         FROM scratch\nCOPY --from=a /a /\nCOPY --from=b /b /",
+    )
+    .await;
+    let slept: u64 = run.built.cost.steps.iter().map(|step| step.milliseconds).sum();
+    assert!(run.built.cost.milliseconds < slept, "{:?}", run.built.cost);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_canceling_ends_a_run() {
+    let fixture = with_runtime().await;
+    let mut request = fixture.request("FROM registry.test/busybox\nRUN echo up; sleep 1000");
+    request.network = Network::None;
+    let (events, cancel) = (Recorder::default(), tokio_util::sync::CancellationToken::new());
+    let build = builder::build(&fixture.builder, &request, &events, &cancel);
+    let stop = async {
+        while events.output().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        cancel.cancel();
+    };
+    let (built, ()) =
+        tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(build, stop) })
+            .await
+            .unwrap();
+    assert!(matches!(built, Err(builder::BuildError::Canceled)));
+}

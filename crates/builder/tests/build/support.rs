@@ -1,0 +1,535 @@
+//! A registry with a base image in it, a context, and a look into what was built.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use builder::{
+    BuildError, BuildEvents, BuildRequest, Builder, Built, CatalogCache, CatalogImages,
+    ContextOptions, InFlight, LayerIndexes, Layers, OwnNames, StepEnd, StepNumber, TrustDomain,
+};
+use bytes::Bytes;
+use container::Stream;
+use oci::{
+    Descriptor, Digest, History, ImageConfig, ImageManifest, Manifest, Platform, RegistryName,
+    media_type,
+};
+use store::{
+    BlobReader, BlobStore, Catalog, Cause, Expected, MemoryStore, NamedUpload, NewManifest, Upload,
+};
+use tokio_util::sync::CancellationToken;
+
+/// The own name of the registry that fixtures have.
+pub(crate) const HOST: &str = "registry.test";
+
+/// Seconds since 1970 at which every test happens.
+pub(crate) const NOW: i64 = 1_700_000_000;
+
+/// Everything that builds need, in memory and in one temporary folder.
+pub(crate) struct Fixture {
+    pub(crate) catalog: Catalog,
+    pub(crate) builder: Builder,
+    pub(crate) folder: tempfile::TempDir,
+    /// Blobs that the store pretends not to have.
+    pub(crate) hidden: Arc<Mutex<Vec<Digest>>>,
+}
+
+/// A store that can lose blobs.
+struct Hiding {
+    memory: MemoryStore,
+    hidden: Arc<Mutex<Vec<Digest>>>,
+}
+
+#[async_trait]
+impl BlobStore for Hiding {
+    async fn size(&self, digest: &Digest) -> store::Result<Option<u64>> {
+        if self.hidden.lock().unwrap().contains(digest) {
+            return Ok(None);
+        }
+        self.memory.size(digest).await
+    }
+
+    async fn open(&self, digest: &Digest, offset: u64) -> store::Result<BlobReader> {
+        self.memory.open(digest, offset).await
+    }
+
+    async fn begin_upload(&self, algorithm: oci::Algorithm) -> store::Result<Box<dyn Upload>> {
+        self.memory.begin_upload(algorithm).await
+    }
+
+    async fn resume_upload(&self, name: &str) -> store::Result<Box<dyn NamedUpload>> {
+        self.memory.resume_upload(name).await
+    }
+
+    async fn discard_upload(&self, name: &str) -> store::Result<()> {
+        self.memory.discard_upload(name).await
+    }
+
+    async fn delete(&self, digest: &Digest) -> store::Result<()> {
+        self.memory.delete(digest).await
+    }
+}
+
+impl Fixture {
+    /// A store without any image.
+    pub(crate) async fn empty() -> Self {
+        Self::with_domain(TrustDomain::Trusted).await
+    }
+
+    async fn with_domain(domain: TrustDomain) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let db = db::Db::in_memory().await.unwrap();
+        let memory = MemoryStore::open(db.clone()).await.unwrap();
+        let hidden = Arc::default();
+        let blobs: Arc<dyn BlobStore> = Arc::new(Hiding { memory, hidden: Arc::clone(&hidden) });
+        let catalog = Catalog::open(db, blobs).await.unwrap();
+        let builder = Self::builder(&catalog, folder.path(), &domain).await;
+        std::fs::create_dir(folder.path().join("context")).unwrap();
+        Self { catalog, builder, folder, hidden }
+    }
+
+    pub(crate) async fn builder(catalog: &Catalog, folder: &Path, domain: &TrustDomain) -> Builder {
+        let registry = RegistryName::default();
+        let own = OwnNames::new([(HOST.to_owned(), registry.clone())]);
+        let blobs = Arc::clone(catalog.blobs());
+        let indexes: Arc<dyn LayerIndexes> = Arc::new(catalog.clone());
+        let layers = Layers::open(Arc::clone(&blobs), indexes, &folder.join("snapshots")).unwrap();
+        Builder {
+            blobs,
+            images: Arc::new(CatalogImages::new(catalog.clone(), registry.clone(), own, None)),
+            cache: Arc::new(CatalogCache::new(catalog.clone(), &registry, domain)),
+            layers: Arc::new(layers),
+            runtime: None,
+            runs: Arc::new(tokio::sync::Semaphore::new(4)),
+            in_flight: Arc::new(InFlight::default()),
+        }
+    }
+
+    /// A store with the image `registry.test/base`, see [`base_files`].
+    pub(crate) async fn with_base() -> Self {
+        let fixture = Self::empty().await;
+        fixture.put_image("base", &base_files(), &[], media_type::OCI_LAYER_GZIP).await;
+        fixture
+    }
+
+    /// Stores an image of one layer.
+    pub(crate) async fn put_image(
+        &self,
+        name: &str,
+        files: &[File],
+        env: &[&str],
+        layer_type: &str,
+    ) -> Digest {
+        let layer = tar(files);
+        let diff_id = Digest::of(&layer);
+        let packed = match layer_type {
+            media_type::OCI_LAYER_TAR | media_type::DOCKER_LAYER_TAR => layer,
+            media_type::OCI_LAYER_ZSTD => zstd::encode_all(&layer[..], 1).unwrap(),
+            _ => gzip(&layer),
+        };
+        let mut config = ImageConfig::scratch(&Platform::host());
+        config.created = Some("2001-02-03T04:05:06Z".to_owned());
+        config.config.env = env.iter().map(|text| (*text).to_owned()).collect();
+        config.config.cmd = Some(vec!["/bin/sh".to_owned()]);
+        config.rootfs.diff_ids = vec![diff_id];
+        config.history = vec![History {
+            created: config.created.clone(),
+            created_by: Some("the test".to_owned()),
+            ..History::default()
+        }];
+        let config = serde_json::to_vec(&config).unwrap();
+        let is_docker = layer_type.contains("docker");
+        let (manifest_type, config_type) = match is_docker {
+            true => (media_type::DOCKER_MANIFEST, media_type::DOCKER_CONFIG),
+            false => (media_type::OCI_MANIFEST, media_type::OCI_CONFIG),
+        };
+        let manifest = ImageManifest {
+            schema_version: 2,
+            media_type: Some(manifest_type.to_owned()),
+            artifact_type: None,
+            config: Descriptor::of(config_type, &config),
+            layers: vec![Descriptor::of(layer_type, &packed)],
+            subject: None,
+            annotations: BTreeMap::new(),
+        };
+        let (registry, repository) = (RegistryName::default(), name.parse().unwrap());
+        for blob in [packed, config] {
+            let digest = put(self.catalog.blobs(), &blob).await;
+            self.catalog.link_blob(&registry, &repository, &digest).await.unwrap();
+        }
+        let bytes = Bytes::from(serde_json::to_vec(&manifest).unwrap());
+        let digest = Digest::of(&bytes);
+        let new = NewManifest {
+            digest: &digest,
+            media_type: manifest_type,
+            bytes,
+            manifest: &Manifest::Image(Box::new(manifest)),
+        };
+        let tags = [(oci::Tag::latest(), Expected::Any)];
+        let cause = Cause::Push { principal: "test".to_owned() };
+        self.catalog.put_manifest(&registry, &repository, new, &tags, &cause).await.unwrap();
+        digest
+    }
+
+    pub(crate) fn context(&self) -> PathBuf {
+        self.folder.path().join("context")
+    }
+
+    /// Writes a file of the context, with the folders above it.
+    pub(crate) fn write(&self, path: &str, text: &str) {
+        let path = self.context().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    pub(crate) fn chmod(&self, path: &str, mode: u32) {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(self.context().join(path), mode).unwrap();
+    }
+
+    pub(crate) fn request(&self, dockerfile: &str) -> BuildRequest {
+        let mut request = BuildRequest::new(dockerfile, NOW);
+        request.context = Some(ContextOptions::new(self.context()));
+        request
+    }
+
+    /// Builds, and checks that the image is valid whatever is in it.
+    pub(crate) async fn build(&self, dockerfile: &str) -> Run {
+        self.build_request(&self.request(dockerfile)).await
+    }
+
+    pub(crate) async fn build_request(&self, request: &BuildRequest) -> Run {
+        let (built, events) = self.try_build(request).await;
+        let built = built.unwrap_or_else(|error| {
+            let text = error.render("Dockerfile", &request.dockerfile);
+            panic!("{text}\n{error:?}\n{}", events.render())
+        });
+        validate(&self.catalog, &built).await;
+        Run { built, events }
+    }
+
+    pub(crate) async fn try_build(
+        &self,
+        request: &BuildRequest,
+    ) -> (Result<Built, BuildError>, Recorder) {
+        let events = Recorder::default();
+        let never = CancellationToken::new();
+        let built = builder::build(&self.builder, request, &events, &never).await;
+        (built, events)
+    }
+
+    /// The rendered error of a build that must fail.
+    pub(crate) async fn error(&self, dockerfile: &str) -> String {
+        let request = self.request(dockerfile);
+        match self.try_build(&request).await.0 {
+            Ok(_) => panic!("the build was expected to fail"),
+            Err(error) => error.render("Dockerfile", dockerfile),
+        }
+    }
+
+    /// The files of a built image.
+    pub(crate) async fn files(&self, built: &Built) -> Files {
+        let mut files = Files::default();
+        for layer in &built.layers {
+            files.apply(&unpacked(&self.catalog, &layer.descriptor).await);
+        }
+        files
+    }
+
+    /// The entries of a built image's last layer, in order.
+    pub(crate) async fn last_layer(&self, built: &Built) -> Vec<String> {
+        let layer = built.layers.last().unwrap();
+        let bytes = unpacked(&self.catalog, &layer.descriptor).await;
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let entries = archive.entries().unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            let path = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
+            let header = entry.header();
+            let (mode, uid, gid) =
+                (header.mode().unwrap(), header.uid().unwrap(), header.gid().unwrap());
+            format!("{path} {mode:o} {uid}:{gid} {}", header.mtime().unwrap())
+        });
+        entries.collect()
+    }
+}
+
+/// A build that succeeded, and what it said.
+pub(crate) struct Run {
+    pub(crate) built: Built,
+    pub(crate) events: Recorder,
+}
+
+impl Run {
+    pub(crate) fn config(&self) -> ImageConfig {
+        serde_json::from_slice(&self.built.config).unwrap()
+    }
+
+    /// Names of steps with how they ended.
+    pub(crate) fn steps(&self) -> String {
+        self.events.render()
+    }
+}
+
+pub(crate) async fn put(blobs: &Arc<dyn BlobStore>, bytes: &[u8]) -> Digest {
+    let mut upload = blobs.begin_upload(oci::Algorithm::Sha256).await.unwrap();
+    upload.write(Bytes::copy_from_slice(bytes)).await.unwrap();
+    upload.commit(None).await.unwrap().digest
+}
+
+async fn read(catalog: &Catalog, digest: &Digest) -> Vec<u8> {
+    let reader = catalog.blobs().open(digest, 0).await.unwrap();
+    let mut bytes = Vec::new();
+    tokio::io::AsyncReadExt::read_to_end(&mut reader.into_async(), &mut bytes).await.unwrap();
+    bytes
+}
+
+async fn unpacked(catalog: &Catalog, layer: &Descriptor) -> Vec<u8> {
+    let packed = read(catalog, &layer.digest).await;
+    let mut bytes = Vec::new();
+    match layer.media_type.as_str() {
+        media_type::OCI_LAYER_GZIP => {
+            flate2::read::MultiGzDecoder::new(&packed[..]).read_to_end(&mut bytes).unwrap();
+        }
+        media_type::OCI_LAYER_ZSTD => bytes = zstd::decode_all(&packed[..]).unwrap(),
+        media_type::OCI_LAYER_TAR => bytes = packed,
+        other => panic!("not an OCI layer: {other}"),
+    }
+    bytes
+}
+
+/// Checks every digest, size, diff ID and media type of an image.
+pub(crate) async fn validate(catalog: &Catalog, built: &Built) {
+    oci::check_blob(&built.descriptor, &built.manifest).unwrap();
+    let manifest = Manifest::parse(&built.manifest, Some(media_type::OCI_MANIFEST)).unwrap();
+    let Manifest::Image(manifest) = manifest else { panic!("not an image manifest") };
+    assert_eq!(manifest.config.media_type, media_type::OCI_CONFIG);
+    let config_bytes = read(catalog, &manifest.config.digest).await;
+    oci::check_blob(&manifest.config, &config_bytes).unwrap();
+    assert_eq!(config_bytes, built.config);
+    let config: ImageConfig = serde_json::from_slice(&config_bytes).unwrap();
+    oci::check_image_config(&config).unwrap();
+    oci::check_layer_count(&manifest, &config).unwrap();
+    for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
+        oci::check_blob(layer, &read(catalog, &layer.digest).await).unwrap();
+        assert_eq!(Digest::of(&unpacked(catalog, layer).await), *diff_id);
+    }
+    assert_eq!(built.record.output.manifest, built.descriptor.digest);
+}
+
+/// A file of an image that a test makes.
+#[derive(Clone)]
+pub(crate) struct File {
+    path: &'static str,
+    mode: u32,
+    owner: (u32, u32),
+    kind: FileKind,
+}
+
+#[derive(Clone)]
+enum FileKind {
+    Folder,
+    File(Vec<u8>),
+    Link(&'static str),
+}
+
+pub(crate) fn folder(path: &'static str, mode: u32, owner: (u32, u32)) -> File {
+    File { path, mode, owner, kind: FileKind::Folder }
+}
+
+pub(crate) fn file(path: &'static str, mode: u32, owner: (u32, u32), bytes: &[u8]) -> File {
+    File { path, mode, owner, kind: FileKind::File(bytes.to_vec()) }
+}
+
+pub(crate) fn link(path: &'static str, target: &'static str) -> File {
+    File { path, mode: 0o777, owner: (0, 0), kind: FileKind::Link(target) }
+}
+
+/// A small system: users, some folders with modes of their own, links between them.
+pub(crate) fn base_files() -> Vec<File> {
+    let root = (0, 0);
+    vec![
+        folder("etc", 0o755, root),
+        file(
+            "etc/passwd",
+            0o644,
+            root,
+            b"root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:\n",
+        ),
+        file("etc/group", 0o644, root, b"root:x:0:\napp:x:1001:\nstaff:x:50:app\n"),
+        folder("home", 0o755, root),
+        folder("home/app", 0o750, (1000, 1001)),
+        link("lib", "usr/lib"),
+        folder("tmp", 0o1777, root),
+        folder("usr", 0o755, root),
+        folder("usr/lib", 0o775, (0, 50)),
+        file("usr/lib/old", 0o600, (1000, 50), b"old"),
+    ]
+}
+
+/// The small system with a shell that works.
+pub(crate) fn busybox_files() -> Vec<File> {
+    let busybox = std::fs::read("/bin/busybox").expect("the package busybox-static is installed");
+    let mut files = base_files();
+    files.push(folder("bin", 0o755, (0, 0)));
+    files.push(file("bin/busybox", 0o755, (0, 0), &busybox));
+    for path in ["bin/sh", "bin/cat", "bin/id", "bin/mkdir", "bin/rm", "bin/sleep"] {
+        files.push(link(path, "/bin/busybox"));
+    }
+    files
+}
+
+pub(crate) fn tar(files: &[File]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for file in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(file.mode);
+        header.set_uid(file.owner.0.into());
+        header.set_gid(file.owner.1.into());
+        header.set_mtime(1_000_000_000);
+        header.set_size(0);
+        match &file.kind {
+            FileKind::Folder => {
+                header.set_entry_type(tar::EntryType::Directory);
+                builder.append_data(&mut header, format!("{}/", file.path), &b""[..]).unwrap();
+            }
+            FileKind::File(bytes) => {
+                header.set_size(bytes.len() as u64);
+                builder.append_data(&mut header, file.path, &bytes[..]).unwrap();
+            }
+            FileKind::Link(target) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                builder.append_link(&mut header, file.path, target).unwrap();
+            }
+        }
+    }
+    builder.into_inner().unwrap()
+}
+
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// The files of an image, layers applied by a second, simpler reading of the image-spec.
+#[derive(Default)]
+pub(crate) struct Files(BTreeMap<String, String>);
+
+impl Files {
+    fn apply(&mut self, layer: &[u8]) {
+        let mut archive = tar::Archive::new(layer);
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let path = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
+            let path = path.trim_start_matches("./").trim_end_matches('/').to_owned();
+            let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
+            let under = |folder: &str| format!("{folder}/");
+            if name == ".wh..wh..opq" {
+                self.0.retain(|path, _| !path.starts_with(&under(folder)));
+                continue;
+            }
+            if let Some(gone) = name.strip_prefix(".wh.") {
+                let gone = if folder.is_empty() { gone.to_owned() } else { under(folder) + gone };
+                self.0.retain(|path, _| *path != gone && !path.starts_with(&under(&gone)));
+                continue;
+            }
+            let kind = entry.header().entry_type();
+            let what = match kind {
+                tar::EntryType::Directory => "folder".to_owned(),
+                tar::EntryType::Symlink => {
+                    let target = entry.link_name_bytes().unwrap().into_owned();
+                    format!("-> {}", String::from_utf8(target).unwrap())
+                }
+                tar::EntryType::Link => {
+                    let target = entry.link_name_bytes().unwrap().into_owned();
+                    self.0[&String::from_utf8(target).unwrap()].clone()
+                }
+                _ if entry.size() > 100 => format!("{} bytes", entry.size()),
+                _ => {
+                    let mut bytes = Vec::new();
+                    entry.read_to_end(&mut bytes).unwrap();
+                    format!("{:?}", String::from_utf8_lossy(&bytes))
+                }
+            };
+            if !kind.is_dir() {
+                self.0.retain(|other, _| !other.starts_with(&under(&path)));
+            }
+            let header = entry.header();
+            let (mode, uid, gid) =
+                (header.mode().unwrap(), header.uid().unwrap(), header.gid().unwrap());
+            let line = match kind {
+                tar::EntryType::Link => what,
+                _ => format!("{mode:o} {uid}:{gid} {what}"),
+            };
+            self.0.insert(path, line);
+        }
+    }
+
+    /// What is at a path: mode, owner and content.
+    pub(crate) fn at(&self, path: &str) -> &str {
+        self.0.get(path).map_or("nothing", String::as_str)
+    }
+
+    /// A line for each path that starts so.
+    pub(crate) fn below(&self, start: &str) -> String {
+        let chosen = self.0.iter().filter(|(path, _)| path.starts_with(start));
+        chosen.map(|(path, line)| format!("{path} {line}\n")).collect()
+    }
+}
+
+/// Keeps what a build says.
+#[derive(Default)]
+pub(crate) struct Recorder {
+    steps: Mutex<BTreeMap<u32, (String, String, String)>>,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Recorder {
+    /// Steps with how they ended, sorted by name, since stages interleave.
+    pub(crate) fn render(&self) -> String {
+        let steps = self.steps.lock().unwrap();
+        let mut lines: Vec<_> =
+            steps.values().map(|(name, end, _)| format!("{name}: {end}\n")).collect();
+        lines.sort();
+        lines.concat()
+    }
+
+    pub(crate) fn output(&self) -> String {
+        self.steps.lock().unwrap().values().map(|(_, _, output)| output.as_str()).collect()
+    }
+
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl BuildEvents for Recorder {
+    async fn step_started(&self, step: StepNumber, name: &str) {
+        let entry = (name.to_owned(), "unfinished".to_owned(), String::new());
+        self.steps.lock().unwrap().insert(step.0, entry);
+    }
+
+    async fn output(&self, step: StepNumber, _: Stream, bytes: Bytes) {
+        let mut steps = self.steps.lock().unwrap();
+        steps.get_mut(&step.0).unwrap().2.push_str(&String::from_utf8_lossy(&bytes));
+    }
+
+    async fn progress(&self, _: StepNumber, _: u64, _: Option<u64>) {}
+
+    async fn step_finished(&self, step: StepNumber, end: StepEnd) {
+        let end = match end {
+            StepEnd::Done => "done".to_owned(),
+            StepEnd::Cached => "cached".to_owned(),
+            StepEnd::Failed { error } => error,
+        };
+        self.steps.lock().unwrap().get_mut(&step.0).unwrap().1 = end;
+    }
+
+    async fn warning(&self, text: &str) {
+        self.warnings.lock().unwrap().push(text.to_owned());
+    }
+}

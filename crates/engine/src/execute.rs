@@ -1,0 +1,403 @@
+//! One run, from start to end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use builder::{
+    BuildError, BuildEvents, BuildRequest, Builder, Built, Compression, ContextOptions, OwnNames,
+};
+use container::{Limits, Network};
+use oci::{Digest, Platform, RegistryName};
+use store::Catalog;
+use tokio_util::sync::CancellationToken;
+
+use crate::name::{Destination, NameError};
+use crate::publish::{Lease, Publication, PublishError, publish};
+use crate::unpack::{UnpackError, UnpackLimits, unpack};
+
+/// What runs need of the machine; shared by all runs of a registry.
+#[derive(Clone)]
+pub struct Engine {
+    pub builder: Arc<Builder>,
+    pub catalog: Catalog,
+    pub registry: RegistryName,
+    pub own: OwnNames,
+    /// Folder for the workspaces of runs.
+    pub workspaces: PathBuf,
+    pub unpack_limits: UnpackLimits,
+    /// Bounds on each `RUN`.
+    pub container_limits: Limits,
+    /// Whether the policy lets builds use the host's network.
+    pub allow_host_network: bool,
+}
+
+/// One run: for now, one build step.
+#[derive(Debug, Clone)]
+pub struct RunRequest {
+    /// The run's id.
+    pub run: String,
+    pub step: BuildStep,
+    /// Bound on all of it, from now on.
+    pub timeout: Duration,
+    /// Seconds since 1970.
+    pub now: i64,
+}
+
+/// Build an image, and publish it under its names.
+#[derive(Debug, Clone)]
+pub struct BuildStep {
+    /// As the user gave them; empty: none.
+    pub image_names: Vec<String>,
+    pub push: bool,
+    pub no_cache: bool,
+    /// The blob of the uploaded context; `None`: an empty context.
+    pub context: Option<Digest>,
+    /// Where in the context the Dockerfile is.
+    pub dockerfile_path: String,
+    /// The Dockerfile's name as the user gave it. If it is another one than the path, the
+    /// Dockerfile only travels in the context and is not part of it.
+    pub dockerfile_name: Option<String>,
+    pub target: Option<String>,
+    pub arguments: Vec<Argument>,
+    pub platform: Platform,
+    pub network: Network,
+    pub source_date_epoch: Option<i64>,
+    pub compression: Compression,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct Argument {
+    pub name: String,
+    pub value: String,
+    pub secret: bool,
+}
+
+impl std::fmt::Debug for Argument {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let value = if self.secret { "***" } else { &self.value };
+        write!(f, "{}={value}", self.name)
+    }
+}
+
+/// Receives what a run says: its build's events, and lines of its own.
+#[async_trait]
+pub trait RunEvents: BuildEvents {
+    async fn message(&self, text: &str);
+
+    /// An image exists; `reference` is `host/repository:tag` if it has a name.
+    async fn image(&self, reference: Option<&str>, digest: &Digest);
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Outcome {
+    Succeeded(Box<Output>),
+    /// By the user's doing; the text is rendered for people, with file and line.
+    Failed {
+        error: String,
+    },
+    Canceled,
+    TimedOut,
+    /// By ours: trying again may help.
+    Error {
+        error: String,
+    },
+    /// Another attempt has taken over; this one has published nothing since.
+    Superseded,
+}
+
+/// What a run that succeeded has made.
+#[derive(Debug)]
+pub struct Output {
+    pub built: Built,
+    /// Names that now point at the image; empty if it was not pushed.
+    pub pushed: Vec<Destination>,
+}
+
+/// Executes a run. When this returns or is dropped, its containers are gone and its
+/// workspace is removed.
+pub async fn execute(
+    engine: &Engine,
+    request: &RunRequest,
+    events: &dyn RunEvents,
+    lease: &dyn Lease,
+    cancel: &CancellationToken,
+) -> Outcome {
+    // Fires also when this future is dropped: blocking threads look at it.
+    let stop = cancel.child_token();
+    let _stop_at_end = stop.clone().drop_guard();
+    let work = run(engine, request, events, lease, &stop);
+    let outcome = tokio::select! {
+        outcome = tokio::time::timeout(request.timeout, work) => outcome,
+        () = cancel.cancelled() => return Outcome::Canceled,
+    };
+    match outcome {
+        Ok(Ok(output)) => Outcome::Succeeded(Box::new(output)),
+        Ok(Err(failure)) => failure.outcome(),
+        Err(_) => Outcome::TimedOut,
+    }
+}
+
+/// Why a run did not succeed, before it is put into words.
+enum Failure {
+    User(String),
+    Ours(String),
+    Canceled,
+    Superseded,
+}
+
+impl Failure {
+    fn outcome(self) -> Outcome {
+        match self {
+            Self::User(error) => Outcome::Failed { error },
+            Self::Ours(error) => Outcome::Error { error },
+            Self::Canceled => Outcome::Canceled,
+            Self::Superseded => Outcome::Superseded,
+        }
+    }
+
+    fn user(error: &dyn std::error::Error, hint: Option<String>) -> Self {
+        Self::User(with_hint(error, hint))
+    }
+
+    fn ours(error: &dyn std::error::Error) -> Self {
+        Self::Ours(with_hint(error, None))
+    }
+}
+
+/// An error with its causes, and what to do about it.
+fn with_hint(error: &dyn std::error::Error, hint: Option<String>) -> String {
+    let mut text = format!("error: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    if let Some(hint) = hint {
+        text.push_str(&format!("\nhint: {hint}"));
+    }
+    text
+}
+
+async fn run(
+    engine: &Engine,
+    request: &RunRequest,
+    events: &dyn RunEvents,
+    lease: &dyn Lease,
+    stop: &CancellationToken,
+) -> Result<Output, Failure> {
+    let step = &request.step;
+    // Whatever can be refused is refused before anything is done.
+    let names = image_names(engine, step)?;
+    if step.network == Network::Host && !engine.allow_host_network {
+        return Err(Failure::User(
+            "error: this server does not let builds use the host's network\n\
+             hint: an administrator can allow it with `build.allow_host_network`"
+                .to_owned(),
+        ));
+    }
+    let workspace = Workspace::create(&engine.workspaces, &request.run).map_err(|error| {
+        tracing::error!(%error, run = request.run, "could not make a workspace");
+        Failure::ours(&error)
+    })?;
+    if let Some(context) = &step.context {
+        load_context(engine, context, workspace.path(), stop).await?;
+    }
+    let build = build_request(engine, request, workspace.path())?;
+    let started = Instant::now();
+    let built = builder::build(&engine.builder, &build, events as &dyn BuildEvents, stop).await;
+    let built = built.map_err(|error| build_failure(&error, &build))?;
+    tracing::debug!(run = request.run, elapsed = ?started.elapsed(), "built");
+    let pushed = if step.push { names } else { Vec::new() };
+    let publication = Publication { run: &request.run, registry: &engine.registry, names: &pushed };
+    publish(&engine.catalog, &built, &publication, lease).await.map_err(|error| match error {
+        PublishError::LeaseLost => Failure::Superseded,
+        PublishError::Store(error) => Failure::ours(&error),
+    })?;
+    let digest = &built.descriptor.digest;
+    for name in &pushed {
+        events.image(Some(&name.reference), digest).await;
+    }
+    if pushed.is_empty() {
+        events.image(None, digest).await;
+    }
+    Ok(Output { built, pushed })
+}
+
+fn image_names(engine: &Engine, step: &BuildStep) -> Result<Vec<Destination>, Failure> {
+    let parse = |name: &String| Destination::parse(name, &engine.registry, &engine.own);
+    let names: Result<Vec<_>, NameError> = step.image_names.iter().map(parse).collect();
+    names.map_err(|error| Failure::user(&error, error.hint()))
+}
+
+/// A run's own folder, gone when the run is.
+struct Workspace {
+    path: PathBuf,
+}
+
+impl Workspace {
+    fn create(parent: &Path, run: &str) -> std::io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        let safe = !run.is_empty() && run.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if !safe {
+            return Err(std::io::Error::other("the run's id is not a file name"));
+        }
+        std::fs::create_dir_all(parent)?;
+        let path = parent.join(run);
+        // What a killed server left behind belongs to an earlier attempt of this run.
+        match std::fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => (),
+        }
+        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+        std::fs::DirBuilder::new().mode(0o755).create(path.join("context"))?;
+        Ok(Self { path })
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Workspace {
+    /// Removes the folder in a thread of its own: it may hold a million files, and whoever
+    /// drops this may be an async worker.
+    fn drop(&mut self) {
+        let path = std::mem::take(&mut self.path);
+        std::thread::spawn(move || {
+            if let Err(error) = std::fs::remove_dir_all(&path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %path.display(), %error, "workspace not removed");
+            }
+        });
+    }
+}
+
+async fn load_context(
+    engine: &Engine,
+    blob: &Digest,
+    workspace: &Path,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let reader = engine.catalog.blobs().open(blob, 0).await.map_err(|e| Failure::ours(&e))?;
+    let reader = reader.into_blocking();
+    let (folder, stop) = (workspace.join("context"), stop.clone());
+    let limits = engine.unpack_limits;
+    let unpacked = tokio::task::spawn_blocking(move || unpack(reader, &folder, limits, &stop));
+    let unpacked = match unpacked.await {
+        Ok(unpacked) => unpacked,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => return Err(Failure::ours(&error)),
+    };
+    unpacked.map_err(|error| match error {
+        UnpackError::Canceled => Failure::Canceled,
+        error if error.is_users() => Failure::user(&error, error.hint()),
+        error => Failure::ours(&error),
+    })
+}
+
+/// A Dockerfile is at most this large, in bytes.
+const DOCKERFILE_SIZE_MAX: u64 = 1 << 20;
+
+fn build_request(
+    engine: &Engine,
+    request: &RunRequest,
+    workspace: &Path,
+) -> Result<BuildRequest, Failure> {
+    let step = &request.step;
+    let root = workspace.join("context");
+    let path = clean_path(&step.dockerfile_path)
+        .ok_or_else(|| no_dockerfile(&step.dockerfile_path, "it is not in the context"))?;
+    let name = step.dockerfile_name.clone().unwrap_or_else(|| path.clone());
+    let dockerfile = read_dockerfile(&root, &path, &name)?;
+    let mut context = ContextOptions::new(root);
+    let only_travels = is_travel_name(&path) || clean_path(&name).as_ref() != Some(&path);
+    context.dockerfile = clean_path(&name).or_else(|| Some(path.clone()));
+    if only_travels {
+        context.hidden.push(path);
+    }
+    context.entries_max = engine.unpack_limits.entries_max;
+    let arguments = step.arguments.iter();
+    let build_args: BTreeMap<_, _> =
+        arguments.clone().map(|arg| (arg.name.clone(), arg.value.clone())).collect();
+    let secret_args: BTreeSet<_> =
+        arguments.filter(|arg| arg.secret).map(|arg| arg.name.clone()).collect();
+    Ok(BuildRequest {
+        name: request.run.clone(),
+        dockerfile_name: name,
+        context: Some(context),
+        build_args,
+        secret_args,
+        target: step.target.clone(),
+        platform: step.platform.clone(),
+        no_cache: step.no_cache,
+        network: step.network,
+        limits: engine.container_limits.clone(),
+        compression: step.compression,
+        source_date_epoch: step.source_date_epoch,
+        ..BuildRequest::new(dockerfile, request.now)
+    })
+}
+
+/// A relative path without `.` and `..`, or nothing.
+fn clean_path(path: &str) -> Option<String> {
+    let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
+    let inside = !path.starts_with('/') && !parts.is_empty() && !parts.contains(&"..");
+    inside.then(|| parts.join("/"))
+}
+
+/// Whether clients of the managed service have put a Dockerfile into the archive under this
+/// name: 32 hex digits, `_`, and its own name.
+fn is_travel_name(path: &str) -> bool {
+    match path.split_once('_') {
+        Some((id, _)) => id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => false,
+    }
+}
+
+fn no_dockerfile(path: &str, reason: &str) -> Failure {
+    Failure::User(format!("error: Dockerfile `{path}` cannot be read: {reason}"))
+}
+
+/// Reads the Dockerfile. A link is followed inside the context only.
+fn read_dockerfile(root: &Path, path: &str, name: &str) -> Result<String, Failure> {
+    use rustix::fs::{Mode, OFlags, ResolveFlags};
+    let refused = |reason: &str| no_dockerfile(name, reason);
+    let root = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| Failure::ours(&errno))?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = rustix::fs::openat2(&root, path, flags, Mode::empty(), inside);
+    let file = std::fs::File::from(file.map_err(|errno| match errno {
+        rustix::io::Errno::NOENT => refused("there is no such file"),
+        errno => refused(&errno.to_string()),
+    })?);
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Err(refused("it is not a file"));
+    }
+    let mut bytes = Vec::new();
+    let read = file.take(DOCKERFILE_SIZE_MAX + 1).read_to_end(&mut bytes);
+    read.map_err(|error| Failure::ours(&error))?;
+    if bytes.len() as u64 > DOCKERFILE_SIZE_MAX {
+        return Err(refused(&format!("it is larger than {DOCKERFILE_SIZE_MAX} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|_| refused("it is not UTF-8 text"))
+}
+
+fn build_failure(error: &BuildError, request: &BuildRequest) -> Failure {
+    let text = error.render(&request.dockerfile_name, &request.dockerfile);
+    match error {
+        BuildError::Canceled => Failure::Canceled,
+        error if error.is_users() => Failure::User(text),
+        error => {
+            let source = std::error::Error::source(error);
+            tracing::error!(%error, ?source, "a build failed by our fault");
+            Failure::Ours(text)
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! One run, from its context to what it publishes.
+//!
+//! A run has a workspace folder, a time-out, a cancel token and receivers for what it says.
+//! Here it is one build step: unpack the uploaded context, build, publish. Start with
+//! [`execute`].
+//!
+//! Invariants:
+//! - Attempts may repeat, publishing may not: nothing is published unless the [`Lease`] of
+//!   the attempt still holds (architecture.md decision 3).
+//! - The time-out covers everything, and whatever way a run ends, its containers are gone
+//!   and its workspace is removed.
+//! - Knows neither queue, database nor triggers.
+
+mod execute;
+mod name;
+mod publish;
+mod unpack;
+
+pub use execute::{Argument, BuildStep, Engine, Outcome, Output, RunEvents, RunRequest, execute};
+pub use name::{Destination, NameError};
+pub use publish::{Lease, Publication, PublishError, publish};
+pub use unpack::{UnpackError, UnpackLimits, unpack};

@@ -1,0 +1,318 @@
+//! An uploaded context becomes a folder.
+//!
+//! The archive is untrusted. Every path is opened from the destination with `openat2` and
+//! without following links, so no entry can be written elsewhere whatever came before it.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
+use rustix::io::Errno;
+use tokio_util::sync::CancellationToken;
+
+/// How much an archive may hold (contexts.md section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnpackLimits {
+    pub bytes_max: u64,
+    pub entries_max: usize,
+}
+
+impl Default for UnpackLimits {
+    fn default() -> Self {
+        Self { bytes_max: 10 << 30, entries_max: 1_000_000 }
+    }
+}
+
+/// Why a context was refused. `Display` is the user's sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    #[error("the context is not a tar archive, plain or compressed with gzip or zstd")]
+    NotAnArchive,
+    #[error("the context's archive is damaged: {0}")]
+    Damaged(String),
+    #[error("`{path}` of the context leads out of it")]
+    Escapes { path: String },
+    #[error("`{path}` of the context is a device or the like")]
+    SpecialFile { path: String },
+    #[error("`{path}` of the context has a name that cannot be used")]
+    BadName { path: String },
+    #[error("the context has more than {max} files and folders")]
+    TooManyEntries { max: usize },
+    #[error("the context unpacks to more than {max} bytes")]
+    TooLarge { max: u64 },
+    #[error("the run was canceled")]
+    Canceled,
+    #[error("could not unpack `{path}` of the context")]
+    Io {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl UnpackError {
+    /// Whether the cause is the user's input.
+    pub fn is_users(&self) -> bool {
+        !matches!(self, Self::Io { .. } | Self::Canceled)
+    }
+
+    /// What the user can do about it, when we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::TooManyEntries { .. } | Self::TooLarge { .. } => {
+                Some("leave out what the build does not need with `.dockerignore`".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Unpacks an archive into an existing empty folder. Blocking; `cancel` is looked at between
+/// entries and pieces of files.
+pub fn unpack(
+    archive: impl Read + Send,
+    folder: &Path,
+    limits: UnpackLimits,
+    cancel: &CancellationToken,
+) -> Result<(), UnpackError> {
+    let root = rustix::fs::open(
+        folder,
+        OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    let root = root.map_err(|errno| failed(".", errno))?;
+    let reader = decompress(archive)?;
+    // One byte more than allowed tells too large from just fitting.
+    let mut counted = Counted { inner: reader, read: 0, max: limits.bytes_max };
+    let mut unpacker = Unpacker { root, folders: BTreeMap::new(), cancel };
+    let mut tar = tar::Archive::new(&mut counted);
+    let damaged = |error: io::Error| match error.kind() {
+        io::ErrorKind::QuotaExceeded => UnpackError::TooLarge { max: limits.bytes_max },
+        _ => UnpackError::Damaged(error.to_string()),
+    };
+    for (count, entry) in tar.entries().map_err(damaged)?.enumerate() {
+        if count >= limits.entries_max {
+            return Err(UnpackError::TooManyEntries { max: limits.entries_max });
+        }
+        if cancel.is_cancelled() {
+            return Err(UnpackError::Canceled);
+        }
+        let mut entry = entry.map_err(damaged)?;
+        match unpacker.entry(&mut entry) {
+            Err(UnpackError::Io { source, .. })
+                if source.kind() == io::ErrorKind::QuotaExceeded =>
+            {
+                return Err(UnpackError::TooLarge { max: limits.bytes_max });
+            }
+            result => result?,
+        }
+    }
+    unpacker.set_folder_modes()
+}
+
+fn decompress<'a>(archive: impl Read + Send + 'a) -> Result<Box<dyn Read + 'a>, UnpackError> {
+    let mut reader = BufReader::with_capacity(128 << 10, archive);
+    let start = reader.fill_buf().map_err(|source| UnpackError::Io { path: ".".into(), source })?;
+    let is_tar = start.len() > 262 && &start[257..262] == b"ustar";
+    // The end of an archive without entries: an empty context.
+    let is_empty_tar = start.len() >= 1024 && start[..1024].iter().all(|byte| *byte == 0);
+    match start {
+        [0x1f, 0x8b, ..] => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(reader))),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let decoder = zstd::Decoder::with_buffer(reader);
+            Ok(Box::new(decoder.map_err(|error| UnpackError::Damaged(error.to_string()))?))
+        }
+        _ if is_tar || is_empty_tar => Ok(Box::new(reader)),
+        _ => Err(UnpackError::NotAnArchive),
+    }
+}
+
+/// Stops reading with an error at a bound.
+struct Counted<R> {
+    inner: R,
+    read: u64,
+    max: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.read += read as u64;
+        match self.read > self.max {
+            true => Err(io::ErrorKind::QuotaExceeded.into()),
+            false => Ok(read),
+        }
+    }
+}
+
+struct Unpacker<'a> {
+    root: OwnedFd,
+    /// Modes of folders, set at the end so that a read-only one can still be filled.
+    folders: BTreeMap<String, u32>,
+    cancel: &'a CancellationToken,
+}
+
+fn failed(path: &str, errno: Errno) -> UnpackError {
+    UnpackError::Io { path: path.to_owned(), source: errno.into() }
+}
+
+impl Unpacker<'_> {
+    fn entry(&mut self, entry: &mut tar::Entry<'_, impl Read>) -> Result<(), UnpackError> {
+        use tar::EntryType;
+        let Some(path) = clean(&entry.path_bytes())? else { return Ok(()) };
+        let kind = entry.header().entry_type();
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
+        match kind {
+            EntryType::Directory => {
+                self.folder(&path)?;
+                let mode = entry.header().mode().unwrap_or(0o755) & 0o7777;
+                self.folders.insert(path, mode);
+                Ok(())
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                let parent = self.folder(folder)?;
+                self.file(&parent, name, &path, entry)
+            }
+            EntryType::Symlink => {
+                let parent = self.folder(folder)?;
+                let target = entry.link_name_bytes().unwrap_or_default();
+                if target.is_empty() || target.contains(&0) {
+                    return Err(UnpackError::BadName { path });
+                }
+                self.make_room(&parent, name, &path)?;
+                let target: &[u8] = &target;
+                rustix::fs::symlinkat(target, &parent, name).map_err(|e| failed(&path, e))
+            }
+            EntryType::Link => {
+                let target = entry.link_name_bytes().unwrap_or_default();
+                let Some(target) = clean(&target)? else {
+                    return Err(UnpackError::BadName { path });
+                };
+                let (target_folder, target_name) = target.rsplit_once('/').unwrap_or(("", &target));
+                let target_parent = open_folder(&self.root, target_folder);
+                let target_parent = target_parent.map_err(|e| failed(&path, e))?;
+                let parent = self.folder(folder)?;
+                if target == path {
+                    return Ok(());
+                }
+                self.make_room(&parent, name, &path)?;
+                let linked = rustix::fs::linkat(
+                    &target_parent,
+                    target_name,
+                    &parent,
+                    name,
+                    AtFlags::empty(),
+                );
+                linked.map_err(|errno| failed(&path, errno))
+            }
+            EntryType::Char | EntryType::Block | EntryType::Fifo => {
+                Err(UnpackError::SpecialFile { path })
+            }
+            // Headers about the archive itself.
+            _ => Ok(()),
+        }
+    }
+
+    fn file(
+        &self,
+        parent: &OwnedFd,
+        name: &str,
+        path: &str,
+        entry: &mut tar::Entry<'_, impl Read>,
+    ) -> Result<(), UnpackError> {
+        self.make_room(parent, name, path)?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW;
+        let fd = rustix::fs::openat(parent, name, flags | OFlags::CLOEXEC, Mode::from(0o600));
+        let fd = fd.map_err(|errno| failed(path, errno))?;
+        let mode = entry.header().mode().unwrap_or(0o644) & 0o7777;
+        let mtime = entry.header().mtime().unwrap_or(0);
+        let mut file = std::fs::File::from(fd);
+        let io = |source| UnpackError::Io { path: path.to_owned(), source };
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            if self.cancel.is_cancelled() {
+                return Err(UnpackError::Canceled);
+            }
+            let read = entry.read(&mut buffer).map_err(io)?;
+            if read == 0 {
+                break;
+            }
+            io::Write::write_all(&mut file, &buffer[..read]).map_err(io)?;
+        }
+        rustix::fs::fchmod(&file, Mode::from(mode)).map_err(|errno| failed(path, errno))?;
+        let time = Timespec { tv_sec: i64::try_from(mtime).unwrap_or(0), tv_nsec: 0 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        rustix::fs::futimens(&file, &times).map_err(|errno| failed(path, errno))
+    }
+
+    /// Removes what an earlier entry of the same name has left; folders stay and are an error.
+    fn make_room(&self, parent: &OwnedFd, name: &str, path: &str) -> Result<(), UnpackError> {
+        match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(failed(path, errno)),
+        }
+    }
+
+    /// Opens a folder, making it and those above it where they are missing. A link on the
+    /// way is an error: an honest packer names the real folder.
+    fn folder(&self, path: &str) -> Result<OwnedFd, UnpackError> {
+        match open_folder(&self.root, path) {
+            Ok(fd) => return Ok(fd),
+            Err(Errno::NOENT) => (),
+            Err(Errno::LOOP | Errno::NOTDIR | Errno::XDEV) => {
+                return Err(UnpackError::Escapes { path: path.to_owned() });
+            }
+            Err(errno) => return Err(failed(path, errno)),
+        }
+        let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let above = self.folder(above)?;
+        match rustix::fs::mkdirat(&above, name, Mode::from(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => (),
+            Err(errno) => return Err(failed(path, errno)),
+        }
+        let made = rustix::fs::openat(
+            &above,
+            name,
+            OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        made.map_err(|errno| match errno {
+            Errno::LOOP | Errno::NOTDIR => UnpackError::Escapes { path: path.to_owned() },
+            errno => failed(path, errno),
+        })
+    }
+
+    fn set_folder_modes(&self) -> Result<(), UnpackError> {
+        for (path, mode) in self.folders.iter().rev() {
+            let fd = open_folder(&self.root, path).map_err(|errno| failed(path, errno))?;
+            rustix::fs::fchmod(fd.as_fd(), Mode::from(*mode))
+                .map_err(|errno| failed(path, errno))?;
+        }
+        Ok(())
+    }
+}
+
+fn open_folder(root: impl AsFd, path: &str) -> rustix::io::Result<OwnedFd> {
+    let root: BorrowedFd<'_> = root.as_fd();
+    let path = if path.is_empty() { "." } else { path };
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
+}
+
+/// A path of the archive, relative and without `.`; `None` for the context's root.
+fn clean(path: &[u8]) -> Result<Option<String>, UnpackError> {
+    let lossy = || String::from_utf8_lossy(path).into_owned();
+    let text = std::str::from_utf8(path).map_err(|_| UnpackError::BadName { path: lossy() })?;
+    if text.contains('\0') {
+        return Err(UnpackError::BadName { path: lossy() });
+    }
+    let parts: Vec<&str> =
+        text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    if text.starts_with('/') || parts.contains(&"..") {
+        return Err(UnpackError::Escapes { path: lossy() });
+    }
+    Ok(Some(parts.join("/")).filter(|path| !path.is_empty()))
+}
