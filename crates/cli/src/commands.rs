@@ -1,0 +1,112 @@
+//! One file per command.
+
+mod build;
+mod completions;
+mod gc;
+mod image;
+mod login;
+mod logout;
+mod manifest;
+mod repository;
+mod tag;
+mod task;
+mod version;
+
+use crate::connection::Connection;
+use crate::environment::Environment;
+use crate::error::{Error, Result};
+use crate::interrupt::Interrupts;
+use crate::printer::Printer;
+use crate::select::GlobalArgs;
+
+/// What the client can do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Build an image from a Dockerfile, and push it to the registry
+    Build(Box<build::Args>),
+    /// What the registry holds
+    #[command(subcommand)]
+    Repository(repository::Command),
+    /// Manifests of a repository
+    #[command(subcommand)]
+    Manifest(manifest::Command),
+    /// Tags of a repository
+    #[command(subcommand)]
+    Tag(tag::Command),
+    /// Runs and their logs
+    #[command(subcommand)]
+    Task(task::Command),
+    /// Delete what nothing refers to any more
+    Gc(gc::Args),
+    /// Remember credentials for a server, and use it from now on
+    Login(login::Args),
+    /// Forget the credentials for a server
+    Logout(logout::Args),
+    /// Print the version
+    Version(version::Args),
+    /// Print completions for a shell
+    Completions(completions::Args),
+}
+
+impl Command {
+    /// Whether it needs a [`Connection`].
+    pub fn needs_server(&self) -> bool {
+        match self {
+            Self::Version(args) => args.needs_server(),
+            Self::Login(_) | Self::Logout(_) | Self::Completions(_) => false,
+            _ => true,
+        }
+    }
+}
+
+/// What a command works with.
+pub(crate) struct Session<'a> {
+    connection: Option<Connection>,
+    pub(crate) printer: Printer,
+    pub(crate) environment: &'a Environment,
+    pub(crate) global: &'a GlobalArgs,
+}
+
+impl Session<'_> {
+    pub(crate) fn connection(&self) -> Result<&Connection> {
+        self.connection.as_ref().ok_or_else(|| Error::failed("there is no server to ask"))
+    }
+}
+
+/// Carries out a command. `connection` is there if [`Command::needs_server`]; `program` is
+/// the whole command line, for completions.
+pub async fn run(
+    command: Command,
+    connection: Option<Connection>,
+    printer: Printer,
+    environment: &Environment,
+    global: &GlobalArgs,
+    interrupts: &mut Interrupts,
+    program: clap::Command,
+) -> Result<()> {
+    let session = Session { connection, printer, environment, global };
+    if let Command::Build(args) = command {
+        // It asks the server to stop before it does.
+        return build::run(&session, *args, interrupts).await;
+    }
+    tokio::select! {
+        // Nothing is left half done when one of these is dropped.
+        done = run_simple(&session, command, program) => done,
+        () = interrupts.next() => Err(Error::interrupted()),
+    }
+}
+
+async fn run_simple(session: &Session<'_>, command: Command, program: clap::Command) -> Result<()> {
+    match command {
+        Command::Build(_) => Err(Error::failed("a build needs to be interruptible")),
+        Command::Repository(command) => repository::run(session, command).await,
+        Command::Manifest(command) => manifest::run(session, command).await,
+        Command::Tag(command) => tag::run(session, command).await,
+        Command::Task(command) => task::run(session, command).await,
+        Command::Gc(args) => gc::run(session, args).await,
+        Command::Login(args) => login::run(session, args).await,
+        Command::Logout(args) => logout::run(session, args),
+        Command::Version(args) => version::run(session, args).await,
+        Command::Completions(args) => completions::run(session, args, program),
+    }
+}

@@ -1,0 +1,397 @@
+//! `refit build`: context up, run queued, events followed, result told.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use api::{Argument, DockerBuildRequest, PlatformProperties, Run, RunRequest, RunStatus};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Session;
+use crate::OutputFormat;
+use crate::connection::Connection;
+use crate::context::{self, Source, Upload};
+use crate::error::{Error, ErrorKind, Result, could_not};
+use crate::follow::{self, Followed};
+use crate::interrupt::Interrupts;
+use crate::printer::Table;
+use crate::progress::{Display, ProgressMode, size};
+
+/// How often a display is redrawn.
+const TICK: Duration = Duration::from_millis(100);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Folder to build from, or /dev/null for none
+    #[arg(default_value = ".", value_name = "CONTEXT")]
+    context: String,
+
+    /// Name for the image, NAME[:TAG]; may be given several times
+    #[arg(long = "image", short = 't', visible_alias = "tag", value_name = "NAME:TAG")]
+    images: Vec<String>,
+
+    /// Dockerfile, relative to the working directory [default: CONTEXT/Dockerfile]
+    #[arg(long, short, value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// Value for an `ARG`; without =VALUE it comes from the environment
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    build_args: Vec<String>,
+
+    /// As --build-arg, with a value that logs do not show
+    #[arg(long = "secret-build-arg", value_name = "NAME[=VALUE]")]
+    secret_build_args: Vec<String>,
+
+    /// Stage to stop at
+    #[arg(long, value_name = "STAGE")]
+    target: Option<String>,
+
+    /// Platform to build for, OS[/ARCHITECTURE[/VARIANT]]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Vec<String>,
+
+    /// Execute every instruction again
+    #[arg(long)]
+    no_cache: bool,
+
+    /// Keep the image out of the registry
+    #[arg(long)]
+    no_push: bool,
+
+    /// Show no log; only the result
+    #[arg(long)]
+    no_logs: bool,
+
+    /// Print the run once it is queued, and leave
+    #[arg(long)]
+    no_wait: bool,
+
+    /// Seconds until the run is ended, 300 to 28800
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u32>,
+
+    /// Network of `RUN`: default or none
+    #[arg(long, value_name = "MODE")]
+    network: Option<String>,
+
+    /// File to write what was built to, as JSON
+    #[arg(long, value_name = "FILE")]
+    metadata_file: Option<PathBuf>,
+
+    /// How progress is shown
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    progress: ProgressMode,
+
+    #[command(flatten)]
+    unsupported: Unsupported,
+}
+
+/// Flags of later versions: refused, never ignored.
+#[derive(Debug, clap::Args)]
+struct Unsupported {
+    #[arg(long, hide = true)]
+    secret: Vec<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "default")]
+    ssh: Vec<String>,
+    #[arg(long, hide = true)]
+    agent_pool: Option<String>,
+    #[arg(long, hide = true)]
+    log_template: Option<String>,
+    #[arg(long, hide = true)]
+    auth_mode: Option<String>,
+    #[arg(long, hide = true)]
+    source_acr_auth_id: Option<String>,
+}
+
+impl Unsupported {
+    fn refuse(&self) -> Result<()> {
+        let given = [
+            ("--secret", !self.secret.is_empty()),
+            ("--ssh", !self.ssh.is_empty()),
+            ("--agent-pool", self.agent_pool.is_some()),
+            ("--log-template", self.log_template.is_some()),
+            ("--auth-mode", self.auth_mode.is_some()),
+            ("--source-acr-auth-id", self.source_acr_auth_id.is_some()),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(Error::usage(format!("`{flag}` is not supported yet"))),
+            None => Ok(()),
+        }
+    }
+}
+
+pub(super) async fn run(
+    session: &Session<'_>,
+    args: Args,
+    interrupts: &mut Interrupts,
+) -> Result<()> {
+    args.unsupported.refuse()?;
+    let connection = session.connection()?;
+    let mut request = request(&args, session)?;
+    let source = Source::find(&args.context, args.file.as_deref())?;
+    request.docker_file_path.clone_from(&source.dockerfile_path);
+    request.docker_file_name = Some(source.dockerfile_name.clone());
+    if !args.no_push && args.images.is_empty() {
+        session.printer.note("The image gets no name (`-t`), so it is not pushed");
+    }
+    let mode = if args.no_logs { ProgressMode::None } else { args.progress };
+    let mut display = Display::new(mode, session.printer, session.environment);
+
+    let uploaded = tokio::select! {
+        uploaded = upload(connection, source, &mut display) => uploaded?,
+        // Nothing is queued yet; the server sweeps what it received.
+        () = interrupts.next() => return Err(Error::interrupted()),
+    };
+    for path in &uploaded.summary.skipped {
+        session.printer.warning(&format!("`{path}` is no file, folder or link, and is left out"));
+    }
+    request.source_location = Some(uploaded.relative_path);
+
+    let route = connection.route(&["scheduleRun"]);
+    let run: Run = connection.post(route, &RunRequest::DockerBuildRequest(request)).await?;
+    let id = run.properties.run_id.clone();
+    if args.no_wait {
+        return session.printer.result(&run, &Table::lines([id]));
+    }
+    display.note(&format!("Queued a build with ID: {id}"));
+    let ended = wait(connection, &id, &mut display, interrupts).await;
+    display.close();
+    let ended = ended?;
+    let run: Run = connection.get(connection.route(&["runs", &id])).await?;
+    if let Some(file) = &args.metadata_file {
+        write_metadata(file, &run)?;
+    }
+    report(session, &run, ended)
+}
+
+/// What the flags ask for; the source is not known yet.
+fn request(args: &Args, session: &Session<'_>) -> Result<DockerBuildRequest> {
+    let platform = match args.platform.as_slice() {
+        [] => parse_platform("linux")?,
+        [one] if !one.contains(',') => parse_platform(one)?,
+        _ => return Err(Error::usage("several platforms at once are not supported yet")),
+    };
+    if let Some(timeout) = args.timeout
+        && !(300..=28_800).contains(&timeout)
+    {
+        return Err(Error::usage(format!("`--timeout {timeout}` is not between 300 and 28800")));
+    }
+    let plain = args.build_args.iter().map(|text| (text, false));
+    let secret = args.secret_build_args.iter().map(|text| (text, true));
+    let arguments = plain.chain(secret).map(|(text, is_secret)| {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, value),
+            None => (text.as_str(), session.environment.variable(text).unwrap_or_default()),
+        };
+        if name.is_empty() {
+            return Err(Error::usage(format!("the build argument `{text}` has no name")));
+        }
+        Ok(Argument { name: name.into(), value: value.into(), is_secret })
+    });
+    Ok(DockerBuildRequest {
+        image_names: args.images.clone(),
+        is_push_enabled: !args.no_push && !args.images.is_empty(),
+        no_cache: args.no_cache,
+        docker_file_path: String::new(),
+        target: args.target.clone(),
+        arguments: arguments.collect::<Result<_>>()?,
+        timeout: args.timeout,
+        platform,
+        source_location: None,
+        agent_pool_name: None,
+        is_archive_enabled: false,
+        source_date_epoch: source_date_epoch(session)?,
+        network: args.network.clone(),
+        docker_file_name: None,
+    })
+}
+
+fn source_date_epoch(session: &Session<'_>) -> Result<Option<i64>> {
+    let Some(text) = &session.environment.source_date_epoch else { return Ok(None) };
+    match text.parse::<i64>() {
+        Ok(seconds) if seconds >= 0 => Ok(Some(seconds)),
+        _ => Err(Error::usage(format!("`SOURCE_DATE_EPOCH` is `{text}`, not a count of seconds"))),
+    }
+}
+
+/// `OS[/ARCHITECTURE[/VARIANT]]`; the server knows which there are.
+fn parse_platform(text: &str) -> Result<PlatformProperties> {
+    let lower = text.to_ascii_lowercase();
+    let mut parts = lower.split('/').map(|part| part.trim().to_owned());
+    let (os, architecture, variant) = (parts.next(), parts.next(), parts.next());
+    match os {
+        Some(os) if !os.is_empty() && parts.next().is_none() => {
+            Ok(PlatformProperties { os, architecture, variant })
+        }
+        _ => Err(Error::usage(format!("`{text}` is not a platform"))
+            .with_hint("it looks like `linux/amd64`")),
+    }
+}
+
+async fn upload(connection: &Connection, source: Source, display: &mut Display) -> Result<Upload> {
+    let sent = Arc::new(AtomicU64::new(0));
+    let uploading = context::upload(connection, source, Arc::clone(&sent));
+    tokio::pin!(uploading);
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let uploaded = loop {
+        tokio::select! {
+            uploaded = &mut uploading => break uploaded,
+            _ = ticks.tick() => display.uploading(sent.load(Ordering::Relaxed)),
+        }
+    };
+    display.uploaded();
+    let uploaded = uploaded?;
+    let summary = &uploaded.summary;
+    let files = if summary.files == 1 { "file" } else { "files" };
+    display.note(&format!("Sent the context: {} {files}, {}", summary.files, size(summary.size)));
+    Ok(uploaded)
+}
+
+/// How following a run ended.
+struct Ended {
+    status: RunStatus,
+    error: Option<String>,
+    /// The user asked for it.
+    interrupted: bool,
+}
+
+/// Follows a run to its end. The first interrupt cancels it, the second leaves it.
+async fn wait(
+    connection: &Connection,
+    id: &str,
+    display: &mut Display,
+    interrupts: &mut Interrupts,
+) -> Result<Ended> {
+    let mut events = follow::events(connection.clone(), id.to_owned());
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut canceling: Option<tokio::task::JoinHandle<Result<()>>> = None;
+    loop {
+        tokio::select! {
+            followed = events.recv() => {
+                if let Some((status, error)) = take(followed, id, display)? {
+                    return Ok(Ended { status, error, interrupted: canceling.is_some() });
+                }
+            }
+            _ = ticks.tick() => display.tick(),
+            () = interrupts.next() => {
+                if canceling.is_some() {
+                    return Err(Error::interrupted()
+                        .with_hint(format!("the run may go on; `refit task cancel-run --run-id {id}` ends it")));
+                }
+                display.note("Canceling the build; interrupt again to leave at once");
+                canceling = Some(tokio::spawn(cancel(connection.clone(), id.to_owned())));
+            }
+        }
+    }
+}
+
+/// Shows what was told; the end, if it is that.
+fn take(
+    followed: Option<Followed>,
+    id: &str,
+    display: &mut Display,
+) -> Result<Option<(RunStatus, Option<String>)>> {
+    match followed {
+        Some(Followed::Event(event)) => {
+            display.event(&event);
+            match event.kind {
+                api::EventKind::Finished { status, error } => Ok(Some((status, error))),
+                _ => Ok(None),
+            }
+        }
+        Some(Followed::Lost(why)) => {
+            display.note(&format!("Lost the server, trying again: {why}"));
+            Ok(None)
+        }
+        Some(Followed::Failed(error)) => {
+            Err(error.with_hint(format!("see how it goes on with `refit task logs --run-id {id}`")))
+        }
+        None => Err(Error::failed("following the run ended early")),
+    }
+}
+
+async fn cancel(connection: Connection, id: String) -> Result<()> {
+    let url = connection.route(&["runs", &id, "cancel"]);
+    match connection.send(reqwest::Method::POST, url).await {
+        // It has ended by itself; following tells how.
+        Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
+        other => other,
+    }
+}
+
+/// The result on stdout, or why there is none.
+fn report(session: &Session<'_>, run: &Run, ended: Ended) -> Result<()> {
+    let id = &run.properties.run_id;
+    match ended.status {
+        RunStatus::Succeeded => session.printer.result(run, &Table::lines(images(run))),
+        _ => {
+            if matches!(session.printer.format(), OutputFormat::Json | OutputFormat::Yaml) {
+                session.printer.result(run, &Table::default())?;
+            }
+            let told = ended.error.or_else(|| run.properties.run_error_message.clone());
+            Err(match (ended.status, ended.interrupted) {
+                (RunStatus::Canceled, true) => {
+                    Error::new(ErrorKind::Interrupted, format!("run `{id}` was canceled"))
+                }
+                (RunStatus::Canceled, false) => Error::failed(format!("run `{id}` was canceled")),
+                (status, _) => {
+                    let how = match status {
+                        RunStatus::Timeout => "timed out",
+                        RunStatus::Error => "met an error of the server",
+                        _ => "failed",
+                    };
+                    let why = told.map(|told| format!(": {told}")).unwrap_or_default();
+                    Error::failed(format!("run `{id}` {how}{why}"))
+                }
+            })
+        }
+    }
+}
+
+/// `repository@digest` per tag; the digest alone if there is none.
+fn images(run: &Run) -> Vec<String> {
+    let tagged = run.properties.output_images.iter();
+    let tagged: Vec<_> =
+        tagged.map(|image| format!("{}@{}", image.repository, image.digest)).collect();
+    match tagged.is_empty() {
+        true => run.properties.output_digest.iter().cloned().collect(),
+        false => tagged,
+    }
+}
+
+/// What other programs want to know, under the names that BuildKit's clients gave it.
+fn write_metadata(file: &std::path::Path, run: &Run) -> Result<()> {
+    let properties = &run.properties;
+    let names = properties.output_images.iter().map(|image| match &image.tag {
+        Some(tag) => format!("{}/{}:{tag}", image.registry, image.repository),
+        None => format!("{}/{}", image.registry, image.repository),
+    });
+    let metadata = serde_json::json!({
+        "containerimage.digest": properties.output_digest,
+        "image.name": names.collect::<Vec<_>>().join(","),
+        "refit.run": properties.run_id,
+        "refit.status": properties.status,
+    });
+    std::fs::write(file, format!("{metadata:#}\n"))
+        .map_err(could_not(format!("write `{}`", file.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_platform_has_up_to_three_parts() {
+        let parsed = parse_platform("Linux/ARM/v7").unwrap();
+        assert_eq!(parsed.os, "linux");
+        assert_eq!(parsed.architecture.as_deref(), Some("arm"));
+        assert_eq!(parsed.variant.as_deref(), Some("v7"));
+        assert_eq!(parse_platform("linux").unwrap().architecture, None);
+        for bad in ["", "a/b/c/d", "/amd64"] {
+            assert_eq!(parse_platform(bad).unwrap_err().kind(), ErrorKind::Usage, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! A way to a server's API: over the network, or over the Unix socket of a data folder.
+
+use std::path::Path;
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use crate::error::{Error, ErrorKind, Result, could_not};
+use crate::logins::Credential;
+
+/// How long a server may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take for an answer that is not a stream.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// An answer that is not a stream is not larger than this.
+const ANSWER_SIZE_MAX: usize = 64 << 20;
+
+/// One registry of one server. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    client: reqwest::Client,
+    base: Url,
+    registry: String,
+    credential: Option<Credential>,
+    is_socket: bool,
+}
+
+impl Connection {
+    /// The server of this machine that owns a data folder. Its socket needs no token.
+    pub fn to_socket(socket: &Path, registry: &str) -> Result<Self> {
+        // No certificate is ever checked here, and loading the system's takes time.
+        let client = builder()
+            .unix_socket(socket)
+            .tls_certs_only([])
+            .build()
+            .map_err(could_not("prepare a connection"))?;
+        let base = Url::parse("http://localhost/").map_err(could_not("name the server"))?;
+        Ok(Self { client, base, registry: registry.into(), credential: None, is_socket: true })
+    }
+
+    /// A server by its URL, trusted by the system's certificates and those of `ca_file`.
+    pub(crate) fn to_url(
+        base: Url,
+        ca_file: Option<&Path>,
+        registry: &str,
+        credential: Option<Credential>,
+    ) -> Result<Self> {
+        let mut builder = builder();
+        if base.scheme() == "http" {
+            builder = builder.tls_certs_only([]);
+        }
+        if let Some(file) = ca_file {
+            builder = builder.tls_certs_merge(certificates(file)?);
+        }
+        let client = builder.build().map_err(could_not("prepare a connection"))?;
+        Ok(Self { client, base, registry: registry.into(), credential, is_socket: false })
+    }
+
+    /// Whether bytes stay on this machine, so that making them fewer only costs time.
+    pub(crate) fn is_socket(&self) -> bool {
+        self.is_socket
+    }
+
+    /// `/api/v1/registries/{registry}/...`. Segments are escaped, slashes in them too.
+    pub(crate) fn route(&self, segments: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        // An http URL always has a path to extend.
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty()
+                .extend(["api", "v1", "registries", &self.registry])
+                .extend(segments);
+        }
+        url
+    }
+
+    /// `/api/v1/...`, what belongs to the server and no registry.
+    pub(crate) fn server_route(&self, segments: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(["api", "v1"]).extend(segments);
+        }
+        url
+    }
+
+    /// A URL that the server gave, possibly relative or under another of its names.
+    pub(crate) fn resolve(&self, url: &str) -> Result<Url> {
+        let given = self.base.join(url).map_err(could_not(format!("read the URL `{url}`")))?;
+        if !self.is_socket {
+            return Ok(given);
+        }
+        let mut local = self.base.clone();
+        local.set_path(given.path());
+        local.set_query(given.query());
+        Ok(local)
+    }
+
+    pub(crate) async fn get<T: DeserializeOwned>(&self, url: Url) -> Result<T> {
+        self.answer(self.request(Method::GET, url)).await
+    }
+
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        url: Url,
+        body: &impl Serialize,
+    ) -> Result<T> {
+        self.answer(self.request(Method::POST, url).json(body)).await
+    }
+
+    /// As [`Self::post`], for work that may take long.
+    pub(crate) async fn post_patiently<T: DeserializeOwned>(
+        &self,
+        url: Url,
+        body: &impl Serialize,
+    ) -> Result<T> {
+        let response = self.stream(self.request(Method::POST, url).json(body)).await?;
+        read_json(response).await
+    }
+
+    /// A request without a body or an answer of interest.
+    pub(crate) async fn send(&self, method: Method, url: Url) -> Result<()> {
+        self.stream(self.request(method, url).timeout(ANSWER_TIMEOUT)).await.map(drop)
+    }
+
+    pub(crate) async fn delete<T: DeserializeOwned>(&self, url: Url) -> Result<T> {
+        self.answer(self.request(Method::DELETE, url)).await
+    }
+
+    pub(crate) fn request(&self, method: Method, url: Url) -> RequestBuilder {
+        // A token is for the server that it was given for.
+        let is_own = url.origin() == self.base.origin();
+        let request = self.client.request(method, url);
+        match &self.credential {
+            Some(credential) if is_own => credential.apply(request),
+            _ => request,
+        }
+    }
+
+    /// Sends a request; the answer's body is read by the caller, without a time-out.
+    pub(crate) async fn stream(&self, request: RequestBuilder) -> Result<Response> {
+        let response = request.send().await.map_err(|error| self.explain(&error))?;
+        match response.status() {
+            status if status.is_success() => Ok(response),
+            status => Err(self.refusal(status, response).await),
+        }
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
+        read_json(self.stream(request.timeout(ANSWER_TIMEOUT)).await?).await
+    }
+
+    fn name(&self) -> &str {
+        match self.is_socket {
+            true => "the server of the data folder",
+            false => self.base.as_str().trim_end_matches('/'),
+        }
+    }
+
+    fn explain(&self, error: &reqwest::Error) -> Error {
+        let unreachable = error.is_connect() || error.is_timeout() || error.is_request();
+        let kind = if unreachable { ErrorKind::Unreachable } else { ErrorKind::Failed };
+        let cause = std::error::Error::source(error);
+        let told = Error::new(kind, format!("cannot reach `{}`", self.name()));
+        let told = match cause {
+            Some(cause) => told.caused_by(cause),
+            None => told.caused_by(error),
+        };
+        match (self.is_socket, error.is_connect()) {
+            (false, true) => told.with_hint(
+                "check the address, or leave `--server` away to work on the local data folder",
+            ),
+            _ => told,
+        }
+    }
+
+    /// The error that an answer carries, in the server's words.
+    async fn refusal(&self, status: StatusCode, response: Response) -> Error {
+        let kind = match status {
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => ErrorKind::Usage,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ErrorKind::Unauthorized,
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => ErrorKind::Unreachable,
+            StatusCode::NOT_FOUND => ErrorKind::NotFound,
+            StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED => ErrorKind::Conflict,
+            _ => ErrorKind::Failed,
+        };
+        let body = read_body(response).await.unwrap_or_default();
+        let Ok(api::ErrorBody { error }) = serde_json::from_slice(&body) else {
+            return Error::new(kind, format!("`{}` answered {status}", self.name()));
+        };
+        let told = Error::new(kind, error.message);
+        match (error.hint, status) {
+            (Some(hint), _) => told.with_hint(hint),
+            (None, StatusCode::UNAUTHORIZED) => {
+                told.with_hint("log in with `refit login`, or set `REFIT_TOKEN`")
+            }
+            (None, _) => told,
+        }
+    }
+}
+
+fn builder() -> reqwest::ClientBuilder {
+    // An error means that there is a provider already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .user_agent(concat!("refit/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_keepalive(Duration::from_secs(30))
+        .redirect(reqwest::redirect::Policy::none())
+}
+
+fn certificates(file: &Path) -> Result<Vec<reqwest::Certificate>> {
+    let doing = || format!("read the certificates in `{}`", file.display());
+    let text = std::fs::read(file).map_err(could_not(doing()))?;
+    let found = reqwest::Certificate::from_pem_bundle(&text).map_err(could_not(doing()))?;
+    match found.is_empty() {
+        true => Err(Error::usage(format!("`{}` holds no certificate", file.display()))),
+        false => Ok(found),
+    }
+}
+
+async fn read_json<T: DeserializeOwned>(response: Response) -> Result<T> {
+    let body = read_body(response).await?;
+    serde_json::from_slice(&body)
+        .map_err(could_not("understand the server's answer"))
+        .map_err(|error| error.with_hint("is it a Refit server of this version?"))
+}
+
+async fn read_body(mut response: Response) -> Result<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(could_not("read the answer"))? {
+        if body.len() + chunk.len() > ANSWER_SIZE_MAX {
+            return Err(Error::failed("the server's answer has no end"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}

@@ -1,0 +1,197 @@
+//! The local context of a build: which files go to the server, and how.
+//!
+//! What leaves this machine is decided here (contexts.md section 5): the ignore file, the
+//! names that never travel, and the Dockerfile, which travels under a name of its own and so
+//! may lie anywhere.
+
+mod pack;
+mod upload;
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use dockerfile::ignore::IgnoreFile;
+
+pub(crate) use upload::{Upload, upload};
+
+use crate::error::{Error, Result, could_not};
+
+/// Left out by name at any depth, unless the ignore file takes it back: what version control
+/// keeps for itself.
+const NEVER_SENT: &str = "\
+**/.git
+**/.gitignore
+**/.bzr
+**/bzrignore
+**/.hg
+**/.hgignore
+**/.svn
+";
+
+/// Folders that are not even looked into.
+const NEVER_ENTERED: &str = ".venv";
+
+/// An ignore file or a Dockerfile is not larger than this.
+const TEXT_SIZE_MAX: u64 = 4 << 20;
+
+/// What to send.
+pub(crate) struct Source {
+    /// The context's folder; absent for `/dev/null`.
+    pub(crate) folder: Option<PathBuf>,
+    patterns: IgnoreFile,
+    /// `.dockerignore` does not travel when another ignore file took its place: the server
+    /// would apply it.
+    leaves_out_usual_ignore_file: bool,
+    dockerfile: Vec<u8>,
+    /// The Dockerfile's name in the archive.
+    pub(crate) dockerfile_path: String,
+    /// Its name as the user knows it.
+    pub(crate) dockerfile_name: String,
+}
+
+impl Source {
+    /// Finds the parts. `file` is `--file`, relative to the working directory.
+    pub(crate) fn find(context: &str, file: Option<&Path>) -> Result<Self> {
+        let folder = local_folder(context)?;
+        let dockerfile_file = match (file, &folder) {
+            (Some(file), _) => file.to_owned(),
+            (None, Some(folder)) => folder.join("Dockerfile"),
+            (None, None) => {
+                return Err(Error::usage("a build without context needs a Dockerfile")
+                    .with_hint("name it with `--file`"));
+            }
+        };
+        let dockerfile = read_dockerfile(&dockerfile_file, folder.as_deref())?;
+        let ignore = IgnoreText::find(&dockerfile_file, folder.as_deref())?;
+        Ok(Self {
+            patterns: ignore.patterns()?,
+            leaves_out_usual_ignore_file: ignore.is_dockerfiles_own,
+            dockerfile,
+            dockerfile_path: hidden_name(),
+            dockerfile_name: shown_name(&dockerfile_file, folder.as_deref()),
+            folder,
+        })
+    }
+
+    /// Whether a path of the context stays here.
+    fn is_excluded(&self, path: &str) -> bool {
+        let replaced = self.leaves_out_usual_ignore_file && path == ".dockerignore";
+        // Nobody else gives files this name.
+        replaced || path == self.dockerfile_path || self.patterns.is_excluded(path)
+    }
+
+    /// Whether something below an excluded folder may still travel.
+    fn may_hold_exceptions(&self) -> bool {
+        self.patterns.has_exceptions()
+    }
+}
+
+/// The context's folder, or none for `/dev/null`.
+fn local_folder(context: &str) -> Result<Option<PathBuf>> {
+    if context.eq_ignore_ascii_case("/dev/null") {
+        return Ok(None);
+    }
+    let folder = Path::new(context);
+    match fs::metadata(folder) {
+        Ok(found) if found.is_dir() => Ok(Some(folder.to_owned())),
+        Ok(_) => Err(Error::usage(format!("the context `{context}` is not a folder"))
+            .with_hint("name the Dockerfile with `--file`, and the folder to build from")),
+        Err(_) if is_remote(context) => Err(Error::usage(format!(
+            "the context `{context}` is remote, which is not supported yet"
+        ))
+        .with_hint("fetch it, and build from the local folder")),
+        Err(error) => {
+            Err(Error::usage(format!("the context `{context}` cannot be used")).caused_by(&error))
+        }
+    }
+}
+
+fn is_remote(context: &str) -> bool {
+    let prefixes = ["http://", "https://", "git://", "git@", "github.com/", "oci://"];
+    prefixes.iter().any(|prefix| context.starts_with(prefix))
+}
+
+fn read_dockerfile(file: &Path, folder: Option<&Path>) -> Result<Vec<u8>> {
+    let shown = file.display();
+    let error = match read_bounded(file) {
+        Ok(text) if text.len() as u64 > TEXT_SIZE_MAX => {
+            return Err(Error::usage(format!("the Dockerfile `{shown}` is larger than 4 MiB")));
+        }
+        Ok(text) => return Ok(text),
+        Err(error) => error,
+    };
+    let told = Error::usage(format!("the Dockerfile `{shown}` cannot be read")).caused_by(&error);
+    let in_context = folder.map(|folder| folder.join(file)).filter(|_| file.is_relative());
+    Err(match in_context {
+        Some(other) if other.is_file() => {
+            let other = other.display();
+            told.with_hint(format!("`--file` is relative to here: did you mean `{other}`?"))
+        }
+        _ => told,
+    })
+}
+
+/// One byte more than the bound shows that it was met.
+fn read_bounded(file: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(file)?.take(TEXT_SIZE_MAX + 1).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// A name that no file of a context has.
+fn hidden_name() -> String {
+    format!("{}{}", api::HIDDEN_DOCKERFILE_PREFIX, uuid::Uuid::new_v4().simple())
+}
+
+/// `Dockerfile` or `sub/Dockerfile` inside the context, else as the user wrote it.
+fn shown_name(file: &Path, folder: Option<&Path>) -> String {
+    let inside = folder.and_then(|folder| file.strip_prefix(folder).ok());
+    inside.unwrap_or(file).to_string_lossy().into_owned()
+}
+
+/// An ignore file, not parsed yet.
+#[derive(Default)]
+struct IgnoreText {
+    file: PathBuf,
+    text: String,
+    /// It is the Dockerfile's own, in the place of the context's.
+    is_dockerfiles_own: bool,
+}
+
+impl IgnoreText {
+    fn find(dockerfile: &Path, folder: Option<&Path>) -> Result<Self> {
+        let Some(folder) = folder else { return Ok(Self::default()) };
+        let mut own = dockerfile.as_os_str().to_owned();
+        own.push(".dockerignore");
+        for (file, is_own) in [(PathBuf::from(own), true), (folder.join(".dockerignore"), false)] {
+            match read_bounded(&file) {
+                Ok(text) if text.len() as u64 > TEXT_SIZE_MAX => {
+                    return Err(Error::usage(format!("`{}` is larger than 4 MiB", file.display())));
+                }
+                Ok(text) => {
+                    let text = String::from_utf8(text)
+                        .map_err(could_not(format!("read `{}`", file.display())))?;
+                    let text = text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned();
+                    return Ok(Self { file, text, is_dockerfiles_own: is_own });
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+                Err(error) => return Err(could_not(format!("read `{}`", file.display()))(error)),
+            }
+        }
+        Ok(Self::default())
+    }
+
+    /// The user's rules come after ours: the last that matches decides.
+    fn patterns(&self) -> Result<IgnoreFile> {
+        let parse = |text: &str| {
+            IgnoreFile::parse(text).map_err(could_not(format!("use `{}`", self.file.display())))
+        };
+        // By itself first, so that an error names the user's line.
+        parse(&self.text)?;
+        parse(&format!("{NEVER_SENT}{}", self.text))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! Which server a command talks to.
+
+use std::path::PathBuf;
+use std::str::FromStr as _;
+
+use url::{Host, Url};
+
+use crate::connection::Connection;
+use crate::environment::Environment;
+use crate::error::{Error, Result, could_not};
+use crate::logins::{Credential, Logins, token_left_by_server};
+use crate::printer::OutputFormat;
+
+const HEADING: &str = "Global options";
+
+/// Flags that every command knows.
+#[derive(Debug, Clone, clap::Args)]
+pub struct GlobalArgs {
+    /// Server to use [env: REFIT_SERVER; default: the current login's, else none: the command
+    /// works on the data folder itself]
+    #[arg(long, global = true, value_name = "URL", help_heading = HEADING)]
+    pub server: Option<String>,
+
+    /// Data folder to work on without a server [env: REFIT_DATA]
+    #[arg(long, global = true, value_name = "DIR", help_heading = HEADING)]
+    pub data: Option<PathBuf>,
+
+    /// Name of the registry on the server
+    #[arg(long, short, global = true, default_value = "local", value_name = "NAME", help_heading = HEADING)]
+    pub registry: String,
+
+    /// Form of results: json, yaml, tsv, table or none
+    #[arg(long, short, global = true, default_value = "table", value_name = "FORMAT", help_heading = HEADING, value_parser = OutputFormat::from_str)]
+    pub output: OutputFormat,
+
+    /// File with certificates to trust besides the system's (PEM)
+    #[arg(long, global = true, env = "REFIT_CA_FILE", value_name = "FILE", help_heading = HEADING)]
+    pub ca_file: Option<PathBuf>,
+
+    /// Send credentials without TLS to a server that is not on this machine
+    #[arg(long, global = true, env = "REFIT_ALLOW_HTTP", help_heading = HEADING)]
+    pub allow_http: bool,
+}
+
+/// Where the server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selected {
+    Url(Url),
+    /// In this process, on the data folder.
+    Embedded,
+}
+
+/// A flag, else `REFIT_SERVER`, else the current login, else the data folder. A flag is what
+/// this one command was told, so `--data` wins over what was told for all.
+pub fn select(args: &GlobalArgs, environment: &Environment) -> Result<Selected> {
+    let variable = environment.variable("REFIT_SERVER").filter(|server| !server.is_empty());
+    let server = match (&args.server, &args.data) {
+        (Some(_), Some(_)) => {
+            return Err(Error::usage("`--server` and `--data` are two places to work on")
+                .with_hint("leave one of them away"));
+        }
+        (Some(server), None) => Some(server.as_str()),
+        (None, Some(_)) => return Ok(Selected::Embedded),
+        (None, None) => variable,
+    };
+    if let Some(server) = server {
+        return Ok(Selected::Url(parse_server(server)?));
+    }
+    match Logins::load(environment)?.current {
+        Some(server) => Ok(Selected::Url(server)),
+        None => Ok(Selected::Embedded),
+    }
+}
+
+/// A connection to a server with what proves who asks: `REFIT_TOKEN`, the login for that
+/// server, or the token that the server left on this machine.
+pub fn connect(server: &Url, args: &GlobalArgs, environment: &Environment) -> Result<Connection> {
+    let credential = match environment.token.as_deref() {
+        Some(token) => Some(Credential::token(token)),
+        None => match Logins::load(environment)?.servers.get(server) {
+            Some(credential) => Some(credential.clone()),
+            None => token_left_by_server(environment, server),
+        },
+    };
+    connect_as(server, args, credential)
+}
+
+pub(crate) fn connect_as(
+    server: &Url,
+    args: &GlobalArgs,
+    credential: Option<Credential>,
+) -> Result<Connection> {
+    if credential.is_some() && server.scheme() == "http" && !is_loopback(server) && !args.allow_http
+    {
+        let host = server.host_str().unwrap_or_default();
+        return Err(Error::usage(format!("credentials would travel to `{host}` in the clear"))
+            .with_hint("use an `https://` address, or `--allow-http` if the network is yours"));
+    }
+    Connection::to_url(server.clone(), args.ca_file.as_deref(), &args.registry, credential)
+}
+
+/// A server as people write it: a URL, or a host with TLS.
+pub(crate) fn parse_server(text: &str) -> Result<Url> {
+    let text = text.trim();
+    let full = match text.contains("://") {
+        true => text.to_owned(),
+        false => format!("https://{text}"),
+    };
+    let mut url = Url::parse(&full)
+        .map_err(could_not(format!("understand the server `{text}`")))
+        .map_err(|error| Error::usage(error.to_string()))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(Error::usage(format!("`{text}` is not the address of a server"))
+            .with_hint("it looks like `https://registry.example` or `http://127.0.0.1:5000`"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Error::usage("the address of a server holds no credentials")
+            .with_hint("use `refit login` or `REFIT_TOKEN`"));
+    }
+    url.set_query(None);
+    url.set_fragment(None);
+    if !url.path().ends_with('/') {
+        url.set_path(&format!("{}/", url.path()));
+    }
+    Ok(url)
+}
+
+fn is_loopback(server: &Url) -> bool {
+    match server.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_a_url_or_a_host() {
+        for (text, expected) in [
+            ("registry.example", "https://registry.example/"),
+            ("http://127.0.0.1:5000", "http://127.0.0.1:5000/"),
+            (" https://h/base?x#y", "https://h/base/"),
+        ] {
+            assert_eq!(parse_server(text).unwrap().as_str(), expected);
+        }
+        for text in ["ftp://h", "http://", "https://user:secret@h", "a b"] {
+            let error = parse_server(text).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Usage, "{text}");
+            assert!(!error.to_string().contains("secret"));
+        }
+    }
+
+    #[test]
+    fn loopback_is_told_from_the_rest() {
+        for (url, expected) in [
+            ("http://127.0.0.5", true),
+            ("http://[::1]:5000", true),
+            ("http://localhost:5000", true),
+            ("http://10.0.0.1", false),
+            ("http://localhost.example", false),
+        ] {
+            assert_eq!(is_loopback(&Url::parse(url).unwrap()), expected, "{url}");
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! `refit serve`.
+
+use cli::{GlobalArgs, Interrupts, Printer, Result};
+use tokio_util::sync::CancellationToken;
+
+use crate::arguments::ServeArgs;
+
+pub(crate) fn run(args: ServeArgs, global: &GlobalArgs, printer: Printer) -> Result<()> {
+    let settings = args.settings(global)?;
+    if args.check {
+        return printer.text(settings.render());
+    }
+    crate::trace("info");
+    let runtime = crate::runtime(settings.server.worker_threads)?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        let mut interrupts = Interrupts::catch()?;
+        let serving = server::serve(settings, shutdown.clone(), |text| printer.note(text));
+        tokio::pin!(serving);
+        let served = tokio::select! {
+            served = &mut serving => served,
+            () = interrupts.next() => {
+                printer.note("stopping; interrupt again to leave at once");
+                shutdown.cancel();
+                tokio::select! {
+                    served = &mut serving => served,
+                    () = interrupts.next() => return Err(cli::Error::interrupted()),
+                }
+            }
+        };
+        served.map_err(|error| crate::server_error(&error))
+    })
+}

@@ -1,0 +1,281 @@
+//! What a Dockerfile must give, told by another builder: file tree and config are compared
+//! with those of buildah. Needs root, buildah and skopeo.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_methods, reason = "runs buildah and skopeo on images of our own")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use testkit::{ImageTree, Server};
+
+struct Case {
+    name: &'static str,
+    dockerfile: &'static str,
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "copy",
+        dockerfile: r#"
+FROM BASE
+COPY file /plain
+COPY file /new/parent/
+COPY dir /dir
+COPY dir/ /dir2/
+COPY dir/sub/*.txt /globbed/
+COPY file link /several/
+COPY --chown=1000:1001 file /owned
+COPY --chown=app:staff file /named
+COPY --chmod=0751 file /moded
+COPY . /all/
+WORKDIR /work/here
+COPY file relative
+COPY file ./dot/
+"#,
+    },
+    Case {
+        name: "destinations",
+        dockerfile: r#"
+FROM BASE
+RUN mkdir -p /real/dir && ln -s /real/dir /linked && ln -s dir /real/relative
+COPY file /linked/through
+COPY file /real/relative/too
+COPY dir /linked/tree
+COPY file /real/dir
+"#,
+    },
+    Case {
+        name: "run",
+        dockerfile: r#"
+FROM BASE
+RUN echo hello > /hello && mkdir -p /a/b/c && echo x > /a/b/c/x
+RUN rm /hello && rm -r /a/b && mkdir /a/b && echo new > /a/b/new
+RUN chmod 4755 /bin/busybox && ln -s /bin/busybox /usr/link && ln /hello2 /none 2>/dev/null || true
+RUN echo one > /one && ln /one /two && mkfifo /fifo && chown 12:34 /one
+RUN mv /a/b /a/moved && rm -r /etc/removed
+SHELL ["/bin/sh", "-ec"]
+RUN echo "$0" > /shell
+USER app
+RUN id -u > /tmp/uid && id -g > /tmp/gid && pwd > /tmp/pwd && echo "$HOME" > /tmp/home
+USER 1234:56
+RUN id -u > /tmp/uid2 && id -g > /tmp/gid2
+"#,
+    },
+    Case {
+        name: "stages",
+        dockerfile: r#"
+ARG VERSION=1
+FROM BASE AS one
+ARG VERSION
+ARG UNSET
+RUN echo "v=$VERSION u=$UNSET" > /version
+FROM BASE AS two
+COPY --from=one /version /from/one
+RUN mkdir -p /tree/sub && echo t > /tree/sub/t && ln -s sub /tree/link
+FROM two AS unused
+RUN exit 1
+FROM scratch
+COPY --from=two /tree /tree
+COPY --from=0 /version /v
+COPY --from=two /from/ /
+"#,
+    },
+    Case {
+        name: "config",
+        dockerfile: r#"
+FROM BASE
+ENV A=1 B="two words" C=$A-${MISSING:-default}
+ENV OLD style value
+LABEL one=1 two="2 3" "three"=$A
+EXPOSE 80 443/tcp 53/udp
+VOLUME /data ["/more"]
+USER app:staff
+WORKDIR /srv
+WORKDIR deeper
+STOPSIGNAL SIGINT
+ENTRYPOINT ["/bin/echo", "hi"]
+CMD there $A
+"#,
+    },
+    Case {
+        name: "ignore",
+        dockerfile: r#"
+FROM scratch
+COPY . /
+"#,
+    },
+];
+
+/// The context that all cases share.
+fn context(at: &Path) -> PathBuf {
+    let context = at.join("context");
+    let write = |name: &str, text: &str| {
+        let path = context.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("file", "content\n");
+    write("dir/one", "1\n");
+    write("dir/sub/a.txt", "a\n");
+    write("dir/sub/b.txt", "b\n");
+    write("dir/sub/c.bin", "c\n");
+    write("ignored/x", "x\n");
+    write("ignored/kept", "kept\n");
+    write("deep/er/y.tmp", "y\n");
+    write(".dockerignore", "Dockerfile*\nignored\n!ignored/kept\n**/*.tmp\n.dockerignore\n");
+    std::os::unix::fs::symlink("file", context.join("link")).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(context.join("dir/one"), executable).unwrap();
+    context
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}\n{}{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}
+
+/// A base with a shell and users, as a plain tar that both builders start from.
+fn base(at: &Path) -> PathBuf {
+    let root = at.join("base");
+    for folder in ["bin", "etc/removed", "tmp", "usr", "root", "home/app"] {
+        std::fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    std::fs::copy("/bin/busybox", root.join("bin/busybox"))
+        .expect("the package busybox-static is needed");
+    let sticky = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+    std::fs::set_permissions(root.join("tmp"), sticky).unwrap();
+    for applet in
+        ["sh", "echo", "mkdir", "rm", "ln", "mv", "chmod", "chown", "id", "mkfifo", "pwd", "true"]
+    {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    let passwd = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n";
+    std::fs::write(root.join("etc/passwd"), passwd).unwrap();
+    std::fs::write(root.join("etc/group"), "root:x:0:\napp:x:1000:\nstaff:x:50:app\n").unwrap();
+    std::fs::write(root.join("etc/removed/file"), "x").unwrap();
+    let tar = at.join("base.tar");
+    run(Command::new("tar")
+        .args(["--owner=0", "--group=0", "--numeric-owner", "-C"])
+        .arg(&root)
+        .arg("-cf")
+        .arg(&tar)
+        .arg("."));
+    tar
+}
+
+struct Buildah {
+    folder: PathBuf,
+}
+
+impl Buildah {
+    fn command(&self) -> Command {
+        let mut command = Command::new("buildah");
+        command.arg("--root").arg(self.folder.join("root"));
+        command.arg("--runroot").arg(self.folder.join("run"));
+        command.args(["--storage-driver", "vfs"]);
+        command.env("TMPDIR", self.folder.parent().unwrap());
+        command
+    }
+
+    /// Makes the image `localhost/base` of a tar.
+    fn base(&self, tar: &Path) {
+        let container = run(self.command().args(["from", "scratch"]));
+        let container = container.trim();
+        run(self.command().args(["add", "-q", container]).arg(tar).arg("/"));
+        let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        run(self.command().args(["config", "--env", path, container]));
+        run(self.command().args(["commit", "-q", container, "localhost/base"]));
+    }
+
+    fn build(&self, dockerfile: &Path, context: &Path, layout: &Path) -> ImageTree {
+        let policy = self.folder.join("policy.json");
+        std::fs::write(&policy, r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).unwrap();
+        let mut build = self.command();
+        build.args(["build", "-q", "--isolation", "chroot", "--pull-never", "-t", "localhost/out"]);
+        run(build.arg("--signature-policy").arg(&policy).arg("-f").arg(dockerfile).arg(context));
+        let mut push = self.command();
+        push.args(["push", "-q"]).arg("--signature-policy").arg(&policy);
+        run(push.arg("localhost/out").arg(format!("oci:{}:out", layout.display())));
+        ImageTree::read(layout).unwrap()
+    }
+}
+
+/// What the two builders write differently although it means the same.
+fn normalise(tree: &mut ImageTree) {
+    // Mount points that builders leave behind or not.
+    for path in ["dev", "proc", "sys", "run", "etc/hosts", "etc/resolv.conf", "etc/hostname"] {
+        tree.nodes.remove(path);
+    }
+    let config = &mut tree.config;
+    config.created = None;
+    config.author = None;
+    config.history.clear();
+    config.rootfs = oci::RootFs::default();
+    config.other.clear();
+    config.config.other.clear();
+    config.config.labels.retain(|name, _| !name.starts_with("io.buildah."));
+    config.config.env.sort();
+    if config.config.working_dir == "/" {
+        config.config.working_dir.clear();
+    }
+    // buildah writes no `Shell` into an OCI config, Docker and we do.
+    config.config.shell = None;
+}
+
+#[test]
+fn root_builds_give_the_tree_and_config_that_buildah_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let context = context(folder.path());
+    let tar = base(folder.path());
+    let buildah = Buildah { folder: folder.path().join("buildah") };
+    std::fs::create_dir_all(&buildah.folder).unwrap();
+    buildah.base(&tar);
+
+    let server = Server::start();
+    let host = server.host();
+    let ours = folder.path().join("ours");
+    std::fs::create_dir_all(&ours).unwrap();
+    std::fs::copy(&tar, ours.join("base.tar")).unwrap();
+    let path = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    std::fs::write(ours.join("Dockerfile"), format!("FROM scratch\nADD base.tar /\n{path}\n"))
+        .unwrap();
+    server.refit(["build", "-t", &format!("{host}/base:1"), ours.to_str().unwrap()]).succeeds();
+
+    let mut problems = Vec::new();
+    for case in CASES {
+        let write = |base: &str, to: &str| {
+            let file = folder.path().join(format!("{to}-{}.Dockerfile", case.name));
+            std::fs::write(&file, case.dockerfile.trim_start().replace("BASE", base)).unwrap();
+            file
+        };
+        let layout = |to: &str| folder.path().join(format!("{to}-{}", case.name));
+        let mut theirs =
+            buildah.build(&write("localhost/base", "theirs"), &context, &layout("theirs"));
+        let dockerfile = write(&format!("{host}/base:1"), "ours");
+        let image = format!("{host}/out/{}:1", case.name);
+        let (file, from) = (dockerfile.to_str().unwrap(), context.to_str().unwrap());
+        server.refit(["build", "-t", &image, "-f", file, from]).succeeds();
+        let to = format!("oci:{}:out", layout("ours").display());
+        run(Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "-q", "--src-tls-verify=false"])
+            .args([&format!("docker://{image}"), &to]));
+        let mut tree = ImageTree::read(&layout("ours")).unwrap();
+        normalise(&mut theirs);
+        normalise(&mut tree);
+        let different = tree.differences(&theirs);
+        problems.extend(different.into_iter().map(|line| format!("{}: {line}", case.name)));
+        if tree.config != theirs.config {
+            let (ours, theirs) = (&tree.config, &theirs.config);
+            problems.push(format!("{}: config\n  {ours:?}\n  {theirs:?}", case.name));
+        }
+    }
+    assert!(problems.is_empty(), "ours | theirs\n{}", problems.join("\n"));
+}

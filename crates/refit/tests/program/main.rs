@@ -1,0 +1,20 @@
+//! The whole program, as its users meet it: the real binary, one file per command.
+//!
+//! Builds need root, as the program itself does for now: their tests say so by name.
+
+mod arguments;
+mod build;
+mod completions;
+mod doctor;
+mod gc;
+mod login;
+mod repository;
+mod serve;
+mod task;
+mod version;
+
+use testkit::Sandbox;
+
+fn sandbox() -> Sandbox {
+    Sandbox::new()
+}

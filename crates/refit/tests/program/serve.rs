@@ -1,0 +1,34 @@
+use crate::sandbox;
+
+#[test]
+fn settings_are_checked_and_printed_without_secrets() {
+    let sandbox = sandbox();
+    sandbox.write(
+        "refit.toml",
+        "[server]\nlisten = \"127.0.0.1:4444\"\n[upstream.\"r.example\"]\nusername = \"u\"\npassword = \"hunter2\"\n",
+    );
+    let told = sandbox.refit(["serve", "--config", "refit.toml", "--check"]).run().success();
+    assert!(told.stdout.contains("127.0.0.1:4444"), "{}", told.stdout);
+    assert!(!told.stdout.contains("hunter2"));
+    assert!(!sandbox.data().exists(), "checking changes nothing");
+    let refused = sandbox.refit(["serve", "--check", "--listen", "nonsense"]).run();
+    refused.code(2).stderr_has("error: ");
+}
+
+#[test]
+fn a_data_folder_has_one_server() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    sandbox.refit(["serve", "--listen", "127.0.0.1:0"]).run().code(5).stderr_has("belongs to");
+    server.stop();
+    sandbox.server().stop();
+}
+
+#[test]
+fn a_command_without_server_uses_that_of_its_data_folder() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    server.registry().push("app", "1", &testkit::busybox());
+    let listed = sandbox.refit(["repository", "list", "-o", "tsv"]).run().success();
+    assert!(listed.stdout.starts_with("app\t"), "{}", listed.stdout);
+}

@@ -1,0 +1,539 @@
+//! From settings to a server that runs, and to its end.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use control::{
+    Clock, Executor, Logs, RunSettings, Runs, SourceSettings, Sources, Worker, WorkerSettings,
+};
+use store::{Catalog, DataDir, DataDirError, DiskStore, GcOptions, socket_path};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::ServerAccess;
+use crate::from_api::BuildDefaults;
+use crate::keys::{Keys, publish_token};
+use crate::listen::{self, Clients, ConnectionSettings, Listener};
+use crate::owner::{self, OtherOwner, OwnerKind};
+use crate::registries::Registries;
+use crate::state::{Shared, State};
+use crate::{Settings, background, routes, tls};
+
+/// How often a server looks whether a short-lived owner has left.
+const OWNER_PERIOD: Duration = Duration::from_millis(200);
+
+/// How long a command waits for an owner that is just starting to open its socket.
+const SOCKET_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a cancelled run may take to end (runs.md section 7).
+const CANCEL_GRACE: Duration = Duration::from_secs(10);
+
+/// Connections over the socket of the data folder: this user's own commands.
+const SOCKET_CONNECTIONS_MAX: usize = 256;
+
+/// Why a server did not start or stopped early. `Display` is the user's sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Somebody else has the data folder.
+    #[error("the data folder `{}` belongs to {owner}", data.display())]
+    Owned { data: PathBuf, owner: String },
+    #[error("could not {doing}")]
+    Start {
+        doing: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl ServeError {
+    pub(crate) fn starting<E>(doing: impl Into<String>) -> impl FnOnce(E) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let doing = doing.into();
+        move |source| Self::Start { doing, source: source.into() }
+    }
+
+    fn owned(data: &Path, owner: &OtherOwner) -> Self {
+        Self::Owned { data: data.to_owned(), owner: owner.to_string() }
+    }
+
+    /// What the user can do about it, when we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Owned { .. } => Some("wait for it, stop it, or give another `--data`".into()),
+            Self::Start { doing, source } => {
+                if let Some(error) = source.downcast_ref::<DataDirError>() {
+                    return error.hint();
+                }
+                let kind = source.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+                let in_use = kind == Some(std::io::ErrorKind::AddrInUse);
+                (in_use && doing.starts_with("listen"))
+                    .then(|| "another program has this address: give another `--listen`".into())
+            }
+        }
+    }
+}
+
+/// A server that is bound and ready, and does nothing until [`App::serve`].
+pub struct App {
+    state: Shared,
+    router: Router,
+    worker: Worker,
+    listeners: Vec<(Listener, ConnectionSettings)>,
+    address: Option<SocketAddr>,
+    tls_address: Option<SocketAddr>,
+    notices: Vec<String>,
+    settings: Settings,
+    token_files: Vec<PathBuf>,
+    clients: Clients,
+    /// Last, so that all else is closed before another process may own it.
+    _folder: DataDir,
+}
+
+impl App {
+    /// Opens the data folder and binds every address. `tcp: false` leaves only the Unix
+    /// socket in the data folder.
+    pub async fn build(settings: Settings, tcp: bool) -> Result<Self, ServeError> {
+        let kind = if tcp { OwnerKind::Server } else { OwnerKind::Command };
+        let folder = own_now(&settings.server.data, kind)?;
+        Self::build_in(folder, settings, tcp, None).await
+    }
+
+    /// For tests: runs are executed by `executor`.
+    pub async fn build_with(
+        settings: Settings,
+        executor: Arc<dyn Executor>,
+    ) -> Result<Self, ServeError> {
+        let folder = own_now(&settings.server.data, OwnerKind::Server)?;
+        Self::build_in(folder, settings, true, Some(executor)).await
+    }
+
+    async fn build_in(
+        folder: DataDir,
+        settings: Settings,
+        tcp: bool,
+        executor: Option<Arc<dyn Executor>>,
+    ) -> Result<Self, ServeError> {
+        let data = settings.server.data.clone();
+        let keys = Keys::open(&data, settings.server.admin)
+            .map_err(ServeError::starting("open the server's keys"))?;
+        let (db, catalog) = open_store(&folder).await?;
+        let clock = Clock::new(|| jiff::Timestamp::now().as_millisecond());
+        let runs = open_runs(&settings, &db, &catalog, &clock).await?;
+        let sources = open_sources(&settings, db, &catalog, clock.clone()).await?;
+        let mut bound = Bound::default();
+        if tcp {
+            bound = Bound::bind(&settings).await?;
+        }
+        let clients = Clients::default();
+        let (socket, connections) = bind_socket(&data, &settings, clients.clone())?;
+        bound.listeners.push((socket, connections));
+        let registries =
+            Registries::new(&settings.registries, bound.address.or(settings.server.listen));
+        let mut notices = Vec::new();
+        if let Some(file) = &keys.new_admin {
+            notices.push(format!("the password of user `admin` is in `{}`", file.display()));
+        }
+        for run in runs.take_over().await.map_err(ServeError::starting("take runs over"))? {
+            notices.push(format!("run `{}` was interrupted and is taken up again", run.id));
+        }
+        let token_files = publish(&settings, &bound, &keys);
+        let state = Arc::new(State {
+            runs: runs.clone(),
+            sources,
+            catalog,
+            registries,
+            keys: Arc::new(keys),
+            build_defaults: BuildDefaults {
+                timeout: settings.build.timeout,
+                allow_host_network: settings.build.allow_host_network,
+            },
+            garbage: GcOptions {
+                dry_run: false,
+                grace: settings.store.garbage_grace,
+                cache_size_max: settings.store.cache_size_max,
+            },
+            body_stall: settings.limits.body_stall,
+            metrics: crate::state::Metrics::default(),
+            stopping: CancellationToken::new(),
+        });
+        let executor = match executor {
+            Some(executor) => executor,
+            None => crate::executor::build(&settings, &state, &folder).await?,
+        };
+        let worker_settings = WorkerSettings {
+            concurrency: settings.build.concurrency_total,
+            shutdown_grace: settings.server.shutdown_grace,
+            cancel_grace: CANCEL_GRACE,
+        };
+        let registry = open_registry(&settings, &state, clock);
+        let router = routes::router(Arc::clone(&state), settings.limits.body_size_max as usize)
+            .merge(registry);
+        Ok(Self {
+            router,
+            worker: Worker::new(runs, executor, worker_settings),
+            state,
+            listeners: bound.listeners,
+            address: bound.address,
+            tls_address: bound.tls_address,
+            notices,
+            settings,
+            token_files,
+            clients,
+            _folder: folder,
+        })
+    }
+
+    /// Serves until `shutdown`, then lets running runs go on for the grace that settings
+    /// give; what is still under way then is taken up by the next start.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let mut parts = JoinSet::new();
+        for (listener, settings) in self.listeners {
+            parts.spawn(listen::serve(listener, self.router.clone(), settings, shutdown.clone()));
+        }
+        let period = self.settings.store.garbage_period;
+        parts.spawn(background::sweep(Arc::clone(&self.state), shutdown.clone()));
+        parts.spawn(background::collect_garbage(Arc::clone(&self.state), period, shutdown.clone()));
+        parts.spawn(self.worker.run(shutdown.clone()));
+        parts.spawn(stop_streams(
+            self.state.stopping.clone(),
+            self.settings.server.shutdown_grace,
+            shutdown,
+        ));
+        while let Some(part) = parts.join_next().await {
+            if let Err(error) = part {
+                tracing::error!(%error, "a part of the server failed");
+            }
+        }
+        remove_tokens(&self.token_files, self.state.keys.token());
+        let _ = std::fs::remove_file(socket_path(&self.settings.server.data));
+        Ok(())
+    }
+
+    /// `http://127.0.0.1:5000`: where it is reached in the clear.
+    pub fn url(&self) -> Option<String> {
+        self.address.map(|address| format!("http://{address}"))
+    }
+
+    /// `https://0.0.0.0:5001`: where it is reached with TLS.
+    pub fn tls_url(&self) -> Option<String> {
+        self.tls_address.map(|address| format!("https://{address}"))
+    }
+
+    /// What the user should know: where the admin credential is, runs taken up again.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Runs of this server; [`Runs::idle`] tells when an owner may leave.
+    pub fn runs(&self) -> &Runs {
+        &self.state.runs
+    }
+}
+
+/// Followers see the end of runs that end within the grace; then their streams end.
+async fn stop_streams(stopping: CancellationToken, grace: Duration, shutdown: CancellationToken) {
+    shutdown.cancelled().await;
+    let half = grace / 2;
+    tokio::time::sleep(half).await;
+    stopping.cancel();
+}
+
+fn own(data: &Path, kind: OwnerKind) -> Result<Result<DataDir, OtherOwner>, ServeError> {
+    owner::acquire(data, kind).map_err(ServeError::starting("own the data folder"))
+}
+
+fn own_now(data: &Path, kind: OwnerKind) -> Result<DataDir, ServeError> {
+    own(data, kind)?.map_err(|owner| ServeError::owned(data, &owner))
+}
+
+async fn open_store(folder: &DataDir) -> Result<(db::Db, Catalog), ServeError> {
+    let failed = format!("open the store in `{}`", folder.path().display());
+    let starting = || ServeError::starting(failed.clone());
+    let db =
+        db::Db::open(&folder.database()).await.map_err(ServeError::starting(failed.clone()))?;
+    let blobs = DiskStore::open(folder.path(), db.clone()).await.map_err(starting())?;
+    let catalog = Catalog::open(db.clone(), Arc::new(blobs)).await.map_err(starting())?;
+    Ok((db, catalog))
+}
+
+async fn open_runs(
+    settings: &Settings,
+    db: &db::Db,
+    catalog: &Catalog,
+    clock: &Clock,
+) -> Result<Runs, ServeError> {
+    let folder = settings.server.data.join("logs");
+    let logs = Logs::new(folder, settings.limits.log_size_max, clock.clone());
+    let run_settings = RunSettings {
+        concurrency: settings.build.concurrency,
+        attempts_max: settings.build.attempts_max,
+        queue_length_max: settings.limits.queue_length_max,
+        queue_keep: settings.build.queue_keep,
+        log_keep: settings.store.log_keep,
+        run_keep: settings.store.run_keep,
+    };
+    Runs::open(db.clone(), Some(catalog.clone()), logs, clock.clone(), run_settings)
+        .await
+        .map_err(ServeError::starting("open the queue of runs"))
+}
+
+async fn open_sources(
+    settings: &Settings,
+    db: db::Db,
+    catalog: &Catalog,
+    clock: Clock,
+) -> Result<Sources, ServeError> {
+    let source_settings = SourceSettings {
+        size_max: settings.limits.source_size_max,
+        keep: settings.limits.source_keep,
+    };
+    Sources::open(db, catalog.clone(), clock, source_settings)
+        .await
+        .map_err(ServeError::starting("open the uploaded sources"))
+}
+
+/// The `/v2/` protocol over the same store.
+fn open_registry(settings: &Settings, state: &Shared, clock: Clock) -> Router {
+    registry::router(registry::RegistryState {
+        catalog: state.catalog.clone(),
+        hosts: state.registries.hosts(),
+        access: Arc::new(ServerAccess {
+            keys: Arc::clone(&state.keys),
+            anonymous_loopback: settings.server.anonymous_loopback,
+        }),
+        signer: registry::TokenSigner::hmac(state.keys.signing()),
+        limits: registry::Limits {
+            blob_size_max: settings.limits.blob_size_max,
+            stall: settings.limits.body_stall,
+            ..registry::Limits::default()
+        },
+        clock: Arc::new(move || clock.now()),
+    })
+}
+
+/// What is listened on.
+#[derive(Default)]
+struct Bound {
+    listeners: Vec<(Listener, ConnectionSettings)>,
+    address: Option<SocketAddr>,
+    tls_address: Option<SocketAddr>,
+}
+
+impl Bound {
+    async fn bind(settings: &Settings) -> Result<Self, ServeError> {
+        let mut bound = Self::default();
+        let connections = ConnectionSettings {
+            connections_max: settings.limits.connections_max,
+            header_timeout: settings.limits.header_timeout,
+            shutdown_grace: settings.server.shutdown_grace,
+        };
+        if let Some(address) = settings.server.listen {
+            let (listener, address) = bind(address).await?;
+            bound.address = Some(address);
+            bound.listeners.push((Listener::Clear(listener), connections.clone()));
+        }
+        if let Some(tls) = &settings.server.tls {
+            let acceptor = tls::acceptor(tls)?;
+            let (listener, address) = bind(tls.listen).await?;
+            bound.tls_address = Some(address);
+            bound.listeners.push((Listener::Tls(listener, acceptor), connections));
+        }
+        Ok(bound)
+    }
+
+    /// How clients may write the addresses.
+    fn hosts(&self) -> Vec<String> {
+        let mut hosts = Vec::new();
+        for address in [self.address, self.tls_address].into_iter().flatten() {
+            hosts.push(address.to_string());
+            if address.ip().is_loopback() || address.ip().is_unspecified() {
+                let port = address.port();
+                hosts.extend([format!("localhost:{port}"), format!("127.0.0.1:{port}")]);
+            }
+        }
+        hosts.sort();
+        hosts.dedup();
+        hosts
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let doing = format!("listen on `{address}`");
+    let listener = TcpListener::bind(address).await.map_err(ServeError::starting(doing.clone()))?;
+    let bound = listener.local_addr().map_err(ServeError::starting(doing))?;
+    Ok((listener, bound))
+}
+
+/// Whoever owns the folder owns its socket: one that is there belongs to nobody any more.
+fn bind_socket(
+    data: &Path,
+    settings: &Settings,
+    clients: Clients,
+) -> Result<(Listener, ConnectionSettings), ServeError> {
+    let path = socket_path(data);
+    let doing = || format!("listen on `{}`", path.display());
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(ServeError::starting(doing())(error));
+        }
+        _ => (),
+    }
+    let listener = UnixListener::bind(&path).map_err(ServeError::starting(doing()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .map_err(ServeError::starting(doing()))?;
+    let connections = ConnectionSettings {
+        connections_max: SOCKET_CONNECTIONS_MAX,
+        header_timeout: settings.limits.header_timeout,
+        shutdown_grace: settings.server.shutdown_grace,
+    };
+    Ok((Listener::Socket(listener, clients), connections))
+}
+
+/// A client that cannot find the token there can be given it otherwise, so this may fail.
+fn publish(settings: &Settings, bound: &Bound, keys: &Keys) -> Vec<PathBuf> {
+    let hosts = bound.hosts();
+    if hosts.is_empty() {
+        return Vec::new();
+    }
+    match publish_token(&settings.server.runtime_folder, hosts, keys.token()) {
+        Ok(files) => files,
+        Err(error) => {
+            tracing::warn!(%error, "the API token could not be put into the runtime folder");
+            Vec::new()
+        }
+    }
+}
+
+/// Removes what was published, unless another server has put its own there.
+fn remove_tokens(files: &[PathBuf], token: &str) {
+    for file in files {
+        if std::fs::read_to_string(file).is_ok_and(|found| found.trim() == token) {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+/// `refit serve`: waits for a short-lived owner of the data folder, builds the app, tells
+/// `notice` its sentences (where it listens, where credentials are), serves.
+pub async fn serve(
+    settings: Settings,
+    shutdown: CancellationToken,
+    notice: impl Fn(&str) + Send + Sync,
+) -> Result<(), ServeError> {
+    let folder = tokio::select! {
+        folder = wait_to_own(&settings.server.data, &notice) => folder?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let app = App::build_in(folder, settings, true, None).await?;
+    for text in &app.notices {
+        notice(text);
+    }
+    for url in app.url().into_iter().chain(app.tls_url()) {
+        notice(&format!("listening on {url}"));
+    }
+    app.serve(shutdown).await
+}
+
+async fn wait_to_own(data: &Path, notice: &(impl Fn(&str) + Sync)) -> Result<DataDir, ServeError> {
+    let mut told = None;
+    loop {
+        match own(data, OwnerKind::Server)? {
+            Ok(folder) => return Ok(folder),
+            // Another server will not leave by itself.
+            Err(owner) if owner.kind == OwnerKind::Server => {
+                return Err(ServeError::owned(data, &owner));
+            }
+            Err(owner) => {
+                if told.as_ref() != Some(&owner) {
+                    notice(&format!("waiting for the data folder, which belongs to {owner}"));
+                    told = Some(owner);
+                }
+                tokio::time::sleep(OWNER_PERIOD).await;
+            }
+        }
+    }
+}
+
+/// How a command without a server reaches the API of its data folder: always over
+/// [`Embedded::socket`], which needs no token.
+pub struct Embedded {
+    socket: PathBuf,
+    own: Option<OwnServer>,
+    notices: Vec<String>,
+}
+
+/// The server inside the command's own process.
+struct OwnServer {
+    runs: Runs,
+    clients: Clients,
+    shutdown: CancellationToken,
+    serving: tokio::task::JoinHandle<Result<(), ServeError>>,
+}
+
+/// Becomes the owner of the data folder that settings name, serving only its socket; or, if
+/// somebody owns it, a client of that owner.
+pub async fn embedded(mut settings: Settings) -> Result<Embedded, ServeError> {
+    let data = settings.server.data.clone();
+    let socket = socket_path(&data);
+    let deadline = tokio::time::Instant::now() + SOCKET_PATIENCE;
+    let folder = loop {
+        match own(&data, OwnerKind::Command)? {
+            Ok(folder) => break folder,
+            // An owner that starts has no socket yet, one that leaves has none any more.
+            Err(owner) => {
+                if tokio::net::UnixStream::connect(&socket).await.is_ok() {
+                    return Ok(Embedded { socket, own: None, notices: Vec::new() });
+                }
+                if tokio::time::Instant::now() > deadline {
+                    return Err(ServeError::owned(&data, &owner));
+                }
+                tokio::time::sleep(OWNER_PERIOD).await;
+            }
+        }
+    };
+    // Whoever leaves at once waits for nobody; `leave` waits before.
+    settings.server.shutdown_grace = Duration::ZERO;
+    let app = App::build_in(folder, settings, false, None).await?;
+    let notices = app.notices.clone();
+    let (runs, clients) = (app.runs().clone(), app.clients.clone());
+    let shutdown = CancellationToken::new();
+    let serving = tokio::spawn(app.serve(shutdown.clone()));
+    Ok(Embedded { socket, own: Some(OwnServer { runs, clients, shutdown, serving }), notices })
+}
+
+impl Embedded {
+    /// The Unix socket that serves the API.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Whether this process owns the data folder.
+    pub fn is_owner(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// Runs that somebody else left behind and that are now finished, for stderr.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Leaves: an owner first lets other commands that use it end, and finishes what they
+    /// have started (`now`: it does not;
+    /// what is under way is taken up by the next owner).
+    pub async fn leave(self, now: bool) -> Result<(), ServeError> {
+        let Some(own) = self.own else { return Ok(()) };
+        if !now {
+            own.clients.gone().await;
+            own.runs.idle().await.map_err(ServeError::starting("wait for the runs under way"))?;
+        }
+        own.shutdown.cancel();
+        own.serving.await.unwrap_or_else(|panic| Err(ServeError::starting("end the server")(panic)))
+    }
+}

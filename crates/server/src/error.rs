@@ -1,0 +1,121 @@
+//! Errors as the REST API tells them: one place where they get a status code.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::http::header::{HeaderValue, WWW_AUTHENTICATE};
+use axum::response::{IntoResponse, Response};
+use control::ControlError;
+use store::StoreError;
+
+/// What a handler may fail with. `code` is for programs, `message` and `hint` for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+    pub(crate) target: Option<String>,
+    pub(crate) hint: Option<String>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), target: None, hint: None }
+    }
+
+    /// The request cannot be right.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "InvalidRequest", message)
+    }
+
+    pub(crate) fn not_found(what: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFound", format!("{what} not found"))
+    }
+
+    pub(crate) fn too_large(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", message)
+    }
+
+    pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message)
+    }
+
+    /// The member of the request that is wrong.
+    pub(crate) fn at(mut self, target: impl Into<String>) -> Self {
+        self.target = Some(target.into());
+        self
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Ours: the client learns that much, the operator's log the rest.
+    fn internal(error: &dyn std::error::Error) -> Self {
+        let mut chain = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            chain.push_str(": ");
+            chain.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        tracing::error!(error = chain, "a request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", error.to_string())
+    }
+}
+
+impl From<ControlError> for ApiError {
+    fn from(error: ControlError) -> Self {
+        let (status, code) = match &error {
+            ControlError::NotFound { .. } => (StatusCode::NOT_FOUND, "NotFound"),
+            ControlError::Conflict { .. } => (StatusCode::CONFLICT, "Conflict"),
+            ControlError::Invalid { .. } => (StatusCode::BAD_REQUEST, "InvalidRequest"),
+            ControlError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "QueueFull"),
+            ControlError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "TooLarge"),
+            ControlError::Store(_) => {
+                let ControlError::Store(error) = error else { unreachable!("matched above") };
+                return error.into();
+            }
+            ControlError::Io { .. } | ControlError::Database { .. } => {
+                return Self::internal(&error);
+            }
+        };
+        let hint = error.hint();
+        Self { status, code, message: error.to_string(), target: None, hint }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let (status, code) = match &error {
+            StoreError::NotFound { .. } => (StatusCode::NOT_FOUND, "NotFound"),
+            StoreError::InUse { .. } | StoreError::TagMoved { .. } => {
+                (StatusCode::CONFLICT, "Conflict")
+            }
+            StoreError::DigestMismatch { .. }
+            | StoreError::MissingReference { .. }
+            | StoreError::OutOfOrder { .. } => (StatusCode::BAD_REQUEST, "InvalidRequest"),
+            StoreError::NoSpace(_) => (StatusCode::INSUFFICIENT_STORAGE, "NoSpace"),
+            _ => return Self::internal(&error),
+        };
+        Self { status, code, message: error.to_string(), target: None, hint: None }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let error = api::ErrorDetail {
+            code: self.code.to_owned(),
+            message: self.message,
+            target: self.target,
+            details: Vec::new(),
+            hint: self.hint,
+        };
+        let mut response = (self.status, Json(api::ErrorBody { error })).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Bearer realm=\"refit\"");
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}

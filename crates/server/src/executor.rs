@@ -1,0 +1,241 @@
+//! Runs meet the builder: what `control` asks for becomes what `engine` does.
+
+mod events;
+mod images;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use builder::{
+    Builder, CatalogCache, CatalogImages, InFlight, Layers, OwnNames, RemoteImages, TrustDomain,
+};
+use container::{Limits, Network, Runtime, RuntimeSettings};
+use control::{Attempt, End, Executor, Outcome, OutputImage};
+use engine::{BuildStep, Engine, Lease, RunRequest, UnpackLimits};
+use oci::RegistryName;
+use remote::{Credentials, Remote, RemoteSettings, Upstream};
+use store::DataDir;
+use tokio::sync::Semaphore;
+
+use crate::settings::{BuildSettings, Settings};
+use crate::state::Shared;
+use crate::{ServeError, UpstreamSettings};
+use events::LogEvents;
+use images::KeptImages;
+
+/// The queue's own clock ends a run; the engine's is only there should that fail.
+const TIMEOUT_SLACK: Duration = Duration::from_secs(60);
+
+/// Executes runs with the engine, one per registry over what they share.
+struct BuildExecutor {
+    engines: BTreeMap<RegistryName, Engine>,
+}
+
+/// Opens what builds need of this machine.
+pub(crate) async fn build(
+    settings: &Settings,
+    state: &Shared,
+    folder: &DataDir,
+) -> Result<Arc<dyn Executor>, ServeError> {
+    let upstreams = settings.upstreams.iter().map(|(host, own)| (host.clone(), upstream(own)));
+    let remote_settings =
+        RemoteSettings { upstreams: upstreams.collect(), ..RemoteSettings::default() };
+    let remote = Remote::new(remote_settings)
+        .map_err(ServeError::starting("prepare for pulling from other registries"))?;
+    let blobs = Arc::clone(state.catalog.blobs());
+    let pulled = RemoteImages::new(remote, Arc::clone(&blobs));
+    let upstream = Arc::new(KeptImages::new(pulled, state.catalog.clone()));
+    let own = OwnNames::new(state.registries.own_names());
+    let runtime = open_runtime(settings, folder.path()).await;
+    let layers = open_layers(state, folder).await?;
+    let runs = Arc::new(Semaphore::new(settings.server.worker_threads.max(2)));
+    let in_flight = Arc::new(InFlight::default());
+    let engine = |registry: &RegistryName| Engine {
+        builder: Arc::new(Builder {
+            blobs: Arc::clone(&blobs),
+            images: Arc::new(CatalogImages::new(
+                state.catalog.clone(),
+                registry.clone(),
+                own.clone(),
+                Some(Arc::clone(&upstream) as Arc<dyn builder::BaseImages>),
+            )),
+            cache: Arc::new(CatalogCache::new(
+                state.catalog.clone(),
+                registry,
+                &TrustDomain::Trusted,
+            )),
+            layers: Arc::clone(&layers),
+            runtime: runtime.clone(),
+            runs: Arc::clone(&runs),
+            in_flight: Arc::clone(&in_flight),
+        }),
+        catalog: state.catalog.clone(),
+        registry: registry.clone(),
+        own: own.clone(),
+        workspaces: folder.path().join("workspaces").join(registry.as_str()),
+        unpack_limits: UnpackLimits::default(),
+        container_limits: container_limits(&settings.build),
+        allow_host_network: settings.build.allow_host_network,
+    };
+    let engines = state.registries.iter().map(|(registry, _)| (registry.clone(), engine(registry)));
+    Ok(Arc::new(BuildExecutor { engines: engines.collect() }))
+}
+
+fn upstream(settings: &UpstreamSettings) -> Upstream {
+    let credentials = match (&settings.username, &settings.password) {
+        (Some(username), Some(password)) => {
+            Some(Credentials { username: username.clone(), password: password.reveal().to_owned() })
+        }
+        _ => None,
+    };
+    let plain_http = settings.plain_http.then_some(true);
+    Upstream { credentials, plain_http, ca_pem: None }
+}
+
+/// Without a runtime builds work that have no `RUN`; those that do are refused.
+async fn open_runtime(settings: &Settings, data: &Path) -> Option<Arc<Runtime>> {
+    let helper = match std::env::current_exe() {
+        Ok(helper) => helper,
+        Err(error) => {
+            tracing::warn!(%error, "this program's own file is not known: `RUN` is not possible");
+            return None;
+        }
+    };
+    let runtime_settings = RuntimeSettings {
+        external: settings.build.runtime.clone(),
+        helper,
+        state_dir: data.join("containers"),
+        subnet: settings.network.subnet.clone(),
+    };
+    match Runtime::new(runtime_settings).await {
+        Ok(runtime) => Some(Arc::new(runtime)),
+        Err(error) => {
+            tracing::warn!(%error, "containers cannot be run here: `RUN` is not possible");
+            None
+        }
+    }
+}
+
+/// Sweeping what a killed process left may take a while.
+async fn open_layers(state: &Shared, folder: &DataDir) -> Result<Arc<Layers>, ServeError> {
+    let (catalog, snapshots) = (state.catalog.clone(), folder.snapshots());
+    let opened = tokio::task::spawn_blocking(move || {
+        Layers::open(Arc::clone(catalog.blobs()), Arc::new(catalog.clone()), &snapshots)
+    });
+    let opened = opened.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)));
+    Ok(Arc::new(opened.map_err(ServeError::starting("open the folder of snapshots"))?))
+}
+
+fn container_limits(settings: &BuildSettings) -> Limits {
+    Limits {
+        memory: settings.memory,
+        pids: settings.pids,
+        cpus: settings.cpus,
+        ..Limits::default()
+    }
+}
+
+#[async_trait]
+impl Executor for BuildExecutor {
+    async fn execute(&self, attempt: &Attempt) -> Outcome {
+        let run = &attempt.run;
+        let Some(engine) = self.engines.get(&run.registry) else {
+            let message = format!("registry `{}` is not served any more", run.registry);
+            return Outcome::of(End::Error(message));
+        };
+        if let Err(error) = attempt.running().await {
+            return Outcome::of(End::Error(error.to_string()));
+        }
+        let request = run_request(attempt);
+        let events = LogEvents::new(attempt.log.clone());
+        let lease = AttemptLease(attempt);
+        match engine::execute(engine, &request, &events, &lease, &attempt.cancel).await {
+            engine::Outcome::Succeeded(output) => succeeded(engine, &output),
+            engine::Outcome::Failed { error } => Outcome::of(End::Failed(sentence(error))),
+            engine::Outcome::Error { error } => Outcome::of(End::Error(sentence(error))),
+            engine::Outcome::Canceled => Outcome::of(End::Canceled),
+            engine::Outcome::TimedOut => {
+                Outcome::of(End::Error("the run reached its time limit".into()))
+            }
+            engine::Outcome::Superseded => {
+                Outcome::of(End::Error("another attempt has taken over".into()))
+            }
+        }
+    }
+}
+
+/// The log and the clients put their own `error:` in front.
+fn sentence(error: String) -> String {
+    error.strip_prefix("error: ").map_or(error.clone(), str::to_owned)
+}
+
+fn run_request(attempt: &Attempt) -> RunRequest {
+    let run = &attempt.run;
+    let request = &run.request;
+    let arguments = request.arguments.iter().map(|argument| engine::Argument {
+        name: argument.name.clone(),
+        value: argument.value.clone(),
+        secret: argument.secret,
+    });
+    RunRequest {
+        run: run.id.to_string(),
+        step: BuildStep {
+            image_names: request.image_names.clone(),
+            push: request.push,
+            no_cache: request.no_cache,
+            context: Some(request.context.clone()),
+            dockerfile_path: request.dockerfile.clone(),
+            dockerfile_name: dockerfile_name(&request.dockerfile, request.dockerfile_name.clone()),
+            target: request.target.clone(),
+            arguments: arguments.collect(),
+            platform: request.platform.clone(),
+            network: match request.network.as_deref() {
+                Some("none") => Network::None,
+                Some("host") => Network::Host,
+                _ => Network::Isolated,
+            },
+            source_date_epoch: request.source_date_epoch,
+            compression: builder::Compression::default(),
+        },
+        timeout: request.timeout + TIMEOUT_SLACK,
+        now: attempt.started_at.div_euclid(1000),
+    }
+}
+
+/// The engine takes a name that differs from the path to mean that the Dockerfile only
+/// travels along; so a name is passed on only then.
+fn dockerfile_name(path: &str, name: Option<String>) -> Option<String> {
+    let file_name = PathBuf::from(path);
+    let file_name = file_name.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.filter(|_| file_name.starts_with(api::HIDDEN_DOCKERFILE_PREFIX))
+}
+
+fn succeeded(engine: &Engine, output: &engine::Output) -> Outcome {
+    let digest = &output.built.descriptor.digest;
+    let login_server = engine.own.host(&engine.registry).unwrap_or(engine.registry.as_str());
+    let images = output.pushed.iter().map(|name| OutputImage {
+        registry: login_server.to_owned(),
+        repository: name.repository.to_string(),
+        tag: Some(name.tag.to_string()),
+        digest: digest.clone(),
+    });
+    Outcome {
+        end: End::Succeeded,
+        images: images.collect(),
+        digest: Some(digest.clone()),
+        cost: serde_json::to_value(&output.built.cost).ok(),
+    }
+}
+
+/// The right to publish, asked of the queue.
+struct AttemptLease<'a>(&'a Attempt);
+
+#[async_trait]
+impl Lease for AttemptLease<'_> {
+    async fn holds(&self) -> bool {
+        matches!(self.0.confirm().await, Ok(Ok(())))
+    }
+}

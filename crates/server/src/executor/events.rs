@@ -1,0 +1,160 @@
+//! What a build tells becomes the run's log.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use builder::{BuildEvents, StepEnd, StepNumber};
+use bytes::Bytes;
+use control::{EventKind, RunLog, Stream};
+use engine::RunEvents;
+use oci::Digest;
+
+/// A transfer is told of this often.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
+
+/// Appends a build's events to a log.
+pub(super) struct LogEvents {
+    log: RunLog,
+    steps: Mutex<HashMap<StepNumber, Step>>,
+}
+
+/// A step under way.
+struct Step {
+    started: Instant,
+    told: Option<Instant>,
+    /// The start of a character whose end has not come yet: of stdout and of stderr.
+    partial: [Vec<u8>; 2],
+}
+
+impl LogEvents {
+    pub(super) fn new(log: RunLog) -> Self {
+        Self { log, steps: Mutex::default() }
+    }
+
+    fn steps(&self) -> MutexGuard<'_, HashMap<StepNumber, Step>> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Output as text; a character cut in two waits for its rest.
+    fn text(&self, step: StepNumber, stream: container::Stream, bytes: &[u8]) -> String {
+        let mut steps = self.steps();
+        let Some(step) = steps.get_mut(&step) else {
+            return String::from_utf8_lossy(bytes).into_owned();
+        };
+        let partial = &mut step.partial[usize::from(stream == container::Stream::Stderr)];
+        partial.extend_from_slice(bytes);
+        let whole = whole_characters(partial);
+        let text = String::from_utf8_lossy(&partial[..whole]).into_owned();
+        partial.drain(..whole);
+        text
+    }
+}
+
+/// How many bytes there are before a character that is cut at the end.
+fn whole_characters(bytes: &[u8]) -> usize {
+    let from = bytes.len().saturating_sub(3);
+    for at in (from..bytes.len()).rev() {
+        let needed = match bytes[at] {
+            0xc2..=0xdf => 2,
+            0xe0..=0xef => 3,
+            0xf0..=0xf4 => 4,
+            0x80..=0xbf => continue,
+            _ => break,
+        };
+        if bytes.len() - at < needed {
+            return at;
+        }
+        break;
+    }
+    bytes.len()
+}
+
+#[async_trait]
+impl BuildEvents for LogEvents {
+    async fn step_started(&self, step: StepNumber, name: &str) {
+        let started = Step { started: Instant::now(), told: None, partial: Default::default() };
+        self.steps().insert(step, started);
+        self.log.append(EventKind::StepStarted { step: step.0, name: name.to_owned() }).await;
+    }
+
+    async fn output(&self, step: StepNumber, stream: container::Stream, bytes: Bytes) {
+        let text = self.text(step, stream, &bytes);
+        if text.is_empty() {
+            return;
+        }
+        let stream = match stream {
+            container::Stream::Stdout => Stream::Stdout,
+            container::Stream::Stderr => Stream::Stderr,
+        };
+        self.log.append(EventKind::Output { step: step.0, stream, text }).await;
+    }
+
+    async fn progress(&self, step: StepNumber, current: u64, total: Option<u64>) {
+        let due = match self.steps().get_mut(&step) {
+            Some(known) => {
+                let now = Instant::now();
+                let due = known.told.is_none_or(|told| now - told >= PROGRESS_PERIOD);
+                if due {
+                    known.told = Some(now);
+                }
+                due
+            }
+            None => false,
+        };
+        if due || total == Some(current) {
+            self.log.append(EventKind::Progress { step: step.0, current, total }).await;
+        }
+    }
+
+    async fn step_finished(&self, step: StepNumber, end: StepEnd) {
+        let ended = self.steps().remove(&step);
+        let milliseconds = ended.map_or(0, |step| step.started.elapsed().as_millis() as u64);
+        let (cached, error) = match end {
+            StepEnd::Done => (false, None),
+            StepEnd::Cached => (true, None),
+            StepEnd::Failed { error } => (false, Some(error)),
+        };
+        let step = step.0;
+        self.log.append(EventKind::StepFinished { step, cached, milliseconds, error }).await;
+    }
+
+    async fn warning(&self, text: &str) {
+        self.log.append(EventKind::Warning { text: text.to_owned() }).await;
+    }
+}
+
+#[async_trait]
+impl RunEvents for LogEvents {
+    async fn message(&self, text: &str) {
+        self.log.message(text).await;
+    }
+
+    async fn image(&self, reference: Option<&str>, digest: &Digest) {
+        let reference = reference.map(str::to_owned);
+        self.log.append(EventKind::Image { reference, digest: digest.to_string() }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_character_cut_in_two_waits_for_its_rest() {
+        for (bytes, whole) in [
+            (&b"abc"[..], 3),
+            ("aé".as_bytes(), 3),
+            (&"aé".as_bytes()[..2], 1),
+            (&"a€".as_bytes()[..3], 1),
+            (&"a😀".as_bytes()[..4], 1),
+            (&"a😀".as_bytes()[..2], 1),
+            (b"a\xff", 2),
+            (b"a\x80\x80\x80\x80", 5),
+            (b"", 0),
+        ] {
+            assert_eq!(whole_characters(bytes), whole, "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Words of the API become words of the domain, checked.
+
+use std::time::Duration;
+
+use control::{BuildArgument, BuildRequest, RunFilter};
+use oci::{Digest, Platform, Reference};
+
+use crate::error::ApiError;
+
+/// Names and arguments of one request.
+const ITEMS_MAX: usize = 1000;
+
+/// Runs.md section 1.2.
+const TIMEOUT_SECONDS: std::ops::RangeInclusive<u32> = 300..=28_800;
+
+/// What a build request needs besides what the client says.
+pub(crate) struct BuildDefaults {
+    pub(crate) timeout: Duration,
+    pub(crate) allow_host_network: bool,
+}
+
+pub(crate) fn build_request(
+    body: api::DockerBuildRequest,
+    context: Digest,
+    defaults: &BuildDefaults,
+) -> Result<BuildRequest, ApiError> {
+    if body.agent_pool_name.is_some() {
+        return Err(ApiError::invalid("this server has no agent pools").at("agentPoolName"));
+    }
+    if body.image_names.len() > ITEMS_MAX || body.arguments.len() > ITEMS_MAX {
+        let message = format!("more than {ITEMS_MAX} image names or arguments");
+        return Err(ApiError::invalid(message));
+    }
+    for name in &body.image_names {
+        image_name(name)?;
+    }
+    Ok(BuildRequest {
+        push: body.is_push_enabled,
+        no_cache: body.no_cache,
+        dockerfile: dockerfile_path(body.docker_file_path)?,
+        dockerfile_name: body.docker_file_name,
+        target: body.target.filter(|target| !target.is_empty()),
+        arguments: body.arguments.into_iter().map(argument).collect::<Result<_, _>>()?,
+        timeout: timeout(body.timeout, defaults.timeout)?,
+        platform: platform(&body.platform)?,
+        context,
+        source_date_epoch: body.source_date_epoch,
+        network: network(body.network, defaults.allow_host_network)?,
+        archived: body.is_archive_enabled,
+        image_names: body.image_names,
+    })
+}
+
+/// The path that an upload gave; nothing else can be a source yet.
+pub(crate) fn source_location(body: &api::DockerBuildRequest) -> Result<&str, ApiError> {
+    match body.source_location.as_deref() {
+        None | Some("") => Err(ApiError::invalid("a build needs a source")
+            .at("sourceLocation")
+            .hint("upload a context and give its `relativePath`")),
+        Some(url) if url.contains("://") || url.starts_with("git@") => {
+            Err(ApiError::invalid("a source from another host is not supported yet")
+                .at("sourceLocation")
+                .hint("fetch it, and build from the local folder"))
+        }
+        Some(path) => Ok(path),
+    }
+}
+
+fn image_name(name: &str) -> Result<(), ApiError> {
+    if name.contains("{{") {
+        let message = format!("`{}` has a run variable, which builds do not know yet", cut(name));
+        return Err(ApiError::invalid(message).at("imageNames"));
+    }
+    let reference = name.parse::<Reference>().map_err(|error| {
+        let refused = ApiError::invalid(error.to_string()).at("imageNames");
+        match error.hint() {
+            Some(hint) => refused.hint(hint),
+            None => refused,
+        }
+    })?;
+    match reference.digest {
+        Some(_) => {
+            Err(ApiError::invalid(format!("`{name}` names a digest, which only content can have"))
+                .at("imageNames")
+                .hint("name a tag instead"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A relative path that stays inside the context.
+fn dockerfile_path(path: String) -> Result<String, ApiError> {
+    let inside = !path.is_empty()
+        && path.len() <= 4096
+        && !path.starts_with('/')
+        && !path.contains('\0')
+        && path.split('/').all(|part| part != "..");
+    match inside {
+        true => Ok(path),
+        false => {
+            Err(ApiError::invalid(format!("`{}` is not a path inside the source", cut(&path)))
+                .at("dockerFilePath"))
+        }
+    }
+}
+
+fn argument(argument: api::Argument) -> Result<BuildArgument, ApiError> {
+    let api::Argument { name, value, is_secret } = argument;
+    let legal = !name.is_empty() && !name.contains(['=', '\0', '\n']) && !value.contains('\0');
+    match legal {
+        true => Ok(BuildArgument { name, value, secret: is_secret }),
+        false => Err(ApiError::invalid(format!("`{}` is not the name of an argument", cut(&name)))
+            .at("arguments")),
+    }
+}
+
+fn timeout(seconds: Option<u32>, otherwise: Duration) -> Result<Duration, ApiError> {
+    match seconds {
+        None => Ok(otherwise),
+        Some(seconds) if TIMEOUT_SECONDS.contains(&seconds) => {
+            Ok(Duration::from_secs(seconds.into()))
+        }
+        Some(seconds) => Err(ApiError::invalid(format!(
+            "timeout {seconds} is not between {} and {} seconds",
+            TIMEOUT_SECONDS.start(),
+            TIMEOUT_SECONDS.end()
+        ))
+        .at("timeout")),
+    }
+}
+
+/// Runs.md section 8.
+fn platform(platform: &api::PlatformProperties) -> Result<Platform, ApiError> {
+    let refuse = |message: String| ApiError::invalid(message).at("platform");
+    match platform.os.to_ascii_lowercase().as_str() {
+        "linux" => (),
+        "windows" => {
+            return Err(refuse("this server has no agent that runs Windows".into()));
+        }
+        other => {
+            let message = format!("os `{}` is neither `Linux` nor `Windows`", cut(other));
+            return Err(refuse(message));
+        }
+    }
+    let architecture = platform.architecture.as_deref().unwrap_or("amd64").to_ascii_lowercase();
+    let known = ["amd64", "x86", "386", "arm", "arm64"];
+    if !known.contains(&architecture.as_str()) {
+        let message =
+            format!("architecture `{}` is not one of `{}`", cut(&architecture), known.join("`, `"));
+        return Err(refuse(message));
+    }
+    let variant = platform.variant.as_deref().map(str::to_ascii_lowercase);
+    if let Some(variant) =
+        variant.as_deref().filter(|variant| !["v6", "v7", "v8"].contains(variant))
+    {
+        return Err(refuse(format!("variant `{}` is not one of `v6`, `v7`, `v8`", cut(variant))));
+    }
+    Ok(Platform::new("linux", &architecture, variant.as_deref()))
+}
+
+fn network(network: Option<String>, allow_host: bool) -> Result<Option<String>, ApiError> {
+    match network.as_deref() {
+        None | Some("" | "default") => Ok(None),
+        Some("none") => Ok(network),
+        Some("host") if allow_host => Ok(network),
+        Some("host") => Err(ApiError::invalid("the host's network is not allowed on this server")
+            .at("network")
+            .hint("its policy is `build.allow_host_network`")),
+        Some(other) => {
+            let message =
+                format!("network `{}` is not one of `default`, `none`, `host`", cut(other));
+            Err(ApiError::invalid(message).at("network"))
+        }
+    }
+}
+
+/// `$filter` of a listing: `status eq 'Succeeded' and runId eq 'c01'`.
+pub(crate) fn run_filter(text: &str) -> Result<RunFilter, ApiError> {
+    let mut filter = RunFilter::default();
+    for term in text.split(" and ").map(str::trim).filter(|term| !term.is_empty()) {
+        let refuse = |message: String| ApiError::invalid(message).at("$filter");
+        let mut words = term.splitn(3, ' ');
+        let (Some(field), Some(operator), Some(value)) = (words.next(), words.next(), words.next())
+        else {
+            return Err(refuse(format!("`{}` is not of the form `FIELD eq 'VALUE'`", cut(term))));
+        };
+        if !operator.eq_ignore_ascii_case("eq") {
+            return Err(refuse(format!(
+                "operator `{}` is not supported, only `eq`",
+                cut(operator)
+            )));
+        }
+        let value = value.trim();
+        let unquoted = value.strip_prefix('\'').and_then(|value| value.strip_suffix('\''));
+        let value = unquoted.ok_or_else(|| refuse("a value stands in single quotes".into()))?;
+        match field.to_ascii_lowercase().as_str() {
+            "status" => {
+                let status = value.parse().map_err(|error| refuse(format!("{error}")))?;
+                filter.status = Some(status);
+            }
+            "runid" => {
+                let id = value
+                    .parse()
+                    .map_err(|_| refuse(format!("`{}` is not the id of a run", cut(value))))?;
+                filter.id = Some(id);
+            }
+            _ => {
+                let message = format!("field `{}` is not one of `status`, `runId`", cut(field));
+                return Err(refuse(message));
+            }
+        }
+    }
+    Ok(filter)
+}
+
+/// A piece of the client's text, short enough for a message and without control characters.
+pub(crate) fn cut(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(100).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(body: serde_json::Value) -> Result<BuildRequest, ApiError> {
+        let mut whole = json!({
+            "dockerFilePath": "Dockerfile",
+            "platform": { "os": "Linux" },
+            "sourceLocation": "source/x.tar.gz",
+        });
+        for (key, value) in body.as_object().unwrap() {
+            whole[key] = value.clone();
+        }
+        let body: api::DockerBuildRequest = serde_json::from_value(whole).unwrap();
+        source_location(&body)?;
+        let defaults =
+            BuildDefaults { timeout: Duration::from_secs(3600), allow_host_network: false };
+        build_request(body, Digest::of(b""), &defaults)
+    }
+
+    #[track_caller]
+    fn check_refused(body: serde_json::Value, expected: Expect) {
+        let error = parse(body).unwrap_err();
+        let target = error.target.unwrap_or_default();
+        let hint = error.hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
+        expected.assert_eq(&format!("{target}: {}{hint}", error.message));
+    }
+
+    #[test]
+    fn absent_members_have_defaults() {
+        let request = parse(json!({})).unwrap();
+        assert!(request.push && !request.no_cache && !request.archived);
+        assert_eq!(request.timeout, Duration::from_secs(3600));
+        assert_eq!(request.platform.to_string(), "linux/amd64");
+    }
+
+    #[test]
+    fn enumerations_compare_without_case() {
+        let body =
+            json!({ "platform": { "os": "LINUX", "architecture": "ARM64", "variant": "V8" } });
+        assert_eq!(parse(body).unwrap().platform.to_string(), "linux/arm64");
+    }
+
+    #[test]
+    fn what_cannot_be_right_is_refused_by_name() {
+        check_refused(
+            json!({ "timeout": 299 }),
+            expect!["timeout: timeout 299 is not between 300 and 28800 seconds"],
+        );
+        check_refused(
+            json!({ "platform": { "os": "Windows" } }),
+            expect!["platform: this server has no agent that runs Windows"],
+        );
+        check_refused(
+            json!({ "platform": { "os": "linux", "architecture": "sparc" } }),
+            expect![
+                "platform: architecture `sparc` is not one of `amd64`, `x86`, `386`, `arm`, `arm64`"
+            ],
+        );
+        check_refused(
+            json!({ "dockerFilePath": "../../etc/passwd" }),
+            expect!["dockerFilePath: `../../etc/passwd` is not a path inside the source"],
+        );
+        check_refused(
+            json!({ "imageNames": ["App"] }),
+            expect![
+                "imageNames: repository name `App` may have only lower-case letters, digits, single `.` `_` `__` or `-` between them, and `/` (write it in lower case: `app`)"
+            ],
+        );
+        check_refused(
+            json!({ "imageNames": ["app:{{.Run.ID}}"] }),
+            expect![
+                "imageNames: `app:{{.Run.ID}}` has a run variable, which builds do not know yet"
+            ],
+        );
+        check_refused(
+            json!({ "network": "host" }),
+            expect![
+                "network: the host's network is not allowed on this server (its policy is `build.allow_host_network`)"
+            ],
+        );
+        check_refused(
+            json!({ "sourceLocation": "https://example.com/x.git" }),
+            expect![
+                "sourceLocation: a source from another host is not supported yet (fetch it, and build from the local folder)"
+            ],
+        );
+        check_refused(
+            json!({ "arguments": [{ "name": "A=B", "value": "" }] }),
+            expect!["arguments: `A=B` is not the name of an argument"],
+        );
+    }
+
+    #[test]
+    fn filters_know_two_fields() {
+        let filter = run_filter("Status eq 'failed' and RunId eq 'c0a'").unwrap();
+        assert_eq!(filter.status, Some(control::RunStatus::Failed));
+        assert_eq!(filter.id.unwrap().as_str(), "c0a");
+        assert_eq!(run_filter("").unwrap(), RunFilter::default());
+        for bad in
+            ["status", "status ne 'Failed'", "status eq Failed", "color eq 'red'", "runId eq 'x'"]
+        {
+            assert!(run_filter(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The server's own secrets, in `keys/` of the data folder, and what they prove.
+
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use oci::Digest;
+use ring::rand::SecureRandom;
+
+/// User name of the credential that the first start makes.
+pub(crate) const ADMIN: &str = "admin";
+
+/// Who makes a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Principal {
+    /// Over the socket that only this user can open.
+    Owner,
+    /// Has the token of the data folder.
+    Token,
+    Admin,
+    Anonymous,
+}
+
+impl Principal {
+    /// For the journal of tags.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Owner => "owner",
+            Self::Token => "token",
+            Self::Admin => ADMIN,
+            Self::Anonymous => "anonymous",
+        }
+    }
+}
+
+/// A credential that is none of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BadCredential;
+
+/// Fingerprints of the secrets. They are random and long, so a plain digest hides them.
+pub(crate) struct Keys {
+    token: String,
+    token_digest: Digest,
+    admin_digest: Option<Digest>,
+    /// Signs what the server gives out and takes back, such as registry tokens.
+    signing: [u8; 32],
+    /// Where the first start put the admin's password.
+    pub(crate) new_admin: Option<PathBuf>,
+}
+
+impl Keys {
+    /// Reads the keys of a data folder, making those that are missing.
+    pub(crate) fn open(data: &Path, with_admin: bool) -> io::Result<Self> {
+        let folder = data.join("keys");
+        private_folder(&folder)?;
+        let token = match read(&folder.join("api-token"))? {
+            Some(token) => token,
+            None => write_new(&folder.join("api-token"), &random_secret()?)?,
+        };
+        let signing = match read(&folder.join("signing"))? {
+            Some(signing) => signing,
+            None => write_new(&folder.join("signing"), &random_secret()?)?,
+        };
+        let mut keys = Self {
+            token_digest: Digest::of(token.as_bytes()),
+            token,
+            admin_digest: None,
+            signing: *ring_sha256(signing.as_bytes()),
+            new_admin: None,
+        };
+        if with_admin {
+            keys.open_admin(&folder)?;
+        }
+        Ok(keys)
+    }
+
+    /// The password lies beside its digest until the user takes it away.
+    fn open_admin(&mut self, folder: &Path) -> io::Result<()> {
+        let digest_file = folder.join("admin.digest");
+        if let Some(digest) = read(&digest_file)? {
+            let digest = digest.parse().map_err(|_| damaged(&digest_file))?;
+            self.admin_digest = Some(digest);
+            return Ok(());
+        }
+        let password_file = folder.join("admin-password");
+        // A crash may have left the password alone.
+        let password = match read(&password_file)? {
+            Some(password) => password,
+            None => write_new(&password_file, &random_secret()?)?,
+        };
+        let digest = Digest::of(password.as_bytes());
+        write_new(&digest_file, &digest.to_string())?;
+        self.admin_digest = Some(digest);
+        self.new_admin = Some(password_file);
+        Ok(())
+    }
+
+    /// The token for clients of this user.
+    pub(crate) fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// The key for tokens that the server gives out itself.
+    pub(crate) fn signing(&self) -> &[u8; 32] {
+        &self.signing
+    }
+
+    /// Who the `Authorization` header proves to be; none is anonymous.
+    pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, BadCredential> {
+        let Some(header) = headers.get(AUTHORIZATION) else { return Ok(Principal::Anonymous) };
+        let text = header.to_str().map_err(|_| BadCredential)?;
+        let (scheme, value) = text.split_once(' ').ok_or(BadCredential)?;
+        match scheme.to_ascii_lowercase().as_str() {
+            "bearer" if self.is_token(value.trim()) => Ok(Principal::Token),
+            "basic" => {
+                let (user, password) = basic(value.trim()).ok_or(BadCredential)?;
+                self.by_password(&user, &password).ok_or(BadCredential)
+            }
+            _ => Err(BadCredential),
+        }
+    }
+
+    /// Who a user name and password prove to be. The token is accepted as a password too,
+    /// so that clients of the registry protocol can use it.
+    pub(crate) fn by_password(&self, user: &str, password: &str) -> Option<Principal> {
+        let digest = Digest::of(password.as_bytes());
+        if user == ADMIN && self.admin_digest.as_ref() == Some(&digest) {
+            return Some(Principal::Admin);
+        }
+        (digest == self.token_digest).then_some(Principal::Token)
+    }
+
+    fn is_token(&self, text: &str) -> bool {
+        Digest::of(text.as_bytes()) == self.token_digest
+    }
+}
+
+fn basic(value: &str) -> Option<(String, String)> {
+    let decoded = String::from_utf8(BASE64.decode(value).ok()?).ok()?;
+    let (user, password) = decoded.split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
+}
+
+fn ring_sha256(bytes: &[u8]) -> Box<[u8; 32]> {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    let mut out = Box::new([0; 32]);
+    out.copy_from_slice(digest.as_ref());
+    out
+}
+
+/// 256 random bits as hexadecimal text.
+fn random_secret() -> io::Result<String> {
+    let mut bytes = [0u8; 32];
+    ring::rand::SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| io::Error::other("the system gives no random numbers"))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Puts the token where this user's clients look for it, by the addresses of the server.
+/// Returns the files, to be removed at the end.
+pub(crate) fn publish_token(
+    folder: &Path,
+    hosts: impl IntoIterator<Item = String>,
+    token: &str,
+) -> io::Result<Vec<PathBuf>> {
+    private_folder(folder)?;
+    let mut files = Vec::new();
+    for host in hosts {
+        let file = folder.join(api::token_file_name(&host));
+        replace(&file, token)?;
+        files.push(file);
+    }
+    Ok(files)
+}
+
+/// Makes a folder that only its owner may enter, or checks that it is one: whoever could
+/// put it there before us could read what we put into it.
+fn private_folder(folder: &Path) -> io::Result<()> {
+    if let Some(parent) = folder.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (),
+        result => return result,
+    }
+    let found = std::fs::symlink_metadata(folder)?;
+    let own = std::os::unix::fs::MetadataExt::uid(&found) == rustix::process::geteuid().as_raw();
+    if !found.is_dir() || !own {
+        let message = format!("`{}` is not a folder of this user", folder.display());
+        return Err(io::Error::other(message));
+    }
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+}
+
+fn read(file: &Path) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(file) {
+        Ok(text) if text.trim().is_empty() => Err(damaged(file)),
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn damaged(file: &Path) -> io::Error {
+    io::Error::other(format!("`{}` is damaged; remove it to get a new one", file.display()))
+}
+
+/// Writes a secret so that it is whole or not there.
+fn write_new(file: &Path, secret: &str) -> io::Result<String> {
+    replace(file, secret)?;
+    Ok(secret.to_owned())
+}
+
+fn replace(file: &Path, secret: &str) -> io::Result<()> {
+    let unfinished = file.with_extension("part");
+    let _ = std::fs::remove_file(&unfinished);
+    let mut out =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+    out.write_all(secret.as_bytes())?;
+    out.write_all(b"\n")?;
+    out.sync_all()?;
+    std::fs::rename(&unfinished, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, value.parse().unwrap());
+        headers
+    }
+
+    #[test]
+    fn keys_survive_a_restart_and_are_private() {
+        let data = tempfile::tempdir().unwrap();
+        let first = Keys::open(data.path(), true).unwrap();
+        let password_file = first.new_admin.clone().unwrap();
+        let password = std::fs::read_to_string(&password_file).unwrap();
+        let password = password.trim();
+        assert_eq!(password.len(), 64);
+        for file in ["api-token", "signing", "admin-password", "admin.digest"] {
+            let metadata = std::fs::metadata(data.path().join("keys").join(file)).unwrap();
+            assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{file}");
+        }
+        std::fs::remove_file(&password_file).unwrap();
+        let again = Keys::open(data.path(), true).unwrap();
+        assert_eq!(again.new_admin, None);
+        assert_eq!(again.token(), first.token());
+        let basic = BASE64.encode(format!("admin:{password}"));
+        assert_eq!(again.authenticate(&header(&format!("Basic {basic}"))), Ok(Principal::Admin));
+        let bearer = format!("Bearer {}", first.token());
+        assert_eq!(again.authenticate(&header(&bearer)), Ok(Principal::Token));
+        assert_eq!(again.authenticate(&HeaderMap::new()), Ok(Principal::Anonymous));
+        for bad in ["Bearer x", "Basic !", "Basic YWRtaW46eA==", "Digest x", "Bearer"] {
+            assert_eq!(again.authenticate(&header(bad)), Err(BadCredential), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_published_per_address() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("refit");
+        let hosts = ["127.0.0.1:5000".to_owned(), "localhost:5000".to_owned()];
+        let files = publish_token(&folder, hosts, "secret").unwrap();
+        let names: Vec<_> = files.iter().map(|file| file.file_name().unwrap()).collect();
+        assert_eq!(names, ["127.0.0.1_5000.token", "localhost_5000.token"]);
+        assert_eq!(std::fs::read_to_string(&files[0]).unwrap().trim(), "secret");
+    }
+}

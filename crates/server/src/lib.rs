@@ -1,0 +1,35 @@
+//! One process of Refit: settings, the REST routes, and the wiring of all parts.
+//!
+//! Start with [`Settings`] and [`App`]: settings become an app that is bound but does
+//! nothing, and the app serves until its shutdown signal. [`embedded`] is the same for a
+//! command that has no server: it becomes the owner of its data folder, or the client of
+//! the owner there is.
+//!
+//! Invariants:
+//! - No rules of its own: handlers translate, `control`, `store` and `registry` decide.
+//! - Nothing below [`Settings`] reads the environment.
+//! - Only here and in `registry` is HTTP served.
+
+mod settings;
+
+mod access;
+mod app;
+mod background;
+mod error;
+mod executor;
+mod from_api;
+mod keys;
+mod listen;
+mod owner;
+mod registries;
+mod routes;
+mod state;
+mod tls;
+mod to_api;
+
+pub use app::{App, Embedded, ServeError, embedded, serve};
+pub use settings::{
+    BuildSettings, LimitSettings, NetworkSettings, Problem, RegistrySettings, Secret,
+    ServerSettings, Settings, SettingsError, Sources, StoreSettings, TlsSettings, UpstreamSettings,
+};
+pub use store::socket_path;

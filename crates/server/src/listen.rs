@@ -1,0 +1,191 @@
+//! Connections: accepted, bounded, and given to the router.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use registry::{Peer, Secure};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tower::Service as _;
+
+/// Where connections come from.
+pub(crate) enum Listener {
+    Clear(TcpListener),
+    Tls(TcpListener, TlsAcceptor),
+    Socket(UnixListener, Clients),
+}
+
+/// Counts the connections of other processes to the socket: an owner stays for them.
+#[derive(Clone, Default)]
+pub(crate) struct Clients(Arc<watch::Sender<usize>>);
+
+/// One connection of another process.
+struct Client(Clients);
+
+impl Clients {
+    /// Returns once no other process is connected.
+    pub(crate) async fn gone(&self) {
+        // The sender is in `self`.
+        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+    }
+
+    fn enter(&self, stream: &tokio::net::UnixStream) -> Option<Client> {
+        let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        if process == Some(std::process::id() as i32) {
+            return None;
+        }
+        self.0.send_modify(|count| *count += 1);
+        Some(Client(self.clone()))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|count| *count -= 1);
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectionSettings {
+    pub(crate) connections_max: usize,
+    pub(crate) header_timeout: Duration,
+    /// How long open requests may go on after the signal to stop.
+    pub(crate) shutdown_grace: Duration,
+}
+
+/// After an error of `accept` that will not go away by itself, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves one listener until `shutdown`, then waits for open requests, within bounds.
+pub(crate) async fn serve(
+    listener: Listener,
+    router: Router,
+    settings: ConnectionSettings,
+    shutdown: CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(settings.connections_max));
+    let graceful = GracefulShutdown::new();
+    loop {
+        // A place first: connections beyond the bound wait in the kernel's queue.
+        let place = tokio::select! {
+            place = Arc::clone(&places).acquire_owned() => place,
+            () = shutdown.cancelled() => break,
+        };
+        let Ok(place) = place else { break };
+        let accepted = tokio::select! {
+            accepted = accept(&listener) => accepted,
+            () = shutdown.cancelled() => break,
+        };
+        let connection = match accepted {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (router, settings) = (router.clone(), settings.clone());
+        let watcher = graceful.watcher();
+        tokio::spawn(async move {
+            connection.serve(router, &settings, watcher).await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    // What is still open after the grace is dropped with the runtime.
+    let _ = tokio::time::timeout(settings.shutdown_grace, graceful.shutdown()).await;
+}
+
+enum Connection {
+    Clear(tokio::net::TcpStream, SocketAddr),
+    Tls(tokio::net::TcpStream, SocketAddr, TlsAcceptor),
+    Socket(tokio::net::UnixStream, Option<Client>),
+}
+
+async fn accept(listener: &Listener) -> std::io::Result<Connection> {
+    match listener {
+        Listener::Clear(listener) => {
+            let (stream, address) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            Ok(Connection::Clear(stream, address))
+        }
+        Listener::Tls(listener, acceptor) => {
+            let (stream, address) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            Ok(Connection::Tls(stream, address, acceptor.clone()))
+        }
+        Listener::Socket(listener, clients) => {
+            let (stream, _) = listener.accept().await?;
+            let client = clients.enter(&stream);
+            Ok(Connection::Socket(stream, client))
+        }
+    }
+}
+
+impl Connection {
+    async fn serve(
+        self,
+        router: Router,
+        settings: &ConnectionSettings,
+        watcher: hyper_util::server::graceful::Watcher,
+    ) {
+        match self {
+            Self::Clear(stream, address) => {
+                let peer = Peer::Tcp(address);
+                serve_http(stream, peer, false, router, settings, watcher).await;
+            }
+            Self::Socket(stream, client) => {
+                serve_http(stream, Peer::Unix, false, router, settings, watcher).await;
+                drop(client);
+            }
+            Self::Tls(stream, address, acceptor) => {
+                let handshake =
+                    tokio::time::timeout(settings.header_timeout, acceptor.accept(stream));
+                match handshake.await {
+                    Ok(Ok(stream)) => {
+                        let peer = Peer::Tcp(address);
+                        serve_http(stream, peer, true, router, settings, watcher).await;
+                    }
+                    Ok(Err(error)) => tracing::debug!(%address, %error, "a TLS handshake failed"),
+                    Err(_) => tracing::debug!(%address, "a TLS handshake took too long"),
+                }
+            }
+        }
+    }
+}
+
+async fn serve_http<S>(
+    stream: S,
+    peer: Peer,
+    tls: bool,
+    router: Router,
+    settings: &ConnectionSettings,
+    watcher: hyper_util::server::graceful::Watcher,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        if tls {
+            request.extensions_mut().insert(Secure);
+        }
+        let mut router = router.clone();
+        async move { router.call(request).await }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(settings.header_timeout)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}

@@ -1,0 +1,58 @@
+//! Whether the server lives, and a few figures.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+
+use crate::state::Shared;
+use crate::to_api;
+
+pub(crate) async fn version(State(state): State<Shared>) -> axum::Json<api::Version> {
+    axum::Json(to_api::version(&state.registries))
+}
+
+pub(crate) async fn alive() -> &'static str {
+    "ok\n"
+}
+
+/// Ready: the database answers, and the server is not about to stop.
+pub(crate) async fn ready(State(state): State<Shared>) -> (StatusCode, &'static str) {
+    if state.stopping.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+    }
+    match state.runs.unfinished().await {
+        Ok(_) => (StatusCode::OK, "ready\n"),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n"),
+    }
+}
+
+/// Text exposition format, version 0.0.4.
+pub(crate) async fn metrics(State(state): State<Shared>) -> Response {
+    let mut text = String::new();
+    let metrics = &state.metrics;
+    let counters = [
+        ("refit_requests_total", "Requests to the REST API.", &metrics.requests),
+        ("refit_request_errors_total", "Requests that failed by our fault.", &metrics.errors),
+        ("refit_runs_submitted_total", "Runs queued.", &metrics.runs_submitted),
+        ("refit_source_uploads_total", "Build contexts received.", &metrics.source_uploads),
+    ];
+    for (name, help, value) in counters {
+        let value = value.load(Ordering::Relaxed);
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}\n");
+    }
+    if let Ok(unfinished) = state.runs.unfinished().await {
+        let queued = unfinished.iter().filter(|run| run.started_at.is_none()).count();
+        let gauges = [
+            ("refit_runs_queued", "Runs waiting.", queued),
+            ("refit_runs_running", "Runs under way.", unfinished.len() - queued),
+        ];
+        for (name, help, value) in gauges {
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
+        }
+    }
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}

@@ -1,0 +1,221 @@
+//! Runs and their logs.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use control::{EventReader, LogKey, Run, RunId};
+use futures_util::{Stream, StreamExt, stream};
+use oci::RegistryName;
+use serde::Deserialize;
+
+use super::{Json, Query};
+use crate::error::ApiError;
+use crate::state::Shared;
+use crate::{from_api, to_api};
+
+/// Runs on one page.
+const PAGE_DEFAULT: usize = 100;
+const PAGE_MAX: usize = 1000;
+
+/// A stream that has nothing to say says so, for proxies that would cut it.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// `POST .../scheduleRun` queues a run and answers at once; the client then follows its log.
+pub(crate) async fn schedule(
+    State(state): State<Shared>,
+    Path(registry): Path<String>,
+    Json(body): Json<api::RunRequest>,
+) -> Result<(StatusCode, axum::Json<api::Run>), ApiError> {
+    let (registry, _) = state.registry(&registry)?;
+    let api::RunRequest::DockerBuildRequest(body) = body;
+    let location = from_api::source_location(&body)?;
+    let context = state.sources.resolve(&registry, location).await?;
+    let request = from_api::build_request(body, context, &state.build_defaults)?;
+    let run = state.runs.submit(&registry, request).await?;
+    state.metrics.runs_submitted.fetch_add(1, Ordering::Relaxed);
+    Ok((StatusCode::CREATED, axum::Json(to_api::run(&run))))
+}
+
+#[derive(Deserialize)]
+pub(crate) struct ListQuery {
+    #[serde(rename = "$top")]
+    top: Option<usize>,
+    #[serde(rename = "$filter", default)]
+    filter: String,
+    /// The last run of the page before.
+    #[serde(rename = "$skiptoken")]
+    skip_token: Option<String>,
+}
+
+pub(crate) async fn list(
+    State(state): State<Shared>,
+    Path(registry): Path<String>,
+    Query(query): Query<ListQuery>,
+) -> Result<axum::Json<api::Page<api::Run>>, ApiError> {
+    let (registry, _) = state.registry(&registry)?;
+    let mut filter = from_api::run_filter(&query.filter)?;
+    if let Some(token) = &query.skip_token {
+        filter.before = Some(run_id(token)?);
+    }
+    let top = query.top.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
+    let mut runs = state.runs.list(&registry, &filter, top + 1).await?;
+    let more = runs.len() > top;
+    runs.truncate(top);
+    let next_link = runs.last().filter(|_| more).map(|last| {
+        let mut link = url::form_urlencoded::Serializer::new(String::new());
+        link.append_pair("$top", &top.to_string());
+        link.append_pair("$filter", &query.filter);
+        link.append_pair("$skiptoken", last.id.as_str());
+        format!("/api/v1/registries/{registry}/runs?{}", link.finish())
+    });
+    Ok(axum::Json(api::Page { value: runs.iter().map(to_api::run).collect(), next_link }))
+}
+
+pub(crate) async fn show(
+    State(state): State<Shared>,
+    Path((registry, id)): Path<(String, String)>,
+) -> Result<axum::Json<api::Run>, ApiError> {
+    let run = find(&state, &registry, &id).await?;
+    Ok(axum::Json(to_api::run(&run)))
+}
+
+pub(crate) async fn cancel(
+    State(state): State<Shared>,
+    Path((registry, id)): Path<(String, String)>,
+) -> Result<(StatusCode, axum::Json<api::Run>), ApiError> {
+    let (registry, _) = state.registry(&registry)?;
+    let run = state.runs.cancel(&registry, run_id(&id)?).await?;
+    Ok((StatusCode::ACCEPTED, axum::Json(to_api::run(&run))))
+}
+
+#[derive(Deserialize)]
+pub(crate) struct LogQuery {
+    #[serde(default)]
+    offset: u64,
+    #[serde(default)]
+    follow: bool,
+    #[serde(default)]
+    after: u64,
+}
+
+/// The log as text from a byte offset, or as server-sent events.
+pub(crate) async fn logs(
+    State(state): State<Shared>,
+    Path((registry, id)): Path<(String, String)>,
+    Query(query): Query<LogQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let run = find(&state, &registry, &id).await?;
+    let accepts_events = headers
+        .get(ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/event-stream"));
+    if accepts_events {
+        return server_sent_events(&state, &run, &query, &headers).await;
+    }
+    let reader = state.runs.logs().read_text(&log_key(&run), query.offset, query.follow).await?;
+    let chunks = stream::unfold(reader, async |mut reader| {
+        let chunk = reader.next().await.transpose()?;
+        Some((chunk, reader))
+    });
+    Ok(stream_response(&state, "text/plain; charset=utf-8", chunks))
+}
+
+/// The records of a run, one JSON text per line.
+pub(crate) async fn events(
+    State(state): State<Shared>,
+    Path((registry, id)): Path<(String, String)>,
+    Query(query): Query<LogQuery>,
+) -> Result<Response, ApiError> {
+    let run = find(&state, &registry, &id).await?;
+    let reader = state.runs.logs().read_events(&log_key(&run), query.after, query.follow).await?;
+    let lines = event_stream(reader).map(|events| {
+        let mut lines = Vec::new();
+        for event in events? {
+            serde_json::to_writer(&mut lines, &event).map_err(std::io::Error::other)?;
+            lines.push(b'\n');
+        }
+        Ok::<_, std::io::Error>(Bytes::from(lines))
+    });
+    Ok(stream_response(&state, "application/x-ndjson", lines))
+}
+
+/// The same as events with ids; the last one carries the final status. A client that lost
+/// the connection goes on with `Last-Event-ID`.
+async fn server_sent_events(
+    state: &Shared,
+    run: &Run,
+    query: &LogQuery,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
+    let last_seen = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    let after = last_seen.unwrap_or(query.after);
+    let reader = state.runs.logs().read_events(&log_key(run), after, query.follow).await?;
+    let texts = event_stream(reader).map(|events| {
+        let mut text = String::new();
+        for event in events? {
+            let data = serde_json::to_string(&event).map_err(std::io::Error::other)?;
+            let name = match event.kind {
+                api::EventKind::Finished { .. } => "finished",
+                _ => "record",
+            };
+            text.push_str(&format!("id: {}\nevent: {name}\ndata: {data}\n\n", event.id));
+        }
+        Ok::<_, std::io::Error>(Bytes::from(text))
+    });
+    Ok(stream_response(state, "text/event-stream", with_keep_alive(texts)))
+}
+
+fn event_stream(
+    reader: EventReader,
+) -> impl Stream<Item = Result<Vec<api::Event>, std::io::Error>> + Send {
+    stream::unfold(reader, async |mut reader| {
+        let events = reader.next().await.map_err(std::io::Error::other).transpose()?;
+        let events = events.map(|events| events.into_iter().map(to_api::event).collect());
+        Some((events, reader))
+    })
+}
+
+/// Adds a comment whenever nothing came for a while.
+fn with_keep_alive<S>(texts: S) -> impl Stream<Item = Result<Bytes, std::io::Error>> + Send
+where
+    S: Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
+{
+    stream::unfold(Box::pin(texts), async |mut texts| {
+        match tokio::time::timeout(KEEP_ALIVE, texts.next()).await {
+            Ok(text) => Some((text?, texts)),
+            Err(_) => Some((Ok(Bytes::from_static(b": still here\n\n")), texts)),
+        }
+    })
+}
+
+/// A body that ends when the server does, whatever it is waiting for.
+fn stream_response<S, E>(state: &Shared, content_type: &'static str, chunks: S) -> Response
+where
+    S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+    E: Into<axum::BoxError> + Send + 'static,
+{
+    let stopping = state.stopping.clone().cancelled_owned();
+    let body = Body::from_stream(chunks.take_until(stopping));
+    let headers = [(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-store")];
+    (headers, body).into_response()
+}
+
+async fn find(state: &Shared, registry: &str, id: &str) -> Result<Run, ApiError> {
+    let (registry, _): (RegistryName, _) = state.registry(registry)?;
+    let run = state.runs.get(&registry, run_id(id)?).await?;
+    run.ok_or_else(|| ApiError::not_found(format!("run `{id}`")))
+}
+
+fn run_id(text: &str) -> Result<RunId, ApiError> {
+    text.parse().map_err(|_| ApiError::not_found(format!("run `{}`", from_api::cut(text))))
+}
+
+fn log_key(run: &Run) -> LogKey {
+    LogKey { registry: run.registry.clone(), run: run.id }
+}

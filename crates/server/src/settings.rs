@@ -1,0 +1,147 @@
+//! How this server is configured: file, environment and flags, resolved once.
+//!
+//! [`Settings::resolve`] reports every error at once, before anything starts. Nothing below
+//! this module reads the environment; each part receives its own small struct.
+
+mod fields;
+mod resolve;
+mod units;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use oci::RegistryName;
+
+pub use resolve::{Problem, SettingsError, Sources};
+
+/// All settings, checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub server: ServerSettings,
+    pub store: StoreSettings,
+    pub build: BuildSettings,
+    pub network: NetworkSettings,
+    pub limits: LimitSettings,
+    /// Never empty.
+    pub registries: BTreeMap<RegistryName, RegistrySettings>,
+    pub upstreams: BTreeMap<String, UpstreamSettings>,
+    /// What [`Settings::render`] shows.
+    rendered: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct ServerSettings {
+    pub data: PathBuf,
+    /// Served in the clear.
+    pub listen: Option<SocketAddr>,
+    pub tls: Option<TlsSettings>,
+    pub insecure_clear: bool,
+    pub anonymous_loopback: bool,
+    pub admin: bool,
+    /// Never zero.
+    pub worker_threads: usize,
+    pub shutdown_grace: Duration,
+    /// Where tokens for this user's clients are put; from the environment only.
+    pub runtime_folder: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+pub struct TlsSettings {
+    pub listen: SocketAddr,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+pub struct StoreSettings {
+    pub cache_size_max: u64,
+    pub garbage_period: Duration,
+    pub garbage_grace: Duration,
+    pub log_keep: Duration,
+    pub run_keep: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct BuildSettings {
+    pub concurrency: u32,
+    pub concurrency_total: u32,
+    pub attempts_max: u32,
+    pub timeout: Duration,
+    pub queue_keep: Duration,
+    pub runtime: Option<PathBuf>,
+    pub memory: Option<u64>,
+    pub pids: Option<u32>,
+    pub cpus: Option<f64>,
+    pub allow_host_network: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct NetworkSettings {
+    pub subnet: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct LimitSettings {
+    pub connections_max: usize,
+    pub header_timeout: Duration,
+    pub body_size_max: u64,
+    pub body_stall: Duration,
+    pub blob_size_max: u64,
+    pub source_size_max: u64,
+    pub source_keep: Duration,
+    pub queue_length_max: u32,
+    pub log_size_max: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RegistrySettings {
+    pub login_server: Option<String>,
+    pub aliases: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct UpstreamSettings {
+    pub plain_http: bool,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+}
+
+/// Text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(hidden)")
+    }
+}
+
+impl Settings {
+    /// Defaults, then the file, then the environment, then flags; the later wins.
+    pub fn resolve(sources: &Sources) -> Result<Self, SettingsError> {
+        resolve::resolve(sources)
+    }
+
+    /// The result as a settings file, secrets hidden: what `refit serve --check` prints.
+    pub fn render(&self) -> &str {
+        &self.rendered
+    }
+
+    /// `refit.example.toml`: every setting with its default and meaning.
+    pub fn example() -> String {
+        resolve::example()
+    }
+}

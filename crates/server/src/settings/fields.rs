@@ -1,0 +1,220 @@
+//! Every setting there is: its section, key, default and meaning.
+//!
+//! The one list behind the example file, the check for unknown keys, the environment
+//! variables and the defaults.
+
+/// How a value is written in the file, and whether it may be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Text,
+    /// Text that is never shown.
+    Secret,
+    /// A number or a boolean: written without quotes.
+    Bare,
+    List,
+}
+
+pub(super) struct Field {
+    pub(super) key: &'static str,
+    pub(super) kind: Kind,
+    pub(super) default: &'static str,
+    pub(super) about: &'static str,
+}
+
+pub(super) struct Section {
+    pub(super) name: &'static str,
+    pub(super) about: &'static str,
+    /// `[registry.NAME]`: any number of them, each with these fields. Holds a name to show
+    /// in the example.
+    pub(super) named: Option<&'static str>,
+    pub(super) fields: &'static [Field],
+}
+
+const fn text(key: &'static str, default: &'static str, about: &'static str) -> Field {
+    Field { key, kind: Kind::Text, default, about }
+}
+
+const fn bare(key: &'static str, default: &'static str, about: &'static str) -> Field {
+    Field { key, kind: Kind::Bare, default, about }
+}
+
+const fn list(key: &'static str, about: &'static str) -> Field {
+    Field { key, kind: Kind::List, default: "", about }
+}
+
+pub(super) const SECTIONS: &[Section] = &[
+    Section {
+        name: "server",
+        about: "Where the server listens, and what it asks of its clients.",
+        named: None,
+        fields: &[
+            text(
+                "data",
+                "",
+                "The data folder. Empty: `/var/lib/refit` as root, else `$XDG_DATA_HOME/refit`. Also `REFIT_DATA`.",
+            ),
+            text("listen", "127.0.0.1:5000", "Address served in the clear. Empty: none."),
+            text("tls_listen", "", "Address served with TLS. Empty: none."),
+            text("tls_cert", "", "Certificate chain for it, a PEM file."),
+            text("tls_key", "", "Private key for it, a PEM file."),
+            bare(
+                "insecure_clear",
+                "false",
+                "Serve `listen` in the clear although it is no loopback address.",
+            ),
+            bare(
+                "anonymous_loopback",
+                "true",
+                "Requests from this machine to a loopback name may pull, push and delete without credentials.",
+            ),
+            bare(
+                "admin",
+                "true",
+                "Keep an `admin` credential in the data folder, made at the first start.",
+            ),
+            bare("worker_threads", "0", "Threads that serve requests. 0: one per processor."),
+            text(
+                "shutdown_grace",
+                "10s",
+                "How long running runs may go on after the signal to stop; then they wait for the next start.",
+            ),
+        ],
+    },
+    Section {
+        name: "store",
+        about: "What is kept, and how long.",
+        named: None,
+        fields: &[
+            text("cache_size_max", "20GiB", "Bound of the build cache."),
+            text("garbage_period", "1h", "How often unreachable content is looked for."),
+            text("garbage_grace", "1h", "Unreachable content younger than this stays."),
+            text("log_keep", "30d", "How long the text of a run's log is kept."),
+            text("run_keep", "400d", "How long a run's record is kept."),
+        ],
+    },
+    Section {
+        name: "build",
+        about: "How runs are executed.",
+        named: None,
+        fields: &[
+            bare("concurrency", "2", "Runs executed at once, per registry."),
+            bare("concurrency_total", "4", "Runs executed at once, in all."),
+            bare(
+                "attempts_max",
+                "3",
+                "How often a build is begun again that the server's end interrupted.",
+            ),
+            text("timeout", "1h", "Time limit of a run that asks for none; 5m to 8h."),
+            text("queue_keep", "24h", "A run that waits longer than this ends with an error."),
+            text(
+                "runtime",
+                "",
+                "Path of an OCI runtime such as `/usr/bin/runc`. Empty: the embedded one.",
+            ),
+            text("memory", "", "Memory bound of one container, such as `4GiB`. Empty: none."),
+            bare("pids", "4096", "Processes and threads of one container. 0: no bound."),
+            text("cpus", "", "Processors' worth of time of one container. Empty: no bound."),
+            bare("allow_host_network", "false", "Policy: runs may use the host's network."),
+        ],
+    },
+    Section {
+        name: "network",
+        about: "The network of containers.",
+        named: None,
+        fields: &[text(
+            "subnet",
+            "10.213.0.0/16",
+            "Address range of the bridge of isolated networks.",
+        )],
+    },
+    Section {
+        name: "limits",
+        about: "A bound on everything that comes from outside.",
+        named: None,
+        fields: &[
+            bare("connections_max", "1024", "Open connections; further ones wait."),
+            text("header_timeout", "30s", "Time for a request's head to arrive."),
+            text("body_size_max", "4MiB", "Body of a REST request that is not an upload."),
+            text("body_stall", "60s", "An upload that brings nothing for this long is ended."),
+            text("blob_size_max", "200GiB", "A pushed blob."),
+            text("source_size_max", "8GiB", "An uploaded build context, compressed."),
+            text("source_keep", "1h", "How long an upload address is valid."),
+            bare("queue_length_max", "1000", "Runs waiting, per registry."),
+            text(
+                "log_size_max",
+                "256MiB",
+                "Log text of one run; what is longer is dropped, and the log says so.",
+            ),
+        ],
+    },
+    Section {
+        name: "registry",
+        about: "A registry that this server hosts. Without any, there is one named `local`.",
+        named: Some("local"),
+        fields: &[
+            text(
+                "login_server",
+                "",
+                "Its own name, `HOST[:PORT]`. Empty: the address that is listened on.",
+            ),
+            list("aliases", "Further names of it."),
+        ],
+    },
+    Section {
+        name: "upstream",
+        about: "Another registry that base images come from.",
+        named: Some("\"registry.example.com\""),
+        fields: &[
+            bare("plain_http", "false", "It speaks no TLS."),
+            text("username", "", "User name for pulling from it."),
+            Field {
+                key: "password",
+                kind: Kind::Secret,
+                default: "",
+                about: "Password or access token for pulling from it.",
+            },
+            text("password_file", "", "A file that holds the password."),
+        ],
+    },
+];
+
+/// Variables of the client and of the program as a whole that begin as a section does.
+pub(super) const FOREIGN_VARIABLES: &[&str] = &["REFIT_SERVER"];
+
+pub(super) fn section(name: &str) -> Option<&'static Section> {
+    SECTIONS.iter().find(|section| section.name == name)
+}
+
+impl Section {
+    pub(super) fn field(&self, key: &str) -> Option<&'static Field> {
+        self.fields.iter().find(|field| field.key == key)
+    }
+}
+
+/// The candidate that a mistyped word most likely meant, if one is near.
+pub(super) fn nearest<'a>(
+    word: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
+    candidates
+        .map(|candidate| (distance(word, candidate), candidate))
+        .min()
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Edits between two words (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in to.iter().enumerate() {
+            let replace = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
+}

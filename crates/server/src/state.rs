@@ -1,0 +1,77 @@
+//! What handlers share.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use control::{Runs, Sources};
+use oci::RegistryName;
+use registry::Peer;
+use store::{Catalog, GcOptions};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::ApiError;
+use crate::from_api::{BuildDefaults, cut};
+use crate::keys::{Keys, Principal};
+use crate::registries::{OwnNames, Registries};
+
+/// One per server.
+pub(crate) struct State {
+    pub(crate) runs: Runs,
+    pub(crate) sources: Sources,
+    pub(crate) catalog: Catalog,
+    pub(crate) registries: Registries,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) build_defaults: BuildDefaults,
+    pub(crate) garbage: GcOptions,
+    /// A body that brings nothing for this long is given up.
+    pub(crate) body_stall: Duration,
+    pub(crate) metrics: Metrics,
+    /// Streams that follow something end when the server does.
+    pub(crate) stopping: CancellationToken,
+}
+
+pub(crate) type Shared = Arc<State>;
+
+/// Counters since the start.
+#[derive(Default)]
+pub(crate) struct Metrics {
+    pub(crate) requests: AtomicU64,
+    pub(crate) errors: AtomicU64,
+    pub(crate) runs_submitted: AtomicU64,
+    pub(crate) source_uploads: AtomicU64,
+}
+
+impl State {
+    /// The registry that a path names, if this server hosts it.
+    pub(crate) fn registry(&self, name: &str) -> Result<(RegistryName, &OwnNames), ApiError> {
+        let found = name.parse::<RegistryName>().ok().and_then(|name| {
+            let own = self.registries.get(&name)?;
+            Some((name, own))
+        });
+        found.ok_or_else(|| {
+            let names: Vec<&str> = self.registries.iter().map(|(name, _)| name.as_str()).collect();
+            ApiError::not_found(format!("registry `{}`", cut(name)))
+                .hint(format!("this server has `{}`", names.join("`, `")))
+        })
+    }
+
+    /// Who may use the REST API: the owner of the data folder, and who has a credential.
+    pub(crate) fn authenticate(
+        &self,
+        peer: Peer,
+        headers: &HeaderMap,
+    ) -> Result<Principal, ApiError> {
+        if peer == Peer::Unix {
+            return Ok(Principal::Owner);
+        }
+        match self.keys.authenticate(headers) {
+            Ok(Principal::Anonymous) => Err(ApiError::unauthorized("the API needs a token")
+                .hint("the server's token lies in `keys/api-token` of its data folder; set `REFIT_TOKEN`, or use `refit login`")),
+            Ok(principal) => Ok(principal),
+            Err(_) => Err(ApiError::unauthorized("the credential is not valid")
+                .hint("use `refit login`, or take the token from `keys/api-token` of the data folder")),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Words of the domain become words of the API.
+
+use control::{Event, EventKind, Run, RunStatus, Stream};
+use oci::RegistryName;
+use store::{Deleted, GcReport, ManifestEntry, ManifestInfo, Millis, TagInfo};
+
+use crate::registries::{OwnNames, Registries};
+
+pub(crate) fn run(run: &Run) -> api::Run {
+    let id = run.id.to_string();
+    api::Run {
+        id: format!("/api/v1/registries/{}/runs/{id}", run.registry),
+        name: id.clone(),
+        kind: "Microsoft.ContainerRegistry/registries/runs".into(),
+        properties: api::RunProperties {
+            run_id: id,
+            status: status(run.status),
+            run_type: run.kind.as_str().into(),
+            create_time: time(run.created_at),
+            last_updated_time: time(run.updated_at),
+            start_time: run.started_at.map(time),
+            finish_time: run.finished_at.map(time),
+            output_images: run.images.iter().map(image).collect(),
+            platform: platform(&run.request.platform),
+            run_error_message: run.error.clone(),
+            is_archive_enabled: run.request.archived,
+            provisioning_state: provisioning_state(run.status).into(),
+            output_digest: run.digest.as_ref().map(ToString::to_string),
+            cost: run.cost.clone(),
+        },
+    }
+}
+
+fn image(image: &control::OutputImage) -> api::ImageDescriptor {
+    api::ImageDescriptor {
+        registry: image.registry.clone(),
+        repository: image.repository.clone(),
+        tag: image.tag.clone(),
+        digest: image.digest.to_string(),
+    }
+}
+
+fn platform(platform: &oci::Platform) -> api::PlatformProperties {
+    api::PlatformProperties {
+        os: platform.os.clone(),
+        architecture: Some(platform.architecture.clone()),
+        variant: platform.variant.clone(),
+    }
+}
+
+fn provisioning_state(status: RunStatus) -> &'static str {
+    match status {
+        RunStatus::Queued | RunStatus::Started | RunStatus::Running => "Creating",
+        RunStatus::Succeeded => "Succeeded",
+        RunStatus::Failed | RunStatus::Error | RunStatus::Timeout => "Failed",
+        RunStatus::Canceled => "Canceled",
+    }
+}
+
+pub(crate) fn status(status: RunStatus) -> api::RunStatus {
+    match status {
+        RunStatus::Queued => api::RunStatus::Queued,
+        RunStatus::Started => api::RunStatus::Started,
+        RunStatus::Running => api::RunStatus::Running,
+        RunStatus::Succeeded => api::RunStatus::Succeeded,
+        RunStatus::Failed => api::RunStatus::Failed,
+        RunStatus::Canceled => api::RunStatus::Canceled,
+        RunStatus::Error => api::RunStatus::Error,
+        RunStatus::Timeout => api::RunStatus::Timeout,
+    }
+}
+
+/// Times are RFC 3339 in UTC.
+pub(crate) fn time(at: Millis) -> String {
+    jiff::Timestamp::from_millisecond(at).unwrap_or_default().to_string()
+}
+
+pub(crate) fn event(event: Event) -> api::Event {
+    let kind = match event.kind {
+        EventKind::Status { status: to } => api::EventKind::Status { status: status(to) },
+        EventKind::Message { text } => api::EventKind::Message { text },
+        EventKind::Warning { text } => api::EventKind::Warning { text },
+        EventKind::StepStarted { step, name } => api::EventKind::StepStarted { step, name },
+        EventKind::Output { step, stream, text } => {
+            let stream = match stream {
+                Stream::Stdout => api::OutputStream::Stdout,
+                Stream::Stderr => api::OutputStream::Stderr,
+            };
+            api::EventKind::Output { step, stream, text }
+        }
+        EventKind::Progress { step, current, total } => {
+            api::EventKind::Progress { step, current, total }
+        }
+        EventKind::StepFinished { step, cached, milliseconds, error } => {
+            api::EventKind::StepFinished { step, cached, milliseconds, error }
+        }
+        EventKind::Image { reference, digest } => api::EventKind::Image { reference, digest },
+        EventKind::Finished { status: to, error, .. } => {
+            api::EventKind::Finished { status: status(to), error }
+        }
+    };
+    api::Event { id: event.id, at: event.at, kind }
+}
+
+pub(crate) fn tag(tag: &TagInfo) -> api::TagAttributes {
+    api::TagAttributes {
+        name: tag.tag.to_string(),
+        digest: tag.digest.to_string(),
+        created_time: time(tag.created_at),
+        last_update_time: time(tag.updated_at),
+    }
+}
+
+pub(crate) fn manifest(manifest: &ManifestInfo) -> api::ManifestAttributes {
+    api::ManifestAttributes {
+        digest: manifest.digest.to_string(),
+        image_size: manifest.image_size,
+        created_time: time(manifest.pushed_at),
+        last_update_time: time(manifest.pushed_at),
+        media_type: manifest.media_type.clone(),
+        config_media_type: manifest.config_media_type.clone(),
+        artifact_type: manifest.artifact_type.clone(),
+        tags: manifest.tags.iter().map(ToString::to_string).collect(),
+    }
+}
+
+pub(crate) fn manifest_document(entry: &ManifestEntry) -> api::ManifestDocument {
+    api::ManifestDocument {
+        digest: entry.digest.to_string(),
+        media_type: entry.media_type.clone(),
+        size: entry.size,
+        // Stored manifests were read as JSON when they came.
+        manifest: serde_json::from_slice(&entry.bytes).unwrap_or_default(),
+    }
+}
+
+pub(crate) fn deleted(deleted: Deleted) -> api::Deleted {
+    api::Deleted { manifests_deleted: deleted.manifests, tags_deleted: deleted.tags }
+}
+
+pub(crate) fn garbage(report: &GcReport, dry_run: bool) -> api::GarbageReport {
+    let blob = |(digest, size): &(oci::Digest, u64)| api::GarbageBlob {
+        digest: digest.to_string(),
+        size: *size,
+    };
+    api::GarbageReport {
+        dry_run,
+        blobs: report.blobs.iter().map(blob).collect(),
+        cache_entries: report.cache_entries,
+        uploads: report.uploads,
+        bytes: report.bytes,
+    }
+}
+
+pub(crate) fn version(registries: &Registries) -> api::Version {
+    let info = |(name, own): (&RegistryName, &OwnNames)| api::RegistryInfo {
+        name: name.to_string(),
+        login_server: own.login_server.clone(),
+        aliases: own.aliases.clone(),
+    };
+    api::Version {
+        version: env!("CARGO_PKG_VERSION").into(),
+        registries: registries.iter().map(info).collect(),
+    }
+}

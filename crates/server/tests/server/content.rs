@@ -1,0 +1,151 @@
+//! Repositories, tags and manifests over the API.
+
+use oci::Digest;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::{Server, answer};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Pushes an image with one small layer, and returns its digest.
+async fn push(server: &Server, repository: &str, tag: &str, content: &str) -> String {
+    let config =
+        br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
+    let mut descriptors = Vec::new();
+    let layer_type = "application/vnd.oci.image.layer.v1.tar";
+    for (media_type, bytes) in [
+        ("application/vnd.oci.image.config.v1+json", &config[..]),
+        (layer_type, content.as_bytes()),
+    ] {
+        let digest = Digest::of(bytes).to_string();
+        let path = format!("/v2/{repository}/blobs/uploads/?digest={digest}");
+        let put = server.plain(Method::POST, &path).body(bytes.to_vec()).send().await.unwrap();
+        assert_eq!(put.status(), StatusCode::CREATED, "{}", put.text().await.unwrap());
+        descriptors.push(json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() }));
+    }
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": descriptors[0], "layers": [descriptors[1]],
+    })
+    .to_string();
+    let put = server
+        .plain(Method::PUT, &format!("/v2/{repository}/manifests/{tag}"))
+        .header("content-type", MANIFEST)
+        .body(manifest.clone())
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(put.status(), StatusCode::CREATED, "{}", put.text().await.unwrap());
+    Digest::of(manifest.as_bytes()).to_string()
+}
+
+fn names(page: &Value, member: &str) -> Vec<String> {
+    let items = page["value"].as_array().unwrap().iter();
+    items.map(|item| item[member].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn what_was_pushed_is_listed_shown_and_deleted() {
+    let server = Server::start().await;
+    let first = push(&server, "team/app", "1", "one").await;
+    push(&server, "team/app", "latest", "one").await;
+    let second = push(&server, "team/app", "2", "two").await;
+    push(&server, "other", "1", "one").await;
+
+    let page = server.get("/repositories").await;
+    assert_eq!(names(&page, "imageName"), ["other", "team/app"]);
+    let app = server.get("/repositories/team%2Fapp").await;
+    assert_eq!((&app["manifestCount"], &app["tagCount"]), (&json!(2), &json!(3)));
+
+    let tags = server.get("/repositories/team%2Fapp/tags").await;
+    assert_eq!(names(&tags, "name"), ["1", "2", "latest"]);
+    let tag = server.get("/repositories/team%2Fapp/tags/latest").await;
+    assert_eq!(tag["digest"], json!(first));
+    let manifests = server.get("/repositories/team%2Fapp/manifests").await;
+    assert_eq!(manifests["value"].as_array().unwrap().len(), 2);
+    let shown = server.get("/repositories/team%2Fapp/manifests/2").await;
+    assert_eq!(
+        (&shown["digest"], &shown["manifest"]["schemaVersion"]),
+        (&json!(second), &json!(2))
+    );
+
+    let delete = async |path: &str| {
+        let path = format!("/repositories/team%2Fapp{path}");
+        let deleted = server.request(Method::DELETE, &path).send().await.unwrap();
+        let deleted = answer(deleted, StatusCode::ACCEPTED).await;
+        (deleted["manifestsDeleted"].clone(), deleted["tagsDeleted"].clone())
+    };
+    assert_eq!(delete("/tags/latest").await, (json!(0), json!(1)));
+    assert_eq!(delete("/manifests/1").await, (json!(1), json!(1)));
+    assert_eq!(delete("").await, (json!(1), json!(1)));
+    for gone in ["", "/tags", "/tags/1", "/manifests/2"] {
+        let path = format!("/repositories/team%2Fapp{gone}");
+        let found = server.request(Method::GET, &path).send().await.unwrap();
+        assert_eq!(found.status(), StatusCode::NOT_FOUND, "{gone}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn listings_page_through() {
+    let server = Server::start().await;
+    for name in ["a", "b", "c"] {
+        push(&server, name, "1", "x").await;
+    }
+    for tag in ["t1", "t2", "t3"] {
+        push(&server, "a", tag, "x").await;
+    }
+    for (path, member, expected) in [
+        ("/repositories", "imageName", vec!["a", "b", "c"]),
+        ("/repositories/a/tags", "name", vec!["1", "t1", "t2", "t3"]),
+    ] {
+        let mut found = Vec::new();
+        let mut page = server.get(&format!("{path}?n=2")).await;
+        loop {
+            found.extend(names(&page, member));
+            let Some(next) = page["nextLink"].as_str() else { break };
+            let next = server.plain(Method::GET, next).bearer_auth(server.token());
+            page = answer(next.send().await.unwrap(), StatusCode::OK).await;
+        }
+        assert_eq!(found, expected);
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn garbage_is_told_before_it_is_collected() {
+    let server = Server::start_with("[store]\ngarbage_grace = \"0s\"", &[]).await;
+    push(&server, "app", "1", "a layer of its own").await;
+    let deleted = server.request(Method::DELETE, "/repositories/app").send().await.unwrap();
+    assert_eq!(deleted.status(), StatusCode::ACCEPTED);
+    let collect = async |dry_run: bool| {
+        let request = server.request(Method::POST, "/gc").json(&json!({ "dryRun": dry_run }));
+        answer(request.send().await.unwrap(), StatusCode::OK).await
+    };
+    let told = collect(true).await;
+    assert_eq!(told["blobs"].as_array().unwrap().len(), 3, "{told}");
+    let collected = collect(false).await;
+    assert_eq!(collected["bytes"], told["bytes"]);
+    assert_eq!(collect(false).await["blobs"], json!([]));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_host_selects_the_registry() {
+    let file = "[registry.first]\nlogin_server = \"first.example.com\"\n\
+                [registry.second]\nlogin_server = \"second.example.com\"";
+    let server = Server::start_with(file, &[]).await;
+    let password = server.secret("admin-password");
+    let status = async |host: &str| {
+        let get = server.plain(Method::GET, "/v2/_catalog").header("host", host);
+        get.basic_auth("admin", Some(&password)).send().await.unwrap().status()
+    };
+    assert_eq!(status("first.example.com").await, StatusCode::OK);
+    assert_eq!(status("second.example.com").await, StatusCode::OK);
+    assert_eq!(status("third.example.com").await, StatusCode::NOT_FOUND);
+    let version = server.plain(Method::GET, "/api/v1/version").send().await.unwrap();
+    let version = answer(version, StatusCode::OK).await;
+    assert_eq!(version["registries"][1]["loginServer"], "second.example.com");
+    server.stop().await;
+}

@@ -1,0 +1,9 @@
+//! A whole server over real sockets; only the builder is a fake.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
+
+mod access;
+mod content;
+mod lifecycle;
+mod runs;
+mod support;

@@ -1,0 +1,33 @@
+//! What whole-program tests stand on: the real binary as server and client, images made from
+//! nothing, and a validator that trusts nobody.
+//!
+//! Start with [`Server::start`], or with [`Sandbox`]: a folder of its own for one test, in which
+//! [`Sandbox::refit`] runs a command and [`Sandbox::server`] a server. For tests only: a failure is a panic that
+//! tells all there is to know.
+
+mod command;
+mod filters;
+mod image;
+mod registry;
+mod sandbox;
+mod server;
+mod tree;
+mod validate;
+
+pub use command::{Invocation, Outcome, Running, until};
+pub use filters::filtered;
+pub use image::{Image, Layer, busybox};
+pub use registry::RegistryClient;
+pub use sandbox::Sandbox;
+pub use server::Server;
+pub use tree::{ImageTree, Node};
+pub use validate::{ValidImage, validate};
+
+/// Runs a future to its end on a small runtime of its own, so that tests are plain functions.
+pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime can be made")
+        .block_on(future)
+}

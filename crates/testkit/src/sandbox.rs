@@ -1,0 +1,82 @@
+//! A folder of its own for one test.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::{Invocation, Server};
+
+/// Everything that a test writes lies here, and is gone with it.
+pub struct Sandbox {
+    folder: TempDir,
+}
+
+impl Default for Sandbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Sandbox {
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("refit-test-").tempdir();
+        Self { folder: folder.expect("a temporary folder can be made") }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The data folder of embedded commands and of [`Sandbox::server`].
+    pub fn data(&self) -> PathBuf {
+        self.path("data")
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Writes a file, and the folders it lies in.
+    #[track_caller]
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> &Self {
+        let file = self.path(name);
+        let folder = file.parent().expect("a file lies in a folder");
+        fs::create_dir_all(folder).expect("the sandbox can be written");
+        fs::write(file, text).expect("the sandbox can be written");
+        self
+    }
+
+    #[track_caller]
+    pub fn write_executable(&self, name: &str, text: impl AsRef<[u8]>) -> &Self {
+        self.write(name, text);
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o755))
+            .expect("modes can be set");
+        self
+    }
+
+    /// A command on the sandbox's data folder, without a server.
+    pub fn refit<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Invocation {
+        Invocation::new(self.root(), args).env("REFIT_DATA", self.data().display())
+    }
+
+    /// Starts a server on the sandbox's data folder and waits until it is ready.
+    #[track_caller]
+    pub fn server(&self) -> Server {
+        Server::start_in(self.root(), &[])
+    }
+
+    #[track_caller]
+    pub fn server_with(&self, args: &[&str]) -> Server {
+        Server::start_in(self.root(), args)
+    }
+}
+
+/// The program under test, which Cargo puts beside the folder of the tests' own binaries. It
+/// is built for the tests of the crate `refit`, so only they can use it.
+pub(crate) fn program() -> PathBuf {
+    let tests = std::env::current_exe().expect("a test knows its own binary");
+    let program = tests.parent().and_then(Path::parent).map(|folder| folder.join("refit"));
+    program.filter(|program| program.exists()).expect("the binary `refit` is built")
+}
