@@ -202,7 +202,6 @@ impl Bridge {
             .name("eth0")
             .address(vec![0x02, 0x42, a, b, c, d])
             .setns_by_fd(endpoint.namespace.as_raw_fd())
-            .up()
             .build();
         let link = LinkMessageBuilder::<LinkVeth>::new(name, "eth0")
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))

@@ -53,6 +53,8 @@ pub(super) async fn configure(
     let loopback = LinkMessageBuilder::<LinkUnspec>::new().index(1).up().build();
     handle.link().set(loopback).execute().await?;
     let index = link_index(&handle, "eth0").await?.ok_or(rtnetlink::Error::RequestFailed)?;
+    let device = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
+    handle.link().set(device).execute().await?;
     handle.address().add(index, address.into(), subnet.prefix()).execute().await?;
     let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(subnet.gateway()).build();
     handle.route().add(route).execute().await
