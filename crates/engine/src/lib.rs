@@ -2,7 +2,7 @@
 //!
 //! A run has a workspace folder, a time-out, a cancel token and receivers for what it says.
 //! Here it is one build step: unpack the uploaded context, build, publish. Start with
-//! [`execute`].
+//! [`execute()`].
 //!
 //! Invariants:
 //! - Attempts may repeat, publishing may not: nothing is published unless the [`Lease`] of

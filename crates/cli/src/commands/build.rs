@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(default_value = ".", value_name = "CONTEXT")]
     context: String,
 
-    /// Name for the image, NAME[:TAG]; may be given several times
+    /// Name for the image, with or without a tag; may be given several times
     #[arg(long = "image", short = 't', visible_alias = "tag", value_name = "NAME:TAG")]
     images: Vec<String>,
 
