@@ -6,6 +6,7 @@
 //! no build goes on costs time and nothing else.
 
 mod diff;
+mod gzip;
 mod index;
 mod tar_entry;
 mod unpack;

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use oci::{Descriptor, Digest, Hasher, media_type};
 use store::BlobWriter;
 
+use super::gzip::BlockGzip;
 use super::index::{IndexEntry, LayerIndex};
 use super::tar_entry::{write_end, write_header, write_padding};
 use crate::assemble::ImageLayer;
@@ -24,7 +25,7 @@ impl Compression {
     /// Names the compressor and its version: other bytes are another layer (decision 8).
     pub(crate) fn id(self) -> &'static str {
         match self {
-            Self::Gzip => "gzip-6/1",
+            Self::Gzip => "gzip-6-blocks/1",
             Self::Zstd => "zstd-3/1",
         }
     }
@@ -53,11 +54,7 @@ impl LayerWriter {
     ) -> io::Result<Self> {
         let (encoder, media_type) = match compression {
             Compression::Gzip => {
-                let level = flate2::Compression::new(6);
-                (
-                    Encoder::Gzip(Box::new(flate2::GzBuilder::new().mtime(0).write(blob, level))),
-                    media_type::OCI_LAYER_GZIP,
-                )
+                (Encoder::Gzip(Box::new(BlockGzip::new(blob)?)), media_type::OCI_LAYER_GZIP)
             }
             Compression::Zstd => {
                 let mut encoder = zstd::Encoder::new(blob, 3)?;
@@ -162,7 +159,7 @@ impl LayerWriter {
 }
 
 enum Encoder {
-    Gzip(Box<flate2::write::GzEncoder<BlobWriter>>),
+    Gzip(Box<BlockGzip<BlobWriter>>),
     Zstd(Box<zstd::Encoder<'static, BlobWriter>>),
 }
 
