@@ -10,6 +10,7 @@ use url::Url;
 
 use crate::error::{Error, ErrorKind, Result, could_not};
 use crate::logins::Credential;
+use crate::select::is_loopback;
 
 /// How long a server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,8 +61,8 @@ impl Connection {
     }
 
     /// Whether bytes stay on this machine, so that making them fewer only costs time.
-    pub(crate) fn is_socket(&self) -> bool {
-        self.is_socket
+    pub(crate) fn is_local(&self) -> bool {
+        is_loopback(&self.base)
     }
 
     /// `/api/v1/registries/{registry}/...`. Segments are escaped, slashes in them too.

@@ -125,7 +125,8 @@ pub(crate) fn parse_server(text: &str) -> Result<Url> {
     Ok(url)
 }
 
-fn is_loopback(server: &Url) -> bool {
+/// Whether a server is on this machine.
+pub(crate) fn is_loopback(server: &Url) -> bool {
     match server.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         Some(Host::Ipv4(address)) => address.is_loopback(),

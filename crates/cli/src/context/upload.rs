@@ -34,8 +34,7 @@ pub(crate) async fn upload(
     let route = connection.route(&["listBuildSourceUploadUrl"]);
     let place: api::SourceUpload = connection.post(route, &serde_json::json!({})).await?;
     // On this machine the bytes only change hands.
-    let compression =
-        if connection.is_socket() { Compression::none() } else { Compression::fast() };
+    let compression = if connection.is_local() { Compression::none() } else { Compression::fast() };
     let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
     let packing = tokio::task::spawn_blocking(move || {
         let mut out = Chunks { sender, pending: Vec::with_capacity(CHUNK_SIZE) };
