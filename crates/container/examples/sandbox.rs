@@ -1,7 +1,8 @@
 //! A server in miniature: runs one process in a directory and passes its output on.
 //!
 //! `sandbox ROOT STATE_DIR NETWORK PROGRAM [ARGUMENT]...`, with `none`, `isolated` or `host`.
-//! It is also its own helper, as the real binary is.
+//! It is also its own helper, as the real binary is. `sandbox name-server ADDRESS ANSWER` answers
+//! every question for a name with one address, for the test of isolated networks.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -33,13 +34,37 @@ fn main() -> ExitCode {
     if args.next().is_some_and(|first| first == HELPER_ARG) {
         container::helper_main(&args.collect::<Vec<_>>());
     }
-    run().expect("a runtime")
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [command, address, answer] = args.as_slice()
+        && command == "name-server"
+    {
+        answer_names(address, answer.parse().expect("an IPv4 address"));
+    }
+    run(&args).expect("a runtime")
+}
+
+/// Answers with the question, and one record that points back at its name.
+fn answer_names(address: &str, answer: std::net::Ipv4Addr) -> ! {
+    const A_RECORD: [u8; 12] = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4];
+    const TYPE_A: [u8; 2] = [0, 1];
+    let socket = std::net::UdpSocket::bind(address).expect("a free port");
+    let mut buffer = [0; 512];
+    loop {
+        let (size, client) = socket.recv_from(&mut buffer).expect("a question");
+        let mut reply = buffer[..size].to_vec();
+        reply[2..4].copy_from_slice(&[0x81, 0x80]);
+        if reply[size - 4..size - 2] == TYPE_A {
+            reply[6..8].copy_from_slice(&[0, 1]);
+            reply.extend(A_RECORD);
+            reply.extend(answer.octets());
+        }
+        socket.send_to(&reply, client).expect("a client that listens");
+    }
 }
 
 #[tokio::main]
-async fn run() -> Result<ExitCode, container::ContainerError> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let [root, state_dir, network, args @ ..] = args.as_slice() else {
+async fn run(args: &[String]) -> Result<ExitCode, container::ContainerError> {
+    let [root, state_dir, network, args @ ..] = args else {
         return Ok(ExitCode::from(2));
     };
     let runtime = Runtime::new(RuntimeSettings {

@@ -1,0 +1,47 @@
+# Run by tests/run.rs in network and mount namespaces of its own: a host with a firewall, a
+# neighbour that can be reached by routing, and a name server on loopback.
+sandbox=$1 folder=$2
+mount -t tmpfs tmpfs /run && mkdir -p /run/netns
+mount --bind /run/netns /run/netns && mount --make-shared /run/netns
+ip link set lo up
+ip netns add outside
+ip link add up0 type veth peer name up1 netns outside
+ip addr add 192.168.77.1/24 dev up0
+ip link set up0 up
+ip -n outside addr add 192.168.77.2/24 dev up1
+ip -n outside link set up1 up
+ip -n outside link set lo up
+iptables -P FORWARD DROP
+
+background=
+"$sandbox" name-server 127.0.0.1:53 192.168.77.2 & background="$background $!"
+echo 'nameserver 127.0.0.1' > "$folder/resolv.conf"
+mount --bind "$folder/resolv.conf" /etc/resolv.conf
+ip netns exec outside busybox nc -ll -p 8000 -e echo 'the neighbour answers' &
+background="$background $!"
+busybox nc -ll -p 8001 -e echo 'the host answers' & background="$background $!"
+until grep -q ':1F41 .* 0A ' /proc/net/tcp6 /proc/net/tcp; do :; done
+until ip netns exec outside cat /proc/net/tcp6 /proc/net/tcp | grep -q ':1F40 .* 0A '; do :; done
+until grep -q ':0035 ' /proc/net/udp; do :; done
+
+"$sandbox" "$folder/root" "$folder/state" isolated sh -c '
+    nc -w 5 name.example 8000
+    gateway=$(grep nameserver /etc/resolv.conf | sed "s/nameserver //")
+    for address in $gateway 192.168.77.1 127.0.0.1 169.254.169.254; do
+        nc -w 1 $address 8001 2>/dev/null || echo "$address is silent"
+    done'
+echo "status $?"
+iptables -S
+iptables -t nat -S POSTROUTING
+echo "bridges: $(ip -o link | grep -c refit)"
+
+echo 'A killed server leaves a bridge and rules; the next removes them.'
+"$sandbox" "$folder/root" "$folder/state" isolated sleep 1000 & server=$!
+until iptables -S | grep -q REFIT; do :; done
+echo "bridges: $(ip -o link | grep -c ' refit0:')"
+kill -9 $server
+wait $server 2>/dev/null
+"$sandbox" "$folder/root" "$folder/state" none true
+iptables -S
+echo "bridges: $(ip -o link | grep -c refit)"
+kill $background

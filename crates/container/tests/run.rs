@@ -1,0 +1,657 @@
+//! Whole containers, on a root made of busybox. All of them need root and say so.
+//!
+//! The helper is the example `sandbox`, which Cargo builds together with the tests.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::disallowed_methods, reason = "tests start programs to compare with")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use container::{
+    ContainerError, Exit, Limits, Mount, MountKind, Network, OutputSink, ProcessSpec, Rootfs,
+    Runtime, RuntimeSettings, Stream, Usage, User,
+};
+use expect_test::{Expect, expect};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use tokio_util::sync::CancellationToken;
+
+const APPLETS: [&str; 24] = [
+    "cat", "chmod", "dd", "echo", "grep", "head", "hostname", "id", "ip", "kill", "ln", "ls",
+    "mkdir", "mknod", "mount", "nc", "pwd", "rm", "sed", "sh", "sleep", "touch", "true", "wc",
+];
+
+/// A folder with one layer, and a runtime over it.
+struct Machine {
+    folder: tempfile::TempDir,
+    runtime: Runtime,
+}
+
+#[derive(Default)]
+struct Collected {
+    stdout: Mutex<Vec<u8>>,
+    stderr: Mutex<Vec<u8>>,
+    pieces: AtomicUsize,
+    largest: AtomicUsize,
+    slow: bool,
+}
+
+#[async_trait]
+impl OutputSink for Collected {
+    async fn write(&self, stream: Stream, bytes: Bytes) {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+        self.largest.fetch_max(bytes.len(), Ordering::Relaxed);
+        if self.slow {
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+        let target = if stream == Stream::Stdout { &self.stdout } else { &self.stderr };
+        target.lock().unwrap().extend_from_slice(&bytes);
+    }
+}
+
+impl Collected {
+    fn text(&self) -> String {
+        String::from_utf8(self.stdout.lock().unwrap().clone()).unwrap()
+    }
+}
+
+fn helper() -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let helper = tests.parent().unwrap().parent().unwrap().join("examples/sandbox");
+    assert!(helper.is_file(), "`{}` is missing: build the examples", helper.display());
+    helper
+}
+
+fn settings(state_dir: PathBuf, external: Option<&str>) -> RuntimeSettings {
+    RuntimeSettings {
+        external: external.map(PathBuf::from),
+        helper: helper(),
+        state_dir,
+        subnet: "10.89.0.0/24".to_owned(),
+    }
+}
+
+impl Machine {
+    async fn new() -> Self {
+        Self::with(None).await
+    }
+
+    async fn with(external: Option<&str>) -> Self {
+        assert!(geteuid().is_root(), "these tests need root");
+        let folder = tempfile::tempdir().unwrap();
+        make_root(&folder.path().join("lower"));
+        for name in ["upper", "work"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let runtime = Runtime::new(settings(folder.path().join("state"), external)).await.unwrap();
+        Self { folder, runtime }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn spec(&self, script: &str) -> ProcessSpec {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        ProcessSpec {
+            name: format!("test-{}-{count}", std::process::id()),
+            rootfs: Rootfs::Overlay {
+                lowers: vec![self.path("lower")],
+                upper: self.path("upper"),
+                work: self.path("work"),
+            },
+            args: ["sh", "-c", script].map(str::to_owned).into(),
+            env: vec!["PATH=/bin".to_owned()],
+            cwd: "/".to_owned(),
+            user: User::default(),
+            hostname: "box".to_owned(),
+            mounts: Vec::new(),
+            extra_hosts: Vec::new(),
+            network: Network::None,
+            limits: Limits::default(),
+            privileged: false,
+        }
+    }
+
+    async fn run(&self, spec: &ProcessSpec) -> Result<(Exit, Usage, String), ContainerError> {
+        let output = Collected::default();
+        let (exit, usage) = self.runtime.run(spec, &output, &CancellationToken::new()).await?;
+        let mut text = output.text();
+        let stderr = output.stderr.into_inner().unwrap();
+        for line in String::from_utf8_lossy(&stderr).lines() {
+            text.push_str(&format!("stderr: {line}\n"));
+        }
+        Ok((exit, usage, text))
+    }
+
+    async fn check(&self, spec: &ProcessSpec, expected: Expect) {
+        let shown = match self.run(spec).await {
+            Ok((exit, _, text)) => format!("{text}{exit:?}\n"),
+            Err(error) => format!("{error}\n"),
+        };
+        expected.assert_eq(&shown);
+    }
+
+    /// What lies in the upper directory, with the kind of each.
+    fn changes(&self) -> Vec<String> {
+        fn walk(root: &Path, folder: &Path, found: &mut Vec<String>) {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let metadata = fs::symlink_metadata(&path).unwrap();
+                let name = path.strip_prefix(root).unwrap().display().to_string();
+                let kind = metadata.file_type();
+                if kind.is_dir() {
+                    found.push(format!("{name}/"));
+                    walk(root, &path, found);
+                } else if kind.is_char_device() && metadata.rdev() == 0 {
+                    found.push(format!("{name} gone"));
+                } else {
+                    found.push(name);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        walk(&self.path("upper"), &self.path("upper"), &mut found);
+        found.sort();
+        found
+    }
+}
+
+fn make_root(root: &Path) {
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for applet in APPLETS {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    fs::write(root.join("not-a-program"), "nothing\n").unwrap();
+    fs::create_dir_all(root.join("old")).unwrap();
+    fs::write(root.join("old/file"), "old\n").unwrap();
+}
+
+/// The processes `sleep MARK` of this machine.
+fn sleepers(mark: &str) -> Vec<Pid> {
+    let wanted = format!("sleep\0{mark}\0");
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    all.filter(|entry| {
+        fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == wanted.as_bytes())
+    })
+    .filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+    .collect()
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < Duration::from_secs(20), "waited too long until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[tokio::test]
+async fn as_root_each_end_is_told_apart() {
+    let machine = Machine::new().await;
+    machine
+        .check(
+            &machine.spec("echo out; echo err >&2; exit 7"),
+            expect![[r#"
+                out
+                stderr: err
+                Code(7)
+            "#]],
+        )
+        .await;
+    machine
+        .check(
+            &machine.spec("sh -c 'kill -9 $$'"),
+            expect![[r#"
+        Code(0)
+    "#]],
+        )
+        .await;
+    let mut missing = machine.spec("");
+    missing.args = vec!["no-such-program".to_owned()];
+    machine
+        .check(
+            &missing,
+            expect![[r#"
+                `no-such-program` cannot be executed: it is not in `PATH`, or its interpreter is missing
+            "#]],
+        )
+        .await;
+    missing.args = vec!["/not-a-program".to_owned()];
+    machine
+        .check(&missing, expect!["`/not-a-program` cannot be executed: permission denied\n"])
+        .await;
+}
+
+/// The kernel keeps signals from the first process of a pid namespace, except those from
+/// outside and those that it causes itself.
+#[tokio::test]
+async fn as_root_a_signal_from_outside_is_reported() {
+    let machine = Machine::new().await;
+    let mark = format!("33{}", std::process::id());
+    let spec = machine.spec(&format!("exec sleep {mark}"));
+    let killed = tokio::task::spawn_blocking(move || {
+        wait_until("it runs", || sleepers(&mark).len() == 1);
+        let pid = sleepers(&mark)[0];
+        kill_process(pid, Signal::KILL).unwrap();
+    });
+    let (exit, _, _) = machine.run(&spec).await.unwrap();
+    killed.await.unwrap();
+    assert_eq!(exit, Exit::Signal(9));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_a_time_out_a_cancel_and_a_drop_kill_the_whole_tree() {
+    let machine = Machine::new().await;
+    let mark = format!("31{}", std::process::id());
+    let script = format!("trap '' TERM; (sleep {mark} & sleep {mark} &) ; sleep {mark}");
+
+    let mut spec = machine.spec(&script);
+    spec.limits.timeout = Some(Duration::from_millis(300));
+    machine.check(&spec, expect!["TimedOut\n"]).await;
+    assert_eq!(sleepers(&mark), []);
+
+    let spec = machine.spec(&script);
+    let cancel = CancellationToken::new();
+    let sink = Collected::default();
+    let seen = async {
+        let mark = mark.clone();
+        let seen = tokio::task::spawn_blocking(move || {
+            wait_until("it runs", || sleepers(&mark).len() == 3);
+        });
+        seen.await.unwrap();
+        cancel.cancel();
+    };
+    let (ended, ()) = tokio::join!(machine.runtime.run(&spec, &sink, &cancel), seen);
+    assert_eq!(ended.unwrap().0, Exit::Canceled);
+    assert_eq!(sleepers(&mark), []);
+
+    let spec = machine.spec(&script);
+    let never = CancellationToken::new();
+    let running = machine.runtime.run(&spec, &sink, &never);
+    assert!(tokio::time::timeout(Duration::from_millis(300), running).await.is_err());
+    let state = machine.path("state");
+    let gone = tokio::task::spawn_blocking(move || {
+        wait_until("all are gone", || sleepers(&mark).is_empty());
+        wait_until("the folder is gone", || fs::read_dir(&state).unwrap().next().is_none());
+    });
+    gone.await.unwrap();
+}
+
+#[tokio::test]
+async fn as_root_limits_hold_and_are_accounted() {
+    let machine = Machine::new().await;
+    let mut spec = machine.spec("exec dd if=/dev/zero of=/dev/null bs=200M count=1");
+    spec.limits.memory = Some(32 << 20);
+    let (exit, usage, _) = machine.run(&spec).await.unwrap();
+    assert_eq!(exit, Exit::OutOfMemory);
+    // The kernel lets a process that it kills go a little over.
+    assert!((16 << 20..=40 << 20).contains(&usage.memory_peak), "{usage:?}");
+
+    let mut spec = machine.spec("for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; echo never");
+    spec.limits.pids = Some(5);
+    let (_, _, text) = machine.run(&spec).await.unwrap();
+    assert!(text.contains("can't fork"), "{text}");
+
+    let mut spec = machine.spec("i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done");
+    spec.limits.cpus = Some(0.25);
+    let started = Instant::now();
+    let (exit, usage, _) = machine.run(&spec).await.unwrap();
+    assert_eq!(exit, Exit::Code(0));
+    assert!(usage.cpu > Duration::from_millis(20), "{usage:?}");
+    assert!(started.elapsed() > usage.cpu * 2, "{usage:?} in {:?}", started.elapsed());
+
+    let mut spec = machine.spec("ulimit -n; grep 'Max core' /proc/self/limits | sed 's/  */ /g'");
+    spec.limits.ulimits = vec![("nofile".to_owned(), 99, 100), ("core".to_owned(), 0, 0)];
+    machine.check(&spec, expect!["99\nMax core file size 0 0 bytes \nCode(0)\n"]).await;
+}
+
+#[tokio::test]
+async fn as_root_the_upper_directory_holds_the_changes_and_nothing_else() {
+    let machine = Machine::new().await;
+    let cache = machine.path("cache");
+    fs::create_dir(&cache).unwrap();
+    // As in images of systems that run a resolver: a link into nowhere.
+    fs::create_dir(machine.path("lower/etc")).unwrap();
+    symlink("../run/stub/resolv.conf", machine.path("lower/etc/resolv.conf")).unwrap();
+    let mut spec = machine.spec("cat /etc/resolv.conf > /dev/null && touch /root/.cache/x");
+    spec.mounts = vec![
+        Mount {
+            target: "/root/.cache".to_owned(),
+            read_only: false,
+            kind: MountKind::Bind { source: cache.clone() },
+        },
+        Mount {
+            target: "/old/deep/tmp".to_owned(),
+            read_only: false,
+            kind: MountKind::Tmpfs { size: 1 << 20, mode: 0o1777 },
+        },
+    ];
+    machine.check(&spec, expect!["Code(0)\n"]).await;
+    assert_eq!(machine.changes(), Vec::<String>::new());
+    assert!(cache.join("x").is_file());
+
+    let mut spec = machine.spec("echo new > new; rm /old/file; touch /etc/passwd; pwd");
+    spec.cwd = "/made/here".to_owned();
+    machine.check(&spec, expect!["/made/here\nCode(0)\n"]).await;
+    let changes =
+        ["etc/", "etc/passwd", "made/", "made/here/", "made/here/new", "old/", "old/file gone"];
+    assert_eq!(machine.changes(), changes);
+}
+
+#[tokio::test]
+async fn as_root_a_link_in_the_image_leads_no_mount_outside() {
+    let machine = Machine::new().await;
+    let outside = machine.path("outside");
+    fs::create_dir(&outside).unwrap();
+    symlink(&outside, machine.path("lower/away")).unwrap();
+    symlink("../../../../../..", machine.path("lower/up")).unwrap();
+    let mut spec = machine.spec("touch /away/here/x; echo done");
+    let tmpfs = |target: String| Mount {
+        target,
+        read_only: false,
+        kind: MountKind::Tmpfs { size: 1 << 20, mode: 0o755 },
+    };
+    spec.mounts =
+        vec![tmpfs("/away/here".to_owned()), tmpfs(format!("/up{}/there", outside.display()))];
+    machine.check(&spec, expect!["done\nCode(0)\n"]).await;
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    assert_eq!(machine.changes(), Vec::<String>::new());
+
+    symlink("/old", machine.path("lower/proc")).unwrap();
+    let error = machine.run(&machine.spec("true")).await.unwrap_err().to_string();
+    assert!(error.ends_with("the image has a symbolic link there"), "{error}");
+}
+
+#[tokio::test]
+async fn as_root_the_process_has_few_rights() {
+    let machine = Machine::new().await;
+    machine
+        .check(
+            &machine.spec(
+                "exec 2>&1
+                 mount -t tmpfs none /old
+                 mknod /dev/disk b 254 0 && cat /dev/disk
+                 mknod /old/disk b 254 0 && cat /old/disk
+                 (echo 1 > /proc/sys/kernel/panic)
+                 touch /sys/x
+                 hostname other; hostname
+                 (echo x > /etc/hosts)
+                 ls /sys/firmware | wc -l
+                 grep -E '^(NoNewPrivs|Seccomp:|CapEff|CapBnd|CapInh)' /proc/self/status
+                 ip -o link | wc -l",
+            ),
+            expect![[r#"
+                mount: permission denied (are you root?)
+                cat: can't open '/dev/disk': Permission denied
+                cat: can't open '/old/disk': Permission denied
+                sh: can't create /proc/sys/kernel/panic: Read-only file system
+                touch: /sys/x: Read-only file system
+                hostname: sethostname: Operation not permitted
+                box
+                sh: can't create /etc/hosts: Read-only file system
+                0
+                CapInh:	0000000000000000
+                CapEff:	00000000a80425fb
+                CapBnd:	00000000a80425fb
+                NoNewPrivs:	1
+                Seccomp:	2
+                1
+                Code(0)
+            "#]],
+        )
+        .await;
+    let mut spec = machine.spec("id; grep -E '^(CapEff|CapPrm)' /proc/self/status; touch /x 2>&1");
+    spec.user = User { uid: 1000, gid: 1001, additional_gids: vec![5, 1002] };
+    machine
+        .check(
+            &spec,
+            expect![[r#"
+        uid=1000 gid=1001 groups=5,1002
+        CapPrm:	0000000000000000
+        CapEff:	0000000000000000
+        touch: /x: Permission denied
+        Code(1)
+    "#]],
+        )
+        .await;
+    let mut spec = machine
+        .spec("mount -t tmpfs none /old && grep -E ^Seccomp: /proc/self/status; ls /dev/null");
+    spec.privileged = true;
+    machine
+        .check(
+            &spec,
+            expect![[r#"
+        Seccomp:	0
+        /dev/null
+        Code(0)
+    "#]],
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn as_root_a_slow_reader_slows_the_process_and_loses_nothing() {
+    let machine = Machine::new().await;
+    let output = Collected { slow: true, ..Collected::default() };
+    let spec = machine.spec("dd if=/dev/zero bs=1M count=50 2>/dev/null; echo end >&2");
+    let cancel = CancellationToken::new();
+    let (exit, _) = machine.runtime.run(&spec, &output, &cancel).await.unwrap();
+    assert_eq!(exit, Exit::Code(0));
+    assert_eq!(output.stdout.lock().unwrap().len(), 50 << 20);
+    assert!(output.largest.load(Ordering::Relaxed) <= 64 << 10);
+    // A prompt without an end arrives while the process waits.
+    let spec = machine.spec("echo -n 'a prompt: '; sleep 1; echo one; echo two");
+    let output = Collected::default();
+    machine.runtime.run(&spec, &output, &cancel).await.unwrap();
+    assert_eq!(output.text(), "a prompt: one\ntwo\n");
+    assert!(output.pieces.load(Ordering::Relaxed) >= 2);
+}
+
+#[tokio::test]
+async fn as_root_hundreds_of_layers_and_a_throw_away_overlay_mount() {
+    let machine = Machine::new().await;
+    let mut layers = Vec::new();
+    for number in (0..300).rev() {
+        let layer = machine.path(&format!("layer-{number}-{}", "x".repeat(200)));
+        fs::create_dir(&layer).unwrap();
+        fs::write(layer.join(format!("file-{number}")), "").unwrap();
+        layers.push(layer);
+    }
+    layers.push(machine.path("lower"));
+    let mut spec = machine.spec("ls / | grep -c file-; touch /data/new; ls /data");
+    for name in ["data-upper", "data-work"] {
+        fs::create_dir(machine.path(name)).unwrap();
+    }
+    spec.mounts = vec![Mount {
+        target: "/data".to_owned(),
+        read_only: false,
+        kind: MountKind::Overlay {
+            lowers: vec![machine.path("lower/old")],
+            upper: machine.path("data-upper"),
+            work: machine.path("data-work"),
+        },
+    }];
+    let Rootfs::Overlay { lowers, .. } = &mut spec.rootfs else { unreachable!() };
+    *lowers = layers;
+    machine.check(&spec, expect!["300\nfile\nnew\nCode(0)\n"]).await;
+    assert!(!machine.path("lower/old/new").exists());
+}
+
+#[tokio::test]
+async fn as_root_what_cannot_be_meant_is_refused() {
+    let machine = Machine::new().await;
+    let mut spec = machine.spec("true");
+    spec.name = "../x".to_owned();
+    machine
+        .check(
+            &spec,
+            expect![[r#"
+                could not accept the process: the name `../x` is not 1 to 60 of lower-case letters, digits and `-`
+            "#]],
+        )
+        .await;
+    let mut spec = machine.spec("true");
+    spec.cwd = "relative".to_owned();
+    machine
+        .check(
+            &spec,
+            expect![[r#"
+                could not accept the process: the working directory `relative` is not an absolute path of less than 4096 bytes
+            "#]],
+        )
+        .await;
+    let mut spec = machine.spec("true");
+    spec.env.push("A=b\0c".to_owned());
+    machine
+        .check(
+            &spec,
+            expect![[r#"
+        could not accept the process: an argument or environment variable contains a NUL byte
+    "#]],
+        )
+        .await;
+}
+
+/// What runc makes of the same specification is what we want to make of it.
+#[tokio::test]
+async fn as_root_runc_gives_the_same_rights() {
+    let script = "grep -E '^(Cap|NoNewPrivs|Seccomp:|Uid|Gid|Groups)' /proc/self/status
+        cat /proc/self/limits | sed 's/  */ /g'
+        hostname; pwd; echo $PATH";
+    let mounts = "sed 's/^[^ ]* [^ ]* [^ ]* [^ ]* //; s/ .*//' /proc/self/mountinfo";
+    let (ours, theirs) = (Machine::new().await, Machine::with(Some("/usr/sbin/runc")).await);
+    let run = async |machine: &Machine, script: &str, user: u32| {
+        let mut spec = machine.spec(script);
+        spec.user = User { uid: user, gid: user, additional_gids: vec![7, 8] };
+        spec.cwd = "/old".to_owned();
+        spec.limits.memory = Some(64 << 20);
+        spec.limits.ulimits = vec![("nofile".to_owned(), 512, 1024)];
+        let (exit, _, text) = machine.run(&spec).await.unwrap();
+        assert_eq!(exit, Exit::Code(0), "{text}");
+        text
+    };
+    let targets = async |machine: &Machine| {
+        let mut counted: BTreeMap<String, usize> = BTreeMap::new();
+        for target in run(machine, mounts, 0).await.lines() {
+            // We bind device files one by one, runc makes them.
+            let is_device_file = Path::new(target).parent() == Some(Path::new("/dev"))
+                && !["/dev/pts", "/dev/shm", "/dev/mqueue"].contains(&target);
+            if !is_device_file {
+                *counted.entry(target.to_owned()).or_default() += 1;
+            }
+        }
+        counted
+    };
+    for user in [0, 1000] {
+        assert_eq!(run(&ours, script, user).await, run(&theirs, script, user).await);
+    }
+    assert_eq!(targets(&ours).await, targets(&theirs).await);
+    let mut spec = theirs.spec("");
+    spec.args = vec!["no-such-program".to_owned()];
+    let error = theirs.run(&spec).await.unwrap_err();
+    assert!(matches!(error, ContainerError::CannotExecute { .. }), "{error}");
+    let mut spec = theirs.spec("exec sleep 1000");
+    spec.limits.timeout = Some(Duration::from_millis(500));
+    theirs.check(&spec, expect!["TimedOut\n"]).await;
+    assert_eq!(theirs.changes(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn as_root_a_killed_server_leaves_no_process_and_the_next_sweeps() {
+    let machine = Machine::new().await;
+    let mark = format!("32{}", std::process::id());
+    let mut server = Command::new(helper())
+        .arg(machine.path("lower"))
+        .arg(machine.path("state"))
+        .args(["none", "sh", "-c", &format!("sleep {mark} & sleep {mark}")])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the container runs", || sleepers(&mark).len() == 2);
+    server.kill().unwrap();
+    server.wait().unwrap();
+    wait_until("its processes are gone", || sleepers(&mark).is_empty());
+    assert_eq!(fs::read_dir(machine.path("state")).unwrap().count(), 1);
+    Runtime::new(settings(machine.path("state"), None)).await.unwrap();
+    assert_eq!(fs::read_dir(machine.path("state")).unwrap().count(), 0);
+}
+
+/// In network and mount namespaces of its own, with a firewall that drops what it forwards and
+/// a name server on loopback.
+#[test]
+fn as_root_an_isolated_container_reaches_others_but_not_the_host() {
+    let folder = tempfile::tempdir().unwrap();
+    make_root(&folder.path().join("root"));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/isolated.sh");
+    let output = Command::new("timeout")
+        .args(["60", "unshare", "--net", "--mount", "sh"])
+        .arg(script)
+        .arg(helper())
+        .arg(folder.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    expect![[r#"
+        the neighbour answers
+        10.89.0.1 is silent
+        192.168.77.1 is silent
+        127.0.0.1 is silent
+        169.254.169.254 is silent
+        status 0
+        -P INPUT ACCEPT
+        -P FORWARD DROP
+        -P OUTPUT ACCEPT
+        -P POSTROUTING ACCEPT
+        bridges: 0
+        A killed server leaves a bridge and rules; the next removes them.
+        bridges: 1
+        -P INPUT ACCEPT
+        -P FORWARD DROP
+        -P OUTPUT ACCEPT
+        bridges: 0
+    "#]]
+    .assert_eq(&format!("{}{errors}", String::from_utf8_lossy(&output.stdout)));
+}
+
+#[tokio::test]
+async fn as_root_the_doctor_finds_this_machine_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let checks = container::diagnose(&settings(folder.path().to_owned(), None)).await;
+    let bad: Vec<_> =
+        checks.iter().filter(|check| check.verdict != container::Verdict::Ok).collect();
+    assert!(bad.is_empty(), "{bad:?}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// Prints what starting costs; asserts only what a loaded machine can keep.
+#[tokio::test]
+async fn as_root_starting_is_quick() {
+    let machine = Machine::new().await;
+    for network in [Network::None, Network::Host, Network::Isolated] {
+        let mut times = Vec::new();
+        for _ in 0..21 {
+            let mut spec = machine.spec("");
+            spec.args = vec!["true".to_owned()];
+            spec.network = network;
+            let started = Instant::now();
+            let (exit, _, _) = machine.run(&spec).await.unwrap();
+            times.push(started.elapsed());
+            assert_eq!(exit, Exit::Code(0));
+        }
+        let first = times.remove(0);
+        times.sort();
+        println!("{network:?}: first {first:?}, median {:?}, best {:?}", times[10], times[0]);
+        assert!(times[10] < Duration::from_secs(1), "{times:?}");
+    }
+}
