@@ -9,6 +9,7 @@ mod client;
 mod doctor;
 mod serve;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -54,7 +55,12 @@ fn run(arguments: Arguments, printer: Printer, environment: &Environment) -> Res
 fn trace(otherwise: &str) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("REFIT_LOG").unwrap_or_else(|_| EnvFilter::new(otherwise));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let stderr = std::io::stderr;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr)
+        .init();
 }
 
 /// Threads for requests; work that blocks has its own.

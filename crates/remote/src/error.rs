@@ -45,9 +45,17 @@ impl RemoteError {
             Self::NoPlatform { offered, .. } if !offered.is_empty() => {
                 Some(format!("it offers {}", offered.join(", ")))
             }
-            Self::Unreachable { host, .. } => Some(format!(
-                "if it speaks plain HTTP, declare it: [upstream.\"{host}\"] plain_http = true"
-            )),
+            // What the TLS library says of an answer in plain HTTP.
+            Self::Unreachable { host, reason } if reason.contains("InvalidContentType") => {
+                Some(format!(
+                    "if it speaks plain HTTP, declare it: [upstream.\"{host}\"] plain_http = true"
+                ))
+            }
+            Self::Unreachable { .. } => Some(
+                "check its name and port; images of this server have the name and port that it \
+                 listens on"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
