@@ -2,12 +2,13 @@
 //! nothing, and a validator that trusts nobody.
 //!
 //! Start with [`Server::start`], or with [`Sandbox`]: a folder of its own for one test, in which
-//! [`Sandbox::refit`] runs a command and [`Sandbox::server`] a server. For tests only: a failure is a panic that
-//! tells all there is to know.
+//! [`Sandbox::refit`] runs a command and [`Sandbox::server`] a server. For tests only: a failure is
+//! a panic that tells all there is to know.
 
 mod command;
 mod filters;
 mod image;
+mod memory;
 mod registry;
 mod sandbox;
 mod server;
@@ -17,6 +18,7 @@ mod validate;
 pub use command::{Invocation, Outcome, Running, until};
 pub use filters::filtered;
 pub use image::{Image, Layer, busybox};
+pub use memory::{MemoryBound, peak_memory};
 pub use registry::RegistryClient;
 pub use sandbox::Sandbox;
 pub use server::Server;

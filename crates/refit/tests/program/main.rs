@@ -5,9 +5,11 @@
 mod arguments;
 mod build;
 mod completions;
+mod crash;
 mod doctor;
 mod gc;
 mod login;
+mod memory;
 mod repository;
 mod serve;
 mod task;

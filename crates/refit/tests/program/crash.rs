@@ -1,0 +1,80 @@
+use std::fs;
+
+use testkit::{Sandbox, Server, until, validate};
+
+use crate::sandbox;
+
+/// A step that can be told from those of other tests by its command line.
+struct Step {
+    mark: String,
+}
+
+impl Step {
+    fn new(name: &str) -> Self {
+        Self { mark: format!("{name}-{}", std::process::id()) }
+    }
+
+    /// Queues a build with this step.
+    fn queue(&self, sandbox: &Sandbox, server: &Server, seconds: u32) -> String {
+        let step = format!("RUN sleep {seconds} && echo {} > /made\n", self.mark);
+        let busybox = fs::read("/bin/busybox").expect("busybox-static is installed");
+        sandbox
+            .write_executable("app/sh", busybox)
+            .write("app/Dockerfile", format!("FROM scratch\nCOPY sh /bin/\n{step}"));
+        let args = ["build", "app", "-t", "app:1", "--no-wait"];
+        sandbox.refit(args).on(server).run().success().stdout.trim().to_owned()
+    }
+
+    fn is_under_way(&self) -> bool {
+        let processes = fs::read_dir("/proc").expect("proc is mounted").flatten();
+        let mut lines = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+        lines.any(|line| String::from_utf8_lossy(&line).contains(&self.mark))
+    }
+
+    #[track_caller]
+    fn kill(&self, server: Server) {
+        until("the step", || self.is_under_way().then_some(()));
+        server.kill();
+        until("the end of the step", || (!self.is_under_way()).then_some(()));
+    }
+}
+
+fn run(sandbox: &Sandbox, server: &Server, id: &str) -> serde_json::Value {
+    let args = ["task", "show-run", "--run-id", id, "-o", "json"];
+    sandbox.refit(args).on(server).run().success().json()["properties"].take()
+}
+
+#[test]
+fn as_root_a_killed_server_s_build_is_taken_up_again() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    let step = Step::new("taken-up");
+    let id = step.queue(&sandbox, &server, 2);
+    step.kill(server);
+
+    let server = sandbox.server();
+    let log = sandbox.refit(["task", "logs", "--run-id", &id]).on(&server).run().success().stdout;
+    assert!(log.contains("was successful"), "{log}");
+    assert_eq!(run(&sandbox, &server, &id)["status"], "Succeeded");
+    let image = validate(&server.registry(), "app", "1");
+    assert_eq!(image.text("made").trim(), step.mark);
+    // Nothing is left of the attempt that was cut off.
+    let work = fs::read_dir(sandbox.data().join("runs")).map_or(0, Iterator::count);
+    assert_eq!(work, 0);
+}
+
+#[test]
+fn as_root_a_build_that_kills_its_server_again_and_again_is_given_up() {
+    let sandbox = sandbox();
+    let mut server = sandbox.server();
+    let step = Step::new("given-up");
+    let id = step.queue(&sandbox, &server, 600);
+    for _ in 0..3 {
+        step.kill(server);
+        server = sandbox.server();
+    }
+    until("the end", || (run(&sandbox, &server, &id)["status"] == "Error").then_some(()));
+    assert!(!step.is_under_way());
+    let log = sandbox.refit(["task", "logs", "--run-id", &id]).on(&server).run().stdout;
+    assert!(log.contains("3 attempts"), "{log}");
+}
