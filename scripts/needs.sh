@@ -23,6 +23,23 @@ need_packages() {
     fail "could not install: ${missing[*]}"
 }
 
+# need_docker: docker's client and daemon. The daemon is not started as a service: the tests run
+# their own, and a service would change the machine's firewall.
+need_docker() {
+  command -v dockerd >/dev/null && command -v docker >/dev/null && return
+  local policy=/usr/sbin/policy-rc.d packages=(docker.io)
+  as_root apt-get -qq update || true
+  # A package of its own since Debian 13.
+  apt-cache show docker-cli >/dev/null 2>&1 && packages+=(docker-cli)
+  if [ -e $policy ]; then
+    need_packages "${packages[@]}"
+    return
+  fi
+  printf '#!/bin/sh\nexit 101\n' | as_root install -m 755 /dev/stdin $policy
+  need_packages "${packages[@]}"
+  as_root rm -f $policy
+}
+
 # need_rust: checks for cargo; Rust is the one thing that we do not install.
 need_rust() {
   [ -d "$HOME/.cargo/bin" ] && PATH=$HOME/.cargo/bin:$PATH

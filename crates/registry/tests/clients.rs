@@ -316,3 +316,88 @@ async fn the_docker_command_line_reads_manifests() {
     let shown = world.run("docker", &["manifest", "inspect", "--insecure", &image]).await;
     assert!(shown.contains("arm64") && shown.contains(media_type::DOCKER_MANIFEST), "{shown}");
 }
+
+/// A docker daemon of its own, without networks and firewall rules; asked to end when dropped.
+struct DockerDaemon {
+    child: std::process::Child,
+    socket: String,
+}
+
+impl DockerDaemon {
+    #[expect(clippy::disallowed_methods, reason = "clients are programs")]
+    async fn start(world: &World) -> Self {
+        assert!(rustix::process::geteuid().is_root(), "a docker daemon needs root");
+        fs::write(world.path("daemon.json"), "{}").unwrap();
+        let socket = format!("unix://{}", world.text("docker.sock"));
+        let child = std::process::Command::new("dockerd")
+            .args(["--config-file", &world.text("daemon.json"), "--host", &socket])
+            .args(["--data-root", &world.text("docker"), "--exec-root", &world.text("docker-run")])
+            .args(["--pidfile", &world.text("docker.pid"), "--storage-driver", "vfs"])
+            .args(["--bridge", "none", "--iptables=false", "--ip6tables=false"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(world.path("docker.log")).unwrap())
+            .spawn()
+            .unwrap_or_else(|error| panic!("`dockerd` could not be started ({error}); install it"));
+        let daemon = Self { child, socket };
+        let started = std::time::Instant::now();
+        while !world.try_run("docker", &["-H", &daemon.socket, "version"]).await.0 {
+            let log = fs::read_to_string(world.path("docker.log")).unwrap();
+            assert!(started.elapsed() < server::PATIENCE, "dockerd does not answer:\n{log}");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        daemon
+    }
+
+    async fn run(&self, world: &World, args: &[&str]) -> String {
+        world.run("docker", &[&["-H", &self.socket], args].concat()).await
+    }
+}
+
+impl Drop for DockerDaemon {
+    fn drop(&mut self) {
+        if let Some(pid) =
+            i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw)
+        {
+            // Killed at once, it would leave its containerd behind.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn docker_as_root_pulls_and_pushes_after_a_login() {
+    let world = World::new(Options::guarded(Kind::Disk)).await;
+    let digest = write_layout(&world.path("in"), &["amd64"]);
+    let (from, to) = (format!("oci:{}:latest", world.text("in")), world.remote("team/app:oci"));
+    let credentials = ["--dest-creds", "alice:alice-secret"];
+    let copy = [&["copy", "--dest-tls-verify=false"], &credentials[..], &[&from, &to]].concat();
+    world.skopeo(&copy).await;
+
+    let docker = DockerDaemon::start(&world).await;
+    let host = world.server.address.to_string();
+    let image = world.image("team/app:oci");
+    let (refused, _, told) = world.try_run("docker", &["-H", &docker.socket, "pull", &image]).await;
+    assert!(!refused && told.contains("unauthorized"), "{told}");
+    docker.run(&world, &["login", "-u", "alice", "-p", "alice-secret", &host]).await;
+    let told = docker.run(&world, &["pull", &image]).await;
+    assert!(told.contains(&digest), "{told}");
+
+    // Docker's own manifest, pulled and pushed again, stays what it is.
+    let (first, second) = (world.image("team/docker:1"), world.image("team/docker:2"));
+    docker.run(&world, &["tag", &image, &first]).await;
+    let told = docker.run(&world, &["push", &first]).await;
+    docker.run(&world, &["image", "rm", &image, &first]).await;
+    docker.run(&world, &["pull", &first]).await;
+    docker.run(&world, &["tag", &first, &second]).await;
+    let again = docker.run(&world, &["push", &second]).await;
+    let pushed = told.rsplit("digest: ").next().unwrap().split_whitespace().next().unwrap();
+    assert!(pushed.starts_with("sha256:") && again.contains(pushed), "{told}{again}");
+    let target = world.remote("team/docker:2");
+    let inspect =
+        ["inspect", "--tls-verify=false", "--creds", "alice:alice-secret", "--raw", &target];
+    let raw = world.skopeo(&inspect).await;
+    assert_eq!(Digest::of(raw.as_bytes()).to_string(), pushed);
+    assert!(raw.contains(media_type::DOCKER_MANIFEST), "{raw}");
+}
