@@ -12,6 +12,8 @@
 
 mod descriptor;
 mod digest;
+#[doc(hidden)]
+pub mod fuzz;
 mod image_config;
 mod manifest;
 pub mod media_type;

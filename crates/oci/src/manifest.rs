@@ -290,7 +290,20 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_parse_or_are_refused(bytes: Vec<u8>) {
-            let _ = Manifest::parse(&bytes, None);
+            crate::fuzz::manifest(&bytes);
+        }
+
+        #[test]
+        fn a_manifest_with_some_bytes_changed_parses_or_is_refused(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), "[]\\[{}:,\"0-9a-z]{0,9}"), 1..5),
+        ) {
+            let mut text = serde_json::to_string(&image()).unwrap();
+            for (place, insert) in changes {
+                let at = place.index(text.len());
+                let end = text.len().min(at + insert.len());
+                text.replace_range(at..end, &insert);
+            }
+            crate::fuzz::manifest(text.as_bytes());
         }
     }
 }

@@ -289,6 +289,8 @@ impl FromStr for Reference {
         let has_host = host.is_some();
         let host = match host {
             None | Some("index.docker.io") => DEFAULT_REGISTRY.to_owned(),
+            // Only by its upper-case letters is it known as a host.
+            Some(host) if !host.contains(['.', ':']) && host != "localhost" => host.to_owned(),
             Some(host) => host.to_ascii_lowercase(),
         };
         let repository = match host == DEFAULT_REGISTRY && !path.contains('/') {
@@ -363,7 +365,12 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_parses_or_is_refused(text in "\\PC{0,80}") {
-            let _ = text.parse::<Reference>();
+            crate::fuzz::reference(text.as_bytes());
+        }
+
+        #[test]
+        fn text_like_a_reference_parses_or_is_refused(text in "[a-zA-Z0-9]{0,3}([./:@_-]{1,2}[a-zA-Z0-9]{0,3}){0,6}") {
+            crate::fuzz::reference(text.as_bytes());
         }
 
         #[test]
