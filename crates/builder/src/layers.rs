@@ -39,7 +39,7 @@ use crate::tree::{Node, NodeKind, Tree};
 use crate::user::Owner;
 use diff::write_diff;
 use index::{LayerIndex, Merged};
-use unpack::read_layer;
+pub(crate) use unpack::read_layer;
 use writer::{LayerWriter, Written};
 
 /// The time of folders that instructions make or pass through, when the user gives none:

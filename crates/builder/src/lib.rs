@@ -30,6 +30,9 @@ mod image;
 mod layers;
 mod upstream;
 
+#[doc(hidden)]
+pub mod fuzz;
+
 mod assemble;
 mod error;
 mod event;

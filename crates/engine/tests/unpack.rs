@@ -196,6 +196,15 @@ fn a_canceled_run_stops_unpacking() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
+    fn no_archive_writes_outside(recipe in proptest::collection::vec(any::<u8>(), 0..90)) {
+        let outer = tempfile::tempdir().unwrap();
+        let inner = outer.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        let _ = unpack_into(&inner, &builder::fuzz::archive(&recipe));
+        prop_assert_eq!(std::fs::read_dir(outer.path()).unwrap().count(), 1);
+    }
+
+    #[test]
     fn no_list_of_entries_writes_outside(
         entries in proptest::collection::vec(("[./ab]{1,8}", 0..4_u8, "[./ab]{1,8}"), 0..12)
     ) {
