@@ -61,9 +61,11 @@ impl UnpackError {
     /// What the user can do about it, when we know.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::TooManyEntries { .. } | Self::TooLarge { .. } => {
-                Some("leave out what the build does not need with `.dockerignore`".to_owned())
-            }
+            Self::TooManyEntries { .. } | Self::TooLarge { .. } => Some(
+                "leave out what the build does not need with `.dockerignore`, or raise \
+                     `limits.context_entries_max` or `limits.context_size_max`"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }

@@ -76,7 +76,10 @@ pub(crate) async fn build(
         registry: registry.clone(),
         own: own.clone(),
         workspaces: folder.path().join("workspaces").join(registry.as_str()),
-        unpack_limits: UnpackLimits::default(),
+        unpack_limits: UnpackLimits {
+            bytes_max: settings.limits.context_size_max,
+            entries_max: settings.limits.context_entries_max,
+        },
         container_limits: container_limits(&settings.build),
         allow_host_network: settings.build.allow_host_network,
     };

@@ -91,6 +91,8 @@ pub struct LimitSettings {
     pub blob_size_max: u64,
     pub source_size_max: u64,
     pub source_keep: Duration,
+    pub context_size_max: u64,
+    pub context_entries_max: usize,
     pub queue_length_max: u32,
     pub log_size_max: u64,
 }

@@ -139,6 +139,8 @@ pub(super) const SECTIONS: &[Section] = &[
             text("blob_size_max", "200GiB", "A pushed blob."),
             text("source_size_max", "8GiB", "An uploaded build context, compressed."),
             text("source_keep", "1h", "How long an upload address is valid."),
+            text("context_size_max", "10GiB", "A build context, unpacked."),
+            bare("context_entries_max", "1000000", "Files and folders of a build context."),
             bare("queue_length_max", "1000", "Runs waiting, per registry."),
             text(
                 "log_size_max",

@@ -364,6 +364,8 @@ impl Layers {
             blob_size_max: at.size("blob_size_max"),
             source_size_max: at.size("source_size_max"),
             source_keep: at.duration("source_keep"),
+            context_size_max: at.size("context_size_max"),
+            context_entries_max: at.number("context_entries_max", 1, 100_000_000) as usize,
             queue_length_max: at.number("queue_length_max", 1, 1_000_000),
             log_size_max: at.size("log_size_max"),
         }
