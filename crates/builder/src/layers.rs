@@ -526,7 +526,7 @@ impl Tree for View {
     }
 
     fn children(&self, path: &str) -> Vec<String> {
-        self.merged.names(path).to_vec()
+        self.merged.names(path)
     }
 
     /// Unpacks the file's layer if it is not. Called from blocking threads only.

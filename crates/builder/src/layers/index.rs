@@ -1,6 +1,6 @@
 //! What is in a layer, without its bytes; and what layers upon each other give.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -28,8 +28,8 @@ pub(crate) enum IndexEntry {
 /// The files of an image: all its layers upon each other.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Merged {
+    /// By path; the folders above a path are always there.
     nodes: BTreeMap<String, Placed>,
-    names: HashMap<String, Vec<String>>,
 }
 
 /// A node and the layer it comes from, counted from the bottom.
@@ -44,7 +44,7 @@ impl Merged {
     pub(crate) fn new() -> Self {
         let root = crate::copy::new_folder(None, 0);
         let placed = Placed { node: Arc::new(root), layer: 0 };
-        Self { nodes: BTreeMap::from([(String::new(), placed)]), names: HashMap::new() }
+        Self { nodes: BTreeMap::from([(String::new(), placed)]) }
     }
 
     /// Puts a layer on top.
@@ -65,7 +65,7 @@ impl Merged {
                 self.remove(path, false);
             }
             self.add_parents(path, layer);
-            self.insert(path, Placed { node: Arc::new(node.clone()), layer });
+            self.nodes.insert(path.clone(), Placed { node: Arc::new(node.clone()), layer });
         }
     }
 
@@ -75,17 +75,7 @@ impl Merged {
             let is_folder = self.nodes.get(above).is_some_and(|there| there.node.is_directory());
             if !is_folder {
                 let node = Arc::new(crate::copy::new_folder(None, 0));
-                self.insert(above, Placed { node, layer });
-            }
-        }
-    }
-
-    fn insert(&mut self, path: &str, placed: Placed) {
-        if self.nodes.insert(path.to_owned(), placed).is_none() && !path.is_empty() {
-            let names = self.names.entry(parent(path).to_owned()).or_default();
-            let name = file_name(path);
-            if let Err(at) = names.binary_search_by(|other| other.as_str().cmp(name)) {
-                names.insert(at, name.to_owned());
+                self.nodes.insert(above.to_owned(), Placed { node, layer });
             }
         }
     }
@@ -101,14 +91,9 @@ impl Merged {
             .collect();
         for path in &gone {
             self.nodes.remove(path);
-            self.names.remove(path);
         }
-        self.names.remove(path);
-        if itself && !path.is_empty() && self.nodes.remove(path).is_some() {
-            let name = file_name(path);
-            if let Some(names) = self.names.get_mut(parent(path)) {
-                names.retain(|other| other != name);
-            }
+        if itself && !path.is_empty() {
+            self.nodes.remove(path);
         }
     }
 
@@ -116,8 +101,23 @@ impl Merged {
         self.nodes.get(path)
     }
 
-    pub(crate) fn names(&self, path: &str) -> &[String] {
-        self.names.get(path).map_or(&[], Vec::as_slice)
+    /// The names in a folder, sorted.
+    pub(crate) fn names(&self, folder: &str) -> Vec<String> {
+        let below = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+        let mut names = Vec::new();
+        let mut from = below.clone();
+        // What lies deeper is jumped over: `0` follows `/`.
+        while let Some((path, _)) = self.nodes.range(from..).find(|(path, _)| !path.is_empty()) {
+            let Some(rest) = path.strip_prefix(&below) else { break };
+            match rest.split_once('/') {
+                None => {
+                    names.push(rest.to_owned());
+                    from = format!("{path}\0");
+                }
+                Some((name, _)) => from = format!("{below}{name}0"),
+            }
+        }
+        names
     }
 }
 
@@ -162,13 +162,14 @@ mod tests {
         let mut folders = vec![String::new()];
         while let Some(folder) = folders.pop() {
             for name in merged.names(&folder) {
-                let path = crate::tree::join(&folder, name);
+                let path = crate::tree::join(&folder, &name);
                 let placed = merged.get(&path).unwrap();
                 found.push(format!("{path}:{}", placed.layer));
                 folders.push(path);
             }
         }
         assert_eq!(found.len() + 1, merged.nodes.len());
+        assert!(found.len() == found.iter().collect::<std::collections::BTreeSet<_>>().len());
         found.sort();
         found.join(" ")
     }
@@ -186,5 +187,13 @@ mod tests {
         assert_eq!(merged(&["a/ a/x", "a"]), "a:1");
         assert_eq!(merged(&["a", "a/ a/x"]), "a/x:1 a:1");
         assert_eq!(merged(&["a/ a/x", "a/y"]), "a/x:0 a/y:1 a:0");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn names_tell_of_all_paths(layers in proptest::collection::vec("([a0-]{1,2}(/[a0-]{1,2}){0,2}/? ){0,8}", 1..4)) {
+            let layers: Vec<&str> = layers.iter().map(String::as_str).collect();
+            merged(&layers);
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! A base image's layer may be anybody's. Paths are opened from the folder with `openat2`
 //! and no link is followed.
 
+use std::collections::HashMap;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -38,6 +39,7 @@ pub(crate) fn read_layer(
     let mut hashed = Hashed { inner: reader, hasher: Hasher::new(diff_id.algorithm()) };
     let folder = folder.map(Folder::open).transpose()?;
     let mut index = LayerIndex::default();
+    let mut links = Links::default();
     let mut dated = Vec::new();
     let mut archive = tar::Archive::new(&mut hashed);
     for entry in archive.entries()? {
@@ -51,11 +53,7 @@ pub(crate) fn read_layer(
         let path = clean(&entry.path_bytes())?;
         if entry.header().entry_type().is_hard_link() {
             let target = clean(&entry.link_name_bytes().unwrap_or_default())?;
-            let node = index.entries.iter().rev().find_map(|entry| match entry {
-                IndexEntry::Node { path, node } if path.as_bytes() == target => Some(node.clone()),
-                _ => None,
-            });
-            let Some(node) = node else {
+            let Some(node) = links.node(&index, &target) else {
                 let name = String::from_utf8_lossy(&target).into_owned();
                 return Err(io::Error::other(format!("it links to `{name}`, which it has not")));
             };
@@ -103,6 +101,30 @@ pub(crate) fn read_layer(
         }
     }
     Ok(index)
+}
+
+/// Where hard links lead: nodes by their path, of the entries that were looked at so far.
+#[derive(Default)]
+struct Links {
+    entries: HashMap<String, usize>,
+    seen: usize,
+}
+
+impl Links {
+    /// What is at a path; the latest, if there are several.
+    fn node(&mut self, index: &LayerIndex, target: &[u8]) -> Option<Node> {
+        for (at, entry) in index.entries.iter().enumerate().skip(self.seen) {
+            if let IndexEntry::Node { path, .. } = entry {
+                self.entries.insert(path.clone(), at);
+            }
+        }
+        self.seen = index.entries.len();
+        let at = self.entries.get(std::str::from_utf8(target).ok()?)?;
+        match &index.entries[*at] {
+            IndexEntry::Node { node, .. } => Some(node.clone()),
+            _ => None,
+        }
+    }
 }
 
 /// Names of links are compared in the order they came, so a tar's last word counts.
