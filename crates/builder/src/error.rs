@@ -132,7 +132,7 @@ impl BuildError {
             | Self::BadLayer { .. } => true,
             Self::Context(error) => !matches!(error, ContextError::Io { .. }),
             Self::Image { error, .. } => {
-                !matches!(error, ImageError::Store { .. } | ImageError::Pull { .. })
+                !matches!(error, ImageError::Store { .. } | ImageError::Pull { refused: false, .. })
             }
             Self::Start { error, .. } => matches!(error, ContainerError::CannotExecute { .. }),
             Self::NoRuntime { .. } | Self::Canceled | Self::Store(_) | Self::Io { .. } => false,

@@ -31,9 +31,10 @@ pub enum ImageError {
     NoPlatform { reference: String, wanted: String, offered: Vec<String> },
     #[error("`{reference}` is not an image that can be built upon: {reason}")]
     Unusable { reference: String, reason: String },
-    /// The registry it should come from did not give it.
+    /// The registry it should come from did not give it. `refused`: it answered that it does
+    /// not have it or that we may not have it, and another attempt would not help.
     #[error("image `{reference}` could not be pulled: {reason}")]
-    Pull { reference: String, reason: String, hint: Option<String> },
+    Pull { reference: String, reason: String, hint: Option<String>, refused: bool },
     #[error("image `{reference}` could not be read from the store")]
     Store {
         reference: String,
@@ -195,10 +196,10 @@ impl BaseImages for CatalogImages {
             return Err(ImageError::NoPulling { reference: reference.familiar(), own });
         };
         match upstream.resolve(reference, platform, progress).await {
-            Err(ImageError::Pull { reference: name, reason, hint }) => {
+            Err(ImageError::Pull { reference: name, reason, hint, refused }) => {
                 let own = self.own_namesake(reference).await;
                 let hint = own.map(|own| own_hint(&own)).or(hint);
-                Err(ImageError::Pull { reference: name, reason, hint })
+                Err(ImageError::Pull { reference: name, reason, hint, refused })
             }
             result => result,
         }

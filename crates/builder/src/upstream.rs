@@ -47,6 +47,11 @@ fn translate(name: &str, platform: &Platform, error: RemoteError) -> ImageError 
         }
         RemoteError::BadManifest { reason, .. } => ImageError::Unusable { reference, reason },
         RemoteError::Store(source) => ImageError::Store { reference, source },
-        error => ImageError::Pull { reference, reason: error.to_string(), hint: error.hint() },
+        error => {
+            let refused =
+                matches!(error, RemoteError::NotFound { .. } | RemoteError::Denied { .. });
+            let (reason, hint) = (error.to_string(), error.hint());
+            ImageError::Pull { reference, reason, hint, refused }
+        }
     }
 }

@@ -124,6 +124,17 @@ fn as_root_a_dockerfile_that_is_wrong_names_its_place() {
 }
 
 #[test]
+fn as_root_a_base_image_that_another_registry_does_not_have_fails_the_build() {
+    let sandbox = sandbox();
+    let (other, server) = (Server::start(), sandbox.server());
+    let from = format!("FROM {}/no/such:image\n", other.host());
+    sandbox.write("app/Dockerfile", from);
+    let outcome = sandbox.refit(["build", "app"]).on(&server).run().code(1);
+    assert!(outcome.stderr.contains("Run failed after"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("/no/such:image` does not exist"), "{}", outcome.stderr);
+}
+
+#[test]
 fn as_root_a_dockerfile_from_outside_is_not_in_the_context() {
     let sandbox = sandbox();
     sandbox.write("app/file", "one").write("other", "FROM scratch\nCOPY . /\n");
