@@ -12,7 +12,7 @@ mod tar_entry;
 mod unpack;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -99,15 +99,16 @@ impl Layers {
         indexes: Arc<dyn LayerIndexes>,
         folder: &Path,
     ) -> io::Result<Self> {
-        for name in ["changes", "partial"] {
-            match std::fs::remove_dir_all(folder.join(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => (),
-            }
-        }
+        // Unpacked layers are not synced: after a crash of the machine none is trusted.
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let same_boot = std::fs::read_to_string(folder.join("boot")).is_ok_and(|last| last == boot);
+        let stale: &[&str] =
+            if same_boot { &["changes", "partial"] } else { &["changes", "partial", "layers"] };
+        discard(folder, stale)?;
         for name in ["changes", "layers", "partial"] {
             std::fs::create_dir_all(folder.join(name))?;
         }
+        std::fs::write(folder.join("boot"), boot)?;
         // Image files keep their own owners and set-user-ID bits: nobody else may get there.
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         std::fs::set_permissions(folder, private)?;
@@ -123,13 +124,18 @@ impl Layers {
     }
 
     /// The files of an image, from the indexes of its layers.
-    pub(crate) async fn view(&self, layers: &[ImageLayer]) -> Result<Arc<dyn Tree>, BuildError> {
+    pub(crate) async fn view(
+        &self,
+        layers: &[ImageLayer],
+        stop: &CancellationToken,
+    ) -> Result<Arc<dyn Tree>, BuildError> {
         let ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        let merged = self.merged(layers, &ids).await?;
+        let merged = self.merged(layers, &ids, stop).await?;
         Ok(Arc::new(View {
             merged,
             image: layers.to_vec(),
             layers: self.clone(),
+            stop: stop.clone(),
             runtime: tokio::runtime::Handle::current(),
         }))
     }
@@ -138,6 +144,7 @@ impl Layers {
         &self,
         layers: &[ImageLayer],
         ids: &[Digest],
+        stop: &CancellationToken,
     ) -> Result<Arc<Merged>, BuildError> {
         let (known, below) = {
             let views = self.inner.views.lock().unwrap_or_else(PoisonError::into_inner);
@@ -152,7 +159,7 @@ impl Layers {
         }
         let mut indexes = Vec::new();
         for layer in &layers[known..] {
-            indexes.push(self.index(layer).await?);
+            indexes.push(self.index(layer, stop).await?);
         }
         let merged = blocking(move || {
             let mut merged = below.map_or_else(Merged::new, |below| Merged::clone(&below));
@@ -171,7 +178,11 @@ impl Layers {
     }
 
     /// What is in a layer: its index as it was stored, else read from the layer and stored.
-    async fn index(&self, layer: &ImageLayer) -> Result<LayerIndex, BuildError> {
+    async fn index(
+        &self,
+        layer: &ImageLayer,
+        stop: &CancellationToken,
+    ) -> Result<LayerIndex, BuildError> {
         let digest = &layer.descriptor.digest;
         if let Some(index) = self.inner.indexes.get(digest).await?
             && self.inner.blobs.size(&index).await?.is_some()
@@ -186,7 +197,7 @@ impl Layers {
                 Err(error) => tracing::warn!(%digest, %error, "layer index is not readable"),
             }
         }
-        let index = self.read(layer, None, &CancellationToken::new()).await?;
+        let index = self.read(layer, None, stop).await?;
         self.keep_index(layer, &index).await?;
         Ok(index)
     }
@@ -234,6 +245,10 @@ impl Layers {
         let folders = layers.iter().map(|layer| self.folder(layer, stop));
         let mut folders = futures_util::future::try_join_all(folders).await?;
         folders.reverse();
+        // Overlayfs takes a folder once. A layer that comes twice hides what it had below, so
+        // only the topmost counts.
+        let mut seen = HashSet::new();
+        folders.retain(|folder| seen.insert(folder.clone()));
         if folders.is_empty() {
             // Overlayfs wants a lower folder; an image without layers has an empty one.
             let empty = self.inner.folder.join("layers/empty");
@@ -336,6 +351,27 @@ impl Layers {
         let index = self.keep_index(&layer, &index).await?;
         Ok(NewLayer { layer, index: Some(index), usage: Usage::default() })
     }
+}
+
+/// Moves folders aside, and removes them in a thread of its own: what is in them may be a lot,
+/// and must not keep a server from starting.
+fn discard(folder: &Path, names: &[&str]) -> io::Result<()> {
+    let trash = folder.join("trash");
+    std::fs::create_dir_all(&trash)?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let stamp = now.map_or(0, |since| since.as_nanos());
+    for name in names {
+        match std::fs::rename(folder.join(name), trash.join(format!("{name}-{stamp}"))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => (),
+        }
+    }
+    std::thread::spawn(move || {
+        if let Err(error) = container::remove_tree(&trash) {
+            tracing::warn!(path = %trash.display(), %error, "not removed");
+        }
+    });
+    Ok(())
 }
 
 /// Writes the layer of a `COPY`.
@@ -503,9 +539,7 @@ impl Drop for Temporary {
     fn drop(&mut self) {
         let path = std::mem::take(&mut self.path);
         std::thread::spawn(move || {
-            if let Err(error) = std::fs::remove_dir_all(&path)
-                && error.kind() != io::ErrorKind::NotFound
-            {
+            if let Err(error) = container::remove_tree(&path) {
                 tracing::warn!(path = %path.display(), %error, "temporary folder not removed");
             }
         });
@@ -517,6 +551,8 @@ struct View {
     merged: Arc<Merged>,
     image: Vec<ImageLayer>,
     layers: Layers,
+    /// Ends with the build that looks.
+    stop: CancellationToken,
     runtime: tokio::runtime::Handle,
 }
 
@@ -533,8 +569,7 @@ impl Tree for View {
     fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
         let placed = self.merged.get(path).ok_or(io::ErrorKind::NotFound)?;
         let layer = &self.image[placed.layer];
-        let never = CancellationToken::new();
-        let folder = self.runtime.block_on(self.layers.folder(layer, &never));
+        let folder = self.runtime.block_on(self.layers.folder(layer, &self.stop));
         let folder = folder.map_err(io::Error::other)?;
         let root = rustix::fs::open(
             &folder,

@@ -416,7 +416,7 @@ impl<'a> Stage<'a> {
     }
 
     async fn view_of(&self, layers: &[ImageLayer]) -> Result<Arc<dyn Tree>, BuildError> {
-        self.build.builder.layers.view(layers).await
+        self.build.builder.layers.view(layers, &self.build.stop).await
     }
 
     /// The users and groups of the image as it is now.

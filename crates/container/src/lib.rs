@@ -18,6 +18,7 @@
 
 mod output;
 mod process;
+mod remove;
 mod runtime;
 
 mod bundle;
@@ -32,4 +33,5 @@ pub use diagnose::{Check, Verdict, diagnose};
 pub use linux::helper_main;
 pub use output::{OutputSink, Stream};
 pub use process::{Exit, Limits, Mount, MountKind, Network, ProcessSpec, Rootfs, User};
+pub use remove::remove_tree;
 pub use runtime::{ContainerError, HELPER_ARG, Runtime, RuntimeSettings, Usage};

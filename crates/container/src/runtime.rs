@@ -425,7 +425,7 @@ fn sweep_folders(state_dir: &Path) {
 }
 
 fn remove_folder(folder: &Path) {
-    if let Err(error) = fs::remove_dir_all(folder) {
+    if let Err(error) = crate::remove_tree(folder) {
         tracing::warn!(folder = %folder.display(), %error, "a bundle folder was left behind");
     }
 }

@@ -249,10 +249,7 @@ impl Workspace {
         std::fs::create_dir_all(parent)?;
         let path = parent.join(run);
         // What a killed server left behind belongs to an earlier attempt of this run.
-        match std::fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => (),
-        }
+        container::remove_tree(&path)?;
         std::fs::DirBuilder::new().mode(0o700).create(&path)?;
         std::fs::DirBuilder::new().mode(0o755).create(path.join("context"))?;
         Ok(Self { path })
@@ -269,9 +266,7 @@ impl Drop for Workspace {
     fn drop(&mut self) {
         let path = std::mem::take(&mut self.path);
         std::thread::spawn(move || {
-            if let Err(error) = std::fs::remove_dir_all(&path)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
+            if let Err(error) = container::remove_tree(&path) {
                 tracing::warn!(path = %path.display(), %error, "workspace not removed");
             }
         });

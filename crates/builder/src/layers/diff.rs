@@ -25,8 +25,9 @@ pub(crate) fn write_diff(
 
 struct Walk<'a> {
     writer: &'a mut LayerWriter,
-    /// Files with several names, by device and inode: the name that was written.
-    links: HashMap<(u64, u64), Vec<u8>>,
+    /// Files with several names, by device and inode: the name that was written, and what was
+    /// written of it.
+    links: HashMap<(u64, u64), (Vec<u8>, Node)>,
     stop: &'a CancellationToken,
 }
 
@@ -76,21 +77,28 @@ impl Walk<'_> {
             }
             return self.folder(real, path);
         }
+        let inode = (metadata.dev(), metadata.ino());
+        if let Some((first, node)) = self.links.get(&inode) {
+            return self.writer.add_hard_link(path, first, node);
+        }
+        if kind.is_file() {
+            node.kind = self.file(real, path, &node, metadata.len())?;
+        } else {
+            self.writer.add(path, &node)?;
+        }
         if metadata.nlink() > 1 {
-            let inode = (metadata.dev(), metadata.ino());
-            if let Some(first) = self.links.get(&inode) {
-                return self.writer.add_hard_link(path, first, &node);
-            }
-            self.links.insert(inode, path.to_vec());
+            self.links.insert(inode, (path.to_vec(), node));
         }
-        if !kind.is_file() {
-            return self.writer.add(path, &node);
-        }
+        Ok(())
+    }
+
+    /// Adds a file with its bytes, and says what they were.
+    fn file(&mut self, real: &Path, path: &[u8], node: &Node, size: u64) -> io::Result<NodeKind> {
         let flags = rustix::fs::OFlags::NOFOLLOW.bits();
         let flags = i32::try_from(flags).expect("open flags fit the type that open takes");
         let mut file = File::options().read(true).custom_flags(flags).open(real)?;
-        self.writer.add_file(path, &node, metadata.len(), &mut file)?;
-        Ok(())
+        let digest = self.writer.add_file(path, node, size, &mut file)?;
+        Ok(NodeKind::File { size, digest })
     }
 }
 

@@ -202,15 +202,26 @@ impl Folder {
         };
         match self.open_folder(above) {
             Ok(fd) => return Ok((fd, name)),
-            Err(Errno::NOENT) => (),
+            Err(Errno::NOENT | Errno::NOTDIR) => (),
             Err(errno) => return Err(errno.into()),
         }
         let (parent, last) = self.parent(above)?;
         match rustix::fs::mkdirat(&parent, last, Mode::from(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => (),
+            Ok(()) => (),
+            Err(Errno::EXIST) if is_whiteout(&parent, last)? => {
+                self.replace_whiteout(&parent, last, above)?;
+            }
+            Err(Errno::EXIST) => (),
             Err(errno) => return Err(errno.into()),
         }
         Ok((self.open_folder(above)?, name))
+    }
+
+    /// Makes a folder where the layer took one away before: nothing of the layers below shows.
+    fn replace_whiteout(&self, parent: &OwnedFd, name: &[u8], path: &[u8]) -> io::Result<()> {
+        remove(parent, name)?;
+        rustix::fs::mkdirat(parent, name, Mode::from(0o755))?;
+        set_opaque(&self.open_folder(path)?)
     }
 
     /// Makes an entry; gives the file or folder where attributes are still to be set.
@@ -223,7 +234,9 @@ impl Folder {
             match rustix::fs::mkdirat(&parent, name, Mode::from(0o755)) {
                 Ok(()) => (),
                 Err(Errno::EXIST) => {
-                    if self.open_folder(path).is_err() {
+                    if is_whiteout(&parent, name)? {
+                        self.replace_whiteout(&parent, name, path)?;
+                    } else if self.open_folder(path).is_err() {
                         remove(&parent, name)?;
                         rustix::fs::mkdirat(&parent, name, Mode::from(0o755))?;
                     }
@@ -303,6 +316,12 @@ impl Folder {
             IndexEntry::Node { .. } => Ok(()),
         }
     }
+}
+
+fn is_whiteout(parent: &OwnedFd, name: &[u8]) -> io::Result<bool> {
+    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    Ok(kind == FileType::CharacterDevice && stat.st_rdev == 0)
 }
 
 fn set_opaque(folder: &OwnedFd) -> io::Result<()> {

@@ -194,3 +194,57 @@ async fn as_root_canceling_ends_a_run() {
             .unwrap();
     assert!(matches!(built, Err(builder::BuildError::Canceled)));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_layers_that_are_equal_are_one_below_a_run() {
+    let fixture = with_runtime().await;
+    fixture.write("x", "x");
+    let dockerfile = "FROM registry.test/busybox\n\
+         RUN true\nRUN true\nCOPY x /\nRUN true\nCOPY x /\nRUN rm /x\nRUN test ! -e /x && echo gone";
+    let run = build(&fixture, dockerfile).await;
+    let layers: Vec<_> = run.built.layers.iter().map(|layer| &layer.diff_id).collect();
+    assert!(layers[1] == layers[2], "{layers:?}");
+    assert_eq!(run.events.output(), "gone\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_links_and_devices_of_a_stage_can_be_copied() {
+    let fixture = with_runtime().await;
+    let run = build(
+        &fixture,
+        "FROM registry.test/busybox AS made\n\
+         RUN mkdir /out; echo hi > /out/a; ln /out/a /out/b; ln -s a /out/c; mkfifo /out/pipe; \
+             mknod /out/null c 1 3\n\
+         FROM registry.test/busybox\n\
+         COPY --from=made /out /out\n\
+         RUN cat /out/b; ls -l /out | grep -c '^[pc]'",
+    )
+    .await;
+    assert_eq!(run.events.output(), "hi\n2\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_a_folder_that_comes_back_hides_what_was_below() {
+    let fixture = with_runtime().await;
+    let root = (0, 0);
+    let below = [
+        folder("a", 0o755, root),
+        file("a/x", 0o644, root, b""),
+        folder("b", 0o755, root),
+        file("b/x", 0o644, root, b""),
+    ];
+    // The mark first, then the folder, or only what is in it.
+    let above = [
+        file(".wh.a", 0, root, b""),
+        folder("a", 0o755, root),
+        file("a/y", 0o644, root, b""),
+        file(".wh.b", 0, root, b""),
+        file("b/y", 0o644, root, b""),
+    ];
+    let layers = [&busybox_files()[..], &below, &above];
+    fixture.put_layers("marked", &layers, &[], media_type::OCI_LAYER_GZIP).await;
+    let dockerfile = "FROM registry.test/marked AS made\nRUN ls /a /b\n\
+         FROM registry.test/busybox\nCOPY --from=made /a /c\nCOPY --from=made /b /c\nRUN ls /c";
+    let run = build(&fixture, dockerfile).await;
+    assert_eq!(run.events.output(), "/a:\ny\n\n/b:\ny\ny\n");
+}

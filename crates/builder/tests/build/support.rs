@@ -123,23 +123,38 @@ impl Fixture {
         env: &[&str],
         layer_type: &str,
     ) -> Digest {
-        let layer = tar(files);
-        let diff_id = Digest::of(&layer);
-        let packed = match layer_type {
+        self.put_layers(name, &[files], env, layer_type).await
+    }
+
+    /// Stores an image of several layers.
+    pub(crate) async fn put_layers(
+        &self,
+        name: &str,
+        layers: &[&[File]],
+        env: &[&str],
+        layer_type: &str,
+    ) -> Digest {
+        let layers: Vec<Vec<u8>> = layers.iter().map(|files| tar(files)).collect();
+        let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
+        let pack = |layer: Vec<u8>| match layer_type {
             media_type::OCI_LAYER_TAR | media_type::DOCKER_LAYER_TAR => layer,
             media_type::OCI_LAYER_ZSTD => zstd::encode_all(&layer[..], 1).unwrap(),
             _ => gzip(&layer),
         };
+        let packed: Vec<Vec<u8>> = layers.into_iter().map(pack).collect();
         let mut config = ImageConfig::scratch(&Platform::host());
         config.created = Some("2001-02-03T04:05:06Z".to_owned());
         config.config.env = env.iter().map(|text| (*text).to_owned()).collect();
         config.config.cmd = Some(vec!["/bin/sh".to_owned()]);
-        config.rootfs.diff_ids = vec![diff_id];
-        config.history = vec![History {
-            created: config.created.clone(),
-            created_by: Some("the test".to_owned()),
-            ..History::default()
-        }];
+        config.history = vec![
+            History {
+                created: config.created.clone(),
+                created_by: Some("the test".to_owned()),
+                ..History::default()
+            };
+            diff_ids.len()
+        ];
+        config.rootfs.diff_ids = diff_ids;
         let config = serde_json::to_vec(&config).unwrap();
         let is_docker = layer_type.contains("docker");
         let (manifest_type, config_type) = match is_docker {
@@ -151,12 +166,12 @@ impl Fixture {
             media_type: Some(manifest_type.to_owned()),
             artifact_type: None,
             config: Descriptor::of(config_type, &config),
-            layers: vec![Descriptor::of(layer_type, &packed)],
+            layers: packed.iter().map(|layer| Descriptor::of(layer_type, layer)).collect(),
             subject: None,
             annotations: BTreeMap::new(),
         };
         let (registry, repository) = (RegistryName::default(), name.parse().unwrap());
-        for blob in [packed, config] {
+        for blob in packed.into_iter().chain([config]) {
             let digest = put(self.catalog.blobs(), &blob).await;
             self.catalog.link_blob(&registry, &repository, &digest).await.unwrap();
         }

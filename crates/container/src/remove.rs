@@ -1,0 +1,95 @@
+//! Removing what untrusted code left behind.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+/// Folders deeper than this are moved up before they are removed: neither the stack nor the
+/// number of open files grows with what somebody nested.
+const DEPTH_MAX: usize = 32;
+
+/// Removes a folder and all in it, however deep. Links are not followed. A folder that is not
+/// there is no error. Blocking.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    let top = match open(CWD, path) {
+        Err(Errno::NOENT) => return Ok(()),
+        top => top?,
+    };
+    let mut moved = 0;
+    while clear(&top, &top, 0, &mut moved)? {}
+    Ok(rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR)?)
+}
+
+/// Empties a folder; whether something deep was moved up to `top`.
+fn clear(folder: &OwnedFd, top: &OwnedFd, depth: usize, moved: &mut u64) -> io::Result<bool> {
+    let mut again = false;
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        if entry.file_type() != FileType::Directory {
+            match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
+                // Some file systems do not say what an entry is.
+                Err(Errno::ISDIR) => (),
+                result => {
+                    result?;
+                    continue;
+                }
+            }
+        }
+        if depth == DEPTH_MAX {
+            // The names in `top` may be anybody's; one of them is free.
+            loop {
+                *moved += 1;
+                let aside = format!("removed-{moved}");
+                match rustix::fs::renameat(folder, name, top, aside.as_str()) {
+                    Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => (),
+                    result => break result?,
+                }
+            }
+            again = true;
+            continue;
+        }
+        again |= clear(&open(folder, name)?, top, depth + 1, moved)?;
+        rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR)?;
+    }
+    Ok(again)
+}
+
+fn open(at: impl AsFd, path: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(at, path, flags, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deep_folders_are_removed_and_links_are_not_followed() {
+        let outer = tempfile::tempdir().unwrap();
+        let (tree, other) = (outer.path().join("tree"), outer.path().join("other"));
+        std::fs::create_dir_all(tree.join("removed-1/x")).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        std::fs::write(other.join("kept"), "").unwrap();
+        std::os::unix::fs::symlink(&other, tree.join("link")).unwrap();
+        let mut folder = open(CWD, &tree).unwrap();
+        for depth in 0..20_000 {
+            rustix::fs::mkdirat(&folder, "d", Mode::from(0o755)).unwrap();
+            if depth % 100 == 0 {
+                rustix::fs::symlinkat("/", &folder, "link").unwrap_or_default();
+            }
+            folder = open(&folder, "d").unwrap();
+        }
+        drop(folder);
+        remove_tree(&tree).unwrap();
+        assert!(!tree.exists());
+        assert!(other.join("kept").exists());
+        remove_tree(&tree).unwrap();
+    }
+}
