@@ -381,14 +381,18 @@ impl Planner<'_> {
     /// would leave their mode and owner to whoever unpacks it.
     fn add_folders_above(&mut self) {
         let mut above = BTreeMap::new();
-        let paths = self.plan.entries.keys().map(String::as_str);
-        for path in paths.flat_map(ancestors) {
-            if self.plan.entries.contains_key(path) || above.contains_key(path) {
-                continue;
-            }
-            if let Some(mut node) = self.request.image.node(path) {
-                node.mtime = self.request.folder_time;
-                above.insert(path.to_owned(), Planned { node, content: None });
+        for entry in self.plan.entries.keys() {
+            // Upwards, until a folder is there: those above it are there too.
+            let mut path = parent(entry);
+            while !path.is_empty()
+                && !self.plan.entries.contains_key(path)
+                && !above.contains_key(path)
+            {
+                if let Some(mut node) = self.request.image.node(path) {
+                    node.mtime = self.request.folder_time;
+                    above.insert(path.to_owned(), Planned { node, content: None });
+                }
+                path = parent(path);
             }
         }
         self.plan.entries.append(&mut above);

@@ -358,10 +358,10 @@ impl Layers {
 fn discard(folder: &Path, names: &[&str]) -> io::Result<()> {
     let trash = folder.join("trash");
     std::fs::create_dir_all(&trash)?;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let stamp = now.map_or(0, |since| since.as_nanos());
     for name in names {
-        match std::fs::rename(folder.join(name), trash.join(format!("{name}-{stamp}"))) {
+        let mut aside = (0..).map(|count: u64| trash.join(format!("{name}-{count}")));
+        let aside = aside.find(|aside| !aside.exists()).unwrap_or_else(|| trash.join(name));
+        match std::fs::rename(folder.join(name), aside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => (),
         }

@@ -288,7 +288,7 @@ impl<'a> Stage<'a> {
         let user = operation.config.user.clone();
         let owner = match user.is_empty() {
             true => None,
-            false => Some(self.user_owner(&user, at).await?),
+            false => Some(self.user_owner(&user).await?),
         };
         let plan = plan_folder(&*image, path, owner, self.folder_time());
         let plan = plan.map_err(|error| BuildError::Copy { error, at })?;
@@ -302,10 +302,9 @@ impl<'a> Stage<'a> {
     }
 
     /// Who owns a folder that `WORKDIR` makes: the stage's user.
-    async fn user_owner(&self, user: &str, at: Span) -> Result<Owner, BuildError> {
-        let identity = self.accounts().await?.identity(user);
-        let identity = identity.map_err(|error| BuildError::User { error, at })?;
-        Ok(Owner { uid: identity.uid, gid: identity.gid })
+    async fn user_owner(&self, user: &str) -> Result<Owner, BuildError> {
+        // A user that the image does not have yet owns nothing: root does.
+        Ok(self.accounts().await?.owner(user).unwrap_or(Owner { uid: 0, gid: 0 }))
     }
 
     async fn owner(&mut self, chown: Option<&str>, at: Span) -> Result<Option<Owner>, BuildError> {
@@ -440,8 +439,12 @@ impl<'a> Stage<'a> {
         let request = self.build.request;
         let secrets = request.build_args.iter().filter(|(n, _)| request.secret_args.contains(*n));
         let mut text = created_by.to_owned();
-        for (name, value) in secrets.filter(|(_, value)| !value.is_empty()) {
-            text = text.replace(&format!("{name}={value}"), &format!("{name}=***"));
+        let mut values: Vec<_> =
+            secrets.map(|(_, value)| value).filter(|v| !v.is_empty()).collect();
+        // The longest first: one may be a part of another.
+        values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+        for value in values {
+            text = text.replace(value.as_str(), "***");
         }
         text
     }

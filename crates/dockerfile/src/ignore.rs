@@ -4,7 +4,7 @@
 use regex::Regex;
 
 use crate::path::clean;
-use crate::span::{DockerfileError, Span};
+use crate::span::{DockerfileError, Text};
 
 /// A file larger than this is refused, in bytes.
 const SIZE_MAX: usize = 1 << 20;
@@ -49,7 +49,7 @@ impl IgnoreFile {
     /// Reads an ignore file. `Err` tells the line of a malformed pattern.
     pub fn parse(text: &str) -> Result<Self, DockerfileError> {
         let refuse = |start, end, message: String| {
-            Err(DockerfileError::new(Span::of(text, start, end), message))
+            Err(DockerfileError::new(Text::new(text).span(start, end), message))
         };
         if text.len() > SIZE_MAX {
             return refuse(0, 0, format!("the ignore file is larger than {SIZE_MAX} bytes"));

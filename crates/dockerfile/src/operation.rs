@@ -235,6 +235,10 @@ impl<'a> State<'a> {
             (None, Some(word)) => Some(self.expand(word)?),
             (None, None) => self.plan.inherited.get(name).cloned(),
         };
+        // Declared again without a value, it keeps the one it has.
+        if value.is_none() {
+            return Ok(());
+        }
         self.args.retain(|(known, _)| known != name);
         self.args.extend(value.map(|value| (name.to_owned(), value)));
         Ok(())
@@ -336,7 +340,9 @@ impl<'a> State<'a> {
             let message = format!("`{}` expands to nothing", word.text);
             return Err(DockerfileError::new(word.at, message));
         }
-        Ok(absolute("/", &source).trim_start_matches('/').to_owned())
+        let path = absolute("/", &source);
+        possible(word, &path)?;
+        Ok(path.trim_start_matches('/').to_owned())
     }
 
     fn mode(&self, word: &Word) -> Result<u32> {
@@ -351,17 +357,26 @@ impl<'a> State<'a> {
     fn workdir(&mut self, word: &Word) -> Result<String> {
         let path = self.expand(word)?;
         let path = absolute(&self.config.working_dir, &path);
+        possible(word, &path)?;
         self.config.working_dir.clone_from(&path);
         Ok(path)
     }
 
     fn stop_signal(&self, word: &Word) -> Result<String> {
         let signal = self.expand(word)?;
-        let name = signal.strip_prefix("SIG").unwrap_or(&signal);
+        let upper = signal.to_ascii_uppercase();
+        let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+        let real_time = |start: &str, sign: char, max: u32| {
+            let Some(rest) = name.strip_prefix(start) else { return false };
+            let number = rest.strip_prefix(sign).and_then(|digits| digits.parse::<u32>().ok());
+            rest.is_empty() || number.is_some_and(|number| (1..=max).contains(&number))
+        };
         let valid = match signal.parse::<u32>() {
             Ok(number) => (1..=64).contains(&number),
             Err(_) => {
-                SIGNALS.contains(&name) || name.starts_with("RTMIN") || name.starts_with("RTMAX")
+                SIGNALS.contains(&name)
+                    || real_time("RTMIN", '+', 15)
+                    || real_time("RTMAX", '-', 14)
             }
         };
         match valid {
@@ -387,11 +402,20 @@ impl<'a> State<'a> {
     }
 }
 
+/// Refuses a path that no Linux file system can hold.
+fn possible(word: &Word, path: &str) -> Result<()> {
+    if path.len() >= 4096 || path.split('/').any(|name| name.len() > 255) {
+        let message = "the path is longer than 4095 bytes, or a name in it than 255";
+        return Err(DockerfileError::new(word.at, message));
+    }
+    Ok(())
+}
+
 /// Names that `STOPSIGNAL` takes, without `SIG`.
-const SIGNALS: [&str; 31] = [
+const SIGNALS: [&str; 34] = [
     "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL",
     "PIPE", "POLL", "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP",
-    "TTIN", "TTOU", "URG", "USR1", "USR2", "WINCH",
+    "TTIN", "TTOU", "URG", "USR1", "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ",
 ];
 
 fn set_env(env: &mut Vec<String>, key: &str, value: &str) {

@@ -2,7 +2,7 @@
 
 use crate::instruction::{Command, Copy, From, Instruction, InstructionKind, Word};
 use crate::scan::{Line, scan};
-use crate::span::{DockerfileError, Span, nearest};
+use crate::span::{DockerfileError, Span, Text, nearest};
 
 type Result<T> = std::result::Result<T, DockerfileError>;
 
@@ -50,6 +50,7 @@ fn flags_of(instruction: &str) -> (&'static [&'static str], &'static [&'static s
 
 /// Parses a Dockerfile. The error shows the first thing that is wrong.
 pub fn parse(source: &str) -> Result<Dockerfile> {
+    let source = &Text::new(source);
     let scanned = scan(source)?;
     let mut instructions = Vec::with_capacity(scanned.lines.len());
     let mut has_stage = false;
@@ -73,7 +74,7 @@ pub fn parse(source: &str) -> Result<Dockerfile> {
 }
 
 struct Parser<'a> {
-    source: &'a str,
+    source: &'a Text<'a>,
     line: &'a Line,
     escape: char,
 }
@@ -123,6 +124,16 @@ impl Parser<'_> {
             return self.refuse(0, text.len(), format!("`{name}` needs at least one argument"));
         }
         self.refuse_here_documents(&name, start)?;
+        let takes_list = matches!(
+            name.as_str(),
+            "RUN" | "CMD" | "ENTRYPOINT" | "SHELL" | "COPY" | "ADD" | "VOLUME"
+        );
+        if takes_list && is_other_json_list(rest) {
+            return self.refuse(start, text.len(), "a JSON list here may hold only strings");
+        }
+        if name == "RUN" && json_list(rest).is_some_and(|words| words.is_empty()) {
+            return self.refuse(start, text.len(), "`RUN` needs a program in its list");
+        }
         match name.as_str() {
             "FROM" => self.from(&flags, start),
             "ARG" => self.arg(start),
@@ -218,9 +229,7 @@ impl Parser<'_> {
             let marker = word.trim_start_matches(|c: char| c.is_ascii_digit());
             let Some(name) = marker.strip_prefix("<<") else { continue };
             let name = name.strip_prefix('-').unwrap_or(name);
-            let is_name =
-                |c: char| c.is_alphanumeric() || matches!(c, '_' | '"' | '\'' | '.' | '-');
-            if !name.is_empty() && name.chars().all(is_name) {
+            if !name.is_empty() && !name.contains('<') {
                 let message = "here-documents are not supported yet";
                 return self.refuse(at, at + word.len(), message);
             }
@@ -409,4 +418,11 @@ fn json_list(text: &str) -> Option<Vec<String>> {
         return None;
     }
     serde_json::from_str(text).ok()
+}
+
+/// Whether a text is a JSON list with something else than strings in it.
+fn is_other_json_list(text: &str) -> bool {
+    text.trim().starts_with('[')
+        && json_list(text).is_none()
+        && serde_json::from_str::<Vec<serde_json::Value>>(text.trim()).is_ok()
 }

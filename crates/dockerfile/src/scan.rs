@@ -1,6 +1,6 @@
 //! Text to instructions as written: directives, comments, continuation lines.
 
-use crate::span::{DockerfileError, Span};
+use crate::span::{DockerfileError, Span, Text};
 
 /// A Dockerfile larger than this is refused, in bytes.
 const SIZE_MAX: usize = 1 << 20;
@@ -20,18 +20,19 @@ pub(crate) struct Line {
 impl Line {
     /// Where an offset of the joined text stands in the source.
     pub(crate) fn source_offset(&self, offset: usize) -> usize {
-        let piece = self.pieces.iter().rev().find(|(at, _)| *at <= offset);
-        let (at, source) = piece.or(self.pieces.first()).copied().unwrap_or_default();
+        let after = self.pieces.partition_point(|(at, _)| *at <= offset);
+        let piece = self.pieces.get(after.saturating_sub(1));
+        let (at, source) = piece.copied().unwrap_or_default();
         (source + (offset.saturating_sub(at))).min(self.end)
     }
 
     /// The source range of a range of the joined text.
-    pub(crate) fn span(&self, source: &str, start: usize, end: usize) -> Span {
+    pub(crate) fn span(&self, source: &Text<'_>, start: usize, end: usize) -> Span {
         let last = self.source_offset(end.max(start + 1) - 1) + 1;
-        Span::of(source, self.source_offset(start), last.min(self.end))
+        source.span(self.source_offset(start), last.min(self.end))
     }
 
-    pub(crate) fn whole(&self, source: &str) -> Span {
+    pub(crate) fn whole(&self, source: &Text<'_>) -> Span {
         self.span(source, 0, self.text.trim_end().len())
     }
 }
@@ -42,7 +43,7 @@ pub(crate) struct Scanned {
     pub(crate) lines: Vec<Line>,
 }
 
-pub(crate) fn scan(source: &str) -> Result<Scanned, DockerfileError> {
+pub(crate) fn scan(source: &Text<'_>) -> Result<Scanned, DockerfileError> {
     let start = Span { line: 1, column: 1, start: 0, end: 0 };
     if source.len() > SIZE_MAX {
         let message = format!("the Dockerfile is larger than {SIZE_MAX} bytes");
@@ -61,7 +62,7 @@ pub(crate) fn scan(source: &str) -> Result<Scanned, DockerfileError> {
 }
 
 /// Reads `# escape=`, `# syntax=` and `# check=` at the top; gives the escape character.
-fn directives(source: &str) -> Result<char, DockerfileError> {
+fn directives(source: &Text<'_>) -> Result<char, DockerfileError> {
     let mut escape = None;
     let mut seen: Vec<String> = Vec::new();
     let mut offset = 0;
@@ -80,7 +81,7 @@ fn directives(source: &str) -> Result<char, DockerfileError> {
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             break;
         }
-        let at = Span::of(source, start, start + line.trim_end().len());
+        let at = source.span(start, start + line.trim_end().len());
         let refuse = |message: String| DockerfileError::new(at, message);
         if seen.contains(&name) && matches!(name.as_str(), "escape" | "syntax" | "check") {
             return Err(refuse(format!("directive `{name}` is given twice")));
@@ -120,7 +121,7 @@ fn check_frontend(value: &str) -> Result<(), String> {
 }
 
 struct Scanner<'a> {
-    source: &'a str,
+    source: &'a Text<'a>,
     escape: char,
     at: usize,
     lines: Vec<Line>,

@@ -1,6 +1,7 @@
 //! Positions in a Dockerfile, and errors that show them.
 
 use std::fmt::Write;
+use std::ops::Deref;
 
 /// A range of the source: 1-based line and column (in characters) of its start, byte offsets
 /// of both ends.
@@ -12,22 +13,63 @@ pub struct Span {
     pub end: usize,
 }
 
-impl Span {
-    /// The range of `source` between two byte offsets, which are moved to the nearest
-    /// character boundaries inside it.
-    pub(crate) fn of(source: &str, start: usize, end: usize) -> Self {
-        let start = floor(source, start);
-        let end = floor(source, end).max(start);
-        let before = &source[..start];
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).saturating_add(1);
+/// A text in which positions are found without reading it from its start each time.
+pub(crate) struct Text<'a> {
+    text: &'a str,
+    line_starts: Vec<usize>,
+    /// Characters that begin before each block of `BLOCK` bytes.
+    characters: Vec<usize>,
+}
+
+const BLOCK: usize = 256;
+
+impl<'a> Text<'a> {
+    pub(crate) fn new(text: &'a str) -> Self {
+        let line_starts = text.match_indices('\n').map(|(at, _)| at + 1);
+        let mut before = 0;
+        let characters = text.as_bytes().chunks(BLOCK).map(|block| {
+            let here = before;
+            before += characters_in(block);
+            here
+        });
         Self {
-            line: number(before.matches('\n').count()),
-            column: number(before[line_start..].chars().count()),
-            start,
-            end,
+            text,
+            line_starts: std::iter::once(0).chain(line_starts).collect(),
+            characters: characters.collect(),
         }
     }
+
+    fn characters_before(&self, at: usize) -> usize {
+        let block = at / BLOCK;
+        let known = self.characters.get(block).copied();
+        let known = known.unwrap_or_else(|| characters_in(self.text.as_bytes()));
+        known + characters_in(&self.text.as_bytes()[(block * BLOCK).min(at)..at])
+    }
+
+    /// The range between two byte offsets, which are moved to the nearest character
+    /// boundaries inside the text.
+    pub(crate) fn span(&self, start: usize, end: usize) -> Span {
+        let start = floor(self.text, start);
+        let end = floor(self.text, end).max(start);
+        let line = self.line_starts.partition_point(|line_start| *line_start <= start);
+        let line_start = self.line_starts[line.saturating_sub(1)];
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let column = self.characters_before(start) - self.characters_before(line_start);
+        Span { line: number(line), column: number(column).saturating_add(1), start, end }
+    }
+}
+
+impl Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.text
+    }
+}
+
+/// Characters that begin in a piece of UTF-8.
+fn characters_in(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
 }
 
 /// The last character boundary at or before an offset.

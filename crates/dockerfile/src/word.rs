@@ -265,11 +265,17 @@ impl Lexer<'_> {
         let replacement = self.until(Some('}'), true)?.text;
         let value = self.variables.get(name).unwrap_or("");
         let regex = regex(&tokens(&pattern, self.escape)?, true, "")?;
-        let replaced = match all {
-            true => regex.replace_all(value, regex::NoExpand(&replacement)),
-            false => regex.replace(value, regex::NoExpand(&replacement)),
-        };
-        Ok(replaced.into_owned())
+        let (mut replaced, mut from) = (String::new(), 0);
+        for found in regex.find_iter(value).take(if all { usize::MAX } else { 1 }) {
+            replaced.push_str(&value[from..found.start()]);
+            replaced.push_str(&replacement);
+            from = found.end();
+            if replaced.len() > LENGTH_MAX {
+                return Err(format!("expands to more than {LENGTH_MAX} bytes"));
+            }
+        }
+        replaced.push_str(&value[from..]);
+        Ok(replaced)
     }
 
     /// A name, a positional number or one special character; empty if there is none.

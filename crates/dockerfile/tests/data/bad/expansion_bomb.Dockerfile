@@ -1,0 +1,15 @@
+FROM scratch
+ARG A=aaaaaaaaaaaaaaaa
+ARG A=$A$A
+ARG A=$A$A
+ARG A=$A$A
+ARG A=$A$A
+ARG A=$A$A
+ARG A=$A$A
+ARG A=$A$A
+ARG A=$A$A
+ARG A=$A$A
+ARG A=$A$A
+ARG A=$A$A
+ARG A=$A$A
+ENV B=${A//a/$A}
