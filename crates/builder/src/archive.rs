@@ -4,8 +4,10 @@
 //! An archive is somebody's upload. Entries must stay below their folder, their number and
 //! sizes are bounded, and their bytes go to one nameless file until the layer is written.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::rc::Rc;
 
 use oci::Hasher;
 
@@ -90,6 +92,53 @@ fn decompress(reader: Box<dyn Read + Send>, format: Format) -> io::Result<Box<dy
     })
 }
 
+/// Names, links and attributes of an entry take no more bytes than this before its header.
+const HEADERS_MAX: u64 = 1 << 20;
+
+/// A reader of an archive that gives no more than [`HEADERS_MAX`] bytes between two entries:
+/// the library takes names and attributes into memory, however long they claim to be.
+pub struct BoundedHeaders<R> {
+    inner: R,
+    left: Rc<Cell<u64>>,
+}
+
+/// Says where the archive is: at the bytes of an entry, or between two.
+pub struct HeaderBound(Rc<Cell<u64>>);
+
+impl<R: Read> BoundedHeaders<R> {
+    pub fn new(inner: R) -> (Self, HeaderBound) {
+        let left = Rc::new(Cell::new(HEADERS_MAX));
+        (Self { inner, left: Rc::clone(&left) }, HeaderBound(left))
+    }
+}
+
+impl HeaderBound {
+    /// The bytes of an entry come now; they have bounds of their own.
+    pub fn at_entry(&self) {
+        self.0.set(u64::MAX);
+    }
+
+    /// The next entry is looked for, past what was not read of this one's `size` bytes.
+    pub fn between(&self, size: u64) {
+        let read = u64::MAX - self.0.get();
+        self.0.set(HEADERS_MAX.saturating_add(size.saturating_sub(read)));
+    }
+}
+
+impl<R: Read> Read for BoundedHeaders<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left.get() == 0 {
+            let text =
+                format!("names and attributes of an entry take more than {HEADERS_MAX} bytes");
+            return Err(io::Error::other(text));
+        }
+        let most = usize::try_from(self.left.get()).unwrap_or(usize::MAX).min(buffer.len());
+        let read = self.inner.read(&mut buffer[..most])?;
+        self.left.set(self.left.get() - read as u64);
+        Ok(read)
+    }
+}
+
 fn broken(path: &str, reason: &str) -> CopyError {
     CopyError::Archive { path: path.to_owned(), reason: reason.to_owned(), hint: None }
 }
@@ -111,11 +160,18 @@ pub(crate) fn unpack(
     };
     let reader = decompress(source.open(path).map_err(fail)?, format).map_err(fail)?;
     // Padding and long names count too: all that is read of it is bounded.
-    let mut archive = tar::Archive::new(reader.take(limits.bytes_max));
+    let (reader, bound) = BoundedHeaders::new(reader.take(limits.bytes_max));
+    let mut archive = tar::Archive::new(reader);
     let mut entries = Vec::new();
     let mut offset = spool.seek(SeekFrom::End(0)).map_err(fail)?;
-    for entry in archive.entries().map_err(fail)? {
+    let mut size = 0;
+    let mut all = archive.entries().map_err(fail)?;
+    loop {
+        bound.between(size);
+        let Some(entry) = all.next() else { break };
         let mut entry = entry.map_err(fail)?;
+        bound.at_entry();
+        size = entry.header().entry_size().unwrap_or(0);
         if entries.len() >= limits.entries_max {
             let reason = format!("it has more than {} entries", limits.entries_max);
             return Err(broken(path, &reason));

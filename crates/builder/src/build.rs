@@ -275,6 +275,14 @@ impl<'a> Build<'a> {
             let resolving = self.builder.images.resolve(reference, platform, &progress);
             let told = tell_progress(resolving, self.events, step, &fetched);
             let base = told.await?;
+            let config = &base.config;
+            let own = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
+            let differs = (&own.os, &own.architecture) != (&platform.os, &platform.architecture);
+            if differs && !own.architecture.is_empty() {
+                let name = reference.familiar();
+                let text = format!("`{name}` is made for {own}, and the build is for {platform}");
+                self.events.warning(&text).await;
+            }
             self.notes().cost.pulled += fetched.load(Ordering::Relaxed);
             Ok(Arc::new(base))
         };

@@ -38,6 +38,7 @@ mod error;
 mod event;
 mod record;
 
+pub use archive::{BoundedHeaders, HeaderBound};
 pub use assemble::ImageLayer;
 pub use build::{BuildRequest, Builder, Built, InFlight, build};
 pub use cache::{BuildCache, CatalogCache, TrustDomain};

@@ -89,12 +89,17 @@ pub fn unpack(
     // One byte more than allowed tells too large from just fitting.
     let mut counted = Counted { inner: reader, read: 0, max: limits.bytes_max };
     let mut unpacker = Unpacker { root, folders: BTreeMap::new(), cancel };
-    let mut tar = tar::Archive::new(&mut counted);
+    let (reader, bound) = builder::BoundedHeaders::new(&mut counted);
+    let mut tar = tar::Archive::new(reader);
     let damaged = |error: io::Error| match error.kind() {
         io::ErrorKind::QuotaExceeded => UnpackError::TooLarge { max: limits.bytes_max },
         _ => UnpackError::Damaged(error.to_string()),
     };
-    for (count, entry) in tar.entries().map_err(damaged)?.enumerate() {
+    let mut entries = tar.entries().map_err(damaged)?.enumerate();
+    let mut size = 0;
+    loop {
+        bound.between(size);
+        let Some((count, entry)) = entries.next() else { break };
         if count >= limits.entries_max {
             return Err(UnpackError::TooManyEntries { max: limits.entries_max });
         }
@@ -102,6 +107,8 @@ pub fn unpack(
             return Err(UnpackError::Canceled);
         }
         let mut entry = entry.map_err(damaged)?;
+        bound.at_entry();
+        size = entry.header().entry_size().unwrap_or(0);
         match unpacker.entry(&mut entry) {
             Err(UnpackError::Io { source, .. })
                 if source.kind() == io::ErrorKind::QuotaExceeded =>

@@ -184,6 +184,21 @@ fn bombs_meet_their_bounds() {
 }
 
 #[test]
+fn a_name_has_a_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bytes = Vec::new();
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::GNULongName);
+    header.set_size(4 << 20);
+    header.set_cksum();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.resize(bytes.len() + (4 << 20), b'a');
+    bytes.extend(archive(&[file("a", b"a")]));
+    let error = unpack_into(folder.path(), &bytes).unwrap_err();
+    assert!(error.to_string().contains("take more than 1048576 bytes"), "{error}");
+}
+
+#[test]
 fn a_canceled_run_stops_unpacking() {
     let folder = tempfile::tempdir().unwrap();
     let canceled = CancellationToken::new();

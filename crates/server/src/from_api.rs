@@ -142,7 +142,9 @@ fn platform(platform: &api::PlatformProperties) -> Result<Platform, ApiError> {
             return Err(refuse(message));
         }
     }
-    let architecture = platform.architecture.as_deref().unwrap_or("amd64").to_ascii_lowercase();
+    let Some(architecture) = platform.architecture.as_deref().map(str::to_ascii_lowercase) else {
+        return Ok(Platform::host());
+    };
     let known = ["amd64", "x86", "386", "arm", "arm64"];
     if !known.contains(&architecture.as_str()) {
         let message =
@@ -254,7 +256,7 @@ mod tests {
         let request = parse(json!({})).unwrap();
         assert!(request.push && !request.no_cache && !request.archived);
         assert_eq!(request.timeout, Duration::from_secs(3600));
-        assert_eq!(request.platform.to_string(), "linux/amd64");
+        assert_eq!(request.platform, Platform::host());
     }
 
     #[test]

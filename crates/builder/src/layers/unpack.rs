@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::index::{IndexEntry, LayerIndex};
+use crate::archive::BoundedHeaders;
 use crate::tree::{Node, NodeKind};
 
 /// A layer with more entries is an attack.
@@ -41,9 +42,16 @@ pub(crate) fn read_layer(
     let mut index = LayerIndex::default();
     let mut links = Links::default();
     let mut dated = Vec::new();
-    let mut archive = tar::Archive::new(&mut hashed);
-    for entry in archive.entries()? {
+    let (reader, bound) = BoundedHeaders::new(&mut hashed);
+    let mut archive = tar::Archive::new(reader);
+    let mut size = 0;
+    let mut all = archive.entries()?;
+    loop {
+        bound.between(size);
+        let Some(entry) = all.next() else { break };
         let mut entry = entry?;
+        bound.at_entry();
+        size = entry.header().entry_size().unwrap_or(0);
         if stop.is_cancelled() {
             return Err(io::ErrorKind::Interrupted.into());
         }

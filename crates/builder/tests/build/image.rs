@@ -119,3 +119,16 @@ async fn arguments_that_nothing_declares_are_warned_of() {
     assert_eq!(run.events.warnings().len(), 1);
     assert!(run.events.warnings()[0].contains("`COLOUR`"));
 }
+
+#[tokio::test]
+async fn a_base_for_another_platform_is_warned_of() {
+    let fixture = Fixture::with_base().await;
+    let mut request = fixture.request("FROM registry.test/base\nLABEL a=b");
+    request.platform = oci::Platform::new("linux", "s390x", None);
+    let run = fixture.build_request(&request).await;
+    let warnings = run.events.warnings();
+    assert!(
+        warnings.len() == 1 && warnings[0].ends_with("the build is for linux/s390x"),
+        "{warnings:?}"
+    );
+}

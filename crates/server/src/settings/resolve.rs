@@ -296,7 +296,8 @@ impl Layers {
             ),
         }
         match data.or_else(|| default_data(sources)) {
-            Some(data) => server.data = data,
+            // Containers are told of it, which have another working directory.
+            Some(data) => server.data = std::path::absolute(&data).unwrap_or(data),
             None => self.refuse(
                 "there is no data folder: neither `XDG_DATA_HOME` nor `HOME` is set".into(),
                 Some("give `--data DIR` or set `REFIT_DATA`".into()),
