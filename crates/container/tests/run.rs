@@ -372,6 +372,42 @@ async fn as_root_a_link_in_the_image_leads_no_mount_outside() {
     assert!(error.ends_with("the image has a symbolic link there"), "{error}");
 }
 
+/// A folder of the host that is open while the process starts must not be a way out.
+#[tokio::test]
+async fn as_root_no_open_file_leads_out() {
+    let machine = Machine::new().await;
+    for number in 3..40 {
+        let folder = format!("/proc/self/fd/{number}");
+        let mut spec = machine.spec("");
+        spec.cwd.clone_from(&folder);
+        spec.args = ["/bin/busybox", "ls", "../../../../../.."].map(str::to_owned).into();
+        let error = machine.run(&spec).await.unwrap_err().to_string();
+        assert!(error.contains("working directory"), "{folder}: {error}");
+        let mut spec = machine.spec("");
+        spec.args = vec![format!("{folder}/../../../../../../bin/busybox"), "true".to_owned()];
+        let error = machine.run(&spec).await.unwrap_err();
+        assert!(matches!(error, ContainerError::CannotExecute { .. }), "{folder}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn as_root_the_host_s_device_files_stay_as_they_are() {
+    let machine = Machine::new().await;
+    let before = fs::metadata("/dev/full").unwrap();
+    machine
+        .check(
+            &machine.spec("exec 2>&1; chmod 0640 /dev/full; touch /dev/null; echo x > /dev/null"),
+            expect![[r#"
+                chmod: /dev/full: Read-only file system
+                touch: /dev/null: Read-only file system
+                Code(0)
+            "#]],
+        )
+        .await;
+    let after = fs::metadata("/dev/full").unwrap();
+    assert_eq!((before.mode(), before.uid()), (after.mode(), after.uid()));
+}
+
 #[tokio::test]
 async fn as_root_the_process_has_few_rights() {
     let machine = Machine::new().await;

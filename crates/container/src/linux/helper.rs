@@ -127,6 +127,11 @@ fn run_init(
         sandbox::Forked::Parent(child) => child,
         sandbox::Forked::Child => {
             drop(failure);
+            // Before anything of the image is looked at: through `/proc/self/fd` each open
+            // folder of ours would be a way out.
+            if sandbox::close_all_but(&failure_writer).is_err() {
+                std::process::exit(1);
+            }
             let error = init::become_process(config, extras, rootfs);
             tell_failure(failure_writer, error);
             std::process::exit(1);

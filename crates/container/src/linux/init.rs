@@ -85,7 +85,13 @@ fn enter_cwd(cwd: &str) -> Result<(), ContainerError> {
     if let Err(Errno::ENOENT) = nix::unistd::chdir(cwd) {
         DirBuilder::new().recursive(true).mode(0o755).create(cwd).doing(doing)?;
     }
-    nix::unistd::chdir(cwd).doing(doing)
+    nix::unistd::chdir(cwd).doing(doing)?;
+    // The kernel's own word: it says where a folder is that the root does not lead to.
+    let reached = rustix::process::getcwd(Vec::new()).doing(doing)?;
+    if !reached.to_bytes().starts_with(b"/") {
+        return Err("it is outside of the container").doing(doing);
+    }
+    Ok(())
 }
 
 /// The type that has no value: what an execution that succeeds returns.
@@ -234,7 +240,13 @@ fn conditions(rule: &seccomp::Rule) -> Result<SeccompRule, seccompiler::BackendE
             Comparison::NotEqual => (SeccompCmpOp::Ne, argument.value),
             Comparison::MaskedEqual => (SeccompCmpOp::MaskedEq(argument.value), argument.value_two),
         };
-        SeccompCondition::new(argument.index, SeccompCmpArgLen::Qword, operator, value)
+        // The kernel looks at an `int` only, and so does the filter then.
+        let length = if rule.names == ["socket"] {
+            SeccompCmpArgLen::Dword
+        } else {
+            SeccompCmpArgLen::Qword
+        };
+        SeccompCondition::new(argument.index, length, operator, value)
     });
     SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }

@@ -109,6 +109,9 @@ fn fill_dev(rootfs: &Path, devices: &[Device]) -> io::Result<()> {
         let source = format!("/dev/{name}");
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = open_tree(CWD, source.as_str(), flags)?;
+        // Writing to a device works all the same; changing its owner or mode does not.
+        let read_only = MountAttributes { read_only: true, ..MountAttributes::default() };
+        set_mount_attributes(&tree, read_only)?;
         let target = root::find(rootfs, &source, Missing::File)?;
         attach(&tree, &target.file)?;
     }
@@ -147,8 +150,12 @@ pub(super) fn mask(path: &str) -> Result<(), ContainerError> {
             mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_RDONLY, data).doing(doing)
         }
         Ok(_) => {
-            let none = None::<&str>;
-            mount(Some("/dev/null"), path, none, MsFlags::MS_BIND, none).doing(doing)
+            // That of the container, which is read-only already; a bind is so by itself.
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let tree = open_tree(CWD, "/dev/null", flags).doing(doing)?;
+            let read_only = MountAttributes { read_only: true, ..MountAttributes::default() };
+            set_mount_attributes(&tree, read_only).doing(doing)?;
+            move_mount(&tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(doing)
         }
     }
 }

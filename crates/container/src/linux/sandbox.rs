@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "raw system calls; each block says why it is sound")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::libc;
@@ -119,6 +119,23 @@ pub(super) fn default_signals() -> nix::Result<()> {
         }
     }
     SigSet::empty().thread_set_mask()
+}
+
+/// Closes every file above the standard three, except one. For a process that has just been
+/// forked and lets nothing go out of scope: the owners of these files are in its parent.
+pub(super) fn close_all_but(kept: &impl AsRawFd) -> io::Result<()> {
+    let kept = kept.as_raw_fd().unsigned_abs();
+    for (first, last) in [(3, kept - 1), (kept + 1, u32::MAX)] {
+        if first > last {
+            continue;
+        }
+        // SAFETY: the files' owners in this process are never used or dropped after a fork.
+        let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Marks every open file above the standard three to be closed on execution.

@@ -41,6 +41,8 @@ fn rules(number: u32, bridge: &str, subnet: Subnet) -> String {
 :{forward} - [0:0]
 :{input} - [0:0]
 -A {forward} -i {bridge} -d 169.254.0.0/16 -j DROP
+-A {forward} -i {bridge} -d 168.63.129.16 -j DROP
+-A {forward} -i {bridge} -d 100.100.100.200 -j DROP
 -A {forward} -i {bridge} -o refit+ -j DROP
 -A {forward} -i {bridge} -s {subnet} -j ACCEPT
 -A {forward} -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
