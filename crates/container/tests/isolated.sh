@@ -14,7 +14,7 @@ ip -n outside link set lo up
 iptables -P FORWARD DROP
 
 background=
-"$sandbox" name-server 127.0.0.1:53 192.168.77.2 & background="$background $!"
+"$sandbox" name-server 127.0.0.1:53 192.168.77.2 & names=$!
 echo 'nameserver 127.0.0.1' > "$folder/resolv.conf"
 mount --bind "$folder/resolv.conf" /etc/resolv.conf
 ip netns exec outside busybox nc -ll -p 8000 -e echo 'the neighbour answers' &
@@ -44,4 +44,12 @@ wait $server 2>/dev/null
 "$sandbox" "$folder/root" "$folder/state" none true
 iptables -S
 echo "bridges: $(ip -o link | grep -c refit)"
+
+echo 'Another name server has the port on all addresses.'
+kill $names
+wait $names 2>/dev/null
+"$sandbox" name-server 0.0.0.0:53 192.168.77.2 & background="$background $!"
+until grep -q '00000000:0035 ' /proc/net/udp; do :; done
+"$sandbox" "$folder/root" "$folder/state" isolated nc -w 5 name.example 8000
+iptables -t nat -S
 kill $background

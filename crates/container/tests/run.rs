@@ -656,6 +656,12 @@ fn as_root_an_isolated_container_reaches_others_but_not_the_host() {
         -P FORWARD DROP
         -P OUTPUT ACCEPT
         bridges: 0
+        Another name server has the port on all addresses.
+        the neighbour answers
+        -P PREROUTING ACCEPT
+        -P INPUT ACCEPT
+        -P OUTPUT ACCEPT
+        -P POSTROUTING ACCEPT
     "#]]
     .assert_eq(&format!("{}{errors}", String::from_utf8_lossy(&output.stdout)));
 }

@@ -26,6 +26,8 @@ pub struct Attempt {
     pub(crate) epoch: i64,
     /// When this attempt began.
     pub started_at: Millis,
+    /// Tells that this attempt goes on.
+    pub(crate) _alive: std::sync::Arc<()>,
 }
 
 /// Another attempt has the run, or it has ended: nothing may be published any more.

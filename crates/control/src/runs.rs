@@ -1,7 +1,7 @@
 //! The table of runs, which is also their queue.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use db::Db;
@@ -102,6 +102,8 @@ pub(crate) struct Shared {
 struct Active {
     epoch: i64,
     cancel: CancellationToken,
+    /// Gone with the attempt.
+    alive: Weak<()>,
 }
 
 impl Runs {
@@ -379,6 +381,7 @@ impl Runs {
     /// was lost. One statement, so that two workers never get the same run.
     pub(crate) async fn claim(&self, lease: Duration) -> Result<Option<Attempt>> {
         let now = self.shared.clock.now();
+        self.keep_own(now, lease).await?;
         let statement = sqlx::query(
             "UPDATE runs SET
                 status = CASE WHEN status = 'Queued' THEN 'Started' ELSE status END,
@@ -409,9 +412,34 @@ impl Runs {
             cancel.cancel();
         }
         let log = self.log(&run).await?;
-        self.active().insert(log_key(&run), Active { epoch, cancel: cancel.clone() });
+        let alive = Arc::new(());
+        let active = Active { epoch, cancel: cancel.clone(), alive: Arc::downgrade(&alive) };
+        self.active().insert(log_key(&run), active);
         let runs = self.clone();
-        Ok(Some(Attempt { run, log, cancel, runs, epoch, started_at: now }))
+        Ok(Some(Attempt { run, log, cancel, runs, epoch, started_at: now, _alive: alive }))
+    }
+
+    /// Extends expired leases of attempts that go on in this process: the machine was asleep,
+    /// or its clock was set. Only who claimed a run since then has taken it over.
+    async fn keep_own(&self, now: Millis, lease: Duration) -> Result<()> {
+        let own: Vec<(LogKey, i64)> = (self.active().iter())
+            .filter(|(_, active)| active.alive.strong_count() > 0)
+            .map(|(key, active)| (key.clone(), active.epoch))
+            .collect();
+        for (key, epoch) in own {
+            let statement = sqlx::query(
+                "UPDATE runs SET lease_until = $5
+                 WHERE registry = $1 AND number = $2 AND epoch = $3 AND lease_until < $4
+                    AND status IN ('Started', 'Running')",
+            )
+            .bind(key.registry.as_str())
+            .bind(key.run.number())
+            .bind(epoch)
+            .bind(now)
+            .bind(until(now, lease));
+            table::execute(&self.shared.db, "keep a run", statement).await?;
+        }
+        Ok(())
     }
 
     pub(crate) fn attempts_max(&self) -> u32 {

@@ -28,6 +28,8 @@ const SCHEMA: &[&str] = &[
 
 /// Addresses that may be open at once; each is a row, and clients may ask without end.
 const OPEN_MAX: i64 = 10_000;
+/// Nobody uploads a context for longer.
+const UPLOAD_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, Clone)]
 pub struct SourceSettings {
@@ -121,11 +123,15 @@ impl Sources {
         }
         let stored = upload.commit(None).await?;
         self.catalog.lease_blob(&lease_owner(id), &stored.digest, self.settings.keep).await?;
-        let statement = sqlx::query("UPDATE sources SET digest = $2 WHERE id = $1")
-            .bind(id)
-            .bind(stored.digest.to_string());
-        table::execute(&self.db, "note an upload", statement).await?;
-        Ok(stored.digest)
+        let statement =
+            sqlx::query("UPDATE sources SET digest = $2, expires_at = $3 WHERE id = $1")
+                .bind(id)
+                .bind(stored.digest.to_string())
+                .bind(self.expiry());
+        match table::execute(&self.db, "note an upload", statement).await? {
+            1 => Ok(stored.digest),
+            _ => Err(ControlError::NotFound { what: "the address of this upload any more".into() }),
+        }
     }
 
     fn check_size(&self, size: u64) -> Result<()> {
@@ -175,10 +181,16 @@ impl Sources {
         digest.flatten().and_then(|digest| digest.parse().ok()).ok_or_else(unknown)
     }
 
-    /// Forgets addresses that have expired; their leases expire by themselves.
+    /// Forgets addresses that have expired; their leases expire by themselves. An upload under
+    /// way keeps its address for a day.
     pub async fn sweep(&self) -> Result<u64> {
-        let statement =
-            sqlx::query("DELETE FROM sources WHERE expires_at <= $1").bind(self.clock.now());
+        let now = self.clock.now();
+        let statement = sqlx::query(
+            "DELETE FROM sources WHERE expires_at <= $1
+                AND (NOT begun OR digest IS NOT NULL OR expires_at <= $2)",
+        )
+        .bind(now)
+        .bind(now.saturating_sub_unsigned(UPLOAD_TIME_MAX.as_millis() as u64));
         table::execute(&self.db, "forget old uploads", statement).await
     }
 

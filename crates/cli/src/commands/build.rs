@@ -257,6 +257,9 @@ struct Ended {
     interrupted: bool,
 }
 
+/// How long a second interrupt waits for the server to hear of the first.
+const CANCEL_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Follows a run to its end. The first interrupt cancels it, the second leaves it.
 async fn wait(
     connection: &Connection,
@@ -277,7 +280,10 @@ async fn wait(
             }
             _ = ticks.tick() => display.tick(),
             () = interrupts.next() => {
-                if canceling.is_some() {
+                if let Some(asked) = canceling {
+                    // At once, but not before the server knows: the next owner of the data
+                    // folder would take the run up again.
+                    let _asked_or_not = tokio::time::timeout(CANCEL_WAIT, asked).await;
                     return Err(Error::interrupted()
                         .with_hint(format!("the run may go on; `refit task cancel-run --run-id {id}` ends it")));
                 }

@@ -16,7 +16,8 @@ use tokio::time::timeout;
 
 use super::Subnet;
 
-const PORT: u16 = 53;
+/// Where containers ask.
+pub(super) const PORT: u16 = 53;
 const QUESTIONS_MAX: usize = 256;
 const CONNECTIONS_MAX: usize = 64;
 const DATAGRAM_SIZE_MAX: usize = 65_535;
@@ -27,15 +28,45 @@ const SERVERS_MAX: usize = 3;
 const CONFIGURATION: &str = "/etc/resolv.conf";
 const CONFIGURATION_SIZE_MAX: usize = 64 << 10;
 
-/// Answers questions of containers in `subnet` until the returned workers are aborted.
-pub(super) async fn serve(subnet: Subnet) -> io::Result<Vec<JoinHandle<()>>> {
-    let address = SocketAddr::from((subnet.gateway(), PORT));
-    let datagrams = UdpSocket::bind(address).await?;
-    let connections = TcpListener::bind(address).await?;
-    Ok(vec![
-        tokio::spawn(serve_datagrams(Arc::new(datagrams), subnet)),
-        tokio::spawn(serve_connections(connections, subnet)),
-    ])
+/// The two sockets of a name server, on one port.
+pub(super) struct Sockets {
+    datagrams: UdpSocket,
+    connections: TcpListener,
+}
+
+impl Sockets {
+    /// Opens them on the bridge's address: on the usual port, or on a free one where another
+    /// name server has it on all addresses.
+    pub(super) async fn open(subnet: Subnet) -> io::Result<Self> {
+        let mut result = Self::open_at(subnet, PORT).await;
+        for _ in 0..8 {
+            match &result {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    result = Self::open_at(subnet, 0).await;
+                }
+                _ => break,
+            }
+        }
+        result
+    }
+
+    async fn open_at(subnet: Subnet, port: u16) -> io::Result<Self> {
+        let datagrams = UdpSocket::bind((subnet.gateway(), port)).await?;
+        let connections = TcpListener::bind(datagrams.local_addr()?).await?;
+        Ok(Self { datagrams, connections })
+    }
+
+    pub(super) fn port(&self) -> io::Result<u16> {
+        Ok(self.datagrams.local_addr()?.port())
+    }
+
+    /// Answers questions of containers in `subnet` until the returned workers are aborted.
+    pub(super) fn serve(self, subnet: Subnet) -> Vec<JoinHandle<()>> {
+        vec![
+            tokio::spawn(serve_datagrams(Arc::new(self.datagrams), subnet)),
+            tokio::spawn(serve_connections(self.connections, subnet)),
+        ]
+    }
 }
 
 fn is_ours(client: SocketAddr, subnet: Subnet) -> bool {

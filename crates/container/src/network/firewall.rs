@@ -7,16 +7,18 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use super::dns::PORT;
 use super::{Subnet, cannot};
 use crate::ContainerError;
 
-/// Installs the rules of bridge `number`.
+/// Installs the rules of bridge `number`, whose name server listens on a port of its address.
 pub(super) async fn install(
     number: u32,
     bridge: &str,
     subnet: Subnet,
+    names_port: u16,
 ) -> Result<(), ContainerError> {
-    let script = rules(number, bridge, subnet);
+    let script = rules(number, bridge, subnet, names_port);
     let installed = tokio::task::spawn_blocking(move || restore(&script)).await;
     installed.map_err(|error| error.to_string()).flatten().map_err(|reason| {
         let hint = "isolated networks need `iptables` and the right to change rules";
@@ -32,10 +34,21 @@ pub(super) async fn remove(number: u32, bridge: &str) -> Result<(), String> {
 }
 
 /// All rules, in the language of `iptables-restore`.
-fn rules(number: u32, bridge: &str, subnet: Subnet) -> String {
+fn rules(number: u32, bridge: &str, subnet: Subnet, names_port: u16) -> String {
     let gateway = subnet.gateway();
     let tag = tag(number);
-    let [forward, input, nat] = chains(number);
+    let [forward, input, nat, names] = chains(number);
+    let redirect = match names_port {
+        PORT => String::new(),
+        port => format!(
+            "\
+:{names} - [0:0]
+-A {names} -d {gateway} -p udp --dport {PORT} -j REDIRECT --to-ports {port}
+-A {names} -d {gateway} -p tcp --dport {PORT} -j REDIRECT --to-ports {port}
+-I PREROUTING 1 -i {bridge} {tag} -j {names}
+"
+        ),
+    };
     format!(
         "*filter
 :{forward} - [0:0]
@@ -47,8 +60,8 @@ fn rules(number: u32, bridge: &str, subnet: Subnet) -> String {
 -A {forward} -i {bridge} -s {subnet} -j ACCEPT
 -A {forward} -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 -A {forward} -j DROP
--A {input} -s {subnet} -d {gateway} -p udp --dport 53 -j ACCEPT
--A {input} -s {subnet} -d {gateway} -p tcp --dport 53 -j ACCEPT
+-A {input} -s {subnet} -d {gateway} -p udp --dport {names_port} -j ACCEPT
+-A {input} -s {subnet} -d {gateway} -p tcp --dport {names_port} -j ACCEPT
 -A {input} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 -A {input} -j DROP
 -I FORWARD 1 -i {bridge} {tag} -j {forward}
@@ -59,13 +72,13 @@ COMMIT
 :{nat} - [0:0]
 -A {nat} -s {subnet} -j MASQUERADE
 -I POSTROUTING 1 -s {subnet} ! -o {bridge} {tag} -j {nat}
-COMMIT
+{redirect}COMMIT
 "
     )
 }
 
-fn chains(number: u32) -> [String; 3] {
-    ["FORWARD", "INPUT", "NAT"].map(|kind| format!("REFIT{number}-{kind}"))
+fn chains(number: u32) -> [String; 4] {
+    ["FORWARD", "INPUT", "NAT", "NAMES"].map(|kind| format!("REFIT{number}-{kind}"))
 }
 
 fn tag(number: u32) -> String {

@@ -149,11 +149,14 @@ impl Bridge {
     async fn connect_outwards(&mut self) -> Result<(), ContainerError> {
         allow_forwarding()?;
         let (number, name, subnet) = (self.number, self.name.clone(), self.subnet);
-        firewall::install(number, &name, subnet).await?;
-        self.workers = dns::serve(self.subnet).await.map_err(|error| {
-            let address = self.subnet.gateway();
+        let failed = |error| {
+            let address = subnet.gateway();
             cannot(format!("open the name server on `{address}`"), error)
-        })?;
+        };
+        let names = dns::Sockets::open(subnet).await.map_err(failed)?;
+        let port = names.port().map_err(failed)?;
+        firewall::install(number, &name, subnet, port).await?;
+        self.workers = names.serve(subnet);
         Ok(())
     }
 
