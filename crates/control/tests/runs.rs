@@ -471,6 +471,26 @@ async fn a_late_attempt_can_publish_nothing() {
 }
 
 #[tokio::test]
+async fn a_machine_that_slept_goes_on_with_its_runs() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let executor = Script::new([Action::Release, Action::Release]);
+    let working = Working::start(&runs, &executor);
+    let first = runs.submit(&local(), request()).await.unwrap().id;
+    wait_for(|| async { status(&runs, first).await == RunStatus::Running }).await;
+    folder.pass(DAY);
+    // The next claim is where the first run would have been taken for lost.
+    let second = runs.submit(&local(), request()).await.unwrap().id;
+    wait_for(|| async { status(&runs, second).await == RunStatus::Running }).await;
+    executor.release.add_permits(2);
+    for id in [first, second] {
+        assert_eq!(ended(&runs, id).await.status, RunStatus::Succeeded);
+    }
+    assert!(!log_text(&runs, first).await.contains("attempt"));
+    working.stop().await;
+}
+
+#[tokio::test]
 async fn secrets_are_forgotten_when_a_run_ends() {
     let folder = Folder::new();
     let runs = folder.open().await;
