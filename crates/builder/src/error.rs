@@ -55,6 +55,8 @@ pub enum BuildError {
 pub struct RunLimits {
     pub memory: Option<u64>,
     pub timeout: Option<std::time::Duration>,
+    /// Whether the kernel killed one of its processes for want of memory.
+    pub out_of_memory: bool,
 }
 
 fn describe(exit: Exit, limits: &RunLimits) -> String {
@@ -85,14 +87,19 @@ impl BuildError {
             Self::Run { exit: Exit::OutOfMemory, .. } => {
                 Some("let the command use less, or raise the build's memory limit".to_owned())
             }
+            Self::Run { limits: RunLimits { out_of_memory: true, memory, .. }, .. } => {
+                let limit = memory.map(|memory| format!("; its limit is {} MiB", memory >> 20));
+                let limit = limit.unwrap_or_default();
+                Some(format!("a process of it was killed for want of memory{limit}"))
+            }
             Self::Run { exit: Exit::Code(127), .. } => {
                 Some("127 usually means that a program was not found in the image".to_owned())
             }
             Self::Run { exit: Exit::Code(126), .. } => {
                 Some("126 usually means that a file is there but not executable".to_owned())
             }
-            Self::Start { error: ContainerError::CannotExecute { program, .. }, .. }
-                if program == "/bin/sh" =>
+            Self::Start { error: ContainerError::CannotExecute { program, reason }, .. }
+                if program == "/bin/sh" && reason.starts_with("no such file") =>
             {
                 Some(
                     "the image has no shell: use the exec form `RUN [\"program\", \"argument\"]`, \

@@ -70,7 +70,7 @@ pub(crate) async fn execute(
         Exit::Canceled => return Err(BuildError::Canceled),
         exit => {
             let (memory, timeout) = (request.limits.memory, request.limits.timeout);
-            let limits = RunLimits { memory, timeout };
+            let limits = RunLimits { memory, timeout, out_of_memory: usage.out_of_memory };
             return Err(BuildError::Run { command: command(), exit, limits, at });
         }
     }

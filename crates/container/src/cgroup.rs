@@ -265,11 +265,13 @@ impl Group {
                 Usage {
                     cpu: Duration::from_micros(microseconds),
                     memory_peak: read("memory", "memory.peak").unwrap_or(0),
+                    out_of_memory: false,
                 }
             }
             _ => Usage {
                 cpu: Duration::from_nanos(read("cpuacct", "cpuacct.usage").unwrap_or(0)),
                 memory_peak: read("memory", "memory.max_usage_in_bytes").unwrap_or(0),
+                out_of_memory: false,
             },
         }
     }

@@ -61,6 +61,8 @@ pub struct Usage {
     pub cpu: Duration,
     /// Peak memory in bytes, where the kernel tells.
     pub memory_peak: u64,
+    /// The kernel killed a process for want of memory, though perhaps not the first one.
+    pub out_of_memory: bool,
 }
 
 /// Runs containers. Cheap to share by reference; one per server.
@@ -361,22 +363,22 @@ impl Supervisor {
             }
             Report::Setup { doing, reason } => return Err(ContainerError::Setup { doing, reason }),
             Report::Ended { ending, cpu_microseconds, memory_peak } => {
-                (ending, Usage { cpu: Duration::from_micros(cpu_microseconds), memory_peak })
+                let cpu = Duration::from_micros(cpu_microseconds);
+                (ending, Usage { cpu, memory_peak, out_of_memory: false })
             }
         };
         if let Some(counted) = group.map(Group::usage) {
             usage.cpu = usage.cpu.max(counted.cpu);
             usage.memory_peak = usage.memory_peak.max(counted.memory_peak);
         }
+        usage.out_of_memory = group.is_some_and(|group| group.ran_out_of_memory(external));
         const KILLED: i32 = nix::libc::SIGKILL;
         // A shell reports the death of its child as a code.
         let killed = matches!(ending, Ending::Signal(KILLED) | Ending::Code(137));
         let exit = match (stopped, ending) {
             (Some(Stopped::TimedOut), _) => Exit::TimedOut,
             (Some(Stopped::Canceled), _) => Exit::Canceled,
-            _ if killed && group.is_some_and(|group| group.ran_out_of_memory(external)) => {
-                Exit::OutOfMemory
-            }
+            _ if killed && usage.out_of_memory => Exit::OutOfMemory,
             (None, Ending::Code(code)) => Exit::Code(code),
             (None, Ending::Signal(signal)) => Exit::Signal(signal),
         };

@@ -133,6 +133,12 @@ async fn as_root_failures_are_told_apart() {
     let dockerfile = "FROM registry.test/busybox\nRUN a=x; while :; do a=$a$a; done";
     let big = error(&fixture, dockerfile).await;
     assert!(big.contains("ran out of memory, its limit is 64 MiB"), "{big}");
+    // As make and others do: they tell of the failure in their own way.
+    let dockerfile =
+        "FROM registry.test/busybox\nRUN sh -c 'a=x; while :; do a=$a$a; done' || exit 2";
+    let below = error(&fixture, dockerfile).await;
+    let hint = "hint: a process of it was killed for want of memory; its limit is 64 MiB";
+    assert!(below.contains("ended with exit code 2") && below.contains(hint), "{below}");
     expect![[r#"
         error: `true` did not start: `/bin/sh` cannot be executed: no such file, or its interpreter is missing
          --> Dockerfile:2:1
