@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use axum::body::Body;
@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::error::{ApiError, Code};
+use crate::router::Limits;
 
 /// What the store is handed at once: hashing and writing small pieces costs more.
 const WRITE_CHUNK: usize = 512 << 10;
@@ -30,11 +31,12 @@ const READ_CHUNK: usize = 256 << 10;
 /// Read buffers kept for the next download.
 const BUFFERS_MAX: usize = 16;
 
-/// A request body that is received in large pieces, with a bound on its size and on how
-/// long it may bring nothing.
+/// A request body that is received in large pieces, with bounds on its size, on how long it
+/// may bring nothing, and on how slow it may be.
 pub(crate) struct Incoming {
     body: Body,
     stall: Duration,
+    pace: Pace,
     /// How many more bytes are acceptable.
     left: u64,
     buffer: BytesMut,
@@ -46,6 +48,29 @@ enum Flow {
     Ended,
     /// Told after the bytes that came before it.
     Failed(BodyError),
+}
+
+/// How fast a body comes. Only time spent waiting for it counts, not that of the store.
+struct Pace {
+    window: Duration,
+    rate_min: u64,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Judges whenever a window of waiting is over, then begins a new one.
+    fn took(&mut self, bytes: u64, waited: Duration) -> Result<(), BodyError> {
+        self.bytes += bytes;
+        self.waited += waited;
+        if self.waited < self.window {
+            return Ok(());
+        }
+        let least = u128::from(self.rate_min) * self.waited.as_millis() / 1000;
+        let enough = u128::from(self.bytes) >= least;
+        (self.waited, self.bytes) = (Duration::ZERO, 0);
+        if enough { Ok(()) } else { Err(BodyError::Stalled) }
+    }
 }
 
 /// Why a body ended before its end.
@@ -62,7 +87,7 @@ impl From<BodyError> for ApiError {
             BodyError::TooLarge => ApiError::new(Code::SizeInvalid, "body is larger than allowed")
                 .status(StatusCode::PAYLOAD_TOO_LARGE),
             BodyError::Stalled => {
-                ApiError::new(Code::BlobUploadInvalid, "body made no progress for too long")
+                ApiError::new(Code::BlobUploadInvalid, "body came too slowly or not at all")
                     .status(StatusCode::REQUEST_TIMEOUT)
             }
             BodyError::Broken => {
@@ -73,8 +98,10 @@ impl From<BodyError> for ApiError {
 }
 
 impl Incoming {
-    pub(crate) fn new(body: Body, size_max: u64, stall: Duration) -> Self {
-        Self { body, stall, left: size_max, buffer: BytesMut::new(), state: Flow::Open }
+    pub(crate) fn new(body: Body, size_max: u64, limits: &Limits) -> Self {
+        let (stall, rate_min) = (limits.stall, limits.rate_min);
+        let pace = Pace { window: stall, rate_min, waited: Duration::ZERO, bytes: 0 };
+        Self { body, stall, pace, left: size_max, buffer: BytesMut::new(), state: Flow::Open }
     }
 
     /// The next piece, or `None` at the end.
@@ -112,6 +139,7 @@ impl Incoming {
 
     async fn frame(&mut self) -> Result<Option<Bytes>, BodyError> {
         loop {
+            let start = Instant::now();
             let frame = tokio::time::timeout(self.stall, self.body.frame()).await;
             match frame.map_err(|_| BodyError::Stalled)? {
                 None => return Ok(None),
@@ -120,6 +148,7 @@ impl Incoming {
                     let Ok(bytes) = frame.into_data() else { continue };
                     let left = self.left.checked_sub(bytes.len() as u64);
                     self.left = left.ok_or(BodyError::TooLarge)?;
+                    self.pace.took(bytes.len() as u64, start.elapsed())?;
                     return Ok(Some(bytes));
                 }
             }

@@ -72,7 +72,7 @@ pub(crate) async fn put(
         ManifestRef::Tag(tag) => (vec![tag], None),
         ManifestRef::Digest(digest) => (tag_parameters(call)?, Some(digest)),
     };
-    let mut incoming = Incoming::new(body, MANIFEST_SIZE_MAX as u64, call.limits().stall);
+    let mut incoming = Incoming::new(body, MANIFEST_SIZE_MAX as u64, call.limits());
     let bytes = match incoming.whole().await {
         Ok(bytes) => bytes,
         Err(error) => {

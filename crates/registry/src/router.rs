@@ -44,6 +44,8 @@ pub struct Limits {
     pub uploads_max: usize,
     /// A body that brings nothing for this long is ended; its upload stays resumable.
     pub stall: Duration,
+    /// So is one that brings fewer bytes a second than this, over a time of `stall`.
+    pub rate_min: u64,
     /// What `OCI-Chunk-Min-Length` advises. Smaller chunks are taken too.
     pub chunk_size_advised: u64,
     /// Entries of one page of the catalog, when the client names no number and at most.
@@ -64,6 +66,7 @@ impl Default for Limits {
             blob_size_max: 200 << 30,
             uploads_max: 512,
             stall: Duration::from_secs(60),
+            rate_min: 1024,
             chunk_size_advised: 1 << 20,
             catalog_page: 100,
             catalog_page_max: 1000,

@@ -174,7 +174,7 @@ async fn continue_with(
     let chunk = match check_chunk(call, &session) {
         Ok(chunk) => chunk,
         Err(error) => {
-            let mut incoming = Incoming::new(body, 0, call.limits().stall);
+            let mut incoming = Incoming::new(body, 0, call.limits());
             incoming.drain().await;
             return Err(error
                 .header(LOCATION, &location(name, id))
@@ -252,7 +252,7 @@ async fn begin_body(
     }
     let turn = std::sync::Arc::clone(&call.server.uploads).acquire_owned();
     match tokio::time::timeout(limits.stall, turn).await {
-        Ok(Ok(permit)) => Ok((permit, Incoming::new(body, size_max, limits.stall))),
+        Ok(Ok(permit)) => Ok((permit, Incoming::new(body, size_max, limits))),
         _ => Err(ApiError::new(Code::TooManyRequests, "too many uploads at once")
             .header(RETRY_AFTER, "5")),
     }

@@ -12,7 +12,7 @@
 //!                      the exact value, `*` for any, `-` for absent
 //! < text               the answer's body, exactly
 //! ~ json               the answer's body, as JSON
-//! ! CODE               the code of the answer's error
+//! ! CODE json          the code of the answer's error, and its detail if that is given
 //! @name Header         keeps a header of the answer as $(name), or `.member` of its JSON
 //! ```
 //!
@@ -28,8 +28,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
-use oci::{Algorithm, Digest, RegistryName};
+use oci::{Algorithm, Digest, RegistryName, media_type};
 use registry::{Hosts, Limits};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -85,10 +86,18 @@ impl Table {
                 self.check("body", &String::from_utf8_lossy(&answer.body), &expected);
             }
             "~" => {
-                let expected: serde_json::Value = serde_json::from_str(&self.fill(rest)).unwrap();
+                let expected: Value = serde_json::from_str(&self.fill(rest)).unwrap();
                 self.check("JSON", &self.answer().json().to_string(), &expected.to_string());
             }
-            "!" => self.check("code", &self.answer().code(), rest),
+            "!" => {
+                let (code, detail) = rest.split_once(' ').unwrap_or((rest, ""));
+                self.check("code", &self.answer().code(), code);
+                if !detail.is_empty() {
+                    let expected: Value = serde_json::from_str(&self.fill(detail)).unwrap();
+                    let actual = &self.answer().json()["errors"][0]["detail"];
+                    self.check("detail", &actual.to_string(), &expected.to_string());
+                }
+            }
             word if word.starts_with('@') => self.keep(&word[1..], rest),
             word if word.ends_with(':') => self.header(word.trim_end_matches(':'), rest),
             _ => {
@@ -108,8 +117,23 @@ impl Table {
         assert!(version || !self.request.contains(" /v2"), "{}: {shown}", self.place());
         if self.request.starts_with("HEAD") {
             self.check("body of HEAD", &String::from_utf8_lossy(&answer.body), "");
+        } else if answer.status >= 400 {
+            self.check_error(&answer);
         }
         self.answer = Some(answer);
+    }
+
+    /// Every error is one of the specification's form, with a code and a sentence.
+    fn check_error(&self, answer: &Answer) {
+        let content_type = answer.header("content-type").unwrap_or_default();
+        assert!(content_type.starts_with("application/json"), "{}: {content_type}", self.place());
+        let error = &answer.json()["errors"][0];
+        let is_code = |code: &str| {
+            !code.is_empty() && code.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+        };
+        assert!(error["code"].as_str().is_some_and(is_code), "{}: {error}", self.place());
+        let message = error["message"].as_str();
+        assert!(message.is_some_and(|text| !text.is_empty()), "{}: {error}", self.place());
     }
 
     fn header(&mut self, name: &str, value: &str) {
@@ -347,21 +371,48 @@ async fn a_broken_push_goes_on_where_it_stopped() {
     }
 }
 
-#[tokio::test]
-async fn a_body_that_stalls_is_ended_and_stays_resumable() {
-    let limits = Limits { stall: Duration::from_millis(200), ..Limits::default() };
-    let server = Options { limits, ..Options::open(Kind::Disk) }.start().await;
-    let location = open_upload(&server).await;
+/// Sends the head of a request with a body of a thousand bytes, then five at once and one
+/// every so often, until the server answers.
+async fn drip(server: &TestServer, line: &str, pause: Duration) -> Answer {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    let head =
-        format!("PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n");
+    let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(b"hello").await.unwrap();
+    let (mut input, mut output) = stream.split();
+    let send = async {
+        loop {
+            tokio::time::sleep(pause).await;
+            if output.write_all(b"x").await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    };
     let mut bytes = Vec::new();
-    let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
+    let ended = async {
+        tokio::select! {
+            () = send => (),
+            read = input.read_to_end(&mut bytes) => drop(read),
+        }
+    };
+    let ended = tokio::time::timeout(PATIENCE, ended).await;
     assert!(ended.is_ok(), "the connection is closed");
-    assert_eq!(parse(&bytes).status, 408);
-    assert_eq!(received(&server, &location).await, 5);
+    parse(&bytes)
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_or_drips_is_ended_and_stays_resumable() {
+    let limits = Limits { stall: Duration::from_millis(200), ..Limits::default() };
+    let server = Options { limits, ..Options::open(Kind::Disk) }.start().await;
+    for (pause, sent) in [(PATIENCE, 5..6), (Duration::from_millis(20), 6..200)] {
+        let location = open_upload(&server).await;
+        let answer = drip(&server, &format!("PATCH {location}"), pause).await;
+        assert_eq!((answer.status, answer.code()), (408, "BLOB_UPLOAD_INVALID".to_owned()));
+        let have = received(&server, &location).await;
+        assert!(sent.contains(&have), "{have}");
+        let whole = format!("POST /v2/app/blobs/uploads/?digest={}", Digest::of(b""));
+        assert_eq!(drip(&server, &whole, pause).await.status, 408);
+        assert_eq!(drip(&server, "PUT /v2/app/manifests/slow", pause).await.status, 408);
+    }
 }
 
 #[tokio::test]
@@ -394,29 +445,66 @@ async fn a_body_beyond_the_limit_is_refused() {
     assert!(status.status == 204 || status.status == 409, "{}", status.status);
 }
 
+/// Pushes a manifest as the tag `bomb` and gives the status and the error's code.
+async fn push_manifest(server: &TestServer, body: &[u8]) -> (u16, String) {
+    let answer = send(server.address, "PUT /v2/app/manifests/bomb", &[], body).await;
+    (answer.status, answer.code())
+}
+
+/// An entry for the blob `{}`, that many times.
+fn entries(count: usize) -> String {
+    let entry = format!(r#"{{"mediaType":"x","digest":"{}","size":2}}"#, Digest::of(b"{}"));
+    vec![entry; count].join(",")
+}
+
+fn index(entries: &str) -> String {
+    let index = media_type::OCI_INDEX;
+    format!(r#"{{"schemaVersion":2,"mediaType":"{index}","manifests":[{entries}]}}"#)
+}
+
 #[tokio::test]
 async fn manifests_have_a_bound() {
     let server = Options::open(Kind::Memory).start().await;
     push(&server, "app", b"{}").await;
-    let put = async |body: &[u8]| {
-        let answer = send(server.address, "PUT /v2/app/manifests/bomb", &[], body).await;
-        (answer.status, answer.code())
-    };
+    let put = async |body: &[u8]| push_manifest(&server, body).await;
     let invalid = || (400, "MANIFEST_INVALID".to_owned());
     let largest = manifest(&"a".repeat((4 << 20) - manifest("").len()));
     assert_eq!(put(largest.as_bytes()).await.0, 201);
     let larger = manifest(&"a".repeat((4 << 20) + 1 - manifest("").len()));
-    assert_eq!(put(larger.as_bytes()).await.0, 413);
+    assert_eq!(put(larger.as_bytes()).await, (413, "SIZE_INVALID".to_owned()));
     assert_eq!(put(&vec![b' '; 8 << 20]).await.0, 413);
     assert_eq!(put("[".repeat(1 << 20).as_bytes()).await, invalid());
-    let entry = format!(r#"{{"mediaType":"x","digest":"{}","size":2}},"#, Digest::of(b"{}"));
-    let many = entry.repeat(20_000);
-    let bomb = manifest("").replace("[]", &format!("[{}]", many.trim_end_matches(',')));
-    assert_eq!(put(bomb.as_bytes()).await, invalid());
+    let layers = manifest("").replace("[]", &format!("[{}]", entries(20_000)));
+    assert_eq!(put(layers.as_bytes()).await, invalid());
+    assert_eq!(put(index(&entries(20_000)).as_bytes()).await, invalid());
     let many: String = (0..101).map(|n| format!("&tag=t{n}")).collect();
     let image = manifest("");
     let line = format!("PUT /v2/app/manifests/{}?x{many}", Digest::of(image.as_bytes()));
     assert_eq!(send(server.address, &line, &[], image.as_bytes()).await.status, 414);
+}
+
+#[tokio::test]
+async fn manifests_within_the_bound_may_be_strange() {
+    let server = Options::open(Kind::Memory).start().await;
+    push(&server, "app", b"{}").await;
+    let put = async |body: &str| push_manifest(&server, body.as_bytes()).await.0;
+    // Nesting in a member that nobody reads.
+    let deep = format!("{}{}", "[".repeat(1 << 20), "]".repeat(1 << 20));
+    let deep = manifest("").replacen('{', &format!(r#"{{"deep":{deep},"#), 1);
+    assert_eq!(put(&deep).await, 201);
+    // The same layer over and over.
+    let wide = manifest("").replace("[]", &format!("[{}]", entries(10_000)));
+    assert_eq!(put(&wide).await, 201);
+    // An index in an index in an index ...
+    let mut inner = manifest("");
+    assert_eq!(put(&inner).await, 201);
+    for _ in 0..300 {
+        let (digest, size) = (Digest::of(inner.as_bytes()), inner.len());
+        inner = index(&format!(r#"{{"mediaType":"x","digest":"{digest}","size":{size}}}"#));
+        assert_eq!(put(&inner).await, 201);
+    }
+    let top = format!("DELETE /v2/app/manifests/{}", Digest::of(inner.as_bytes()));
+    assert_eq!(send(server.address, &top, &[], b"").await.status, 202);
 }
 
 #[tokio::test]
