@@ -147,10 +147,16 @@ impl BuildError {
     }
 
     /// The error with file, line, the guilty text and the hint.
-    pub fn render(&self, file: &str, source: &str) -> String {
-        let (message, hint) = (self.to_string(), self.hint());
+    pub fn render(&self, file: &str, text: &str) -> String {
+        let hint = self.hint();
+        let message = match self {
+            Self::Io { source, .. } | Self::Context(ContextError::Io { source, .. }) => {
+                format!("{self}: {source}")
+            }
+            _ => self.to_string(),
+        };
         match self.at() {
-            Some(at) => DockerfileError { message, at, hint }.render(file, source),
+            Some(at) => DockerfileError { message, at, hint }.render(file, text),
             None => match hint {
                 Some(hint) => format!("error: {message}\nhint: {hint}\n"),
                 None => format!("error: {message}\n"),

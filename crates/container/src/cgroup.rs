@@ -97,6 +97,27 @@ impl Hierarchy {
         }
     }
 
+    /// Removes groups of an owner that is no more, wherever it was when it made them; `list`
+    /// is what [`Group::list`] gave.
+    pub(crate) fn sweep_listed(&self, list: &str) {
+        for group in list.lines().map(Path::new).filter(|group| group.is_dir()) {
+            let Some(folder) = group.parent().filter(|folder| folder.ends_with(FOLDER)) else {
+                continue;
+            };
+            empty(group);
+            remove(group);
+            let is_ours = match self {
+                Self::V2(own) => own == folder,
+                Self::V1(own) => own.iter().any(|(_, own)| own == folder),
+                Self::None => false,
+            };
+            if !is_ours {
+                // Fails while others have groups there.
+                let _in_use = fs::remove_dir(folder);
+            }
+        }
+    }
+
     /// The version in words, for people.
     pub(crate) fn describe(&self) -> String {
         match self {
@@ -205,6 +226,11 @@ impl Group {
         Ok(())
     }
 
+    /// The folders of this group, one a line.
+    pub(crate) fn list(&self) -> String {
+        self.folders().iter().map(|folder| format!("{}\n", folder.display())).collect()
+    }
+
     /// The folders of this group that exist.
     fn folders(&self) -> Vec<PathBuf> {
         let all: Vec<PathBuf> = match &self.hierarchy {
@@ -284,6 +310,27 @@ impl Group {
     /// Kills what is left, and removes the group.
     pub(crate) fn remove(self) {
         self.remove_folders();
+    }
+
+    /// Removes what an external runtime has made of the group in trees that we do not use.
+    pub(crate) fn remove_others(&self) {
+        let Hierarchy::V1(_) = self.hierarchy else { return };
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let bases = cgroup_mounts(&mounts).filter_map(|(kind, point, options)| match kind {
+            "cgroup" => options.split(',').find_map(|name| v1_folder(name, &mounts, &memberships)),
+            // Of a machine with both: without controllers, but used.
+            _ => {
+                let own = memberships.lines().find_map(|line| line.strip_prefix("0::/"))?;
+                Some(Path::new(point).join(own).join(FOLDER))
+            }
+        });
+        for folder in bases.map(|base| base.join(&self.name)) {
+            if folder.is_dir() {
+                empty(&folder);
+                remove(&folder);
+            }
+        }
     }
 
     fn remove_folders(&self) {

@@ -98,7 +98,7 @@ impl Runtime {
             let hierarchy = Hierarchy::detect();
             // Processes first, since they may use the folders.
             hierarchy.sweep();
-            sweep_folders(&state_dir);
+            sweep_folders(&state_dir, &hierarchy);
             Ok(hierarchy)
         })
         .await?;
@@ -187,9 +187,13 @@ impl Supervisor {
         let mut holdings = Holdings { endpoint: None, group: None, folder };
         let result = self.run_in(&mut holdings, started).await;
         // Given back before the caller hears of the end: then nothing of it is left.
+        let external = self.inner.settings.external.is_some();
         let cleared = blocking(move || {
             drop(holdings.endpoint);
             if let Some(group) = holdings.group {
+                if external {
+                    group.remove_others();
+                }
                 group.remove();
             }
             remove_folder(&holdings.folder);
@@ -223,6 +227,10 @@ impl Supervisor {
             holdings.endpoint = Some(self.attach().await?);
         }
         holdings.group = self.inner.hierarchy.make(&self.spec.name, &self.spec.limits)?;
+        if let Some(group) = &holdings.group {
+            let listed = fs::write(holdings.folder.join(GROUPS_FILE), group.list());
+            listed.map_err(|error| setup("note the control groups".to_owned(), error))?;
+        }
         self.write_bundle(holdings)?;
         let (helper, control, pipes) = self.start_helper(&holdings.folder)?;
         // The receiver is gone if the future was dropped, which `dropped` tells us below.
@@ -414,13 +422,18 @@ fn name_servers(endpoint: Option<&Endpoint>) -> String {
     }
 }
 
-/// Removes bundle folders whose owner is no more.
-fn sweep_folders(state_dir: &Path) {
+/// Where a bundle folder says which control groups its container has.
+const GROUPS_FILE: &str = "groups";
+
+/// Removes bundle folders whose owner is no more, and the control groups of their containers.
+fn sweep_folders(state_dir: &Path, hierarchy: &Hierarchy) {
     let Ok(entries) = fs::read_dir(state_dir) else { return };
     for folder in entries.flatten().map(|entry| entry.path()) {
         let owner = fs::read_to_string(folder.join("owner")).ok();
         let owner = owner.and_then(|text| text.parse::<Owner>().ok());
         if owner.is_some_and(|owner| !owner.is_alive()) {
+            let groups = fs::read_to_string(folder.join(GROUPS_FILE)).unwrap_or_default();
+            hierarchy.sweep_listed(&groups);
             remove_folder(&folder);
         }
     }
