@@ -95,7 +95,7 @@ fn decompress(reader: Box<dyn Read + Send>, format: Format) -> io::Result<Box<dy
 /// Names, links and attributes of an entry take no more bytes than this before its header.
 const HEADERS_MAX: u64 = 1 << 20;
 
-/// A reader of an archive that gives no more than [`HEADERS_MAX`] bytes between two entries:
+/// A reader of an archive that gives no more than `HEADERS_MAX` bytes between two entries:
 /// the library takes names and attributes into memory, however long they claim to be.
 pub struct BoundedHeaders<R> {
     inner: R,
