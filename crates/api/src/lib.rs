@@ -3,11 +3,13 @@
 //! Wire types only. Servers translate them to and from their own; nothing here computes.
 //! Members are camelCase; times are RFC 3339 in UTC; enumerations compare without case.
 
+mod build_options;
 mod error;
 mod event;
 mod registry;
 mod run;
 
+pub use build_options::{BuildOptions, BuildSecret};
 pub use error::{ErrorBody, ErrorDetail};
 pub use event::{Event, EventKind, OutputStream};
 pub use registry::*;

@@ -1,7 +1,13 @@
 use serde::{Deserialize, Serialize};
 
+use crate::BuildOptions;
+
 fn yes() -> bool {
     true
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn is_false(value: &bool) -> bool {
@@ -50,6 +56,8 @@ pub struct DockerBuildRequest {
     /// Ours: the Dockerfile's name as the user gave it, for messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub docker_file_name: Option<String>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub build_options: BuildOptions,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -3,6 +3,8 @@
 //! The same state gives the same bytes: members are written in a fixed order, and the only
 //! times are those that the state carries.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use oci::{ContainerConfig, Descriptor, Digest, History, ImageConfig, ImageManifest, media_type};
 
@@ -25,11 +27,14 @@ pub(crate) struct StageImage {
     pub(crate) config: ImageConfig,
     /// Seconds since 1970 of the newest layer that was built, if one was.
     pub(crate) newest: Option<i64>,
+    /// Build arguments that stages built on this one have too.
+    pub(crate) args: Vec<(String, String)>,
 }
 
 impl StageImage {
     pub(crate) fn scratch(platform: &oci::Platform) -> Self {
-        Self { layers: Vec::new(), config: ImageConfig::scratch(platform), newest: None }
+        let config = ImageConfig::scratch(platform);
+        Self { layers: Vec::new(), config, newest: None, args: Vec::new() }
     }
 
     /// Starts on a base image. Refuses layers that no builder can read.
@@ -42,7 +47,7 @@ impl StageImage {
             Ok(ImageLayer { descriptor, diff_id: diff_id.clone() })
         });
         let layers = layers.collect::<Result<_, String>>()?;
-        Ok(Self { layers, config: base.config.clone(), newest: None })
+        Ok(Self { layers, config: base.config.clone(), newest: None, args: Vec::new() })
     }
 
     /// Takes over what an instruction makes of the config.
@@ -83,7 +88,12 @@ pub(crate) struct Assembled {
 /// The image's time is `fixed`, or that of its newest layer, or its base's, and only else
 /// `now`; history lines without a time get that of the layer before them. So an image whose
 /// layers are all from the cache is the same image again.
-pub(crate) fn assemble(stage: &StageImage, fixed: Option<i64>, now: i64) -> Assembled {
+pub(crate) fn assemble(
+    stage: &StageImage,
+    annotations: BTreeMap<String, String>,
+    fixed: Option<i64>,
+    now: i64,
+) -> Assembled {
     let mut config = stage.config.clone();
     config.rootfs.kind = "layers".to_owned();
     config.rootfs.diff_ids = stage.layers.iter().map(|layer| layer.diff_id.clone()).collect();
@@ -113,7 +123,7 @@ pub(crate) fn assemble(stage: &StageImage, fixed: Option<i64>, now: i64) -> Asse
         config: config_descriptor,
         layers: stage.layers.iter().map(|layer| layer.descriptor.clone()).collect(),
         subject: None,
-        annotations: std::collections::BTreeMap::new(),
+        annotations,
     };
     let manifest = to_json(&manifest);
     let descriptor = Descriptor::of(media_type::OCI_MANIFEST, &manifest);

@@ -5,6 +5,7 @@
 //! everything that takes long happens in blocking threads or in containers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::assemble::{ImageLayer, StageImage, assemble};
 use crate::cache::{BuildCache, KeyHasher};
+use crate::caches::CacheFolders;
 use crate::context::{BuildContext, ContextOptions};
 use crate::error::BuildError;
 use crate::event::{BuildEvents, StepEnd, StepNumber};
@@ -27,6 +29,7 @@ use crate::layers::Layers;
 use crate::record::{
     BaseRole, BuildCost, BuildRecord, RECORD_VERSION, RecordedBase, RecordedOutput, RecordedStep,
 };
+use crate::secret::Secrets;
 use crate::{Compression, stage};
 
 /// What builds need of the machine they run on; shared by all builds of a process.
@@ -39,8 +42,20 @@ pub struct Builder {
     pub runtime: Option<Arc<Runtime>>,
     /// How many `RUN`s go on at once.
     pub runs: Arc<Semaphore>,
+    /// Folders of `RUN --mount=type=cache`.
+    pub cache_folders: Arc<CacheFolders>,
+    pub policy: RunPolicy,
     /// Keys whose results are being made, so that each is made once.
     pub in_flight: Arc<InFlight>,
+}
+
+/// What a `RUN` may ask for besides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RunPolicy {
+    /// `--network=host`.
+    pub host_network: bool,
+    /// `--security=insecure`: root of the machine, in fact.
+    pub insecure: bool,
 }
 
 /// What to build. Everything that can change the result is in here, in the base images, and
@@ -61,11 +76,21 @@ pub struct BuildRequest {
     pub platform: Platform,
     /// Use no results of earlier builds; the new ones are kept all the same.
     pub no_cache: bool,
+    /// The same for these stages only, by name or number.
+    pub no_cache_stages: BTreeSet<String>,
+    /// What `RUN --mount=type=secret` may use.
+    pub secrets: Secrets,
+    /// Cache folders are shared with builds of the same namespace only: registry and trust.
+    pub cache_namespace: String,
+    /// Added to `/etc/hosts` of every `RUN`.
+    pub extra_hosts: Vec<(String, IpAddr)>,
     pub network: Network,
     pub limits: Limits,
     pub compression: Compression,
     /// Added to the image after all instructions.
     pub labels: BTreeMap<String, String>,
+    /// Annotations of the manifest.
+    pub annotations: BTreeMap<String, String>,
     /// Time of everything that is made, in seconds since 1970; files are no younger.
     pub source_date_epoch: Option<i64>,
     /// Seconds since 1970.
@@ -85,10 +110,15 @@ impl BuildRequest {
             target: None,
             platform: Platform::host(),
             no_cache: false,
+            no_cache_stages: BTreeSet::new(),
+            secrets: Secrets::new(),
+            cache_namespace: String::new(),
+            extra_hosts: Vec::new(),
             network: Network::default(),
             limits: Limits::default(),
             compression: Compression::default(),
             labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
             source_date_epoch: None,
             now,
         }
@@ -121,23 +151,40 @@ pub async fn build(
 ) -> Result<Built, BuildError> {
     let started = Instant::now();
     let dockerfile = dockerfile::parse(&request.dockerfile)?;
-    let plan = plan(&dockerfile, request)?;
-    warn(&plan, request, events).await;
-    let build = Build::new(builder, request, &plan, events, cancel);
-    let stages = (0..plan.stages.len()).map(|index| build.stage(StageId(index)));
-    tokio::select! {
-        result = futures_util::future::try_join_all(stages) => { result?; }
-        () = cancel.cancelled() => return Err(BuildError::Canceled),
+    // Triggers of base images may read from stages that nothing else needs. Those are known
+    // only once the bases are; what was done until then is found in the cache.
+    let mut also = BTreeSet::new();
+    loop {
+        let plan = plan(&dockerfile, request, &also)?;
+        if also.is_empty() {
+            warn(&plan, request, events).await;
+        }
+        let build = Build::new(builder, request, &plan, events, cancel);
+        let stages = (0..plan.stages.len()).map(|index| build.stage(StageId(index)));
+        let ended = tokio::select! {
+            ended = futures_util::future::try_join_all(stages) => ended,
+            () = cancel.cancelled() => Err(BuildError::Canceled),
+        };
+        match ended {
+            Ok(_) => return build.finish(started).await,
+            Err(BuildError::NeedsStage(number)) if also.insert(number) => (),
+            Err(error) => return Err(error),
+        }
     }
-    build.finish(started).await
 }
 
-fn plan(dockerfile: &Dockerfile, request: &BuildRequest) -> Result<Plan, BuildError> {
+fn plan(
+    dockerfile: &Dockerfile,
+    request: &BuildRequest,
+    also: &BTreeSet<usize>,
+) -> Result<Plan, BuildError> {
     let options = PlanOptions {
         build_args: request.build_args.clone(),
         target: request.target.clone(),
         platform: request.platform.clone(),
         build_platform: Platform::host(),
+        contexts: BTreeMap::new(),
+        also: also.clone(),
     };
     Ok(dockerfile::plan(dockerfile, &options)?)
 }
@@ -237,6 +284,10 @@ impl<'a> Build<'a> {
         match source {
             Source::Scratch => Ok(Arc::new(StageImage::scratch(&self.request.platform))),
             Source::Stage(id) => Ok(self.finished_stage(*id).await),
+            Source::Context(name) => Err(BuildError::Mount {
+                reason: format!("named context `{name}` is not supported yet"),
+                at,
+            }),
             Source::Image { reference, platform } => {
                 let platform = platform.as_ref().unwrap_or(&self.request.platform);
                 let failed = |error| BuildError::Image { error, at };
@@ -324,7 +375,9 @@ impl<'a> Build<'a> {
         let mut stage = StageImage::clone(&stage);
         let labels = self.request.labels.clone();
         stage.config.config.labels.extend(labels);
-        let image = assemble(&stage, self.request.source_date_epoch, self.request.now);
+        let annotations = self.request.annotations.clone();
+        let (fixed, now) = (self.request.source_date_epoch, self.request.now);
+        let image = assemble(&stage, annotations, fixed, now);
         let config_digest = Digest::of(&image.config);
         let mut upload = self.builder.blobs.begin_upload(oci::Algorithm::Sha256).await?;
         upload.write(image.config.clone()).await?;

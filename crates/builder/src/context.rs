@@ -81,11 +81,14 @@ impl ContextError {
 /// A context, listed and hashed.
 pub(crate) struct BuildContext {
     root: OwnedFd,
+    root_path: PathBuf,
     nodes: BTreeMap<String, Node>,
     names: HashMap<String, Vec<String>>,
     /// The ignore file that was used, for messages.
-    ignore_name: Option<String>,
+    ignore: Option<(String, IgnoreFile)>,
     hidden: Vec<String>,
+    /// What is there and not listed; of folders, the topmost.
+    left_out: Vec<String>,
 }
 
 /// A file that is never larger than any sane list of patterns.
@@ -101,13 +104,16 @@ impl BuildContext {
         let ignore = read_ignore_file(&root, options.dockerfile.as_deref())?;
         let mut found = Self {
             root,
+            root_path: options.root.clone(),
+            left_out: Vec::new(),
             nodes: BTreeMap::new(),
             names: HashMap::new(),
-            ignore_name: ignore.as_ref().map(|(name, _)| name.clone()),
+            ignore,
             hidden: options.hidden.clone(),
         };
-        let patterns = ignore.map(|(_, patterns)| patterns);
-        let listing = found.list(patterns.as_ref(), options.entries_max, cancel)?;
+        let patterns = found.ignore.as_ref().map(|(_, patterns)| patterns);
+        let listing;
+        (listing, found.left_out) = found.list(patterns, options.entries_max, cancel)?;
         found.nodes = hash_files(&found.root, listing, cancel)?;
         for path in found.nodes.keys().filter(|path| !path.is_empty()) {
             let name = crate::tree::file_name(path).to_owned();
@@ -117,6 +123,16 @@ impl BuildContext {
             names.sort_unstable();
         }
         Ok(found)
+    }
+
+    /// The context's folder. Not all that is in it may be seen: see [`Self::left_out`].
+    pub(crate) fn root_path(&self) -> PathBuf {
+        self.root_path.clone()
+    }
+
+    /// Paths in the folder that no instruction may see.
+    pub(crate) fn left_out(&self) -> Vec<String> {
+        self.left_out.clone()
     }
 
     /// The digest of all that the build may read: names, types, modes and bytes.
@@ -129,24 +145,22 @@ impl BuildContext {
         key.finish()
     }
 
-    /// The ignore file that keeps a path from the build, if the path is there at all.
+    /// The ignore file that keeps a path from the build, if it is there at all: a client may have
+    /// left it out already.
     pub(crate) fn excluded_by(&self, path: &str) -> Option<&str> {
-        let name = self.ignore_name.as_deref()?;
-        if path.is_empty() || self.nodes.contains_key(path) || self.hidden.iter().any(|h| h == path)
-        {
-            return None;
-        }
-        let there = open_beneath(&self.root, path, OFlags::PATH | OFlags::NOFOLLOW);
-        there.is_ok().then_some(name)
+        let (name, patterns) = self.ignore.as_ref()?;
+        (!path.is_empty() && patterns.is_excluded(path)).then_some(name)
     }
 
-    /// Walks the folder, giving each path that the patterns leave; files without digest.
+    /// Walks the folder, giving each path that the patterns leave (files without digest), and
+    /// those that they do not.
     fn list(
         &self,
         patterns: Option<&IgnoreFile>,
         entries_max: usize,
         cancel: &CancellationToken,
-    ) -> Result<BTreeMap<String, Listed>, ContextError> {
+    ) -> Result<(BTreeMap<String, Listed>, Vec<String>), ContextError> {
+        let mut left_out = Vec::new();
         let mut kept = BTreeMap::new();
         let root = stat(&self.root, "")?;
         kept.insert(String::new(), root);
@@ -164,6 +178,7 @@ impl BuildContext {
                     return Err(ContextError::TooManyEntries { max: entries_max });
                 }
                 if self.hidden.contains(&path) {
+                    left_out.push(path);
                     continue;
                 }
                 let listed = stat(&self.root, &path)?;
@@ -177,8 +192,11 @@ impl BuildContext {
                     }
                 }
                 if excluded {
-                    if is_directory {
-                        excluded_folders.insert(path, listed);
+                    match is_directory {
+                        true => {
+                            excluded_folders.insert(path, listed);
+                        }
+                        false => left_out.push(path),
                     }
                     continue;
                 }
@@ -191,7 +209,10 @@ impl BuildContext {
                 kept.insert(path, listed);
             }
         }
-        Ok(kept)
+        left_out.extend(excluded_folders.into_keys());
+        // What is in a folder that is left out goes with it.
+        left_out.retain(|path| parent(path).is_empty() || kept.contains_key(parent(path)));
+        Ok((kept, left_out))
     }
 }
 
@@ -329,7 +350,9 @@ fn read_ignore_file(
         }
         let text = String::from_utf8_lossy(&text);
         let bad = |reason: String| ContextError::BadIgnoreFile { path: name.clone(), reason };
-        let patterns = IgnoreFile::parse(&text).map_err(|error| bad(error.to_string()))?;
+        let bad_line =
+            |error: dockerfile::DockerfileError| bad(format!("line {}: {error}", error.at.line));
+        let patterns = IgnoreFile::parse(&text).map_err(bad_line)?;
         return Ok(Some((name, patterns)));
     }
     Ok(None)

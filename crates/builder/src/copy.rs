@@ -6,8 +6,11 @@
 //! links are followed: those that a source or the destination names, none below them.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
-use dockerfile::glob;
+use dockerfile::ignore::IgnoreFile;
+use dockerfile::{CopySource, ModeChange, Script, glob};
+use oci::Digest;
 
 use crate::cache::KeyHasher;
 use crate::tree::{Node, NodeKind, Tree, ancestors, components, file_name, join, parent, resolve};
@@ -18,12 +21,17 @@ pub(crate) struct CopyRequest<'a> {
     pub(crate) source: &'a dyn Tree,
     /// The image before the instruction.
     pub(crate) image: &'a dyn Tree,
-    /// Patterns relative to the root of the source.
-    pub(crate) sources: &'a [String],
+    pub(crate) sources: &'a [CopySource],
+    /// Files whose text is in the Dockerfile.
+    pub(crate) documents: &'a [Script],
     /// Absolute; ends with `/` if it was written as a folder.
     pub(crate) destination: &'a str,
     pub(crate) owner: Option<Owner>,
-    pub(crate) mode: Option<u32>,
+    pub(crate) mode: Option<&'a ModeChange>,
+    /// `--parents`: sources keep the folders they are in.
+    pub(crate) parents: bool,
+    /// Patterns of what is left out, seen from each source.
+    pub(crate) excludes: &'a [String],
     /// `ADD`: whether a source file is an archive to be unpacked.
     pub(crate) is_archive: &'a dyn Fn(&str) -> Result<bool, CopyError>,
     /// The time of folders that are made or passed through.
@@ -50,6 +58,8 @@ pub(crate) struct Planned {
 pub(crate) enum Content {
     /// A path of the source.
     Source(String),
+    /// Text of the Dockerfile.
+    Text(String),
     /// A piece of what was unpacked from archives.
     Unpacked { offset: u64 },
 }
@@ -105,7 +115,7 @@ impl CopyError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NotFound { ignored_by: Some(name), .. } => {
-                Some(format!("it is in the context, but `{name}` excludes it"))
+                Some(format!("`{name}` excludes it from the context"))
             }
             Self::NotFound { nearest: Some(nearest), .. } => {
                 Some(format!("did you mean `{nearest}`?"))
@@ -138,23 +148,85 @@ impl CopyPlan {
 
 /// Decides what a `COPY` writes.
 pub(crate) fn plan(request: &CopyRequest<'_>) -> Result<CopyPlan, CopyError> {
+    let exclude = patterns(request.excludes)?;
     let mut planner = Planner { request, plan: CopyPlan::default() };
     let mut matches = Vec::new();
-    for pattern in request.sources {
+    for source in request.sources {
+        // With `--parents` it is the pivot that is copied, as far as the pattern matches.
+        let (pattern, include) = match request.parents {
+            true => {
+                planner.check_is_there(source)?;
+                let include = [source.pattern.clone()];
+                let all = source.pattern.is_empty();
+                (&source.pivot, if all { None } else { patterns(&include)? })
+            }
+            false => (&source.pattern, None),
+        };
         let found = planner.matches(pattern)?;
         if found.is_empty() {
             planner.plan.unmatched.push(pattern.clone());
         }
-        matches.extend(found);
+        let filter = Rc::new(Filter { include, exclude: exclude.clone() });
+        matches.extend(found.into_iter().map(|path| (path, Rc::clone(&filter))));
     }
-    if matches.len() > 1 {
+    if matches.len() + request.documents.len() > 1 && !request.parents {
         planner.check_takes_several()?;
     }
-    for path in &matches {
-        planner.copy_source(path)?;
+    for (path, filter) in &matches {
+        planner.copy_source(path, filter)?;
+    }
+    for document in request.documents {
+        planner.copy_document(document)?;
     }
     planner.add_folders_above();
     Ok(planner.plan)
+}
+
+/// The patterns, if there are any.
+fn patterns(patterns: &[String]) -> Result<Option<IgnoreFile>, CopyError> {
+    if patterns.is_empty() {
+        return Ok(None);
+    }
+    let file = IgnoreFile::of_patterns(patterns);
+    file.map(Some).map_err(|_| CopyError::BadPattern { pattern: patterns.join(" ") })
+}
+
+/// What of a source is copied.
+struct Filter {
+    /// Only what matches, or is below what matches.
+    include: Option<IgnoreFile>,
+    /// Nothing of what matches, or is below what matches.
+    exclude: Option<IgnoreFile>,
+}
+
+/// What a [`Filter`] says of one path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Copied,
+    /// Not itself, but something below it may be.
+    Entered,
+    LeftOut,
+}
+
+impl Filter {
+    /// `below` is the path seen from the source; the source itself is always copied.
+    fn verdict(&self, below: &str) -> Verdict {
+        if below.is_empty() {
+            return Verdict::Copied;
+        }
+        if let Some(exclude) = &self.exclude
+            && exclude.is_excluded(below)
+        {
+            return match exclude.has_exceptions() {
+                true => Verdict::Entered,
+                false => Verdict::LeftOut,
+            };
+        }
+        match &self.include {
+            Some(include) if !include.is_excluded(below) => Verdict::Entered,
+            _ => Verdict::Copied,
+        }
+    }
 }
 
 struct Planner<'a> {
@@ -162,7 +234,30 @@ struct Planner<'a> {
     plan: CopyPlan,
 }
 
+/// A folder that is made only if something is copied into it.
+struct Pending {
+    path: String,
+    node: Node,
+    overwrite: bool,
+    is_made: bool,
+}
+
 impl Planner<'_> {
+    /// With `--parents`, what is named without wildcards must be there.
+    fn check_is_there(&self, source: &CopySource) -> Result<(), CopyError> {
+        if glob::has_wildcards(&source.pivot) || glob::has_wildcards(&source.pattern) {
+            return Ok(());
+        }
+        let path = join(&source.pivot, &source.pattern);
+        let path = path.trim_matches('/');
+        let followed = self.follow_source(parent(path))?;
+        let place = join(&followed, file_name(path));
+        match path.is_empty() || self.request.source.node(&place).is_some() {
+            true => Ok(()),
+            false => Err(self.not_found(path)),
+        }
+    }
+
     /// The paths in the source that a pattern means. A path without wildcards must exist.
     fn matches(&self, pattern: &str) -> Result<Vec<String>, CopyError> {
         if !glob::has_wildcards(pattern) {
@@ -227,7 +322,7 @@ impl Planner<'_> {
     }
 
     /// Copies one source: a folder's contents, or a file into or as the destination.
-    fn copy_source(&mut self, path: &str) -> Result<(), CopyError> {
+    fn copy_source(&mut self, path: &str, filter: &Filter) -> Result<(), CopyError> {
         let followed = self.follow_source(path)?;
         let Some(node) = self.request.source.node(&followed) else {
             return Err(match self.request.source.node(path) {
@@ -243,64 +338,104 @@ impl Planner<'_> {
             self.plan.archives.push(archive);
             return Ok(());
         }
+        let target = self.target(path, node.is_directory())?;
+        self.copy(&followed, "", node, target, filter, &mut Vec::new())
+    }
+
+    /// Copies a file whose text is in the Dockerfile.
+    fn copy_document(&mut self, document: &Script) -> Result<(), CopyError> {
+        if document.name.starts_with(".wh.") {
+            return Err(CopyError::WhiteoutName { path: document.name.clone() });
+        }
+        let target = self.target(&document.name, false)?;
+        if self.image_node(&target).is_some_and(|there| there.is_directory()) {
+            return Err(CopyError::FolderInTheWay { path: target });
+        }
+        let text = document.text.as_bytes();
+        let kind = NodeKind::File { size: text.len() as u64, digest: Digest::of(text) };
+        let mtime = self.request.folder_time;
+        let node = Node { kind, mode: 0o644, uid: 0, gid: 0, mtime, xattrs: Vec::new() };
+        self.put(&target, &node, Some(Content::Text(document.text.clone())));
+        Ok(())
+    }
+
+    /// Where a source goes: as the destination, or into it. The folders above are made.
+    fn target(&mut self, path: &str, is_directory: bool) -> Result<String, CopyError> {
+        let destination = self.request.destination;
         if destination.ends_with('/') {
             let folder = self.follow_image(destination)?;
             self.make_folder(&folder)?;
         }
         let mut target = self.follow_image(destination)?;
         let there = self.image_node(&target);
-        if !node.is_directory() && there.is_some_and(|there| there.is_directory()) {
+        if !is_directory && there.is_some_and(|there| there.is_directory()) {
             target = join(&target, file_name(path));
         }
-        match node.is_directory() {
+        match is_directory {
             true => self.make_folder(&target)?,
             false => self.make_folder(parent(&target))?,
         }
-        self.copy(&followed, node, target, false)
+        Ok(target)
     }
 
-    /// Copies a file, a link, or a folder with all that is in it. A folder that is there
-    /// already takes on the mode and owner of its source only below the destination.
+    /// Copies a file, a link, or a folder with all of it that the filter leaves. A folder that
+    /// is there already takes on the mode and owner of its source only below the destination.
     fn copy(
         &mut self,
         from: &str,
+        below: &str,
         node: Node,
         to: String,
-        overwrite: bool,
+        filter: &Filter,
+        above: &mut Vec<Pending>,
     ) -> Result<(), CopyError> {
+        let verdict = filter.verdict(below);
+        if verdict == Verdict::LeftOut || verdict == Verdict::Entered && !node.is_directory() {
+            return Ok(());
+        }
         if file_name(&to).starts_with(".wh.") {
             return Err(CopyError::WhiteoutName { path: from.to_owned() });
         }
-        let there = self.image_node(&to);
-        match &node.kind {
-            NodeKind::Directory => {
-                match there {
-                    Some(there) if !there.is_directory() => {
-                        return Err(CopyError::NotAFolder { path: to });
-                    }
-                    Some(_) if !overwrite => (),
-                    _ => self.put(&to, &node, None),
-                }
-                for name in self.request.source.children(from) {
-                    let path = join(from, &name);
-                    let Some(child) = self.request.source.node(&path) else { continue };
-                    self.copy(&path, child, join(&to, &name), true)?;
-                }
-                Ok(())
-            }
-            _ if there.is_some_and(|there| there.is_directory()) => {
-                Err(CopyError::FolderInTheWay { path: to })
-            }
-            NodeKind::File { .. } => {
-                self.put(&to, &node, Some(Content::Source(from.to_owned())));
-                Ok(())
-            }
-            // Devices come from images only: a context holds none.
-            _ => {
-                self.put(&to, &node, None);
-                Ok(())
+        if verdict == Verdict::Copied {
+            for pending in above.iter_mut().filter(|pending| !pending.is_made) {
+                pending.is_made = true;
+                let Pending { path, node, overwrite, .. } = pending;
+                self.merge_folder(path, node, *overwrite)?;
             }
         }
+        if !node.is_directory() {
+            if self.image_node(&to).is_some_and(|there| there.is_directory()) {
+                return Err(CopyError::FolderInTheWay { path: to });
+            }
+            // Devices come from images only: a context holds none.
+            let is_file = matches!(node.kind, NodeKind::File { .. });
+            self.put(&to, &node, is_file.then(|| Content::Source(from.to_owned())));
+            return Ok(());
+        }
+        let overwrite = !below.is_empty();
+        let is_made = verdict == Verdict::Copied;
+        if is_made {
+            self.merge_folder(&to, &node, overwrite)?;
+        }
+        above.push(Pending { path: to.clone(), node, overwrite, is_made });
+        for name in self.request.source.children(from) {
+            let path = join(from, &name);
+            let Some(child) = self.request.source.node(&path) else { continue };
+            self.copy(&path, &join(below, &name), child, join(&to, &name), filter, above)?;
+        }
+        above.pop();
+        Ok(())
+    }
+
+    fn merge_folder(&mut self, to: &str, node: &Node, overwrite: bool) -> Result<(), CopyError> {
+        match self.image_node(to) {
+            Some(there) if !there.is_directory() => {
+                return Err(CopyError::NotAFolder { path: to.to_owned() });
+            }
+            Some(_) if !overwrite => (),
+            _ => self.put(to, node, None),
+        }
+        Ok(())
     }
 
     /// Plans an entry with the owner and mode that the instruction asks for.
@@ -313,7 +448,7 @@ impl Planner<'_> {
         if let Some(mode) = self.request.mode
             && !matches!(node.kind, NodeKind::Symlink { .. })
         {
-            node.mode = mode;
+            node.mode = mode.apply(node.mode, node.is_directory());
         }
         if path.is_empty() {
             return; // The root has no entry.
@@ -328,7 +463,10 @@ impl Planner<'_> {
                 Some(node) if node.is_directory() => (),
                 Some(_) => return Err(CopyError::NotAFolder { path: folder.to_owned() }),
                 None => {
-                    let node = new_folder(self.request.owner, self.request.folder_time);
+                    let mut node = new_folder(self.request.owner, self.request.folder_time);
+                    if let Some(mode) = self.request.mode.and_then(ModeChange::octal) {
+                        node.mode = mode;
+                    }
                     let planned = Planned { node, content: None };
                     self.plan.entries.insert(folder.to_owned(), planned);
                 }
@@ -404,7 +542,9 @@ impl Planner<'_> {
         let name = file_name(path);
         let distances = names.iter().map(|other| (distance(name, other), other));
         // Farther than a third of the name is another name.
-        let close = distances.filter(|(distance, _)| *distance <= name.len().div_ceil(3));
+        let close = distances.filter(|(distance, other)| {
+            *distance <= name.len().div_ceil(3) && *distance < name.len().min(other.len())
+        });
         let nearest = close.min().map(|(_, other)| join(parent(path), other));
         CopyError::NotFound { path: path.to_owned(), nearest, ignored_by: None }
     }
@@ -428,9 +568,12 @@ pub(crate) fn plan_folder(
         source: image,
         image,
         sources: &[],
+        documents: &[],
         destination: path,
         owner,
         mode: None,
+        parents: false,
+        excludes: &[],
         is_archive: &|_| Ok(false),
         folder_time,
     };
@@ -455,9 +598,12 @@ pub(crate) fn add_archive(
         source: image,
         image,
         sources: &[],
+        documents: &[],
         destination: "/",
         owner,
         mode: None,
+        parents: false,
+        excludes: &[],
         is_archive: &|_| Ok(false),
         folder_time,
     };
@@ -582,6 +728,7 @@ mod tests {
                     write!(out, "{kind} {mode:o} {uid}:{gid} {path}").unwrap();
                     match content {
                         Some(Content::Source(from)) => writeln!(out, " < {from}").unwrap(),
+                        Some(Content::Text(text)) => writeln!(out, " is {text:?}").unwrap(),
                         Some(Content::Unpacked { offset }) => writeln!(out, " @ {offset}").unwrap(),
                         None => writeln!(out).unwrap(),
                     }
@@ -600,32 +747,51 @@ mod tests {
         out
     }
 
-    #[track_caller]
-    fn check_with(
-        sources: &[&str],
-        destination: &str,
+    /// A `COPY` of the test's context into its image.
+    #[derive(Default)]
+    struct Case<'a> {
+        sources: &'a [&'a str],
+        destination: &'a str,
         owner: Option<(u32, u32)>,
-        mode: Option<u32>,
-        expected: Expect,
-    ) {
-        let (source, image) = (listing(CONTEXT), listing(IMAGE));
-        let sources: Vec<String> = sources.iter().map(|s| (*s).to_owned()).collect();
-        let request = CopyRequest {
-            source: &source,
-            image: &image,
-            sources: &sources,
-            destination,
-            owner: owner.map(|(uid, gid)| Owner { uid, gid }),
-            mode,
-            is_archive: &|_| Ok(false),
-            folder_time: 0,
-        };
-        expected.assert_eq(&render(&plan(&request)));
+        mode: Option<&'a str>,
+        parents: bool,
+        excludes: &'a [&'a str],
+        document: Option<(&'a str, &'a str)>,
+    }
+
+    impl Case<'_> {
+        #[track_caller]
+        fn check(self, expected: Expect) {
+            let (source, image) = (listing(CONTEXT), listing(IMAGE));
+            let sources = self.sources.iter().map(|source| {
+                let (pivot, pattern) = source.split_once("/./").unwrap_or(("", source));
+                CopySource { pattern: pattern.to_owned(), pivot: pivot.to_owned() }
+            });
+            let document = self
+                .document
+                .map(|(name, text)| Script { name: name.to_owned(), text: text.to_owned() });
+            let excludes: Vec<String> = self.excludes.iter().map(|e| (*e).to_owned()).collect();
+            let mode = self.mode.map(|mode| ModeChange::parse(mode).unwrap());
+            let request = CopyRequest {
+                source: &source,
+                image: &image,
+                sources: &sources.collect::<Vec<_>>(),
+                documents: &document.into_iter().collect::<Vec<_>>(),
+                destination: self.destination,
+                owner: self.owner.map(|(uid, gid)| Owner { uid, gid }),
+                mode: mode.as_ref(),
+                parents: self.parents,
+                excludes: &excludes,
+                is_archive: &|_| Ok(false),
+                folder_time: 0,
+            };
+            expected.assert_eq(&render(&plan(&request)));
+        }
     }
 
     #[track_caller]
     fn check(sources: &[&str], destination: &str, expected: Expect) {
-        check_with(sources, destination, None, None, expected);
+        Case { sources, destination, ..Case::default() }.check(expected);
     }
 
     #[test]
@@ -824,31 +990,200 @@ mod tests {
 
     #[test]
     fn owner_and_mode_reach_all_that_is_made() {
-        check_with(
-            &["dir/sub", "a.txt"],
-            "/x/y/",
-            Some((5, 6)),
-            Some(0o640),
+        Case {
+            sources: &["dir/sub", "a.txt"],
+            destination: "/x/y/",
+            owner: Some((5, 6)),
+            mode: Some("640"),
+            ..Case::default()
+        }
+        .check(expect![[r#"
+            d 640 5:6 x
+            d 640 5:6 x/y
+            f 640 5:6 x/y/a.txt < a.txt
+            f 640 5:6 x/y/two < dir/sub/two
+        "#]]);
+        Case {
+            sources: &["dir"],
+            destination: "/tmp/x",
+            owner: Some((5, 6)),
+            mode: Some("go=u-w,+X"),
+            ..Case::default()
+        }
+        .check(expect![[r#"
+            d 1777 7:7 tmp
+            d 755 5:6 tmp/x
+            l[../a.txt] 777 5:6 tmp/x/link
+            f 644 5:6 tmp/x/one < dir/one
+            d 755 5:6 tmp/x/sub
+            f 644 5:6 tmp/x/sub/two < dir/sub/two
+        "#]]);
+    }
+
+    #[test]
+    fn parents_are_kept_from_the_pivot_on() {
+        let check = |sources, excludes, expected: Expect| {
+            let destination = "/out/";
+            let parents = true;
+            Case { sources, destination, parents, excludes, ..Case::default() }.check(expected);
+        };
+        check(
+            &["dir/sub/two", "a.txt"],
+            &[],
             expect![[r#"
-                d 755 5:6 x
-                d 755 5:6 x/y
-                f 640 5:6 x/y/a.txt < a.txt
-                f 640 5:6 x/y/two < dir/sub/two
-            "#]],
+            d 755 0:0 out
+            f 644 7:7 out/a.txt < a.txt
+            d 700 7:7 out/dir
+            d 711 7:7 out/dir/sub
+            f 644 7:7 out/dir/sub/two < dir/sub/two
+        "#]],
         );
-        check_with(
-            &["dir"],
-            "/tmp/x",
-            Some((5, 6)),
-            Some(0o750),
+        check(
+            &["dir/./sub"],
+            &[],
             expect![[r#"
-                d 1777 7:7 tmp
-                d 755 5:6 tmp/x
-                l[../a.txt] 777 5:6 tmp/x/link
-                f 750 5:6 tmp/x/one < dir/one
-                d 750 5:6 tmp/x/sub
-                f 750 5:6 tmp/x/sub/two < dir/sub/two
-            "#]],
+            d 755 0:0 out
+            d 711 7:7 out/sub
+            f 644 7:7 out/sub/two < dir/sub/two
+        "#]],
+        );
+        check(
+            &["**/t*"],
+            &[],
+            expect![[r#"
+            d 755 0:0 out
+            d 700 7:7 out/dir
+            d 711 7:7 out/dir/sub
+            f 644 7:7 out/dir/sub/two < dir/sub/two
+        "#]],
+        );
+        check(
+            &["di*/./*"],
+            &["sub/two", "link"],
+            expect![[r#"
+            d 755 0:0 out
+            f 644 7:7 out/one < dir/one
+            d 711 7:7 out/sub
+        "#]],
+        );
+        check(
+            &["dir/none*"],
+            &[],
+            expect![[r#"
+            d 755 0:0 out
+        "#]],
+        );
+        check(
+            &["dir/none"],
+            &[],
+            expect![[r#"
+            error: `dir/none` not found
+            hint: did you mean `dir/one`?
+        "#]],
+        );
+    }
+
+    #[test]
+    fn what_is_excluded_stays_away() {
+        let check = |sources, excludes, expected: Expect| {
+            let destination = "/out/";
+            Case { sources, destination, excludes, ..Case::default() }.check(expected);
+        };
+        check(
+            &["dir"],
+            &["sub"],
+            expect![[r#"
+            d 755 0:0 out
+            l[../a.txt] 777 7:7 out/link
+            f 644 7:7 out/one < dir/one
+        "#]],
+        );
+        check(
+            &["dir"],
+            &["**/two", "link"],
+            expect![[r#"
+            d 755 0:0 out
+            f 644 7:7 out/one < dir/one
+            d 711 7:7 out/sub
+        "#]],
+        );
+        check(
+            &["dir"],
+            &["*", "!sub/two"],
+            expect![[r#"
+            d 755 0:0 out
+            d 711 7:7 out/sub
+            f 644 7:7 out/sub/two < dir/sub/two
+        "#]],
+        );
+        // A pattern is seen from the source, so a file that is named is always copied.
+        check(
+            &["a.txt"],
+            &["*.txt"],
+            expect![[r#"
+            d 755 0:0 out
+            f 644 7:7 out/a.txt < a.txt
+        "#]],
+        );
+        check(
+            &["dir"],
+            &["["],
+            expect![[r#"
+            error: `[` is not a valid pattern
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_here_document_is_a_file_of_its_name() {
+        let check = |destination, sources, name, expected: Expect| {
+            let document = Some((name, "text"));
+            Case { sources, destination, document, ..Case::default() }.check(expected);
+        };
+        check(
+            "/etc/motd",
+            &[],
+            "EOF",
+            expect![[r#"
+            d 755 7:7 etc
+            f 644 0:0 etc/motd is "text"
+        "#]],
+        );
+        check(
+            "/tmp",
+            &[],
+            "EOF",
+            expect![[r#"
+            d 1777 7:7 tmp
+            f 644 0:0 tmp/EOF is "text"
+        "#]],
+        );
+        check(
+            "/new/",
+            &["a.txt"],
+            "EOF",
+            expect![[r#"
+            d 755 0:0 new
+            f 644 0:0 new/EOF is "text"
+            f 644 7:7 new/a.txt < a.txt
+        "#]],
+        );
+        check(
+            "/new",
+            &["a.txt"],
+            "EOF",
+            expect![[r#"
+            error: several files cannot be copied to `/new`
+            hint: end the destination with a slash: `/new/`
+        "#]],
+        );
+        check(
+            "/tmp/",
+            &[],
+            ".wh.x",
+            expect![[r#"
+            error: `.wh.x` cannot be in an image: names that start with `.wh.` mark deletions
+        "#]],
         );
     }
 

@@ -1,7 +1,7 @@
 //! Why a build ended without an image.
 
 use container::{ContainerError, Exit};
-use dockerfile::{DockerfileError, Span};
+use dockerfile::{DockerfileError, OperationsError, Span};
 use store::StoreError;
 
 use crate::context::ContextError;
@@ -16,6 +16,9 @@ pub enum BuildError {
     /// The Dockerfile is wrong.
     #[error(transparent)]
     Dockerfile(#[from] DockerfileError),
+    /// A trigger of a base image needs a stage that was not planned; the build begins again.
+    #[error("stage {0} is needed by a trigger of a base image")]
+    NeedsStage(usize),
     #[error(transparent)]
     Context(#[from] ContextError),
     #[error("{error}")]
@@ -30,6 +33,14 @@ pub enum BuildError {
     /// A `RUN` did not even start.
     #[error("`{command}` did not start: {error}")]
     Start { command: String, error: ContainerError, at: Span },
+    /// A `--mount` cannot be made.
+    #[error("{reason}")]
+    Mount { reason: String, at: Span },
+    #[error("secret `{id}` is required, and the build was given none")]
+    NoSecret { id: String, at: Span },
+    /// The server does not allow it.
+    #[error("`{flag}` is not allowed by this server")]
+    NotAllowed { flag: &'static str, setting: &'static str, at: Span },
     #[error("`RUN` is not possible here: this process has no container runtime")]
     NoRuntime { at: Span },
     /// Something changed while the build read it.
@@ -75,6 +86,15 @@ fn describe(exit: Exit, limits: &RunLimits) -> String {
     }
 }
 
+impl From<OperationsError> for BuildError {
+    fn from(error: OperationsError) -> Self {
+        match error {
+            OperationsError::Dockerfile(error) => Self::Dockerfile(error),
+            OperationsError::NeedsStage(number) => Self::NeedsStage(number),
+        }
+    }
+}
+
 impl BuildError {
     /// What the user can do about it, when we know.
     pub fn hint(&self) -> Option<String> {
@@ -107,6 +127,12 @@ impl BuildError {
                         .to_owned(),
                 )
             }
+            Self::NoSecret { id, .. } => {
+                Some(format!("give it with `--secret id={id},src=FILE` or `id={id},env=NAME`"))
+            }
+            Self::NotAllowed { setting, .. } => {
+                Some(format!("its operator can allow it with `{setting} = true`"))
+            }
             Self::Changed { .. } => Some("build again".to_owned()),
             _ => None,
         }
@@ -121,6 +147,9 @@ impl BuildError {
             | Self::User { at, .. }
             | Self::Run { at, .. }
             | Self::Start { at, .. }
+            | Self::Mount { at, .. }
+            | Self::NoSecret { at, .. }
+            | Self::NotAllowed { at, .. }
             | Self::NoRuntime { at }
             | Self::Changed { at, .. } => Some(*at),
             _ => None,
@@ -135,6 +164,9 @@ impl BuildError {
             | Self::Copy { .. }
             | Self::User { .. }
             | Self::Run { .. }
+            | Self::Mount { .. }
+            | Self::NoSecret { .. }
+            | Self::NotAllowed { .. }
             | Self::Changed { .. }
             | Self::BadLayer { .. } => true,
             Self::Context(error) => !matches!(error, ContextError::Io { .. }),
@@ -142,7 +174,11 @@ impl BuildError {
                 !matches!(error, ImageError::Store { .. } | ImageError::Pull { refused: false, .. })
             }
             Self::Start { error, .. } => matches!(error, ContainerError::CannotExecute { .. }),
-            Self::NoRuntime { .. } | Self::Canceled | Self::Store(_) | Self::Io { .. } => false,
+            Self::NeedsStage(_)
+            | Self::NoRuntime { .. }
+            | Self::Canceled
+            | Self::Store(_)
+            | Self::Io { .. } => false,
         }
     }
 

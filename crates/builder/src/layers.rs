@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use container::Usage;
 use dockerfile::Span;
 use oci::Digest;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use store::{BlobStore, BlobWriter, Catalog};
 use tokio_util::sync::CancellationToken;
 
@@ -35,7 +35,7 @@ use crate::assemble::ImageLayer;
 use crate::build::{Build, blocking};
 use crate::copy::{Content, CopyPlan, Planned, add_archive};
 use crate::error::BuildError;
-use crate::tree::{Node, NodeKind, Tree};
+use crate::tree::{Node, NodeKind, Tree, ancestors};
 use crate::user::Owner;
 use diff::write_diff;
 use index::{LayerIndex, Merged};
@@ -301,6 +301,30 @@ impl Layers {
         Ok(Change { folder })
     }
 
+    /// A layer of whiteouts that hides paths of a folder, to be stacked on it.
+    pub(crate) async fn mask(&self, root: &Path, hidden: &[String]) -> Result<Change, BuildError> {
+        let change = self.begin_change().await?;
+        let (upper, root, hidden) = (change.upper(), root.to_owned(), hidden.to_vec());
+        let make = move || -> io::Result<()> {
+            copy_mode(&root, &upper)?;
+            for path in hidden {
+                for above in ancestors(&path) {
+                    let folder = upper.join(above);
+                    match std::fs::create_dir(&folder) {
+                        Ok(()) => copy_mode(&root.join(above), &folder)?,
+                        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (),
+                        Err(error) => return Err(error),
+                    }
+                }
+                let kind = rustix::fs::FileType::CharacterDevice;
+                rustix::fs::mknodat(CWD, upper.join(path), kind, Mode::empty(), 0)?;
+            }
+            Ok(())
+        };
+        blocking(make).await.map_err(failed("hide a part of the context"))?;
+        Ok(change)
+    }
+
     /// Writes what a process changed as a layer, and keeps the change as that layer unpacked.
     pub(crate) async fn write_change(
         &self,
@@ -351,6 +375,14 @@ impl Layers {
         let index = self.keep_index(&layer, &index).await?;
         Ok(NewLayer { layer, index: Some(index), usage: Usage::default() })
     }
+}
+
+/// Gives a folder the mode and owner of another, which it lies upon.
+fn copy_mode(from: &Path, to: &Path) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = std::fs::symlink_metadata(from)?;
+    std::os::unix::fs::chown(to, Some(metadata.uid()), Some(metadata.gid()))?;
+    std::fs::set_permissions(to, metadata.permissions())
 }
 
 /// Moves folders aside, and removes them in a thread of its own: what is in them may be a lot,
@@ -433,6 +465,7 @@ fn write_planned(
             }
             Err(error) => return Err(failed(&format!("read `{from}`"))(error)),
         },
+        (Some(Content::Text(text)), _) => (path, Box::new(text.as_bytes())),
         (Some(Content::Unpacked { offset }), Some(spool)) => {
             (path, Box::new(Slice { file: spool, offset: *offset }))
         }

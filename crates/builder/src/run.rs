@@ -4,14 +4,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use container::{Exit, OutputSink, ProcessSpec, Rootfs, Stream, User};
-use dockerfile::{Operation, RunOperation};
+use container::{Exit, Network, OutputSink, ProcessSpec, Rootfs, Stream, User};
+use dockerfile::{Operation, RunNetwork, RunOperation};
 
 use crate::assemble::ImageLayer;
-use crate::build::Build;
+use crate::build::{Build, BuildRequest};
 use crate::error::{BuildError, RunLimits};
 use crate::event::{BuildEvents, StepNumber};
 use crate::layers::NewLayer;
+use crate::mounts::Mounts;
 use crate::user::Identity;
 
 /// What `RUN` sees as its host's name: always the same, since it may end up in a layer.
@@ -27,6 +28,7 @@ pub(crate) async fn execute(
     operation: &Operation,
     run: &RunOperation,
     identity: Identity,
+    mounts: Mounts,
     step: StepNumber,
 ) -> Result<NewLayer, BuildError> {
     let at = operation.at;
@@ -54,14 +56,16 @@ pub(crate) async fn execute(
             additional_gids: identity.additional_gids,
         },
         hostname: HOSTNAME.to_owned(),
-        mounts: Vec::new(),
-        extra_hosts: Vec::new(),
-        network: request.network,
+        private_env: mounts.env.clone(),
+        mounts: mounts.mounts.clone(),
+        extra_hosts: request.extra_hosts.clone(),
+        network: network(run, request),
         limits: request.limits.clone(),
-        privileged: false,
+        privileged: run.insecure,
     };
     let output = Output { events: build.events, step };
     let result = runtime.run(&spec, &output, build.cancel).await;
+    drop(mounts);
     let command = || command_line(run);
     let (exit, usage) =
         result.map_err(|error| BuildError::Start { command: command(), error, at })?;
@@ -76,6 +80,15 @@ pub(crate) async fn execute(
     }
     let layer = layers.write_change(build, change).await?;
     Ok(NewLayer { usage, ..layer })
+}
+
+/// The network of a `RUN`: its own flag, else the build's.
+pub(crate) fn network(run: &RunOperation, request: &BuildRequest) -> Network {
+    match run.network {
+        RunNetwork::Default => request.network,
+        RunNetwork::None => Network::None,
+        RunNetwork::Host => Network::Host,
+    }
 }
 
 /// Passes a process's output on as events of its step.
@@ -134,6 +147,10 @@ mod tests {
             arg_values: Vec::new(),
             user: String::new(),
             cwd: "/".to_owned(),
+            mounts: Vec::new(),
+            network: RunNetwork::Default,
+            insecure: false,
+            script: None,
         }
     }
 

@@ -22,18 +22,20 @@ use crate::copy::{CopyError, CopyPlan, CopyRequest, plan, plan_folder};
 use crate::error::BuildError;
 use crate::event::{StepEnd, StepNumber};
 use crate::layers::{self, NewLayer};
+use crate::mounts::Sources;
 use crate::record::{BaseRole, RecordedStep, StepCost};
 use crate::run;
-use crate::tree::{Tree, resolve};
+use crate::tree::{NoFiles, Tree, resolve};
 use crate::user::{Accounts, Owner};
 
 /// Executes a stage to its end.
 pub(crate) async fn execute(build: &Build<'_>, id: StageId) -> Result<StageImage, BuildError> {
     let mut stage = Stage::start(build, id).await?;
-    let operations = build.stage_plan(id).operations(&stage.image.config)?;
-    for operation in &operations {
+    let planned = build.stage_plan(id).operations(&stage.image.config, &stage.image.args)?;
+    for operation in &planned.operations {
         stage.operation(operation).await?;
     }
+    stage.image.args = planned.args;
     Ok(stage.image)
 }
 
@@ -48,6 +50,8 @@ struct Stage<'a> {
     label: String,
     position: usize,
     total: usize,
+    /// Nothing of this stage is taken from the cache.
+    no_cache: bool,
 }
 
 /// What a cache entry says.
@@ -74,15 +78,19 @@ impl<'a> Stage<'a> {
         // How many steps there will be does not depend on the base. An error in here comes
         // again when the base is known.
         let scratch = StageImage::scratch(&build.request.platform);
-        let operations = plan.operations(&scratch.config).unwrap_or_default();
-        let steps = operations.iter().filter(|op| op.kind != OperationKind::Config).count();
+        let planned = plan.operations(&scratch.config, &[]).unwrap_or_default();
+        let steps = planned.operations.iter().filter(|op| op.kind != OperationKind::Config).count();
         let label = match (&plan.name, build.plan.stages.len()) {
             (_, 1) => String::new(),
             (Some(name), _) => format!("{name} "),
             (None, _) => format!("stage-{} ", plan.number),
         };
         let total = steps + usize::from(is_image);
-        let mut stage = Self { build, id, image: scratch, view: None, label, position: 0, total };
+        let stages = &build.request.no_cache_stages;
+        let no_cache = stages.contains(&plan.number.to_string())
+            || plan.name.as_ref().is_some_and(|name| stages.contains(name));
+        let (view, position) = (None, 0);
+        let mut stage = Self { build, id, image: scratch, view, label, position, total, no_cache };
         let role = match id == build.plan.target {
             true => BaseRole::Runtime,
             false => BaseRole::Buildtime,
@@ -126,14 +134,35 @@ impl<'a> Stage<'a> {
         run: &RunOperation,
     ) -> Result<(ImageLayer, i64), BuildError> {
         let step = self.begin(&operation.text).await;
-        let key = self.run_key(run);
-        let made =
-            self.make(operation, &step, &key, Self::execute_run(self, operation, run, step.number));
-        let result = made.await;
-        self.end_with(step, result).await
+        let made = self.run_layer(operation, run, &step).await;
+        self.end_with(step, made).await
     }
 
-    fn run_key(&self, run: &RunOperation) -> Digest {
+    async fn run_layer(
+        &self,
+        operation: &Operation,
+        run: &RunOperation,
+        step: &Step,
+    ) -> Result<Made, BuildError> {
+        let (policy, at) = (self.build.builder.policy, operation.at);
+        let network = run::network(run, self.build.request);
+        let (flag, setting) = match (network, run.insecure) {
+            (Network::Host, _) if !policy.host_network => {
+                ("--network=host", "build.allow_host_network")
+            }
+            (_, true) if !policy.insecure => ("--security=insecure", "build.allow_insecure"),
+            _ => ("", ""),
+        };
+        if !flag.is_empty() {
+            return Err(BuildError::NotAllowed { flag, setting, at });
+        }
+        let sources = Sources::find(self.build, self.id, run, step.number).await?;
+        let key = self.run_key(run, &sources);
+        let work = self.execute_run(operation, run, sources, step.number);
+        self.make(operation, step, &key, work).await
+    }
+
+    fn run_key(&self, run: &RunOperation, sources: &Sources) -> Digest {
         let mut key = self.key("run");
         let below: Vec<&str> = self.image.layers.iter().map(|l| l.diff_id.as_str()).collect();
         key.list("layers", &below);
@@ -148,12 +177,22 @@ impl<'a> Stage<'a> {
         key.text("cwd", &run.cwd);
         key.text(
             "network",
-            match self.build.request.network {
+            match run::network(run, self.build.request) {
                 Network::Isolated => "isolated",
                 Network::None => "none",
                 Network::Host => "host",
             },
         );
+        key.number("insecure", u64::from(run.insecure));
+        if let Some(script) = &run.script {
+            key.text("script", &script.name);
+            key.text("text", &script.text);
+        }
+        for (name, address) in &self.build.request.extra_hosts {
+            key.text("host", name);
+            key.text("address", &address.to_string());
+        }
+        sources.add_to(run, &mut key);
         key.finish()
     }
 
@@ -161,13 +200,15 @@ impl<'a> Stage<'a> {
         &self,
         operation: &Operation,
         run: &RunOperation,
+        sources: Sources,
         step: StepNumber,
     ) -> Result<NewLayer, BuildError> {
         let at = operation.at;
         let accounts = self.accounts().await?;
         let identity = accounts.identity(&run.user);
         let identity = identity.map_err(|error| BuildError::User { error, at })?;
-        run::execute(self.build, &self.image.layers, operation, run, identity, step).await
+        let mounts = sources.prepare(self.build, run, at).await?;
+        run::execute(self.build, &self.image.layers, operation, run, identity, mounts, step).await
     }
 
     /// `COPY` and `ADD`.
@@ -189,6 +230,8 @@ impl<'a> Stage<'a> {
     ) -> Result<Made, BuildError> {
         let (build, at) = (self.build, operation.at);
         let source: Arc<dyn Tree> = match &copy.from {
+            // Nothing is read from a context that nothing is copied from.
+            None if copy.sources.is_empty() => Arc::new(NoFiles),
             None => build.context().await?,
             Some(from) => {
                 let stage = build.stage_plan(self.id);
@@ -197,11 +240,15 @@ impl<'a> Stage<'a> {
                 self.view_of(&image.layers).await?
             }
         };
-        let image = self.view().await?;
+        // What stands by itself does not look at what is below.
+        let image: Arc<dyn Tree> = match copy.link {
+            true => Arc::new(NoFiles),
+            false => self.view().await?,
+        };
         let owner = self.owner(copy.chown.as_deref(), at).await?;
         let folder_time = self.folder_time();
         let (plan, source) = {
-            let copy = copy.clone();
+            let (copy, image) = (copy.clone(), Arc::clone(&image));
             let planned = blocking(move || {
                 let is_archive = |path: &str| {
                     if copy.unpack { archive::is_archive(&*source, path) } else { Ok(false) }
@@ -210,9 +257,12 @@ impl<'a> Stage<'a> {
                     source: &*source,
                     image: &*image,
                     sources: &copy.sources,
+                    documents: &copy.documents,
                     destination: &copy.destination,
                     owner,
-                    mode: copy.chmod,
+                    mode: copy.chmod.as_ref(),
+                    parents: copy.parents,
+                    excludes: &copy.excludes,
                     is_archive: &is_archive,
                     folder_time,
                 };
@@ -230,7 +280,7 @@ impl<'a> Stage<'a> {
             build.events.warning(&text).await;
         }
         let key = self.copy_key("copy", &plan, owner);
-        let write = layers::write_copy(build, plan, source, self.view().await?, owner, at);
+        let write = layers::write_copy(build, plan, source, image, owner, at);
         self.make(operation, step, &key, write).await
     }
 
@@ -333,7 +383,7 @@ impl<'a> Stage<'a> {
     ) -> Result<Made, BuildError> {
         let build = self.build;
         let _alone = build.builder.in_flight.enter(key).await;
-        let cached = match build.request.no_cache {
+        let cached = match build.request.no_cache || self.no_cache {
             true => None,
             false => self.cached(key).await?,
         };

@@ -82,6 +82,23 @@ pub(crate) trait Tree: Send + Sync {
     fn open(&self, path: &str) -> io::Result<Box<dyn io::Read + Send>>;
 }
 
+/// A tree with nothing in it.
+pub(crate) struct NoFiles;
+
+impl Tree for NoFiles {
+    fn node(&self, _: &str) -> Option<Node> {
+        None
+    }
+
+    fn children(&self, _: &str) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn open(&self, _: &str) -> io::Result<Box<dyn io::Read + Send>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
+
 /// More links than this on one way are a loop, as in the kernel.
 const LINKS_MAX: usize = 255;
 

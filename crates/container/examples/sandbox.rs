@@ -83,6 +83,7 @@ async fn run(args: &[String]) -> Result<ExitCode, container::ContainerError> {
         user: User::default(),
         hostname: "sandbox".to_owned(),
         mounts: Vec::new(),
+        private_env: Vec::new(),
         extra_hosts: Vec::new(),
         network: match network.as_str() {
             "none" => Network::None,

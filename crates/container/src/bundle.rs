@@ -196,6 +196,11 @@ pub(crate) struct DeviceRule {
 pub(crate) struct Extras {
     pub(crate) rootfs: RootfsEntry,
     pub(crate) overlays: Vec<OverlayEntry>,
+    /// Files in memory. Their bytes come through the control socket, in this order.
+    pub(crate) files: Vec<FileEntry>,
+    /// How many bytes of private variables come before those of the files: each variable ends
+    /// with a NUL byte.
+    pub(crate) private_env: usize,
     /// `cgroup.procs` files that the process joins before it is executed.
     pub(crate) cgroup_procs: Vec<PathBuf>,
     /// An OCI runtime to execute instead of doing it ourselves.
@@ -225,6 +230,31 @@ pub(crate) struct OverlayEntry {
     pub(crate) layers: OverlayLayers,
 }
 
+/// A file of a tmpfs that the helper mounts at [`Placement::files`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct FileEntry {
+    pub(crate) at: PathBuf,
+    pub(crate) size: usize,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mode: u32,
+}
+
+/// What goes through the control socket before the container starts.
+pub(crate) fn private_bytes(spec: &ProcessSpec) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for variable in &spec.private_env {
+        bytes.extend_from_slice(variable.bytes());
+        bytes.push(0);
+    }
+    for mount in &spec.mounts {
+        if let MountKind::File { content, .. } = &mount.kind {
+            bytes.extend_from_slice(content.bytes());
+        }
+    }
+    bytes
+}
+
 /// What the server decided about one container besides its specification.
 pub(crate) struct Placement {
     pub(crate) folder: PathBuf,
@@ -248,6 +278,11 @@ impl Placement {
     pub(crate) fn rootfs(folder: &Path) -> PathBuf {
         folder.join("rootfs")
     }
+
+    /// Where the helper mounts memory, for what must not be on a disk.
+    pub(crate) fn files(folder: &Path) -> PathBuf {
+        folder.join("private")
+    }
 }
 
 /// Translates a specification into a bundle. The specification has been checked before.
@@ -256,7 +291,7 @@ pub(crate) fn describe(
     place: &Placement,
 ) -> Result<(Config, Extras), ContainerError> {
     let mut mounts = system_mounts(spec);
-    let mut overlays = Vec::new();
+    let (mut overlays, mut files) = (Vec::new(), Vec::new());
     for file in ["resolv.conf", "hosts"] {
         let source = path_text(&place.folder.join(file))?;
         mounts.push(MountEntry::new(
@@ -267,7 +302,7 @@ pub(crate) fn describe(
         ));
     }
     for (number, mount) in spec.mounts.iter().enumerate() {
-        mounts.push(extra_mount(spec, place, number, mount, &mut overlays)?);
+        mounts.push(extra_mount(spec, place, number, mount, &mut overlays, &mut files)?);
     }
     let capabilities = if spec.privileged { all_capabilities() } else { default_capabilities() };
     let hidden = |paths: &[&str]| -> Vec<String> {
@@ -314,9 +349,12 @@ pub(crate) fn describe(
         }),
         Rootfs::Directory(path) => RootfsEntry::Directory(path.clone()),
     };
+    let private_env = spec.private_env.iter().map(|text| text.bytes().len() + 1).sum();
     let extras = Extras {
         rootfs,
         overlays,
+        files,
+        private_env,
         cgroup_procs: place.cgroup_procs.clone(),
         external: place.external.clone(),
         name: spec.name.clone(),
@@ -359,6 +397,7 @@ fn extra_mount(
     number: usize,
     mount: &crate::Mount,
     overlays: &mut Vec<OverlayEntry>,
+    files: &mut Vec<FileEntry>,
 ) -> Result<MountEntry, ContainerError> {
     let mode = if mount.read_only { "ro" } else { "rw" };
     let device_files = if spec.privileged { "dev" } else { "nodev" };
@@ -379,9 +418,17 @@ fn extra_mount(
                 &["nosuid", "nodev", mode, &size, &permissions],
             )
         }
-        MountKind::Overlay { lowers, upper, work } => {
-            let at = place.folder.join(format!("overlay-{number}"));
+        MountKind::File { content, uid, gid, mode: permissions } => {
+            let at = Placement::files(&place.folder).join(number.to_string());
             let source = path_text(&at)?;
+            let (uid, gid, mode) = (*uid, *gid, permissions & 0o7777);
+            files.push(FileEntry { at, size: content.bytes().len(), uid, gid, mode });
+            let options = ["bind", "ro", "nosuid", "nodev"];
+            MountEntry::new(&mount.target, "bind", &source, &options)
+        }
+        MountKind::Overlay { lowers, upper, work, path } => {
+            let at = place.folder.join(format!("overlay-{number}"));
+            let source = path_text(&at.join(path))?;
             let layers =
                 OverlayLayers { lowers: lowers.clone(), upper: upper.clone(), work: work.clone() };
             overlays.push(OverlayEntry { at, layers });

@@ -32,6 +32,6 @@ mod seccomp;
 pub use diagnose::{Check, Verdict, diagnose};
 pub use linux::helper_main;
 pub use output::{OutputSink, Stream};
-pub use process::{Exit, Limits, Mount, MountKind, Network, ProcessSpec, Rootfs, User};
+pub use process::{Exit, Limits, Mount, MountKind, Network, Private, ProcessSpec, Rootfs, User};
 pub use remove::remove_tree;
 pub use runtime::{ContainerError, HELPER_ARG, Runtime, RuntimeSettings, Usage};

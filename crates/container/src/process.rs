@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ContainerError;
@@ -16,6 +17,8 @@ pub struct ProcessSpec {
     pub args: Vec<String>,
     /// `NAME=value`; all of it, nothing is inherited.
     pub env: Vec<String>,
+    /// `NAME=value`s that are never written to a disk.
+    pub private_env: Vec<Private>,
     /// Created if missing, owned by root, as the Dockerfile reference asks of `WORKDIR`.
     pub cwd: String,
     pub user: User,
@@ -64,8 +67,31 @@ pub enum MountKind {
     Bind { source: PathBuf },
     /// Memory, at most `size` bytes.
     Tmpfs { size: u64, mode: u32 },
-    /// A throw-away overlay over `lowers` (topmost first).
-    Overlay { lowers: Vec<PathBuf>, upper: PathBuf, work: PathBuf },
+    /// An overlay over `lowers` (topmost first), or what is at `path` in it: relative, cleaned,
+    /// and without links on the way.
+    Overlay { lowers: Vec<PathBuf>, upper: PathBuf, work: PathBuf, path: String },
+    /// A file that is in memory only.
+    File { content: Private, uid: u32, gid: u32, mode: u32 },
+}
+
+/// Bytes that are neither shown nor written to a disk.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Private(Arc<[u8]>);
+
+impl Private {
+    pub fn new(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Private {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("***")
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -110,6 +136,8 @@ const LOWERS_MAX: usize = 500;
 const MOUNTS_MAX: usize = 500;
 /// Arguments and environment together; the kernel allows about 2 MiB by default.
 const TEXT_SIZE_MAX: usize = 4 << 20;
+/// Files in memory, all together.
+const PRIVATE_SIZE_MAX: usize = 64 << 20;
 const NAME_LENGTH_MAX: usize = 60;
 const HOSTNAME_LENGTH_MAX: usize = 64;
 
@@ -149,8 +177,15 @@ pub(crate) fn check(spec: &ProcessSpec) -> Result<(), ContainerError> {
     if spec.mounts.len() > MOUNTS_MAX {
         return Err(refuse(format!("more than {MOUNTS_MAX} mounts")));
     }
+    let mut private_size = 0;
     for mount in &spec.mounts {
         check_mount(mount)?;
+        if let MountKind::File { content, .. } = &mount.kind {
+            private_size += content.bytes().len();
+        }
+    }
+    if private_size > PRIVATE_SIZE_MAX {
+        return Err(refuse("private files together are larger than 64 MiB"));
     }
     for (name, _) in &spec.extra_hosts {
         let fine = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
@@ -182,6 +217,12 @@ fn check_texts(spec: &ProcessSpec) -> Result<(), ContainerError> {
             return Err(refuse("an argument or environment variable contains a NUL byte"));
         }
         size += text.len() + 1;
+    }
+    for text in &spec.private_env {
+        if text.bytes().contains(&0) || std::str::from_utf8(text.bytes()).is_err() {
+            return Err(refuse("a private variable is not UTF-8, or contains a NUL byte"));
+        }
+        size += text.bytes().len() + 1;
     }
     if size > TEXT_SIZE_MAX {
         return Err(refuse("arguments and environment together are larger than 4 MiB"));
@@ -225,8 +266,15 @@ fn check_mount(mount: &Mount) -> Result<(), ContainerError> {
     }
     match &mount.kind {
         MountKind::Bind { source } => path_text(source).map(drop),
-        MountKind::Tmpfs { .. } => Ok(()),
-        MountKind::Overlay { lowers, upper, work } => check_overlay(lowers, upper, work),
+        MountKind::Tmpfs { .. } | MountKind::File { .. } => Ok(()),
+        MountKind::Overlay { lowers, upper, work, path } => {
+            let parts_are_names =
+                path.is_empty() || path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+            if !parts_are_names || path.contains('\0') {
+                return Err(refuse("the path in an overlay is not clean"));
+            }
+            check_overlay(lowers, upper, work)
+        }
     }
 }
 

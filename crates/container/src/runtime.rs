@@ -232,9 +232,11 @@ impl Supervisor {
             listed.map_err(|error| setup("note the control groups".to_owned(), error))?;
         }
         self.write_bundle(holdings)?;
-        let (helper, control, pipes) = self.start_helper(&holdings.folder)?;
+        let (helper, mut control, pipes) = self.start_helper(&holdings.folder)?;
         // The receiver is gone if the future was dropped, which `dropped` tells us below.
         let _dropped = started.send(pipes);
+        // A helper that is gone says so by the end of the socket, which is watched next.
+        let _gone = control.write_all(&bundle::private_bytes(&self.spec)).await;
         let (report, stopped) = self.watch(helper, control, holdings.group.as_ref()).await?;
         self.conclude(report, stopped, holdings.group.as_ref())
     }
@@ -268,6 +270,7 @@ impl Supervisor {
             for overlay in &extras.overlays {
                 fs::create_dir(&overlay.at)?;
             }
+            fs::create_dir(Placement::files(folder))?;
             fs::write(folder.join("hosts"), hosts(&self.spec, holdings.endpoint.as_ref()))?;
             fs::write(folder.join("resolv.conf"), name_servers(holdings.endpoint.as_ref()))?;
             fs::write(Placement::config_file(folder), serde_json::to_vec(&config)?)?;

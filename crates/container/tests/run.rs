@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use container::{
-    ContainerError, Exit, Limits, Mount, MountKind, Network, OutputSink, ProcessSpec, Rootfs,
-    Runtime, RuntimeSettings, Stream, Usage, User,
+    ContainerError, Exit, Limits, Mount, MountKind, Network, OutputSink, Private, ProcessSpec,
+    Rootfs, Runtime, RuntimeSettings, Stream, Usage, User,
 };
 use expect_test::{Expect, expect};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
@@ -114,6 +114,7 @@ impl Machine {
             user: User::default(),
             hostname: "box".to_owned(),
             mounts: Vec::new(),
+            private_env: Vec::new(),
             extra_hosts: Vec::new(),
             network: Network::None,
             limits: Limits::default(),
@@ -515,12 +516,63 @@ async fn as_root_hundreds_of_layers_and_a_throw_away_overlay_mount() {
             lowers: vec![machine.path("lower/old")],
             upper: machine.path("data-upper"),
             work: machine.path("data-work"),
+            path: String::new(),
         },
     }];
     let Rootfs::Overlay { lowers, .. } = &mut spec.rootfs else { unreachable!() };
     *lowers = layers;
     machine.check(&spec, expect!["300\nfile\nnew\nCode(0)\n"]).await;
     assert!(!machine.path("lower/old/new").exists());
+}
+
+#[tokio::test]
+async fn as_root_private_files_and_variables_are_in_memory_only() {
+    for runtime in [None, Some("/usr/sbin/runc")] {
+        let machine = Machine::with(runtime).await;
+        let mut spec = machine.spec(
+            "cat /run/a/key /one; stat -c '%a %u:%g' /run/a/key /one; echo $TOKEN; \
+             echo x 2>/dev/null > /one || echo read-only",
+        );
+        let file = |target: &str, content: &str, mode| Mount {
+            target: target.to_owned(),
+            read_only: true,
+            kind: MountKind::File {
+                content: Private::new(content.as_bytes()),
+                uid: 5,
+                gid: 6,
+                mode,
+            },
+        };
+        let part = |path: &str| MountKind::Overlay {
+            lowers: vec![machine.path("lower")],
+            upper: machine.path("data-upper"),
+            work: machine.path("data-work"),
+            path: path.to_owned(),
+        };
+        for name in ["data-upper", "data-work"] {
+            fs::create_dir(machine.path(name)).unwrap();
+        }
+        let one = Mount { target: "/one".to_owned(), read_only: true, kind: part("old/file") };
+        spec.mounts = vec![file("/run/a/key", "the key\n", 0o440), one];
+        spec.private_env = vec![Private::new(b"TOKEN=the token\nof two lines")];
+        fs::write(machine.path("lower/old/file"), "a part\n").unwrap();
+        machine
+            .check(
+                &spec,
+                expect![[r#"
+                    the key
+                    a part
+                    440 5:6
+                    644 0:0
+                    the token of two lines
+                    read-only
+                    Code(0)
+                "#]],
+            )
+            .await;
+        assert_eq!(machine.changes(), Vec::<String>::new());
+        assert!(!format!("{spec:?}").contains("the "), "{spec:?}");
+    }
 }
 
 #[tokio::test]

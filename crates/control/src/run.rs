@@ -1,6 +1,8 @@
 //! What a run is.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -177,18 +179,55 @@ pub struct BuildRequest {
     pub source_date_epoch: Option<i64>,
     pub network: Option<String>,
     pub archived: bool,
+    #[serde(default)]
+    pub options: BuildOptions,
+}
+
+/// What a build was told besides.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BuildOptions {
+    pub secrets: Vec<BuildSecret>,
+    /// Names with their addresses.
+    pub extra_hosts: Vec<(String, IpAddr)>,
+    /// Name, soft and hard limit.
+    pub ulimits: Vec<(String, u64, u64)>,
+    /// In bytes.
+    pub shm_size: Option<u64>,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    pub no_cache_stages: BTreeSet<String>,
+}
+
+/// A value for `RUN --mount=type=secret`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildSecret {
+    pub id: String,
+    pub value: Vec<u8>,
+}
+
+impl fmt::Debug for BuildSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}=(hidden)", self.id)
+    }
 }
 
 impl BuildRequest {
     /// The values that must not be seen.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
-        self.arguments.iter().filter(|argument| argument.secret).map(|argument| &*argument.value)
+        let arguments = self.arguments.iter().filter(|argument| argument.secret);
+        let secrets = self.options.secrets.iter();
+        // What is not text cannot be in a log.
+        let secrets = secrets.filter_map(|secret| std::str::from_utf8(&secret.value).ok());
+        arguments.map(|argument| &*argument.value).chain(secrets)
     }
 
     /// Forgets them.
     pub(crate) fn without_secrets(mut self) -> Self {
         for argument in self.arguments.iter_mut().filter(|argument| argument.secret) {
             argument.value.clear();
+        }
+        for secret in &mut self.options.secrets {
+            secret.value.clear();
         }
         self
     }

@@ -39,6 +39,7 @@ fn request() -> BuildRequest {
         platform: Platform::new("linux", "amd64", None),
         context: Digest::of(b"context"),
         source_date_epoch: None,
+        options: control::BuildOptions::default(),
         network: None,
         archived: false,
     }

@@ -1,10 +1,10 @@
 //! Entry points for fuzzers; the property tests drive them too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use oci::{ImageConfig, Platform};
 
-use crate::{PlanOptions, ignore::IgnoreFile, parse, plan};
+use crate::{OperationsError, PlanOptions, ignore::IgnoreFile, parse, plan};
 
 /// Takes any bytes as a Dockerfile as far as they go; a position must lie in the source.
 pub fn dockerfile(bytes: &[u8]) {
@@ -24,14 +24,19 @@ pub fn dockerfile(bytes: &[u8]) {
         target: None,
         platform: platform.clone(),
         build_platform: platform,
+        contexts: BTreeMap::new(),
+        also: BTreeSet::new(),
     };
     let plan = match plan(&dockerfile, &options) {
         Ok(plan) => plan,
         Err(error) => return checked(error),
     };
     for stage in &plan.stages {
-        if let Err(error) = stage.operations(&ImageConfig::default()) {
-            checked(error);
+        match stage.operations(&ImageConfig::default(), &[]) {
+            Err(OperationsError::Dockerfile(error)) => checked(error),
+            // A base without triggers needs no more stages.
+            Err(OperationsError::NeedsStage(number)) => panic!("stage {number} is needed"),
+            Ok(_) => (),
         }
     }
 }

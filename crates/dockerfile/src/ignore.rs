@@ -49,10 +49,10 @@ impl IgnoreFile {
     /// Reads an ignore file. `Err` tells the line of a malformed pattern.
     pub fn parse(text: &str) -> Result<Self, DockerfileError> {
         let refuse = |start, end, message: String| {
-            Err(DockerfileError::new(Text::new(text).span(start, end), message))
+            DockerfileError::new(Text::new(text).span(start, end), message)
         };
         if text.len() > SIZE_MAX {
-            return refuse(0, 0, format!("the ignore file is larger than {SIZE_MAX} bytes"));
+            return Err(refuse(0, 0, format!("the ignore file is larger than {SIZE_MAX} bytes")));
         }
         let mut file = Self::default();
         let mut offset = 0;
@@ -67,34 +67,46 @@ impl IgnoreFile {
             if line.is_empty() {
                 continue;
             }
-            let (is_exception, pattern) = match line.strip_prefix('!') {
-                Some(rest) => (true, rest.trim()),
-                None => (false, line),
-            };
-            if pattern.is_empty() {
-                return refuse(start, end, "pattern `!` names nothing".to_owned());
-            }
-            if pattern.len() > PATTERN_LEN_MAX || file.patterns.len() >= PATTERNS_MAX {
-                return refuse(
-                    start,
-                    end,
-                    format!(
-                        "more than {PATTERNS_MAX} patterns, or one longer than {PATTERN_LEN_MAX} bytes"
-                    ),
-                );
-            }
-            let cleaned = clean(pattern);
-            let pattern = match cleaned.len() {
-                1 => cleaned.as_str(),
-                _ => cleaned.strip_prefix('/').unwrap_or(&cleaned),
-            };
-            let Some(matcher) = Matcher::new(pattern) else {
-                return refuse(start, end, format!("pattern `{line}` is malformed"));
-            };
-            file.has_exceptions |= is_exception;
-            file.patterns.push(Pattern { is_exception, matcher });
+            file.add(line).map_err(|message| refuse(start, end, message))?;
         }
         Ok(file)
+    }
+
+    /// The patterns of `--exclude`, in their order.
+    pub fn of_patterns(patterns: &[String]) -> Result<Self, String> {
+        let mut file = Self::default();
+        for pattern in patterns.iter().map(|pattern| pattern.trim()) {
+            if !pattern.is_empty() {
+                file.add(pattern)?;
+            }
+        }
+        Ok(file)
+    }
+
+    fn add(&mut self, line: &str) -> Result<(), String> {
+        let (is_exception, pattern) = match line.strip_prefix('!') {
+            Some(rest) => (true, rest.trim()),
+            None => (false, line),
+        };
+        if pattern.is_empty() {
+            return Err("pattern `!` names nothing".to_owned());
+        }
+        if pattern.len() > PATTERN_LEN_MAX || self.patterns.len() >= PATTERNS_MAX {
+            return Err(format!(
+                "more than {PATTERNS_MAX} patterns, or one longer than {PATTERN_LEN_MAX} bytes"
+            ));
+        }
+        let cleaned = clean(pattern);
+        let pattern = match cleaned.len() {
+            1 => cleaned.as_str(),
+            _ => cleaned.strip_prefix('/').unwrap_or(&cleaned),
+        };
+        let Some(matcher) = Matcher::new(pattern) else {
+            return Err(format!("pattern `{line}` is malformed"));
+        };
+        self.has_exceptions |= is_exception;
+        self.patterns.push(Pattern { is_exception, matcher });
+        Ok(())
     }
 
     /// Whether a path is left out. It is relative to the context, without a leading slash.

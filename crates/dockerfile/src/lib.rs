@@ -10,22 +10,33 @@
 //! - Any text gives a value or an error with a position, never a panic.
 //! - An instruction or flag that is not supported is refused by name, never ignored.
 
+mod heredoc;
 mod instruction;
+mod mode;
+mod mount;
 mod operation;
 mod parse;
 mod plan;
 mod scan;
 mod span;
+mod statement;
 mod word;
 
+#[doc(hidden)]
+pub mod cases;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod glob;
 pub mod ignore;
 pub mod path;
 
+pub use heredoc::HereDocument;
 pub use instruction::*;
+pub use mode::ModeChange;
+pub use mount::{FileOwner, Mount, MountKind, Sharing, bytes};
 pub use operation::*;
 pub use parse::{Dockerfile, parse};
-pub use plan::{Plan, PlanOptions, Source, StageId, StagePlan, plan};
+pub use plan::{
+    NamedContext, OperationsError, Plan, PlanOptions, Source, StageId, StagePlan, plan,
+};
 pub use span::*;

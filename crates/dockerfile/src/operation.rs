@@ -1,12 +1,21 @@
 //! What a build executes, all words expanded.
 
+use std::net::IpAddr;
+use std::time::Duration;
+
 use oci::{ContainerConfig, ImageConfig};
 
-use crate::instruction::{Command, Copy, Instruction, InstructionKind, Word};
+use crate::heredoc::{self, HereDocument};
+use crate::instruction::{
+    Assignment, Command, Copy, Healthcheck, Instruction, InstructionKind, Run, RunNetwork, Word,
+};
+use crate::mode::ModeChange;
+use crate::mount::{Mount, mount};
+use crate::parse::parse_trigger;
 use crate::path::absolute;
-use crate::plan::{PROXY_ARGS, Source, StagePlan, expand_word};
+use crate::plan::{OperationsError, PROXY_ARGS, Source, StagePlan, expand_word, reads_of};
 use crate::span::{DockerfileError, Span};
-use crate::word::{Variables, expand_words};
+use crate::word::{Variables, expand_document, expand_words};
 
 type Result<T> = std::result::Result<T, DockerfileError>;
 
@@ -35,8 +44,8 @@ pub struct Operation {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum OperationKind {
-    Run(RunOperation),
-    Copy(CopyOperation),
+    Run(Box<RunOperation>),
+    Copy(Box<CopyOperation>),
     /// `WORKDIR`: the folder must exist afterwards.
     Workdir {
         path: String,
@@ -56,7 +65,25 @@ pub struct RunOperation {
     /// `USER` as written: `name`, `uid`, `name:group`, ...
     pub user: String,
     pub cwd: String,
+    /// In the order of their flags: of two on one target the later hides the earlier.
+    pub mounts: Vec<Mount>,
+    pub network: RunNetwork,
+    /// `--security=insecure`: without the walls.
+    pub insecure: bool,
+    /// A here-document that is a program of its own: it is there under [`SCRIPTS`] while the
+    /// command runs.
+    pub script: Option<Script>,
 }
+
+/// A program whose text is in the Dockerfile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Script {
+    pub name: String,
+    pub text: String,
+}
+
+/// The folder in which a `RUN` finds its [`Script`].
+pub const SCRIPTS: &str = "/dev/pipes";
 
 /// `COPY` or `ADD`.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,31 +91,77 @@ pub struct CopyOperation {
     /// `None`: the build context.
     pub from: Option<Source>,
     /// Patterns relative to the root of the source, cleaned, no leading slash.
-    pub sources: Vec<String>,
+    pub sources: Vec<CopySource>,
+    /// Files whose text is in the Dockerfile.
+    pub documents: Vec<Script>,
     /// Absolute and cleaned; ends with `/` if the user wrote it so.
     pub destination: String,
     /// `--chown` as written: `name`, `uid:gid`, ...; `None`: root.
     pub chown: Option<String>,
-    /// `--chmod` as octal bits.
-    pub chmod: Option<u32>,
-    /// `ADD`: unpack local archives.
+    pub chmod: Option<ModeChange>,
+    /// Unpack archives: for `ADD` local ones, unless it says otherwise.
     pub unpack: bool,
+    /// `--link`: what is below does not count.
+    pub link: bool,
+    /// `--parents`: sources keep the folders they are in.
+    pub parents: bool,
+    /// Patterns, as in an ignore file, of what is left out.
+    pub excludes: Vec<String>,
+}
+
+/// One source of `COPY` or `ADD`: paths relative to the root of what is copied from, cleaned,
+/// without a leading slash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopySource {
+    /// Seen from `pivot`.
+    pub pattern: String,
+    /// With `--parents`, the folder below which the folders that are kept begin.
+    pub pivot: String,
 }
 
 impl StagePlan {
     /// Carries the stage's instructions over the base's config: expands every word, keeps
-    /// `ENV`, `WORKDIR`, `USER`, `SHELL` and `ARG` as they go, and gives what to execute.
+    /// `ENV`, `WORKDIR`, `USER`, `SHELL` and `ARG` as they go, and gives what to execute. The
+    /// `ONBUILD` triggers of the base come first.
+    ///
+    /// `args` are the build arguments that the base has, if it is a stage.
     ///
     /// Pure: the config of a stage never depends on what its `RUN`s did.
-    pub fn operations(&self, base: &ImageConfig) -> Result<Vec<Operation>> {
-        if !base.config.on_build.is_empty() {
-            let message = "the base image has `ONBUILD` triggers, which are not supported yet";
-            return Err(DockerfileError::new(self.at, message));
+    pub fn operations(
+        &self,
+        base: &ImageConfig,
+        args: &[(String, String)],
+    ) -> std::result::Result<StageOperations, OperationsError> {
+        let mut state = State::new(self, base, args);
+        let mut operations = Vec::with_capacity(self.instructions.len());
+        if base.config.on_build.len() > TRIGGERS_MAX {
+            let message = format!("the base image has more than {TRIGGERS_MAX} `ONBUILD` triggers");
+            return Err(DockerfileError::new(self.at, message).into());
         }
-        let mut state = State::new(self, base);
-        self.instructions.iter().map(|instruction| state.step(instruction)).collect()
+        for trigger in &base.config.on_build {
+            let instruction = parse_trigger(trigger, self.at)?;
+            let reads = reads_of(&instruction.kind, &self.earlier, &self.contexts)?;
+            let mut operation = state.step(&instruction, &reads)?;
+            operation.text = format!("ONBUILD {}", operation.text);
+            operations.push(operation);
+        }
+        for (instruction, reads) in self.instructions.iter().zip(&self.reads) {
+            operations.push(state.step(instruction, reads)?);
+        }
+        Ok(StageOperations { operations, args: state.args })
     }
 }
+
+/// What a stage executes, and what it passes on.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StageOperations {
+    pub operations: Vec<Operation>,
+    /// Build arguments in scope at its end: stages built on this one have them too.
+    pub args: Vec<(String, String)>,
+}
+
+/// An image may have at most this many `ONBUILD` triggers.
+const TRIGGERS_MAX: usize = 1_000;
 
 /// A stage as far as it has come.
 struct State<'a> {
@@ -99,11 +172,10 @@ struct State<'a> {
     args: Vec<(String, String)>,
     /// Whether this stage has set its own `CMD`.
     has_cmd: bool,
-    /// `COPY`s seen, for finding their resolved sources.
-    copies: usize,
 }
 
-/// Values that a word may name: `ENV` before `ARG`.
+/// Values that a word may name. Of an `ENV` and an `ARG` with one name the later counts: an
+/// `ENV` ends the `ARG`s before it.
 struct Scope<'a> {
     env: &'a [String],
     args: &'a [(String, String)],
@@ -118,18 +190,20 @@ fn env_value<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
 impl Variables for Scope<'_> {
     fn get(&self, name: &str) -> Option<&str> {
         let arg = || self.args.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-        env_value(self.env, name).or_else(arg)
+        arg().or_else(|| env_value(self.env, name))
     }
 }
 
 impl<'a> State<'a> {
-    fn new(plan: &'a StagePlan, base: &ImageConfig) -> Self {
+    fn new(plan: &'a StagePlan, base: &ImageConfig, args: &[(String, String)]) -> Self {
         let mut config = base.config.clone();
-        if plan.base == Source::Scratch && config.env.is_empty() {
+        if env_value(&config.env, "PATH").is_none() {
             config.env.push(format!("PATH={DEFAULT_PATH}"));
         }
+        // Triggers are for this stage, and not for those on it.
+        config.on_build.clear();
         let author = base.author.clone();
-        Self { plan, config, author, args: Vec::new(), has_cmd: false, copies: 0 }
+        Self { plan, config, author, args: args.to_vec(), has_cmd: false }
     }
 
     fn scope(&self) -> Scope<'_> {
@@ -140,18 +214,22 @@ impl<'a> State<'a> {
         expand_word(word, self.plan.escape, &self.scope())
     }
 
-    fn step(&mut self, instruction: &Instruction) -> Result<Operation> {
+    fn step(&mut self, instruction: &Instruction, reads: &[Option<Source>]) -> Result<Operation> {
         let mut created_by = instruction.text.clone();
+        let mut text = instruction.text.clone();
         let kind = match &instruction.kind {
-            InstructionKind::Run(command) => {
-                let run = self.run(command);
-                created_by = self.run_created_by(command, &run);
-                OperationKind::Run(run)
+            InstructionKind::Run(run) => {
+                let operation = self.run(run, reads, instruction.at)?;
+                created_by = run_created_by(run, &operation);
+                if let Some(document) = run.documents.first() {
+                    text.push_str(&summary(&document.content));
+                }
+                OperationKind::Run(Box::new(operation))
             }
             InstructionKind::Copy(copy) => {
-                let operation = self.copy(copy)?;
+                let operation = self.copy(copy, reads.first().cloned().flatten())?;
                 created_by = copy_created_by(copy, &operation);
-                OperationKind::Copy(operation)
+                OperationKind::Copy(Box::new(operation))
             }
             InstructionKind::Workdir(word) => {
                 let path = self.workdir(word)?;
@@ -165,7 +243,7 @@ impl<'a> State<'a> {
         };
         Ok(Operation {
             at: instruction.at,
-            text: instruction.text.clone(),
+            text,
             created_by,
             kind,
             config: self.config.clone(),
@@ -183,6 +261,7 @@ impl<'a> State<'a> {
             InstructionKind::Env(pairs) => {
                 // All values see the state before the instruction.
                 for (key, value) in self.expand_pairs(pairs)? {
+                    self.args.retain(|(name, _)| *name != key);
                     set_env(&mut self.config.env, &key, &value);
                 }
             }
@@ -196,7 +275,9 @@ impl<'a> State<'a> {
                 self.has_cmd = true;
             }
             InstructionKind::Entrypoint(command) => {
-                self.config.entrypoint = Some(self.wrap(command));
+                // An empty list takes away that of the base.
+                let words = self.wrap(command);
+                self.config.entrypoint = Some(words).filter(|words| !words.is_empty());
                 // The base's arguments were meant for the base's program.
                 if !self.has_cmd {
                     self.config.cmd = None;
@@ -214,6 +295,10 @@ impl<'a> State<'a> {
             InstructionKind::StopSignal(word) => {
                 self.config.stop_signal = Some(self.stop_signal(word)?);
             }
+            InstructionKind::Healthcheck(check) => {
+                self.config.healthcheck = Some(healthcheck(check));
+            }
+            InstructionKind::OnBuild(trigger) => self.config.on_build.push(trigger.clone()),
             InstructionKind::Maintainer(author) => self.author = Some(author.clone()),
             // These make layers or begin stages, and are handled by the caller.
             InstructionKind::From(_)
@@ -224,8 +309,9 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    fn expand_pairs(&self, pairs: &[(Word, Word)]) -> Result<Vec<(String, String)>> {
-        pairs.iter().map(|(key, value)| Ok((self.expand(key)?, self.expand(value)?))).collect()
+    fn expand_pairs(&self, pairs: &[Assignment]) -> Result<Vec<(String, String)>> {
+        let expand = |pair: &Assignment| Ok((self.expand(&pair.name)?, self.expand(&pair.value)?));
+        pairs.iter().map(expand).collect()
     }
 
     /// `ARG name[=default]`: the caller's value, else the default, else what is inherited.
@@ -262,18 +348,15 @@ impl<'a> State<'a> {
         }
     }
 
-    fn run(&self, command: &Command) -> RunOperation {
+    fn run(&self, run: &Run, reads: &[Option<Source>], at: Span) -> Result<RunOperation> {
         let mut env = self.config.env.clone();
-        if env_value(&env, "PATH").is_none() {
-            env.push(format!("PATH={DEFAULT_PATH}"));
+        let arg_values = self.args.clone();
+        for (name, value) in &arg_values {
+            set_env(&mut env, name, value);
         }
-        let hidden = |name: &str| env_value(&self.config.env, name).is_some();
-        let declared = self.args.iter().filter(|(name, _)| !hidden(name));
-        let arg_values: Vec<(String, String)> = declared.cloned().collect();
-        env.extend(arg_values.iter().map(|(name, value)| format!("{name}={value}")));
-        // Proxies need no declaration, and do not count for the cache or the history.
+        // Proxies need no declaration, and are not in the history.
         for name in PROXY_ARGS {
-            let is_known = hidden(name) || self.args.iter().any(|(known, _)| known == name);
+            let is_known = env_value(&env, name).is_some();
             if let Some(value) = self.plan.build_args.get(name).filter(|_| !is_known) {
                 env.push(format!("{name}={value}"));
             }
@@ -282,30 +365,59 @@ impl<'a> State<'a> {
             "" => "/".to_owned(),
             path => absolute("/", path),
         };
-        let user = self.config.user.clone();
-        RunOperation { args: self.wrap(command), env, arg_values, user, cwd }
+        let expand = |word: &Word| self.expand(word);
+        let mounts: Result<Vec<Mount>> = (run.mounts.iter().zip(reads))
+            .map(|(flag, from)| mount(flag, from.clone(), &cwd, &expand))
+            .collect();
+        let (args, script) = self.command(run, at)?;
+        Ok(RunOperation {
+            args,
+            env,
+            arg_values,
+            user: self.config.user.clone(),
+            cwd,
+            mounts: mounts?,
+            network: run.network,
+            insecure: run.insecure,
+            script,
+        })
     }
 
-    /// `RUN |2 A=1 B=2 /bin/sh -c make`: with the build arguments in scope, as docker tells it.
-    fn run_created_by(&self, command: &Command, run: &RunOperation) -> String {
-        let args: Vec<String> =
-            run.arg_values.iter().map(|(name, value)| format!("{name}={value} ")).collect();
-        let count = if args.is_empty() { String::new() } else { format!("|{} ", args.len()) };
-        let line = match command {
-            Command::Shell(_) => run.args.join(" "),
-            Command::Exec(words) => words.join(" "),
-        };
-        format!("RUN {count}{}{line}", args.concat())
+    /// What is started, with here-documents put where they are read. One that is the whole
+    /// command is the script for the shell, or a program if it begins with `#!`; others are the
+    /// shell's own.
+    fn command(&self, run: &Run, at: Span) -> Result<(Vec<String>, Option<Script>)> {
+        let Command::Shell(line) = &run.command else { return Ok((self.wrap(&run.command), None)) };
+        let Some(first) = run.documents.first() else { return Ok((self.wrap(&run.command), None)) };
+        let refuse = |message| DockerfileError::new(at, message);
+        if heredoc::marker(line).map_err(refuse)?.is_none() {
+            let mut text = line.clone();
+            for document in &run.documents {
+                text.push('\n');
+                text.push_str(&document.content);
+                text.push_str(&document.name);
+            }
+            return Ok((self.wrap(&Command::Shell(text)), None));
+        }
+        let text = first.text();
+        if !text.starts_with("#!") {
+            return Ok((self.wrap(&Command::Shell(text)), None));
+        }
+        if first.name.contains('/') || matches!(first.name.as_str(), "." | "..") {
+            let message = format!("`{}` cannot name a program", first.name);
+            return Err(refuse(message));
+        }
+        let path = Command::Shell(format!("{SCRIPTS}/{}", first.name));
+        Ok((self.wrap(&path), Some(Script { name: first.name.clone(), text })))
     }
 
-    fn copy(&mut self, copy: &Copy) -> Result<CopyOperation> {
-        let from = self.plan.copies.get(self.copies).cloned().flatten();
-        self.copies += 1;
+    fn copy(&mut self, copy: &Copy, from: Option<Source>) -> Result<CopyOperation> {
         let destination = self.expand(&copy.destination)?;
         if destination.is_empty() {
             let message = format!("`{}` expands to nothing", copy.destination.text);
             return Err(DockerfileError::new(copy.destination.at, message));
         }
+        possible(&copy.destination, &destination)?;
         let is_folder = destination.ends_with('/')
             || matches!(destination.as_str(), "." | "..")
             || destination.ends_with("/.")
@@ -323,34 +435,88 @@ impl<'a> State<'a> {
             None => None,
         };
         let chown = copy.chown.as_ref().map(|word| self.expand(word)).transpose()?;
-        Ok(CopyOperation { from, sources, destination: path, chown, chmod, unpack: copy.is_add })
+        let mut documents = Vec::with_capacity(copy.documents.len());
+        for document in &copy.documents {
+            documents.push(self.document(document, copy.destination.at)?);
+        }
+        // Patterns are taken as they are written: that is what the reference does.
+        let excludes = copy.excludes.iter().map(|word| word.text.clone()).collect();
+        self.refuse_flags(copy)?;
+        Ok(CopyOperation {
+            from,
+            sources,
+            documents,
+            destination: path,
+            chown,
+            chmod,
+            unpack: copy.unpack.unwrap_or(copy.is_add),
+            link: copy.link,
+            parents: copy.parents,
+            excludes,
+        })
+    }
+
+    /// Flags that mean something only for addresses.
+    fn refuse_flags(&self, copy: &Copy) -> Result<()> {
+        let Some(checksum) = &copy.checksum else { return Ok(()) };
+        let message = "`--checksum` is for addresses, and this source is none";
+        Err(DockerfileError::new(checksum.at, message))
+    }
+
+    /// A file whose text is in the Dockerfile.
+    fn document(&self, document: &HereDocument, at: Span) -> Result<Script> {
+        let name = document.name.clone();
+        if name.contains('/') || matches!(name.as_str(), "." | "..") {
+            return Err(DockerfileError::new(at, format!("`{name}` cannot name a file")));
+        }
+        let mut text = document.text();
+        if document.expand {
+            text = expand_document(&text, &self.scope()).map_err(|reason| {
+                DockerfileError::new(at, format!("here-document `{name}`: {reason}"))
+            })?;
+        }
+        Ok(Script { name, text })
     }
 
     /// A source, relative to the root of what is copied from; `..` does not climb out.
-    fn copy_source(&self, copy: &Copy, word: &Word) -> Result<String> {
-        let source = self.expand(word)?;
+    fn copy_source(&self, copy: &Copy, word: &Word) -> Result<CopySource> {
+        let source = self.expand(word).map_err(|error| match word.text.contains(['"', '\'']) {
+            true => error.with_hint("write paths with blanks as a list: `[\"a b\", \"/to\"]`"),
+            false => error,
+        })?;
         let is_remote = ["http://", "https://", "git@", "git://", "ssh://"]
             .iter()
             .any(|scheme| source.starts_with(scheme));
-        if copy.is_add && is_remote {
-            let message = format!("`ADD` of `{source}`: addresses are not supported yet");
-            return Err(DockerfileError::new(word.at, message));
+        if is_remote {
+            let message = match copy.is_add {
+                true => format!("`ADD` of `{source}`: addresses are not supported yet"),
+                false => format!("`COPY` takes no addresses, and `{source}` is one"),
+            };
+            let error = DockerfileError::new(word.at, message);
+            return Err(if copy.is_add { error } else { error.with_hint("use `ADD`") });
         }
         if source.is_empty() {
             let message = format!("`{}` expands to nothing", word.text);
             return Err(DockerfileError::new(word.at, message));
         }
-        let path = absolute("/", &source);
-        possible(word, &path)?;
-        Ok(path.trim_start_matches('/').to_owned())
+        // What follows `/./` is the part that is kept of the path.
+        let (pivot, pattern) = match source.split_once("/./") {
+            Some((pivot, pattern)) if copy.parents => (pivot, pattern),
+            _ => ("", source.as_str()),
+        };
+        let clean = |path: &str| -> Result<String> {
+            let path = absolute("/", path);
+            possible(word, &path)?;
+            Ok(path.trim_start_matches('/').to_owned())
+        };
+        Ok(CopySource { pattern: clean(pattern)?, pivot: clean(pivot)? })
     }
 
-    fn mode(&self, word: &Word) -> Result<u32> {
+    fn mode(&self, word: &Word) -> Result<ModeChange> {
         let text = self.expand(word)?;
-        let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o7777);
-        mode.ok_or_else(|| {
-            let message = format!("`--chmod={text}` is not an octal mode");
-            DockerfileError::new(word.at, message).with_hint("write it like `--chmod=0755`")
+        ModeChange::parse(&text).ok_or_else(|| {
+            let error = DockerfileError::new(word.at, format!("`--chmod={text}` is not a mode"));
+            error.with_hint("write it like `--chmod=0755` or `--chmod=u=rwX,go=rX`")
         })
     }
 
@@ -402,6 +568,54 @@ impl<'a> State<'a> {
     }
 }
 
+/// `RUN |2 A=1 B=2 /bin/sh -c make`: with the build arguments in scope, as docker tells it.
+fn run_created_by(run: &Run, operation: &RunOperation) -> String {
+    let args: Vec<String> =
+        operation.arg_values.iter().map(|(name, value)| format!("{name}={value} ")).collect();
+    let count = if args.is_empty() { String::new() } else { format!("|{} ", args.len()) };
+    let line = match &run.command {
+        Command::Shell(_) => operation.args.join(" "),
+        Command::Exec(words) => words.join(" "),
+    };
+    format!("RUN {count}{}{line}", args.concat())
+}
+
+/// The first line of a here-document, for progress lines.
+fn summary(content: &str) -> String {
+    let content = content.trim();
+    let (first, more) = match content.split_once('\n') {
+        Some((first, _)) => (first.trim_end(), "..."),
+        None => (content, ""),
+    };
+    format!(" ({first}{more})")
+}
+
+fn healthcheck(check: &Healthcheck) -> oci::Healthcheck {
+    let Healthcheck::Check { command, interval, timeout, start_period, start_interval, retries } =
+        check
+    else {
+        return oci::Healthcheck { test: vec!["NONE".to_owned()], ..oci::Healthcheck::default() };
+    };
+    // Zero is the runtime's default, and so is nothing.
+    let nanoseconds = |duration: &Option<Duration>| {
+        let duration = duration.filter(|duration| !duration.is_zero())?;
+        u64::try_from(duration.as_nanos()).ok()
+    };
+    oci::Healthcheck {
+        test: match command {
+            Command::Shell(line) => vec!["CMD-SHELL".to_owned(), line.clone()],
+            Command::Exec(words) => {
+                std::iter::once("CMD".to_owned()).chain(words.iter().cloned()).collect()
+            }
+        },
+        interval: nanoseconds(interval),
+        timeout: nanoseconds(timeout),
+        start_period: nanoseconds(start_period),
+        start_interval: nanoseconds(start_interval),
+        retries: retries.filter(|retries| *retries > 0).map(u64::from),
+    }
+}
+
 /// Refuses a path that no Linux file system can hold.
 fn possible(word: &Word, path: &str) -> Result<()> {
     if path.len() >= 4096 || path.split('/').any(|name| name.len() > 255) {
@@ -435,12 +649,25 @@ fn copy_created_by(copy: &Copy, operation: &CopyOperation) -> String {
     if let Some(chown) = &operation.chown {
         text.push_str(&format!(" --chown={chown}"));
     }
-    if let Some(chmod) = operation.chmod {
-        text.push_str(&format!(" --chmod={chmod:o}"));
+    if let Some(chmod) = &operation.chmod {
+        text.push_str(&format!(" --chmod={}", chmod.text));
+    }
+    if operation.parents {
+        text.push_str(" --parents");
     }
     for source in &operation.sources {
-        text.push_str(if source.is_empty() { " ." } else { " " });
-        text.push_str(source);
+        let CopySource { pattern, pivot } = source;
+        let shown = match (pivot.as_str(), pattern.as_str()) {
+            ("", "") => ".".to_owned(),
+            ("", pattern) => pattern.to_owned(),
+            (pivot, pattern) => format!("{pivot}/./{pattern}"),
+        };
+        text.push(' ');
+        text.push_str(&shown);
+    }
+    for document in &operation.documents {
+        text.push_str(" <<");
+        text.push_str(&document.name);
     }
     text.push(' ');
     text.push_str(&operation.destination);
@@ -448,29 +675,47 @@ fn copy_created_by(copy: &Copy, operation: &CopyOperation) -> String {
 }
 
 /// `[[address:]host:]container[/protocol]`, each a port or a range; gives `port/protocol`s.
-fn ports(spec: &str) -> std::result::Result<Vec<String>, String> {
-    let refuse = |why: &str| Err(format!("`{spec}` does not name a port: {why}"));
-    let (ports, protocol) = match spec.rsplit_once('/') {
-        Some((ports, protocol)) => (ports, protocol.to_lowercase()),
-        None => (spec, "tcp".to_owned()),
+pub(crate) fn ports(spec: &str) -> std::result::Result<Vec<String>, String> {
+    let wrong = |why: &str| format!("`{spec}` does not name a port: {why}");
+    let refuse = |why: &str| Err(wrong(why));
+    // An address may have colons itself; the last two separate.
+    let mut parts = spec.rsplitn(3, ':');
+    let container = parts.next().unwrap_or_default();
+    let (host, address) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let (container, protocol) = container.split_once('/').unwrap_or((container, "tcp"));
+    let protocol = match protocol.to_lowercase() {
+        empty if empty.is_empty() => "tcp".to_owned(),
+        protocol => protocol,
     };
     if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
         return refuse("the protocol must be tcp, udp or sctp");
     }
-    // Only the container's side matters for an image.
-    let container = ports.rsplit(':').next().unwrap_or(ports);
+    let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    if !address.is_empty() && bare.unwrap_or(address).parse::<IpAddr>().is_err() {
+        return refuse(&format!("`{address}` is not an IP address"));
+    }
     if container.is_empty() {
         return refuse("there is no number");
     }
-    let (low, high) = container.split_once('-').unwrap_or((container, container));
+    // Only the container's side matters for an image.
+    let (low, high) = port_range(container).map_err(wrong)?;
+    if !host.is_empty() {
+        let (first, last) = port_range(host).map_err(wrong)?;
+        if last - first != high - low && high != low {
+            return refuse("the ranges are not equally long");
+        }
+    }
+    Ok((low..=high).map(|port| format!("{port}/{protocol}")).collect())
+}
+
+fn port_range(text: &str) -> std::result::Result<(u16, u16), &'static str> {
+    let (low, high) = text.split_once('-').unwrap_or((text, text));
     let number = |text: &str| {
         text.parse::<u16>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
     };
     match (number(low), number(high)) {
-        (Some(low), Some(high)) if low <= high => {
-            Ok((low..=high).map(|port| format!("{port}/{protocol}")).collect())
-        }
-        (Some(_), Some(_)) => refuse("the range ends before it begins"),
-        _ => refuse("numbers are 0 to 65535"),
+        (Some(low), Some(high)) if low <= high => Ok((low, high)),
+        (Some(_), Some(_)) => Err("the range ends before it begins"),
+        _ => Err("numbers are 0 to 65535"),
     }
 }

@@ -1,8 +1,15 @@
 //! Text to instructions.
 
-use crate::instruction::{Command, Copy, From, Instruction, InstructionKind, Word};
+use std::time::Duration;
+
+use crate::heredoc::{self, HereDocument};
+use crate::instruction::{
+    Assignment, Command, Copy, From, Healthcheck, Instruction, InstructionKind, MountFlag, Run,
+    RunNetwork, Word,
+};
 use crate::scan::{Line, scan};
 use crate::span::{DockerfileError, Span, Text, nearest};
+use crate::statement::{Arguments, Pair, Statement, split};
 
 type Result<T> = std::result::Result<T, DockerfileError>;
 
@@ -11,11 +18,15 @@ type Result<T> = std::result::Result<T, DockerfileError>;
 pub struct Dockerfile {
     /// `\`, or what `# escape=` says.
     pub escape: char,
+    /// What `# check=` says, for the lint rules.
+    pub check: Option<(String, Span)>,
     /// In order; the first that is not `ARG` is a `FROM`.
     pub instructions: Vec<Instruction>,
+    /// Where instructions end that have an empty line between continued ones.
+    pub empty_continuations: Vec<Span>,
 }
 
-/// Instructions of the language, whether supported or not: for telling which was meant.
+/// Instructions of the language.
 const NAMES: [&str; 18] = [
     "ADD",
     "ARG",
@@ -37,14 +48,47 @@ const NAMES: [&str; 18] = [
     "WORKDIR",
 ];
 
-/// Flags of an instruction: those that are supported, and those of the language that are not.
-fn flags_of(instruction: &str) -> (&'static [&'static str], &'static [&'static str]) {
+/// What a flag takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FlagKind {
+    Text,
+    /// May be given several times.
+    Texts,
+    /// `--link`, `--link=true`, `--link=false`.
+    Switch,
+}
+
+/// The flags of an instruction.
+fn flags_of(instruction: &str) -> &'static [(&'static str, FlagKind)] {
+    use FlagKind::{Switch, Text, Texts};
     match instruction {
-        "FROM" => (&["platform"], &[]),
-        "COPY" => (&["from", "chown", "chmod"], &["link", "parents", "exclude"]),
-        "ADD" => (&["chown", "chmod"], &["link", "exclude", "keep-git-dir", "checksum", "unpack"]),
-        "RUN" => (&[], &["mount", "network", "security", "device"]),
-        _ => (&[], &[]),
+        "FROM" => &[("platform", Text)],
+        "COPY" => &[
+            ("from", Text),
+            ("chown", Text),
+            ("chmod", Text),
+            ("link", Switch),
+            ("parents", Switch),
+            ("exclude", Texts),
+        ],
+        "ADD" => &[
+            ("chown", Text),
+            ("chmod", Text),
+            ("link", Switch),
+            ("exclude", Texts),
+            ("keep-git-dir", Switch),
+            ("checksum", Text),
+            ("unpack", Switch),
+        ],
+        "RUN" => &[("mount", Texts), ("network", Text), ("security", Text), ("device", Texts)],
+        "HEALTHCHECK" => &[
+            ("interval", Text),
+            ("timeout", Text),
+            ("start-period", Text),
+            ("start-interval", Text),
+            ("retries", Text),
+        ],
+        _ => &[],
     }
 }
 
@@ -52,377 +96,569 @@ fn flags_of(instruction: &str) -> (&'static [&'static str], &'static [&'static s
 pub fn parse(source: &str) -> Result<Dockerfile> {
     let source = &Text::new(source);
     let scanned = scan(source)?;
+    let escape = scanned.directives.escape;
     let mut instructions = Vec::with_capacity(scanned.lines.len());
     let mut has_stage = false;
     for line in &scanned.lines {
-        let parser = Parser { source, line, escape: scanned.escape };
-        let kind = parser.instruction()?;
-        let at = line.whole(source);
-        let is_from = matches!(kind, InstructionKind::From(_));
-        if !has_stage && !is_from && !matches!(kind, InstructionKind::Arg(_)) {
-            let error = DockerfileError::new(at, "no stage has begun before this instruction");
+        let statement = split(source, line, escape)?;
+        let instruction = understand(&statement, line)?;
+        let is_from = matches!(instruction.kind, InstructionKind::From(_));
+        if !has_stage && !is_from && !matches!(instruction.kind, InstructionKind::Arg(_)) {
+            let message = "no stage has begun before this instruction";
+            let error = DockerfileError::new(instruction.at, message);
             return Err(error.with_hint("begin with `FROM`; only `ARG` may stand before it"));
         }
         has_stage |= is_from;
-        instructions.push(Instruction { at, text: line.text.clone(), kind });
+        instructions.push(instruction);
     }
     if !has_stage {
         let at = instructions.last().map_or_else(Span::default, |last| last.at);
         return Err(DockerfileError::new(at, "the Dockerfile has no `FROM`"));
     }
-    Ok(Dockerfile { escape: scanned.escape, instructions })
+    Ok(Dockerfile {
+        escape,
+        check: scanned.directives.check,
+        instructions,
+        empty_continuations: scanned.lines.iter().filter_map(|l| l.empty_continuation).collect(),
+    })
+}
+
+/// Parses the one instruction of an `ONBUILD` trigger. Positions are `at`: that of the `FROM`
+/// whose base has it.
+pub(crate) fn parse_trigger(text: &str, at: Span) -> Result<Instruction> {
+    let moved = |error: DockerfileError| {
+        let message = format!("`ONBUILD {text}` of the base image: {}", error.message);
+        DockerfileError { message, at, hint: error.hint }
+    };
+    let source = &Text::new(text);
+    let scanned = scan(source).map_err(moved)?;
+    let [line] = scanned.lines.as_slice() else {
+        let message = format!("`ONBUILD {text}` of the base image is not one instruction");
+        return Err(DockerfileError::new(at, message));
+    };
+    let statement = split(source, line, scanned.directives.escape).map_err(moved)?;
+    let mut instruction = understand(&statement, line).map_err(moved)?;
+    if matches!(
+        instruction.kind,
+        InstructionKind::From(_) | InstructionKind::Maintainer(_) | InstructionKind::OnBuild(_)
+    ) {
+        let message = format!("`ONBUILD {text}` of the base image is not allowed");
+        return Err(DockerfileError::new(at, message));
+    }
+    instruction.at = at;
+    instruction.kind.move_words(at);
+    Ok(instruction)
+}
+
+impl InstructionKind {
+    /// Sets the position of every word.
+    fn move_words(&mut self, at: Span) {
+        let mut moved: Vec<&mut Word> = Vec::new();
+        match self {
+            Self::Arg(definitions) => {
+                moved.extend(definitions.iter_mut().filter_map(|(_, default)| default.as_mut()));
+            }
+            Self::Env(pairs) | Self::Label(pairs) => {
+                for pair in pairs {
+                    moved.extend([&mut pair.name, &mut pair.value]);
+                }
+            }
+            Self::Run(run) => run.mounts.iter_mut().for_each(|mount| mount.at = at),
+            Self::Copy(copy) => {
+                let flags = [&mut copy.from, &mut copy.chown, &mut copy.chmod, &mut copy.checksum];
+                moved.extend(flags.into_iter().flatten());
+                moved.extend(copy.excludes.iter_mut().chain(&mut copy.sources));
+                moved.push(&mut copy.destination);
+            }
+            Self::Workdir(word) | Self::User(word) | Self::StopSignal(word) => moved.push(word),
+            Self::Expose(words) | Self::Volume(words) => moved.extend(words),
+            Self::From(_)
+            | Self::Cmd(_)
+            | Self::Entrypoint(_)
+            | Self::Shell(_)
+            | Self::Healthcheck(_)
+            | Self::OnBuild(_)
+            | Self::Maintainer(_) => (),
+        }
+        moved.into_iter().for_each(|word| word.at = at);
+    }
+}
+
+fn understand(statement: &Statement, line: &Line) -> Result<Instruction> {
+    let name = instruction_name(&statement.keyword)?;
+    let parser = Parser { statement, name, flags: flags(name, statement)? };
+    Ok(Instruction {
+        at: statement.at,
+        text: statement.text.clone(),
+        keyword: statement.keyword.text.clone(),
+        comments: line.comments.clone(),
+        kind: parser.kind()?,
+    })
+}
+
+fn instruction_name(keyword: &Word) -> Result<&'static str> {
+    let upper = keyword.text.to_uppercase();
+    if let Some(name) = NAMES.into_iter().find(|name| *name == upper) {
+        return Ok(name);
+    }
+    let message = format!("`{}` is not an instruction", keyword.text);
+    let error = DockerfileError::new(keyword.at, message);
+    Err(match nearest(&upper, NAMES) {
+        Some(meant) => error.with_hint(format!("did you mean `{meant}`?")),
+        None => error,
+    })
+}
+
+/// A flag in front of an instruction's words.
+struct Flag {
+    name: &'static str,
+    value: Option<String>,
+    at: Span,
+}
+
+fn flags(instruction: &str, statement: &Statement) -> Result<Vec<Flag>> {
+    // These never looked at their flags.
+    if matches!(instruction, "ARG" | "STOPSIGNAL") {
+        return Ok(Vec::new());
+    }
+    let known = flags_of(instruction);
+    let mut flags: Vec<Flag> = Vec::new();
+    for word in &statement.flags {
+        let refuse = |message: String| DockerfileError::new(word.at, message);
+        let flag = word.text.strip_prefix("--").unwrap_or(&word.text);
+        let (name, value) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (flag, None),
+        };
+        let Some((name, kind)) = known.iter().find(|(known, _)| *known == name).copied() else {
+            let error = refuse(format!("`{instruction}` has no flag `--{name}`"));
+            let meant = nearest(name, known.iter().map(|(name, _)| *name));
+            return Err(match meant {
+                Some(meant) => error.with_hint(format!("did you mean `--{meant}`?")),
+                None if known.is_empty() => {
+                    error.with_hint("words that begin with `--` are flags, unless they follow `--`")
+                }
+                None => error,
+            });
+        };
+        if kind != FlagKind::Texts && flags.iter().any(|flag| flag.name == name) {
+            return Err(refuse(format!("flag `--{name}` is given twice")));
+        }
+        match (kind, value.as_deref()) {
+            (FlagKind::Switch, None | Some("true" | "false")) => (),
+            (FlagKind::Switch, Some(value)) => {
+                return Err(refuse(format!("`--{name}={value}` is neither `true` nor `false`")));
+            }
+            (FlagKind::Text | FlagKind::Texts, None | Some("")) => {
+                return Err(refuse(format!("flag `--{name}` needs a value: `--{name}=...`")));
+            }
+            _ => (),
+        }
+        flags.push(Flag { name, value, at: word.at });
+    }
+    Ok(flags)
 }
 
 struct Parser<'a> {
-    source: &'a Text<'a>,
-    line: &'a Line,
-    escape: char,
+    statement: &'a Statement,
+    name: &'static str,
+    flags: Vec<Flag>,
 }
-
-/// The flags in front of an instruction's words: name, value, range in the joined text.
-struct Flag {
-    name: String,
-    value: Option<String>,
-    start: usize,
-    end: usize,
-}
-
-/// Words as written, quotes and all, with their ranges in the joined text.
-type RawWord<'a> = (&'a str, usize);
 
 impl Parser<'_> {
-    fn refuse<T>(&self, start: usize, end: usize, message: impl Into<String>) -> Result<T> {
-        Err(DockerfileError::new(self.line.span(self.source, start, end), message))
+    fn refuse<T>(&self, message: impl Into<String>) -> Result<T> {
+        Err(DockerfileError::new(self.statement.arguments_at, message))
     }
 
-    fn word(&self, (text, start): RawWord<'_>) -> Word {
-        let at = self.line.span(self.source, start, start + text.len());
-        Word { text: text.to_owned(), at }
+    fn flag(&self, name: &str) -> Option<Word> {
+        let flag = self.flags.iter().find(|flag| flag.name == name)?;
+        Some(Word { text: flag.value.clone()?, at: flag.at })
     }
 
-    fn instruction(&self) -> Result<InstructionKind> {
-        let text = &self.line.text;
-        let name_end = text.find(char::is_whitespace).unwrap_or(text.len());
-        let name = text[..name_end].to_uppercase();
-        match name.as_str() {
-            "HEALTHCHECK" | "ONBUILD" => {
-                return self.refuse(0, name_end, format!("`{name}` is not supported yet"));
+    fn texts(&self, name: &str) -> Vec<Word> {
+        let flags = self.flags.iter().filter(|flag| flag.name == name);
+        flags.filter_map(|flag| Some(Word { text: flag.value.clone()?, at: flag.at })).collect()
+    }
+
+    fn switch(&self, name: &str) -> Option<bool> {
+        let flag = self.flags.iter().find(|flag| flag.name == name)?;
+        Some(flag.value.as_deref() != Some("false"))
+    }
+
+    fn kind(&self) -> Result<InstructionKind> {
+        use InstructionKind as Kind;
+        let arguments = &self.statement.arguments;
+        if *arguments == Arguments::Nothing {
+            let message = format!("`{}` needs at least one argument", self.name);
+            return Err(DockerfileError::new(self.statement.at, message));
+        }
+        match (self.name, arguments) {
+            ("FROM", Arguments::Words(words)) => self.from(words),
+            ("ARG", Arguments::Words(words)) => arg(words),
+            ("ENV", Arguments::Pairs(pairs)) => Ok(Kind::Env(assignments(pairs))),
+            ("LABEL", Arguments::Pairs(pairs)) => Ok(Kind::Label(assignments(pairs))),
+            ("RUN", _) => self.run(),
+            ("CMD", _) => Ok(Kind::Cmd(command(arguments))),
+            ("ENTRYPOINT", _) => Ok(Kind::Entrypoint(command(arguments))),
+            ("COPY" | "ADD", _) => self.copy(),
+            ("WORKDIR", Arguments::Text(word)) => Ok(Kind::Workdir(word.clone())),
+            ("USER", Arguments::Text(word)) => Ok(Kind::User(word.clone())),
+            ("STOPSIGNAL", Arguments::Text(word)) => Ok(Kind::StopSignal(word.clone())),
+            ("EXPOSE", Arguments::Words(words)) => Ok(Kind::Expose(words.clone())),
+            ("VOLUME", _) => self.volume(),
+            ("SHELL", Arguments::List(words)) if !words.is_empty() => {
+                Ok(Kind::Shell(words.clone()))
             }
-            known if NAMES.contains(&known) => (),
-            _ => {
-                let message = format!("`{}` is not an instruction", &text[..name_end]);
-                let error = DockerfileError::new(self.line.span(self.source, 0, name_end), message);
-                return Err(match nearest(&name, NAMES) {
-                    Some(meant) => error.with_hint(format!("did you mean `{meant}`?")),
-                    None => error,
-                });
+            ("SHELL", _) => {
+                self.refuse("`SHELL` takes a JSON list such as `[\"/bin/sh\", \"-c\"]`")
             }
-        }
-        let (flags, start) = self.flags(&name, name_end)?;
-        let rest = &text[start..];
-        if rest.trim().is_empty() {
-            return self.refuse(0, text.len(), format!("`{name}` needs at least one argument"));
-        }
-        self.refuse_here_documents(&name, start)?;
-        let takes_list = matches!(
-            name.as_str(),
-            "RUN" | "CMD" | "ENTRYPOINT" | "SHELL" | "COPY" | "ADD" | "VOLUME"
-        );
-        if takes_list && is_other_json_list(rest) {
-            return self.refuse(start, text.len(), "a JSON list here may hold only strings");
-        }
-        if name == "RUN" && json_list(rest).is_some_and(|words| words.is_empty()) {
-            return self.refuse(start, text.len(), "`RUN` needs a program in its list");
-        }
-        match name.as_str() {
-            "FROM" => self.from(&flags, start),
-            "ARG" => self.arg(start),
-            "ENV" => Ok(InstructionKind::Env(self.pairs(&name, start)?)),
-            "LABEL" => Ok(InstructionKind::Label(self.pairs(&name, start)?)),
-            "RUN" => Ok(InstructionKind::Run(self.command(start)?)),
-            "CMD" => Ok(InstructionKind::Cmd(self.command(start)?)),
-            "ENTRYPOINT" => Ok(InstructionKind::Entrypoint(self.command(start)?)),
-            "COPY" | "ADD" => self.copy(name == "ADD", &flags, start),
-            "WORKDIR" => Ok(InstructionKind::Workdir(self.rest(start))),
-            "USER" => Ok(InstructionKind::User(self.rest(start))),
-            "STOPSIGNAL" => Ok(InstructionKind::StopSignal(self.only_word(&name, start)?)),
-            "EXPOSE" => {
-                let words = self.raw_words(start).into_iter();
-                Ok(InstructionKind::Expose(words.map(|word| self.word(word)).collect()))
-            }
-            "VOLUME" => self.volume(start),
-            "SHELL" => match json_list(rest) {
-                Some(words) if !words.is_empty() => Ok(InstructionKind::Shell(words)),
-                _ => {
-                    let message = "`SHELL` takes a JSON list such as `[\"/bin/sh\", \"-c\"]`";
-                    self.refuse(start, text.len(), message)
-                }
-            },
-            _ => Ok(InstructionKind::Maintainer(rest.trim().to_owned())),
+            ("HEALTHCHECK", Arguments::Kind(kind, arguments)) => self.healthcheck(kind, arguments),
+            ("ONBUILD", Arguments::Nested(nested)) => self.on_build(nested),
+            ("MAINTAINER", Arguments::Text(word)) => Ok(Kind::Maintainer(word.text.clone())),
+            // The arguments of an instruction are always split in its own way.
+            _ => self.refuse(format!("`{}` has arguments of another kind", self.name)),
         }
     }
 
-    /// Flags such as `--from=x`, and where what follows them begins.
-    fn flags(&self, instruction: &str, name_end: usize) -> Result<(Vec<Flag>, usize)> {
-        let text = &self.line.text;
-        let (known, unsupported) = flags_of(instruction);
-        let mut flags: Vec<Flag> = Vec::new();
-        let mut at = name_end;
-        loop {
-            at += text[at..].len() - text[at..].trim_start().len();
-            if matches!(instruction, "CMD" | "ENTRYPOINT" | "MAINTAINER" | "LABEL" | "ENV" | "ARG")
-                || !text[at..].starts_with("--")
-            {
-                return Ok((flags, at));
-            }
-            let end = at + text[at..].find(char::is_whitespace).unwrap_or(text.len() - at);
-            let flag = &text[at + 2..end];
-            if flag.is_empty() {
-                return Ok((flags, end));
-            }
-            let (name, value) = match flag.split_once('=') {
-                Some((name, value)) => (name, Some(value.to_owned())),
-                None => (flag, None),
-            };
-            if unsupported.contains(&name) {
-                let message = format!("flag `--{name}` of `{instruction}` is not supported yet");
-                return self.refuse(at, end, message);
-            }
-            if !known.contains(&name) {
-                let message = format!("`{instruction}` has no flag `--{name}`");
-                let error = DockerfileError::new(self.line.span(self.source, at, end), message);
-                let names = known.iter().chain(unsupported).copied();
-                return Err(match nearest(name, names) {
-                    Some(meant) => error.with_hint(format!("did you mean `--{meant}`?")),
-                    None => error,
-                });
-            }
-            if value.as_deref().unwrap_or("").is_empty() {
-                return self.refuse(
-                    at,
-                    end,
-                    format!("flag `--{name}` needs a value: `--{name}=...`"),
-                );
-            }
-            if flags.iter().any(|flag| flag.name == name) {
-                return self.refuse(at, end, format!("flag `--{name}` is given twice"));
-            }
-            flags.push(Flag { name: name.to_owned(), value, start: at, end });
-            at = end;
-        }
-    }
-
-    fn flag(&self, flags: &[Flag], name: &str) -> Option<Word> {
-        let flag = flags.iter().find(|flag| flag.name == name)?;
-        let at = self.line.span(self.source, flag.start, flag.end);
-        Some(Word { text: flag.value.clone()?, at })
-    }
-
-    /// `<<EOF` and its relatives are part of the language, but not of this version.
-    fn refuse_here_documents(&self, instruction: &str, start: usize) -> Result<()> {
-        if !matches!(instruction, "RUN" | "COPY" | "ADD")
-            || json_list(&self.line.text[start..]).is_some()
-        {
-            return Ok(());
-        }
-        for (word, at) in self.raw_words(start) {
-            let marker = word.trim_start_matches(|c: char| c.is_ascii_digit());
-            let Some(name) = marker.strip_prefix("<<") else { continue };
-            let name = name.strip_prefix('-').unwrap_or(name);
-            if !name.is_empty() && !name.contains('<') {
-                let message = "here-documents are not supported yet";
-                return self.refuse(at, at + word.len(), message);
-            }
-        }
-        Ok(())
-    }
-
-    /// Splits at blanks outside of quotes; quotes and escapes stay.
-    fn raw_words(&self, start: usize) -> Vec<RawWord<'_>> {
-        let text = &self.line.text[start..];
-        let mut words = Vec::new();
-        let mut begin = None;
-        let mut quote = None;
-        let mut escaped = false;
-        for (at, c) in text.char_indices() {
-            let was_escaped = std::mem::take(&mut escaped);
-            match quote {
-                None if c.is_whitespace() && !was_escaped => {
-                    if let Some(begin) = begin.take() {
-                        words.push((&text[begin..at], start + begin));
-                    }
-                    continue;
-                }
-                None if matches!(c, '\'' | '"') && !was_escaped => quote = Some(c),
-                Some(open) if c == open && !was_escaped => quote = None,
-                _ => (),
-            }
-            // Nothing is escaped inside single quotes.
-            escaped = c == self.escape && !was_escaped && quote != Some('\'');
-            begin.get_or_insert(at);
-        }
-        if let Some(begin) = begin {
-            words.push((&text[begin..], start + begin));
-        }
-        words
-    }
-
-    /// All that follows, as one word.
-    fn rest(&self, start: usize) -> Word {
-        let text = self.line.text[start..].trim();
-        self.word((text, start))
-    }
-
-    fn only_word(&self, instruction: &str, start: usize) -> Result<Word> {
-        match self.raw_words(start)[..] {
-            [word] => Ok(self.word(word)),
-            _ => {
-                let message = format!("`{instruction}` takes exactly one argument");
-                self.refuse(start, self.line.text.len(), message)
-            }
-        }
-    }
-
-    fn from(&self, flags: &[Flag], start: usize) -> Result<InstructionKind> {
-        let words = self.raw_words(start);
-        let (image, name) = match words[..] {
+    fn from(&self, words: &[Word]) -> Result<InstructionKind> {
+        let (image, name) = match words {
             [image] => (image, None),
-            [image, (keyword, _), name] if keyword.eq_ignore_ascii_case("as") => {
-                (image, Some(name))
+            [image, keyword, name] if keyword.text.eq_ignore_ascii_case("as") => {
+                (image, Some((keyword, name)))
             }
-            _ => {
-                let message = "`FROM` takes an image, and optionally `AS` and a name";
-                return self.refuse(start, self.line.text.len(), message);
-            }
+            _ => return self.refuse("`FROM` takes an image, and optionally `AS` and a name"),
         };
-        let name = name.map(|(name, at)| self.stage_name(name, at)).transpose()?;
-        let platform = self.flag(flags, "platform");
-        Ok(InstructionKind::From(From { image: self.word(image), platform, name }))
+        let as_written = name.map(|(keyword, name)| (keyword.text.clone(), name.text.clone()));
+        let name = name.map(|(_, name)| stage_name(name)).transpose()?;
+        let platform = self.flag("platform");
+        Ok(InstructionKind::From(From { image: image.clone(), platform, name, as_written }))
     }
 
-    fn stage_name(&self, name: &str, at: usize) -> Result<String> {
-        let lower = name.to_lowercase();
-        let mut bytes = lower.bytes();
-        let valid = bytes.next().is_some_and(|byte| byte.is_ascii_lowercase())
-            && bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-.".contains(&b));
-        if !valid {
-            let message = format!(
-                "`{name}` cannot name a stage: letters, digits, `_`, `-` and `.`, a letter first"
-            );
-            return self.refuse(at, at + name.len(), message);
+    fn run(&self) -> Result<InstructionKind> {
+        let arguments = &self.statement.arguments;
+        if *arguments == Arguments::List(Vec::new()) {
+            return self.refuse("`RUN` needs a program in its list");
         }
-        match lower.as_str() {
-            "scratch" | "context" => {
-                let message = format!("`{lower}` is reserved and cannot name a stage");
-                self.refuse(at, at + name.len(), message)
-            }
-            _ => Ok(lower),
+        if let Some(device) = self.flag("device") {
+            let message = "`RUN --device` is not supported: containers of builds have no devices";
+            return Err(DockerfileError::new(device.at, message));
         }
-    }
-
-    fn arg(&self, start: usize) -> Result<InstructionKind> {
-        let mut definitions = Vec::new();
-        for (word, at) in self.raw_words(start) {
-            let (name, default) = match word.split_once('=') {
-                Some((name, value)) => (name, Some(self.word((value, at + name.len() + 1)))),
-                None => (word, None),
-            };
-            if name.is_empty() || name.contains(['"', '\'', '$']) {
-                let message = format!("`{word}` does not name a build argument");
-                return self.refuse(at, at + word.len(), message);
-            }
-            definitions.push((name.to_owned(), default));
-        }
-        Ok(InstructionKind::Arg(definitions))
-    }
-
-    /// `a=1 b=2`, or the old form `a 1`.
-    fn pairs(&self, instruction: &str, start: usize) -> Result<Vec<(Word, Word)>> {
-        let words = self.raw_words(start);
-        let text = &self.line.text;
-        let Some(&(first, first_at)) = words.first() else { return Ok(Vec::new()) };
-        if !first.contains('=') {
-            let after = first_at + first.len();
-            let value = text[after..].trim_start();
-            if value.is_empty() {
-                let message = format!("`{instruction}` needs a value: `{first}=...`");
-                return self.refuse(first_at, after, message);
-            }
-            let value = self.word((value.trim_end(), text.len() - value.len()));
-            return Ok(vec![(self.word((first, first_at)), value)]);
-        }
-        let mut pairs = Vec::with_capacity(words.len());
-        for (word, at) in words {
-            let Some((key, value)) = word.split_once('=') else {
-                let message = format!("`{word}` has no value: expected `name=value`");
-                return self.refuse(at, at + word.len(), message);
-            };
-            if key.is_empty() {
-                return self.refuse(
-                    at,
-                    at + word.len(),
-                    format!("`{word}` has no name before `=`"),
-                );
-            }
-            pairs.push((self.word((key, at)), self.word((value, at + key.len() + 1))));
-        }
-        Ok(pairs)
-    }
-
-    fn command(&self, start: usize) -> Result<Command> {
-        let text = self.line.text[start..].trim();
-        Ok(match json_list(text) {
-            Some(words) => Command::Exec(words),
-            None => Command::Shell(text.to_owned()),
-        })
-    }
-
-    /// Words of an instruction that also takes a JSON list.
-    fn words_or_list(&self, start: usize) -> Vec<Word> {
-        let text = &self.line.text;
-        match json_list(&text[start..]) {
-            Some(words) => {
-                let at = self.line.span(self.source, start, text.len());
-                words.into_iter().map(|text| Word { text, at }).collect()
-            }
-            None => self.raw_words(start).into_iter().map(|word| self.word(word)).collect(),
-        }
-    }
-
-    fn copy(&self, is_add: bool, flags: &[Flag], start: usize) -> Result<InstructionKind> {
-        let mut sources = self.words_or_list(start);
-        let destination = sources.pop();
-        let (Some(destination), false) = (destination, sources.is_empty()) else {
-            let name = if is_add { "ADD" } else { "COPY" };
-            let message = format!("`{name}` needs at least one source and a destination");
-            return self.refuse(start, self.line.text.len(), message);
+        let network = match self.flag("network") {
+            None => RunNetwork::Default,
+            Some(word) => match word.text.as_str() {
+                "default" => RunNetwork::Default,
+                "none" => RunNetwork::None,
+                "host" => RunNetwork::Host,
+                _ => return Err(one_of(&word, "network", &["default", "none", "host"])),
+            },
         };
-        let flag = |name| self.flag(flags, name);
-        let (from, chown, chmod) = (flag("from"), flag("chown"), flag("chmod"));
-        Ok(InstructionKind::Copy(Copy { is_add, from, chown, chmod, sources, destination }))
+        let insecure = match self.flag("security") {
+            None => false,
+            Some(word) => match word.text.as_str() {
+                "sandbox" => false,
+                "insecure" => true,
+                _ => return Err(one_of(&word, "security", &["sandbox", "insecure"])),
+            },
+        };
+        let mounts: Result<Vec<_>> = self.texts("mount").iter().map(mount).collect();
+        Ok(InstructionKind::Run(Run {
+            command: command(arguments),
+            documents: self.statement.documents.clone(),
+            mounts: mounts?,
+            network,
+            insecure,
+        }))
     }
 
-    fn volume(&self, start: usize) -> Result<InstructionKind> {
-        let volumes = self.words_or_list(start);
-        match volumes.iter().any(|volume| volume.text.trim().is_empty()) || volumes.is_empty() {
-            true => self.refuse(start, self.line.text.len(), "`VOLUME` needs a path"),
+    fn copy(&self) -> Result<InstructionKind> {
+        let words = match &self.statement.arguments {
+            Arguments::Words(words) => words.clone(),
+            Arguments::List(words) => {
+                let at = self.statement.arguments_at;
+                words.iter().map(|text| Word { text: text.clone(), at }).collect()
+            }
+            _ => Vec::new(),
+        };
+        let Some((destination, words)) = words.split_last().filter(|(_, rest)| !rest.is_empty())
+        else {
+            let message = format!("`{}` needs at least one source and a destination", self.name);
+            return self.refuse(message);
+        };
+        let is_list = matches!(self.statement.arguments, Arguments::List(_));
+        let marker = |word: &Word| -> Result<Option<HereDocument>> {
+            let refuse = |message| DockerfileError::new(word.at, message);
+            if is_list { Ok(None) } else { heredoc::marker(&word.text).map_err(refuse) }
+        };
+        if marker(destination)?.is_some() {
+            let message = "a here-document cannot be the destination";
+            return Err(DockerfileError::new(destination.at, message));
+        }
+        let (mut sources, mut documents) = (Vec::new(), Vec::new());
+        for word in words {
+            match marker(word)? {
+                None => sources.push(word.clone()),
+                Some(marker) => {
+                    let known = self.statement.documents.iter();
+                    // Of several with one name the last counts, as for a shell.
+                    match known.rev().find(|document| document.name == marker.name) {
+                        Some(document) => documents.push(document.clone()),
+                        None => {
+                            let message = format!("`{}` begins no here-document", word.text);
+                            return Err(DockerfileError::new(word.at, message));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(InstructionKind::Copy(Copy {
+            is_add: self.name == "ADD",
+            from: self.flag("from"),
+            chown: self.flag("chown"),
+            chmod: self.flag("chmod"),
+            link: self.switch("link") == Some(true),
+            parents: self.switch("parents") == Some(true),
+            excludes: self.texts("exclude"),
+            keep_git_dir: self.switch("keep-git-dir"),
+            checksum: self.flag("checksum"),
+            unpack: self.switch("unpack"),
+            sources,
+            documents,
+            destination: destination.clone(),
+        }))
+    }
+
+    fn volume(&self) -> Result<InstructionKind> {
+        let volumes: Vec<Word> = match &self.statement.arguments {
+            Arguments::Words(words) => words.clone(),
+            Arguments::List(words) => {
+                let at = self.statement.arguments_at;
+                let words = words.iter().map(|text| text.trim());
+                words.map(|text| Word { text: text.to_owned(), at }).collect()
+            }
+            _ => Vec::new(),
+        };
+        match volumes.iter().any(|volume| volume.text.is_empty()) || volumes.is_empty() {
+            true => self.refuse("`VOLUME` needs a path"),
             false => Ok(InstructionKind::Volume(volumes)),
         }
     }
-}
 
-/// A JSON list of strings, or nothing: then it is the shell form.
-fn json_list(text: &str) -> Option<Vec<String>> {
-    let text = text.trim();
-    if !text.starts_with('[') {
-        return None;
+    fn healthcheck(&self, kind: &Word, arguments: &Arguments) -> Result<InstructionKind> {
+        let refuse = |message: &str| Err(DockerfileError::new(kind.at, message));
+        match kind.text.to_uppercase().as_str() {
+            "NONE" if *arguments == Arguments::Nothing => {
+                return Ok(InstructionKind::Healthcheck(Healthcheck::None));
+            }
+            "NONE" => return refuse("`HEALTHCHECK NONE` takes no arguments"),
+            "CMD" => (),
+            _ => {
+                let message = format!("`{}` is no kind of health check", kind.text);
+                let error = DockerfileError::new(kind.at, message);
+                return Err(error.with_hint("write `HEALTHCHECK CMD command`, or `NONE`"));
+            }
+        }
+        if matches!(arguments, Arguments::Nothing) || *arguments == Arguments::List(Vec::new()) {
+            return refuse("`HEALTHCHECK CMD` needs a command");
+        }
+        let duration = |name: &str| self.flag(name).map(|word| duration(&word)).transpose();
+        let retries = self.flag("retries").map(|word| {
+            word.text.parse::<u32>().ok().filter(|count| i32::try_from(*count).is_ok()).ok_or_else(
+                || {
+                    let message = format!("`--retries={}` is not a number of retries", word.text);
+                    DockerfileError::new(word.at, message)
+                },
+            )
+        });
+        Ok(InstructionKind::Healthcheck(Healthcheck::Check {
+            command: command(arguments),
+            interval: duration("interval")?,
+            timeout: duration("timeout")?,
+            start_period: duration("start-period")?,
+            start_interval: duration("start-interval")?,
+            retries: retries.transpose()?,
+        }))
     }
-    serde_json::from_str(text).ok()
+
+    /// Checks the trigger as far as it can be without the build that will execute it.
+    fn on_build(&self, nested: &Statement) -> Result<InstructionKind> {
+        let name = instruction_name(&nested.keyword)?;
+        if matches!(name, "FROM" | "MAINTAINER") {
+            let message = format!("`ONBUILD` cannot hold `{name}`");
+            return Err(DockerfileError::new(nested.keyword.at, message));
+        }
+        let nested = Statement { documents: self.statement.documents.clone(), ..nested.clone() };
+        Parser { statement: &nested, name, flags: flags(name, &nested)? }.kind()?;
+        let mut text = nested.text.clone();
+        for document in &nested.documents {
+            text.push('\n');
+            text.push_str(&document.content);
+            text.push_str(&document.name);
+        }
+        Ok(InstructionKind::OnBuild(text))
+    }
 }
 
-/// Whether a text is a JSON list with something else than strings in it.
-fn is_other_json_list(text: &str) -> bool {
-    text.trim().starts_with('[')
-        && json_list(text).is_none()
-        && serde_json::from_str::<Vec<serde_json::Value>>(text.trim()).is_ok()
+fn one_of(word: &Word, flag: &str, known: &[&'static str]) -> DockerfileError {
+    let message = format!("`--{flag}={}` is not one of {}", word.text, known.join(", "));
+    let error = DockerfileError::new(word.at, message);
+    match nearest(&word.text, known.iter().copied()) {
+        Some(meant) => error.with_hint(format!("did you mean `--{flag}={meant}`?")),
+        None => error,
+    }
+}
+
+/// Names that are reserved are taken, as they always were; a lint rule tells.
+fn stage_name(word: &Word) -> Result<String> {
+    let lower = word.text.to_lowercase();
+    let mut bytes = lower.bytes();
+    let valid = bytes.next().is_some_and(|byte| byte.is_ascii_lowercase())
+        && bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-.".contains(&b));
+    match valid {
+        true => Ok(lower),
+        false => {
+            let name = &word.text;
+            let message = format!(
+                "`{name}` cannot name a stage: letters, digits, `_`, `-` and `.`, a letter first"
+            );
+            Err(DockerfileError::new(word.at, message))
+        }
+    }
+}
+
+fn arg(words: &[Word]) -> Result<InstructionKind> {
+    let mut definitions = Vec::new();
+    for word in words {
+        let (name, default) = match word.text.split_once('=') {
+            Some((name, value)) => (name, Some(word.after(name.len() + 1, value))),
+            None => (word.text.as_str(), None),
+        };
+        if name.is_empty() || name.contains(['"', '\'', '$']) {
+            let message = format!("`{}` does not name a build argument", word.text);
+            return Err(DockerfileError::new(word.at, message));
+        }
+        definitions.push((name.to_owned(), default));
+    }
+    Ok(InstructionKind::Arg(definitions))
+}
+
+fn assignments(pairs: &[Pair]) -> Vec<Assignment> {
+    let assignment = |pair: &Pair| Assignment {
+        name: pair.name.clone(),
+        value: pair.value.clone(),
+        is_old_form: pair.is_old_form,
+    };
+    pairs.iter().map(assignment).collect()
+}
+
+fn command(arguments: &Arguments) -> Command {
+    match arguments {
+        Arguments::List(words) => Command::Exec(words.clone()),
+        Arguments::Text(word) => Command::Shell(word.text.clone()),
+        _ => Command::Exec(Vec::new()),
+    }
+}
+
+/// Splits `type=bind,target=/x` into its fields: comma-separated values, of which one that
+/// holds a comma stands in double quotes.
+fn mount(word: &Word) -> Result<MountFlag> {
+    let refuse = |message: String| DockerfileError::new(word.at, message);
+    let fields = comma_separated(&word.text).map_err(refuse)?;
+    let mut flag = MountFlag { fields: Vec::new(), at: word.at };
+    for field in fields {
+        let (name, value) = match field.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (field.as_str(), None),
+        };
+        flag.fields.push((name.to_lowercase(), value));
+    }
+    if let Some(from) = flag.from()
+        && from.contains('$')
+    {
+        let error = refuse("`from` of a mount takes no variables".to_owned());
+        return Err(error.with_hint("name a stage: `FROM $IMAGE AS source`, then `from=source`"));
+    }
+    Ok(flag)
+}
+
+fn comma_separated(text: &str) -> std::result::Result<Vec<String>, String> {
+    let mut fields = Vec::new();
+    let mut rest = text;
+    loop {
+        let (field, after) = match rest.strip_prefix('"') {
+            None => match rest.split_once(',') {
+                Some((field, after)) => (field.to_owned(), Some(after)),
+                None => (rest.to_owned(), None),
+            },
+            Some(quoted) => {
+                let mut field = String::new();
+                let mut left = quoted;
+                loop {
+                    let Some((part, after)) = left.split_once('"') else {
+                        return Err(format!("a double quote in `{text}` is not closed"));
+                    };
+                    field.push_str(part);
+                    left = after;
+                    match left.strip_prefix('"') {
+                        // Two quotes are one.
+                        Some(after) => {
+                            field.push('"');
+                            left = after;
+                        }
+                        None => break,
+                    }
+                }
+                match (left.is_empty(), left.strip_prefix(',')) {
+                    (true, _) => (field, None),
+                    (_, Some(after)) => (field, Some(after)),
+                    _ => return Err(format!("`{left}` follows a quoted field in `{text}`")),
+                }
+            }
+        };
+        fields.push(field);
+        match after {
+            Some(after) => rest = after,
+            None => return Ok(fields),
+        }
+    }
+}
+
+/// `1h30m`, `2.5s`, `500ms`, as Go writes durations. Zero, or at least a millisecond.
+fn duration(word: &Word) -> Result<Duration> {
+    let refuse = |why: &str| {
+        let error =
+            DockerfileError::new(word.at, format!("`{}` is not a duration{why}", word.text));
+        error.with_hint("write it like `30s`, `1m30s` or `500ms`")
+    };
+    let text = word.text.strip_prefix('+').unwrap_or(&word.text);
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut nanoseconds = 0_f64;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let (number, after) = rest.split_at(digits);
+        let number: f64 = number.parse().map_err(|_| refuse(""))?;
+        let letters = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(letters);
+        let scale = match unit {
+            "ns" => 1.0,
+            "us" | "µs" | "μs" => 1e3,
+            "ms" => 1e6,
+            "s" => 1e9,
+            "m" => 60e9,
+            "h" => 3600e9,
+            _ => return Err(refuse("")),
+        };
+        nanoseconds += number * scale;
+        rest = after;
+    }
+    if text.is_empty() || nanoseconds > i64::MAX as f64 {
+        return Err(refuse(""));
+    }
+    let duration = Duration::from_secs_f64(nanoseconds / 1e9);
+    match duration.is_zero() || duration >= Duration::from_millis(1) {
+        true => Ok(duration),
+        false => Err(refuse(" of at least a millisecond")),
+    }
 }

@@ -23,6 +23,18 @@ pub struct PlanOptions {
     pub platform: Platform,
     /// Sets `BUILDPLATFORM` and its parts.
     pub build_platform: Platform,
+    /// `--build-context`: names that stand for something else than a stage or an image.
+    pub contexts: BTreeMap<String, NamedContext>,
+    /// Stages by number that are needed besides, since triggers of base images read from them.
+    pub also: BTreeSet<usize>,
+}
+
+/// What a name of `--build-context` stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamedContext {
+    Image(oci::Reference),
+    /// Files that the caller has by this name.
+    Files,
 }
 
 /// Index into [`Plan::stages`].
@@ -45,6 +57,8 @@ pub struct Plan {
 pub enum Source {
     Scratch,
     Stage(StageId),
+    /// The files of a named context.
+    Context(String),
     /// An image by reference; its platform if `FROM --platform` says so.
     Image {
         reference: oci::Reference,
@@ -65,16 +79,19 @@ pub struct StagePlan {
     /// Everything it reads from: base first, then `COPY --from`s.
     pub sources: Vec<Source>,
     pub(crate) instructions: Vec<Instruction>,
-    /// What each `COPY` or `ADD` reads, in their order; `None`: the context.
-    pub(crate) copies: Vec<Option<Source>>,
+    /// What each instruction reads from besides, in the order of its flags; `None`: the context.
+    pub(crate) reads: Vec<Vec<Option<Source>>>,
+    /// The stages before this one: their names, and their places if they are needed.
+    pub(crate) earlier: Vec<(Option<String>, Option<StageId>)>,
+    pub(crate) contexts: BTreeMap<String, NamedContext>,
     pub(crate) escape: char,
     pub(crate) build_args: BTreeMap<String, String>,
     /// Values that a stage's `ARG name` takes over: global arguments and platform words.
     pub(crate) inherited: BTreeMap<String, String>,
 }
 
-/// A build of the whole proxy family may get these without declaring them; they are not part
-/// of cache keys or history.
+/// A build may be given these without declaring them. They are no part of the image or its
+/// history; a `RUN` with another proxy has another cache key (architecture.md decision 8).
 pub(crate) const PROXY_ARGS: [&str; 10] = [
     "HTTP_PROXY",
     "http_proxy",
@@ -94,12 +111,12 @@ struct Draft<'a> {
     at: Span,
     base: Source,
     instructions: &'a [Instruction],
-    copies: Vec<Option<Source>>,
+    reads: Vec<Vec<Option<Source>>>,
 }
 
 impl Draft<'_> {
     fn sources(&self) -> impl Iterator<Item = &Source> {
-        std::iter::once(&self.base).chain(self.copies.iter().flatten())
+        std::iter::once(&self.base).chain(self.reads.iter().flatten().flatten())
     }
 }
 
@@ -114,12 +131,16 @@ pub fn plan(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<Plan> {
     let first =
         dockerfile.instructions.iter().position(|i| matches!(i.kind, InstructionKind::From(_)));
     let (head, body) = dockerfile.instructions.split_at(first.unwrap_or(0));
-    let platform_args = platform_args(options);
+    let last_stage = body.iter().rev().find_map(|instruction| match &instruction.kind {
+        InstructionKind::From(from) => Some(from.name.as_deref()),
+        _ => None,
+    });
+    let platform_args = platform_args(options, last_stage.flatten());
     let globals = globals(head, dockerfile.escape, options, &platform_args)?;
     let inherited: BTreeMap<String, String> = platform_args.into_iter().chain(globals).collect();
-    let drafts = drafts(body, dockerfile.escape, &inherited)?;
+    let drafts = drafts(body, dockerfile.escape, &inherited, &options.contexts)?;
     let target = target(&drafts, options.target.as_deref())?;
-    let needed = needed(&drafts, target);
+    let needed = needed(&drafts, target, &options.also);
     let renumber = |source: &Source| match source {
         Source::Stage(StageId(number)) => Source::Stage(StageId(position(&needed, *number))),
         other => other.clone(),
@@ -133,7 +154,16 @@ pub fn plan(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<Plan> {
             at: draft.at,
             sources: draft.sources().map(renumber).collect(),
             instructions: draft.instructions.to_vec(),
-            copies: draft.copies.iter().map(|copy| copy.as_ref().map(renumber)).collect(),
+            reads: (draft.reads.iter())
+                .map(|reads| reads.iter().map(|read| read.as_ref().map(renumber)).collect())
+                .collect(),
+            earlier: (drafts[..number].iter().enumerate())
+                .map(|(number, draft)| {
+                    let id = needed.contains(&number).then(|| StageId(position(&needed, number)));
+                    (draft.from.name.clone(), id)
+                })
+                .collect(),
+            contexts: options.contexts.clone(),
             escape: dockerfile.escape,
             build_args: options.build_args.clone(),
             inherited: inherited.clone(),
@@ -151,20 +181,26 @@ fn position(needed: &BTreeSet<usize>, number: usize) -> usize {
     needed.iter().take_while(|needed| **needed < number).count()
 }
 
-/// `TARGETPLATFORM`, `BUILDOS` and so on.
-fn platform_args(options: &PlanOptions) -> BTreeMap<String, String> {
+/// `TARGETPLATFORM`, `BUILDOS` and so on; the caller may give them other values.
+fn platform_args(options: &PlanOptions, last_stage: Option<&str>) -> BTreeMap<String, String> {
     let mut args = BTreeMap::new();
     for (prefix, platform) in [("TARGET", &options.platform), ("BUILD", &options.build_platform)] {
-        let variant = platform.variant.clone().unwrap_or_default();
         let words = [
             ("PLATFORM", platform.to_string()),
             ("OS", platform.os.clone()),
+            ("OSVERSION", platform.os_version.clone().unwrap_or_default()),
             ("ARCH", platform.architecture.clone()),
-            ("VARIANT", variant),
+            ("VARIANT", platform.variant.clone().unwrap_or_default()),
         ];
         args.extend(words.map(|(word, value)| (format!("{prefix}{word}"), value)));
     }
-    args.insert("TARGETSTAGE".to_owned(), options.target.clone().unwrap_or("default".to_owned()));
+    let target = options.target.as_deref().or(last_stage).unwrap_or("default");
+    args.insert("TARGETSTAGE".to_owned(), target.to_owned());
+    for (name, value) in &mut args {
+        if let Some(given) = options.build_args.get(name) {
+            value.clone_from(given);
+        }
+    }
     args
 }
 
@@ -206,6 +242,7 @@ fn drafts<'a>(
     body: &'a [Instruction],
     escape: char,
     globals: &BTreeMap<String, String>,
+    contexts: &BTreeMap<String, NamedContext>,
 ) -> Result<Vec<Draft<'a>>> {
     let mut drafts: Vec<Draft<'a>> = Vec::new();
     let starts = |i: &Instruction| matches!(i.kind, InstructionKind::From(_));
@@ -215,31 +252,103 @@ fn drafts<'a>(
         let (instructions, next) = after.split_at(length);
         rest = next;
         let InstructionKind::From(from) = &first.kind else { continue };
-        let base = base(from, escape, globals, &drafts)?;
-        if let Some(name) = &from.name
-            && drafts.iter().any(|draft| draft.from.name.as_ref() == Some(name))
-        {
-            let message = format!("stage name `{name}` is used twice");
-            return Err(DockerfileError::new(first.at, message));
-        }
-        let mut copies = Vec::new();
+        // A context with the stage's own name takes the place of the whole stage.
+        let own = from.name.as_deref().and_then(|name| context_named(name, contexts));
+        let (base, instructions) = match own {
+            Some(context) => (context_source(context), &[][..]),
+            None => (base(from, escape, globals, &drafts, contexts)?, instructions),
+        };
+        let earlier: Vec<_> = (drafts.iter().enumerate())
+            .map(|(number, draft)| (draft.from.name.clone(), Some(StageId(number))))
+            .collect();
+        let mut reads = Vec::with_capacity(instructions.len());
         for instruction in instructions {
-            if let InstructionKind::Copy(copy) = &instruction.kind {
-                copies.push(match &copy.from {
-                    Some(from) => Some(copy_source(from, &drafts)?),
-                    None => None,
-                });
-            }
+            reads.push(reads_of(&instruction.kind, &earlier, contexts)?);
         }
-        drafts.push(Draft { from, at: first.at, base, instructions, copies });
+        drafts.push(Draft { from, at: first.at, base, instructions, reads });
     }
     Ok(drafts)
 }
 
+/// What an instruction reads from besides the stage it is in; of a trigger, a stage that the
+/// plan does not have is an error of its own.
+pub(crate) fn reads_of(
+    kind: &InstructionKind,
+    earlier: &[(Option<String>, Option<StageId>)],
+    contexts: &BTreeMap<String, NamedContext>,
+) -> std::result::Result<Vec<Option<Source>>, OperationsError> {
+    let find = |from: &str, at| named_source(from, at, earlier, contexts);
+    match kind {
+        InstructionKind::Copy(copy) => match &copy.from {
+            Some(from) if from.text.contains('$') => {
+                let error = DockerfileError::new(from.at, "`--from` takes no variables");
+                let hint = "name a stage: `FROM $IMAGE AS source`, then `--from=source`";
+                Err(error.with_hint(hint).into())
+            }
+            Some(from) => Ok(vec![Some(find(&from.text, from.at)?)]),
+            None => Ok(vec![None]),
+        },
+        InstructionKind::Run(run) => (run.mounts.iter())
+            .map(|mount| mount.from().map(|from| find(from, mount.at)).transpose())
+            .collect(),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// Why the operations of a stage cannot be given.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OperationsError {
+    #[error(transparent)]
+    Dockerfile(#[from] DockerfileError),
+    /// A trigger of the base image reads from a stage that was not planned: plan again with it
+    /// in [`PlanOptions::also`].
+    #[error("stage {0} is needed by a trigger of a base image")]
+    NeedsStage(usize),
+}
+
+impl std::convert::From<OperationsError> for DockerfileError {
+    /// Where all stages are known, as while planning, only the first kind is met.
+    fn from(error: OperationsError) -> Self {
+        match error {
+            OperationsError::Dockerfile(error) => error,
+            OperationsError::NeedsStage(_) => Self::new(Span::default(), error.to_string()),
+        }
+    }
+}
+
 fn stage_named(drafts: &[Draft<'_>], name: &str) -> Option<usize> {
     let name = name.to_lowercase();
-    // Names are unique, so the first is the only one.
-    drafts.iter().position(|draft| draft.from.name.as_deref() == Some(&name))
+    // Of several the last one counts; a lint rule tells of it.
+    drafts.iter().rposition(|draft| draft.from.name.as_deref() == Some(&name))
+}
+
+/// The named context that stands for an image or a stage. `app`, `app:latest` and
+/// `docker.io/library/app` are one name.
+fn context_named<'a>(
+    name: &str,
+    contexts: &'a BTreeMap<String, NamedContext>,
+) -> Option<(&'a String, &'a NamedContext)> {
+    if matches!(name, "scratch" | "context") {
+        return None;
+    }
+    let familiar = |name: &str| match name.parse::<oci::Reference>() {
+        Ok(reference) => {
+            let familiar = reference.familiar();
+            familiar.strip_suffix(":latest").map_or(familiar.clone(), str::to_owned)
+        }
+        Err(_) => name.to_owned(),
+    };
+    let wanted = familiar(name);
+    contexts.iter().find(|(known, _)| *known == name || familiar(known) == wanted)
+}
+
+fn context_source((name, context): (&String, &NamedContext)) -> Source {
+    match context {
+        NamedContext::Image(reference) => {
+            Source::Image { reference: reference.clone(), platform: None }
+        }
+        NamedContext::Files => Source::Context(name.clone()),
+    }
 }
 
 fn base(
@@ -247,6 +356,7 @@ fn base(
     escape: char,
     globals: &BTreeMap<String, String>,
     drafts: &[Draft<'_>],
+    contexts: &BTreeMap<String, NamedContext>,
 ) -> Result<Source> {
     let at = from.image.at;
     let image = expand_word(&from.image, escape, globals)?;
@@ -262,11 +372,14 @@ fn base(
             Some(parsed.map_err(|error| DockerfileError::new(word.at, error.to_string()))?)
         }
     };
+    if let Some(number) = stage_named(drafts, &image) {
+        return Ok(Source::Stage(StageId(number)));
+    }
     if image == "scratch" {
         return Ok(Source::Scratch);
     }
-    match stage_named(drafts, &image) {
-        Some(number) => Ok(Source::Stage(StageId(number))),
+    match context_named(&image, contexts) {
+        Some(context) => Ok(context_source(context)),
         None => Ok(Source::Image { reference: reference(&image, at)?, platform }),
     }
 }
@@ -281,27 +394,36 @@ fn reference(text: &str, at: Span) -> Result<oci::Reference> {
     })
 }
 
-/// What `COPY --from` names: a stage by name or number, else an image.
-fn copy_source(from: &Word, drafts: &[Draft<'_>]) -> Result<Source> {
-    if from.text.contains('$') {
-        let error = DockerfileError::new(from.at, "`--from` takes no variables");
-        return Err(error.with_hint("name a stage: `FROM $IMAGE AS source`, then `--from=source`"));
-    }
-    if from.text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return match from.text.parse::<usize>() {
-            Ok(number) if number < drafts.len() => Ok(Source::Stage(StageId(number))),
+/// What `--from` names: a stage by name or number, a named context, else an image.
+fn named_source(
+    from: &str,
+    at: Span,
+    earlier: &[(Option<String>, Option<StageId>)],
+    contexts: &BTreeMap<String, NamedContext>,
+) -> std::result::Result<Source, OperationsError> {
+    let stage = |number: usize| match earlier[number].1 {
+        Some(id) => Ok(Source::Stage(id)),
+        None => Err(OperationsError::NeedsStage(number)),
+    };
+    if from.bytes().all(|byte| byte.is_ascii_digit()) {
+        return match from.parse::<usize>() {
+            Ok(number) if number < earlier.len() => stage(number),
             _ => {
-                let message = format!("there is no stage {} before this one", from.text);
-                Err(DockerfileError::new(from.at, message))
+                let message = format!("there is no stage {from} before this one");
+                Err(DockerfileError::new(at, message).into())
             }
         };
     }
-    if from.text == "scratch" {
+    let lower = from.to_lowercase();
+    if let Some(number) = earlier.iter().rposition(|(name, _)| name.as_deref() == Some(&lower)) {
+        return stage(number);
+    }
+    if from == "scratch" {
         return Ok(Source::Scratch);
     }
-    match stage_named(drafts, &from.text) {
-        Some(number) => Ok(Source::Stage(StageId(number))),
-        None => Ok(Source::Image { reference: reference(&from.text, from.at)?, platform: None }),
+    match context_named(from, contexts) {
+        Some(context) => Ok(context_source(context)),
+        None => Ok(Source::Image { reference: reference(from, at)?, platform: None }),
     }
 }
 
@@ -326,8 +448,10 @@ fn target(drafts: &[Draft<'_>], wanted: Option<&str>) -> Result<usize> {
 }
 
 /// The target and all that it reads from, directly or not. Stages only use earlier ones.
-fn needed(drafts: &[Draft<'_>], target: usize) -> BTreeSet<usize> {
-    let mut needed = BTreeSet::from([target]);
+fn needed(drafts: &[Draft<'_>], target: usize, also: &BTreeSet<usize>) -> BTreeSet<usize> {
+    let mut needed: BTreeSet<usize> =
+        also.iter().copied().filter(|number| *number < target).collect();
+    needed.insert(target);
     for number in (0..=target).rev().filter(|number| *number < drafts.len()) {
         if needed.contains(&number) {
             needed.extend(drafts[number].sources().filter_map(|source| match source {

@@ -1,6 +1,8 @@
 //! Text to instructions as written: directives, comments, continuation lines.
 
+use crate::heredoc::{self, HereDocument};
 use crate::span::{DockerfileError, Span, Text};
+use crate::statement::may_have_documents;
 
 /// A Dockerfile larger than this is refused, in bytes.
 const SIZE_MAX: usize = 1 << 20;
@@ -15,6 +17,12 @@ pub(crate) struct Line {
     /// Where pieces of `text` come from: offset in it, offset in the source.
     pieces: Vec<(usize, usize)>,
     end: usize,
+    /// The here-documents that the instruction announces, with their lines.
+    pub(crate) documents: Vec<HereDocument>,
+    /// The comments above it, without `#`.
+    pub(crate) comments: Vec<String>,
+    /// Where an instruction ends that has an empty line in it, which is deprecated.
+    pub(crate) empty_continuation: Option<Span>,
 }
 
 impl Line {
@@ -39,8 +47,18 @@ impl Line {
 
 /// What the head of the file asks for, and the instructions after it.
 pub(crate) struct Scanned {
-    pub(crate) escape: char,
+    pub(crate) directives: Directives,
     pub(crate) lines: Vec<Line>,
+}
+
+/// What `# name=value` at the top of a file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Directives {
+    pub(crate) escape: char,
+    /// Of `check`: lint settings.
+    pub(crate) check: Option<(String, Span)>,
+    /// Where the lines after them begin.
+    end: usize,
 }
 
 pub(crate) fn scan(source: &Text<'_>) -> Result<Scanned, DockerfileError> {
@@ -49,21 +67,25 @@ pub(crate) fn scan(source: &Text<'_>) -> Result<Scanned, DockerfileError> {
         let message = format!("the Dockerfile is larger than {SIZE_MAX} bytes");
         return Err(DockerfileError::new(start, message));
     }
-    let escape = directives(source)?;
-    let mut scanner = Scanner { source, escape, at: 0, lines: Vec::new() };
-    if source.starts_with('\u{feff}') {
-        scanner.at = '\u{feff}'.len_utf8();
+    if let Some(at) = source.find('\0') {
+        let message = "the Dockerfile has a NUL byte, which text cannot have";
+        return Err(DockerfileError::new(source.span(at, at + 1), message));
     }
+    let directives = directives(source)?;
+    let escape = directives.escape;
+    let mark = if source.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
+    let at = directives.end.max(mark);
+    let mut scanner = Scanner { source, escape, at, lines: Vec::new(), comments: Vec::new() };
     scanner.run()?;
     match scanner.lines.is_empty() {
         true => Err(DockerfileError::new(start, "the Dockerfile has no instructions")),
-        false => Ok(Scanned { escape, lines: scanner.lines }),
+        false => Ok(Scanned { directives, lines: scanner.lines }),
     }
 }
 
-/// Reads `# escape=`, `# syntax=` and `# check=` at the top; gives the escape character.
-fn directives(source: &Text<'_>) -> Result<char, DockerfileError> {
-    let mut escape = None;
+/// Reads `# escape=`, `# syntax=` and `# check=` at the top.
+fn directives(source: &Text<'_>) -> Result<Directives, DockerfileError> {
+    let mut directives = Directives { escape: '\\', check: None, end: 0 };
     let mut seen: Vec<String> = Vec::new();
     let mut offset = 0;
     for line in source.split_inclusive('\n') {
@@ -88,8 +110,8 @@ fn directives(source: &Text<'_>) -> Result<char, DockerfileError> {
         }
         match name.as_str() {
             "escape" => match value {
-                "\\" => escape = Some('\\'),
-                "`" => escape = Some('`'),
+                "\\" => directives.escape = '\\',
+                "`" => directives.escape = '`',
                 other => {
                     let message =
                         format!("escape character `{other}` is neither `\\` nor a backtick");
@@ -99,14 +121,14 @@ fn directives(source: &Text<'_>) -> Result<char, DockerfileError> {
             "syntax" => check_frontend(value).map_err(|message| {
                 refuse(message).with_hint("remove the line, or use `# syntax=docker/dockerfile:1`")
             })?,
-            // Lint settings: they change no result.
-            "check" => (),
+            "check" => directives.check = Some((value.to_owned(), at)),
             // An unknown one is a comment, and ends the directives.
             _ => break,
         }
         seen.push(name);
+        directives.end = offset;
     }
-    Ok(escape.unwrap_or('\\'))
+    Ok(directives)
 }
 
 /// The official frontends are this language; others are programs of their own.
@@ -125,6 +147,8 @@ struct Scanner<'a> {
     escape: char,
     at: usize,
     lines: Vec<Line>,
+    /// Those since the last instruction.
+    comments: Vec<String>,
 }
 
 impl<'a> Scanner<'a> {
@@ -140,10 +164,19 @@ impl<'a> Scanner<'a> {
     fn run(&mut self) -> Result<(), DockerfileError> {
         while let Some((start, line)) = self.next_line() {
             let text = line.trim_start();
-            if text.is_empty() || text.starts_with('#') {
+            if let Some(comment) = text.strip_prefix('#') {
+                match comment.trim() {
+                    "" => self.comments.clear(),
+                    comment => self.comments.push(comment.to_owned()),
+                }
                 continue;
             }
-            let line = self.join(start + line.len() - text.len(), text);
+            if text.is_empty() {
+                continue;
+            }
+            let mut line = self.join(start + line.len() - text.len(), text);
+            line.comments = std::mem::take(&mut self.comments);
+            self.documents(&mut line)?;
             if self.lines.len() >= INSTRUCTIONS_MAX {
                 let message =
                     format!("the Dockerfile has more than {INSTRUCTIONS_MAX} instructions");
@@ -157,7 +190,15 @@ impl<'a> Scanner<'a> {
     /// Joins an instruction with the lines that continue it. Comments and empty lines between
     /// them are left out.
     fn join(&mut self, start: usize, first: &'a str) -> Line {
-        let mut line = Line { text: String::new(), pieces: Vec::new(), end: start };
+        let mut line = Line {
+            text: String::new(),
+            pieces: Vec::new(),
+            end: start,
+            documents: Vec::new(),
+            comments: Vec::new(),
+            empty_continuation: None,
+        };
+        let mut has_empty = false;
         let mut next = Some((start, first));
         while let Some((start, text)) = next {
             let (text, goes_on) = self.continuation(text);
@@ -169,7 +210,7 @@ impl<'a> Scanner<'a> {
             }
             next = loop {
                 match self.next_line() {
-                    Some((_, skipped)) if skipped.trim().is_empty() => (),
+                    Some((_, skipped)) if skipped.trim().is_empty() => has_empty = true,
                     Some((_, comment)) if comment.trim_start().starts_with('#') => (),
                     found => break found,
                 }
@@ -177,7 +218,37 @@ impl<'a> Scanner<'a> {
         }
         let kept = line.text.trim_end().len();
         line.text.truncate(kept);
+        if has_empty {
+            line.empty_continuation = Some(self.source.span(line.end, line.end));
+        }
         line
+    }
+
+    /// Reads the lines that belong to an instruction's here-documents, as they are.
+    fn documents(&mut self, line: &mut Line) -> Result<(), DockerfileError> {
+        if !may_have_documents(&line.text, self.escape) {
+            return Ok(());
+        }
+        let refuse = |message| DockerfileError::new(line.whole(self.source), message);
+        let mut documents = heredoc::markers(&line.text).map_err(refuse)?;
+        for document in &mut documents {
+            loop {
+                let start = self.at;
+                if self.next_line().is_none() {
+                    let name = &document.name;
+                    let message = format!("the here-document `{name}` is not ended");
+                    let error = DockerfileError::new(line.whole(self.source), message);
+                    return Err(error.with_hint(format!("end it with a line `{name}`")));
+                }
+                let text = &self.source[start..self.at];
+                if document.ends_at(text) {
+                    break;
+                }
+                document.content.push_str(text);
+            }
+        }
+        line.documents = documents;
+        Ok(())
     }
 
     /// The line without its continuation mark, and whether it had one: a single escape

@@ -42,8 +42,17 @@ pub(crate) fn expand_words(
     Ok(list)
 }
 
+/// Replaces the variables of a here-document. Quotes are text, and `\` escapes.
+pub(crate) fn expand_document(text: &str, variables: &dyn Variables) -> Result<String, String> {
+    let chars = text.chars().collect();
+    let quotes = false;
+    let mut lexer = Lexer { chars, at: 0, escape: '\\', variables, depth: 0, quotes };
+    Ok(lexer.until(None, false)?.text)
+}
+
 fn run(text: &str, escape: char, variables: &dyn Variables) -> Result<Words, String> {
-    let mut lexer = Lexer { chars: text.chars().collect(), at: 0, escape, variables, depth: 0 };
+    let chars = text.chars().collect();
+    let mut lexer = Lexer { chars, at: 0, escape, variables, depth: 0, quotes: true };
     lexer.until(None, false)
 }
 
@@ -91,6 +100,8 @@ struct Lexer<'a> {
     escape: char,
     variables: &'a dyn Variables,
     depth: usize,
+    /// Whether quotes mean something.
+    quotes: bool,
 }
 
 impl Lexer<'_> {
@@ -114,8 +125,8 @@ impl Lexer<'_> {
                 return Ok(words);
             }
             match c {
-                '\'' => self.single_quoted(&mut words)?,
-                '"' => self.double_quoted(&mut words)?,
+                '\'' if self.quotes => self.single_quoted(&mut words)?,
+                '"' if self.quotes => self.double_quoted(&mut words)?,
                 '$' => {
                     let value = self.dollar()?;
                     value.chars().for_each(|c| words.push(c));
@@ -341,6 +352,11 @@ fn regex(tokens: &[PatternToken], greedy: bool, anchor: &str) -> Result<Regex, S
     }
     let built = regex::RegexBuilder::new(&source).size_limit(1 << 20).build();
     built.map_err(|_| "the pattern is too long".to_owned())
+}
+
+/// The regular expression of a pattern, anchored, its stars greedy.
+pub(crate) fn pattern(pattern: &str) -> Result<String, String> {
+    Ok(regex(&tokens(pattern, '\\')?, true, "^")?.as_str().to_owned())
 }
 
 /// Takes the shortest (or, greedy, the longest) match off the front or the back.

@@ -4,11 +4,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use dockerfile::{DockerfileError, Operation, OperationKind, Plan, PlanOptions, parse, plan};
+use dockerfile::{
+    DockerfileError, NamedContext, Operation, OperationKind, OperationsError, Plan, PlanOptions,
+    StageId, parse, plan,
+};
 use expect_test::expect_file;
 use oci::{ImageConfig, Platform};
 
@@ -19,6 +22,11 @@ fn options() -> PlanOptions {
         target: None,
         platform: Platform::new("linux", "arm64", None),
         build_platform: Platform::new("linux", "amd64", None),
+        contexts: BTreeMap::from([
+            ("files".to_owned(), NamedContext::Files),
+            ("alpine".to_owned(), NamedContext::Image("localhost:5000/own".parse().unwrap())),
+        ]),
+        also: BTreeSet::new(),
     }
 }
 
@@ -26,11 +34,15 @@ fn outline(source: &str) -> Result<String, DockerfileError> {
     let dockerfile = parse(source)?;
     let plan = plan(&dockerfile, &options())?;
     let mut out = String::new();
+    // As if every stage were built on the one before.
+    let mut args = Vec::new();
     for (id, stage) in plan.stages.iter().enumerate() {
         let name = stage.name.as_deref().unwrap_or("-");
         writeln!(out, "stage {id} (number {}, name {name}) from {:?}", stage.number, stage.base)
             .unwrap();
-        let operations = stage.operations(&ImageConfig::default())?;
+        let operations = stage.operations(&ImageConfig::default(), &args)?;
+        args = operations.args;
+        let operations = operations.operations;
         for operation in &operations {
             show(&mut out, operation);
         }
@@ -50,10 +62,24 @@ fn show(out: &mut String, operation: &Operation) {
             writeln!(out, "     args {:?}\n     env {:?}", run.args, run.env).unwrap();
             writeln!(out, "     user {:?} cwd {:?} values {:?}", run.user, run.cwd, run.arg_values)
                 .unwrap();
+            let (network, insecure) = (run.network, run.insecure);
+            writeln!(out, "     network {network:?} insecure {insecure}").unwrap();
+            for mount in &run.mounts {
+                writeln!(out, "     mount {:?}", mount.kind).unwrap();
+            }
+            if let Some(script) = &run.script {
+                writeln!(out, "     script {:?}", script).unwrap();
+            }
         }
         OperationKind::Copy(copy) => {
-            writeln!(out, "     {:?} -> {:?} from {:?}", copy.sources, copy.destination, copy.from)
+            let sources: Vec<_> = copy.sources.iter().map(|s| (&s.pivot, &s.pattern)).collect();
+            writeln!(out, "     {sources:?} -> {:?} from {:?}", copy.destination, copy.from)
                 .unwrap();
+            let (unpack, link) = (copy.unpack, copy.link);
+            writeln!(out, "     unpack {unpack} link {link} excludes {:?}", copy.excludes).unwrap();
+            for document in &copy.documents {
+                writeln!(out, "     {} is {:?}", document.name, document.text).unwrap();
+            }
         }
         OperationKind::Workdir { .. } | OperationKind::Config => (),
     }
@@ -119,13 +145,40 @@ fn a_base_keeps_its_config_unless_the_stage_says_otherwise() {
     base.config.cmd = Some(vec!["old".to_owned()]);
     base.config.labels = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
     base.config.user = "app".to_owned();
-    let operations = plan.stages[0].operations(&base).unwrap();
+    let operations = plan.stages[0].operations(&base, &[]).unwrap().operations;
     let config = &operations.last().unwrap().config;
     assert_eq!(config.env, ["PATH=/x:/bin", "KEEP=1"]);
     assert_eq!((config.cmd.as_ref(), config.user.as_str()), (None, "app"));
     assert_eq!(config.labels["a"], "2");
-    base.config.on_build = vec!["RUN true".to_owned()];
-    assert!(plan.stages[0].operations(&base).unwrap_err().message.contains("ONBUILD"));
+}
+
+#[test]
+fn triggers_of_a_base_come_first_and_only_once() {
+    let source = "FROM one AS early\nFROM two AS unused\nFROM base\nRUN last\n";
+    let dockerfile = parse(source).unwrap();
+    let planned = plan(&dockerfile, &options()).unwrap();
+    let mut base = ImageConfig::default();
+    base.config.on_build = vec!["ARG GIVEN".into(), "RUN <<E\necho $GIVEN\nE".into()];
+    let stage = planned.stages.last().unwrap();
+    let operations = stage.operations(&base, &[]).unwrap().operations;
+    let texts: Vec<&str> = operations.iter().map(|operation| operation.text.as_str()).collect();
+    assert_eq!(texts, ["ONBUILD ARG GIVEN", "ONBUILD RUN <<E (echo $GIVEN)", "RUN last"]);
+    assert!(operations.iter().all(|operation| operation.config.on_build.is_empty()));
+
+    // A stage that only a trigger reads from is planned on demand.
+    base.config.on_build = vec!["COPY --from=early /a /b".into()];
+    assert_eq!(stage.operations(&base, &[]), Err(OperationsError::NeedsStage(0)));
+    let options = PlanOptions { also: BTreeSet::from([0]), ..options() };
+    let planned = plan(&dockerfile, &options).unwrap();
+    assert_eq!((planned.stages.len(), planned.target), (2, StageId(1)));
+    assert!(planned.stages[1].operations(&base, &[]).is_ok());
+
+    for wrong in ["FROM x", "RUN a\nRUN b", "RUNN", "ONBUILD RUN x", "COPY a", ""] {
+        base.config.on_build = vec![wrong.to_owned()];
+        let error = stage.operations(&base, &[]).unwrap_err();
+        let OperationsError::Dockerfile(error) = error else { panic!("{error}") };
+        assert_eq!((error.at.line, error.message.contains("ONBUILD")), (3, true), "{error}");
+    }
 }
 
 mod any_text {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use builder::{
     BuildError, BuildEvents, BuildRequest, Builder, Built, Compression, ContextOptions, OwnNames,
+    Secrets,
 };
 use container::{Limits, Network};
 use oci::{Digest, Platform, RegistryName};
@@ -67,6 +69,23 @@ pub struct BuildStep {
     pub network: Network,
     pub source_date_epoch: Option<i64>,
     pub compression: Compression,
+    pub options: BuildOptions,
+}
+
+/// What a build is told besides.
+#[derive(Debug, Clone, Default)]
+pub struct BuildOptions {
+    pub secrets: Secrets,
+    pub extra_hosts: Vec<(String, IpAddr)>,
+    /// Name, soft and hard limit.
+    pub ulimits: Vec<(String, u64, u64)>,
+    /// In bytes.
+    pub shm_size: Option<u64>,
+    pub labels: BTreeMap<String, String>,
+    /// Of the manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// By name or number.
+    pub no_cache_stages: BTreeSet<String>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -322,6 +341,10 @@ fn build_request(
         arguments.clone().map(|arg| (arg.name.clone(), arg.value.clone())).collect();
     let secret_args: BTreeSet<_> =
         arguments.filter(|arg| arg.secret).map(|arg| arg.name.clone()).collect();
+    let options = &step.options;
+    let mut limits = engine.container_limits.clone();
+    limits.shm_size = options.shm_size.or(limits.shm_size);
+    limits.ulimits.extend(options.ulimits.iter().cloned());
     Ok(BuildRequest {
         name: request.run.clone(),
         dockerfile_name: name,
@@ -332,7 +355,13 @@ fn build_request(
         platform: step.platform.clone(),
         no_cache: step.no_cache,
         network: step.network,
-        limits: engine.container_limits.clone(),
+        limits,
+        secrets: options.secrets.clone(),
+        cache_namespace: engine.registry.to_string(),
+        extra_hosts: options.extra_hosts.clone(),
+        labels: options.labels.clone(),
+        annotations: options.annotations.clone(),
+        no_cache_stages: options.no_cache_stages.clone(),
         compression: step.compression,
         source_date_epoch: step.source_date_epoch,
         ..BuildRequest::new(dockerfile, request.now)

@@ -16,7 +16,9 @@ mod name;
 mod publish;
 mod unpack;
 
-pub use execute::{Argument, BuildStep, Engine, Outcome, Output, RunEvents, RunRequest, execute};
+pub use execute::{
+    Argument, BuildOptions, BuildStep, Engine, Outcome, Output, RunEvents, RunRequest, execute,
+};
 pub use name::{Destination, NameError};
 pub use publish::{Lease, Publication, PublishError, publish};
 pub use unpack::{UnpackError, UnpackLimits, unpack};

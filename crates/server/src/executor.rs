@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use builder::{
-    Builder, CatalogCache, CatalogImages, InFlight, Layers, OwnNames, RemoteImages, TrustDomain,
+    Builder, CacheFolders, CatalogCache, CatalogImages, InFlight, Layers, OwnNames, RemoteImages,
+    RunPolicy, Secret, TrustDomain,
 };
 use container::{Limits, Network, Runtime, RuntimeSettings};
 use control::{Attempt, End, Executor, Outcome, OutputImage};
-use engine::{BuildStep, Engine, Lease, RunRequest, UnpackLimits};
+use engine::{BuildOptions, BuildStep, Engine, Lease, RunRequest, UnpackLimits};
 use oci::RegistryName;
 use remote::{Credentials, Remote, RemoteSettings, Upstream};
 use store::DataDir;
@@ -51,6 +52,13 @@ pub(crate) async fn build(
     let own = OwnNames::new(state.registries.own_names());
     let runtime = open_runtime(settings, folder.path()).await;
     let layers = open_layers(state, folder).await?;
+    let caches = folder.snapshots().join("mounts");
+    let cache_folders = CacheFolders::open(&caches, settings.build.cache_mounts_size_max)
+        .map_err(ServeError::starting("open the folder of cache mounts"))?;
+    let policy = RunPolicy {
+        host_network: settings.build.allow_host_network,
+        insecure: settings.build.allow_insecure,
+    };
     let runs = Arc::new(Semaphore::new(settings.server.worker_threads.max(2)));
     let in_flight = Arc::new(InFlight::default());
     let engine = |registry: &RegistryName| Engine {
@@ -70,6 +78,8 @@ pub(crate) async fn build(
             layers: Arc::clone(&layers),
             runtime: runtime.clone(),
             runs: Arc::clone(&runs),
+            cache_folders: Arc::clone(&cache_folders),
+            policy,
             in_flight: Arc::clone(&in_flight),
         }),
         catalog: state.catalog.clone(),
@@ -202,9 +212,25 @@ fn run_request(attempt: &Attempt) -> RunRequest {
             },
             source_date_epoch: request.source_date_epoch,
             compression: builder::Compression::default(),
+            options: build_options(&request.options),
         },
         timeout: request.timeout + TIMEOUT_SLACK,
         now: attempt.started_at.div_euclid(1000),
+    }
+}
+
+fn build_options(options: &control::BuildOptions) -> BuildOptions {
+    let secrets = options.secrets.iter();
+    BuildOptions {
+        secrets: secrets
+            .map(|secret| (secret.id.clone(), Secret::new(secret.value.clone())))
+            .collect(),
+        extra_hosts: options.extra_hosts.clone(),
+        ulimits: options.ulimits.clone(),
+        shm_size: options.shm_size,
+        labels: options.labels.clone(),
+        annotations: options.annotations.clone(),
+        no_cache_stages: options.no_cache_stages.clone(),
     }
 }
 

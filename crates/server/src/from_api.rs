@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
-use control::{BuildArgument, BuildRequest, RunFilter};
+use base64::Engine as _;
+use control::{BuildArgument, BuildOptions, BuildRequest, BuildSecret, RunFilter};
 use oci::{Digest, Platform, Reference};
 
 use crate::error::ApiError;
 
 /// Names and arguments of one request.
 const ITEMS_MAX: usize = 1000;
+
+/// A secret of a build, in bytes.
+const SECRET_SIZE_MAX: usize = 500 << 10;
 
 /// Runs.md section 1.2.
 const TIMEOUT_SECONDS: std::ops::RangeInclusive<u32> = 300..=28_800;
@@ -47,6 +51,7 @@ pub(crate) fn build_request(
         source_date_epoch: body.source_date_epoch,
         network: network(body.network, defaults.allow_host_network)?,
         archived: body.is_archive_enabled,
+        options: build_options(body.build_options)?,
         image_names: body.image_names,
     })
 }
@@ -112,6 +117,61 @@ fn argument(argument: api::Argument) -> Result<BuildArgument, ApiError> {
         false => Err(ApiError::invalid(format!("`{}` is not the name of an argument", cut(&name)))
             .at("arguments")),
     }
+}
+
+fn build_options(options: api::BuildOptions) -> Result<BuildOptions, ApiError> {
+    let refuse = |message: String| ApiError::invalid(message).at("buildOptions");
+    let counts = [
+        options.secrets.len(),
+        options.extra_hosts.len(),
+        options.ulimits.len(),
+        options.labels.len(),
+        options.annotations.len(),
+        options.no_cache_stages.len(),
+    ];
+    if counts.into_iter().any(|count| count > ITEMS_MAX) {
+        return Err(refuse(format!("more than {ITEMS_MAX} of one option")));
+    }
+    let mut secrets = Vec::with_capacity(options.secrets.len());
+    for secret in options.secrets {
+        let value = base64::engine::general_purpose::STANDARD.decode(&secret.value);
+        let id = cut(&secret.id);
+        let value = value.map_err(|_| refuse(format!("secret `{id}` is not in base64")))?;
+        if value.len() > SECRET_SIZE_MAX {
+            return Err(refuse(format!("secret `{id}` is larger than {SECRET_SIZE_MAX} bytes")));
+        }
+        secrets.push(BuildSecret { id: secret.id, value });
+    }
+    let host = |text: &String| {
+        let parts = text.split_once('=').or_else(|| text.split_once(':'));
+        let parsed = parts.and_then(|(name, address)| {
+            let address = address.trim_start_matches('[').trim_end_matches(']');
+            Some((name.to_owned(), address.parse().ok()?))
+        });
+        let wrong = || refuse(format!("`{}` is not of the form `NAME=ADDRESS`", cut(text)));
+        parsed.filter(|(name, _)| !name.is_empty()).ok_or_else(wrong)
+    };
+    let ulimit = |text: &String| {
+        let number = |text: &str| match text {
+            "-1" | "unlimited" => Some(u64::MAX),
+            text => text.parse::<u64>().ok(),
+        };
+        let parsed = text.split_once('=').and_then(|(name, limits)| {
+            let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+            Some((name.to_ascii_lowercase(), number(soft)?, number(hard)?))
+        });
+        let wrong = || refuse(format!("`{}` is not of the form `NAME=SOFT[:HARD]`", cut(text)));
+        parsed.ok_or_else(wrong)
+    };
+    Ok(BuildOptions {
+        secrets,
+        extra_hosts: options.extra_hosts.iter().map(host).collect::<Result<_, _>>()?,
+        ulimits: options.ulimits.iter().map(ulimit).collect::<Result<_, _>>()?,
+        shm_size: options.shm_size,
+        labels: options.labels,
+        annotations: options.annotations,
+        no_cache_stages: options.no_cache_stages.into_iter().collect(),
+    })
 }
 
 fn timeout(seconds: Option<u32>, otherwise: Duration) -> Result<Duration, ApiError> {

@@ -75,6 +75,8 @@ pub struct BuildSettings {
     pub pids: Option<u32>,
     pub cpus: Option<f64>,
     pub allow_host_network: bool,
+    pub allow_insecure: bool,
+    pub cache_mounts_size_max: u64,
 }
 
 #[derive(Debug, Clone)]

@@ -131,7 +131,7 @@ async fn ignored_files_are_not_seen() {
           |
         2 | COPY a.log /
           | ^^^^^^^^^^^^
-        hint: it is in the context, but `.dockerignore` excludes it
+        hint: `.dockerignore` excludes it from the context
     "#]]
     .assert_eq(&fixture.error("FROM scratch\nCOPY a.log /").await);
     expect![[r#"

@@ -5,14 +5,16 @@ use oci::media_type;
 
 use crate::support::*;
 
+/// What images have that set none.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 #[tokio::test]
 async fn an_image_without_layers_is_an_image() {
     let fixture = Fixture::empty().await;
     let run = fixture.build("FROM scratch\nENV A=1\nCMD [\"/a\"]").await;
     assert!(run.built.layers.is_empty());
     let config = run.config();
-    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    assert_eq!(config.config.env, [path, "A=1"]);
+    assert_eq!(config.config.env, [PATH, "A=1"]);
     assert_eq!(config.config.cmd, Some(vec!["/a".to_owned()]));
     assert_eq!(config.created.as_deref(), Some("2023-11-14T22:13:20Z"));
     assert_eq!(config.history.len(), 2);
@@ -26,7 +28,7 @@ async fn the_base_s_config_and_history_are_kept() {
     let run =
         fixture.build("FROM registry.test/base\nENV NEW=2\nCOPY x /\nEXPOSE 80\nLABEL a=b").await;
     let config = run.config();
-    assert_eq!(config.config.env, ["OLD=1", "NEW=2"]);
+    assert_eq!(config.config.env, ["OLD=1", PATH, "NEW=2"]);
     assert_eq!(config.config.cmd, Some(vec!["/bin/sh".to_owned()]));
     let history: Vec<_> = (config.history.iter())
         .map(|line| {

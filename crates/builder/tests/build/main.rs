@@ -7,4 +7,6 @@ mod support;
 mod cache;
 mod copy;
 mod image;
+mod language;
+mod mounts;
 mod run;

@@ -10,7 +10,7 @@ use oci::media_type;
 use crate::support::*;
 
 /// A fixture with a runtime, and the image `registry.test/busybox`.
-async fn with_runtime() -> Fixture {
+pub(crate) async fn with_runtime() -> Fixture {
     assert!(rustix::process::geteuid().is_root(), "these tests need root");
     let mut fixture = Fixture::empty().await;
     fixture.put_image("busybox", &busybox_files(), &[], media_type::OCI_LAYER_GZIP).await;
@@ -32,13 +32,13 @@ async fn with_runtime() -> Fixture {
     fixture
 }
 
-async fn build(fixture: &Fixture, dockerfile: &str) -> Run {
+pub(crate) async fn build(fixture: &Fixture, dockerfile: &str) -> Run {
     let mut request = fixture.request(dockerfile);
     request.network = Network::None;
     fixture.build_request(&request).await
 }
 
-async fn error(fixture: &Fixture, dockerfile: &str) -> String {
+pub(crate) async fn error(fixture: &Fixture, dockerfile: &str) -> String {
     let mut request = fixture.request(dockerfile);
     request.network = Network::None;
     request.limits.timeout = Some(Duration::from_secs(2));

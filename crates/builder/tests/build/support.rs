@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use builder::{
-    BuildError, BuildEvents, BuildRequest, Builder, Built, CatalogCache, CatalogImages,
-    ContextOptions, InFlight, LayerIndexes, Layers, OwnNames, StepEnd, StepNumber, TrustDomain,
+    BuildError, BuildEvents, BuildRequest, Builder, Built, CacheFolders, CatalogCache,
+    CatalogImages, ContextOptions, InFlight, LayerIndexes, Layers, OwnNames, RunPolicy, StepEnd,
+    StepNumber, TrustDomain,
 };
 use bytes::Bytes;
 use container::Stream;
@@ -105,6 +106,8 @@ impl Fixture {
             runtime: None,
             runs: Arc::new(tokio::sync::Semaphore::new(4)),
             in_flight: Arc::new(InFlight::default()),
+            cache_folders: CacheFolders::open(&folder.join("mounts"), u64::MAX).unwrap(),
+            policy: RunPolicy::default(),
         }
     }
 
@@ -187,6 +190,24 @@ impl Fixture {
         let cause = Cause::Push { principal: "test".to_owned() };
         self.catalog.put_manifest(&registry, &repository, new, &tags, &cause).await.unwrap();
         digest
+    }
+
+    /// Gives a built image a name in the own registry.
+    pub(crate) async fn publish(&self, name: &str, built: &Built) {
+        let (registry, repository) = (RegistryName::default(), name.parse().unwrap());
+        let config = Digest::of(&built.config);
+        let layers = built.layers.iter().map(|layer| layer.descriptor.digest.clone());
+        for digest in layers.chain([config]) {
+            self.catalog.link_blob(&registry, &repository, &digest).await.unwrap();
+        }
+        let bytes = built.manifest.clone();
+        let parsed = Manifest::parse(&bytes, Some(media_type::OCI_MANIFEST)).unwrap();
+        let digest = &built.descriptor.digest;
+        let media_type = media_type::OCI_MANIFEST;
+        let new = NewManifest { digest, media_type, bytes, manifest: &parsed };
+        let tags = [(oci::Tag::latest(), Expected::Any)];
+        let cause = Cause::Push { principal: "test".to_owned() };
+        self.catalog.put_manifest(&registry, &repository, new, &tags, &cause).await.unwrap();
     }
 
     pub(crate) fn context(&self) -> PathBuf {

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use api::{Argument, DockerBuildRequest, PlatformProperties, Run, RunRequest, RunStatus};
+use api::{
+    Argument, BuildOptions, BuildSecret, DockerBuildRequest, PlatformProperties, Run, RunRequest,
+    RunStatus,
+};
+use base64::Engine as _;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Session;
@@ -17,6 +21,9 @@ use crate::follow::{self, Followed};
 use crate::interrupt::Interrupts;
 use crate::printer::Table;
 use crate::progress::{Display, ProgressMode, size};
+
+/// A secret has at most this many bytes.
+const SECRET_SIZE_MAX: usize = 500 << 10;
 
 /// How often a display is redrawn.
 const TICK: Duration = Duration::from_millis(100);
@@ -43,6 +50,30 @@ pub struct Args {
     #[arg(long = "secret-build-arg", value_name = "NAME[=VALUE]")]
     secret_build_args: Vec<String>,
 
+    /// Value for `RUN --mount=type=secret`: a file, or a variable of the environment
+    #[arg(long = "secret", value_name = "id=ID[,src=FILE|,env=NAME]")]
+    secrets: Vec<String>,
+
+    /// Line for /etc/hosts of every `RUN`
+    #[arg(long = "add-host", value_name = "NAME=ADDRESS")]
+    extra_hosts: Vec<String>,
+
+    /// Limit of every process, such as nofile=1024:2048
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
+    ulimits: Vec<String>,
+
+    /// Size of /dev/shm, such as 128m
+    #[arg(long, value_name = "SIZE")]
+    shm_size: Option<String>,
+
+    /// Label to add to the image
+    #[arg(long = "label", value_name = "NAME[=VALUE]")]
+    labels: Vec<String>,
+
+    /// Annotation to add to the image's manifest
+    #[arg(long = "annotation", value_name = "NAME=VALUE")]
+    annotations: Vec<String>,
+
     /// Stage to stop at
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
@@ -54,6 +85,14 @@ pub struct Args {
     /// Execute every instruction again
     #[arg(long)]
     no_cache: bool,
+
+    /// Execute every instruction of these stages again
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    no_cache_filter: Vec<String>,
+
+    /// Ask for base images again; this is always done
+    #[arg(long)]
+    pull: bool,
 
     /// Keep the image out of the registry
     #[arg(long)]
@@ -90,8 +129,6 @@ pub struct Args {
 /// Flags of later versions: refused, never ignored.
 #[derive(Debug, clap::Args)]
 struct Unsupported {
-    #[arg(long, hide = true)]
-    secret: Vec<String>,
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "default")]
     ssh: Vec<String>,
     #[arg(long, hide = true)]
@@ -107,7 +144,6 @@ struct Unsupported {
 impl Unsupported {
     fn refuse(&self) -> Result<()> {
         let given = [
-            ("--secret", !self.secret.is_empty()),
             ("--ssh", !self.ssh.is_empty()),
             ("--agent-pool", self.agent_pool.is_some()),
             ("--log-template", self.log_template.is_some()),
@@ -204,7 +240,85 @@ fn request(args: &Args, session: &Session<'_>) -> Result<DockerBuildRequest> {
         source_date_epoch: source_date_epoch(session)?,
         network: args.network.clone(),
         docker_file_name: None,
+        build_options: build_options(args, session)?,
     })
+}
+
+fn build_options(args: &Args, session: &Session<'_>) -> Result<BuildOptions> {
+    let secret = |text: &String| secret(text, session);
+    let pair = |text: &String| {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        (name.to_owned(), value.to_owned())
+    };
+    let shm_size = match &args.shm_size {
+        None => None,
+        Some(text) => Some(dockerfile::bytes(text).ok_or_else(|| {
+            Error::usage(format!("`--shm-size {text}` is not a size")).with_hint("such as `128m`")
+        })?),
+    };
+    if let Some(text) = args.annotations.iter().find(|text| !text.contains('=')) {
+        return Err(Error::usage(format!("the annotation `{text}` has no value")));
+    }
+    Ok(BuildOptions {
+        secrets: args.secrets.iter().map(secret).collect::<Result<_>>()?,
+        extra_hosts: args.extra_hosts.clone(),
+        ulimits: args.ulimits.clone(),
+        shm_size,
+        labels: args.labels.iter().map(pair).collect(),
+        annotations: args.annotations.iter().map(pair).collect(),
+        no_cache_stages: args.no_cache_filter.iter().map(|stage| stage.to_lowercase()).collect(),
+    })
+}
+
+/// Reads a secret: `id=ID,src=FILE`, `id=ID,env=NAME`, or `id=ID`, which is the variable of that
+/// name if there is one, and else the file.
+fn secret(text: &str, session: &Session<'_>) -> Result<BuildSecret> {
+    let (mut id, mut file, mut variable, mut kind) = (None, None, None, None);
+    for field in text.split(',') {
+        let place = match field.split_once('=') {
+            Some(("id", value)) => (&mut id, value),
+            Some(("src" | "source", value)) => (&mut file, value),
+            Some(("env", value)) => (&mut variable, value),
+            Some(("type", value @ ("file" | "env"))) => (&mut kind, value),
+            _ => {
+                let error = Error::usage(format!("`{field}` is no part of a secret"));
+                return Err(error.with_hint("a secret is `id=ID,src=FILE` or `id=ID,env=NAME`"));
+            }
+        };
+        *place.0 = Some(place.1);
+    }
+    let Some(id) = id.filter(|id| !id.is_empty()) else {
+        let error = Error::usage(format!("the secret `{text}` has no id"));
+        return Err(error.with_hint("begin it with `id=ID`"));
+    };
+    let environment = |name: &str| session.environment.variable(name);
+    // `type=env,src=NAME` is another way to name a variable.
+    if kind == Some("env") && variable.is_none() {
+        variable = Some(file.take().unwrap_or(id));
+    }
+    if variable.is_none() && file.is_none() && environment(id).is_some() && kind.is_none() {
+        variable = Some(id);
+    }
+    let value = match variable {
+        Some(name) => match environment(name) {
+            Some(value) => value.as_bytes().to_vec(),
+            None => {
+                let message = format!("the variable `{name}` of secret `{id}` is not set");
+                return Err(Error::usage(message));
+            }
+        },
+        None => {
+            let file = file.unwrap_or(id);
+            std::fs::read(file).map_err(|error| {
+                Error::usage(format!("secret `{id}` cannot be read from `{file}`: {error}"))
+            })?
+        }
+    };
+    if value.len() > SECRET_SIZE_MAX {
+        return Err(Error::usage(format!("secret `{id}` is larger than 500 KiB")));
+    }
+    let value = base64::engine::general_purpose::STANDARD.encode(value);
+    Ok(BuildSecret { id: id.to_owned(), value })
 }
 
 fn source_date_epoch(session: &Session<'_>) -> Result<Option<i64>> {

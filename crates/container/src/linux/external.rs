@@ -19,10 +19,11 @@ const LOG_SIZE_MAX: u64 = 256 << 10;
 /// How long the runtime may take to end after its container was killed.
 const END_WAIT_MAX: Duration = Duration::from_secs(8);
 
-/// Runs the bundle in `folder` to its end.
+/// Runs the bundle in the folder `bundle` to its end; the runtime's own files are in `folder`.
 pub(super) fn run(
     program: &Path,
     folder: &Path,
+    bundle: &Path,
     name: &str,
     control: &UnixStream,
 ) -> Result<Ending, ContainerError> {
@@ -30,7 +31,7 @@ pub(super) fn run(
     let mut child = command(program, folder)
         .arg("run")
         .arg("--bundle")
-        .arg(folder)
+        .arg(bundle)
         .arg("--pid-file")
         .arg(folder.join("runtime.pid"))
         .arg(name)

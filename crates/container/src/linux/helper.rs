@@ -54,7 +54,7 @@ fn take_control() -> std::io::Result<UnixStream> {
 }
 
 fn run(folder: &Path, control: &UnixStream) -> Result<Report, ContainerError> {
-    let config: Config = bundle::read(&Placement::config_file(folder))
+    let mut config: Config = bundle::read(&Placement::config_file(folder))
         .doing(|| "read the bundle's `config.json`".to_owned())?;
     let extras: Extras = bundle::read(&Placement::extras_file(folder))
         .doing(|| "read the bundle's `refit.json`".to_owned())?;
@@ -63,10 +63,15 @@ fn run(folder: &Path, control: &UnixStream) -> Result<Report, ContainerError> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .doing(|| "make mounts private".to_owned())?;
     let rootfs = Placement::rootfs(folder);
+    let private = take_private(folder, &mut config, &extras, control)
+        .doing(|| "take what is private".to_owned())?;
     let mounted = mount_roots(&config, &extras, &rootfs)?;
     let points = MountPoints::make(&rootfs, &extras.rootfs, &config.mounts)?;
     let ending = match &extras.external {
-        Some(program) => external::run(program, folder, &extras.name, control),
+        Some(program) => {
+            let bundle = private.as_deref().unwrap_or(folder);
+            external::run(program, folder, bundle, &extras.name, control)
+        }
         None => run_init(&config, &extras, &rootfs, control),
     };
     for path in mounted.iter().rev() {
@@ -78,6 +83,43 @@ fn run(folder: &Path, control: &UnixStream) -> Result<Report, ContainerError> {
     points.remove();
     let (cpu_microseconds, memory_peak) = sandbox::children_usage();
     Ok(Report::Ended { ending: ending?, cpu_microseconds, memory_peak })
+}
+
+/// Takes private variables and files from the control socket, and keeps them in memory that
+/// goes with this process's mount namespace. Gives the folder of a bundle that has all of them,
+/// for a runtime that wants to read it.
+fn take_private(
+    folder: &Path,
+    config: &mut Config,
+    extras: &Extras,
+    mut control: &UnixStream,
+) -> Result<Option<PathBuf>, Box<dyn std::error::Error>> {
+    if extras.private_env == 0 && extras.files.is_empty() {
+        return Ok(None);
+    }
+    let memory = Placement::files(folder);
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), &memory, Some("tmpfs"), flags, Some("mode=0700"))?;
+    let mut env = vec![0; extras.private_env];
+    control.read_exact(&mut env)?;
+    let mut env = env.as_slice();
+    while let Some(end) = env.iter().position(|byte| *byte == 0) {
+        config.process.env.push(std::str::from_utf8(&env[..end])?.to_owned());
+        env = &env[end + 1..];
+    }
+    for file in &extras.files {
+        let mut content = vec![0; file.size];
+        control.read_exact(&mut content)?;
+        std::fs::write(&file.at, content)?;
+        std::os::unix::fs::chown(&file.at, Some(file.uid), Some(file.gid))?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(file.mode);
+        std::fs::set_permissions(&file.at, mode)?;
+    }
+    if extras.external.is_none() {
+        return Ok(None);
+    }
+    std::fs::write(Placement::config_file(&memory), serde_json::to_vec(config)?)?;
+    Ok(Some(memory))
 }
 
 /// Mounts the root and the throw-away overlays below the bundle's folder. Only this process

@@ -26,8 +26,7 @@ fn flags_of_later_versions_are_refused_by_name() {
     sandbox.write("app/Dockerfile", "FROM scratch\n");
     let server = "http://127.0.0.1:9";
     for (flags, name) in [
-        (&["--secret", "id=a,src=b"][..], "`--secret`"),
-        (&["--ssh"], "`--ssh`"),
+        (&["--ssh"][..], "`--ssh`"),
         (&["--agent-pool", "pool"], "`--agent-pool`"),
         (&["--platform", "linux/amd64,linux/arm64"], "several platforms"),
         (&["--platform", "linux/amd64", "--platform", "linux/arm64"], "several platforms"),

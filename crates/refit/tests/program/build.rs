@@ -168,6 +168,86 @@ fn as_root_an_image_is_kept_out_of_the_registry_on_demand() {
     sandbox.refit(["repository", "show-tags", "app"]).run().code(4);
 }
 
+const SECRETS: &str = "\
+RUN --mount=type=secret,id=file --mount=type=secret,id=named,env=NAMED \\
+    cat /run/secrets/file && echo \"$NAMED\" && echo \"$NAMED\" | md5sum
+RUN ls /run/secrets 2>&1 || true
+";
+
+#[test]
+fn as_root_secrets_reach_the_command_and_no_log() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    app(&sandbox, &server, SECRETS);
+    sandbox.write("key", "from a file");
+    let args = ["build", "app", "-t", "app", "--secret", "id=file,src=key"];
+    let build = || sandbox.refit(args).arg("--secret").arg("id=named,env=TOKEN").on(&server);
+    let built = build().env("TOKEN", "of the environment").run().success();
+    let output = &built.stderr;
+    assert!(!output.contains("from a file") && !output.contains("of the environment"), "{output}");
+    // It was there: the digest of it and of a line end.
+    assert!(output.contains("649c005ba3e3560762d80789e8719505"), "{output}");
+    assert!(output.contains("/run/secrets: No such file"), "{output}");
+    let image = validate(&server.registry(), "app", "latest");
+    assert!(!format!("{:?}", image.config).contains("environment"));
+
+    build().run().code(2).stderr_has("the variable `TOKEN` of secret `named` is not set");
+    let usage =
+        |secret: &str| sandbox.refit(["build", "app", "--secret", secret]).on(&server).run();
+    usage("id=x,src=absent").code(2).stderr_has("cannot be read from `absent`");
+    usage("src=key").code(2).stderr_has("has no id");
+    usage("id=x,mode=1").code(2).stderr_has("`mode=1` is no part of a secret");
+}
+
+const LANGUAGE: &str = "\
+ARG TOOL=tool
+RUN <<EOF
+mkdir /out
+echo \"$TOOL of $(hostname)\" > /out/name
+grep -c example.test /etc/hosts
+ulimit -n
+EOF
+COPY --chmod=u=rw,go= <<config <<'script' /etc/app/
+tool=$TOOL
+config
+echo $TOOL
+script
+COPY --parents --exclude=**/*.md docs/./guide /usr/share/
+RUN --mount=type=bind,source=docs,target=/docs --mount=type=cache,target=/cache \\
+    ls /docs/guide > /cache/list && wc -l < /cache/list
+HEALTHCHECK --interval=5s CMD [\"true\"]
+";
+
+#[test]
+fn as_root_the_language_is_built_as_people_write_it() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    app(&sandbox, &server, LANGUAGE);
+    sandbox.write("app/docs/guide/one.txt", "1").write("app/docs/guide/two.md", "2");
+    let args = ["build", "app", "-t", "app", "--add-host", "example.test=192.0.2.7"];
+    let built = sandbox.refit(args).on(&server);
+    let more = ["--ulimit", "nofile=111:222", "--label", "a=b", "--annotation", "c=d"];
+    let built = more.into_iter().fold(built, |built, arg| built.arg(arg)).run().success();
+    for line in [" 1\n", " 111\n", " 2\n", "RUN <<EOF (mkdir /out...)"] {
+        assert!(built.stderr.contains(line), "{line}: {}", built.stderr);
+    }
+    let image = validate(&server.registry(), "app", "latest");
+    assert_eq!(image.text("out/name"), "tool of refit\n");
+    assert_eq!(image.text("etc/app/config"), "tool=tool\n");
+    assert_eq!(image.text("etc/app/script"), "echo $TOOL\n");
+    assert_eq!(image.text("usr/share/guide/one.txt"), "1");
+    assert!(!image.files().contains_key("usr/share/guide/two.md"));
+    assert_eq!(image.config.config.healthcheck.as_ref().unwrap().test, ["CMD", "true"]);
+    assert_eq!(image.config.config.labels["a"], "b");
+
+    let wrong =
+        |flag: &str, value: &str| sandbox.refit(["build", "app", flag, value]).on(&server).run();
+    wrong("--ulimit", "nofile").code(2).stderr_has("is not of the form `NAME=SOFT[:HARD]`");
+    wrong("--add-host", "x=y").code(2).stderr_has("is not of the form `NAME=ADDRESS`");
+    wrong("--shm-size", "much").code(2).stderr_has("`--shm-size much` is not a size");
+    wrong("--annotation", "x").code(2).stderr_has("has no value");
+}
+
 #[test]
 fn as_root_ctrl_c_cancels_the_build() {
     let sandbox = sandbox();

@@ -115,6 +115,16 @@ pub(super) const SECTIONS: &[Section] = &[
             bare("pids", "4096", "Processes and threads of one container. 0: no bound."),
             text("cpus", "", "Processors' worth of time of one container. Empty: no bound."),
             bare("allow_host_network", "false", "Policy: runs may use the host's network."),
+            bare(
+                "allow_insecure",
+                "false",
+                "Policy: `RUN --security=insecure` is root of this machine.",
+            ),
+            text(
+                "cache_mounts_size_max",
+                "20GiB",
+                "Folders of `RUN --mount=type=cache`; those not used for longest go first.",
+            ),
         ],
     },
     Section {

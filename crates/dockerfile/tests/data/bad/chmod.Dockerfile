@@ -1,2 +1,2 @@
 FROM a
-COPY --chmod=u+x x y
+COPY --chmod=u+q x y

@@ -4,4 +4,4 @@ COPY a b/c ../../etc/passwd dest/
 COPY . .
 COPY . /
 ADD archive.tar /unpacked
-COPY dir/* "with blank" /d/
+COPY ["dir/*", "with blank", "/d/"]

@@ -20,4 +20,4 @@ COPY --from=compile --chown=1000:1000 --chmod=755 /src/app /usr/bin/
 COPY --from=0 /src/version /
 COPY --from=registry.example/tools:1 ["/a b", "/c"]
 ENTRYPOINT ["/usr/bin/app"]
-CMD --help "$HOME"
+CMD -- --help "$HOME"

@@ -1,4 +1,4 @@
 FROM a
 RUN cat <<EOF > /x
 hello
-EOF
+ EOF

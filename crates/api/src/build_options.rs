@@ -1,0 +1,46 @@
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Ours: what a build may be told beyond the managed service's members. Every member may be
+/// absent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BuildOptions {
+    /// What `RUN --mount=type=secret` may use. Never shown again, and forgotten with the run's
+    /// end.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<BuildSecret>,
+    /// `name=address` lines for `/etc/hosts` of every `RUN`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub extra_hosts: Vec<String>,
+    /// `name=soft[:hard]`, such as `nofile=1024:2048`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ulimits: Vec<String>,
+    /// Size of `/dev/shm` in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shm_size: Option<u64>,
+    /// Added to the image after all instructions.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the image's manifest.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// Stages, by name or number, of which every instruction is executed again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub no_cache_stages: Vec<String>,
+}
+
+/// A value that builds may use and nobody may see.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildSecret {
+    pub id: String,
+    /// In base64.
+    pub value: String,
+}
+
+impl std::fmt::Debug for BuildSecret {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}=***", self.id)
+    }
+}

@@ -1,0 +1,335 @@
+//! The mounts of a `RUN`: from words of the Dockerfile to folders and files of this machine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use container::MountKind as ContainerMount;
+use dockerfile::{Mount, MountKind, RunOperation, SCRIPTS, Source, Span};
+
+use crate::assemble::ImageLayer;
+use crate::build::Build;
+use crate::cache::KeyHasher;
+use crate::caches::CacheLease;
+use crate::error::BuildError;
+use crate::event::StepNumber;
+use crate::layers::Change;
+use crate::record::BaseRole;
+use crate::secret::Secret;
+use crate::tree::{Node, NodeKind, Tree, join, resolve};
+
+/// A file that a mount brings has at most this many bytes.
+const SECRET_SIZE_MAX: usize = 500 << 10;
+
+/// What the mounts of a `RUN` read from, found before its cache key is made.
+pub(crate) struct Sources {
+    /// By the mount's place in the operation; `None`: it reads from nothing of the build.
+    sources: Vec<Option<MountSource>>,
+}
+
+/// Files that a mount brings.
+struct MountSource {
+    tree: Arc<dyn Tree>,
+    files: Files,
+    /// The path in the tree, links followed.
+    path: String,
+    node: Node,
+}
+
+enum Files {
+    /// The layers of an image, bottom first.
+    Layers(Vec<ImageLayer>),
+    /// A folder of this machine, with the paths in it that are not to be seen.
+    Folder { root: PathBuf, hidden: Vec<String> },
+}
+
+/// Mounts that are ready, and what keeps them so.
+#[derive(Default)]
+pub(crate) struct Mounts {
+    pub(crate) mounts: Vec<container::Mount>,
+    /// `NAME=value` of secrets.
+    pub(crate) env: Vec<container::Private>,
+    _leases: Vec<CacheLease>,
+    _changes: Vec<Change>,
+}
+
+impl Sources {
+    /// Finds what the mounts of an operation read.
+    pub(crate) async fn find(
+        build: &Build<'_>,
+        stage: dockerfile::StageId,
+        run: &RunOperation,
+        step: StepNumber,
+    ) -> Result<Self, BuildError> {
+        let mut sources = Vec::with_capacity(run.mounts.len());
+        for mount in &run.mounts {
+            let source = match &mount.kind {
+                MountKind::Bind { from, source, .. } => {
+                    Some(MountSource::find(build, stage, from.as_ref(), source, mount, step).await?)
+                }
+                MountKind::Cache { from: Some(from), source, .. } => {
+                    Some(MountSource::find(build, stage, Some(from), source, mount, step).await?)
+                }
+                _ => None,
+            };
+            sources.push(source);
+        }
+        Ok(Self { sources })
+    }
+
+    /// Adds to a cache key all of the mounts that can change what the command does. What is in
+    /// cache folders and secrets does not count.
+    pub(crate) fn add_to(&self, run: &RunOperation, key: &mut KeyHasher) {
+        key.number("mounts", run.mounts.len() as u64);
+        for (mount, source) in run.mounts.iter().zip(&self.sources) {
+            match &mount.kind {
+                MountKind::Bind { target, read_only, .. } => {
+                    key.text("bind", target);
+                    key.number("read only", u64::from(*read_only));
+                }
+                MountKind::Cache { id, target, read_only, sharing, owner, .. } => {
+                    key.text("cache", target);
+                    key.text("id", id);
+                    key.text("sharing", &format!("{sharing:?}"));
+                    key.text("owner", &format!("{owner:?}"));
+                    key.number("read only", u64::from(*read_only));
+                }
+                MountKind::Tmpfs { target, size } => {
+                    key.text("tmpfs", target);
+                    key.number("size", size.unwrap_or(0));
+                }
+                MountKind::Secret { id, target, env, owner, .. } => {
+                    key.text("secret", id);
+                    key.optional("target", target.as_deref());
+                    key.optional("env", env.as_deref());
+                    key.text("owner", &format!("{owner:?}"));
+                }
+                MountKind::Ssh { id, target, owner, .. } => {
+                    key.text("ssh", id);
+                    key.optional("target", target.as_deref());
+                    key.text("owner", &format!("{owner:?}"));
+                }
+            }
+            if let Some(source) = source {
+                source.add_to(key);
+            }
+        }
+    }
+
+    /// Makes the mounts ready for a container.
+    pub(crate) async fn prepare(
+        self,
+        build: &Build<'_>,
+        run: &RunOperation,
+        at: Span,
+    ) -> Result<Mounts, BuildError> {
+        let mut ready = Mounts::default();
+        for (mount, source) in run.mounts.iter().zip(self.sources) {
+            ready.add(build, mount, source, at).await?;
+        }
+        if let Some(script) = &run.script {
+            ready.mounts.push(container::Mount {
+                target: format!("{SCRIPTS}/{}", script.name),
+                read_only: true,
+                kind: ContainerMount::File {
+                    content: container::Private::new(script.text.as_bytes()),
+                    uid: 0,
+                    gid: 0,
+                    mode: 0o755,
+                },
+            });
+        }
+        Ok(ready)
+    }
+}
+
+impl MountSource {
+    async fn find(
+        build: &Build<'_>,
+        stage: dockerfile::StageId,
+        from: Option<&Source>,
+        source: &str,
+        mount: &Mount,
+        step: StepNumber,
+    ) -> Result<Self, BuildError> {
+        let (tree, files): (Arc<dyn Tree>, Files) = match from {
+            None => {
+                let context = build.context().await?;
+                let (root, hidden) = (context.root_path(), context.left_out());
+                (context, Files::Folder { root, hidden })
+            }
+            Some(from) => {
+                let plan = build.stage_plan(stage);
+                let role = BaseRole::Buildtime;
+                let image = build.source_image(from, plan, mount.at, role, step).await?;
+                let view = build.builder.layers.view(&image.layers, &build.stop).await?;
+                (view, Files::Layers(image.layers.clone()))
+            }
+        };
+        let node = |path: &str| tree.node(path);
+        let wrong = |reason: &str| BuildError::Mount {
+            reason: format!("`{}` {reason}", if source.is_empty() { "/" } else { source }),
+            at: mount.at,
+        };
+        let path = resolve(&node, source, true).map_err(|_| wrong("leads in circles"))?;
+        let Some(node) = tree.node(&path) else { return Err(wrong("not found")) };
+        match node.kind {
+            NodeKind::Directory | NodeKind::File { .. } => Ok(Self { tree, files, path, node }),
+            _ => Err(wrong("is neither a folder nor a file")),
+        }
+    }
+
+    /// Everything that a command can see of it: names, types, modes, owners and bytes.
+    fn add_to(&self, key: &mut KeyHasher) {
+        let mut left = vec![(self.path.clone(), self.node.clone())];
+        while let Some((path, node)) = left.pop() {
+            key.text("path", path.strip_prefix(self.path.as_str()).unwrap_or(&path));
+            node.add_to(key);
+            if node.is_directory() {
+                for name in self.tree.children(&path).into_iter().rev() {
+                    let path = join(&path, &name);
+                    left.extend(self.tree.node(&path).map(|node| (path, node)));
+                }
+            }
+        }
+    }
+
+    /// The folders that overlayfs stacks, topmost first.
+    async fn lowers(
+        &self,
+        build: &Build<'_>,
+    ) -> Result<(Vec<PathBuf>, Option<Change>), BuildError> {
+        let layers = &build.builder.layers;
+        match &self.files {
+            Files::Layers(image) => Ok((layers.unpacked(image, &build.stop).await?.paths(), None)),
+            Files::Folder { root, hidden } if hidden.is_empty() => Ok((vec![root.clone()], None)),
+            Files::Folder { root, hidden } => {
+                let mask = layers.mask(root, hidden).await?;
+                Ok((vec![mask.upper(), root.clone()], Some(mask)))
+            }
+        }
+    }
+}
+
+impl Mounts {
+    async fn add(
+        &mut self,
+        build: &Build<'_>,
+        mount: &Mount,
+        source: Option<MountSource>,
+        at: Span,
+    ) -> Result<(), BuildError> {
+        let io = |source| BuildError::Io { doing: "make a cache folder".to_owned(), source };
+        match &mount.kind {
+            MountKind::Bind { target, read_only, .. } => {
+                let Some(source) = source else { return Ok(()) };
+                let change = build.builder.layers.begin_change().await?;
+                let kind = self.overlay(build, &source, change.upper(), change.work()).await?;
+                self._changes.push(change);
+                self.push(target, *read_only, kind);
+            }
+            MountKind::Cache { id, sharing, target, read_only, owner, .. } => {
+                let caches = &build.builder.cache_folders;
+                let namespace = &build.request.cache_namespace;
+                let id = match &source {
+                    // What a folder began with is a part of what it is.
+                    Some(source) => format!("{id}\0{}", source.digest()),
+                    None => id.clone(),
+                };
+                let lease = tokio::select! {
+                    lease = caches.lease(namespace, &id, *sharing, *owner) => lease.map_err(io)?,
+                    () = build.cancel.cancelled() => return Err(BuildError::Canceled),
+                };
+                let kind = match source {
+                    None => ContainerMount::Bind { source: lease.path() },
+                    Some(source) => {
+                        let upper = lease.path();
+                        let work = upper.with_file_name("work");
+                        std::fs::create_dir_all(&work).map_err(io)?;
+                        self.overlay(build, &source, upper, work).await?
+                    }
+                };
+                self._leases.push(lease);
+                self.push(target, *read_only, kind);
+            }
+            MountKind::Tmpfs { target, size } => {
+                // Zero is no bound but that of the container's memory.
+                let kind = ContainerMount::Tmpfs { size: size.unwrap_or(0), mode: 0o1777 };
+                self.push(target, false, kind);
+            }
+            MountKind::Secret { id, target, env, required, owner } => {
+                let Some(secret) = build.request.secrets.get(id) else {
+                    return match required {
+                        true => Err(BuildError::NoSecret { id: id.clone(), at: mount.at }),
+                        false => Ok(()),
+                    };
+                };
+                self.secret(id, secret, target.as_deref(), env.as_deref(), *owner, mount.at)?;
+            }
+            MountKind::Ssh { required, .. } => {
+                if *required {
+                    let reason = "forwarding of an ssh agent is not supported yet".to_owned();
+                    return Err(BuildError::Mount { reason, at });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn secret(
+        &mut self,
+        id: &str,
+        secret: &Secret,
+        target: Option<&str>,
+        env: Option<&str>,
+        owner: dockerfile::FileOwner,
+        at: Span,
+    ) -> Result<(), BuildError> {
+        let wrong = |why: &str| BuildError::Mount { reason: format!("secret `{id}` {why}"), at };
+        if secret.value().len() > SECRET_SIZE_MAX {
+            return Err(wrong("is larger than 500 KiB"));
+        }
+        if let Some(name) = env {
+            let Ok(value) = std::str::from_utf8(secret.value()) else {
+                return Err(wrong("is not UTF-8, as a variable must be"));
+            };
+            if value.contains('\0') {
+                return Err(wrong("has a NUL byte, which no variable can have"));
+            }
+            self.env.push(container::Private::new(format!("{name}={value}").as_bytes()));
+        }
+        if let Some(target) = target {
+            let kind = ContainerMount::File {
+                content: container::Private::new(secret.value()),
+                uid: owner.uid.unwrap_or(0),
+                gid: owner.gid.unwrap_or(0),
+                mode: owner.mode.unwrap_or(0o400),
+            };
+            self.push(target, true, kind);
+        }
+        Ok(())
+    }
+
+    async fn overlay(
+        &mut self,
+        build: &Build<'_>,
+        source: &MountSource,
+        upper: PathBuf,
+        work: PathBuf,
+    ) -> Result<ContainerMount, BuildError> {
+        let (lowers, mask) = source.lowers(build).await?;
+        self._changes.extend(mask);
+        Ok(ContainerMount::Overlay { lowers, upper, work, path: source.path.clone() })
+    }
+
+    fn push(&mut self, target: &str, read_only: bool, kind: ContainerMount) {
+        self.mounts.push(container::Mount { target: target.to_owned(), read_only, kind });
+    }
+}
+
+impl MountSource {
+    fn digest(&self) -> oci::Digest {
+        let mut key = KeyHasher::new("mount");
+        self.add_to(&mut key);
+        key.finish()
+    }
+}

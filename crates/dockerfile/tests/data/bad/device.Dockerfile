@@ -1,0 +1,2 @@
+FROM a
+RUN --device=vendor/class=all true

@@ -1,3 +1,0 @@
-FROM scratch
-RUN cat <<"A B"; true
-A B

@@ -1,0 +1,3 @@
+FROM a
+WORKDIR /x
+RUN --mount=type=tmpfs,target=.. true

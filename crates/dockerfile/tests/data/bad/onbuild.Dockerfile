@@ -1,2 +1,0 @@
-FROM a
-ONBUILD RUN true

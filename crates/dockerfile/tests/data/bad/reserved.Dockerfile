@@ -1,1 +1,0 @@
-FROM a AS scratch

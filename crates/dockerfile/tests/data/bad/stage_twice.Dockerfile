@@ -1,2 +1,0 @@
-FROM a AS x
-FROM b AS X

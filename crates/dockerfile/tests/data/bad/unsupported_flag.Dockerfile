@@ -1,2 +1,0 @@
-FROM a
-RUN --mount=type=cache,target=/x make

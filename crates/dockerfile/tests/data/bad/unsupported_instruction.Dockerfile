@@ -1,2 +1,0 @@
-FROM a
-HEALTHCHECK CMD true
