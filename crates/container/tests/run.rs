@@ -23,9 +23,10 @@ use expect_test::{Expect, expect};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tokio_util::sync::CancellationToken;
 
-const APPLETS: [&str; 24] = [
-    "cat", "chmod", "dd", "echo", "grep", "head", "hostname", "id", "ip", "kill", "ln", "ls",
-    "mkdir", "mknod", "mount", "nc", "pwd", "rm", "sed", "sh", "sleep", "touch", "true", "wc",
+const APPLETS: [&str; 25] = [
+    "cat", "chmod", "chown", "dd", "echo", "grep", "head", "hostname", "id", "ip", "kill", "ln",
+    "ls", "mkdir", "mknod", "mount", "nc", "pwd", "rm", "sed", "sh", "sleep", "touch", "true",
+    "wc",
 ];
 
 /// A folder with one layer, and a runtime over it.
@@ -407,6 +408,20 @@ async fn as_root_the_host_s_device_files_stay_as_they_are() {
         .await;
     let after = fs::metadata("/dev/full").unwrap();
     assert_eq!((before.mode(), before.uid()), (after.mode(), after.uid()));
+    // Also not through what is open when the process starts, wherever the image lets the file of
+    // host names lie. What is asked for here is what is.
+    fs::create_dir(machine.path("lower/etc")).unwrap();
+    symlink("/dev/null", machine.path("lower/etc/hosts")).unwrap();
+    machine
+        .check(
+            &machine.spec("exec 2>&1; chmod 0666 /dev/stdin; chown 0 /proc/self/fd/0; cat"),
+            expect![[r#"
+                chmod: /dev/stdin: Read-only file system
+                chown: /proc/self/fd/0: Read-only file system
+                Code(0)
+            "#]],
+        )
+        .await;
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The mounts of a configuration, carried out inside the init's mount namespace.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
@@ -114,6 +115,11 @@ fn fill_dev(rootfs: &Path, devices: &[Device]) -> io::Result<()> {
         set_mount_attributes(&tree, read_only)?;
         let target = root::find(rootfs, &source, Missing::File)?;
         attach(&tree, &target.file)?;
+        if name == "null" {
+            // The process may change what it has open too, so this is not the host's. Later the
+            // name may lead elsewhere: an image chooses where links below `/etc` point.
+            nix::unistd::dup2_stdin(File::open(fd_path(&tree))?)?;
+        }
     }
     for device in devices {
         make_device(rootfs, device)?;
