@@ -491,6 +491,17 @@ async fn as_root_the_process_has_few_rights() {
         .await;
 }
 
+/// A shell opens `/dev/stdout` by its name, and that is a pipe of ours.
+#[tokio::test]
+async fn as_root_another_user_writes_to_its_output_by_name() {
+    for runtime in [None, Some("/usr/sbin/runc")] {
+        let machine = Machine::with(runtime).await;
+        let mut spec = machine.spec("echo out > /dev/stdout; echo err > /dev/stderr");
+        spec.user = User { uid: 1000, gid: 1001, additional_gids: Vec::new() };
+        machine.check(&spec, expect!["out\nstderr: err\nCode(0)\n"]).await;
+    }
+}
+
 #[tokio::test]
 async fn as_root_a_slow_reader_slows_the_process_and_loses_nothing() {
     let machine = Machine::new().await;

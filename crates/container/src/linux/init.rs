@@ -168,6 +168,7 @@ fn change_identity(process: &Process) -> Result<(), ContainerError> {
         caps::drop(None, CapSet::Bounding, *capability).doing(doing)?;
     }
     nix::sys::prctl::set_keepcaps(true).doing(doing)?;
+    own_output(process.user.uid)?;
     let gids: Vec<Gid> = process.user.additional_gids.iter().copied().map(Gid::from_raw).collect();
     let (uid, gid) = (Uid::from_raw(process.user.uid), Gid::from_raw(process.user.gid));
     nix::unistd::setgroups(&gids).doing(|| "set the groups".to_owned())?;
@@ -178,6 +179,15 @@ fn change_identity(process: &Process) -> Result<(), ContainerError> {
     caps::clear(None, CapSet::Inheritable).doing(doing)?;
     caps::set(None, CapSet::Effective, &effective).doing(doing)?;
     caps::set(None, CapSet::Permitted, &permitted).doing(doing)
+}
+
+/// Gives the pipes of the output to the user, who may then open them by their names. Standard
+/// input is a device file, which stays as it is.
+fn own_output(uid: u32) -> Result<(), ContainerError> {
+    let user = rustix::fs::Uid::from_raw(uid);
+    let owned = rustix::fs::fchown(io::stdout(), Some(user), None)
+        .and_then(|()| rustix::fs::fchown(io::stderr(), Some(user), None));
+    owned.doing(|| "give the user its output".to_owned())
 }
 
 /// Translates a profile into filters, in the order in which they are loaded.
