@@ -39,6 +39,10 @@ echo 'A killed server leaves a bridge and rules; the next removes them.'
 "$sandbox" "$folder/root" "$folder/state" isolated sleep 1000 & server=$!
 until iptables -S | grep -q REFIT; do :; done
 echo "bridges: $(ip -o link | grep -c ' refit0:')"
+echo 'What a container says about addresses changes nothing.'
+until ip neighbour show dev refit0 | grep .; do :; done
+bridge fdb show br refit0 | grep -o '^02:.* dev refit0v3 master refit0.*'
+bridge -d link show dev refit0v3 | grep -oE '(isolated|learning) (on|off)'
 kill -9 $server
 wait $server 2>/dev/null
 "$sandbox" "$folder/root" "$folder/state" none true

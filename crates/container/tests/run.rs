@@ -753,6 +753,11 @@ fn as_root_an_isolated_container_reaches_others_but_not_the_host() {
         bridges: 0
         A killed server leaves a bridge and rules; the next removes them.
         bridges: 1
+        What a container says about addresses changes nothing.
+        10.89.0.3 lladdr 02:42:0a:59:00:03 PERMANENT 
+        02:42:0a:59:00:03 dev refit0v3 master refit0 static
+        learning off
+        isolated on
         -P INPUT ACCEPT
         -P FORWARD DROP
         -P OUTPUT ACCEPT

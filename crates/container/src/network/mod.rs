@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
@@ -201,9 +202,10 @@ impl Bridge {
     async fn make_link(&self, name: &str, endpoint: &Endpoint) -> Result<(), rtnetlink::Error> {
         // The same address has the same hardware address, so no cache can be wrong.
         let [a, b, c, d] = endpoint.address().octets();
+        let hardware = [0x02, 0x42, a, b, c, d];
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name("eth0")
-            .address(vec![0x02, 0x42, a, b, c, d])
+            .address(hardware.into())
             .setns_by_fd(endpoint.namespace.as_raw_fd())
             .build();
         let link = LinkMessageBuilder::<LinkVeth>::new(name, "eth0")
@@ -214,8 +216,16 @@ impl Bridge {
         self.handle.link().add(link).execute().await?;
         let index = link_index(&self.handle, name).await?.ok_or(rtnetlink::Error::RequestFailed)?;
         // Ports that are isolated do not reach each other, only the bridge itself.
-        let isolated = LinkBridgePort::new(index).isolated(true).build();
-        self.handle.link().set_port(isolated).execute().await
+        let isolated = LinkBridgePort::new(index).isolated(true).learning(false).build();
+        self.handle.link().set_port(isolated).execute().await?;
+        // Who has which address is said here once: a container can claim another's, by what it
+        // sends, and would then get what others send to that one.
+        let neighbours = self.handle.neighbours();
+        let port = neighbours.add_bridge(index, &hardware).flags(NeighbourFlags::Controller);
+        port.state(NeighbourState::Noarp).replace().execute().await?;
+        let address = neighbours.add(self.index, endpoint.address().into());
+        let address = address.link_layer_address(&hardware).state(NeighbourState::Permanent);
+        address.replace().execute().await
     }
 }
 
