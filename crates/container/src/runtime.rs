@@ -16,6 +16,7 @@ use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::bundle::{self, Placement};
 use crate::cgroup::{Group, Hierarchy};
@@ -77,6 +78,8 @@ struct Inner {
     /// The helper program, seen through a read-only mount where the kernel can do that.
     helper: Option<OwnedFd>,
     bridge: tokio::sync::OnceCell<Arc<Bridge>>,
+    /// Supervisors that are not at their end.
+    supervisors: TaskTracker,
 }
 
 impl Runtime {
@@ -109,7 +112,9 @@ impl Runtime {
         }
         let helper = helper.ok();
         let bridge = tokio::sync::OnceCell::new();
-        Ok(Self { inner: Arc::new(Inner { settings, subnet, hierarchy, helper, bridge }) })
+        let supervisors = TaskTracker::new();
+        let inner = Inner { settings, subnet, hierarchy, helper, bridge, supervisors };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Runs one process to its end. Dropping the future kills it.
@@ -135,7 +140,7 @@ impl Runtime {
             cancel: cancel.clone(),
             dropped,
         };
-        let ended = tokio::spawn(worker.run(started));
+        let ended = self.inner.supervisors.spawn(worker.run(started));
         // No pipes: the start failed, and `ended` says why.
         if let Ok(pipes) = pipes.await {
             tokio::join!(
@@ -150,6 +155,14 @@ impl Runtime {
                 Err(error) => Err(setup("watch the container", error)),
             },
         }
+    }
+
+    /// Waits until nothing is left of containers whose futures were dropped. A program that
+    /// ends before leaves their control groups and folders to its next start.
+    pub async fn idle(&self) {
+        // Only of what waits here: containers are started as before.
+        self.inner.supervisors.close();
+        self.inner.supervisors.wait().await;
     }
 }
 

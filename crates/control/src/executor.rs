@@ -11,8 +11,12 @@ use crate::{EventKind, OutputImage, Result, Run, RunLog, RunStatus, Runs};
 #[async_trait]
 pub trait Executor: Send + Sync {
     /// Executes one attempt to its end. Returns soon after `attempt.cancel` is cancelled;
-    /// if it does not, it is dropped, and must leave nothing running then.
+    /// if it does not, it is dropped, and must soon leave nothing running then.
     async fn execute(&self, attempt: &Attempt) -> Outcome;
+
+    /// Waits until what attempts have left behind is cleared away, also those that were
+    /// dropped.
+    async fn idle(&self) {}
 }
 
 /// One try at a run, held by a lease.

@@ -16,6 +16,9 @@ const LEASE: Duration = Duration::from_secs(60);
 /// How often a lease is renewed, and the table looked at without a signal.
 const PERIOD: Duration = Duration::from_secs(10);
 
+/// How long attempts that were dropped may take to leave nothing behind.
+const IDLE_WAIT: Duration = Duration::from_secs(15);
+
 #[derive(Debug, Clone)]
 pub struct WorkerSettings {
     /// Runs executed at once, over all registries.
@@ -57,6 +60,10 @@ impl Worker {
         if tokio::time::timeout(self.settings.shutdown_grace, drained).await.is_err() {
             stop.cancel();
             while attempts.join_next().await.is_some() {}
+        }
+        // Soon the program ends, and would cut off what clears away.
+        if tokio::time::timeout(IDLE_WAIT, self.executor.idle()).await.is_err() {
+            tracing::warn!("what runs left behind is not cleared away; the next start does it");
         }
     }
 

@@ -97,6 +97,8 @@ struct Script {
     now: AtomicUsize,
     most: AtomicUsize,
     release: Semaphore,
+    /// How often it was asked whether nothing is left.
+    asked: AtomicUsize,
 }
 
 #[derive(Clone)]
@@ -119,6 +121,7 @@ impl Script {
             now: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
             release: Semaphore::new(0),
+            asked: AtomicUsize::new(0),
         })
     }
 }
@@ -147,6 +150,10 @@ impl Executor for Script {
         };
         self.now.fetch_sub(1, Ordering::SeqCst);
         Outcome::of(end)
+    }
+
+    async fn idle(&self) {
+        self.asked.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -422,6 +429,8 @@ async fn an_orderly_stop_is_not_an_attempt() {
         let working = Working::start(&runs, &executor);
         wait_for(|| async { executor.begun.load(Ordering::SeqCst) == 1 }).await;
         working.stop().await;
+        // A worker that leaves waits for what dropped attempts still clear away.
+        assert_eq!(executor.asked.load(Ordering::SeqCst), 1);
     }
     let working = Working::start(&runs, &Script::new([]));
     assert_eq!(ended(&runs, id).await.status, RunStatus::Succeeded);

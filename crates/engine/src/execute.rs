@@ -137,8 +137,8 @@ pub struct Output {
     pub pushed: Vec<Destination>,
 }
 
-/// Executes a run. When this returns or is dropped, its containers are gone and its
-/// workspace is removed.
+/// Executes a run. When this returns its containers are gone and its workspace is removed; soon
+/// after, if it was canceled, took too long or was dropped ([`container::Runtime::idle`]).
 pub async fn execute(
     engine: &Engine,
     request: &RunRequest,

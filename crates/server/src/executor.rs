@@ -33,6 +33,7 @@ const TIMEOUT_SLACK: Duration = Duration::from_secs(60);
 /// Executes runs with the engine, one per registry over what they share.
 struct BuildExecutor {
     engines: BTreeMap<RegistryName, Engine>,
+    runtime: Option<Arc<Runtime>>,
 }
 
 /// Opens what builds need of this machine.
@@ -94,7 +95,7 @@ pub(crate) async fn build(
         allow_host_network: settings.build.allow_host_network,
     };
     let engines = state.registries.iter().map(|(registry, _)| (registry.clone(), engine(registry)));
-    Ok(Arc::new(BuildExecutor { engines: engines.collect() }))
+    Ok(Arc::new(BuildExecutor { engines: engines.collect(), runtime: runtime.clone() }))
 }
 
 fn upstream(settings: &UpstreamSettings) -> Upstream {
@@ -176,6 +177,12 @@ impl Executor for BuildExecutor {
             engine::Outcome::Superseded => {
                 Outcome::of(End::Error("another attempt has taken over".into()))
             }
+        }
+    }
+
+    async fn idle(&self) {
+        if let Some(runtime) = &self.runtime {
+            runtime.idle().await;
         }
     }
 }
