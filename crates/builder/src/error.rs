@@ -173,7 +173,7 @@ impl BuildError {
             Self::Image { error, .. } => {
                 !matches!(error, ImageError::Store { .. } | ImageError::Pull { refused: false, .. })
             }
-            Self::Start { error, .. } => matches!(error, ContainerError::CannotExecute { .. }),
+            Self::Start { error, .. } => !matches!(error, ContainerError::Setup { .. }),
             Self::NeedsStage(_)
             | Self::NoRuntime { .. }
             | Self::Canceled

@@ -47,11 +47,15 @@ const HELPER_END_WAIT: Duration = Duration::from_secs(10);
 /// The largest report of a helper.
 const REPORT_SIZE_MAX: u64 = 64 << 10;
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum ContainerError {
     /// The image has no such program, or it cannot be executed.
     #[error("`{program}` cannot be executed: {reason}")]
     CannotExecute { program: String, reason: String },
+    /// What is to be mounted does not fit the image's files.
+    #[error("nothing can be mounted at `{path}`: {reason}")]
+    Image { path: String, reason: String },
     #[error("could not {doing}: {reason}")]
     Setup { doing: String, reason: String },
 }
@@ -382,10 +386,7 @@ impl Supervisor {
     ) -> Result<(Exit, Usage), ContainerError> {
         let external = self.inner.settings.external.is_some();
         let (ending, mut usage) = match report {
-            Report::CannotExecute { program, reason } => {
-                return Err(ContainerError::CannotExecute { program, reason });
-            }
-            Report::Setup { doing, reason } => return Err(ContainerError::Setup { doing, reason }),
+            Report::Failed(error) => return Err(error),
             Report::Ended { ending, cpu_microseconds, memory_peak } => {
                 let cpu = Duration::from_micros(cpu_microseconds);
                 (ending, Usage { cpu, memory_peak, out_of_memory: false })

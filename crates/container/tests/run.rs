@@ -365,10 +365,47 @@ async fn as_root_a_link_in_the_image_leads_no_mount_outside() {
     machine.check(&spec, expect!["done\nCode(0)\n"]).await;
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
     assert_eq!(machine.changes(), Vec::<String>::new());
+}
 
-    symlink("/old", machine.path("lower/proc")).unwrap();
-    let error = machine.run(&machine.spec("true")).await.unwrap_err().to_string();
-    assert!(error.ends_with("the image has a symbolic link there"), "{error}");
+/// What the image is to blame for is told apart from what this machine is.
+#[tokio::test]
+async fn as_root_an_image_that_nothing_can_be_mounted_in_is_named() {
+    for runtime in [None, Some("/usr/sbin/runc")] {
+        let machine = Machine::with(runtime).await;
+        let spec = machine.spec("true");
+        let path = |name: &str| machine.path("lower").join(name);
+        let refused = async || {
+            let error = machine.run(&spec).await.unwrap_err();
+            assert!(matches!(error, ContainerError::Image { .. }), "{error}");
+            // Of a container that does not start, what was made stays; the caller throws it away.
+            fs::remove_dir_all(machine.path("upper")).unwrap();
+            fs::create_dir(machine.path("upper")).unwrap();
+            error.to_string()
+        };
+        let mut told = String::new();
+        for name in ["proc", "sys", "dev"] {
+            symlink("/old", path(name)).unwrap();
+            told.push_str(&format!("{}\n", refused().await));
+            fs::remove_file(path(name)).unwrap();
+        }
+        fs::write(path("proc"), "").unwrap();
+        told.push_str(&format!("{}\n", refused().await));
+        fs::remove_file(path("proc")).unwrap();
+        fs::create_dir_all(path("etc/hosts")).unwrap();
+        told.push_str(&format!("{}\n", refused().await));
+        fs::remove_dir(path("etc/hosts")).unwrap();
+        symlink("hosts", path("etc/hosts")).unwrap();
+        told.push_str(&format!("{}\n", refused().await));
+        expect![[r#"
+            nothing can be mounted at `/proc`: the image has a symbolic link there
+            nothing can be mounted at `/sys`: the image has a symbolic link there
+            nothing can be mounted at `/dev`: the image has a symbolic link there
+            nothing can be mounted at `/proc`: the image has a file there
+            nothing can be mounted at `/etc/hosts`: the image has a directory there
+            nothing can be mounted at `/etc/hosts`: the image has too many symbolic links there
+        "#]]
+        .assert_eq(&told);
+    }
 }
 
 /// A folder of the host that is open while the process starts must not be a way out.

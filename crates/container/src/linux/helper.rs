@@ -38,7 +38,7 @@ pub fn helper_main(args: &[OsString]) -> ! {
 
 fn serve(folder: &Path) -> i32 {
     let Ok(mut control) = take_control() else { return 1 };
-    let report = run(folder, &control).unwrap_or_else(Report::from);
+    let report = run(folder, &control).unwrap_or_else(Report::Failed);
     let Ok(mut line) = serde_json::to_vec(&report) else { return 1 };
     line.push(b'\n');
     // Nobody listens if the server is gone, and then nothing depends on it.
@@ -272,7 +272,7 @@ pub(super) fn wait_readable(handle: impl AsFd, control: &UnixStream) -> nix::Res
 }
 
 fn tell_failure(pipe: OwnedFd, error: ContainerError) {
-    if let Ok(report) = serde_json::to_vec(&Report::from(error)) {
+    if let Ok(report) = serde_json::to_vec(&Report::Failed(error)) {
         // If even this fails, the helper sees an init that ended with 1.
         let _lost = File::from(pipe).write_all(&report);
     }
@@ -286,10 +286,7 @@ fn read_failure(pipe: OwnedFd) -> Option<ContainerError> {
         return None;
     }
     Some(match serde_json::from_slice(&report) {
-        Ok(Report::CannotExecute { program, reason }) => {
-            ContainerError::CannotExecute { program, reason }
-        }
-        Ok(Report::Setup { doing, reason }) => ContainerError::Setup { doing, reason },
+        Ok(Report::Failed(error)) => error,
         _ => ContainerError::Setup {
             doing: "start the process".to_owned(),
             reason: "the helper does not understand its own report".to_owned(),

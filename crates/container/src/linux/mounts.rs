@@ -10,7 +10,7 @@ use nix::sys::stat::{Mode, SFlag};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use super::points::missing_kind;
+use super::points;
 use super::report::Doing as _;
 use super::root::{self, Missing};
 use super::sandbox::{MountAttributes, set_mount_attributes};
@@ -33,12 +33,13 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 pub(super) fn mount_all(config: &Config, rootfs: &Path) -> Result<(), ContainerError> {
     let privileged = !config.linux.devices.is_empty();
     for entry in &config.mounts {
-        let doing = || format!("mount `{}` at `{}`", entry.source, entry.destination);
-        if entry.is_bind() {
-            bind(entry, rootfs).doing(doing)?;
-        } else {
-            mount_filesystem(entry, rootfs, privileged).doing(doing)?;
-        }
+        let mounted = match entry.is_bind() {
+            true => bind(entry, rootfs),
+            false => mount_filesystem(entry, rootfs, privileged),
+        };
+        mounted.map_err(|error| {
+            points::explain(entry, &format!("mount `{}` at", entry.source), error)
+        })?;
         if entry.destination == "/dev" {
             fill_dev(rootfs, &config.linux.devices).doing(|| "fill `/dev`".to_owned())?;
         }
@@ -47,14 +48,8 @@ pub(super) fn mount_all(config: &Config, rootfs: &Path) -> Result<(), ContainerE
 }
 
 fn mount_filesystem(entry: &MountEntry, rootfs: &Path, privileged: bool) -> io::Result<()> {
-    let is_own = ["/proc", "/dev", "/sys"].contains(&entry.destination.as_str());
     let target = root::find(rootfs, &entry.destination, Missing::Directory)?;
-    if is_own && target.path != entry.destination[1..] {
-        return Err(io::Error::other("the image has a symbolic link there"));
-    }
-    if !target.is_directory {
-        return Err(io::Error::other("the image has a file there"));
-    }
+    points::check(entry, &target)?;
     let (mut flags, data) = options(&entry.options);
     if entry.destination == "/dev" && !privileged {
         flags |= MsFlags::MS_NODEV;
@@ -96,7 +91,8 @@ fn bind(entry: &MountEntry, rootfs: &Path) -> io::Result<()> {
         no_execution: has("noexec"),
     };
     set_mount_attributes(&tree, attributes)?;
-    let target = root::find(rootfs, &entry.destination, missing_kind(entry))?;
+    let target = root::find(rootfs, &entry.destination, points::missing_kind(entry))?;
+    points::check(entry, &target)?;
     attach(&tree, &target.file)
 }
 

@@ -5,12 +5,13 @@
 //! the upper directory unless the process has touched them.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Stat};
 
 use super::report::Doing as _;
-use super::root::{self, Missing};
+use super::root::{self, Fault, Found, Missing};
 use crate::ContainerError;
 use crate::bundle::{MountEntry, RootfsEntry};
 
@@ -63,7 +64,6 @@ impl MountPoints {
         is_overlay: bool,
     ) -> Result<(), ContainerError> {
         let missing = missing_kind(mount);
-        let doing = || format!("make the mount point `{}`", mount.destination);
         let store = &self.store;
         let mut absent: Vec<String> = Vec::new();
         // Which parents are in the upper directory can only be asked before anything is made.
@@ -73,8 +73,9 @@ impl MountPoints {
                 absent.extend(parents.map(str::to_owned));
             }
         };
-        let found =
-            root::find_noting(rootfs, &mount.destination, missing, &mut note).doing(doing)?;
+        let found = root::find_noting(rootfs, &mount.destination, missing, &mut note)
+            .and_then(|found| check(mount, &found).map(|()| found))
+            .map_err(|error| explain(mount, "make the mount point", error))?;
         let all: Vec<&str> = prefixes(&found.path).collect();
         let existing = all.len().saturating_sub(found.made);
         for prefix in &all[existing..] {
@@ -125,6 +126,30 @@ fn same(before: &Stat, now: &Stat) -> bool {
 pub(super) fn missing_kind(mount: &MountEntry) -> Missing {
     let source = PathBuf::from(&mount.source);
     if mount.is_bind() && !source.is_dir() { Missing::File } else { Missing::Directory }
+}
+
+/// Refuses a target that the mount does not fit.
+pub(super) fn check(mount: &MountEntry, target: &Found) -> io::Result<()> {
+    let is_own = ["/proc", "/dev", "/sys"].contains(&mount.destination.as_str());
+    if is_own && target.path != mount.destination[1..] {
+        return Err(Fault("the image has a symbolic link there").into());
+    }
+    match (missing_kind(mount), target.is_directory) {
+        (Missing::File, true) => Err(Fault("the image has a directory there").into()),
+        (Missing::Directory, false) => Err(Fault("the image has a file there").into()),
+        _ => Ok(()),
+    }
+}
+
+/// Says whose fault it is that a mount is not possible.
+pub(super) fn explain(mount: &MountEntry, doing: &str, error: io::Error) -> ContainerError {
+    let path = mount.destination.clone();
+    match Fault::of(&error) {
+        Some(fault) => ContainerError::Image { path, reason: fault.to_string() },
+        None => {
+            ContainerError::Setup { doing: format!("{doing} `{path}`"), reason: error.to_string() }
+        }
+    }
 }
 
 /// `a`, `a/b`, `a/b/c` of `a/b/c`.

@@ -4,17 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ContainerError;
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Report {
-    CannotExecute {
-        program: String,
-        reason: String,
-    },
-    Setup {
-        doing: String,
-        reason: String,
-    },
+    Failed(ContainerError),
     /// The last report: the process is gone, and so are its mounts.
     Ended {
         ending: Ending,
@@ -29,17 +22,6 @@ pub(crate) enum Report {
 pub(crate) enum Ending {
     Code(i32),
     Signal(i32),
-}
-
-impl From<ContainerError> for Report {
-    fn from(error: ContainerError) -> Self {
-        match error {
-            ContainerError::CannotExecute { program, reason } => {
-                Self::CannotExecute { program, reason }
-            }
-            ContainerError::Setup { doing, reason } => Self::Setup { doing, reason },
-        }
-    }
 }
 
 /// Says what was being done when the kernel refused.

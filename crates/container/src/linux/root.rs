@@ -17,6 +17,24 @@ use rustix::io::Errno;
 const LINKS_MAX: usize = 40;
 const DEPTH_MAX: usize = 1024;
 
+/// Why something cannot be mounted in this image, as opposed to on this machine.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Fault(pub(super) &'static str);
+
+impl From<Fault> for io::Error {
+    fn from(fault: Fault) -> Self {
+        Self::other(fault)
+    }
+}
+
+impl Fault {
+    /// The fault that an error stands for, if it is one.
+    pub(super) fn of(error: &io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref().copied()
+    }
+}
+
 /// What to make where nothing is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Missing {
@@ -64,10 +82,12 @@ pub(super) fn find_noting(
             FileType::Symlink => {
                 links += 1;
                 if links > LINKS_MAX {
-                    return Err(Errno::LOOP.into());
+                    return Err(Fault("the image has too many symbolic links there").into());
                 }
                 let target = rustix::fs::readlinkat(&file, "", Vec::new())?;
-                let target = target.into_string().map_err(io::Error::other)?;
+                let target = target.into_string().map_err(|_error| {
+                    Fault("the image has a symbolic link there that is not UTF-8")
+                })?;
                 if target.starts_with('/') {
                     walk.stack.truncate(1);
                 }
@@ -80,7 +100,7 @@ pub(super) fn find_noting(
                 let path = walk.path_of(&name);
                 return Ok(Found { file, is_directory: false, path, made: walk.made });
             }
-            _ => return Err(Errno::NOTDIR.into()),
+            _ => return Err(Fault("the image has a file where a directory is needed").into()),
         }
     }
     walk.finish()
@@ -99,7 +119,7 @@ impl Walk {
 
     fn enter(&mut self, name: String, file: OwnedFd) -> io::Result<()> {
         if self.stack.len() >= DEPTH_MAX {
-            return Err(Errno::NAMETOOLONG.into());
+            return Err(Fault("the image's directories are too deep").into());
         }
         self.stack.push((name, file));
         Ok(())
