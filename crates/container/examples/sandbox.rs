@@ -1,8 +1,9 @@
 //! A server in miniature: runs one process in a directory and passes its output on.
 //!
-//! `sandbox ROOT STATE_DIR NETWORK PROGRAM [ARGUMENT]...`, with `none`, `isolated` or `host`.
-//! It is also its own helper, as the real binary is. `sandbox name-server ADDRESS ANSWER` answers
-//! every question for a name with one address, for the test of isolated networks.
+//! `sandbox ROOT STATE_DIR NETWORK PROGRAM [ARGUMENT]...`, with `none`, `isolated` or `host`;
+//! `none:/usr/sbin/runc` hands it to another runtime. It is also its own helper, as the real
+//! binary is. `sandbox name-server ADDRESS ANSWER` answers every question for a name with one
+//! address, for the test of isolated networks; `sandbox doctor STATE_DIR` says what is wrong.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use container::{
     Exit, HELPER_ARG, Limits, Network, OutputSink, ProcessSpec, Rootfs, Runtime, RuntimeSettings,
-    Stream, User,
+    Stream, User, Verdict,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -40,7 +41,33 @@ fn main() -> ExitCode {
     {
         answer_names(address, answer.parse().expect("an IPv4 address"));
     }
+    if let [command, state_dir] = args.as_slice()
+        && command == "doctor"
+    {
+        doctor(PathBuf::from(state_dir));
+        return ExitCode::SUCCESS;
+    }
     run(&args).expect("a runtime")
+}
+
+fn settings(state_dir: PathBuf, external: Option<&str>) -> RuntimeSettings {
+    RuntimeSettings {
+        external: external.map(PathBuf::from),
+        helper: std::env::current_exe().expect("the program has a path"),
+        state_dir,
+        subnet: "10.89.0.0/24".to_owned(),
+    }
+}
+
+#[tokio::main]
+async fn doctor(state_dir: PathBuf) {
+    let limits = Limits { pids: Some(4096), ..Limits::default() };
+    for check in container::diagnose(&settings(state_dir, None), &limits).await {
+        if check.verdict != Verdict::Ok {
+            let told = format!("{}: {:?}: {}\n", check.name, check.verdict, check.meaning);
+            std::io::stdout().write_all(told.as_bytes()).expect("somebody reads");
+        }
+    }
 }
 
 /// Answers with the question, and one record that points back at its name.
@@ -67,13 +94,11 @@ async fn run(args: &[String]) -> Result<ExitCode, container::ContainerError> {
     let [root, state_dir, network, args @ ..] = args else {
         return Ok(ExitCode::from(2));
     };
-    let runtime = Runtime::new(RuntimeSettings {
-        external: None,
-        helper: std::env::current_exe().expect("the program has a path"),
-        state_dir: PathBuf::from(state_dir),
-        subnet: "10.89.0.0/24".to_owned(),
-    })
-    .await?;
+    let (network, external) = match network.split_once(':') {
+        Some((network, external)) => (network, Some(external)),
+        None => (network.as_str(), None),
+    };
+    let runtime = Runtime::new(settings(PathBuf::from(state_dir), external)).await?;
     let spec = ProcessSpec {
         name: format!("sandbox-{}", std::process::id()),
         rootfs: Rootfs::Directory(PathBuf::from(root)),
@@ -85,7 +110,7 @@ async fn run(args: &[String]) -> Result<ExitCode, container::ContainerError> {
         mounts: Vec::new(),
         private_env: Vec::new(),
         extra_hosts: Vec::new(),
-        network: match network.as_str() {
+        network: match network {
             "none" => Network::None,
             "host" => Network::Host,
             _ => Network::Isolated,

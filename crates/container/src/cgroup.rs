@@ -77,14 +77,20 @@ impl Hierarchy {
         }
     }
 
+    /// Says whether a group with these limits can be made, and removes what it made to see.
+    pub(crate) fn try_out(&self, limits: &Limits) -> Result<(), ContainerError> {
+        let absent: Vec<_> = self.folders().into_iter().filter(|folder| !folder.exists()).collect();
+        let made = self.make("doctor", limits).map(|group| group.map(Group::remove));
+        for folder in absent {
+            // Fails where a server has come to use it.
+            let _in_use = fs::remove_dir(folder);
+        }
+        made.map(drop)
+    }
+
     /// Kills and removes the groups of owners that are no more.
     pub(crate) fn sweep(&self) {
-        let folders: Vec<&PathBuf> = match self {
-            Self::V2(folder) => vec![folder],
-            Self::V1(folders) => folders.iter().map(|(_, folder)| folder).collect(),
-            Self::None => Vec::new(),
-        };
-        for folder in folders {
+        for folder in self.folders() {
             let Ok(entries) = fs::read_dir(folder) else { continue };
             for entry in entries.flatten() {
                 let name = entry.file_name().into_string().unwrap_or_default();
@@ -115,6 +121,15 @@ impl Hierarchy {
                 // Fails while others have groups there.
                 let _in_use = fs::remove_dir(folder);
             }
+        }
+    }
+
+    /// The folders that hold the groups of all servers here.
+    fn folders(&self) -> Vec<&PathBuf> {
+        match self {
+            Self::V2(folder) => vec![folder],
+            Self::V1(folders) => folders.iter().map(|(_, folder)| folder).collect(),
+            Self::None => Vec::new(),
         }
     }
 

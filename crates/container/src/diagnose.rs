@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::bundle::OverlayLayers;
 use crate::cgroup::Hierarchy;
-use crate::{RuntimeSettings, linux, network};
+use crate::{Limits, RuntimeSettings, linux, network};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -42,16 +42,19 @@ impl Check {
     }
 }
 
-/// Looks at everything that [`Runtime`](crate::Runtime) needs, changing nothing.
-pub async fn diagnose(settings: &RuntimeSettings) -> Vec<Check> {
-    let settings = settings.clone();
+/// Looks at everything that [`Runtime`](crate::Runtime) needs for containers with `limits`.
+///
+/// An overlay is mounted and a control group made to see whether that works, and both removed.
+/// Of version 2 stays what makes groups possible: its controllers are on for groups at the top.
+pub async fn diagnose(settings: &RuntimeSettings, limits: &Limits) -> Vec<Check> {
+    let (settings, limits) = (settings.clone(), limits.clone());
     let checks = tokio::task::spawn_blocking(move || {
         vec![
             root(),
             namespaces(),
             overlay(&settings.state_dir),
             layers(),
-            control_groups(),
+            control_groups(&limits),
             seccomp(),
             iptables(),
             forwarding(),
@@ -137,6 +140,12 @@ fn layers() -> Check {
             "the kernel is older than Linux 6.7 and takes all layers as one text",
             "nothing to change below some 400 layers",
         ),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Check::new(
+            "overlay layers",
+            Verdict::Failed,
+            "cannot be asked without the right CAP_SYS_ADMIN: no container starts",
+            "run as root, with the capability CAP_SYS_ADMIN",
+        ),
         Err(error) => Check::new(
             "overlay layers",
             Verdict::Failed,
@@ -146,28 +155,23 @@ fn layers() -> Check {
     }
 }
 
-fn control_groups() -> Check {
+fn control_groups(configured: &Limits) -> Check {
+    const ADVICE: &str = "run as root, or with `Delegate=yes` in the systemd unit";
+    const NAME: &str = "control groups";
     let hierarchy = Hierarchy::detect();
-    let limits = crate::Limits {
-        memory: Some(64 << 20),
-        pids: Some(64),
-        cpus: Some(1.0),
-        ..crate::Limits::default()
-    };
     let found = hierarchy.describe();
-    match hierarchy.make("doctor", &limits) {
-        Ok(group) => {
-            if let Some(group) = group {
-                group.remove();
-            }
-            Check::ok("control groups", format!("memory, processes and processors: {found}"))
+    let all =
+        Limits { memory: Some(64 << 20), pids: Some(64), cpus: Some(1.0), ..Limits::default() };
+    match (hierarchy.try_out(&all), hierarchy.try_out(configured)) {
+        (Ok(()), _) => Check::ok(NAME, format!("memory, processes and processors: {found}")),
+        (Err(error), Ok(())) => {
+            let meaning = format!("{found}; {error}: not all limits are possible");
+            Check::new(NAME, Verdict::Warning, meaning, ADVICE)
         }
-        Err(error) => Check::new(
-            "control groups",
-            Verdict::Warning,
-            format!("{found}; {error}: containers with limits do not start"),
-            "run as root, or with `Delegate=yes` in the systemd unit",
-        ),
+        (_, Err(error)) => {
+            let meaning = format!("{found}; {error}: no container starts with the limits set");
+            Check::new(NAME, Verdict::Failed, meaning, ADVICE)
+        }
     }
 }
 
@@ -184,14 +188,17 @@ fn iptables() -> Check {
         Ok(_) => Check::ok("iptables", "rules can be read"),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Check::new(
             "iptables",
-            Verdict::Warning,
-            "is not installed: containers have no network, unless `none` or `host`",
+            Verdict::Failed,
+            "is not installed: no container starts, unless its network is `none` or `host`",
             "install the package `iptables`",
         ),
         Err(error) => Check::new(
             "iptables",
-            Verdict::Warning,
-            format!("does not work: {error}; containers have no network, unless `none` or `host`"),
+            Verdict::Failed,
+            format!(
+                "does not work: {error}; no container starts, unless its network is `none` or \
+                 `host`"
+            ),
             "run as root, with the capability CAP_NET_ADMIN",
         ),
     }
@@ -212,7 +219,13 @@ fn forwarding() -> Check {
 }
 
 fn forward_policy() -> Check {
-    let listing = network::firewall_listing("filter").unwrap_or_default();
+    let listing = match network::firewall_listing("filter") {
+        Ok(listing) => listing,
+        Err(error) => {
+            let meaning = format!("not known: {error}");
+            return Check::new("FORWARD policy", Verdict::Warning, meaning, "see `iptables`");
+        }
+    };
     if listing.lines().any(|line| line == "-P FORWARD DROP") {
         let meaning = "another firewall drops forwarded packets; our own rules come first";
         return Check::ok("FORWARD policy", meaning);
@@ -224,15 +237,27 @@ fn external(chosen: Option<&Path>) -> Check {
     let Some(program) = chosen else {
         return Check::ok("runtime", "the embedded one");
     };
-    if program.is_file() {
-        return Check::ok("runtime", format!("`{}`", program.display()));
+    let shown = program.display();
+    match version(program) {
+        Ok(()) => Check::ok("runtime", format!("`{shown}`")),
+        Err(error) => Check::new(
+            "runtime",
+            Verdict::Failed,
+            format!("`{shown}` does not work: {error}"),
+            "install it, or leave the setting empty for the embedded runtime",
+        ),
     }
-    Check::new(
-        "runtime",
-        Verdict::Failed,
-        format!("`{}` is not there", program.display()),
-        "install it, or leave the setting empty for the embedded runtime",
-    )
+}
+
+#[expect(clippy::disallowed_methods, reason = "the runtime that the administrator has chosen")]
+fn version(program: &Path) -> std::io::Result<()> {
+    let null = std::process::Stdio::null;
+    let mut command = std::process::Command::new(program);
+    let status = command.arg("--version").stdin(null()).stdout(null()).stderr(null()).status()?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(std::io::Error::other(format!("`--version` ends with {status}")))
 }
 
 fn user_namespaces() -> Check {

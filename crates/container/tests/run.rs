@@ -809,11 +809,50 @@ fn as_root_an_isolated_container_reaches_others_but_not_the_host() {
 #[tokio::test]
 async fn as_root_the_doctor_finds_this_machine_fit() {
     let folder = tempfile::tempdir().unwrap();
-    let checks = container::diagnose(&settings(folder.path().to_owned(), None)).await;
+    let limits = Limits { pids: Some(4096), ..Limits::default() };
+    let checks = container::diagnose(&settings(folder.path().to_owned(), None), &limits).await;
     let bad: Vec<_> =
         checks.iter().filter(|check| check.verdict != container::Verdict::Ok).collect();
     assert!(bad.is_empty(), "{bad:?}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// On machines that lack something, by mounts and rights of the doctor's own.
+#[tokio::test]
+async fn as_root_the_doctor_tells_what_keeps_containers_from_starting() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = |script: &str| {
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", script])
+            .arg(helper())
+            .arg(folder.path())
+            .output()
+            .unwrap();
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let read_only = "for tree in /sys/fs/cgroup /sys/fs/cgroup/*; do
+        mountpoint -q $tree && mount -o remount,bind,ro $tree; done; exec \"$0\" doctor \"$1\"";
+    let text = told(read_only);
+    assert!(text.starts_with("control groups: Failed: version"), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let no_firewall = "for program in iptables iptables-restore; do
+        mount --bind /etc/passwd $(readlink -f /usr/sbin/$program); done
+        exec \"$0\" doctor \"$1\"";
+    let text = told(no_firewall);
+    assert!(text.starts_with("iptables: Failed: does not work: Permission denied"), "{text}");
+    assert!(text.contains("FORWARD policy: Warning: not known"), "{text}");
+    let no_mounts = "exec setpriv --bounding-set -sys_admin --inh-caps -sys_admin \
+        \"$0\" doctor \"$1\"";
+    let text = told(no_mounts);
+    let lacking = "overlay layers: Failed: this process may not mount";
+    assert!(text.contains(lacking), "{text}");
+    for program in ["/etc/passwd", "/bin/false", "/nowhere"] {
+        let settings = settings(folder.path().to_owned(), Some(program));
+        let checks = container::diagnose(&settings, &Limits::default()).await;
+        let check = checks.iter().find(|check| check.name == "runtime").unwrap();
+        assert_eq!(check.verdict, container::Verdict::Failed, "{check:?}");
+    }
 }
 
 /// Prints what starting costs; asserts only what a loaded machine can keep.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use cli::{Error, GlobalArgs, Printer, Result};
-use container::RuntimeSettings;
+use container::{Limits, RuntimeSettings};
 use serde::Serialize;
 use server::Settings;
 
@@ -58,6 +58,8 @@ pub(crate) fn run(global: &GlobalArgs, printer: Printer) -> Result<()> {
 fn container_checks(settings: &Settings) -> Result<Vec<Check>> {
     let helper = std::env::current_exe()
         .map_err(|error| Error::failed("this program does not know itself").caused_by(&error))?;
+    let (memory, pids, cpus) = (settings.build.memory, settings.build.pids, settings.build.cpus);
+    let limits = Limits { memory, pids, cpus, ..Limits::default() };
     let settings = RuntimeSettings {
         external: settings.build.runtime.clone(),
         helper,
@@ -65,7 +67,7 @@ fn container_checks(settings: &Settings) -> Result<Vec<Check>> {
         state_dir: existing(&settings.server.data).to_owned(),
         subnet: settings.network.subnet.clone(),
     };
-    let found = crate::runtime(0)?.block_on(container::diagnose(&settings));
+    let found = crate::runtime(0)?.block_on(container::diagnose(&settings, &limits));
     Ok(found.into_iter().map(Check::from).collect())
 }
 
