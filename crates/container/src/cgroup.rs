@@ -22,6 +22,9 @@ const CPU_PERIOD: u64 = 100_000;
 /// How long a group may take to become empty after everything in it was killed.
 const EMPTY_WAIT_MAX: Duration = Duration::from_secs(5);
 
+/// How near to its limit a group was whose process the kernel killed for it.
+const MEMORY_NEAR: u64 = 1 << 20;
+
 const V1_CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "cpuacct"];
 
 /// The control groups of this machine.
@@ -284,15 +287,19 @@ impl Group {
     /// Whether the kernel killed something in this group for want of memory.
     ///
     /// Groups that an external runtime makes count for themselves in version 1, and are gone by
-    /// now; that the limit was ever met is then the best sign.
+    /// now; that all of the limit was ever used is then the best sign.
     pub(crate) fn ran_out_of_memory(&self, external: bool) -> bool {
         let Some(folder) = self.folder_of("memory") else { return false };
-        let kills = match self.hierarchy {
-            Hierarchy::V2(_) => field(&folder.join("memory.events"), "oom_kill"),
-            _ if external => number(&folder.join("memory.failcnt")),
-            _ => field(&folder.join("memory.oom_control"), "oom_kill"),
-        };
-        kills.is_some_and(|count| count > 0)
+        let killed = |file: &str| field(&folder.join(file), "oom_kill").is_some_and(|n| n > 0);
+        match self.hierarchy {
+            Hierarchy::V2(_) => killed("memory.events"),
+            _ if external => {
+                let read = |file: &str| number(&folder.join(file));
+                let used = read("memory.max_usage_in_bytes").zip(read("memory.limit_in_bytes"));
+                used.is_some_and(|(used, limit)| used + MEMORY_NEAR > limit)
+            }
+            _ => killed("memory.oom_control"),
+        }
     }
 
     pub(crate) fn usage(&self) -> Usage {

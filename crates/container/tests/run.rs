@@ -295,6 +295,10 @@ async fn as_root_limits_hold_and_are_accounted() {
     assert_eq!(exit, Exit::OutOfMemory);
     // The kernel lets a process that it kills go a little over.
     assert!((16 << 20..=40 << 20).contains(&usage.memory_peak), "{usage:?}");
+    let theirs = Machine::with(Some("/usr/sbin/runc")).await;
+    let mut spec = theirs.spec("exec dd if=/dev/zero of=/dev/null bs=200M count=1");
+    spec.limits.memory = Some(32 << 20);
+    theirs.check(&spec, expect!["OutOfMemory\n"]).await;
 
     let mut spec = machine.spec("for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; echo never");
     spec.limits.pids = Some(5);
