@@ -244,9 +244,13 @@ impl Group {
         Ok(())
     }
 
-    /// The folders of this group, one a line.
-    pub(crate) fn list(&self) -> String {
-        self.folders().iter().map(|folder| format!("{}\n", folder.display())).collect()
+    /// The folders of this group, one a line; with those that an external runtime makes.
+    pub(crate) fn list(&self, external: bool) -> String {
+        let mut folders = self.folders();
+        if external {
+            folders.extend(self.others());
+        }
+        folders.iter().map(|folder| format!("{}\n", folder.display())).collect()
     }
 
     /// The folders of this group that exist.
@@ -336,7 +340,14 @@ impl Group {
 
     /// Removes what an external runtime has made of the group in trees that we do not use.
     pub(crate) fn remove_others(&self) {
-        let Hierarchy::V1(_) = self.hierarchy else { return };
+        for folder in self.others().iter().filter(|folder| folder.is_dir()) {
+            empty(folder);
+            remove(folder);
+        }
+    }
+
+    fn others(&self) -> Vec<PathBuf> {
+        let Hierarchy::V1(_) = self.hierarchy else { return Vec::new() };
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let bases = cgroup_mounts(&mounts).filter_map(|(kind, point, options)| match kind {
@@ -347,12 +358,7 @@ impl Group {
                 Some(Path::new(point).join(own).join(FOLDER))
             }
         });
-        for folder in bases.map(|base| base.join(&self.name)) {
-            if folder.is_dir() {
-                empty(&folder);
-                remove(&folder);
-            }
-        }
+        bases.map(|base| base.join(&self.name)).collect()
     }
 
     fn remove_folders(&self) {

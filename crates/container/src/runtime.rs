@@ -245,7 +245,10 @@ impl Supervisor {
         }
         holdings.group = self.inner.hierarchy.make(&self.spec.name, &self.spec.limits)?;
         if let Some(group) = &holdings.group {
-            let listed = fs::write(holdings.folder.join(GROUPS_FILE), group.list());
+            let listed = fs::write(
+                holdings.folder.join(GROUPS_FILE),
+                group.list(self.inner.settings.external.is_some()),
+            );
             listed.map_err(|error| setup("note the control groups".to_owned(), error))?;
         }
         self.write_bundle(holdings)?;

@@ -761,6 +761,45 @@ async fn as_root_a_killed_server_leaves_no_process_and_the_next_sweeps() {
     }
 }
 
+/// runc makes groups in trees that we do not use; they are found by what is noted of them.
+#[tokio::test]
+async fn as_root_groups_of_runc_are_swept_after_a_killed_server() {
+    let machine = Machine::new().await;
+    let mark = format!("34{}", std::process::id());
+    let mut server = Command::new(helper())
+        .arg(machine.path("lower"))
+        .arg(machine.path("state"))
+        .args(["none:/usr/sbin/runc", "sleep", &mark])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let name = format!("sandbox-{}.", server.id());
+    let groups = || -> Vec<PathBuf> {
+        let trees = fs::read_dir("/sys/fs/cgroup").unwrap().flatten();
+        let folders = trees.map(|tree| tree.path()).chain([PathBuf::from("/sys/fs/cgroup")]);
+        let groups = folders.filter_map(|folder| fs::read_dir(folder.join("refit")).ok()).flatten();
+        let groups = groups.flatten().map(|group| group.path());
+        groups.filter(|group| group.to_str().unwrap().contains(&name)).collect()
+    };
+    wait_until("the container runs", || sleepers(&mark).len() == 1);
+    // Helper and runtime as well, so that nobody is left to clear away.
+    let state = machine.path("state");
+    let state = state.to_str().unwrap().as_bytes();
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let id = process.file_name().to_str().and_then(|name| name.parse().ok());
+        if line.windows(state.len()).any(|part| part == state) {
+            let _ended_with_another =
+                kill_process(Pid::from_raw(id.unwrap()).unwrap(), Signal::KILL);
+        }
+    }
+    server.wait().unwrap();
+    assert_ne!(groups(), Vec::<PathBuf>::new());
+    Runtime::new(settings(machine.path("state"), None)).await.unwrap();
+    assert_eq!(groups(), Vec::<PathBuf>::new());
+    assert_eq!(sleepers(&mark), []);
+}
+
 /// In network and mount namespaces of its own, with a firewall that drops what it forwards and
 /// a name server on loopback.
 #[test]
