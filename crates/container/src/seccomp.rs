@@ -124,6 +124,12 @@ const NATIVE_ARCHITECTURE: &str = "SCMP_ARCH_X86_64";
 #[cfg(target_arch = "aarch64")]
 const NATIVE_ARCHITECTURE: &str = "SCMP_ARCH_AARCH64";
 
+/// `io_pgetevents`, which the crate `libc` lacks for some C libraries.
+#[cfg(target_arch = "x86_64")]
+const IO_PGETEVENTS: i64 = 333;
+#[cfg(target_arch = "aarch64")]
+const IO_PGETEVENTS: i64 = 292;
+
 /// Calls that are in the tables for their numbers, and allowed by a rule of their own.
 const CONDITIONAL: [&str; 4] = ["clone", "clone3", "personality", "socket"];
 
@@ -169,7 +175,8 @@ const COMMON: &[(&str, i64)] = &[
     ("getxattr", libc::SYS_getxattr), ("inotify_add_watch", libc::SYS_inotify_add_watch),
     ("inotify_init1", libc::SYS_inotify_init1), ("inotify_rm_watch", libc::SYS_inotify_rm_watch),
     ("io_cancel", libc::SYS_io_cancel), ("io_destroy", libc::SYS_io_destroy),
-    ("io_getevents", libc::SYS_io_getevents), ("io_setup", libc::SYS_io_setup),
+    ("io_getevents", libc::SYS_io_getevents), ("io_pgetevents", IO_PGETEVENTS),
+    ("io_setup", libc::SYS_io_setup),
     ("io_submit", libc::SYS_io_submit), ("ioctl", libc::SYS_ioctl),
     ("ioprio_get", libc::SYS_ioprio_get), ("ioprio_set", libc::SYS_ioprio_set),
     ("kill", libc::SYS_kill), ("landlock_add_rule", libc::SYS_landlock_add_rule),
@@ -252,7 +259,7 @@ const COMMON: &[(&str, i64)] = &[
     ("timerfd_settime", libc::SYS_timerfd_settime), ("times", libc::SYS_times),
     ("tkill", libc::SYS_tkill), ("truncate", libc::SYS_truncate), ("umask", libc::SYS_umask),
     ("uname", libc::SYS_uname), ("unlinkat", libc::SYS_unlinkat),
-    ("utimensat", libc::SYS_utimensat), ("wait4", libc::SYS_wait4), ("waitid", libc::SYS_waitid),
+    ("utimensat", libc::SYS_utimensat), ("vmsplice", libc::SYS_vmsplice), ("wait4", libc::SYS_wait4), ("waitid", libc::SYS_waitid),
     ("write", libc::SYS_write), ("writev", libc::SYS_writev),
 ];
 
