@@ -263,7 +263,7 @@ pub(crate) fn node_of(
         EntryType::Fifo => NodeKind::Fifo,
         _ => return Ok(None),
     };
-    Ok(Some(Node { kind, mode, uid, gid, mtime, xattrs }))
+    Ok(Some(Node { kind, mode, uid, gid, mtime, xattrs, link: None }))
 }
 
 /// What a PAX record of an extended attribute is called.

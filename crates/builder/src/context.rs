@@ -5,7 +5,7 @@
 //! Every file is hashed when the context is opened, and what is copied later is checked
 //! against that, so a file that changes meanwhile is an error and never a wrong cache entry.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::KeyHasher;
-use crate::tree::{Node, NodeKind, Tree, ancestors, join, parent};
+use crate::tree::{FirstNames, LinkGroup, Node, NodeKind, Tree, ancestors, join, parent};
 
 /// What a build may read, apart from the Dockerfile itself.
 #[derive(Debug, Clone)]
@@ -135,12 +135,13 @@ impl BuildContext {
         self.left_out.clone()
     }
 
-    /// The digest of all that the build may read: names, types, modes and bytes.
+    /// The digest of all that the build may read: names, types, modes, bytes and hard links.
     pub(crate) fn digest(&self) -> Digest {
         let mut key = KeyHasher::new("context");
+        let mut names = FirstNames::default();
         for (path, node) in &self.nodes {
             key.text("path", path);
-            node.add_to(&mut key);
+            names.add_to(path, node, &mut key);
         }
         key.finish()
     }
@@ -237,10 +238,16 @@ struct Listed {
     mtime: i64,
 }
 
+/// Device and number: what the names of one file have in common.
+type Inode = (u64, u64);
+
 enum ListedKind {
     Directory,
-    File,
-    Symlink { target: String },
+    /// With its inode, if it has other names.
+    File(Option<Inode>),
+    Symlink {
+        target: String,
+    },
     Fifo,
 }
 
@@ -312,7 +319,9 @@ fn stat(root: &OwnedFd, path: &str) -> Result<Listed, ContextError> {
     let stat = rustix::fs::statat(&fd, name, flags).map_err(failed("read", path))?;
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => ListedKind::Directory,
-        FileType::RegularFile => ListedKind::File,
+        FileType::RegularFile => {
+            ListedKind::File((stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino)))
+        }
         FileType::Symlink => {
             let target = rustix::fs::readlinkat(&fd, name, Vec::new());
             let target = target.map_err(failed("read", path))?;
@@ -366,8 +375,13 @@ fn hash_files(
     listing: BTreeMap<String, Listed>,
     cancel: &CancellationToken,
 ) -> Result<BTreeMap<String, Node>, ContextError> {
+    // A file is read once, however many names it has.
+    let mut seen = HashSet::new();
     let files: Vec<&str> = (listing.iter())
-        .filter(|(_, listed)| matches!(listed.kind, ListedKind::File))
+        .filter(|(_, listed)| match listed.kind {
+            ListedKind::File(inode) => inode.is_none_or(|inode| seen.insert(inode)),
+            _ => false,
+        })
         .map(|(path, _)| path.as_str())
         .collect();
     let next = AtomicUsize::new(0);
@@ -395,19 +409,30 @@ fn hash_files(
         others.fold(own, Result::and)
     })?;
     let mut hashed = hashed.into_inner().expect("no holder panics");
+    let mut linked: HashMap<Inode, (LinkGroup, (u64, Digest))> = HashMap::new();
     let nodes = listing.into_iter().map(|(path, listed)| {
+        let mut link = None;
         let kind = match listed.kind {
             ListedKind::Directory => NodeKind::Directory,
             ListedKind::Symlink { target } => NodeKind::Symlink { target },
             ListedKind::Fifo => NodeKind::Fifo,
-            ListedKind::File => {
-                let (size, digest) = hashed.remove(&path).expect("every file was hashed");
+            ListedKind::File(inode) => {
+                let mut read = || hashed.remove(&path).expect("every file was hashed");
+                let (size, digest) = match inode {
+                    None => read(),
+                    Some(inode) => {
+                        let group = linked.len() as LinkGroup;
+                        let first = linked.entry(inode).or_insert_with(|| (group, read()));
+                        link = Some(first.0);
+                        first.1.clone()
+                    }
+                };
                 NodeKind::File { size, digest }
             }
         };
         // The context belongs to nobody in the image: what is copied is root's.
         let (mode, mtime) = (listed.mode, listed.mtime);
-        (path, Node { kind, mode, uid: 0, gid: 0, mtime, xattrs: Vec::new() })
+        (path, Node { kind, mode, uid: 0, gid: 0, mtime, xattrs: Vec::new(), link })
     });
     Ok(nodes.collect())
 }

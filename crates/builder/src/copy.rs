@@ -5,7 +5,7 @@
 //! what it only passes through). The rules are those of BuildKit's copy, including which
 //! links are followed: those that a source or the destination names, none below them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use dockerfile::ignore::IgnoreFile;
@@ -13,7 +13,9 @@ use dockerfile::{CopySource, ModeChange, Script, glob};
 use oci::Digest;
 
 use crate::cache::KeyHasher;
-use crate::tree::{Node, NodeKind, Tree, ancestors, components, file_name, join, parent, resolve};
+use crate::tree::{
+    LinkGroup, Node, NodeKind, Tree, ancestors, components, file_name, join, parent, resolve,
+};
 use crate::user::Owner;
 
 /// One `COPY`, with names already resolved.
@@ -45,10 +47,21 @@ pub(crate) struct CopyPlan {
     pub(crate) archives: Vec<PlannedArchive>,
     /// Patterns that match nothing.
     pub(crate) unmatched: Vec<String>,
+    /// Link groups given to entries so far.
+    groups: LinkGroup,
+}
+
+/// An entry in its place.
+pub(crate) struct LinkedEntry<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) planned: &'a Planned,
+    /// An entry before it of which it is a hard link.
+    pub(crate) first: Option<&'a str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Planned {
+    /// Its link group is of the plan, not of the source.
     pub(crate) node: Node,
     /// Where a file's bytes are.
     pub(crate) content: Option<Content>,
@@ -134,9 +147,12 @@ impl CopyPlan {
     /// only touched is the same file.
     pub(crate) fn add_to(&self, key: &mut KeyHasher) {
         key.number("entries", self.entries.len() as u64);
-        for (path, planned) in &self.entries {
+        for LinkedEntry { path, planned, first } in self.linked_entries() {
             key.text("path", path);
             planned.node.add_to(key);
+            if let Some(first) = first {
+                key.text("hard link", first);
+            }
         }
         key.number("archives", self.archives.len() as u64);
         for archive in &self.archives {
@@ -144,14 +160,32 @@ impl CopyPlan {
             archive.node.add_to(key);
         }
     }
+
+    /// The entries in the order in which they are written. Of a file with several names, the
+    /// first that is written has the bytes.
+    pub(crate) fn linked_entries(&self) -> impl Iterator<Item = LinkedEntry<'_>> {
+        let mut names = HashMap::new();
+        self.entries.iter().map(move |(path, planned)| {
+            let first = (planned.node.link)
+                .map(|group| *names.entry(group).or_insert(path.as_str()))
+                // A hard link has nothing of its own: whatever differs is another file.
+                .filter(|first| *first != path && self.entries[*first].node == planned.node);
+            LinkedEntry { path, planned, first }
+        })
+    }
+
+    fn new_group(&mut self) -> LinkGroup {
+        self.groups += 1;
+        self.groups
+    }
 }
 
 /// Decides what a `COPY` writes.
 pub(crate) fn plan(request: &CopyRequest<'_>) -> Result<CopyPlan, CopyError> {
     let exclude = patterns(request.excludes)?;
-    let mut planner = Planner { request, plan: CopyPlan::default() };
+    let mut planner = Planner::new(request, CopyPlan::default());
     let mut matches = Vec::new();
-    for source in request.sources {
+    for (argument, source) in request.sources.iter().enumerate() {
         // With `--parents` it is the pivot that is copied, as far as the pattern matches.
         let (pattern, include) = match request.parents {
             true => {
@@ -167,12 +201,13 @@ pub(crate) fn plan(request: &CopyRequest<'_>) -> Result<CopyPlan, CopyError> {
             planner.plan.unmatched.push(pattern.clone());
         }
         let filter = Rc::new(Filter { include, exclude: exclude.clone() });
-        matches.extend(found.into_iter().map(|path| (path, Rc::clone(&filter))));
+        matches.extend(found.into_iter().map(|path| (path, argument, Rc::clone(&filter))));
     }
     if matches.len() + request.documents.len() > 1 && !request.parents {
         planner.check_takes_several()?;
     }
-    for (path, filter) in &matches {
+    for (path, argument, filter) in &matches {
+        planner.argument = *argument;
         planner.copy_source(path, filter)?;
     }
     for document in request.documents {
@@ -232,6 +267,11 @@ impl Filter {
 struct Planner<'a> {
     request: &'a CopyRequest<'a>,
     plan: CopyPlan,
+    /// The number of the source argument that is copied.
+    argument: usize,
+    /// Link groups of the plan, by argument and link group of the source: names that come
+    /// with one argument stay those of one file, as with other builders.
+    groups: HashMap<(usize, LinkGroup), LinkGroup>,
 }
 
 /// A folder that is made only if something is copied into it.
@@ -242,7 +282,11 @@ struct Pending {
     is_made: bool,
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    fn new(request: &'a CopyRequest<'a>, plan: CopyPlan) -> Self {
+        Self { request, plan, argument: 0, groups: HashMap::new() }
+    }
+
     /// With `--parents`, what is named without wildcards must be there.
     fn check_is_there(&self, source: &CopySource) -> Result<(), CopyError> {
         if glob::has_wildcards(&source.pivot) || glob::has_wildcards(&source.pattern) {
@@ -354,7 +398,8 @@ impl Planner<'_> {
         let text = document.text.as_bytes();
         let kind = NodeKind::File { size: text.len() as u64, digest: Digest::of(text) };
         let mtime = self.request.folder_time;
-        let node = Node { kind, mode: 0o644, uid: 0, gid: 0, mtime, xattrs: Vec::new() };
+        let node =
+            Node { kind, mode: 0o644, uid: 0, gid: 0, mtime, xattrs: Vec::new(), link: None };
         self.put(&target, &node, Some(Content::Text(document.text.clone())));
         Ok(())
     }
@@ -409,6 +454,8 @@ impl Planner<'_> {
             }
             // Devices come from images only: a context holds none.
             let is_file = matches!(node.kind, NodeKind::File { .. });
+            let mut node = node;
+            node.link = node.link.filter(|_| is_file).map(|link| self.group(link));
             self.put(&to, &node, is_file.then(|| Content::Source(from.to_owned())));
             return Ok(());
         }
@@ -425,6 +472,11 @@ impl Planner<'_> {
         }
         above.pop();
         Ok(())
+    }
+
+    /// The plan's link group for one of the source.
+    fn group(&mut self, link: LinkGroup) -> LinkGroup {
+        *self.groups.entry((self.argument, link)).or_insert_with(|| self.plan.new_group())
     }
 
     fn merge_folder(&mut self, to: &str, node: &Node, overwrite: bool) -> Result<(), CopyError> {
@@ -483,8 +535,15 @@ impl Planner<'_> {
             }
             ArchiveEntry::HardLink { path, target } => {
                 let target = self.place(folder, &target)?;
-                match self.plan.entries.get(&target) {
-                    Some(planned) => (path, planned.node.clone(), planned.content.clone()),
+                let new_group = self.plan.groups + 1;
+                match self.plan.entries.get_mut(&target) {
+                    Some(planned) => {
+                        if !planned.node.is_directory() {
+                            planned.node.link.get_or_insert(new_group);
+                            self.plan.groups = new_group;
+                        }
+                        (path, planned.node.clone(), planned.content.clone())
+                    }
                     None => {
                         return Err(CopyError::NotFound {
                             path: target,
@@ -554,7 +613,8 @@ impl Planner<'_> {
 pub(crate) fn new_folder(owner: Option<Owner>, time: i64) -> Node {
     let owner = owner.unwrap_or(Owner { uid: 0, gid: 0 });
     let (uid, gid) = (owner.uid, owner.gid);
-    Node { kind: NodeKind::Directory, mode: 0o755, uid, gid, mtime: time, xattrs: Vec::new() }
+    let (kind, xattrs, link) = (NodeKind::Directory, Vec::new(), None);
+    Node { kind, mode: 0o755, uid, gid, mtime: time, xattrs, link }
 }
 
 /// Entries that make a folder exist, for `WORKDIR`; none if it does.
@@ -577,7 +637,7 @@ pub(crate) fn plan_folder(
         is_archive: &|_| Ok(false),
         folder_time,
     };
-    let mut planner = Planner { request: &request, plan: CopyPlan::default() };
+    let mut planner = Planner::new(&request, CopyPlan::default());
     let path = planner.follow_image(path)?;
     planner.make_folder(&path)?;
     planner.add_folders_above();
@@ -607,7 +667,7 @@ pub(crate) fn add_archive(
         is_archive: &|_| Ok(false),
         folder_time,
     };
-    let mut planner = Planner { request: &request, plan };
+    let mut planner = Planner::new(&request, plan);
     for entry in entries {
         planner.unpack(&archive.folder, entry)?;
     }
@@ -640,12 +700,20 @@ mod tests {
 
     use super::*;
 
-    /// A tree written down: `d PATH [MODE]`, `f PATH [MODE]`, `l PATH TARGET`; everything in
-    /// it belongs to user 7.
+    /// A tree written down: `d PATH [MODE]`, `f PATH [MODE]`, `l PATH TARGET`, `h PATH NUMBER`
+    /// for the names of a file with several; everything in it belongs to user 7.
     struct Listing(BTreeMap<String, Node>);
 
     fn listing(text: &str) -> Listing {
-        let node = |kind, mode| Node { kind, mode, uid: 7, gid: 7, mtime: 1, xattrs: Vec::new() };
+        let node = |kind, mode| Node {
+            kind,
+            mode,
+            uid: 7,
+            gid: 7,
+            mtime: 1,
+            xattrs: Vec::new(),
+            link: None,
+        };
         let mut nodes = BTreeMap::from([(String::new(), node(NodeKind::Directory, 0o755))]);
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -653,7 +721,12 @@ mod tests {
                 words.get(2).map_or(default, |mode| u32::from_str_radix(mode, 8).unwrap())
             };
             let file = || NodeKind::File { size: 1, digest: Digest::of(words[1].as_bytes()) };
+            let linked = |link: &str| {
+                let node = node(NodeKind::File { size: 1, digest: Digest::of(b"twin") }, 0o644);
+                Node { link: Some(link.parse().unwrap()), ..node }
+            };
             let new = match words[0] {
+                "h" => linked(words[2]),
                 "d" => node(NodeKind::Directory, mode(0o755)),
                 "f" => node(file(), mode(0o644)),
                 "l" => node(NodeKind::Symlink { target: words[2].to_owned() }, 0o777),
@@ -697,6 +770,14 @@ mod tests {
         p pipe
         d wh
         f wh/.wh.gone
+        d pair
+        h pair/b 5
+        h pair/c/d 5
+        h pair/e 6
+        h pair/a 6
+        d pair/c
+        h other/b 5
+        d other
     ";
 
     const IMAGE: &str = "
@@ -717,7 +798,9 @@ mod tests {
         let mut out = String::new();
         match planned {
             Ok(plan) => {
-                for (path, Planned { node, content }) in &plan.entries {
+                for LinkedEntry { path, planned: Planned { node, content }, first } in
+                    plan.linked_entries()
+                {
                     let kind = match &node.kind {
                         NodeKind::Directory => "d".to_owned(),
                         NodeKind::File { .. } => "f".to_owned(),
@@ -727,6 +810,7 @@ mod tests {
                     let (mode, uid, gid) = (node.mode, node.uid, node.gid);
                     write!(out, "{kind} {mode:o} {uid}:{gid} {path}").unwrap();
                     match content {
+                        _ if first.is_some() => writeln!(out, " = {}", first.unwrap()).unwrap(),
                         Some(Content::Source(from)) => writeln!(out, " < {from}").unwrap(),
                         Some(Content::Text(text)) => writeln!(out, " is {text:?}").unwrap(),
                         Some(Content::Unpacked { offset }) => writeln!(out, " @ {offset}").unwrap(),
@@ -1236,8 +1320,119 @@ mod tests {
             d 755 7:7 usr
             d 775 7:7 usr/lib
             f 640 7:7 usr/lib/libx @ 10
-            f 640 7:7 usr/twin @ 10
+            f 640 7:7 usr/twin = usr/lib/libx
         "#]];
         expected.assert_eq(&render(&plan));
+    }
+
+    #[test]
+    fn names_of_one_file_stay_that_within_a_source() {
+        check(
+            &["pair", "other"],
+            "/x/",
+            expect![[r#"
+            d 755 0:0 x
+            f 644 7:7 x/a < pair/a
+            f 644 7:7 x/b < other/b
+            d 755 7:7 x/c
+            f 644 7:7 x/c/d < pair/c/d
+            f 644 7:7 x/e = x/a
+        "#]],
+        );
+        check(
+            &["*/b", "pair/c"],
+            "/x/",
+            expect![[r#"
+            d 755 0:0 x
+            f 644 7:7 x/b < pair/b
+            f 644 7:7 x/d < pair/c/d
+        "#]],
+        );
+        check(
+            &["*/[abe]"],
+            "/x/",
+            expect![[r#"
+            d 755 0:0 x
+            f 644 7:7 x/a < pair/a
+            f 644 7:7 x/b < pair/b
+            f 644 7:7 x/e = x/a
+        "#]],
+        );
+        Case {
+            sources: &["pair"],
+            destination: "/x",
+            owner: Some((1, 2)),
+            mode: Some("600"),
+            excludes: &["b"],
+            ..Case::default()
+        }
+        .check(expect![[r#"
+            d 600 1:2 x
+            f 600 1:2 x/a < pair/a
+            d 600 1:2 x/c
+            f 600 1:2 x/c/d < pair/c/d
+            f 600 1:2 x/e = x/a
+        "#]]);
+    }
+
+    #[test]
+    fn a_name_of_an_archive_that_is_replaced_is_a_file_of_its_own() {
+        let file = |path: &str, offset| {
+            let node = listing(&format!("f {path}")).0[path].clone();
+            ArchiveEntry::Node { path: path.to_owned(), node, offset }
+        };
+        let link = |path: &str, target: &str| ArchiveEntry::HardLink {
+            path: path.to_owned(),
+            target: target.to_owned(),
+        };
+        let entries = vec![
+            file("m", 0),
+            link("a", "m"),
+            link("z", "a"),
+            file("m", 1),
+            link("n", "m"),
+            file("only", 2),
+        ];
+        let folder = listing("d x").0["x"].clone();
+        let archive =
+            PlannedArchive { source: "x.tar".to_owned(), node: folder, folder: String::new() };
+        let plan = add_archive(CopyPlan::default(), &listing(""), &archive, entries, None, 0);
+        expect![[r#"
+            f 644 7:7 a @ 0
+            f 644 7:7 m @ 1
+            f 644 7:7 n = m
+            f 644 7:7 only @ 2
+            f 644 7:7 z = a
+        "#]]
+        .assert_eq(&render(&plan));
+    }
+
+    #[test]
+    fn which_names_are_of_one_file_counts_for_the_cache() {
+        let key = |source: &str| {
+            let (source, image) = (listing(source), listing(IMAGE));
+            let sources = [CopySource { pattern: "x".to_owned(), pivot: String::new() }];
+            let request = CopyRequest {
+                source: &source,
+                image: &image,
+                sources: &sources,
+                documents: &[],
+                destination: "/x",
+                owner: None,
+                mode: None,
+                parents: false,
+                excludes: &[],
+                is_archive: &|_| Ok(false),
+                folder_time: 0,
+            };
+            let mut key = KeyHasher::new("test");
+            plan(&request).unwrap().add_to(&mut key);
+            key.finish()
+        };
+        let pair = |one, two| key(&format!("d x\nh x/a {one}\nh x/b {two}"));
+        assert_ne!(pair(1, 1), pair(1, 2));
+        // Numbers mean nothing by themselves.
+        assert_eq!(pair(1, 1), pair(7, 7));
+        assert_eq!(pair(1, 2), pair(4, 3));
     }
 }

@@ -33,12 +33,12 @@ pub use writer::Compression;
 use crate::archive::{self, ArchiveLimits};
 use crate::assemble::ImageLayer;
 use crate::build::{Build, blocking};
-use crate::copy::{Content, CopyPlan, Planned, add_archive};
+use crate::copy::{Content, CopyPlan, LinkedEntry, Planned, add_archive};
 use crate::error::BuildError;
 use crate::tree::{Node, NodeKind, Tree, ancestors};
 use crate::user::Owner;
 use diff::write_diff;
-use index::{LayerIndex, Merged};
+use index::{INDEX_FORMAT, LayerIndex, Merged};
 pub(crate) use unpack::read_layer;
 use writer::{LayerWriter, Written};
 
@@ -193,7 +193,12 @@ impl Layers {
                 serde_json::from_reader(reader).map_err(io::Error::from)
             });
             match parsed.await {
-                Ok(index) => return Ok(index),
+                Ok(LayerIndex { format: INDEX_FORMAT, entries }) => {
+                    return Ok(LayerIndex { format: INDEX_FORMAT, entries });
+                }
+                Ok(LayerIndex { format, .. }) => {
+                    tracing::debug!(%digest, format, "layer index is of another version");
+                }
                 Err(error) => tracing::warn!(%digest, %error, "layer index is not readable"),
             }
         }
@@ -433,9 +438,19 @@ pub(crate) async fn write_copy(
             plan = add_archive(plan, &*image, &archive, entries, owner, folder_time)
                 .map_err(copy_error)?;
         }
-        for (path, planned) in &plan.entries {
+        // The entry of the first name, for those that may have more.
+        let mut first_entries = HashMap::new();
+        for LinkedEntry { path, planned, first } in plan.linked_entries() {
             if stop.is_cancelled() {
                 return Err(BuildError::Canceled);
+            }
+            if let Some(first) = first.and_then(|first| first_entries.get(first)) {
+                let linked = writer.add_hard_link(path.as_bytes(), *first);
+                linked.map_err(failed("write a layer"))?;
+                continue;
+            }
+            if planned.node.link.is_some() {
+                first_entries.insert(path, writer.next_entry());
             }
             write_planned(writer, path, planned, &*source, spool.as_ref(), &stop, at)?;
         }

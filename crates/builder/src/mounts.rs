@@ -15,7 +15,7 @@ use crate::event::StepNumber;
 use crate::layers::Change;
 use crate::record::BaseRole;
 use crate::secret::Secret;
-use crate::tree::{Node, NodeKind, Tree, join, resolve};
+use crate::tree::{FirstNames, Node, NodeKind, Tree, join, resolve};
 
 /// A file that a mount brings has at most this many bytes.
 const SECRET_SIZE_MAX: usize = 500 << 10;
@@ -181,9 +181,11 @@ impl MountSource {
     /// Everything that a command can see of it: names, types, modes, owners and bytes.
     fn add_to(&self, key: &mut KeyHasher) {
         let mut left = vec![(self.path.clone(), self.node.clone())];
+        let mut names = FirstNames::default();
         while let Some((path, node)) = left.pop() {
-            key.text("path", path.strip_prefix(self.path.as_str()).unwrap_or(&path));
-            node.add_to(key);
+            let below = path.strip_prefix(self.path.as_str()).unwrap_or(&path);
+            key.text("path", below);
+            names.add_to(below, &node, key);
             if node.is_directory() {
                 for name in self.tree.children(&path).into_iter().rev() {
                     let path = join(&path, &name);

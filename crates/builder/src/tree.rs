@@ -5,6 +5,8 @@
 //! the root of the tree. So nothing that changes on disk meanwhile, and no link, can lead a
 //! `COPY` outside.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 
 use oci::Digest;
@@ -25,7 +27,14 @@ pub(crate) struct Node {
     pub(crate) mtime: i64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) xattrs: Vec<(String, Vec<u8>)>,
+    /// Set if the file may have several names: equal for those of one file, and meant only
+    /// inside one listing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) link: Option<LinkGroup>,
 }
+
+/// The number of a file with several names.
+pub(crate) type LinkGroup = u64;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum NodeKind {
@@ -42,7 +51,8 @@ impl Node {
         self.kind == NodeKind::Directory
     }
 
-    /// Adds all that a copy of the node would have to a cache key: not the time.
+    /// Adds all that a copy of the node would have to a cache key: not the time. Other names
+    /// of it are for the caller to add, who knows which are copied.
     pub(crate) fn add_to(&self, key: &mut KeyHasher) {
         match &self.kind {
             NodeKind::Directory => key.text("directory", ""),
@@ -65,6 +75,31 @@ impl Node {
         for (name, value) in &self.xattrs {
             key.text("xattr", name);
             key.bytes("value", value);
+        }
+    }
+}
+
+/// Which names of a listing are of one file. Asked for each node in order.
+#[derive(Default)]
+pub(crate) struct FirstNames(HashMap<LinkGroup, String>);
+
+impl FirstNames {
+    /// The first name that a node had before `path`; none if this is the first.
+    pub(crate) fn before(&mut self, path: &str, node: &Node) -> Option<&str> {
+        match self.0.entry(node.link?) {
+            Entry::Occupied(first) => Some(first.into_mut()),
+            Entry::Vacant(place) => {
+                place.insert(path.to_owned());
+                None
+            }
+        }
+    }
+
+    /// As [`Node::add_to`], and which name before it the node has.
+    pub(crate) fn add_to(&mut self, path: &str, node: &Node, key: &mut KeyHasher) {
+        node.add_to(key);
+        if let Some(first) = self.before(path, node) {
+            key.text("hard link", first);
         }
     }
 }
@@ -176,7 +211,7 @@ mod tests {
 
     fn link(target: &str) -> Option<Node> {
         let kind = NodeKind::Symlink { target: target.to_owned() };
-        Some(Node { kind, mode: 0o777, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new() })
+        Some(Node { kind, mode: 0o777, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new(), link: None })
     }
 
     fn links(path: &str) -> Option<Node> {

@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
@@ -199,22 +199,8 @@ impl Unpacker<'_> {
                 let Some(target) = clean(&target)? else {
                     return Err(UnpackError::BadName { path });
                 };
-                let (target_folder, target_name) = target.rsplit_once('/').unwrap_or(("", &target));
-                let target_parent = open_folder(&self.root, target_folder);
-                let target_parent = target_parent.map_err(|e| failed(&path, e))?;
                 let parent = self.folder(folder)?;
-                if target == path {
-                    return Ok(());
-                }
-                self.make_room(&parent, name, &path)?;
-                let linked = rustix::fs::linkat(
-                    &target_parent,
-                    target_name,
-                    &parent,
-                    name,
-                    AtFlags::empty(),
-                );
-                linked.map_err(|errno| failed(&path, errno))
+                self.hard_link(&parent, name, &path, &target)
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
                 Err(UnpackError::SpecialFile { path })
@@ -254,6 +240,46 @@ impl Unpacker<'_> {
         let time = Timespec { tv_sec: i64::try_from(mtime).unwrap_or(0), tv_nsec: 0 };
         let times = Timestamps { last_access: time, last_modification: time };
         rustix::fs::futimens(&file, &times).map_err(|errno| failed(path, errno))
+    }
+
+    /// Gives a file that was unpacked before another name. No link is followed, neither on the
+    /// way to the file nor at its end.
+    fn hard_link(
+        &self,
+        parent: &OwnedFd,
+        name: &str,
+        path: &str,
+        target: &str,
+    ) -> Result<(), UnpackError> {
+        let (target_folder, target_name) = target.rsplit_once('/').unwrap_or(("", target));
+        let damaged = |what: &str| {
+            UnpackError::Damaged(format!("`{path}` is another name of `{target}`, {what}"))
+        };
+        let missing = || damaged("which does not come before it");
+        let target_parent = match open_folder(&self.root, target_folder) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Err(missing()),
+            Err(Errno::LOOP | Errno::NOTDIR | Errno::XDEV) => {
+                return Err(UnpackError::Escapes { path: target.to_owned() });
+            }
+            Err(errno) => return Err(failed(path, errno)),
+        };
+        let found = match rustix::fs::statat(&target_parent, target_name, AtFlags::SYMLINK_NOFOLLOW)
+        {
+            Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+            Err(Errno::NOENT) => return Err(missing()),
+            Err(errno) => return Err(failed(path, errno)),
+        };
+        if found == FileType::Directory {
+            return Err(damaged("which is a folder"));
+        }
+        if target == path {
+            return Ok(());
+        }
+        self.make_room(parent, name, path)?;
+        let flags = AtFlags::empty();
+        let linked = rustix::fs::linkat(&target_parent, target_name, parent, name, flags);
+        linked.map_err(|errno| failed(path, errno))
     }
 
     /// Removes what an earlier entry of the same name has left; folders stay and are an error.

@@ -133,6 +133,10 @@ fn nothing_is_written_outside() {
         "`/etc/passwd` of the context leads out of it",
     );
     check_refused(&[hard_link("x", "../inner")], "`../inner` of the context leads out of it");
+    check_refused(
+        &[link("up", ".."), hard_link("x", "up/victim")],
+        "`up/victim` of the context leads out of it",
+    );
 }
 
 #[test]
@@ -145,6 +149,40 @@ fn a_file_never_goes_through_a_link_that_has_its_name() {
     unpack_into(&inner, &bytes).unwrap();
     assert_eq!(std::fs::read(outer.path().join("victim")).unwrap(), b"safe");
     assert_eq!(std::fs::read(inner.join("name")).unwrap(), b"evil");
+}
+
+#[test]
+fn a_hard_link_leads_to_what_came_before_it() {
+    let damaged = "the context's archive is damaged: ";
+    let missing = format!("{damaged}`x` is another name of `y`, which does not come before it");
+    check_refused(&[hard_link("x", "y")], &missing);
+    check_refused(&[hard_link("x", "y"), file("y", b"y")], &missing);
+    let missing = format!("{damaged}`x` is another name of `d/y`, which does not come before it");
+    check_refused(&[hard_link("x", "d/y")], &missing);
+    let folder_ = format!("{damaged}`x` is another name of `d`, which is a folder");
+    check_refused(&[folder("d", 0o755), hard_link("x", "d")], &folder_);
+    let itself = format!("{damaged}`x` is another name of `x`, which does not come before it");
+    check_refused(&[hard_link("x", "x")], &itself);
+}
+
+#[test]
+fn another_name_of_a_link_is_a_link_and_a_file_that_takes_a_name_leaves_the_others() {
+    let outer = tempfile::tempdir().unwrap();
+    let inner = outer.path().join("inner");
+    std::fs::create_dir(&inner).unwrap();
+    std::fs::write(outer.path().join("victim"), b"safe").unwrap();
+    let bytes = archive(&[
+        link("link", "../victim"),
+        hard_link("twin", "link"),
+        file("a", b"a"),
+        hard_link("b", "a"),
+        file("a", b"new"),
+    ]);
+    unpack_into(&inner, &bytes).unwrap();
+    assert_eq!(std::fs::metadata(outer.path().join("victim")).unwrap().nlink(), 1);
+    assert_eq!(std::fs::read_link(inner.join("twin")).unwrap().to_str(), Some("../victim"));
+    assert_eq!(std::fs::read(inner.join("b")).unwrap(), b"a");
+    assert_eq!(std::fs::read(inner.join("a")).unwrap(), b"new");
 }
 
 #[test]

@@ -82,6 +82,21 @@ COPY --from=two /from/ /
 "#,
     },
     Case {
+        name: "links",
+        dockerfile: r#"
+FROM BASE AS made
+RUN mkdir /many && echo x > /many/m && ln /many/m /many/a && ln /many/m /many/z
+RUN mkdir /many/sub && echo y > /many/sub/y && ln /many/sub/y /many/y && rm /many/m
+RUN rm /many/z && echo new > /many/z && ln -s m /many/link && ln /many/link /many/link2
+FROM BASE
+COPY --from=made /many /copied
+COPY --from=made --chown=5:6 /many/sub /many/y /apart/
+COPY linked /context
+COPY --chown=1:2 linked/sub linked/b /context2/
+ADD linked.tar /added
+"#,
+    },
+    Case {
         name: "config",
         dockerfile: r#"
 FROM BASE
@@ -125,6 +140,14 @@ fn context(at: &Path) -> PathBuf {
     write("deep/er/y.tmp", "y\n");
     write(".dockerignore", "Dockerfile*\nignored\n!ignored/kept\n**/*.tmp\n.dockerignore\n");
     std::os::unix::fs::symlink("file", context.join("link")).unwrap();
+    write("linked/sub/a", "several names\n");
+    for name in ["linked/b", "linked/c", "linked/sub/d"] {
+        std::fs::hard_link(context.join("linked/sub/a"), context.join(name)).unwrap();
+    }
+    let tar = context.join("linked.tar");
+    let mut pack = Command::new("tar");
+    pack.args(["--owner=0", "--group=0", "--sort=name", "--mtime=@0", "-C"]);
+    run(pack.arg(&context).arg("-cf").arg(&tar).arg("linked"));
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(context.join("dir/one"), executable).unwrap();
     context

@@ -16,6 +16,9 @@ pub struct Node {
     /// Permission bits.
     pub mode: u32,
     pub owner: (u64, u64),
+    /// The first name of the same file, for one with several. While layers are read, which
+    /// entry made the file.
+    pub first_name: Option<String>,
 }
 
 /// An image taken apart.
@@ -47,7 +50,9 @@ impl ImageTree {
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let show = |node: Option<&Node>| match node {
             Some(node) => {
-                format!("{} {:o} {}:{}", node.what, node.mode, node.owner.0, node.owner.1)
+                let first = node.first_name.as_ref().map(|name| format!(" = {name}"));
+                let (uid, gid) = node.owner;
+                format!("{} {:o} {uid}:{gid}{}", node.what, node.mode, first.unwrap_or_default())
             }
             None => "-".to_owned(),
         };
@@ -78,7 +83,8 @@ fn nodes(
     config: &ImageConfig,
 ) -> Result<BTreeMap<String, Node>> {
     let mut nodes = BTreeMap::new();
-    for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
+    let layers = manifest.layers.iter().zip(&config.rootfs.diff_ids);
+    for (number, (layer, diff_id)) in layers.enumerate() {
         let packed = checked(layout, layer)?;
         let mut plain = Vec::new();
         match packed.starts_with(&[0x1f, 0x8b]) {
@@ -89,15 +95,34 @@ fn nodes(
         if actual != *diff_id {
             bail!("layer {} unpacks to {actual}, not {diff_id}", layer.digest);
         }
-        apply(&plain, &mut nodes).with_context(|| format!("layer {}", layer.digest))?;
+        apply(&plain, number, &mut nodes).with_context(|| format!("layer {}", layer.digest))?;
     }
+    name_first(&mut nodes);
     Ok(nodes)
 }
 
+/// Which name an archive has first is the builder's choice: files are told apart by the first
+/// in order.
+fn name_first(nodes: &mut BTreeMap<String, Node>) {
+    let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (path, node) in nodes.iter_mut() {
+        if let Some(made_by) = node.first_name.take() {
+            names.entry(made_by).or_default().push(path.clone());
+        }
+    }
+    for names in names.into_values().filter(|names| names.len() > 1) {
+        for name in &names {
+            if let Some(node) = nodes.get_mut(name) {
+                node.first_name = Some(names[0].clone());
+            }
+        }
+    }
+}
+
 /// Applies one layer (image-spec, *Applying Changesets*).
-fn apply(layer: &[u8], nodes: &mut BTreeMap<String, Node>) -> Result<()> {
+fn apply(layer: &[u8], number: usize, nodes: &mut BTreeMap<String, Node>) -> Result<()> {
     let mut archive = tar::Archive::new(layer);
-    for entry in archive.entries()? {
+    for (position, entry) in archive.entries()?.enumerate() {
         let mut entry = entry?;
         let path = entry.path()?.to_string_lossy().into_owned();
         let path = path.trim_start_matches("./").trim_matches('/').to_owned();
@@ -143,7 +168,8 @@ fn apply(layer: &[u8], nodes: &mut BTreeMap<String, Node>) -> Result<()> {
             let below = format!("{path}/");
             nodes.retain(|path, _| !path.starts_with(&below));
         }
-        nodes.insert(path, Node { what, mode, owner });
+        let first_name = (what != "directory").then(|| format!("{number} {position}"));
+        nodes.insert(path, Node { what, mode, owner, first_name });
     }
     Ok(())
 }

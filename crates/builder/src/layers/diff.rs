@@ -25,9 +25,8 @@ pub(crate) fn write_diff(
 
 struct Walk<'a> {
     writer: &'a mut LayerWriter,
-    /// Files with several names, by device and inode: the name that was written, and what was
-    /// written of it.
-    links: HashMap<(u64, u64), (Vec<u8>, Node)>,
+    /// Files with several names, by device and inode: the number of the entry of the first.
+    links: HashMap<(u64, u64), usize>,
     stop: &'a CancellationToken,
 }
 
@@ -78,27 +77,25 @@ impl Walk<'_> {
             return self.folder(real, path);
         }
         let inode = (metadata.dev(), metadata.ino());
-        if let Some((first, node)) = self.links.get(&inode) {
-            return self.writer.add_hard_link(path, first, node);
-        }
-        if kind.is_file() {
-            node.kind = self.file(real, path, &node, metadata.len())?;
-        } else {
-            self.writer.add(path, &node)?;
+        if let Some(first) = self.links.get(&inode) {
+            return self.writer.add_hard_link(path, *first);
         }
         if metadata.nlink() > 1 {
-            self.links.insert(inode, (path.to_vec(), node));
+            self.links.insert(inode, self.writer.next_entry());
         }
-        Ok(())
+        match kind.is_file() {
+            true => self.file(real, path, &node, metadata.len()),
+            false => self.writer.add(path, &node),
+        }
     }
 
-    /// Adds a file with its bytes, and says what they were.
-    fn file(&mut self, real: &Path, path: &[u8], node: &Node, size: u64) -> io::Result<NodeKind> {
+    /// Adds a file with its bytes.
+    fn file(&mut self, real: &Path, path: &[u8], node: &Node, size: u64) -> io::Result<()> {
         let flags = rustix::fs::OFlags::NOFOLLOW.bits();
         let flags = i32::try_from(flags).expect("open flags fit the type that open takes");
         let mut file = File::options().read(true).custom_flags(flags).open(real)?;
-        let digest = self.writer.add_file(path, node, size, &mut file)?;
-        Ok(NodeKind::File { size, digest })
+        self.writer.add_file(path, node, size, &mut file)?;
+        Ok(())
     }
 }
 
@@ -142,6 +139,7 @@ fn node_of(metadata: &Metadata, real: &Path) -> io::Result<Node> {
         gid: metadata.gid(),
         mtime: metadata.mtime(),
         xattrs: Vec::new(),
+        link: None,
     })
 }
 

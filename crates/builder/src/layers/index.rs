@@ -5,12 +5,40 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::tree::{Node, file_name, parent};
+use crate::tree::{LinkGroup, Node, file_name, parent};
+
+/// Changes when indexes say more, or say it otherwise; an older one is made anew from its
+/// layer.
+pub(crate) const INDEX_FORMAT: u32 = 2;
 
 /// Every path of a layer (architecture.md decision 10), in the order of its tar.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LayerIndex {
+    /// Absent in the first.
+    #[serde(default)]
+    pub(crate) format: u32,
     pub(crate) entries: Vec<IndexEntry>,
+}
+
+impl Default for LayerIndex {
+    fn default() -> Self {
+        Self { format: INDEX_FORMAT, entries: Vec::new() }
+    }
+}
+
+impl LayerIndex {
+    /// What another name of an entry has: the path that it links to, and the same node. The
+    /// number of a file's first entry is what its names have in common.
+    pub(crate) fn link(&mut self, entry: usize) -> Option<(String, Node)> {
+        let Some(IndexEntry::Node { path, node }) = self.entries.get_mut(entry) else {
+            return None;
+        };
+        if node.is_directory() {
+            return None;
+        }
+        node.link.get_or_insert(entry as LinkGroup);
+        Some((path.clone(), node.clone()))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,7 +93,10 @@ impl Merged {
                 self.remove(path, false);
             }
             self.add_parents(path, layer);
-            self.nodes.insert(path.clone(), Placed { node: Arc::new(node.clone()), layer });
+            let mut node = node.clone();
+            // Numbers are those of one layer; a layer has far fewer than 2³² entries.
+            node.link = node.link.map(|link| (layer as LinkGroup) << 32 | link);
+            self.nodes.insert(path.clone(), Placed { node: Arc::new(node), layer });
         }
     }
 
@@ -149,7 +180,7 @@ mod tests {
             let node = Node { kind, ..crate::copy::new_folder(None, 0) };
             IndexEntry::from_tar(path.to_owned(), node)
         });
-        LayerIndex { entries: entries.collect() }
+        LayerIndex { entries: entries.collect(), ..LayerIndex::default() }
     }
 
     fn merged(layers: &[&str]) -> String {

@@ -178,7 +178,7 @@ mod tests {
             let digest = oci::Digest::of(&bytes);
             let kind = NodeKind::File { size: bytes.len() as u64, digest };
             let xattrs = vec![("user.x".to_owned(), xattr.clone())];
-            let node = Node { kind, mode, uid, gid, mtime, xattrs };
+            let node = Node { kind, mode, uid, gid, mtime, xattrs, link: None };
             let written = write(&path, &node, &bytes);
             prop_assert_eq!(written.len() % BLOCK, 0);
             let mut archive = tar::Archive::new(&written[..]);

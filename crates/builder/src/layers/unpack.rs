@@ -61,7 +61,8 @@ pub(crate) fn read_layer(
         let path = clean(&entry.path_bytes())?;
         if entry.header().entry_type().is_hard_link() {
             let target = clean(&entry.link_name_bytes().unwrap_or_default())?;
-            let Some(node) = links.node(&index, &target) else {
+            let first = links.entry(&index, &target);
+            let Some((_, node)) = first.and_then(|first| index.link(first)) else {
                 let name = String::from_utf8_lossy(&target).into_owned();
                 return Err(io::Error::other(format!("it links to `{name}`, which it has not")));
             };
@@ -111,7 +112,7 @@ pub(crate) fn read_layer(
     Ok(index)
 }
 
-/// Where hard links lead: nodes by their path, of the entries that were looked at so far.
+/// Where hard links lead: entries by their path, of those that were looked at so far.
 #[derive(Default)]
 struct Links {
     entries: HashMap<String, usize>,
@@ -119,19 +120,15 @@ struct Links {
 }
 
 impl Links {
-    /// What is at a path; the latest, if there are several.
-    fn node(&mut self, index: &LayerIndex, target: &[u8]) -> Option<Node> {
+    /// The number of the entry at a path; of the latest, if there are several.
+    fn entry(&mut self, index: &LayerIndex, target: &[u8]) -> Option<usize> {
         for (at, entry) in index.entries.iter().enumerate().skip(self.seen) {
             if let IndexEntry::Node { path, .. } = entry {
                 self.entries.insert(path.clone(), at);
             }
         }
         self.seen = index.entries.len();
-        let at = self.entries.get(std::str::from_utf8(target).ok()?)?;
-        match &index.entries[*at] {
-            IndexEntry::Node { node, .. } => Some(node.clone()),
-            _ => None,
-        }
+        self.entries.get(std::str::from_utf8(target).ok()?).copied()
     }
 }
 

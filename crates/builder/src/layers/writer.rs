@@ -108,15 +108,18 @@ impl LayerWriter {
         Ok(digest)
     }
 
-    /// Adds another name of a file that was added before.
-    pub(crate) fn add_hard_link(
-        &mut self,
-        path: &[u8],
-        target: &[u8],
-        node: &Node,
-    ) -> io::Result<()> {
-        let node = self.clamped(node);
-        write_header(&mut self.out, path, &node, Some(target))?;
+    /// The number that the next entry will have.
+    pub(crate) fn next_entry(&self) -> usize {
+        self.index.entries.len()
+    }
+
+    /// Adds another name of an entry, which is given by its number.
+    pub(crate) fn add_hard_link(&mut self, path: &[u8], first: usize) -> io::Result<()> {
+        let node = self.index.link(first);
+        let Some((target, node)) = node else {
+            return Err(io::Error::other(format!("entry {first} cannot have another name")));
+        };
+        write_header(&mut self.out, path, &node, Some(target.as_bytes()))?;
         self.note(path, node);
         Ok(())
     }
@@ -124,7 +127,7 @@ impl LayerWriter {
     /// Adds the mark that a path of the layers below is gone.
     pub(crate) fn add_mark(&mut self, path: &[u8]) -> io::Result<()> {
         let kind = NodeKind::File { size: 0, digest: Digest::of(b"") };
-        let node = Node { kind, mode: 0, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new() };
+        let node = Node { kind, mode: 0, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new(), link: None };
         write_header(&mut self.out, path, &node, None)?;
         self.note(path, node);
         Ok(())

@@ -1,6 +1,7 @@
 //! `COPY`, `ADD` and `WORKDIR`: what ends up in the image.
 
 use expect_test::expect;
+use oci::media_type;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::*;
@@ -195,6 +196,94 @@ async fn add_unpacks_archives_by_their_content() {
     assert!(files.at("d/packed.bin").starts_with("644 0:0"));
     let error = fixture.error("FROM scratch\nADD x.tar.xz /").await;
     assert!(error.contains("hint: `COPY` it as it is"), "{error}");
+}
+
+#[tokio::test]
+async fn a_file_of_the_context_with_many_names_is_written_once() {
+    let fixture = Fixture::empty().await;
+    fixture.write(".dockerignore", "many/a\n");
+    let bytes = "x".repeat(200_000);
+    fixture.write("many/a", &bytes);
+    fixture.write("many/other", &bytes);
+    let (context, time) = (fixture.context(), 1_234_567_890);
+    for name in ["many/a", "many/other"] {
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(time);
+        std::fs::File::open(context.join(name)).unwrap().set_modified(time).unwrap();
+    }
+    for name in ["many/b", "many/c", "outside"] {
+        std::fs::hard_link(context.join("many/a"), context.join(name)).unwrap();
+    }
+    let dockerfile = "FROM scratch\nCOPY --chown=3 many outside /m/";
+    let run = fixture.build(dockerfile).await;
+    // The name that is left out is no target, and each source stands by itself.
+    expect![[r#"
+        m/ 755 3:3 315532800
+        m/b 644 3:3 1234567890
+        m/c 644 3:3 1234567890 = m/b
+        m/other 644 3:3 1234567890
+        m/outside 644 3:3 1234567890"#]]
+    .assert_eq(&fixture.last_layer(&run.built).await.join("\n"));
+    // Another file with the same bytes is another image.
+    std::fs::remove_file(context.join("many/c")).unwrap();
+    std::fs::copy(context.join("many/b"), context.join("many/c")).unwrap();
+    let run = fixture.build(dockerfile).await;
+    assert_eq!(run.built.cost.cache_hits, 0);
+    let entries = fixture.last_layer(&run.built).await;
+    assert!(!entries.iter().any(|entry| entry.contains('=')), "{entries:?}");
+}
+
+#[tokio::test]
+async fn hard_links_of_an_image_and_of_an_archive_are_kept() {
+    let fixture = Fixture::empty().await;
+    let root = (0, 0);
+    let below = [
+        folder("d", 0o755, root),
+        file("d/m", 0o644, root, b"one file"),
+        hard_link("d/a", "d/m"),
+        hard_link("d/z", "d/a"),
+        file("d/twice", 0o644, root, b"replaced"),
+        hard_link("d/old", "d/twice"),
+        file("d/twice", 0o644, root, b"new"),
+    ];
+    let archive = tar(&below);
+    std::fs::write(fixture.context().join("x.tar"), archive).unwrap();
+    // In the layer above, one name is gone and another one is a file of its own.
+    let above = [
+        folder("d", 0o755, root),
+        file("d/.wh.a", 0, root, b""),
+        file("d/n", 0o644, root, b"one file"),
+        hard_link("d/o", "d/n"),
+    ];
+    fixture.put_layers("linked", &[&below, &above], &[], media_type::OCI_LAYER_GZIP).await;
+    let dockerfile = "FROM scratch\nCOPY --from=registry.test/linked /d /c\nADD x.tar /e/";
+    let run = fixture.build(dockerfile).await;
+    expect![[r#"
+        e/ 755 0:0 315532800
+        e/d/ 755 0:0 1000000000
+        e/d/a 644 0:0 1000000000
+        e/d/m 644 0:0 1000000000 = e/d/a
+        e/d/old 644 0:0 1000000000
+        e/d/twice 644 0:0 1000000000
+        e/d/z 644 0:0 1000000000 = e/d/a"#]]
+    .assert_eq(&fixture.last_layer(&run.built).await.join("\n"));
+    let dockerfile = "FROM scratch\nADD x.tar /e/\nCOPY --from=registry.test/linked /d /c";
+    let run = fixture.build(dockerfile).await;
+    expect![[r#"
+        c/ 755 0:0 315532800
+        c/m 644 0:0 1000000000
+        c/n 644 0:0 1000000000
+        c/o 644 0:0 1000000000 = c/n
+        c/old 644 0:0 1000000000
+        c/twice 644 0:0 1000000000
+        c/z 644 0:0 1000000000 = c/m"#]]
+    .assert_eq(&fixture.last_layer(&run.built).await.join("\n"));
+    let files = fixture.files(&run.built).await;
+    for path in ["c/m", "c/n", "c/o", "c/z", "e/d/a", "e/d/m", "e/d/z"] {
+        assert_eq!(files.at(path), "644 0:0 \"one file\"", "{path}");
+    }
+    for path in ["c/old", "e/d/old"] {
+        assert_eq!(files.at(path), "644 0:0 \"replaced\"", "{path}");
+    }
 }
 
 #[tokio::test]

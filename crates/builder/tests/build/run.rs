@@ -230,6 +230,23 @@ async fn as_root_links_and_devices_of_a_stage_can_be_copied() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn as_root_names_of_one_file_are_copied_as_that() {
+    let fixture = with_runtime().await;
+    let made = "FROM registry.test/busybox AS made\n\
+         RUN mkdir /out; cp /bin/busybox /out/m; for i in $(seq 100); do ln /out/m /out/a$i; done\n\
+         RUN rm /out/a10; echo own > /out/a11; chmod 700 /out/a12\n";
+    let copy = "FROM registry.test/busybox\nCOPY --from=made /out /x\n";
+    let look = "RUN ls /x | wc -l; stat -c %h /x/m /x/a9 /x/a11 /x/a12; cmp /x/m /bin/busybox";
+    let run = build(&fixture, &format!("{made}{copy}{look}")).await;
+    // What changes one name takes it from the others, as it did for the command itself.
+    assert_eq!(run.events.output(), "100\n98\n98\n1\n1\n");
+    let size = |run: &Run| run.built.layers.iter().map(|l| l.descriptor.size).sum::<u64>();
+    let once = build(&fixture, "FROM registry.test/busybox\nRUN cp /bin/busybox /m").await;
+    let (all, once) = (size(&run), size(&once));
+    assert!(all < 3 * once, "{all} bytes in all, {once} for the base and one copy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn as_root_a_folder_that_comes_back_hides_what_was_below() {
     let fixture = with_runtime().await;
     let root = (0, 0);

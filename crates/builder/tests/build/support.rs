@@ -275,7 +275,7 @@ impl Fixture {
         files
     }
 
-    /// The entries of a built image's last layer, in order.
+    /// The entries of a built image's last layer, in order; hard links with what they link to.
     pub(crate) async fn last_layer(&self, built: &Built) -> Vec<String> {
         let layer = built.layers.last().unwrap();
         let bytes = unpacked(&self.catalog, &layer.descriptor).await;
@@ -286,7 +286,14 @@ impl Fixture {
             let header = entry.header();
             let (mode, uid, gid) =
                 (header.mode().unwrap(), header.uid().unwrap(), header.gid().unwrap());
-            format!("{path} {mode:o} {uid}:{gid} {}", header.mtime().unwrap())
+            let link = match header.entry_type() {
+                tar::EntryType::Link => {
+                    let target = entry.link_name_bytes().unwrap().into_owned();
+                    format!(" = {}", String::from_utf8(target).unwrap())
+                }
+                _ => String::new(),
+            };
+            format!("{path} {mode:o} {uid}:{gid} {}{link}", header.mtime().unwrap())
         });
         entries.collect()
     }
@@ -369,6 +376,7 @@ enum FileKind {
     Folder,
     File(Vec<u8>),
     Link(&'static str),
+    HardLink(&'static str),
 }
 
 pub(crate) fn folder(path: &'static str, mode: u32, owner: (u32, u32)) -> File {
@@ -381,6 +389,10 @@ pub(crate) fn file(path: &'static str, mode: u32, owner: (u32, u32), bytes: &[u8
 
 pub(crate) fn link(path: &'static str, target: &'static str) -> File {
     File { path, mode: 0o777, owner: (0, 0), kind: FileKind::Link(target) }
+}
+
+pub(crate) fn hard_link(path: &'static str, target: &'static str) -> File {
+    File { path, mode: 0o644, owner: (0, 0), kind: FileKind::HardLink(target) }
 }
 
 /// A small system: users, some folders with modes of their own, links between them.
@@ -437,6 +449,10 @@ pub(crate) fn tar(files: &[File]) -> Vec<u8> {
             }
             FileKind::Link(target) => {
                 header.set_entry_type(tar::EntryType::Symlink);
+                builder.append_link(&mut header, file.path, target).unwrap();
+            }
+            FileKind::HardLink(target) => {
+                header.set_entry_type(tar::EntryType::Link);
                 builder.append_link(&mut header, file.path, target).unwrap();
             }
         }

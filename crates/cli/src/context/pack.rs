@@ -1,5 +1,6 @@
 //! A context as a tar.gz, written as it is read: neither is ever whole in memory.
 
+use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
@@ -17,7 +18,7 @@ use crate::error::{Error, Result, could_not};
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct PackSummary {
     pub(crate) files: u64,
-    /// Bytes in files, before compression.
+    /// Bytes in files, before compression; of a file with several names, once.
     pub(crate) size: u64,
     /// Sockets, pipes and devices, which no context holds.
     pub(crate) skipped: Vec<String>,
@@ -31,7 +32,8 @@ pub(super) fn pack(
 ) -> Result<PackSummary> {
     let mut archive = Builder::new(GzEncoder::new(out, compression));
     archive.follow_symlinks(false);
-    let mut packer = Packer { source, archive, summary: PackSummary::default() };
+    let (links, summary) = (HashMap::new(), PackSummary::default());
+    let mut packer = Packer { source, archive, links, summary };
     packer.dockerfile()?;
     if let Some(folder) = &source.folder {
         packer.folder(folder)?;
@@ -44,7 +46,19 @@ pub(super) fn pack(
 struct Packer<'a, W: Write> {
     source: &'a Source,
     archive: Builder<GzEncoder<W>>,
+    /// Files with several names: the name that was packed.
+    links: HashMap<FileId, PathBuf>,
     summary: PackSummary,
+}
+
+/// What the names of one file have in common: device, number and time of the last change. With
+/// the time, a file that changes while it is packed is no longer the one that was.
+type FileId = (u64, u64, i64, i64);
+
+/// The file's id if it has several names.
+fn linked_id(found: &Metadata) -> Option<FileId> {
+    let id = (found.dev(), found.ino(), found.ctime(), found.ctime_nsec());
+    (found.nlink() > 1).then_some(id)
 }
 
 /// A folder whose entries are being packed.
@@ -131,6 +145,12 @@ impl<W: Write> Packer<'_, W> {
             self.summary.skipped.push(path.to_string_lossy().into_owned());
             return Ok(());
         }
+        if let Some(first) = linked_id(found).and_then(|id| self.links.get(&id)) {
+            let mut header = header(found, EntryType::Link);
+            self.archive.append_link(&mut header, path, first).map_err(packing(path))?;
+            self.summary.files += 1;
+            return Ok(());
+        }
         let opened = open_regular(file).map_err(packing(path))?;
         // The size that counts is that of what was opened.
         let found = opened.metadata().map_err(packing(path))?;
@@ -138,6 +158,9 @@ impl<W: Write> Packer<'_, W> {
         header.set_size(found.len());
         let mut content = Exactly { file: opened, left: found.len() };
         self.archive.append_data(&mut header, path, &mut content).map_err(packing(path))?;
+        if let Some(id) = linked_id(&found) {
+            self.links.insert(id, path.to_owned());
+        }
         self.summary.files += 1;
         self.summary.size += found.len();
         Ok(())

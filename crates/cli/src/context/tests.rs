@@ -25,6 +25,9 @@ fn packed(context: &Path, file: Option<&Path>) -> BTreeMap<String, String> {
             tar::EntryType::Symlink => {
                 format!("-> {}", entry.link_name().unwrap().unwrap().display())
             }
+            tar::EntryType::Link => {
+                format!("= {}", entry.link_name().unwrap().unwrap().display())
+            }
             _ => {
                 let mode = entry.header().mode().unwrap();
                 let mut text = String::new();
@@ -132,6 +135,43 @@ fn a_dockerfile_outside_travels_with_its_own_ignore_file() {
     let entries = packed(&context, Some(&file));
     assert_eq!(names(&entries), ["<dockerfile>", "kept"]);
     assert_eq!(entries["<dockerfile>"], "644 FROM x\n");
+}
+
+#[test]
+fn a_file_with_several_names_travels_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = "long/".repeat(40) + "name";
+    write(
+        folder.path(),
+        &[("Dockerfile", "FROM scratch\n"), (".dockerignore", "a\n.dockerignore\n"), ("a", "1")],
+    );
+    fs::create_dir_all(folder.path().join(&long).parent().unwrap()).unwrap();
+    for name in ["b", "d/c", "z", &long] {
+        fs::create_dir_all(folder.path().join(name).parent().unwrap()).unwrap();
+        fs::hard_link(folder.path().join("a"), folder.path().join(name)).unwrap();
+    }
+    fs::hard_link(folder.path().join("Dockerfile"), folder.path().join("e")).unwrap();
+    symlink("b", folder.path().join("link")).unwrap();
+    fs::hard_link(folder.path().join("link"), folder.path().join("link2")).unwrap();
+    let mut entries = trimmed(packed(folder.path(), None));
+    entries.retain(|_, kind| kind != "folder");
+    // The name that stays here is not the one that the others link to.
+    let expected = [
+        ("<dockerfile>", "644 FROM scratch\n"),
+        ("Dockerfile", "644 FROM scratch\n"),
+        ("b", "644 1"),
+        ("d/c", "= b"),
+        ("e", "= Dockerfile"),
+        ("link", "-> b"),
+        ("link2", "-> b"),
+        (&long, "= b"),
+        ("z", "= b"),
+    ];
+    let expected = expected.map(|(path, kind)| (path.to_owned(), kind.to_owned()));
+    assert_eq!(entries, expected.into());
+    let source = Source::find(folder.path().to_str().unwrap(), None).unwrap();
+    let summary = pack::pack(&source, Compression::fast(), io::sink()).unwrap();
+    assert_eq!((summary.files, summary.size), (6, 14));
 }
 
 #[test]
