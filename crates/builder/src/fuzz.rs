@@ -32,6 +32,7 @@ const NAMES: [&[u8]; 20] = [
     b"\xff\xfe",
 ];
 const KINDS: &[u8; 16] = b"000055512346xgLK";
+const RECORDS: &[u8] = b"22 path=../../escaped\n32 SCHILY.xattr.user.a=\n1234567\n";
 const BLOCK: usize = 512;
 
 /// A tar archive by a recipe of any bytes: well-formed enough to be read, and then some. Its
@@ -40,27 +41,36 @@ pub fn archive(recipe: &[u8]) -> Vec<u8> {
     let mut tar = Vec::new();
     for step in recipe.chunks_exact(6) {
         let [kind, name, link, size, at, value] = *step else { continue };
+        let pick = |index: u8| NAMES[usize::from(index) % NAMES.len()];
+        let kind = KINDS[usize::from(kind) % KINDS.len()];
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o755);
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(1);
+        let content = match kind {
+            b'L' | b'K' => pick(value),
+            // With or without a name.
+            _ if value % 2 == 0 => RECORDS,
+            _ => &RECORDS[22..],
+        };
+        let size = match kind {
+            // No bytes follow a link, folder or device.
+            b'1'..=b'6' => 0,
+            // Whole records, mostly.
+            b'x' if size < 250 => size % 4 * content.len() as u8,
+            _ => size,
+        };
         header.set_size(u64::from(size));
-        let pick = |index: u8| NAMES[usize::from(index) % NAMES.len()];
         let bytes = header.as_mut_bytes();
         bytes[..pick(name).len()].copy_from_slice(pick(name));
         bytes[157..157 + pick(link).len()].copy_from_slice(pick(link));
-        bytes[156] = KINDS[usize::from(kind) % KINDS.len()];
+        bytes[156] = kind;
         if at != 0 {
             bytes[usize::from(at) * 2] = value;
         }
         header.set_cksum();
         tar.extend_from_slice(header.as_bytes());
-        let content: &[u8] = if matches!(header.as_bytes()[156], b'L' | b'K') {
-            pick(value)
-        } else {
-            b"21 path=../../escaped\n30 SCHILY.xattr.user.a=01234567\n"
-        };
         let mut body: Vec<u8> = content.iter().copied().cycle().take(usize::from(size)).collect();
         body.resize(body.len().next_multiple_of(BLOCK), 0);
         tar.extend_from_slice(&body);

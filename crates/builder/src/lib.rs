@@ -23,6 +23,7 @@ mod context;
 mod copy;
 mod mounts;
 mod run;
+mod tar_reader;
 mod tree;
 mod user;
 
@@ -41,7 +42,6 @@ mod event;
 mod record;
 mod secret;
 
-pub use archive::{BoundedHeaders, HeaderBound};
 pub use assemble::ImageLayer;
 pub use build::{BuildRequest, Builder, Built, InFlight, RunPolicy, build};
 pub use cache::{BuildCache, CatalogCache, TrustDomain};
@@ -54,5 +54,6 @@ pub use image::{BaseImage, BaseImages, CatalogImages, ImageError, OwnNames, pars
 pub use layers::{Compression, LayerIndexes, Layers};
 pub use record::*;
 pub use secret::{Secret, Secrets};
+pub use tar_reader::{TarEntry, TarKind, TarNumbers, TarReader};
 pub use upstream::RemoteImages;
 pub use user::UserError;

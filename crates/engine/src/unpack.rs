@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use builder::{TarEntry, TarKind, TarReader};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
@@ -89,31 +90,31 @@ pub fn unpack(
     // One byte more than allowed tells too large from just fitting.
     let mut counted = Counted { inner: reader, read: 0, max: limits.bytes_max };
     let mut unpacker = Unpacker { root, folders: BTreeMap::new(), cancel };
-    let (reader, bound) = builder::BoundedHeaders::new(&mut counted);
-    let mut tar = tar::Archive::new(reader);
+    let mut tar = TarReader::new(&mut counted);
+    let too_large = || UnpackError::TooLarge { max: limits.bytes_max };
     let damaged = |error: io::Error| match error.kind() {
-        io::ErrorKind::QuotaExceeded => UnpackError::TooLarge { max: limits.bytes_max },
+        io::ErrorKind::QuotaExceeded => too_large(),
         _ => UnpackError::Damaged(error.to_string()),
     };
-    let mut entries = tar.entries().map_err(damaged)?.enumerate();
-    let mut size = 0;
-    loop {
-        bound.between(size);
-        let Some((count, entry)) = entries.next() else { break };
+    let (mut count, mut size) = (0, 0_u64);
+    while let Some(entry) = tar.next_entry().map_err(damaged)? {
         if count >= limits.entries_max {
             return Err(UnpackError::TooManyEntries { max: limits.entries_max });
         }
+        count += 1;
         if cancel.is_cancelled() {
             return Err(UnpackError::Canceled);
         }
-        let mut entry = entry.map_err(damaged)?;
-        bound.at_entry();
-        size = entry.header().entry_size().unwrap_or(0);
-        match unpacker.entry(&mut entry) {
+        // A sparse file is larger than what the archive has of it.
+        size = size.saturating_add(entry.size);
+        if size > limits.bytes_max {
+            return Err(too_large());
+        }
+        match unpacker.entry(&entry, &mut tar) {
             Err(UnpackError::Io { source, .. })
                 if source.kind() == io::ErrorKind::QuotaExceeded =>
             {
-                return Err(UnpackError::TooLarge { max: limits.bytes_max });
+                return Err(too_large());
             }
             result => result?,
         }
@@ -168,45 +169,41 @@ fn failed(path: &str, errno: Errno) -> UnpackError {
 }
 
 impl Unpacker<'_> {
-    fn entry(&mut self, entry: &mut tar::Entry<'_, impl Read>) -> Result<(), UnpackError> {
-        use tar::EntryType;
-        let Some(path) = clean(&entry.path_bytes())? else { return Ok(()) };
-        let kind = entry.header().entry_type();
+    /// Makes an entry; `content` gives its bytes.
+    fn entry(&mut self, entry: &TarEntry, content: &mut impl Read) -> Result<(), UnpackError> {
+        let Some(path) = clean(&entry.path)? else { return Ok(()) };
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
-        match kind {
-            EntryType::Directory => {
+        match entry.kind {
+            TarKind::Directory => {
                 self.folder(&path)?;
-                let mode = entry.header().mode().unwrap_or(0o755) & 0o7777;
-                self.folders.insert(path, mode);
+                self.folders.insert(path, entry.numbers.mode.unwrap_or(0o755));
                 Ok(())
             }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            TarKind::File => {
                 let parent = self.folder(folder)?;
-                self.file(&parent, name, &path, entry)
+                self.file(&parent, name, &path, entry, content)
             }
-            EntryType::Symlink => {
+            TarKind::Symlink => {
                 let parent = self.folder(folder)?;
-                let target = entry.link_name_bytes().unwrap_or_default();
+                let target = entry.link.as_slice();
                 if target.is_empty() || target.contains(&0) {
                     return Err(UnpackError::BadName { path });
                 }
                 self.make_room(&parent, name, &path)?;
-                let target: &[u8] = &target;
                 rustix::fs::symlinkat(target, &parent, name).map_err(|e| failed(&path, e))
             }
-            EntryType::Link => {
-                let target = entry.link_name_bytes().unwrap_or_default();
-                let Some(target) = clean(&target)? else {
+            TarKind::HardLink => {
+                let Some(target) = clean(&entry.link)? else {
                     return Err(UnpackError::BadName { path });
                 };
                 let parent = self.folder(folder)?;
                 self.hard_link(&parent, name, &path, &target)
             }
-            EntryType::Char | EntryType::Block | EntryType::Fifo => {
+            TarKind::CharDevice | TarKind::BlockDevice | TarKind::Fifo => {
                 Err(UnpackError::SpecialFile { path })
             }
             // Headers about the archive itself.
-            _ => Ok(()),
+            TarKind::Other => Ok(()),
         }
     }
 
@@ -215,14 +212,14 @@ impl Unpacker<'_> {
         parent: &OwnedFd,
         name: &str,
         path: &str,
-        entry: &mut tar::Entry<'_, impl Read>,
+        entry: &TarEntry,
+        content: &mut impl Read,
     ) -> Result<(), UnpackError> {
         self.make_room(parent, name, path)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW;
         let fd = rustix::fs::openat(parent, name, flags | OFlags::CLOEXEC, Mode::from(0o600));
         let fd = fd.map_err(|errno| failed(path, errno))?;
-        let mode = entry.header().mode().unwrap_or(0o644) & 0o7777;
-        let mtime = entry.header().mtime().unwrap_or(0);
+        let mode = entry.numbers.mode.unwrap_or(0o644);
         let mut file = std::fs::File::from(fd);
         let io = |source| UnpackError::Io { path: path.to_owned(), source };
         let mut buffer = vec![0; 64 << 10];
@@ -230,14 +227,14 @@ impl Unpacker<'_> {
             if self.cancel.is_cancelled() {
                 return Err(UnpackError::Canceled);
             }
-            let read = entry.read(&mut buffer).map_err(io)?;
+            let read = content.read(&mut buffer).map_err(io)?;
             if read == 0 {
                 break;
             }
             io::Write::write_all(&mut file, &buffer[..read]).map_err(io)?;
         }
         rustix::fs::fchmod(&file, Mode::from(mode)).map_err(|errno| failed(path, errno))?;
-        let time = Timespec { tv_sec: i64::try_from(mtime).unwrap_or(0), tv_nsec: 0 };
+        let time = Timespec { tv_sec: entry.numbers.mtime.unwrap_or(0), tv_nsec: 0 };
         let times = Timestamps { last_access: time, last_modification: time };
         rustix::fs::futimens(&file, &times).map_err(|errno| failed(path, errno))
     }

@@ -154,6 +154,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tar_reader::{TarKind, TarReader};
 
     fn write(path: &str, node: &Node, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
@@ -173,7 +174,7 @@ mod tests {
             gid in 0..u32::MAX,
             mtime in 0..20_000_000_000_i64,
             bytes in proptest::collection::vec(any::<u8>(), 0..1500),
-            xattr in proptest::collection::vec((0..255_u8).prop_filter("the reader's limit", |b| *b != b'\n'), 0..200),
+            xattr in proptest::collection::vec((0..255_u8).prop_filter("the other reader's limit", |b| *b != b'\n'), 0..200),
         ) {
             let digest = oci::Digest::of(&bytes);
             let kind = NodeKind::File { size: bytes.len() as u64, digest };
@@ -195,6 +196,46 @@ mod tests {
             let mut read = Vec::new();
             entry.read_to_end(&mut read).unwrap();
             prop_assert_eq!(read, bytes);
+        }
+
+        #[test]
+        fn what_was_written_is_read_again(
+            path in "[a-zé\n]{1,40}(/[a-z0-9ü]{1,60}){0,4}",
+            target in "[a-zé/\n]{1,140}",
+            kind in 0..5,
+            mode in 0..0o10000_u32,
+            uid in 0..u32::MAX,
+            gid in 0..u32::MAX,
+            mtime in -20_000_000_000_i64..20_000_000_000_i64,
+            bytes in proptest::collection::vec(any::<u8>(), 0..1500),
+            xattrs in proptest::collection::btree_map(
+                "user\\.[ -<>-~\n]{1,20}", proptest::collection::vec(any::<u8>(), 0..200), 0..4,
+            ),
+        ) {
+            let kind = match kind {
+                0 => NodeKind::Directory,
+                1 => NodeKind::Symlink { target: target.clone() },
+                2 => NodeKind::CharDevice { major: uid % 4096, minor: gid % 4096 },
+                _ => NodeKind::File { size: bytes.len() as u64, digest: oci::Digest::of(b"") },
+            };
+            let bytes = if matches!(kind, NodeKind::File { .. }) { bytes } else { Vec::new() };
+            let xattrs = xattrs.into_iter().collect();
+            let node = Node { kind, mode, uid, gid, mtime, xattrs, link: None };
+            let mut written = write(&path, &node, &bytes);
+            written.truncate(written.len() - 2 * BLOCK);
+            write_header(&mut written, b"twin", &node, Some(target.as_bytes())).unwrap();
+            let mut reader = TarReader::new(&written[..]);
+            let entry = reader.next_entry().unwrap().unwrap();
+            let found = String::from_utf8(entry.path.clone()).unwrap();
+            prop_assert_eq!(found.trim_end_matches('/'), path);
+            prop_assert_eq!(crate::archive::node_of(&entry).unwrap().unwrap(), node);
+            let mut read = Vec::new();
+            reader.read_to_end(&mut read).unwrap();
+            prop_assert_eq!(read, bytes);
+            let twin = reader.next_entry().unwrap().unwrap();
+            prop_assert_eq!((twin.kind, twin.path), (TarKind::HardLink, b"twin".to_vec()));
+            prop_assert_eq!(twin.link, target.into_bytes());
+            prop_assert!(reader.next_entry().unwrap().is_none());
         }
     }
 }

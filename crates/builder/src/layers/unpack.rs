@@ -16,7 +16,8 @@ use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::index::{IndexEntry, LayerIndex};
-use crate::archive::BoundedHeaders;
+use crate::archive::node_of;
+use crate::tar_reader::{TarKind, TarReader};
 use crate::tree::{Node, NodeKind};
 
 /// A layer with more entries is an attack.
@@ -42,25 +43,17 @@ pub(crate) fn read_layer(
     let mut index = LayerIndex::default();
     let mut links = Links::default();
     let mut dated = Vec::new();
-    let (reader, bound) = BoundedHeaders::new(&mut hashed);
-    let mut archive = tar::Archive::new(reader);
-    let mut size = 0;
-    let mut all = archive.entries()?;
-    loop {
-        bound.between(size);
-        let Some(entry) = all.next() else { break };
-        let mut entry = entry?;
-        bound.at_entry();
-        size = entry.header().entry_size().unwrap_or(0);
+    let mut archive = TarReader::new(&mut hashed);
+    while let Some(entry) = archive.next_entry()? {
         if stop.is_cancelled() {
             return Err(io::ErrorKind::Interrupted.into());
         }
         if index.entries.len() >= ENTRIES_MAX {
             return Err(io::Error::other(format!("it has more than {ENTRIES_MAX} entries")));
         }
-        let path = clean(&entry.path_bytes())?;
-        if entry.header().entry_type().is_hard_link() {
-            let target = clean(&entry.link_name_bytes().unwrap_or_default())?;
+        let path = clean(&entry.path)?;
+        if entry.kind == TarKind::HardLink {
+            let target = clean(&entry.link)?;
             let first = links.entry(&index, &target);
             let Some((_, node)) = first.and_then(|first| index.link(first)) else {
                 let name = String::from_utf8_lossy(&target).into_owned();
@@ -73,7 +66,7 @@ pub(crate) fn read_layer(
             index.entries.push(IndexEntry::Node { path, node });
             continue;
         }
-        let Some(mut node) = read_node(&mut entry)? else { continue };
+        let Some(mut node) = node_of(&entry)? else { continue };
         let entry_index =
             |node: Node| IndexEntry::from_tar(String::from_utf8_lossy(&path).into_owned(), node);
         let is_mark = !matches!(entry_index(node.clone()), IndexEntry::Node { .. });
@@ -86,7 +79,7 @@ pub(crate) fn read_layer(
             None => None,
         };
         if let NodeKind::File { digest, .. } = &mut node.kind {
-            *digest = copy_hashed(&mut entry, file.as_mut())?;
+            *digest = copy_hashed(&mut archive, file.as_mut())?;
         }
         if let (Some(file), Some(_)) = (&file, &folder) {
             set_attributes(file, &node)?;
@@ -141,11 +134,6 @@ fn clean(path: &[u8]) -> io::Result<Vec<u8>> {
         return Err(io::Error::other(format!("`{name}` leads out of the image")));
     }
     Ok(parts.join(&b'/'))
-}
-
-fn read_node(entry: &mut tar::Entry<'_, impl Read>) -> io::Result<Option<Node>> {
-    let xattrs = crate::archive::read_xattrs(entry)?;
-    crate::archive::node_of(entry, xattrs)
 }
 
 fn copy_hashed(from: &mut impl Read, mut to: Option<&mut std::fs::File>) -> io::Result<Digest> {

@@ -247,6 +247,28 @@ async fn as_root_names_of_one_file_are_copied_as_that() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn as_root_attributes_with_line_ends_are_kept() {
+    // `cap_dac_override` and `cap_fowner`: the bits 1 and 3 make a line end.
+    const CAPABILITIES: &[u8] = b"\x01\0\0\x02\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let fixture = with_runtime().await;
+    let mut files = busybox_files();
+    let program = file("program", 0o755, (0, 0), b"x");
+    files.push(program.with_xattr("security.capability", CAPABILITIES));
+    fixture.put_image("capable", &files, &[], media_type::OCI_LAYER_GZIP).await;
+    let record = [&b"57 SCHILY.xattr.security.capability="[..], CAPABILITIES, b"\n"].concat();
+    for dockerfile in [
+        "FROM scratch\nCOPY --from=registry.test/capable /program /copied",
+        "FROM registry.test/capable\nRUN chmod 711 /program",
+        "FROM registry.test/capable AS made\nRUN chmod 711 /program\n\
+         FROM scratch\nCOPY --from=made /program /",
+    ] {
+        let run = build(&fixture, dockerfile).await;
+        let tar = fixture.last_tar(&run.built).await;
+        assert!(tar.windows(record.len()).any(|bytes| bytes == record), "{dockerfile}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn as_root_a_folder_that_comes_back_hides_what_was_below() {
     let fixture = with_runtime().await;
     let root = (0, 0);

@@ -275,10 +275,14 @@ impl Fixture {
         files
     }
 
+    /// The tar of a built image's last layer.
+    pub(crate) async fn last_tar(&self, built: &Built) -> Vec<u8> {
+        unpacked(&self.catalog, &built.layers.last().unwrap().descriptor).await
+    }
+
     /// The entries of a built image's last layer, in order; hard links with what they link to.
     pub(crate) async fn last_layer(&self, built: &Built) -> Vec<String> {
-        let layer = built.layers.last().unwrap();
-        let bytes = unpacked(&self.catalog, &layer.descriptor).await;
+        let bytes = self.last_tar(built).await;
         let mut archive = tar::Archive::new(&bytes[..]);
         let entries = archive.entries().unwrap().map(|entry| {
             let entry = entry.unwrap();
@@ -369,6 +373,14 @@ pub(crate) struct File {
     mode: u32,
     owner: (u32, u32),
     kind: FileKind,
+    /// Name and value of an extended attribute.
+    xattr: Option<(&'static str, &'static [u8])>,
+}
+
+impl File {
+    pub(crate) fn with_xattr(self, name: &'static str, value: &'static [u8]) -> Self {
+        Self { xattr: Some((name, value)), ..self }
+    }
 }
 
 #[derive(Clone)]
@@ -380,19 +392,19 @@ enum FileKind {
 }
 
 pub(crate) fn folder(path: &'static str, mode: u32, owner: (u32, u32)) -> File {
-    File { path, mode, owner, kind: FileKind::Folder }
+    File { path, mode, owner, kind: FileKind::Folder, xattr: None }
 }
 
 pub(crate) fn file(path: &'static str, mode: u32, owner: (u32, u32), bytes: &[u8]) -> File {
-    File { path, mode, owner, kind: FileKind::File(bytes.to_vec()) }
+    File { path, mode, owner, kind: FileKind::File(bytes.to_vec()), xattr: None }
 }
 
 pub(crate) fn link(path: &'static str, target: &'static str) -> File {
-    File { path, mode: 0o777, owner: (0, 0), kind: FileKind::Link(target) }
+    File { path, mode: 0o777, owner: (0, 0), kind: FileKind::Link(target), xattr: None }
 }
 
 pub(crate) fn hard_link(path: &'static str, target: &'static str) -> File {
-    File { path, mode: 0o644, owner: (0, 0), kind: FileKind::HardLink(target) }
+    File { path, mode: 0o644, owner: (0, 0), kind: FileKind::HardLink(target), xattr: None }
 }
 
 /// A small system: users, some folders with modes of their own, links between them.
@@ -432,6 +444,10 @@ pub(crate) fn busybox_files() -> Vec<File> {
 pub(crate) fn tar(files: &[File]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for file in files {
+        if let Some((name, value)) = file.xattr {
+            let name = format!("SCHILY.xattr.{name}");
+            builder.append_pax_extensions([(name.as_str(), value)]).unwrap();
+        }
         let mut header = tar::Header::new_ustar();
         header.set_mode(file.mode);
         header.set_uid(file.owner.0.into());
