@@ -25,6 +25,12 @@ pub trait Access: Send + Sync {
     /// [`is_local`] for the rule of loopback listeners.
     fn anonymous(&self, request: &RequestContext<'_>) -> Option<Principal>;
 
+    /// A fingerprint of the principal's credential as it is now, or `None` if it has none any
+    /// more. Tokens carry it and end with it: with a new password, or a user switched off.
+    /// Not asked for anonymous callers, whose tokens are good where [`Self::anonymous`]
+    /// lets them in.
+    fn fingerprint(&self, principal: &Principal) -> Option<String>;
+
     /// Those of `wanted` that the principal may do.
     async fn permitted(
         &self,

@@ -129,9 +129,8 @@ impl Gate<'_> {
         };
         let header = header.to_str().unwrap_or_default();
         if let Some(token) = scheme(header, "bearer") {
-            let now = (state.clock)();
-            let grant = state.signer.verify(token, self.registry, TokenKind::Access, now);
-            let grant = grant.map_err(|_| self.challenge(need, Some(INVALID_TOKEN)))?;
+            let grant = self.verify(token, TokenKind::Access);
+            let grant = grant.ok_or_else(|| self.challenge(need, Some(INVALID_TOKEN)))?;
             return Ok(Caller { principal: grant.principal.clone(), grant: Some(grant) });
         }
         let principal = match basic(header) {
@@ -140,6 +139,23 @@ impl Gate<'_> {
         };
         let principal = principal.ok_or_else(|| self.challenge(need, None))?;
         Ok(Caller { principal, grant: None })
+    }
+
+    /// What a token states, if it is one of ours, has not expired, and what it was given for
+    /// still lets its principal in.
+    fn verify(&self, token: &str, kind: TokenKind) -> Option<Grant> {
+        let state = &self.server.state;
+        let grant = state.signer.verify(token, self.registry, kind, (state.clock)()).ok()?;
+        (self.credential(&grant.principal)? == grant.credential).then_some(grant)
+    }
+
+    /// What ties a token to the credential of its principal.
+    fn credential(&self, principal: &Principal) -> Option<String> {
+        let access = &self.server.state.access;
+        match *principal == Principal::anonymous() {
+            true => access.anonymous(&self.context).map(|_| String::new()),
+            false => access.fingerprint(principal),
+        }
     }
 
     /// Whether `/v2/` should ask an anonymous caller to log in. Clients take their whole
@@ -237,6 +253,12 @@ impl TokenRequest {
         request.scopes.truncate(SCOPES_MAX);
         request
     }
+
+    /// The refresh token that the client proves itself with, if it does.
+    fn used_refresh_token(&self) -> Option<&str> {
+        let is_used = self.grant_type.as_deref() == Some("refresh_token");
+        self.refresh_token.as_deref().filter(|_| is_used)
+    }
 }
 
 /// `GET /oauth2/token` with basic authentication, `POST` with a form: exchanges credentials
@@ -264,7 +286,7 @@ async fn issue(server: &Server, head: &request::Parts, body: Body) -> Result<Res
         }
         _ => return Err(ApiError::new(Code::Unsupported, "use GET or POST")),
     };
-    let access = gate.grant(&request, principal).await;
+    let access = gate.grant(&request, principal).await?;
     let state = &server.state;
     let (now, life) = ((state.clock)(), state.limits.access_token_life);
     let token = gate.sign(&access, now, life)?;
@@ -274,7 +296,10 @@ async fn issue(server: &Server, head: &request::Parts, body: Body) -> Result<Res
         "expires_in": life.as_secs(),
         "token_type": "Bearer",
     });
-    if request.wants_refresh || head.method == Method::POST {
+    if let Some(refresh) = request.used_refresh_token() {
+        // The same one: a new one would let it live for ever.
+        answer["refresh_token"] = refresh.into();
+    } else if request.wants_refresh || head.method == Method::POST {
         let refresh = Grant { kind: TokenKind::Refresh, scopes: Vec::new(), ..access };
         answer["refresh_token"] = gate.sign(&refresh, now, state.limits.refresh_token_life)?.into();
     }
@@ -301,11 +326,9 @@ impl Gate<'_> {
                 self.by_credentials(credentials).await
             }
             Some("refresh_token") => {
-                let state = &self.server.state;
-                let token = request.refresh_token.as_deref().unwrap_or_default();
-                let now = (state.clock)();
-                let grant = state.signer.verify(token, self.registry, TokenKind::Refresh, now);
-                Ok(grant.map_err(|_| self.wrong_credentials())?.principal)
+                let token = request.used_refresh_token().unwrap_or_default();
+                let grant = self.verify(token, TokenKind::Refresh);
+                Ok(grant.ok_or_else(|| self.wrong_credentials())?.principal)
             }
             other => {
                 let message =
@@ -334,7 +357,8 @@ impl Gate<'_> {
     }
 
     /// The requested scopes, cut down to what the principal may do.
-    async fn grant(&self, request: &TokenRequest, principal: Principal) -> Grant {
+    async fn grant(&self, request: &TokenRequest, principal: Principal) -> Result<Grant, ApiError> {
+        let credential = self.credential(&principal).ok_or_else(|| self.wrong_credentials())?;
         let mut scopes = Vec::with_capacity(request.scopes.len());
         for scope in &request.scopes {
             let actions = self.permitted(&principal, &scope.resource, scope.actions).await;
@@ -342,7 +366,8 @@ impl Gate<'_> {
                 scopes.push(Scope { resource: scope.resource.clone(), actions });
             }
         }
-        Grant { kind: TokenKind::Access, registry: self.registry.clone(), principal, scopes }
+        let (kind, registry) = (TokenKind::Access, self.registry.clone());
+        Ok(Grant { kind, registry, principal, credential, scopes })
     }
 
     fn sign(

@@ -64,6 +64,8 @@ pub struct Grant {
     pub kind: TokenKind,
     pub registry: RegistryName,
     pub principal: Principal,
+    /// The [`crate::Access::fingerprint`] of what the principal proved itself with.
+    pub credential: String,
     pub scopes: Vec<Scope>,
 }
 
@@ -92,6 +94,9 @@ struct Claims {
     aud: String,
     sub: String,
     kind: TokenKind,
+    /// Tokens of earlier versions have none, and end.
+    #[serde(default)]
+    credential: String,
     iat: i64,
     exp: i64,
     access: Vec<Entry>,
@@ -121,6 +126,7 @@ impl TokenSigner {
             aud: grant.registry.to_string(),
             sub: grant.principal.name().to_owned(),
             kind: grant.kind,
+            credential: grant.credential.clone(),
             iat: issued,
             exp: issued.saturating_add(life),
             access: grant.scopes.iter().map(entry).collect(),
@@ -154,6 +160,7 @@ impl TokenSigner {
             kind,
             registry: registry.clone(),
             principal: Principal::new(claims.sub),
+            credential: claims.credential,
             scopes: claims.access.iter().filter_map(scope).collect(),
         })
     }
@@ -188,6 +195,7 @@ mod tests {
             kind: TokenKind::Access,
             registry: RegistryName::default(),
             principal: Principal::new("alice"),
+            credential: "of alice".to_owned(),
             scopes: scopes.iter().filter_map(|text| Scope::parse(text)).collect(),
         }
     }

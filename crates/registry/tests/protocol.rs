@@ -24,18 +24,19 @@
 mod server;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use oci::{Algorithm, Digest, RegistryName, media_type};
-use registry::{Hosts, Limits};
+use registry::{Access, Hosts, Limits};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use server::{Answer, Kind, Options, PATIENCE, TestServer, get, parse, send};
+use server::{Accounts, Answer, Kind, Options, PATIENCE, TestServer, get, parse, send};
 
 /// The state of one table.
 struct Table {
@@ -576,11 +577,47 @@ async fn tokens_expire() {
     assert!(challenge.ends_with(r#"error="invalid_token""#), "{challenge}");
     let refresh = answer["refresh_token"].as_str().unwrap();
     let form = format!("grant_type=refresh_token&refresh_token={refresh}");
-    let renew =
-        async || send(server.address, "POST /oauth2/token", &[], form.as_bytes()).await.status;
-    assert_eq!(renew().await, 200);
-    server.clock.fetch_add(3 * 60 * 60 * 1000, Ordering::Relaxed);
-    assert_eq!(renew().await, 401);
+    let renew = async || send(server.address, "POST /oauth2/token", &[], form.as_bytes()).await;
+    let renewed = renew().await;
+    assert_eq!((renewed.status, renewed.json()["refresh_token"].as_str()), (200, Some(refresh)));
+    let rest = 3 * 60 * 60 - seconds;
+    server.clock.fetch_add(rest * 1000 - 1, Ordering::Relaxed);
+    assert_eq!(renew().await.status, 200);
+    server.clock.fetch_add(1, Ordering::Relaxed);
+    assert_eq!(renew().await.status, 401, "using it does not make it live longer");
+}
+
+#[tokio::test]
+async fn tokens_end_with_the_password_they_were_given_for() {
+    let accounts = Arc::new(Accounts::default());
+    let access = Arc::clone(&accounts) as Arc<dyn Access>;
+    let server = Options { access, ..Options::guarded(Kind::Memory) }.start().await;
+    let form = "grant_type=password&username=alice&password=alice-secret&scope=repository:team/a:*";
+    let answer = send(server.address, "POST /oauth2/token", &[], form.as_bytes()).await.json();
+    let text = |name: &str| answer[name].as_str().unwrap().to_owned();
+    let bearer = [header("Authorization", format!("Bearer {}", text("access_token")))];
+    let form = format!("grant_type=refresh_token&refresh_token={}", text("refresh_token"));
+    let statuses = async || {
+        let line = "POST /v2/team/a/blobs/uploads/";
+        let push = send(server.address, line, &bearer, b"").await.status;
+        let renew = send(server.address, "POST /oauth2/token", &[], form.as_bytes()).await.status;
+        (push, renew)
+    };
+    assert_eq!(statuses().await, (202, 200));
+    accounts.passwords.fetch_add(1, Ordering::Relaxed);
+    assert_eq!(statuses().await, (401, 401));
+}
+
+#[tokio::test]
+async fn a_token_without_credentials_is_good_only_where_none_are_needed() {
+    let server = Options::open(Kind::Memory).start().await;
+    let answer = get(server.address, "/oauth2/token?scope=repository:app:pull").await.json();
+    let bearer = header("Authorization", format!("Bearer {}", answer["token"].as_str().unwrap()));
+    let get = async |headers: &[(String, String)]| {
+        send(server.address, "GET /v2/app/tags/list", headers, b"").await.status
+    };
+    assert_eq!(get(std::slice::from_ref(&bearer)).await, 404);
+    assert_eq!(get(&[bearer, header("Host", "registry.example")]).await, 401);
 }
 
 #[tokio::test]

@@ -36,6 +36,10 @@ impl Access for ServerAccess {
         allowed.then(Principal::anonymous)
     }
 
+    fn fingerprint(&self, principal: &Principal) -> Option<String> {
+        self.keys.fingerprint(principal.name())
+    }
+
     async fn permitted(
         &self,
         principal: &Principal,
@@ -44,7 +48,8 @@ impl Access for ServerAccess {
         wanted: Actions,
     ) -> Actions {
         if *principal != Principal::anonymous() {
-            return wanted;
+            let is_known = self.keys.fingerprint(principal.name()).is_some();
+            return if is_known { wanted } else { Actions::NONE };
         }
         match resource {
             Resource::Catalog => wanted,

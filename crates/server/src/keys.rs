@@ -134,6 +134,19 @@ impl Keys {
         (digest == self.token_digest).then_some(Principal::Token)
     }
 
+    /// Tells one credential of a principal from the next, and nothing else of it: keyed, so
+    /// that nobody can try passwords on it. `None` if the principal has none.
+    pub(crate) fn fingerprint(&self, principal: &str) -> Option<String> {
+        let digest = match principal {
+            ADMIN => self.admin_digest.as_ref()?,
+            name if name == Principal::Token.name() => &self.token_digest,
+            _ => return None,
+        };
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &self.signing);
+        let tag = ring::hmac::sign(&key, format!("credential of {principal}: {digest}").as_bytes());
+        Some(hexadecimal(&tag.as_ref()[..16]))
+    }
+
     fn is_token(&self, text: &str) -> bool {
         Digest::of(text.as_bytes()) == self.token_digest
     }
@@ -158,7 +171,11 @@ fn random_secret() -> io::Result<String> {
     ring::rand::SystemRandom::new()
         .fill(&mut bytes)
         .map_err(|_| io::Error::other("the system gives no random numbers"))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(&bytes))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Puts the token where this user's clients look for it, by the addresses of the server.
@@ -261,6 +278,24 @@ mod tests {
         for bad in ["Bearer x", "Basic !", "Basic YWRtaW46eA==", "Digest x", "Bearer"] {
             assert_eq!(again.authenticate(&header(bad)), Err(BadCredential), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_fingerprint_changes_with_the_credential() {
+        let data = tempfile::tempdir().unwrap();
+        let first = Keys::open(data.path(), true).unwrap();
+        let again = Keys::open(data.path(), true).unwrap();
+        assert!(first.fingerprint("admin").is_some());
+        assert_eq!(first.fingerprint("admin"), again.fingerprint("admin"));
+        assert_ne!(first.fingerprint("admin"), first.fingerprint("token"));
+        assert_eq!(first.fingerprint("anonymous"), None);
+        assert_eq!(Keys::open(data.path(), false).unwrap().fingerprint("admin"), None);
+        for file in ["admin-password", "admin.digest"] {
+            std::fs::remove_file(data.path().join("keys").join(file)).unwrap();
+        }
+        let rotated = Keys::open(data.path(), true).unwrap();
+        assert_ne!(first.fingerprint("admin"), rotated.fingerprint("admin"));
+        assert_eq!(first.fingerprint("token"), rotated.fingerprint("token"));
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Options {
     /// As a shared server, seen from another machine.
     pub(crate) fn guarded(kind: Kind) -> Self {
         let peer = Peer::Tcp(([192, 0, 2, 1], 1).into());
-        Self { access: Arc::new(Accounts), peer, ..Self::open(kind) }
+        Self { access: Arc::new(Accounts::default()), peer, ..Self::open(kind) }
     }
 
     pub(crate) async fn start(self) -> TestServer {
@@ -100,6 +100,10 @@ impl Access for LoopbackOnly {
         is_local(request).then(Principal::anonymous)
     }
 
+    fn fingerprint(&self, _: &Principal) -> Option<String> {
+        None
+    }
+
     async fn permitted(
         &self,
         _: &Principal,
@@ -112,8 +116,11 @@ impl Access for LoopbackOnly {
 }
 
 /// `admin` may everything; `alice` everything in `team/`; `bob` may pull from `team/`;
-/// everybody may pull from `public`.
-struct Accounts;
+/// everybody may pull from `public`. Tests change all passwords by counting them up.
+#[derive(Default)]
+pub(crate) struct Accounts {
+    pub(crate) passwords: AtomicI64,
+}
 
 #[async_trait]
 impl Access for Accounts {
@@ -130,6 +137,10 @@ impl Access for Accounts {
 
     fn anonymous(&self, _: &RequestContext<'_>) -> Option<Principal> {
         Some(Principal::anonymous())
+    }
+
+    fn fingerprint(&self, _: &Principal) -> Option<String> {
+        Some(self.passwords.load(Ordering::Relaxed).to_string())
     }
 
     async fn permitted(

@@ -117,6 +117,43 @@ async fn without_anonymous_access_the_registry_asks_for_credentials() {
     server.stop().await;
 }
 
+/// The statuses that a refresh token, and an access token, get at a server.
+async fn tokens_work(server: &Server, refresh: &str, access: &str) -> (u16, u16) {
+    let form = [("grant_type", "refresh_token"), ("refresh_token", refresh)];
+    let renewed = server.plain(Method::POST, "/oauth2/token").form(&form).send().await.unwrap();
+    let pushed = server.plain(Method::POST, "/v2/app/blobs/uploads/").bearer_auth(access);
+    (renewed.status().as_u16(), pushed.send().await.unwrap().status().as_u16())
+}
+
+#[tokio::test]
+async fn a_new_password_or_no_admin_ends_the_tokens_of_the_old_one() {
+    let server = Server::start().await;
+    let password = server.secret("admin-password");
+    let form = [
+        ("grant_type", "password"),
+        ("username", "admin"),
+        ("password", &password),
+        ("scope", "repository:app:*"),
+    ];
+    let tokens = server.plain(Method::POST, "/oauth2/token").form(&form).send().await.unwrap();
+    let tokens = answer(tokens, StatusCode::OK).await;
+    let text = |name: &str| tokens[name].as_str().unwrap().to_owned();
+    let (refresh, access) = (text("refresh_token"), text("access_token"));
+
+    let again = Server::start_in(server.stop().await, "", &[]).await;
+    assert_eq!(tokens_work(&again, &refresh, &access).await, (200, 202), "a restart ends nothing");
+    let off = [("server.admin", "false")];
+    let without = Server::start_in(again.stop().await, "", &off).await;
+    assert_eq!(tokens_work(&without, &refresh, &access).await, (401, 401));
+    let data = without.stop().await;
+    for file in ["admin-password", "admin.digest"] {
+        std::fs::remove_file(data.path().join("keys").join(file)).unwrap();
+    }
+    let rotated = Server::start_in(data, "", &[]).await;
+    assert_eq!(tokens_work(&rotated, &refresh, &access).await, (401, 401));
+    rotated.stop().await;
+}
+
 #[tokio::test]
 async fn what_is_open_tells_nothing() {
     let server = Server::start().await;
