@@ -79,6 +79,9 @@ impl Default for Limits {
     }
 }
 
+/// Pages of referrers made at the same time; further requests wait.
+const REFERRERS_MAX: usize = 4;
+
 /// Serves `/v2/...` and `/oauth2/token`.
 ///
 /// The server puts a [`Peer`] into the extensions of each request, and [`Secure`] if it came
@@ -86,6 +89,7 @@ impl Default for Limits {
 pub fn router(state: RegistryState) -> Router {
     let server = Arc::new(Server {
         uploads: Arc::new(Semaphore::new(state.limits.uploads_max)),
+        referrers: Semaphore::new(REFERRERS_MAX),
         buffers: Arc::new(Buffers::default()),
         state,
     });
@@ -102,6 +106,8 @@ pub(crate) struct Server {
     pub(crate) state: RegistryState,
     /// One permit per body of a blob that is being received.
     pub(crate) uploads: Arc<Semaphore>,
+    /// One permit per page of referrers that is being made.
+    pub(crate) referrers: Semaphore,
     pub(crate) buffers: Arc<Buffers>,
 }
 

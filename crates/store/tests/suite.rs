@@ -68,6 +68,7 @@ suite! {
     listings_go_on_after_the_last_name,
     a_blob_in_use_cannot_be_unlinked,
     referrers_are_listed_whether_or_not_the_subject_exists,
+    pages_of_referrers_are_bounded_and_go_on_when_their_last_is_deleted,
     collection_deletes_what_nothing_reaches_and_nothing_else,
     collection_spares_what_is_young_leased_cached_or_seen,
     collection_takes_referrers_of_a_deleted_subject_only,
@@ -380,12 +381,47 @@ async fn referrers_are_listed_whether_or_not_the_subject_exists(f: Fixture) {
     let subject = Digest::of(b"some manifest");
     let about = image(b"{}", &[], Some(&subject));
     let digest = put_manifest(&f.catalog, "app", about, &[]).await.unwrap();
-    let found = f.catalog.referrers(&registry(), &repository("app"), &subject).await.unwrap();
+    let referrers = async |name: &str, kind: Option<&str>| {
+        let name = repository(name);
+        let page = f.catalog.referrers(&registry(), &name, &subject, kind, None, 10).await.unwrap();
+        assert_eq!(page.1, None);
+        page.0
+    };
+    let found = referrers("app", None).await;
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].descriptor.digest, digest);
     assert_eq!(found[0].descriptor.artifact_type.as_deref(), Some(media_type::OCI_CONFIG));
-    let other = f.catalog.referrers(&registry(), &repository("other"), &subject).await.unwrap();
-    assert!(other.is_empty());
+    assert_eq!(referrers("app", Some(media_type::OCI_CONFIG)).await, found);
+    assert!(referrers("app", Some("example/other")).await.is_empty());
+    assert!(referrers("other", None).await.is_empty());
+}
+
+async fn pages_of_referrers_are_bounded_and_go_on_when_their_last_is_deleted(f: Fixture) {
+    let (registry, name) = (registry(), repository("app"));
+    let config = put(&f.catalog, b"{}").await;
+    f.catalog.link_blob(&registry, &name, &config).await.unwrap();
+    let subject = Digest::of(b"some manifest");
+    let mut digests = Vec::new();
+    for number in 0..5 {
+        let mut about = image(b"{}", &[], Some(&subject));
+        // Two of them fit into 4 MiB, a third does not.
+        let note = format!("{number}{}", "x".repeat(1_500_000));
+        about.annotations.insert("note".to_owned(), note);
+        digests.push(put_manifest(&f.catalog, "app", about, &[]).await.unwrap());
+    }
+    digests.sort();
+    let page = async |last: Option<&Digest>, limit| {
+        let page = f.catalog.referrers(&registry, &name, &subject, None, last, limit).await;
+        let (found, next) = page.unwrap();
+        (found.into_iter().map(|found| found.descriptor.digest).collect::<Vec<_>>(), next)
+    };
+    assert_eq!(page(None, 10).await, (digests[..2].to_vec(), Some(digests[1].clone())));
+    assert_eq!(page(None, 1).await, (digests[..1].to_vec(), Some(digests[0].clone())));
+    let last = &digests[1];
+    f.catalog.delete_manifest(&registry, &name, last, &push_cause()).await.unwrap();
+    assert_eq!(page(Some(last), 10).await, (digests[2..4].to_vec(), Some(digests[3].clone())));
+    assert_eq!(page(Some(&digests[3]), 10).await, (digests[4..].to_vec(), None));
+    assert_eq!(page(Some(&digests[4]), 10).await, (vec![], None));
 }
 
 async fn collection_deletes_what_nothing_reaches_and_nothing_else(f: Fixture) {

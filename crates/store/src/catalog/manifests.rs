@@ -155,7 +155,9 @@ impl Catalog {
     ) -> Result<Vec<ManifestInfo>> {
         let failed = || database("list manifests");
         let rows = sqlx::query(
-            "SELECT * FROM manifests WHERE registry = $1 AND repository = $2 AND digest > $3
+            "SELECT digest, media_type, size, image_size, artifact_type, config_media_type, subject,
+                pushed_at
+             FROM manifests WHERE registry = $1 AND repository = $2 AND digest > $3
              ORDER BY digest LIMIT $4",
         )
         .bind(registry.as_str())
@@ -251,21 +253,48 @@ impl Catalog {
         Ok(Deleted { manifests: 1, tags: tags.len() as u64 })
     }
 
-    /// Manifests whose subject is `subject`, in order of their push.
+    /// Manifests whose subject is `subject`, after `last` in order of their digests, and the
+    /// `last` of the next page if there is one. A page has at most `limit` entries, of
+    /// manifests that together are no larger than one may be: their annotations are in memory.
     pub async fn referrers(
         &self,
         registry: &RegistryName,
         repository: &RepositoryName,
         subject: &Digest,
-    ) -> Result<Vec<Referrer>> {
+        artifact_type: Option<&str>,
+        last: Option<&Digest>,
+        limit: usize,
+    ) -> Result<(Vec<Referrer>, Option<Digest>)> {
+        // Digests first: a row with its annotations may be large, and sorting keeps rows.
         let failed = || database("list referrers");
-        let rows = sqlx::query(
-            "SELECT digest, media_type, size, artifact_type, annotations FROM manifests
-             WHERE registry = $1 AND repository = $2 AND subject = $3 ORDER BY pushed_at, digest",
+        let rows: Vec<(String, i64)> = sqlx::query_as(
+            "SELECT digest, size FROM manifests
+             WHERE registry = $1 AND repository = $2 AND subject = $3 AND digest > $4
+               AND ($5 IS NULL OR artifact_type = $5) ORDER BY digest LIMIT $6",
         )
         .bind(registry.as_str())
         .bind(repository.as_str())
         .bind(subject.as_str())
+        .bind(last.map_or("", Digest::as_str))
+        .bind(artifact_type)
+        .bind(count(limit + 1))
+        .fetch_all(self.db.reads())
+        .await
+        .map_err(failed())?;
+        let fitting = fitting(rows.iter().map(|(_, size)| *size as u64)).min(limit);
+        let Some((end, _)) = rows.get(fitting.wrapping_sub(1)) else { return Ok((vec![], None)) };
+        let page = sqlx::query(
+            "SELECT digest, media_type, size, artifact_type, annotations FROM manifests
+             WHERE registry = $1 AND repository = $2 AND subject = $3 AND digest > $4
+               AND ($5 IS NULL OR artifact_type = $5) AND digest <= $6 ORDER BY digest LIMIT $7",
+        )
+        .bind(registry.as_str())
+        .bind(repository.as_str())
+        .bind(subject.as_str())
+        .bind(last.map_or("", Digest::as_str))
+        .bind(artifact_type)
+        .bind(end)
+        .bind(count(fitting))
         .fetch_all(self.db.reads())
         .await
         .map_err(failed())?;
@@ -273,14 +302,31 @@ impl Catalog {
             let media_type: String = row.try_get("media_type").map_err(failed())?;
             let digest = parsed(row.try_get("digest").map_err(failed())?)?;
             let size: i64 = row.try_get("size").map_err(failed())?;
-            let annotations: String = row.try_get("annotations").map_err(failed())?;
+            let annotations: &str = row.try_get("annotations").map_err(failed())?;
             let mut descriptor = Descriptor::new(media_type, digest, size as u64);
             descriptor.artifact_type = row.try_get("artifact_type").map_err(failed())?;
-            descriptor.annotations = serde_json::from_str(&annotations).unwrap_or_default();
+            descriptor.annotations = serde_json::from_str(annotations).unwrap_or_default();
             Ok(Referrer { descriptor })
         };
-        rows.iter().map(referrer).collect()
+        let found = page.iter().map(referrer).collect::<Result<Vec<_>>>()?;
+        let next = (rows.len() > fitting).then(|| parsed(end)).transpose()?;
+        Ok((found, next))
     }
+}
+
+/// What an entry of a list of referrers takes besides its annotations, at most.
+const REFERRER_COST: u64 = 512;
+
+/// How many manifests of these sizes go into one list of referrers: at least one, or a list
+/// would never end.
+fn fitting(sizes: impl Iterator<Item = u64>) -> usize {
+    let mut left = oci::MANIFEST_SIZE_MAX as u64;
+    let fits = sizes.take_while(|size| {
+        let rest = left.checked_sub(size.saturating_add(REFERRER_COST));
+        left = rest.unwrap_or(0);
+        rest.is_some()
+    });
+    fits.count().max(1)
 }
 
 /// What may be remembered of a manifest and its tags.
