@@ -210,6 +210,15 @@ impl Manifest {
         }
     }
 
+    /// The manifest that this one is about, if it is.
+    pub fn subject(&self) -> Option<&Descriptor> {
+        match self {
+            Self::Image(image) => image.subject.as_ref(),
+            Self::Index(index) => index.subject.as_ref(),
+            Self::Artifact(artifact) => artifact.subject.as_ref(),
+        }
+    }
+
     pub fn annotations(&self) -> &BTreeMap<String, String> {
         match self {
             Self::Image(image) => &image.annotations,

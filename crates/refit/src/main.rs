@@ -4,6 +4,7 @@
 //! becomes a container. A client without a server runs one in its own process (*embedded*),
 //! so that there is one way to do each thing.
 
+mod allocator;
 mod arguments;
 mod client;
 mod doctor;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     if words.next().is_some_and(|word| word == container::HELPER_ARG) {
         container::helper_main(&words.collect::<Vec<_>>());
     }
+    allocator::give_back_large_allocations();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use rustix::fs::{Advice, fadvise};
 use rustix::io::{ReadWriteFlags, preadv2};
@@ -130,8 +130,9 @@ impl Incoming {
 
     /// The whole body, for small ones.
     pub(crate) async fn whole(&mut self) -> Result<Bytes, BodyError> {
-        let mut whole = BytesMut::new();
-        while let Some(bytes) = self.next().await? {
+        let announced = self.body.size_hint().exact().unwrap_or(0).min(self.left);
+        let mut whole = BytesMut::with_capacity(usize::try_from(announced).unwrap_or(0));
+        while let Some(bytes) = self.frame().await? {
             whole.extend_from_slice(&bytes);
         }
         Ok(whole.freeze())

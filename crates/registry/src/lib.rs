@@ -11,7 +11,8 @@
 //!   that it did not allow. A token carries only scopes that `Access` granted.
 //! - Blobs are not a commons: one is served, mounted or found only through a repository
 //!   that has it and that the principal may pull.
-//! - Bodies stream: memory per request does not grow with the size of a blob.
+//! - Bodies stream: memory per request does not grow with the size of a blob. What is
+//!   received whole, a manifest, waits until there is room for it.
 //! - Manifests are served byte for byte as they came.
 
 mod access;
@@ -24,6 +25,7 @@ mod listings;
 mod manifests;
 mod range;
 mod referrers;
+mod room;
 mod route;
 mod router;
 mod token;

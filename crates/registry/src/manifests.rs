@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::response::Response;
 use http::StatusCode;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, LOCATION};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER};
 use oci::{Algorithm, Digest, MANIFEST_SIZE_MAX, Manifest, ReferenceError, RepositoryName, Tag};
 use serde_json::json;
 use store::{Expected, ManifestRef, NewManifest};
@@ -72,6 +72,13 @@ pub(crate) async fn put(
         ManifestRef::Tag(tag) => (vec![tag], None),
         ManifestRef::Digest(digest) => (tag_parameters(call)?, Some(digest)),
     };
+    let announced_size = call.header(CONTENT_LENGTH).and_then(|text| text.parse().ok());
+    let size_max = announced_size.unwrap_or(MANIFEST_SIZE_MAX).min(MANIFEST_SIZE_MAX);
+    let _room =
+        call.server.manifests.take(size_max, call.limits().stall).await.ok_or_else(|| {
+            ApiError::new(Code::TooManyRequests, "too many manifests at once")
+                .header(RETRY_AFTER, "5")
+        })?;
     let mut incoming = Incoming::new(body, MANIFEST_SIZE_MAX as u64, call.limits());
     let bytes = match incoming.whole().await {
         Ok(bytes) => bytes,
@@ -101,8 +108,8 @@ pub(crate) async fn put(
         .header(LOCATION, format!("/v2/{name}/manifests/{digest}"))
         .header(CONTENT_DIGEST, digest.as_str())
         .header(CONTENT_LENGTH, 0);
-    if let Some(subject) = manifest.references().subject {
-        head = head.header(OCI_SUBJECT, subject.as_str());
+    if let Some(subject) = manifest.subject() {
+        head = head.header(OCI_SUBJECT, subject.digest.as_str());
     }
     if announced.is_some() {
         head = tags.iter().fold(head, |head, tag| head.header(OCI_TAG, tag.as_str()));

@@ -20,6 +20,7 @@ use crate::auth::{self, Caller, Gate};
 use crate::body::Buffers;
 use crate::error::{ApiError, Code};
 use crate::hosts::Hosts;
+use crate::room::Room;
 use crate::route::Route;
 use crate::token::TokenSigner;
 use crate::{blobs, listings, manifests, referrers, uploads};
@@ -42,6 +43,9 @@ pub struct Limits {
     pub blob_size_max: u64,
     /// Bodies of blobs received at the same time; more wait for `stall`, then get 429.
     pub uploads_max: usize,
+    /// Bytes of manifests received and stored at the same time, half of them for small ones;
+    /// more wait for `stall`, then get 429.
+    pub manifest_bytes_max: usize,
     /// A body that brings nothing for this long is ended; its upload stays resumable.
     pub stall: Duration,
     /// So is one that brings fewer bytes a second than this, over a time of `stall`.
@@ -65,6 +69,7 @@ impl Default for Limits {
         Self {
             blob_size_max: 200 << 30,
             uploads_max: 512,
+            manifest_bytes_max: 32 << 20,
             stall: Duration::from_secs(60),
             rate_min: 1024,
             chunk_size_advised: 1 << 20,
@@ -89,6 +94,7 @@ const REFERRERS_MAX: usize = 4;
 pub fn router(state: RegistryState) -> Router {
     let server = Arc::new(Server {
         uploads: Arc::new(Semaphore::new(state.limits.uploads_max)),
+        manifests: Room::new(state.limits.manifest_bytes_max),
         referrers: Semaphore::new(REFERRERS_MAX),
         buffers: Arc::new(Buffers::default()),
         state,
@@ -106,6 +112,7 @@ pub(crate) struct Server {
     pub(crate) state: RegistryState,
     /// One permit per body of a blob that is being received.
     pub(crate) uploads: Arc<Semaphore>,
+    pub(crate) manifests: Room,
     /// One permit per page of referrers that is being made.
     pub(crate) referrers: Semaphore,
     pub(crate) buffers: Arc<Buffers>,

@@ -24,6 +24,7 @@
 mod server;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -506,6 +507,39 @@ async fn manifests_within_the_bound_may_be_strange() {
     }
     let top = format!("DELETE /v2/app/manifests/{}", Digest::of(inner.as_bytes()));
     assert_eq!(send(server.address, &top, &[], b"").await.status, 202);
+}
+
+/// Announces a body of this size and sends a KiB of it every now and then.
+async fn trickle(address: SocketAddr, line: String, announced: usize) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {announced}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    while stream.write_all(&[b' '; 1024]).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn large_manifests_wait_for_one_another_and_small_ones_do_not() {
+    let stall = Duration::from_millis(300);
+    let limits = Limits { manifest_bytes_max: 2 << 20, stall, ..Limits::default() };
+    let server = Options { limits, ..Options::open(Kind::Memory) }.start().await;
+    push(&server, "app", b"{}").await;
+    let large = manifest(&"a".repeat(900 << 10));
+    let line = "PUT /v2/app/manifests/slow".to_owned();
+    let slow = tokio::spawn(trickle(server.address, line, 1 << 20));
+    // Until the slow one has its place.
+    let (start, mut refused) = (Instant::now(), (201, String::new()));
+    while refused.0 == 201 && start.elapsed() < PATIENCE {
+        refused = push_manifest(&server, large.as_bytes()).await;
+    }
+    assert_eq!(refused, (429, "TOOMANYREQUESTS".to_owned()));
+    assert_eq!(push_manifest(&server, manifest("small").as_bytes()).await.0, 201);
+    slow.abort();
+    let start = Instant::now();
+    while push_manifest(&server, large.as_bytes()).await.0 != 201 {
+        assert!(start.elapsed() < PATIENCE, "the place is free again");
+    }
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ struct NewRow {
     artifact_type: Option<String>,
     config_media_type: Option<String>,
     subject: Option<Digest>,
+    /// As JSON. Only lists of referrers show them, so without a subject there are none.
     annotations: String,
     blobs: Vec<Digest>,
     manifests: Vec<Digest>,
@@ -37,6 +38,10 @@ impl NewRow {
             Manifest::Image(image) => Some(image.config.media_type.clone()),
             _ => None,
         };
+        let annotations = match references.subject {
+            Some(_) => serde_json::to_string(new.manifest.annotations()).unwrap_or_default(),
+            None => "{}".to_owned(),
+        };
         let image_size = references.blobs.iter().fold(0u64, |sum, d| sum.saturating_add(d.size));
         Self {
             registry: registry.clone(),
@@ -47,7 +52,7 @@ impl NewRow {
             image_size: i64::try_from(image_size).unwrap_or(i64::MAX),
             artifact_type: new.manifest.artifact_type().map(str::to_owned),
             config_media_type,
-            annotations: serde_json::json!(new.manifest.annotations()).to_string(),
+            annotations,
             blobs: digests(&references.blobs),
             manifests: digests(&references.manifests),
             subject: references.subject,
