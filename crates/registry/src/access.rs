@@ -211,6 +211,8 @@ pub struct RequestContext<'a> {
     pub origin: Option<&'a str>,
     /// `Sec-Fetch-Site`, which browsers send also where they send no origin.
     pub fetch_site: Option<&'a str>,
+    /// Whether a proxy says that it passes the request on for somebody.
+    pub forwarded: bool,
 }
 
 impl<'a> RequestContext<'a> {
@@ -222,20 +224,29 @@ impl<'a> RequestContext<'a> {
             host: uri.authority().map(|host| host.as_str()).or(text(HOST.as_str())).unwrap_or(""),
             origin: headers.get(ORIGIN).map(|origin| origin.to_str().unwrap_or("opaque")),
             fetch_site: text("sec-fetch-site"),
+            forwarded: headers.keys().any(is_of_proxy),
         }
     }
 }
 
+/// Whether a header tells that a proxy is between us and the client.
+fn is_of_proxy(name: &http::HeaderName) -> bool {
+    matches!(name.as_str(), "forwarded" | "via" | "x-real-ip")
+        || name.as_str().starts_with("x-forwarded-")
+}
+
 /// Whether a request comes from a program on this machine that means to reach us: over
-/// loopback or the Unix socket, to a loopback name, and not from a web page of somebody
-/// else. The `Host` rule is what stops DNS rebinding, the origin rule what stops pages.
+/// loopback or the Unix socket, to a loopback name, not from a web page of somebody else, and
+/// not through a proxy. The `Host` rule is what stops DNS rebinding, the origin rule what
+/// stops pages. A proxy on this machine that neither keeps `Host` nor says what it is cannot
+/// be told from a program.
 pub fn is_local(request: &RequestContext<'_>) -> bool {
     let from_here = match request.peer {
         Peer::Tcp(address) => address.ip().to_canonical().is_loopback(),
         Peer::Unix => true,
         Peer::Unknown => false,
     };
-    from_here && is_loopback_host(request.host) && !is_foreign_page(request)
+    from_here && is_loopback_host(request.host) && !is_foreign_page(request) && !request.forwarded
 }
 
 fn is_foreign_page(request: &RequestContext<'_>) -> bool {
@@ -280,7 +291,7 @@ mod tests {
             "" => Peer::Unknown,
             address => Peer::Tcp(address.parse().unwrap()),
         };
-        is_local(&RequestContext { peer, host, origin, fetch_site: None })
+        is_local(&RequestContext { peer, host, origin, fetch_site: None, forwarded: false })
     }
 
     #[test]
@@ -322,11 +333,38 @@ mod tests {
     #[test]
     fn a_page_that_hides_its_origin_is_still_foreign() {
         let peer = Peer::Tcp("127.0.0.1:1".parse().unwrap());
-        let request =
-            |fetch_site| RequestContext { peer, host: "localhost", origin: None, fetch_site };
+        let request = |fetch_site| RequestContext {
+            peer,
+            host: "localhost",
+            origin: None,
+            fetch_site,
+            forwarded: false,
+        };
         assert!(!is_local(&request(Some("cross-site"))));
         assert!(!is_local(&request(Some("same-site"))));
         assert!(is_local(&request(Some("none"))));
+    }
+
+    #[test]
+    fn what_a_proxy_passes_on_is_not_local() {
+        let peer = Peer::Tcp("127.0.0.1:1".parse().unwrap());
+        let uri = http::Uri::from_static("/v2/");
+        for (name, expected) in [
+            ("Accept", true),
+            ("X-Forward", true),
+            ("Forwarded", false),
+            ("Via", false),
+            ("X-Real-IP", false),
+            ("X-Forwarded-For", false),
+            ("X-Forwarded-Proto", false),
+            ("x-forwarded-anything", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, "localhost:5000".parse().unwrap());
+            headers.insert(http::HeaderName::try_from(name).unwrap(), "".parse().unwrap());
+            let request = RequestContext::new(peer, &uri, &headers);
+            assert_eq!(is_local(&request), expected, "{name}");
+        }
     }
 
     #[test]

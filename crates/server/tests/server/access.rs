@@ -79,6 +79,8 @@ async fn the_registry_is_open_to_this_machine_and_to_no_web_page() {
         (&[&own, &format!("Origin: http://{host}")], 200),
         (&[&own, "Origin: https://evil.example.com"], 401),
         (&[&own, "Origin: null"], 401),
+        (&[&own, "X-Forwarded-For: 192.0.2.1"], 401),
+        (&[&own, "Forwarded: for=192.0.2.1"], 401),
         (&["Host: evil.example.com"], 401),
         (&[&format!("Host: evil.example.com:{port}")], 401),
     ];
