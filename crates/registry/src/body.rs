@@ -28,6 +28,11 @@ use crate::router::Limits;
 const WRITE_CHUNK: usize = 512 << 10;
 /// What is read from the store at once. Fits the second-level cache.
 const READ_CHUNK: usize = 256 << 10;
+/// Bytes received wait this long for more before the store is handed them: a client that asks
+/// how far it got is told of all that came.
+const GATHER: Duration = Duration::from_millis(100);
+/// A body that brought nothing for this long leaves its upload to another request.
+const YIELD_AFTER: Duration = Duration::from_secs(1);
 /// Read buffers kept for the next download.
 const BUFFERS_MAX: usize = 16;
 
@@ -40,7 +45,18 @@ pub(crate) struct Incoming {
     /// How many more bytes are acceptable.
     left: u64,
     buffer: BytesMut,
+    /// For how long nothing has come.
+    idle: Duration,
+    /// Whether another request wants the upload that this body is for.
+    wanted: Box<dyn Fn() -> bool + Send + Sync>,
     state: Flow,
+}
+
+/// What a short wait for a body brought.
+enum Received {
+    Bytes(Bytes),
+    Nothing,
+    End,
 }
 
 enum Flow {
@@ -78,6 +94,8 @@ impl Pace {
 pub(crate) enum BodyError {
     TooLarge,
     Stalled,
+    /// Nothing came, and another request took the upload up.
+    Superseded,
     Broken,
 }
 
@@ -90,6 +108,10 @@ impl From<BodyError> for ApiError {
                 ApiError::new(Code::BlobUploadInvalid, "body came too slowly or not at all")
                     .status(StatusCode::REQUEST_TIMEOUT)
             }
+            BodyError::Superseded => {
+                ApiError::new(Code::BlobUploadInvalid, "another request took up the upload")
+                    .status(StatusCode::CONFLICT)
+            }
             BodyError::Broken => {
                 ApiError::new(Code::BlobUploadInvalid, "body ended before its announced end")
             }
@@ -100,24 +122,42 @@ impl From<BodyError> for ApiError {
 impl Incoming {
     pub(crate) fn new(body: Body, size_max: u64, limits: &Limits) -> Self {
         let (stall, rate_min) = (limits.stall, limits.rate_min);
-        let pace = Pace { window: stall, rate_min, waited: Duration::ZERO, bytes: 0 };
-        Self { body, stall, pace, left: size_max, buffer: BytesMut::new(), state: Flow::Open }
+        Self {
+            body,
+            stall,
+            pace: Pace { window: stall, rate_min, waited: Duration::ZERO, bytes: 0 },
+            left: size_max,
+            buffer: BytesMut::new(),
+            idle: Duration::ZERO,
+            wanted: Box::new(|| false),
+            state: Flow::Open,
+        }
+    }
+
+    /// Ends the body if it brings nothing while somebody wants its upload.
+    pub(crate) fn yield_if(mut self, wanted: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.wanted = Box::new(wanted);
+        self
     }
 
     /// The next piece, or `None` at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
         while matches!(self.state, Flow::Open) && self.buffer.len() < WRITE_CHUNK {
             match self.frame().await {
-                Ok(Some(bytes)) if self.buffer.is_empty() && bytes.len() >= WRITE_CHUNK / 2 => {
+                Ok(Received::Bytes(bytes))
+                    if self.buffer.is_empty() && bytes.len() >= WRITE_CHUNK / 2 =>
+                {
                     return Ok(Some(bytes));
                 }
-                Ok(Some(bytes)) => {
+                Ok(Received::Bytes(bytes)) => {
                     if self.buffer.capacity() == 0 {
                         self.buffer.reserve(WRITE_CHUNK);
                     }
                     self.buffer.extend_from_slice(&bytes);
                 }
-                Ok(None) => self.state = Flow::Ended,
+                Ok(Received::Nothing) if self.buffer.is_empty() => (),
+                Ok(Received::Nothing) => break,
+                Ok(Received::End) => self.state = Flow::Ended,
                 Err(error) => self.state = Flow::Failed(error),
             }
         }
@@ -132,25 +172,36 @@ impl Incoming {
     pub(crate) async fn whole(&mut self) -> Result<Bytes, BodyError> {
         let announced = self.body.size_hint().exact().unwrap_or(0).min(self.left);
         let mut whole = BytesMut::with_capacity(usize::try_from(announced).unwrap_or(0));
-        while let Some(bytes) = self.frame().await? {
-            whole.extend_from_slice(&bytes);
+        loop {
+            match self.frame().await? {
+                Received::Bytes(bytes) => whole.extend_from_slice(&bytes),
+                Received::Nothing => (),
+                Received::End => return Ok(whole.freeze()),
+            }
         }
-        Ok(whole.freeze())
     }
 
-    async fn frame(&mut self) -> Result<Option<Bytes>, BodyError> {
+    /// What comes within a short while.
+    async fn frame(&mut self) -> Result<Received, BodyError> {
         loop {
             let start = Instant::now();
-            let frame = tokio::time::timeout(self.stall, self.body.frame()).await;
-            match frame.map_err(|_| BodyError::Stalled)? {
-                None => return Ok(None),
-                Some(Err(_)) => return Err(BodyError::Broken),
-                Some(Ok(frame)) => {
+            let patience = GATHER.min(self.stall.saturating_sub(self.idle));
+            let frame = tokio::time::timeout(patience, self.body.frame()).await;
+            self.idle += start.elapsed();
+            match frame {
+                Err(_) if self.idle >= self.stall => return Err(BodyError::Stalled),
+                Err(_) if self.idle >= YIELD_AFTER && (self.wanted)() => {
+                    return Err(BodyError::Superseded);
+                }
+                Err(_) => return Ok(Received::Nothing),
+                Ok(None) => return Ok(Received::End),
+                Ok(Some(Err(_))) => return Err(BodyError::Broken),
+                Ok(Some(Ok(frame))) => {
                     let Ok(bytes) = frame.into_data() else { continue };
                     let left = self.left.checked_sub(bytes.len() as u64);
                     self.left = left.ok_or(BodyError::TooLarge)?;
-                    self.pace.took(bytes.len() as u64, start.elapsed())?;
-                    return Ok(Some(bytes));
+                    self.pace.took(bytes.len() as u64, std::mem::take(&mut self.idle))?;
+                    return Ok(Received::Bytes(bytes));
                 }
             }
         }
@@ -162,7 +213,8 @@ impl Incoming {
         const SIZE_MAX: u64 = 4 << 20;
         const TIME_MAX: Duration = Duration::from_secs(2);
         self.left = SIZE_MAX;
-        let rest = async { while let Ok(Some(_)) = self.frame().await {} };
+        let rest =
+            async { while let Ok(Received::Bytes(_) | Received::Nothing) = self.frame().await {} };
         let _ = tokio::time::timeout(TIME_MAX, rest).await;
     }
 }

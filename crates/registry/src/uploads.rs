@@ -102,7 +102,8 @@ async fn take_whole(
     body: Body,
 ) -> Result<Response, ApiError> {
     let failed = |error| ApiError::from_store(error, Code::BlobUploadUnknown);
-    let (permit, incoming) = begin_body(call, body, None).await?;
+    let permit = turn(call).await?;
+    let incoming = bounded(call, body, None)?;
     let upload = call.catalog().blobs().begin_upload(digest.algorithm()).await.map_err(failed)?;
     let upload = receive(permit, incoming, upload).await?;
     upload.commit(Some(digest)).await.map_err(failed)?;
@@ -116,8 +117,8 @@ pub(crate) async fn status(
     name: &RepositoryName,
     id: &str,
 ) -> Result<Response, ApiError> {
-    let session = resume(call, name, id).await?;
-    respond(in_progress(StatusCode::NO_CONTENT, name, id, session.size()), Body::empty())
+    let size = call.catalog().session_size(call.registry, name, id).await.map_err(session_error)?;
+    respond(in_progress(StatusCode::NO_CONTENT, name, id, size), Body::empty())
 }
 
 /// `PATCH /v2/<name>/blobs/uploads/<id>`: a chunk if it has a `Content-Range`, else a stream
@@ -170,34 +171,27 @@ async fn continue_with(
     id: &str,
     body: Body,
 ) -> Result<UploadSession, ApiError> {
-    let session = resume(call, name, id).await?;
+    let permit = turn(call).await?;
+    let session = call.catalog().resume_session(call.registry, name, id).await;
+    let session = session.map_err(session_error)?;
     let chunk = match check_chunk(call, &session) {
         Ok(chunk) => chunk,
         Err(error) => {
-            let mut incoming = Incoming::new(body, 0, call.limits());
-            incoming.drain().await;
-            return Err(error
-                .header(LOCATION, &location(name, id))
-                .header(RANGE, &range::received(session.size())));
+            let have = range::received(session.size());
+            drop((session, permit));
+            Incoming::new(body, 0, call.limits()).drain().await;
+            return Err(error.header(LOCATION, &location(name, id)).header(RANGE, &have));
         }
     };
     let left = call.limits().blob_size_max.saturating_sub(session.size());
     let size_max = chunk.map_or(left, |chunk| left.min(chunk.len));
-    let (permit, incoming) = begin_body(call, body, Some(size_max)).await?;
+    let incoming = bounded(call, body, Some(size_max))?.yield_if(session.wanted());
     let before = session.size();
     let session = receive(permit, incoming, session).await?;
     match chunk {
         Some(chunk) if session.size() - before != chunk.len => Err(wrong_size(chunk)),
         _ => Ok(session),
     }
-}
-
-async fn resume(
-    call: &Call<'_>,
-    name: &RepositoryName,
-    id: &str,
-) -> Result<UploadSession, ApiError> {
-    call.catalog().resume_session(call.registry, name, id).await.map_err(session_error)
 }
 
 /// A session that another request holds is a conflict, not something in use for good.
@@ -235,26 +229,26 @@ fn wrong_size(chunk: Chunk) -> ApiError {
         .detail(json!({ "rangeLength": chunk.len }))
 }
 
-/// Waits for its turn among the bodies being received, and bounds this one. A body that
-/// announces more than it may have is refused before it is read.
-async fn begin_body(
-    call: &Call<'_>,
-    body: Body,
-    size_max: Option<u64>,
-) -> Result<(OwnedSemaphorePermit, Incoming), ApiError> {
+/// Waits for a turn among the bodies being received.
+async fn turn(call: &Call<'_>) -> Result<OwnedSemaphorePermit, ApiError> {
+    let turn = std::sync::Arc::clone(&call.server.uploads).acquire_owned();
+    match tokio::time::timeout(call.limits().stall, turn).await {
+        Ok(Ok(permit)) => Ok(permit),
+        _ => Err(ApiError::new(Code::TooManyRequests, "too many uploads at once")
+            .header(RETRY_AFTER, "5")),
+    }
+}
+
+/// Bounds a body. One that announces more than it may have is refused before it is read.
+fn bounded(call: &Call<'_>, body: Body, size_max: Option<u64>) -> Result<Incoming, ApiError> {
     let limits = call.limits();
     let size_max = size_max.unwrap_or(limits.blob_size_max);
     let announced = call.header(CONTENT_LENGTH).and_then(|text| text.parse::<u64>().ok());
-    if announced.is_some_and(|len| len > size_max) {
-        return Err(ApiError::new(Code::SizeInvalid, "blob is larger than allowed")
+    match announced.is_some_and(|len| len > size_max) {
+        true => Err(ApiError::new(Code::SizeInvalid, "blob is larger than allowed")
             .status(StatusCode::PAYLOAD_TOO_LARGE)
-            .detail(json!({ "limit": limits.blob_size_max })));
-    }
-    let turn = std::sync::Arc::clone(&call.server.uploads).acquire_owned();
-    match tokio::time::timeout(limits.stall, turn).await {
-        Ok(Ok(permit)) => Ok((permit, Incoming::new(body, size_max, limits))),
-        _ => Err(ApiError::new(Code::TooManyRequests, "too many uploads at once")
-            .header(RETRY_AFTER, "5")),
+            .detail(json!({ "limit": limits.blob_size_max }))),
+        false => Ok(Incoming::new(body, size_max, limits)),
     }
 }
 
@@ -266,13 +260,13 @@ async fn receive<S: Sink>(
 ) -> Result<S, ApiError> {
     let received = body::receive(&mut incoming, &mut sink).await;
     drop(permit);
-    if received.is_err() {
-        if let Err(error) = sink.keep().await {
-            tracing::warn!(%error, "what was received of an upload may be lost");
-        }
-        incoming.drain().await;
+    let Err(error) = received else { return Ok(sink) };
+    if let Err(error) = sink.keep().await {
+        tracing::warn!(%error, "what was received of an upload may be lost");
     }
-    received.map(|()| sink)
+    drop(sink); // Another request may go on with it already.
+    incoming.drain().await;
+    Err(error)
 }
 
 fn location(name: &RepositoryName, id: &str) -> String {

@@ -1,6 +1,7 @@
 //! Uploads that survive their connection and the process.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,21 +17,56 @@ use crate::{Result, StoreError, now};
 /// How long a second request for one upload waits for the first.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a question for the size of an upload waits for who is writing to it: long enough
+/// for what came in before its connection broke.
+const SIZE_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// Uploads whose file and running hash are kept between requests.
 const OPEN_MAX: usize = 512;
 
-/// An upload's state between requests: its open file and running hash, if this process has
-/// written to it.
-type Slot = Arc<tokio::sync::Mutex<Option<Box<dyn NamedUpload>>>>;
+/// An upload during and between requests.
+struct Slot {
+    /// Its open file and running hash, if this process has written to it.
+    upload: Arc<tokio::sync::Mutex<Option<Box<dyn NamedUpload>>>>,
+    /// Bytes taken so far, for those who only ask; `SIZE_UNKNOWN` if the file has to say.
+    size: AtomicU64,
+    /// Requests that wait for their turn.
+    waiting: AtomicUsize,
+}
+
+const SIZE_UNKNOWN: u64 = u64::MAX;
+
+impl Default for Slot {
+    fn default() -> Self {
+        let size = AtomicU64::new(SIZE_UNKNOWN);
+        Self { upload: Arc::default(), size, waiting: AtomicUsize::new(0) }
+    }
+}
+
+/// A request that waits for its turn.
+struct Waiting<'a>(&'a Slot);
+
+impl<'a> Waiting<'a> {
+    fn new(slot: &'a Slot) -> Self {
+        slot.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(slot)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// The uploads of this process by id.
 #[derive(Default)]
 pub(super) struct Sessions {
-    slots: Mutex<HashMap<String, Slot>>,
+    slots: Mutex<HashMap<String, Arc<Slot>>>,
 }
 
 impl Sessions {
-    fn slot(&self, id: &str) -> Slot {
+    fn slot(&self, id: &str) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.len() >= OPEN_MAX {
             // Idle ones are taken up from their files if they are ever used again.
@@ -53,7 +89,8 @@ pub struct UploadSession {
     repository: RepositoryName,
     id: String,
     size: u64,
-    slot: OwnedMutexGuard<Option<Box<dyn NamedUpload>>>,
+    slot: Arc<Slot>,
+    upload: OwnedMutexGuard<Option<Box<dyn NamedUpload>>>,
 }
 
 impl Catalog {
@@ -108,6 +145,23 @@ impl Catalog {
         }
     }
 
+    /// How many bytes a session has, without taking it from whoever writes to it; what is on
+    /// its way just now may not be counted. `NotFound` as for [`Self::resume_session`].
+    pub async fn session_size(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        id: &str,
+    ) -> Result<u64> {
+        self.require_session(registry, repository, id).await?;
+        let slot = self.sessions.slot(id);
+        drop(tokio::time::timeout(SIZE_TIMEOUT, slot.upload.lock()).await);
+        match slot.size.load(Ordering::Relaxed) {
+            SIZE_UNKNOWN => Ok(self.resume_session(registry, repository, id).await?.size()),
+            size => Ok(size),
+        }
+    }
+
     pub async fn abort_session(
         &self,
         registry: &RegistryName,
@@ -146,19 +200,20 @@ impl Catalog {
         repository: &RepositoryName,
         id: String,
     ) -> Result<UploadSession> {
-        let turn = self.sessions.slot(&id).lock_owned();
-        let Ok(mut slot) = tokio::time::timeout(TURN_TIMEOUT, turn).await else {
+        let slot = self.sessions.slot(&id);
+        let waiting = Waiting::new(&slot);
+        let turn = Arc::clone(&slot.upload).lock_owned();
+        let Ok(mut upload) = tokio::time::timeout(TURN_TIMEOUT, turn).await else {
             return Err(StoreError::InUse { what: "upload".to_owned() });
         };
-        let size = match &*slot {
+        drop(waiting);
+        let size = match &*upload {
             Some(upload) => upload.size(),
-            None => {
-                let upload = self.blobs.resume_upload(&id).await?;
-                slot.insert(upload).size()
-            }
+            None => upload.insert(self.blobs.resume_upload(&id).await?).size(),
         };
+        slot.size.store(size, Ordering::Relaxed);
         let (registry, repository) = (registry.clone(), repository.clone());
-        Ok(UploadSession { catalog: self.clone(), registry, repository, id, size, slot })
+        Ok(UploadSession { catalog: self.clone(), registry, repository, id, size, slot, upload })
     }
 }
 
@@ -172,21 +227,30 @@ impl UploadSession {
         self.size
     }
 
+    /// Tells, whenever it is asked, whether another request waits for this session. A holder
+    /// to whom nothing is sent should leave it to that one: its client may have come back on
+    /// a new connection, and the old one never breaks.
+    pub fn wanted(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let slot = Arc::clone(&self.slot);
+        move || slot.waiting.load(Ordering::Relaxed) > 0
+    }
+
     /// Appends a chunk. After an error the session goes on from what is on disk.
     pub async fn write(&mut self, chunk: Bytes) -> Result<()> {
         let length = chunk.len() as u64;
-        let written = match &mut *self.slot {
+        let written = match &mut *self.upload {
             Some(upload) => upload.write(chunk).await,
             None => Err(StoreError::NotFound { what: "upload".to_owned() }),
         };
         self.after(written)?;
         self.size += length;
+        self.slot.size.store(self.size, Ordering::Relaxed);
         Ok(())
     }
 
     /// Makes what was written so far survive a restart; before answering a chunk.
     pub async fn sync(&mut self) -> Result<()> {
-        let synced = match &mut *self.slot {
+        let synced = match &mut *self.upload {
             Some(upload) => upload.sync().await,
             None => Err(StoreError::NotFound { what: "upload".to_owned() }),
         };
@@ -219,13 +283,13 @@ impl UploadSession {
 
     async fn finish(mut self, expected: Digest) -> Result<Stored> {
         // Taken out: once the file is a blob, no later request may write to it.
-        let Some(mut upload) = self.slot.take() else {
+        let Some(mut upload) = self.upload.take() else {
             return Err(StoreError::NotFound { what: "upload".to_owned() });
         };
         let stored = match upload.commit(&expected).await {
             Ok(stored) => stored,
             Err(error @ StoreError::DigestMismatch { .. }) => {
-                *self.slot = Some(upload);
+                *self.upload = Some(upload);
                 return Err(error);
             }
             Err(error) => return Err(error),
@@ -240,14 +304,15 @@ impl UploadSession {
     /// chunk arrived is for the file to say.
     fn after(&mut self, result: Result<()>) -> Result<()> {
         if result.is_err() {
-            *self.slot = None;
+            *self.upload = None;
+            self.slot.size.store(SIZE_UNKNOWN, Ordering::Relaxed);
         }
         result
     }
 
     /// The session is over: its row and its slot go.
     async fn end(mut self) -> Result<()> {
-        *self.slot = None;
+        *self.upload = None;
         let id = self.id.clone();
         self.catalog
             .write(move |connection| {
