@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use oci::{
-    Algorithm, Descriptor, Digest, ImageManifest, Manifest, RegistryName, RepositoryName, Tag,
-    media_type,
+    Algorithm, Descriptor, Digest, ImageIndex, ImageManifest, Manifest, RegistryName,
+    RepositoryName, Tag, media_type,
 };
 use store::{
     BlobStore, CacheEntry, Catalog, Cause, DiskStore, Expected, GcOptions, ManifestRef,
@@ -62,6 +62,7 @@ suite! {
     an_upload_goes_on_where_it_stopped,
     an_upload_belongs_to_its_repository,
     a_manifest_needs_what_it_names,
+    an_index_may_list_blobs_and_keeps_them,
     tags_move_through_the_journal,
     a_lost_compare_and_swap_changes_nothing,
     deleting_a_manifest_takes_its_tags,
@@ -262,6 +263,49 @@ async fn a_manifest_needs_what_it_names(f: Fixture) {
     let missing = Digest::of(b"never stored");
     let error = f.catalog.link_blob(&registry(), &repository("app"), &missing).await.unwrap_err();
     assert!(matches!(error, StoreError::NotFound { .. }));
+}
+
+async fn an_index_may_list_blobs_and_keeps_them(f: Fixture) {
+    let (registry, name) = (registry(), repository("cache"));
+    let (layer, config) = (b"a layer", b"what the cache knows");
+    let list = ImageIndex {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_INDEX.to_owned()),
+        artifact_type: None,
+        manifests: vec![
+            Descriptor::of(media_type::OCI_LAYER_GZIP, layer),
+            Descriptor::of("application/vnd.buildkit.cacheconfig.v0", config),
+        ],
+        subject: None,
+        annotations: BTreeMap::new(),
+    };
+    let bytes = Bytes::from(serde_json::to_vec(&list).unwrap());
+    let (digest, index) = (Digest::of(&bytes), Manifest::Index(list));
+    let put_index = async || {
+        let (bytes, media_type) = (bytes.clone(), media_type::OCI_INDEX);
+        let new = NewManifest { digest: &digest, media_type, bytes, manifest: &index };
+        let tags = [(tag("latest"), Expected::Any)];
+        f.catalog.put_manifest(&registry, &name, new, &tags, &push_cause()).await
+    };
+    for bytes in [&layer[..], config] {
+        let error = put_index().await.unwrap_err();
+        assert!(matches!(error, StoreError::MissingReference { .. }), "{error}");
+        let blob = put(&f.catalog, bytes).await;
+        f.catalog.link_blob(&registry, &name, &blob).await.unwrap();
+    }
+    put_index().await.unwrap();
+    a_moment().await;
+    f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    for bytes in [&layer[..], config] {
+        let blob = Digest::of(bytes);
+        assert!(f.catalog.blob_size(&registry, &name, &blob).await.unwrap().is_some());
+        let error = f.catalog.unlink_blob(&registry, &name, &blob).await.unwrap_err();
+        assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+    }
+    f.catalog.delete_manifest(&registry, &name, &digest, &push_cause()).await.unwrap();
+    a_moment().await;
+    let report = f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    assert_eq!(report.blobs.len(), 3, "{report:?}");
 }
 
 async fn tags_move_through_the_journal(f: Fixture) {

@@ -62,7 +62,8 @@ impl NewRow {
 
 impl Catalog {
     /// Stores a manifest and moves tags to it, all or nothing. Blobs and manifests it refers
-    /// to must be in the repository (`MissingReference`); a subject need not. Idempotent.
+    /// to must be in the repository (`MissingReference`); a subject need not. What an index
+    /// lists may be either. Idempotent.
     pub async fn put_manifest(
         &self,
         registry: &RegistryName,
@@ -350,30 +351,23 @@ fn forgotten<'a>(
 async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
     let failed = || database("store a manifest");
     let (registry, repository) = (row.registry.as_str(), row.repository.as_str());
-    for (digests, query) in [
-        (
-            &row.blobs,
-            "SELECT 1 FROM repository_blobs
-             WHERE registry = $1 AND repository = $2 AND digest = $3",
-        ),
-        (
-            &row.manifests,
-            "SELECT 1 FROM manifests WHERE registry = $1 AND repository = $2 AND digest = $3",
-        ),
-    ] {
-        for digest in digests {
-            let found: Option<i64> = sqlx::query_scalar(query)
-                .bind(registry)
-                .bind(repository)
-                .bind(digest.as_str())
-                .fetch_optional(&mut *connection)
-                .await
-                .map_err(failed())?;
-            if found.is_none() {
+    let mut references = Vec::with_capacity(row.blobs.len() + row.manifests.len());
+    for (digest, may_be_manifest) in row
+        .blobs
+        .iter()
+        .map(|digest| (digest, false))
+        .chain(row.manifests.iter().map(|digest| (digest, true)))
+    {
+        let kind = match may_be_manifest && has_manifest(connection, row, digest).await? {
+            true => "manifest",
+            // Build caches are indexes that list layers and a config, which are blobs.
+            false if has_blob(connection, row, digest).await? => "blob",
+            false => {
                 let (repository, digest) = (row.repository.clone(), digest.clone());
                 return Err(StoreError::MissingReference { repository, digest });
             }
-        }
+        };
+        references.push((digest, kind));
     }
     // The bytes were stored a moment ago; were they collected since, this refuses.
     sqlx::query(
@@ -404,23 +398,56 @@ async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
         .execute(&mut *connection)
         .await
         .map_err(failed())?;
-    for (digests, kind) in [(&row.blobs, "blob"), (&row.manifests, "manifest")] {
-        for digest in digests {
-            sqlx::query(
-                "INSERT INTO manifest_references (registry, repository, manifest, target, kind)
-                 VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
-            )
-            .bind(registry)
-            .bind(repository)
-            .bind(row.digest.as_str())
-            .bind(digest.as_str())
-            .bind(kind)
-            .execute(&mut *connection)
-            .await
-            .map_err(failed())?;
-        }
+    for (digest, kind) in references {
+        sqlx::query(
+            "INSERT INTO manifest_references (registry, repository, manifest, target, kind)
+             VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+        )
+        .bind(registry)
+        .bind(repository)
+        .bind(row.digest.as_str())
+        .bind(digest.as_str())
+        .bind(kind)
+        .execute(&mut *connection)
+        .await
+        .map_err(failed())?;
     }
     Ok(())
+}
+
+async fn has_manifest(
+    connection: &mut SqliteConnection,
+    row: &NewRow,
+    digest: &Digest,
+) -> Result<bool> {
+    let query = "SELECT 1 FROM manifests WHERE registry = $1 AND repository = $2 AND digest = $3";
+    is_there(connection, query, row, digest).await
+}
+
+async fn has_blob(
+    connection: &mut SqliteConnection,
+    row: &NewRow,
+    digest: &Digest,
+) -> Result<bool> {
+    let query =
+        "SELECT 1 FROM repository_blobs WHERE registry = $1 AND repository = $2 AND digest = $3";
+    is_there(connection, query, row, digest).await
+}
+
+async fn is_there(
+    connection: &mut SqliteConnection,
+    query: &'static str,
+    row: &NewRow,
+    digest: &Digest,
+) -> Result<bool> {
+    let found: Option<i64> = sqlx::query_scalar(query)
+        .bind(row.registry.as_str())
+        .bind(row.repository.as_str())
+        .bind(digest.as_str())
+        .fetch_optional(connection)
+        .await
+        .map_err(database("store a manifest"))?;
+    Ok(found.is_some())
 }
 
 /// Removes a manifest's rows; what it referred to, its own bytes and its referrers become
