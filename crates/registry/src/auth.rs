@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method, StatusCode, request};
-use oci::RegistryName;
+use oci::{RegistryName, RepositoryName};
 use serde_json::json;
 
 use crate::access::{Actions, Credentials, Principal, RequestContext, Resource};
@@ -93,12 +93,38 @@ impl Gate<'_> {
         headers: &HeaderMap,
     ) -> Result<Caller, ApiError> {
         let need = Need::of(route, method);
-        let caller = self.identify(headers, need.as_ref()).await?;
+        let caller = self.identify(headers, need.as_slice()).await?;
         match need {
             Some(need) if self.may(&caller, &need.resource, need.actions).await => Ok(caller),
             Some(need) => Err(self.refusal(&caller, &need).await),
-            None if self.needs_login(&caller).await => Err(self.challenge(None, None)),
+            None if self.needs_login(&caller).await => Err(self.challenge(&[], None)),
             None => Ok(caller),
+        }
+    }
+
+    /// Whether a caller who pushes to `target` may also pull from `source`. When only its
+    /// token keeps it from that, the answer asks for one that has both scopes.
+    pub(crate) async fn may_mount(
+        &self,
+        caller: &Caller,
+        target: &RepositoryName,
+        source: &RepositoryName,
+    ) -> Result<bool, ApiError> {
+        let need = |name: &RepositoryName, actions| {
+            let resource = Resource::Repository(name.clone());
+            Need { resource, actions }
+        };
+        let pull = need(source, Actions::PULL);
+        if self.may(caller, &pull.resource, pull.actions).await {
+            return Ok(true);
+        }
+        let permitted = self.permitted(&caller.principal, &pull.resource, pull.actions).await;
+        match caller.grant.is_some() && permitted.contains(pull.actions) {
+            true => {
+                let needs = [need(target, Actions::PUSH), pull];
+                Err(self.challenge(&needs, Some(INSUFFICIENT_SCOPE)))
+            }
+            false => Ok(false),
         }
     }
 
@@ -120,7 +146,7 @@ impl Gate<'_> {
         access.permitted(principal, self.registry, resource, wanted).await & wanted
     }
 
-    async fn identify(&self, headers: &HeaderMap, need: Option<&Need>) -> Result<Caller, ApiError> {
+    async fn identify(&self, headers: &HeaderMap, need: &[Need]) -> Result<Caller, ApiError> {
         let state = &self.server.state;
         let Some(header) = headers.get(AUTHORIZATION) else {
             let principal = state.access.anonymous(&self.context);
@@ -170,24 +196,25 @@ impl Gate<'_> {
     /// 401 when other credentials or another token can help, else 403.
     async fn refusal(&self, caller: &Caller, need: &Need) -> ApiError {
         if caller.principal == Principal::anonymous() {
-            return self.challenge(Some(need), None);
+            return self.challenge(std::slice::from_ref(need), None);
         }
         let permitted = self.permitted(&caller.principal, &need.resource, need.actions).await;
         if caller.grant.is_some() && permitted.contains(need.actions) {
-            return self.challenge(Some(need), Some(INSUFFICIENT_SCOPE));
+            return self.challenge(std::slice::from_ref(need), Some(INSUFFICIENT_SCOPE));
         }
         let name = caller.name();
         let message = format!("`{name}` may not {} {}", need.actions, need.resource);
         ApiError::new(Code::Denied, message).detail(json!({ "scope": need.scope() }))
     }
 
-    fn challenge(&self, need: Option<&Need>, error: Option<&str>) -> ApiError {
+    fn challenge(&self, needs: &[Need], error: Option<&str>) -> ApiError {
         let host = self.printable_host();
         let scheme = if self.secure { "https" } else { "http" };
         let mut challenge =
             format!("Bearer realm=\"{scheme}://{host}/oauth2/token\",service=\"{host}\"");
-        for (key, value) in [("scope", need.map(Need::scope).as_deref()), ("error", error)] {
-            if let Some(value) = value {
+        let scopes = needs.iter().map(Need::scope).collect::<Vec<_>>().join(" ");
+        for (key, value) in [("scope", &*scopes), ("error", error.unwrap_or_default())] {
+            if !value.is_empty() {
                 challenge.push_str(&format!(",{key}=\"{value}\""));
             }
         }

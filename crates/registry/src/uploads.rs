@@ -54,7 +54,8 @@ fn known_algorithm(name: &str) -> Result<(), ApiError> {
 
 /// Makes a blob of another repository part of this one. Only repositories that the caller
 /// may pull count, so a digest alone opens nothing; whether another one has the blob cannot
-/// be told from the answer.
+/// be told from the answer. A token without the scope to pull from `from` is answered with a
+/// challenge if its principal may.
 async fn mount(
     call: &Call<'_>,
     name: &RepositoryName,
@@ -63,18 +64,25 @@ async fn mount(
 ) -> Result<bool, ApiError> {
     let catalog = call.catalog();
     let failed = |error| ApiError::from_store(error, Code::BlobUnknown);
-    let sources = match from {
-        Some(from) => from.parse().into_iter().collect(),
+    let mut sources: Vec<RepositoryName> = Vec::new();
+    match from.map(|from| from.parse::<RepositoryName>()) {
+        // Before it is looked for there, so that the challenge does not tell what is there.
+        Some(Ok(from)) if call.gate.may_mount(call.caller, name, &from).await? => {
+            sources.push(from);
+        }
+        Some(_) => (),
         None => {
             let found = catalog.repositories_with_blob(call.registry, digest, MOUNT_SOURCES_MAX);
-            found.await.map_err(failed)?
+            for source in found.await.map_err(failed)? {
+                let resource = Resource::Repository(source.clone());
+                if call.gate.may(call.caller, &resource, Actions::PULL).await {
+                    sources.push(source);
+                }
+            }
         }
-    };
+    }
     for source in sources {
-        let resource = Resource::Repository(source.clone());
-        if call.gate.may(call.caller, &resource, Actions::PULL).await
-            && catalog.blob_size(call.registry, &source, digest).await.map_err(failed)?.is_some()
-        {
+        if catalog.blob_size(call.registry, &source, digest).await.map_err(failed)?.is_some() {
             return match catalog.link_blob(call.registry, name, digest).await {
                 Ok(()) => Ok(true),
                 Err(StoreError::NotFound { .. }) => Ok(false), // Collected meanwhile.
