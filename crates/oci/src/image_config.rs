@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::null::null_is_default;
 use crate::{Digest, Platform};
 
 /// The blob that says how to run an image (image-spec, *Image Configuration*).
@@ -73,15 +74,6 @@ pub(crate) mod key_set {
         let map = Option::<BTreeMap<String, serde::de::IgnoredAny>>::deserialize(deserializer)?;
         Ok(map.unwrap_or_default().into_keys().collect())
     }
-}
-
-/// Reads `null` as the empty value: Docker writes it where OCI has nothing.
-fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// What a container of the image runs, and with which settings.

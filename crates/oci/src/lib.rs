@@ -17,6 +17,7 @@ pub mod fuzz;
 mod image_config;
 mod manifest;
 pub mod media_type;
+mod null;
 mod platform;
 mod reference;
 mod validate;

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::null::null_is_default;
 use crate::{Descriptor, Digest, media_type};
 
 /// The largest manifest that is accepted, in bytes (registry.md section 1).
@@ -20,10 +21,15 @@ pub struct ImageManifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
     pub config: Descriptor,
+    #[serde(deserialize_with = "null_is_default")]
     pub layers: Vec<Descriptor>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -36,10 +42,15 @@ pub struct ImageIndex {
     pub media_type: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
+    #[serde(deserialize_with = "null_is_default")]
     pub manifests: Vec<Descriptor>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -50,11 +61,11 @@ pub struct ArtifactManifest {
     pub media_type: String,
     #[serde(default)]
     pub artifact_type: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub blobs: Vec<Descriptor>,
     #[serde(default)]
     pub subject: Option<Descriptor>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -280,6 +291,31 @@ mod tests {
         let bytes = serde_json::to_vec(&image()).unwrap();
         let error = Manifest::parse(&bytes, Some(media_type::OCI_INDEX)).unwrap_err();
         assert!(matches!(error, ManifestError::MediaTypeMismatch { .. }), "{error}");
+    }
+
+    #[test]
+    fn null_is_an_empty_list_or_map() {
+        let config = r#"{"mediaType":"x","digest":"D","size":2,"urls":null,"annotations":null,
+            "platform":{"os":"linux","architecture":"amd64","os.features":null}}"#;
+        let config = config.replace('D', Digest::of(b"{}").as_str());
+        let outside = [media_type::OCI_MANIFEST, media_type::OCI_INDEX];
+        for (text, outside) in [
+            (format!(r#"{{"schemaVersion":2,"config":{config},"layers":null}}"#), outside[0]),
+            (
+                format!(
+                    r#"{{"schemaVersion":2,"config":{config},"layers":[],"annotations":null}}"#
+                ),
+                outside[0],
+            ),
+            (format!(r#"{{"schemaVersion":2,"manifests":[{config}]}}"#), outside[1]),
+            (r#"{"schemaVersion":2,"manifests":null,"annotations":null}"#.to_owned(), outside[1]),
+        ] {
+            let manifest = Manifest::parse(text.as_bytes(), Some(outside)).unwrap();
+            assert_eq!(manifest.media_type(), outside, "{text}");
+            assert!(manifest.annotations().is_empty(), "{text}");
+        }
+        let missing = format!(r#"{{"schemaVersion":2,"config":{config}}}"#);
+        assert!(Manifest::parse(missing.as_bytes(), Some(outside[0])).is_err());
     }
 
     #[test]
