@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName,
-    HeaderValue, IF_NONE_MATCH, RANGE,
+    HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE,
 };
 use http::{Method, StatusCode};
 use oci::{Digest, RepositoryName};
@@ -33,24 +33,8 @@ pub(crate) async fn get(
         return respond(not_modified(&digest), Body::empty());
     }
     let is_head = call.head.method == Method::HEAD;
-    let asked = call.header(RANGE).filter(|_| !is_head);
-    let (start, len, head) = match range::requested(asked, size) {
-        ByteRange::Whole => (0, size, Response::builder().status(StatusCode::OK)),
-        ByteRange::Part { start, end } => {
-            let head = Response::builder()
-                .status(StatusCode::PARTIAL_CONTENT)
-                .header(CONTENT_RANGE, format!("bytes {start}-{end}/{size}"));
-            (start, end - start + 1, head)
-        }
-        ByteRange::Unsatisfiable => {
-            return Err(ApiError::new(Code::SizeInvalid, "range is outside of the blob")
-                .status(StatusCode::RANGE_NOT_SATISFIABLE)
-                .detail(json!({ "size": size }))
-                .header(CONTENT_RANGE, &format!("bytes */{size}")));
-        }
-    };
-    let head = tagged(head, &digest)
-        .header(ACCEPT_RANGES, HeaderValue::from_static("bytes"))
+    let (start, len, head) = part(call, &digest, size)?;
+    let head = head
         .header(CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable"))
         .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
         .header(CONTENT_LENGTH, len);
@@ -79,6 +63,35 @@ pub(crate) async fn delete(
     respond(head, Body::empty())
 }
 
+/// Which part of immutable content of `size` bytes is asked for: where it starts, how long it
+/// is, and the head of the answer (RFC 9110 section 14).
+pub(crate) fn part(
+    call: &Call<'_>,
+    digest: &Digest,
+    size: u64,
+) -> Result<(u64, u64, http::response::Builder), ApiError> {
+    // Another content than the client has a part of is sent whole.
+    let is_same = call.head.headers.get(IF_RANGE).is_none_or(|tag| tag == &*etag(digest));
+    let is_get = call.head.method == Method::GET;
+    let asked = call.header(RANGE).filter(|_| is_get && is_same);
+    let (start, len, head) = match range::requested(asked, size) {
+        ByteRange::Whole => (0, size, Response::builder().status(StatusCode::OK)),
+        ByteRange::Part { start, end } => {
+            let head = Response::builder()
+                .status(StatusCode::PARTIAL_CONTENT)
+                .header(CONTENT_RANGE, format!("bytes {start}-{end}/{size}"));
+            (start, end - start + 1, head)
+        }
+        ByteRange::Unsatisfiable => {
+            return Err(ApiError::new(Code::SizeInvalid, "range is outside of the content")
+                .status(StatusCode::RANGE_NOT_SATISFIABLE)
+                .detail(json!({ "size": size }))
+                .header(CONTENT_RANGE, &format!("bytes */{size}")));
+        }
+    };
+    Ok((start, len, tagged(head, digest).header(ACCEPT_RANGES, HeaderValue::from_static("bytes"))))
+}
+
 fn unknown(name: &RepositoryName, digest: &Digest) -> ApiError {
     ApiError::new(Code::BlobUnknown, "the repository has no such blob")
         .detail(json!({ "name": name, "digest": digest }))
@@ -99,7 +112,11 @@ pub(crate) fn not_modified(digest: &Digest) -> http::response::Builder {
 
 /// Adds the digest, under both of its header names.
 pub(crate) fn tagged(head: http::response::Builder, digest: &Digest) -> http::response::Builder {
-    head.header(CONTENT_DIGEST, digest.as_str()).header(ETAG, format!("\"{digest}\""))
+    head.header(CONTENT_DIGEST, digest.as_str()).header(ETAG, etag(digest))
+}
+
+fn etag(digest: &Digest) -> String {
+    format!("\"{digest}\"")
 }
 
 /// Puts head and body together; a head that is no head is our fault.

@@ -8,7 +8,7 @@ use oci::{Algorithm, Digest, MANIFEST_SIZE_MAX, Manifest, ReferenceError, Reposi
 use serde_json::json;
 use store::{Expected, ManifestRef, NewManifest};
 
-use crate::blobs::{CONTENT_DIGEST, matches_etag, not_modified, respond, tagged};
+use crate::blobs::{CONTENT_DIGEST, matches_etag, not_modified, part, respond};
 use crate::body::Incoming;
 use crate::error::{ApiError, Code};
 use crate::router::Call;
@@ -54,10 +54,11 @@ pub(crate) async fn get(
     if matches_etag(call, &manifest.digest) {
         return respond(not_modified(&manifest.digest), Body::empty());
     }
-    let head = tagged(Response::builder(), &manifest.digest)
-        .header(CONTENT_TYPE, manifest.media_type)
-        .header(CONTENT_LENGTH, manifest.bytes.len());
-    respond(head, Body::from(manifest.bytes))
+    let (start, len, head) = part(call, &manifest.digest, manifest.bytes.len() as u64)?;
+    let head = head.header(CONTENT_TYPE, manifest.media_type).header(CONTENT_LENGTH, len);
+    // The part lies within the bytes, which are in memory.
+    let bytes = manifest.bytes.slice(start as usize..(start + len) as usize);
+    respond(head, Body::from(bytes))
 }
 
 /// `PUT /v2/<name>/manifests/<reference>` (distribution-spec, *Pushing Manifests*).

@@ -1,4 +1,4 @@
-//! Byte ranges: `Range` of a request for a blob, `Content-Range` of a chunk of an upload.
+//! Byte ranges: `Range` of a request for content, `Content-Range` of a chunk of an upload.
 
 /// What a `Range` header asks of content of a known size.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(crate) fn requested(header: Option<&str>, size: u64) -> ByteRange {
     let Some((first, last)) = spec.trim().split_once('-') else {
         return ByteRange::Unsatisfiable;
     };
-    match (number(first), number(last)) {
+    match (number_or_more(first), number_or_more(last)) {
         (Some(start), Some(end)) if start <= end && start < size => {
             ByteRange::Part { start, end: end.min(size - 1) }
         }
@@ -65,6 +65,12 @@ fn number(text: &str) -> Option<u64> {
     digits.then(|| text.parse().ok()).flatten()
 }
 
+/// A number that may be larger than any content: then it is as large as one can be.
+fn number_or_more(text: &str) -> Option<u64> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -91,6 +97,8 @@ mod tests {
             ("bytes=-3", part(7, 9)),
             ("bytes=-30", part(0, 9)),
             ("bytes=8-99", part(8, 9)),
+            ("bytes=0-99999999999999999999999", part(0, 9)),
+            ("bytes=-99999999999999999999999", part(0, 9)),
             ("bytes=10-", ByteRange::Unsatisfiable),
             ("bytes=5-2", ByteRange::Unsatisfiable),
             ("bytes=-0", ByteRange::Unsatisfiable),
@@ -113,7 +121,17 @@ mod tests {
         assert_eq!(chunk("0-0"), Some(Chunk { start: 0, len: 1 }));
         assert_eq!(chunk("5-9"), Some(Chunk { start: 5, len: 5 }));
         let whole = format!("0-{}", u64::MAX);
-        for bad in ["", "-", "5", "9-5", "a-b", "bytes 0-5/6", "0--5", whole.as_str()] {
+        for bad in [
+            "",
+            "-",
+            "5",
+            "9-5",
+            "a-b",
+            "bytes 0-5/6",
+            "0--5",
+            "5-99999999999999999999999",
+            whole.as_str(),
+        ] {
             assert_eq!(chunk(bad), None, "{bad}");
         }
         assert_eq!(received(0), "0-0");
