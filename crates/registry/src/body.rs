@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io::{self, IoSliceMut, Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -206,16 +206,79 @@ impl Incoming {
             }
         }
     }
+}
 
-    /// Reads on a little and throws it away, so that a client in the middle of sending gets
-    /// to see the answer instead of a reset connection.
-    pub(crate) async fn drain(&mut self) {
-        const SIZE_MAX: u64 = 4 << 20;
+/// What a handler leaves unread of a body.
+pub(crate) struct Rest(Arc<Mutex<Unread>>);
+
+struct Unread {
+    body: Body,
+    is_begun: bool,
+    is_ended: bool,
+}
+
+/// Splits a body into the one that a handler reads and what that leaves.
+pub(crate) fn with_rest(body: Body) -> (Body, Rest) {
+    let is_ended = body.is_end_stream();
+    let unread = Arc::new(Mutex::new(Unread { body, is_begun: false, is_ended }));
+    (Body::new(Reader(Arc::clone(&unread))), Rest(unread))
+}
+
+impl Rest {
+    /// Reads on within bounds and throws it away, so that a client in the middle of sending
+    /// gets to see the answer instead of a reset connection. One that waits to be told to
+    /// send (`Expect`) needs nothing.
+    pub(crate) async fn drain(self, is_awaited: bool) {
+        const SIZE_MAX: usize = 64 << 20;
         const TIME_MAX: Duration = Duration::from_secs(2);
-        self.left = SIZE_MAX;
-        let rest =
-            async { while let Ok(Received::Bytes(_) | Received::Nothing) = self.frame().await {} };
+        let mut reader = Reader(self.0);
+        let is_needed = |unread: &Unread| !unread.is_ended && (unread.is_begun || !is_awaited);
+        if !is_needed(&reader.unread()) {
+            return;
+        }
+        let rest = async {
+            let mut size = 0;
+            while let Some(Ok(frame)) = reader.frame().await {
+                size += frame.data_ref().map_or(0, Bytes::len);
+                if size > SIZE_MAX {
+                    return;
+                }
+            }
+        };
         let _ = tokio::time::timeout(TIME_MAX, rest).await;
+    }
+}
+
+/// Reads a body, of which others may read the rest.
+struct Reader(Arc<Mutex<Unread>>);
+
+impl Reader {
+    fn unread(&self) -> MutexGuard<'_, Unread> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl http_body::Body for Reader {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let mut unread = self.unread();
+        unread.is_begun = true;
+        let polled = Pin::new(&mut unread.body).poll_frame(cx);
+        unread.is_ended |= matches!(polled, Poll::Ready(None | Some(Err(_))));
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.unread().body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.unread().body.size_hint()
     }
 }
 

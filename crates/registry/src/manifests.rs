@@ -81,13 +81,7 @@ pub(crate) async fn put(
                 .header(RETRY_AFTER, "5")
         })?;
     let mut incoming = Incoming::new(body, MANIFEST_SIZE_MAX as u64, call.limits());
-    let bytes = match incoming.whole().await {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            incoming.drain().await;
-            return Err(error.into());
-        }
-    };
+    let bytes = incoming.whole().await?;
     let content_type = call.header(CONTENT_TYPE).map(without_parameters);
     let manifest = Manifest::parse(&bytes, content_type)?;
     let algorithm = announced.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);

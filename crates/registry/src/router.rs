@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use http::header::{HeaderName, HeaderValue};
+use http::header::{EXPECT, HeaderName, HeaderValue};
 use http::{Method, StatusCode, request};
 use oci::RegistryName;
 use store::{Catalog, Cause, Millis};
@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::access::{Access, Peer, RequestContext, Secure};
 use crate::auth::{self, Caller, Gate};
-use crate::body::Buffers;
+use crate::body::{Buffers, with_rest};
 use crate::error::{ApiError, Code};
 use crate::hosts::Hosts;
 use crate::room::Room;
@@ -200,9 +200,13 @@ fn detached(server: Arc<Server>, request: Request) -> JoinHandle<Response> {
 
 async fn handle(server: Arc<Server>, request: Request) -> Response {
     let (head, body) = request.into_parts();
+    let (body, rest) = with_rest(body);
     let mut response = match answer(&server, &head, body).await {
         Ok(response) => response,
-        Err(error) => error.into_response(),
+        Err(error) => {
+            rest.drain(head.headers.contains_key(EXPECT)).await;
+            error.into_response()
+        }
     };
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     tracing::debug!(method = %head.method, path = head.uri.path(), status = response.status().as_u16());

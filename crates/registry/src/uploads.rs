@@ -186,8 +186,6 @@ async fn continue_with(
         Ok(chunk) => chunk,
         Err(error) => {
             let have = range::received(session.size());
-            drop((session, permit));
-            Incoming::new(body, 0, call.limits()).drain().await;
             return Err(error.header(LOCATION, &location(name, id)).header(RANGE, &have));
         }
     };
@@ -268,13 +266,12 @@ async fn receive<S: Sink>(
 ) -> Result<S, ApiError> {
     let received = body::receive(&mut incoming, &mut sink).await;
     drop(permit);
-    let Err(error) = received else { return Ok(sink) };
-    if let Err(error) = sink.keep().await {
+    if received.is_err()
+        && let Err(error) = sink.keep().await
+    {
         tracing::warn!(%error, "what was received of an upload may be lost");
     }
-    drop(sink); // Another request may go on with it already.
-    incoming.drain().await;
-    Err(error)
+    received.map(|()| sink)
 }
 
 fn location(name: &RepositoryName, id: &str) -> String {

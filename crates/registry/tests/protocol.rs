@@ -475,6 +475,29 @@ async fn a_body_beyond_the_limit_is_refused() {
         let answer = send(server.address, &line, &[], &bytes).await;
         assert_eq!((answer.status, answer.code()), (413, "SIZE_INVALID".to_owned()), "{line}");
     }
+    // A client that looks for the answer only when it has sent everything.
+    for line in [format!("PATCH {location}"), "PUT /v2/app/manifests/x".to_owned()] {
+        let bytes = vec![b'x'; 32 << 20];
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let head = format!(
+            "{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            bytes.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(parse(&answer).status, 413, "{line}");
+    }
+    // One that waits to be told to send is told the answer, and sends nothing.
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let head = format!(
+        "PATCH {location} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 2000\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(parse(&answer).status, 413);
     // A body that never says how long it is, and never ends.
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let head = format!(
