@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::IntoResponse as _;
+use http::header::HOST;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -179,7 +181,15 @@ async fn serve_http<S>(
             request.extensions_mut().insert(Secure);
         }
         let mut router = router.clone();
-        async move { router.call(request).await }
+        async move {
+            match has_one_host(&request) {
+                true => router.call(request).await,
+                false => {
+                    let message = "a request needs one `Host` header\n";
+                    Ok((http::StatusCode::BAD_REQUEST, message).into_response())
+                }
+            }
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -188,4 +198,11 @@ async fn serve_http<S>(
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%error, "a connection ended early");
     }
+}
+
+/// Whether a request says in one way which host it means (RFC 9112 section 3.2): of two, we
+/// might look at one and a proxy at the other.
+fn has_one_host(request: &hyper::Request<Incoming>) -> bool {
+    let count = request.headers().get_all(HOST).iter().count();
+    count == 1 || (count == 0 && request.version() < http::Version::HTTP_11)
 }
