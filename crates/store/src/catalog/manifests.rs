@@ -79,9 +79,11 @@ impl Catalog {
         let (moves, cause) = (tags.to_vec(), cause.clone());
         let keys = forgotten(registry, repository, new.digest, tags.iter().map(|(tag, _)| tag));
         let has_moved = !tags.is_empty();
+        let (owned, name, digest) = (registry.clone(), repository.clone(), new.digest.clone());
         self.write_then(
             move |connection| {
                 Box::pin(async move {
+                    let retyped = retyped_tags(connection, &row).await?;
                     insert(connection, &row).await?;
                     for (tag, expected) in &moves {
                         let to = Some(&row.digest);
@@ -89,17 +91,19 @@ impl Catalog {
                         tags::check(connection, registry, repository, tag, expected).await?;
                         tags::write(connection, registry, repository, tag, to, &cause).await?;
                     }
-                    Ok(())
+                    Ok(retyped)
                 })
             },
-            move |catalog, ()| {
-                keys.iter().for_each(|key| catalog.hot.forget(key));
+            move |catalog, retyped: &Vec<Tag>| {
+                let retyped = forgotten(&owned, &name, &digest, retyped.iter());
+                keys.iter().chain(&retyped).for_each(|key| catalog.hot.forget(key));
                 if has_moved {
                     catalog.announce();
                 }
             },
         )
         .await
+        .map(|_| ())
     }
 
     pub async fn manifest(
@@ -346,6 +350,24 @@ fn forgotten<'a>(
     let digest = std::iter::once(ManifestRef::Digest(digest.clone()));
     let key = |reference| (registry.clone(), repository.clone(), reference);
     references.chain(digest).map(key).collect()
+}
+
+/// The tags of a manifest that is pushed again as another media type: they are served as that
+/// from now on.
+async fn retyped_tags(connection: &mut SqliteConnection, row: &NewRow) -> Result<Vec<Tag>> {
+    let tags: Vec<String> = sqlx::query_scalar(
+        "SELECT t.name FROM manifests m JOIN tags t
+           ON t.registry = m.registry AND t.repository = m.repository AND t.digest = m.digest
+         WHERE m.registry = $1 AND m.repository = $2 AND m.digest = $3 AND m.media_type <> $4",
+    )
+    .bind(row.registry.as_str())
+    .bind(row.repository.as_str())
+    .bind(row.digest.as_str())
+    .bind(&row.media_type)
+    .fetch_all(connection)
+    .await
+    .map_err(database("store a manifest"))?;
+    tags.iter().map(|tag| parsed(tag)).collect()
 }
 
 async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
