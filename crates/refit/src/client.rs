@@ -61,7 +61,7 @@ impl Session<'_> {
     /// of its owner.
     async fn run_embedded(&self, command: Command, settings: server::Settings) -> Result<()> {
         let mut interrupts = Interrupts::catch()?;
-        let starting = server::embedded(settings);
+        let starting = server::embedded(settings, |text| self.printer.note(text));
         let server = tokio::select! {
             started = starting => started.map_err(|error| crate::server_error(&error))?,
             () = interrupts.next() => return Err(cli::Error::interrupted()),

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::ServerAccess;
 use crate::from_api::BuildDefaults;
 use crate::keys::{Keys, publish_token};
-use crate::listen::{self, Clients, ConnectionSettings, Listener};
+use crate::listen::{self, Clients, ConnectionSettings, Ends, Listener};
 use crate::owner::{self, OtherOwner, OwnerKind};
 use crate::registries::Registries;
 use crate::state::{Shared, State};
@@ -27,8 +27,15 @@ use crate::{Settings, background, routes, tls};
 /// How often a server looks whether a short-lived owner has left.
 const OWNER_PERIOD: Duration = Duration::from_millis(200);
 
+/// How long a server waits for another that does not say that it leaves: one that was killed
+/// keeps the folder for a moment, and one that was told to stop needs a moment to say so.
+const SERVER_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long a command waits for an owner that is just starting to open its socket.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long answers may still take when runs have taken all of the grace.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// How long a cancelled run may take to end (runs.md section 7).
 const CANCEL_GRACE: Duration = Duration::from_secs(10);
@@ -92,8 +99,9 @@ pub struct App {
     settings: Settings,
     token_files: Vec<PathBuf>,
     clients: Clients,
+    kind: OwnerKind,
     /// Last, so that all else is closed before another process may own it.
-    _folder: DataDir,
+    folder: DataDir,
 }
 
 impl App {
@@ -161,6 +169,7 @@ impl App {
             },
             body_stall: settings.limits.body_stall,
             metrics: crate::state::Metrics::default(),
+            leaving: CancellationToken::new(),
             stopping: CancellationToken::new(),
         });
         let executor = match executor {
@@ -186,30 +195,49 @@ impl App {
             settings,
             token_files,
             clients,
-            _folder: folder,
+            kind: if tcp { OwnerKind::Server } else { OwnerKind::Command },
+            folder,
         })
     }
 
-    /// Serves until `shutdown`, then lets running runs go on for the grace that settings
-    /// give; what is still under way then is taken up by the next start.
+    /// Serves until `shutdown`, and then, for at most the grace that settings give, until no
+    /// run is under way any more: clients see the end of theirs. What is still under way then
+    /// is taken up by the next start.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let ends = Ends { close: self.state.stopping.clone(), cut: CancellationToken::new() };
         let mut parts = JoinSet::new();
         for (listener, settings) in self.listeners {
-            parts.spawn(listen::serve(listener, self.router.clone(), settings, shutdown.clone()));
+            parts.spawn(listen::serve(listener, self.router.clone(), settings, ends.clone()));
         }
         let period = self.settings.store.garbage_period;
         parts.spawn(background::sweep(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::collect_garbage(Arc::clone(&self.state), period, shutdown.clone()));
-        parts.spawn(self.worker.run(shutdown.clone()));
-        parts.spawn(stop_streams(
-            self.state.stopping.clone(),
-            self.settings.server.shutdown_grace,
-            shutdown,
-        ));
-        while let Some(part) = parts.join_next().await {
-            if let Err(error) = part {
-                tracing::error!(%error, "a part of the server failed");
+        let working = tokio::spawn(self.worker.run(shutdown.clone()));
+        let stopping = async {
+            shutdown.cancelled().await;
+            self.state.leaving.cancel();
+            owner::leave(&self.folder, self.kind);
+            let grace = self.settings.server.shutdown_grace;
+            let deadline = tokio::time::Instant::now() + grace;
+            if let Err(error) = working.await {
+                tracing::error!(%error, "the worker failed");
             }
+            ends.close.cancel();
+            let answered = tokio::time::Instant::now() + grace.min(LAST_ANSWERS);
+            tokio::time::sleep_until(deadline.max(answered)).await;
+            ends.cut.cancel();
+        };
+        let ended = async {
+            while let Some(part) = parts.join_next().await {
+                if let Err(error) = part {
+                    tracing::error!(%error, "a part of the server failed");
+                }
+            }
+        };
+        tokio::pin!(stopping, ended);
+        tokio::select! {
+            () = &mut ended => (),
+            () = &mut stopping => ended.await,
         }
         remove_tokens(&self.token_files, self.state.keys.token());
         let _ = std::fs::remove_file(socket_path(&self.settings.server.data));
@@ -235,14 +263,6 @@ impl App {
     pub fn runs(&self) -> &Runs {
         &self.state.runs
     }
-}
-
-/// Followers see the end of runs that end within the grace; then their streams end.
-async fn stop_streams(stopping: CancellationToken, grace: Duration, shutdown: CancellationToken) {
-    shutdown.cancelled().await;
-    let half = grace / 2;
-    tokio::time::sleep(half).await;
-    stopping.cancel();
 }
 
 fn own(data: &Path, kind: OwnerKind) -> Result<Result<DataDir, OtherOwner>, ServeError> {
@@ -332,7 +352,6 @@ impl Bound {
         let connections = ConnectionSettings {
             connections_max: settings.limits.connections_max,
             header_timeout: settings.limits.header_timeout,
-            shutdown_grace: settings.server.shutdown_grace,
         };
         if let Some(address) = settings.server.listen {
             let (listener, address) = bind(address).await?;
@@ -391,7 +410,6 @@ fn bind_socket(
     let connections = ConnectionSettings {
         connections_max: SOCKET_CONNECTIONS_MAX,
         header_timeout: settings.limits.header_timeout,
-        shutdown_grace: settings.server.shutdown_grace,
     };
     Ok((Listener::Socket(listener, clients), connections))
 }
@@ -442,22 +460,28 @@ pub async fn serve(
 }
 
 async fn wait_to_own(data: &Path, notice: &(impl Fn(&str) + Sync)) -> Result<DataDir, ServeError> {
+    let deadline = tokio::time::Instant::now() + SERVER_PATIENCE;
     let mut told = None;
     loop {
-        match own(data, OwnerKind::Server)? {
+        let owner = match own(data, OwnerKind::Server)? {
             Ok(folder) => return Ok(folder),
-            // Another server will not leave by itself.
-            Err(owner) if owner.kind == OwnerKind::Server => {
-                return Err(ServeError::owned(data, &owner));
-            }
-            Err(owner) => {
-                if told.as_ref() != Some(&owner) {
-                    notice(&format!("waiting for the data folder, which belongs to {owner}"));
-                    told = Some(owner);
-                }
-                tokio::time::sleep(OWNER_PERIOD).await;
-            }
+            Err(owner) => owner,
+        };
+        // Another server will not leave by itself.
+        let will_leave = owner.kind == OwnerKind::Command || owner.is_leaving;
+        if will_leave {
+            tell_once(&mut told, owner, notice);
+        } else if tokio::time::Instant::now() > deadline {
+            return Err(ServeError::owned(data, &owner));
         }
+        tokio::time::sleep(OWNER_PERIOD).await;
+    }
+}
+
+fn tell_once(told: &mut Option<OtherOwner>, owner: OtherOwner, notice: &impl Fn(&str)) {
+    if told.as_ref() != Some(&owner) {
+        notice(&format!("waiting for the data folder, which belongs to {owner}"));
+        *told = Some(owner);
     }
 }
 
@@ -478,15 +502,26 @@ struct OwnServer {
 }
 
 /// Becomes the owner of the data folder that settings name, serving only its socket; or, if
-/// somebody owns it, a client of that owner.
-pub async fn embedded(mut settings: Settings) -> Result<Embedded, ServeError> {
+/// somebody owns it, a client of that owner. One that is stopping is waited for, and `notice`
+/// told so.
+pub async fn embedded(
+    mut settings: Settings,
+    notice: impl Fn(&str),
+) -> Result<Embedded, ServeError> {
     let data = settings.server.data.clone();
     let socket = socket_path(&data);
-    let deadline = tokio::time::Instant::now() + SOCKET_PATIENCE;
+    let mut deadline = tokio::time::Instant::now() + SOCKET_PATIENCE;
+    let mut told = None;
     let folder = loop {
         match own(&data, OwnerKind::Command)? {
             Ok(folder) => break folder,
-            // An owner that starts has no socket yet, one that leaves has none any more.
+            // It takes no more work, and ends within its grace.
+            Err(owner) if owner.is_leaving => {
+                tell_once(&mut told, owner, &notice);
+                deadline = tokio::time::Instant::now() + SOCKET_PATIENCE;
+                tokio::time::sleep(OWNER_PERIOD).await;
+            }
+            // An owner that starts has no socket yet.
             Err(owner) => {
                 if tokio::net::UnixStream::connect(&socket).await.is_ok() {
                     return Ok(Embedded { socket, own: None, notices: Vec::new() });

@@ -39,6 +39,12 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message)
     }
 
+    /// Nothing new is begun by a server that was told to stop.
+    pub(crate) fn leaving() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServerStopping", "the server is stopping")
+            .hint("try again once it has been started again")
+    }
+
     /// The member of the request that is wrong.
     pub(crate) fn at(mut self, target: impl Into<String>) -> Self {
         self.target = Some(target.into());

@@ -60,19 +60,26 @@ impl Drop for Client {
 pub(crate) struct ConnectionSettings {
     pub(crate) connections_max: usize,
     pub(crate) header_timeout: Duration,
-    /// How long open requests may go on after the signal to stop.
-    pub(crate) shutdown_grace: Duration,
+}
+
+/// When a listener ends.
+#[derive(Debug, Clone)]
+pub(crate) struct Ends {
+    /// No new connections; requests under way go on.
+    pub(crate) close: CancellationToken,
+    /// Nothing goes on.
+    pub(crate) cut: CancellationToken,
 }
 
 /// After an error of `accept` that will not go away by itself, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves one listener until `shutdown`, then waits for open requests, within bounds.
+/// Serves one listener until it is to close, then waits for open requests, until it is cut.
 pub(crate) async fn serve(
     listener: Listener,
     router: Router,
     settings: ConnectionSettings,
-    shutdown: CancellationToken,
+    ends: Ends,
 ) {
     let places = Arc::new(Semaphore::new(settings.connections_max));
     let graceful = GracefulShutdown::new();
@@ -80,12 +87,12 @@ pub(crate) async fn serve(
         // A place first: connections beyond the bound wait in the kernel's queue.
         let place = tokio::select! {
             place = Arc::clone(&places).acquire_owned() => place,
-            () = shutdown.cancelled() => break,
+            () = ends.close.cancelled() => break,
         };
         let Ok(place) = place else { break };
         let accepted = tokio::select! {
             accepted = accept(&listener) => accepted,
-            () = shutdown.cancelled() => break,
+            () = ends.close.cancelled() => break,
         };
         let connection = match accepted {
             Ok(connection) => connection,
@@ -103,8 +110,11 @@ pub(crate) async fn serve(
         });
     }
     drop(listener);
-    // What is still open after the grace is dropped with the runtime.
-    let _ = tokio::time::timeout(settings.shutdown_grace, graceful.shutdown()).await;
+    tokio::select! {
+        () = graceful.shutdown() => (),
+        // What is still open is dropped with the runtime.
+        () = ends.cut.cancelled() => (),
+    }
 }
 
 enum Connection {

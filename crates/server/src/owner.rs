@@ -14,18 +14,29 @@ pub(crate) enum OwnerKind {
     Command,
 }
 
+impl OwnerKind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Command => "command",
+        }
+    }
+}
+
 /// Somebody else has the folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OtherOwner {
     pub(crate) kind: OwnerKind,
+    /// It was told to stop, and takes no more work.
+    pub(crate) is_leaving: bool,
     process: Option<u32>,
 }
 
 impl std::fmt::Display for OtherOwner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.kind {
-            OwnerKind::Server => f.write_str("a server")?,
-            OwnerKind::Command => f.write_str("a command")?,
+        write!(f, "a {}", self.kind.word())?;
+        if self.is_leaving {
+            f.write_str(" that is stopping")?;
         }
         match self.process {
             Some(process) => write!(f, ", process {process}"),
@@ -35,6 +46,8 @@ impl std::fmt::Display for OtherOwner {
 }
 
 const KIND_FILE: &str = "owner";
+/// Follows the kind once its owner was told to stop.
+const LEAVING: &str = "leaving";
 
 /// Tries to own a folder, making it if needed.
 pub(crate) fn acquire(
@@ -44,22 +57,26 @@ pub(crate) fn acquire(
     let file = data.join(KIND_FILE);
     match DataDir::try_lock(data)? {
         Locked::Ours(folder) => {
-            let text = match kind {
-                OwnerKind::Server => "server\n",
-                OwnerKind::Command => "command\n",
-            };
-            // Only told to people; without it a server counts as a command that will leave.
-            let _ = std::fs::write(file, text);
+            // Only told to others; without it a server counts as a command that will leave.
+            let _ = std::fs::write(file, format!("{}\n", kind.word()));
             Ok(Ok(folder))
         }
         Locked::Theirs { process } => {
-            let kind = match std::fs::read_to_string(file) {
-                Ok(text) if text.trim() == "server" => OwnerKind::Server,
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            let mut words = text.split_whitespace();
+            let kind = match words.next() {
+                Some("server") => OwnerKind::Server,
                 _ => OwnerKind::Command,
             };
-            Ok(Err(OtherOwner { kind, process }))
+            Ok(Err(OtherOwner { kind, is_leaving: words.next() == Some(LEAVING), process }))
         }
     }
+}
+
+/// Tells those who wait for the folder that its owner, this process, will soon be gone.
+pub(crate) fn leave(folder: &DataDir, kind: OwnerKind) {
+    // Without it they wait a little, and then give up.
+    let _ = std::fs::write(folder.path().join(KIND_FILE), format!("{} {LEAVING}\n", kind.word()));
 }
 
 #[cfg(test)]
@@ -73,6 +90,10 @@ mod tests {
         let first = acquire(&data, OwnerKind::Server).unwrap().unwrap();
         let other = acquire(&data, OwnerKind::Command).unwrap().unwrap_err();
         assert_eq!(other.to_string(), format!("a server, process {}", std::process::id()));
+        leave(&first, OwnerKind::Server);
+        let other = acquire(&data, OwnerKind::Command).unwrap().unwrap_err();
+        let expected = format!("a server that is stopping, process {}", std::process::id());
+        assert_eq!((other.is_leaving, other.to_string()), (true, expected));
         drop(first);
         assert!(acquire(&data, OwnerKind::Command).unwrap().is_ok());
     }

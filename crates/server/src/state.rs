@@ -28,7 +28,9 @@ pub(crate) struct State {
     /// A body that brings nothing for this long is given up.
     pub(crate) body_stall: Duration,
     pub(crate) metrics: Metrics,
-    /// Streams that follow something end when the server does.
+    /// The server was told to stop: runs under way go on, new ones are refused.
+    pub(crate) leaving: CancellationToken,
+    /// No run is under way any more, or time is up: what follows something waits no longer.
     pub(crate) stopping: CancellationToken,
 }
 

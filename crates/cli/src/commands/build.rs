@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::{
-    Argument, BuildOptions, BuildSecret, DockerBuildRequest, PlatformProperties, Run, RunRequest,
-    RunStatus,
+    Argument, BuildOptions, BuildSecret, DockerBuildRequest, ImageDescriptor, PlatformProperties,
+    Run, RunRequest, RunStatus,
 };
 use base64::Engine as _;
 use tokio::time::{MissedTickBehavior, interval};
@@ -194,7 +194,11 @@ pub(super) async fn run(
     let ended = wait(connection, &id, &mut display, interrupts).await;
     display.close();
     let ended = ended?;
-    let run: Run = connection.get(connection.route(&["runs", &id])).await?;
+    let run = match connection.get(connection.route(&["runs", &id])).await {
+        // A server that was told to stop stays for the end of a run, and not much longer.
+        Err(error) if error.kind() == ErrorKind::Unreachable => as_told(run, &ended),
+        asked => asked?,
+    };
     if let Some(file) = &args.metadata_file {
         write_metadata(file, &run)?;
     }
@@ -367,6 +371,8 @@ async fn upload(connection: &Connection, source: Source, display: &mut Display) 
 struct Ended {
     status: RunStatus,
     error: Option<String>,
+    /// References, as far as there are, and digests.
+    images: Vec<(Option<String>, String)>,
     /// The user asked for it.
     interrupted: bool,
 }
@@ -385,13 +391,19 @@ async fn wait(
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut canceling: Option<tokio::task::JoinHandle<Result<()>>> = None;
+    let mut images = Vec::new();
     loop {
         tokio::select! {
-            followed = events.recv() => {
-                if let Some((status, error)) = take(followed, id, display)? {
-                    return Ok(Ended { status, error, interrupted: canceling.is_some() });
+            followed = events.recv() => match take(followed, id, display)? {
+                Some(api::EventKind::Image { reference, digest }) => {
+                    images.push((reference, digest));
                 }
-            }
+                Some(api::EventKind::Finished { status, error }) => {
+                    let interrupted = canceling.is_some();
+                    return Ok(Ended { status, error, images, interrupted });
+                }
+                _ => (),
+            },
             _ = ticks.tick() => display.tick(),
             () = interrupts.next() => {
                 if let Some(asked) = canceling {
@@ -408,19 +420,16 @@ async fn wait(
     }
 }
 
-/// Shows what was told; the end, if it is that.
+/// Shows what was told, and gives it back.
 fn take(
     followed: Option<Followed>,
     id: &str,
     display: &mut Display,
-) -> Result<Option<(RunStatus, Option<String>)>> {
+) -> Result<Option<api::EventKind>> {
     match followed {
         Some(Followed::Event(event)) => {
             display.event(&event);
-            match event.kind {
-                api::EventKind::Finished { status, error } => Ok(Some((status, error))),
-                _ => Ok(None),
-            }
+            Ok(Some(event.kind))
         }
         Some(Followed::Lost(why)) => {
             display.note(&format!("Lost the server, trying again: {why}"));
@@ -440,6 +449,39 @@ async fn cancel(connection: Connection, id: String) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
         other => other,
     }
+}
+
+/// The record of a run as its events told it, which is all but its times and its cost.
+fn as_told(mut run: Run, ended: &Ended) -> Run {
+    let properties = &mut run.properties;
+    properties.status = ended.status;
+    properties.provisioning_state = match ended.status {
+        RunStatus::Succeeded => "Succeeded",
+        RunStatus::Canceled => "Canceled",
+        _ => "Failed",
+    }
+    .to_owned();
+    properties.run_error_message.clone_from(&ended.error);
+    for (reference, digest) in &ended.images {
+        properties.output_digest = Some(digest.clone());
+        let named = reference.as_deref().and_then(|reference| reference.split_once('/'));
+        let Some((registry, name)) = named else { continue };
+        let (repository, tag) = match name.rsplit_once(':') {
+            Some((repository, tag)) => (repository, Some(tag.to_owned())),
+            None => (name, None),
+        };
+        let image = ImageDescriptor {
+            registry: registry.to_owned(),
+            repository: repository.to_owned(),
+            tag,
+            digest: digest.clone(),
+        };
+        // Told again by a later attempt.
+        if !properties.output_images.contains(&image) {
+            properties.output_images.push(image);
+        }
+    }
+    run
 }
 
 /// The result on stdout, or why there is none.
@@ -502,6 +544,26 @@ fn write_metadata(file: &std::path::Path, run: &Run) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_can_be_told_from_its_events() {
+        let queued = r#"{"id": "/c01", "name": "c01", "type": "runs", "properties": {
+            "runId": "c01", "status": "Queued", "runType": "QuickBuild", "createTime": "",
+            "lastUpdatedTime": "", "platform": {"os": "linux"}, "provisioningState": "Creating"}}"#;
+        let image =
+            |reference: Option<&str>| (reference.map(str::to_owned), "sha256:ab".to_owned());
+        let told = |images| {
+            let status = RunStatus::Succeeded;
+            let ended = Ended { status, error: None, images, interrupted: false };
+            as_told(serde_json::from_str(queued).unwrap(), &ended)
+        };
+        let run = told(vec![image(Some("localhost:5000/team/app:1")), image(Some("h:1/b:2"))]);
+        assert_eq!(images(&run), ["team/app@sha256:ab", "b@sha256:ab"]);
+        assert_eq!(run.properties.output_images[0].registry, "localhost:5000");
+        assert_eq!(run.properties.output_images[1].tag.as_deref(), Some("2"));
+        assert_eq!(run.properties.provisioning_state, "Succeeded");
+        assert_eq!(images(&told(vec![image(None)])), ["sha256:ab"]);
+    }
 
     #[test]
     fn a_platform_has_up_to_three_parts() {

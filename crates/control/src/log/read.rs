@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::event::{Event, EventKind};
 use super::file::{LINE_LEN_MAX, Part, path};
@@ -23,6 +24,13 @@ pub struct TextReader {
 }
 
 impl TextReader {
+    /// Waits for more only until `stopping`; what is there by then is still read.
+    #[must_use]
+    pub fn until(mut self, stopping: CancellationToken) -> Self {
+        self.bytes.until(stopping);
+        self
+    }
+
     /// The next piece; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         self.bytes.next().await
@@ -37,6 +45,13 @@ pub struct EventReader {
 }
 
 impl EventReader {
+    /// Waits for more only until `stopping`; what is there by then is still read.
+    #[must_use]
+    pub fn until(mut self, stopping: CancellationToken) -> Self {
+        self.bytes.until(stopping);
+        self
+    }
+
     /// The next records, at least one; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Vec<Event>>> {
         while let Some(chunk) = self.bytes.next().await? {
@@ -100,10 +115,17 @@ enum ByteReader {
         file: Arc<File>,
         part: Part,
         at: u64,
-        follow: bool,
+        follow: Follow,
         progress: watch::Receiver<Progress>,
     },
     Whole(mpsc::Receiver<io::Result<Bytes>>),
+}
+
+/// How long to wait for more of a log.
+enum Follow {
+    No,
+    /// Until the log ends, or the token says that nobody may wait any more.
+    Until(CancellationToken),
 }
 
 async fn open(
@@ -119,13 +141,9 @@ async fn open(
         let plain = path(&folder, key, part, false);
         let opened = blocking("open a log", move || missing_is_none(File::open(plain))).await?;
         if let Some(file) = opened {
-            return Ok(ByteReader::Growing {
-                file: Arc::new(file),
-                part,
-                at: offset,
-                follow,
-                progress,
-            });
+            let file = Arc::new(file);
+            let follow = if follow { Follow::Until(CancellationToken::new()) } else { Follow::No };
+            return Ok(ByteReader::Growing { file, part, at: offset, follow, progress });
         }
         // It has ended this moment: then it is there compressed.
     }
@@ -185,11 +203,17 @@ fn send_chunks<R: Read>(
 }
 
 impl ByteReader {
+    fn until(&mut self, stopping: CancellationToken) {
+        if let Self::Growing { follow: Follow::Until(token), .. } = self {
+            *token = stopping;
+        }
+    }
+
     async fn next(&mut self) -> Result<Option<Bytes>> {
         match self {
             Self::Whole(receiver) => receiver.recv().await.transpose().map_err(damaged),
             Self::Growing { file, part, at, follow, progress } => {
-                let Some(available) = wait_for(progress, *part, *at, *follow).await else {
+                let Some(available) = wait_for(progress, *part, *at, follow).await else {
                     return Ok(None);
                 };
                 let len = (available - *at).min(CHUNK as u64) as usize;
@@ -212,7 +236,7 @@ async fn wait_for(
     progress: &mut watch::Receiver<Progress>,
     part: Part,
     at: u64,
-    follow: bool,
+    follow: &Follow,
 ) -> Option<u64> {
     let len = |progress: &Progress| match part {
         Part::Events => progress.events,
@@ -223,7 +247,14 @@ async fn wait_for(
         if len(&now) > at {
             return Some(len(&now));
         }
-        if now.done || !follow || progress.changed().await.is_err() {
+        let may_grow = match follow {
+            Follow::Until(stopping) if !now.done => tokio::select! {
+                changed = progress.changed() => changed.is_ok(),
+                () = stopping.cancelled() => false,
+            },
+            _ => false,
+        };
+        if !may_grow {
             // Without a writer no more will come; what came last still counts.
             let last = *progress.borrow();
             return Some(len(&last)).filter(|len| *len > at);

@@ -290,7 +290,7 @@ fn as_root_a_run_goes_on_without_its_client() {
 
 /// Waits for the newest run.
 #[track_caller]
-fn wait_for_status(sandbox: &Sandbox, server: &Server, status: &str) {
+pub(crate) fn wait_for_status(sandbox: &Sandbox, server: &Server, status: &str) {
     until(status, || {
         let args = ["task", "list-runs", "-o", "json"];
         let runs = sandbox.refit(args).on(server).run().success().json();

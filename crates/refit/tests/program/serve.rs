@@ -32,3 +32,16 @@ fn a_command_without_server_uses_that_of_its_data_folder() {
     let listed = sandbox.refit(["repository", "list", "-o", "tsv"]).run().success();
     assert!(listed.stdout.starts_with("app\t"), "{}", listed.stdout);
 }
+
+#[test]
+fn as_root_a_server_that_is_stopped_sees_a_build_to_its_end() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    crate::build::app(&sandbox, &server, "RUN sleep 1\n");
+    let build = sandbox.refit(["build", "app", "-t", "app:1"]).on(&server).start();
+    crate::build::wait_for_status(&sandbox, &server, "Running");
+    server.stop();
+    let built = build.wait().success();
+    let server = sandbox.server();
+    assert_eq!(testkit::validate(&server.registry(), "app", "1").digest.as_str(), built.digest());
+}

@@ -21,7 +21,7 @@ pub(crate) async fn alive() -> &'static str {
 
 /// Ready: the database answers, and the server is not about to stop.
 pub(crate) async fn ready(State(state): State<Shared>) -> (StatusCode, &'static str) {
-    if state.stopping.is_cancelled() {
+    if state.leaving.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
     }
     match state.runs.unfinished().await {

@@ -32,6 +32,9 @@ pub(crate) async fn schedule(
     Json(body): Json<api::RunRequest>,
 ) -> Result<(StatusCode, axum::Json<api::Run>), ApiError> {
     let (registry, _) = state.registry(&registry)?;
+    if state.leaving.is_cancelled() {
+        return Err(ApiError::leaving());
+    }
     let api::RunRequest::DockerBuildRequest(body) = body;
     let location = from_api::source_location(&body)?;
     let context = state.sources.resolve(&registry, location).await?;
@@ -119,11 +122,12 @@ pub(crate) async fn logs(
         return server_sent_events(&state, &run, &query, &headers).await;
     }
     let reader = state.runs.logs().read_text(&log_key(&run), query.offset, query.follow).await?;
+    let reader = reader.until(state.stopping.clone());
     let chunks = stream::unfold(reader, async |mut reader| {
         let chunk = reader.next().await.transpose()?;
         Some((chunk, reader))
     });
-    Ok(stream_response(&state, "text/plain; charset=utf-8", chunks))
+    Ok(stream_response("text/plain; charset=utf-8", chunks))
 }
 
 /// The records of a run, one JSON text per line.
@@ -134,7 +138,7 @@ pub(crate) async fn events(
 ) -> Result<Response, ApiError> {
     let run = find(&state, &registry, &id).await?;
     let reader = state.runs.logs().read_events(&log_key(&run), query.after, query.follow).await?;
-    let lines = event_stream(reader).map(|events| {
+    let lines = event_stream(reader.until(state.stopping.clone())).map(|events| {
         let mut lines = Vec::new();
         for event in events? {
             serde_json::to_writer(&mut lines, &event).map_err(std::io::Error::other)?;
@@ -142,7 +146,7 @@ pub(crate) async fn events(
         }
         Ok::<_, std::io::Error>(Bytes::from(lines))
     });
-    Ok(stream_response(&state, "application/x-ndjson", lines))
+    Ok(stream_response("application/x-ndjson", lines))
 }
 
 /// The same as events with ids; the last one carries the final status. A client that lost
@@ -156,7 +160,7 @@ async fn server_sent_events(
     let last_seen = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
     let after = last_seen.unwrap_or(query.after);
     let reader = state.runs.logs().read_events(&log_key(run), after, query.follow).await?;
-    let texts = event_stream(reader).map(|events| {
+    let texts = event_stream(reader.until(state.stopping.clone())).map(|events| {
         let mut text = String::new();
         for event in events? {
             let data = serde_json::to_string(&event).map_err(std::io::Error::other)?;
@@ -168,7 +172,7 @@ async fn server_sent_events(
         }
         Ok::<_, std::io::Error>(Bytes::from(text))
     });
-    Ok(stream_response(state, "text/event-stream", with_keep_alive(texts)))
+    Ok(stream_response("text/event-stream", with_keep_alive(texts)))
 }
 
 fn event_stream(
@@ -194,16 +198,13 @@ where
     })
 }
 
-/// A body that ends when the server does, whatever it is waiting for.
-fn stream_response<S, E>(state: &Shared, content_type: &'static str, chunks: S) -> Response
+fn stream_response<S, E>(content_type: &'static str, chunks: S) -> Response
 where
     S: Stream<Item = Result<Bytes, E>> + Send + 'static,
     E: Into<axum::BoxError> + Send + 'static,
 {
-    let stopping = state.stopping.clone().cancelled_owned();
-    let body = Body::from_stream(chunks.take_until(stopping));
     let headers = [(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-store")];
-    (headers, body).into_response()
+    (headers, Body::from_stream(chunks)).into_response()
 }
 
 async fn find(state: &Shared, registry: &str, id: &str) -> Result<Run, ApiError> {

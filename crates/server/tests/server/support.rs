@@ -80,6 +80,11 @@ impl Server {
         Self { data, runtime_folder, url, builder, client, shutdown, serving }
     }
 
+    /// Asks it to stop, as a signal does.
+    pub(crate) fn ask_to_stop(&self) {
+        self.shutdown.cancel();
+    }
+
     /// Stops in order and gives the data folder back.
     pub(crate) async fn stop(self) -> TempDir {
         self.shutdown.cancel();
