@@ -9,6 +9,7 @@ pub struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
+    count: u32,
 }
 
 impl Interrupts {
@@ -19,6 +20,7 @@ impl Interrupts {
             interrupt: signal(SignalKind::interrupt()).map_err(doing())?,
             terminate: signal(SignalKind::terminate()).map_err(doing())?,
             hang_up: signal(SignalKind::hangup()).map_err(doing())?,
+            count: 0,
         })
     }
 
@@ -29,5 +31,11 @@ impl Interrupts {
             _ = self.terminate.recv() => (),
             _ = self.hang_up.recv() => (),
         }
+        self.count += 1;
+    }
+
+    /// How often the user has asked.
+    pub fn count(&self) -> u32 {
+        self.count
     }
 }

@@ -1,9 +1,7 @@
 //! Client commands, with the server they need.
 
 use clap::CommandFactory as _;
-use cli::{
-    Command, Connection, Environment, ErrorKind, GlobalArgs, Interrupts, Printer, Result, Selected,
-};
+use cli::{Command, Connection, Environment, GlobalArgs, Interrupts, Printer, Result, Selected};
 
 use crate::arguments::{Arguments, embedded_settings};
 
@@ -71,9 +69,9 @@ impl Session<'_> {
         }
         let connection = Connection::to_socket(server.socket(), &self.global.registry)?;
         let result = self.run_until(command, Some(connection), &mut interrupts).await;
-        // A run that was canceled has ended; one that was left has not, and nobody waits.
-        let now = matches!(&result, Err(error) if error.kind() == ErrorKind::Interrupted);
-        let leaving = server.leave(now);
+        // Who asks once gives up what is their own; what others have started is finished.
+        let now = interrupts.count() > 1;
+        let leaving = server.leave(now, |text| self.printer.note(text));
         let left = tokio::select! {
             left = leaving => left.map_err(|error| crate::server_error(&error)),
             () = interrupts.next() => Err(cli::Error::interrupted()),

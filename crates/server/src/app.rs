@@ -31,6 +31,9 @@ const OWNER_PERIOD: Duration = Duration::from_millis(200);
 /// keeps the folder for a moment, and one that was told to stop needs a moment to say so.
 const SERVER_PATIENCE: Duration = Duration::from_secs(2);
 
+/// An owner that leaves within this needs not say for whom it waits.
+const UNNOTICED: Duration = Duration::from_millis(300);
+
 /// How long a command waits for an owner that is just starting to open its socket.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -560,15 +563,47 @@ impl Embedded {
     }
 
     /// Leaves: an owner first lets other commands that use it end, and finishes what they
-    /// have started (`now`: it does not;
-    /// what is under way is taken up by the next owner).
-    pub async fn leave(self, now: bool) -> Result<(), ServeError> {
+    /// have started, and tells `notice` for whom it waits. `now`: it does not; what is under
+    /// way is taken up by the next owner.
+    pub async fn leave(self, now: bool, notice: impl Fn(&str)) -> Result<(), ServeError> {
         let Some(own) = self.own else { return Ok(()) };
         if !now {
-            own.clients.gone().await;
-            own.runs.idle().await.map_err(ServeError::starting("wait for the runs under way"))?;
+            own.finish(notice).await?;
         }
         own.shutdown.cancel();
         own.serving.await.unwrap_or_else(|panic| Err(ServeError::starting("end the server")(panic)))
     }
+}
+
+impl OwnServer {
+    /// Returns once nobody else uses this owner, and no run is under way.
+    async fn finish(&self, notice: impl Fn(&str)) -> Result<(), ServeError> {
+        let failed = || ServeError::starting("wait for the runs under way");
+        loop {
+            let others = "waiting for other commands that use the data folder; \
+                interrupt to leave at once";
+            tell_if_slow(self.clients.gone(), || notice(others)).await;
+            let runs = self.runs.unfinished().await.map_err(failed())?;
+            if runs.is_empty() && self.clients.count() == 0 {
+                return Ok(());
+            }
+            let ids: Vec<String> = runs.iter().map(|run| format!("`{}`", run.id)).collect();
+            let told = format!(
+                "waiting for the end of run {}; interrupt to leave at once, and the next command \
+                 goes on with it",
+                ids.join(", ")
+            );
+            tell_if_slow(self.runs.idle(), || notice(&told)).await.map_err(failed())?;
+        }
+    }
+}
+
+/// Waits, and says so if it takes longer than anybody would notice.
+async fn tell_if_slow<T>(waiting: impl Future<Output = T>, tell: impl FnOnce()) -> T {
+    tokio::pin!(waiting);
+    tokio::select! {
+        done = &mut waiting => return done,
+        () = tokio::time::sleep(UNNOTICED) => tell(),
+    }
+    waiting.await
 }

@@ -34,6 +34,11 @@ pub(crate) struct Clients(Arc<watch::Sender<usize>>);
 struct Client(Clients);
 
 impl Clients {
+    /// How many connections other processes have.
+    pub(crate) fn count(&self) -> usize {
+        *self.0.borrow()
+    }
+
     /// Returns once no other process is connected.
     pub(crate) async fn gone(&self) {
         // The sender is in `self`.

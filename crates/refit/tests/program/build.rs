@@ -277,6 +277,51 @@ fn as_root_ctrl_c_cancels_an_embedded_build() {
 }
 
 #[test]
+fn as_root_ctrl_c_ends_ones_own_build_and_not_those_of_others() {
+    let sandbox = sandbox();
+    with_base(&sandbox);
+    let build = |name: &str, step: &str| {
+        let text = format!("FROM localhost:5000/busybox\nRUN {step}\n");
+        sandbox.write(&format!("{name}/Dockerfile"), text);
+        sandbox.refit(["build", name, "-t", name, "--no-cache"])
+    };
+    let runs = || sandbox.refit(["task", "list-runs", "-o", "json"]).run().success().json();
+    let running = |count: usize| {
+        until("running builds", || {
+            let runs = runs();
+            let runs = runs.as_array().expect("a list");
+            let running = runs.iter().filter(|run| run["properties"]["status"] == "Running");
+            (running.count() == count).then_some(())
+        });
+    };
+    let mine = build("mine", "sleep 600").start();
+    mine.until_exists(&sandbox.path("data/refit.sock"));
+    running(1);
+    let theirs = build("theirs", "sleep 2").start();
+    running(2);
+    mine.interrupt();
+    theirs.wait().success();
+    mine.wait().code(130).stderr_has("was canceled").stderr_has("waiting for other commands");
+
+    let mine = build("mine", "sleep 600").start();
+    mine.until_exists(&sandbox.path("data/refit.sock"));
+    running(1);
+    let theirs = build("theirs", "sleep 600").start();
+    running(2);
+    mine.interrupt();
+    until("the end of the first", || {
+        let runs = runs();
+        let mut runs = runs.as_array().expect("a list").iter();
+        runs.all(|run| run["properties"]["status"] != "Running" || run["name"] != "c03")
+            .then_some(())
+    });
+    // Nobody waits for an owner that insists.
+    mine.interrupt();
+    mine.wait().code(130);
+    drop(theirs);
+}
+
+#[test]
 fn as_root_a_run_goes_on_without_its_client() {
     let sandbox = sandbox();
     let server = sandbox.server();

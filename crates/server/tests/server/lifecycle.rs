@@ -39,7 +39,7 @@ async fn a_command_becomes_the_client_of_the_server_there_is() {
     let embedded = server::embedded(settings, |_| ()).await.unwrap();
     assert!(!embedded.is_owner());
     assert_eq!(embedded.socket(), server.socket());
-    embedded.leave(false).await.unwrap();
+    embedded.leave(false, |_| ()).await.unwrap();
     assert_eq!(
         server.plain(Method::GET, "/healthz").send().await.unwrap().status(),
         StatusCode::OK
@@ -74,7 +74,7 @@ async fn a_command_owns_a_folder_that_nobody_has() {
     );
     assert_eq!(*told.lock().unwrap(), [waiting]);
     drop(client);
-    bounded(embedded.leave(false)).await.unwrap();
+    bounded(embedded.leave(false, |_| ())).await.unwrap();
     wait_for(|| async {
         told.lock().unwrap().last().is_some_and(|text| text.starts_with("listening on http"))
     })
@@ -92,7 +92,7 @@ async fn the_first_start_says_where_the_admin_password_is() {
         let notices = embedded.notices().to_vec();
         assert_eq!(notices.len(), expected, "{notices:?}");
         assert!(notices.iter().all(|notice| notice.contains("keys/admin-password")));
-        bounded(embedded.leave(true)).await.unwrap();
+        bounded(embedded.leave(true, |_| ())).await.unwrap();
     }
 }
 
@@ -173,7 +173,7 @@ async fn who_needs_the_folder_of_a_stopping_server_waits_for_it() {
     server.builder.hold.add_permits(1);
     let _data = server.stop().await;
     // Whoever of the two comes first, the other has it afterwards.
-    bounded(bounded(command).await.unwrap().unwrap().leave(false)).await.unwrap();
+    bounded(bounded(command).await.unwrap().unwrap().leave(false, |_| ())).await.unwrap();
     wait_for(|| async {
         told.lock().unwrap().iter().any(|text| text.starts_with("listening on http"))
     })
