@@ -11,6 +11,8 @@
 mod migrate;
 mod write;
 
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +79,7 @@ pub struct Db {
 impl Db {
     /// Opens or creates a database file. Every commit is on disk when it answers.
     pub async fn open(path: &Path) -> Result<Self, DbError> {
+        make_private(path).map_err(sqlx::Error::Io)?;
         let options = options(SqliteConnectOptions::new().filename(path).create_if_missing(true))
             .journal_mode(SqliteJournalMode::Wal);
         let writers = pool(1).connect_with(options.clone()).await?;
@@ -124,6 +127,22 @@ impl Db {
     {
         self.writer.run(job).await
     }
+}
+
+/// Only the owner may read the database, whatever the folder allows: it holds arguments of
+/// builds. SQLite gives the files beside it the mode of the database.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    let private = Permissions::from_mode(0o600);
+    File::options().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    for suffix in ["", "-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        match std::fs::set_permissions(&name, private.clone()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => (),
+        }
+    }
+    Ok(())
 }
 
 fn options(options: SqliteConnectOptions) -> SqliteConnectOptions {

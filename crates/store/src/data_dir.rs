@@ -1,8 +1,8 @@
 //! The data folder: its layout, and who owns it.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -61,6 +61,19 @@ const NETWORK: [(u32, &str); 6] = [
     (0x6573_5546, "FUSE"),
 ];
 
+/// What lies in a data folder. Each is private of its own, since the data folder itself may be
+/// one that was there, and that others may enter.
+const FOLDERS: [&str; 7] =
+    ["blobs", "uploads", "snapshots", "logs", "keys", "containers", "workspaces"];
+
+fn private_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    match std::fs::metadata(path)?.mode() & 0o077 {
+        0 => Ok(()),
+        _ => std::fs::set_permissions(path, Permissions::from_mode(0o700)),
+    }
+}
+
 impl DataDir {
     /// Creates the folder and tries to become its owner, without waiting.
     pub fn try_lock(path: &Path) -> Result<Locked, DataDirError> {
@@ -93,12 +106,8 @@ impl DataDir {
         // For people and messages; the lock is what counts.
         file.set_len(0).map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
-        for name in ["blobs", "uploads", "snapshots", "logs", "keys"] {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(path.join(name))
-                .map_err(failed)?;
+        for name in FOLDERS {
+            private_folder(&path.join(name)).map_err(failed)?;
         }
         Ok(Locked::Ours(Self { path: path.to_owned(), _lock: file }))
     }

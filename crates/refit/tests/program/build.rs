@@ -1,3 +1,5 @@
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::{Duration, Instant};
 
 use expect_test::expect;
@@ -154,9 +156,37 @@ fn as_root_a_build_without_a_name_prints_its_digest_and_the_run_as_json() {
     let built = sandbox.refit(args).run().success();
     assert_eq!(built.json()["properties"]["status"], "Succeeded");
     assert!(!built.stderr.contains("COPY"), "{}", built.stderr);
-    let metadata = std::fs::read_to_string(sandbox.path("meta")).unwrap();
+    let metadata = fs::read_to_string(sandbox.path("meta")).unwrap();
     let metadata: serde_json::Value = serde_json::from_str(&metadata).unwrap();
     assert_eq!(metadata["containerimage.digest"], built.json()["properties"]["outputDigest"]);
+}
+
+#[test]
+fn as_root_what_a_build_was_given_is_private_in_a_folder_that_was_there() {
+    let sandbox = sandbox();
+    sandbox.write("data/refit.db", "");
+    for (path, mode) in [("data", 0o755), ("data/refit.db", 0o644)] {
+        fs::set_permissions(sandbox.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    scratch_app(&sandbox);
+    // Killed servers leave the files beside the database.
+    let server = sandbox.server();
+    let args = ["build", "app", "--secret-build-arg", "TOKEN=hunter2"];
+    sandbox.refit(args).on(&server).run().success();
+    server.kill();
+    let mut found = Vec::new();
+    for entry in fs::read_dir(sandbox.data()).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().into_string().unwrap();
+        let mode = entry.metadata().unwrap().mode();
+        // Who has the folder is no secret.
+        if !["lock", "owner"].contains(&&*name) {
+            assert_eq!(mode & 0o077, 0, "{name} has mode {mode:o}");
+            found.push(name);
+        }
+    }
+    for name in ["refit.db", "refit.db-wal", "workspaces", "logs"] {
+        assert!(found.iter().any(|found| found == name), "{name} is not in {found:?}");
+    }
 }
 
 #[test]
