@@ -219,15 +219,16 @@ fn request(args: &Args, session: &Session<'_>) -> Result<DockerBuildRequest> {
     }
     let plain = args.build_args.iter().map(|text| (text, false));
     let secret = args.secret_build_args.iter().map(|text| (text, true));
-    let arguments = plain.chain(secret).map(|(text, is_secret)| {
+    let arguments = plain.chain(secret).filter_map(|(text, is_secret)| {
         let (name, value) = match text.split_once('=') {
-            Some((name, value)) => (name, value),
-            None => (text.as_str(), session.environment.variable(text).unwrap_or_default()),
+            Some((name, value)) => (name, Some(value)),
+            None => (text.as_str(), session.environment.variable(text)),
         };
         if name.is_empty() {
-            return Err(Error::usage(format!("the build argument `{text}` has no name")));
+            return Some(Err(Error::usage(format!("the build argument `{text}` has no name"))));
         }
-        Ok(Argument { name: name.into(), value: value.into(), is_secret })
+        // A variable that is not set leaves the default of the `ARG`.
+        Some(Ok(Argument { name: name.into(), value: value?.into(), is_secret }))
     });
     Ok(DockerBuildRequest {
         image_names: args.images.clone(),

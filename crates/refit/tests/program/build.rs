@@ -190,6 +190,23 @@ fn as_root_what_a_build_was_given_is_private_in_a_folder_that_was_there() {
 }
 
 #[test]
+fn as_root_a_build_argument_without_value_is_that_of_the_environment_or_none() {
+    let sandbox = sandbox();
+    let text = "FROM scratch\nARG A=default\nARG B=default\nLABEL a=$A b=$B\n";
+    sandbox.write("app/Dockerfile", text);
+    let built = |variables: &[(&str, &str)]| {
+        let args = ["build", "app", "-t", "app", "--build-arg", "A", "--secret-build-arg", "B"];
+        let build = variables.iter().fold(sandbox.refit(args), |build, (n, v)| build.env(n, v));
+        build.run().success();
+        let server = sandbox.server();
+        let labels = validate(&server.registry(), "app", "latest").config.config.labels;
+        (labels["a"].clone(), labels["b"].clone())
+    };
+    assert_eq!(built(&[]), ("default".into(), "default".into()));
+    assert_eq!(built(&[("A", ""), ("B", "b")]), (String::new(), "b".into()));
+}
+
+#[test]
 fn as_root_an_image_is_kept_out_of_the_registry_on_demand() {
     let sandbox = sandbox();
     scratch_app(&sandbox);
