@@ -145,8 +145,7 @@ impl App {
         let clients = Clients::default();
         let (socket, connections) = bind_socket(&data, &settings, clients.clone())?;
         bound.listeners.push((socket, connections));
-        let registries =
-            Registries::new(&settings.registries, bound.address.or(settings.server.listen));
+        let registries = Registries::new(&settings.registries, bound.addresses(&settings));
         let mut notices = Vec::new();
         if let Some(file) = &keys.new_admin {
             notices.push(format!("the password of user `admin` is in `{}`", file.display()));
@@ -368,6 +367,13 @@ impl Bound {
             bound.listeners.push((Listener::Tls(listener, acceptor), connections));
         }
         Ok(bound)
+    }
+
+    /// What is listened on, the clear one first; without any, what a server here would.
+    fn addresses(&self, settings: &Settings) -> Vec<SocketAddr> {
+        let clear = self.address.or(settings.server.listen);
+        let tls = settings.server.tls.as_ref().map(|tls| tls.listen);
+        clear.into_iter().chain(self.tls_address.or(tls)).collect()
     }
 
     /// How clients may write the addresses.

@@ -22,14 +22,14 @@ pub(crate) struct OwnNames {
 }
 
 impl Registries {
-    /// The first registry that names no login server owns the address that is listened on,
-    /// and every loopback name of it.
+    /// The first registry that names no login server owns the addresses that are listened on,
+    /// and every loopback name of them.
     pub(crate) fn new(
         settings: &BTreeMap<RegistryName, RegistrySettings>,
-        listen: Option<SocketAddr>,
+        listen: impl IntoIterator<Item = SocketAddr>,
     ) -> Self {
         let mut own = Self { all: BTreeMap::new(), by_host: HashMap::new() };
-        let mut addresses = listen.map(address_names).unwrap_or_default();
+        let mut addresses: Vec<String> = listen.into_iter().flat_map(address_names).collect();
         for (name, registry) in settings {
             let mut aliases = registry.aliases.clone();
             let login_server = match &registry.login_server {
@@ -116,7 +116,8 @@ mod tests {
             };
             (name.parse().unwrap(), settings)
         });
-        Registries::new(&settings.collect(), Some(listen.parse().unwrap()))
+        let listen = listen.split(' ').map(|address| address.parse().unwrap());
+        Registries::new(&settings.collect(), listen)
     }
 
     #[test]
@@ -131,6 +132,16 @@ mod tests {
         }
         assert_eq!(own.own_names()[0], ("localhost:5000".to_owned(), local.clone()));
         assert_eq!(own.hosts().registry("example.com"), Some(&local));
+    }
+
+    #[test]
+    fn every_address_that_is_listened_on_is_own() {
+        let own = registries(&[("local", None, &[])], "127.0.0.1:5000 0.0.0.0:5001");
+        let names: Vec<String> = own.own_names().into_iter().map(|(name, _)| name).collect();
+        for host in ["localhost:5000", "localhost:5001", "127.0.0.1:5001"] {
+            assert!(names.iter().any(|name| name == host), "{host} is not in {names:?}");
+        }
+        assert_eq!(names[0], "localhost:5000");
     }
 
     #[test]

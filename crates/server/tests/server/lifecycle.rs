@@ -181,3 +181,25 @@ async fn who_needs_the_folder_of_a_stopping_server_waits_for_it() {
     shutdown.cancel();
     bounded(serving).await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn a_server_with_tls_only_has_its_address_as_own_name() {
+    // A certificate for nothing but this test.
+    let file = |name: &str| format!("{}/tests/data/localhost.{name}", env!("CARGO_MANIFEST_DIR"));
+    let (cert, key) = (file("crt"), file("key"));
+    let flags = [
+        ("server.listen", ""),
+        ("server.tls_listen", "127.0.0.1:0"),
+        ("server.tls_cert", &*cert),
+        ("server.tls_key", &*key),
+    ];
+    let server = Server::start_with("", &flags).await;
+    let version = socket_client(&server.socket()).get("http://localhost/api/v1/version");
+    let version = answer(version.send().await.unwrap(), StatusCode::OK).await;
+    let port = server.host().rsplit_once(':').unwrap().1.to_owned();
+    let own = &version["registries"][0];
+    assert_eq!(own["loginServer"], format!("localhost:{port}"));
+    let other = serde_json::json!(format!("127.0.0.1:{port}"));
+    assert!(own["aliases"].as_array().unwrap().contains(&other), "{version}");
+    server.stop().await;
+}
