@@ -19,6 +19,7 @@ mod interrupt;
 mod logins;
 mod printer;
 mod progress;
+mod prompt;
 mod sanitize;
 mod select;
 

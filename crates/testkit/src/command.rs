@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::Server;
+use crate::Terminal;
 use crate::filters::Filters;
 use crate::sandbox::program;
 
@@ -21,6 +23,7 @@ pub struct Invocation {
     folder: PathBuf,
     environment: BTreeMap<String, String>,
     stdin: Option<Vec<u8>>,
+    terminal: Option<OwnedFd>,
     filters: Filters,
 }
 
@@ -42,6 +45,7 @@ impl Invocation {
             folder: folder.to_owned(),
             environment: environment.into(),
             stdin: None,
+            terminal: None,
             filters: Filters::new(&root),
         }
     }
@@ -78,17 +82,29 @@ impl Invocation {
         self
     }
 
+    /// Lets it read from a terminal.
+    #[must_use]
+    pub fn on_terminal(mut self, terminal: &Terminal) -> Self {
+        self.terminal = Some(terminal.for_program());
+        self
+    }
+
     /// Starts it; the test goes on meanwhile.
     #[track_caller]
     #[expect(clippy::disallowed_methods, reason = "tests run the program itself")]
     pub fn start(self) -> Running {
         let mut command = Command::new(&self.program);
+        let stdin = match self.terminal {
+            Some(terminal) => terminal.into(),
+            None if self.stdin.is_some() => Stdio::piped(),
+            None => Stdio::null(),
+        };
         command
             .args(&self.args)
             .current_dir(&self.folder)
             .env_clear()
             .envs(&self.environment)
-            .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program can be started");

@@ -12,6 +12,7 @@ mod memory;
 mod registry;
 mod sandbox;
 mod server;
+mod terminal;
 mod tree;
 mod validate;
 
@@ -22,6 +23,7 @@ pub use memory::{MemoryBound, peak_memory};
 pub use registry::RegistryClient;
 pub use sandbox::Sandbox;
 pub use server::Server;
+pub use terminal::Terminal;
 pub use tree::{ImageTree, Node};
 pub use validate::{ValidImage, validate};
 

@@ -1,6 +1,7 @@
 //! How commands name a repository, and an image in it.
 
 use crate::error::{Error, Result};
+use crate::prompt;
 
 /// `REPOSITORY[:TAG|@DIGEST]`, as typed. The server knows the grammar.
 #[derive(Debug, PartialEq, Eq)]
@@ -78,20 +79,15 @@ impl ImageArg {
 }
 
 /// Asks before something is gone for good.
-pub(super) fn confirm(question: &str, yes: bool) -> Result<()> {
-    use std::io::{IsTerminal as _, Write as _};
+pub(super) async fn confirm(question: &str, yes: bool) -> Result<()> {
     if yes {
         return Ok(());
     }
-    if !std::io::stdin().is_terminal() {
+    if !prompt::is_possible() {
         return Err(Error::usage("this deletes for good, and nobody is there to ask")
             .with_hint("add `--yes`"));
     }
-    let mut stderr = std::io::stderr().lock();
-    let question = crate::sanitize::sanitize_text(question);
-    let _ = write!(stderr, "{question} (y/n): ").and_then(|()| stderr.flush());
-    let mut answer = String::new();
-    let _ = std::io::stdin().read_line(&mut answer);
+    let answer = prompt::ask(&format!("{question} (y/n): ")).await?;
     match answer.trim().to_ascii_lowercase().as_str() {
         "y" | "yes" => Ok(()),
         _ => Err(Error::failed("nothing was deleted")),

@@ -1,14 +1,10 @@
 //! `refit login`: credentials are proven to the server, then remembered.
 
-use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
-
 use super::Session;
-use crate::error::{Error, Result, could_not};
+use crate::error::{Error, Result};
 use crate::logins::{Credential, Logins};
+use crate::prompt;
 use crate::select::{connect_as, parse_server};
-
-/// A password is not longer than this.
-const PASSWORD_LEN_MAX: u64 = 64 << 10;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -33,8 +29,14 @@ pub(super) async fn run(session: &Session<'_>, args: Args) -> Result<()> {
     let server = parse_server(address)?;
     let what = if args.username.is_some() { "password" } else { "token" };
     let secret = match args.password_stdin {
-        true => secret_from_stdin()?,
-        false => ask(&format!("The {what} for {server}: "))?,
+        true => prompt::all_input().await?,
+        false if prompt::is_possible() => {
+            prompt::ask_hidden(&format!("The {what} for {server}: ")).await?
+        }
+        false => {
+            return Err(Error::usage("nobody is there to ask for the password")
+                .with_hint("add `--password-stdin`"));
+        }
     };
     if secret.is_empty() {
         return Err(Error::usage(format!("the {what} is empty")));
@@ -53,56 +55,4 @@ pub(super) async fn run(session: &Session<'_>, args: Args) -> Result<()> {
     logins.save(session.environment)?;
     session.printer.note(&format!("Logged in to {server}; commands use it from now on"));
     Ok(())
-}
-
-fn secret_from_stdin() -> Result<String> {
-    let mut text = String::new();
-    io::stdin()
-        .lock()
-        .take(PASSWORD_LEN_MAX)
-        .read_to_string(&mut text)
-        .map_err(could_not("read standard input"))?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
-}
-
-/// Asks on the terminal, which does not show what is typed.
-fn ask(question: &str) -> Result<String> {
-    let stdin = io::stdin();
-    if !stdin.is_terminal() {
-        return Err(Error::usage("nobody is there to ask for the password")
-            .with_hint("add `--password-stdin`"));
-    }
-    let mut stderr = io::stderr().lock();
-    let _ = write!(stderr, "{question}").and_then(|()| stderr.flush());
-    let hidden = Hidden::begin()?;
-    let mut line = String::new();
-    let read = stdin.lock().take(PASSWORD_LEN_MAX).read_line(&mut line);
-    drop(hidden);
-    let _ = writeln!(stderr);
-    read.map_err(could_not("read the password"))?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
-}
-
-/// The terminal does not echo until this is dropped.
-struct Hidden {
-    before: rustix::termios::Termios,
-}
-
-impl Hidden {
-    fn begin() -> Result<Self> {
-        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-        let before = tcgetattr(io::stdin()).map_err(could_not("hide the password"))?;
-        let mut hidden = before.clone();
-        hidden.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(io::stdin(), OptionalActions::Flush, &hidden)
-            .map_err(could_not("hide the password"))?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        use rustix::termios::{OptionalActions, tcsetattr};
-        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
-    }
 }

@@ -84,7 +84,8 @@ async fn list(session: &Session<'_>, args: ListArgs) -> Result<()> {
 pub(super) async fn delete(session: &Session<'_>, image: &NamedImage, yes: bool) -> Result<()> {
     let reference = image.required_reference()?;
     let name = &image.repository;
-    confirm(&format!("Delete the manifest `{reference}` of `{name}` and all its tags?"), yes)?;
+    confirm(&format!("Delete the manifest `{reference}` of `{name}` and all its tags?"), yes)
+        .await?;
     let connection = session.connection()?;
     let url = connection.route(&["repositories", name, "manifests", reference]);
     let deleted: Deleted = connection.delete(url).await?;

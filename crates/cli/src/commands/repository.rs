@@ -83,7 +83,7 @@ async fn delete(session: &Session<'_>, args: DeleteArgs) -> Result<()> {
     let Some(name) = args.repository.or(args.repository_flag) else {
         return Err(Error::usage("there is no repository to delete"));
     };
-    confirm(&format!("Delete repository `{name}` with all its images?"), args.yes)?;
+    confirm(&format!("Delete repository `{name}` with all its images?"), args.yes).await?;
     let deleted: Deleted = connection.delete(connection.route(&["repositories", &name])).await?;
     print_deleted(&session.printer, &deleted)
 }

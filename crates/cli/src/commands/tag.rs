@@ -62,7 +62,7 @@ async fn delete(session: &Session<'_>, args: DeleteArgs) -> Result<()> {
             .with_hint("`refit manifest delete` deletes by digest"));
     }
     let name = &image.repository;
-    confirm(&format!("Take the tag `{tag}` off `{name}`?"), args.yes)?;
+    confirm(&format!("Take the tag `{tag}` off `{name}`?"), args.yes).await?;
     let connection = session.connection()?;
     let url = connection.route(&["repositories", name, "tags", tag]);
     let deleted: Deleted = connection.delete(url).await?;

@@ -1,3 +1,5 @@
+use testkit::{Terminal, until};
+
 use crate::sandbox;
 
 #[test]
@@ -31,4 +33,14 @@ fn a_client_of_the_same_user_finds_the_servers_token() {
     sandbox.refit(["repository", "list"]).on(&server).run().success();
     let refused = sandbox.refit(["repository", "list"]).on(&server).env("REFIT_TOKEN", "wrong");
     refused.run().code(3).stderr_has("error: ");
+}
+
+#[test]
+fn ctrl_c_ends_a_question_and_the_terminal_echoes_again() {
+    let (sandbox, terminal) = (sandbox(), Terminal::new());
+    let login = sandbox.refit(["login", "http://127.0.0.1:9"]).on_terminal(&terminal).start();
+    until("a hidden answer", || (!terminal.echoes()).then_some(()));
+    login.interrupt();
+    login.wait().code(130).stderr_has("The token for http://127.0.0.1:9/: \n");
+    assert!(terminal.echoes());
 }

@@ -90,3 +90,16 @@ fn what_is_not_there_is_exit_code_4() {
         assert!(told.stderr.contains("missing"), "{args:?}: {}", told.stderr);
     }
 }
+
+#[test]
+fn deleting_asks_on_a_terminal() {
+    let (sandbox, terminal) = (sandbox(), testkit::Terminal::new());
+    let server = sandbox.server();
+    server.registry().push("app", "1", &testkit::busybox());
+    for (answer, code) in [("n\n", 1), ("y\n", 0)] {
+        terminal.write(answer);
+        let delete = sandbox.refit(["repository", "delete", "app"]).on(&server);
+        delete.on_terminal(&terminal).run().code(code).stderr_has("(y/n): ");
+    }
+    sandbox.refit(["repository", "show-tags", "app"]).on(&server).run().code(4);
+}
