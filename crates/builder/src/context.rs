@@ -187,7 +187,8 @@ impl BuildContext {
                 let is_directory = matches!(listed.kind, ListedKind::Directory);
                 if is_directory {
                     // An exclusion may be taken back for something below.
-                    let look = !excluded || patterns.is_some_and(IgnoreFile::has_exceptions);
+                    let look = !excluded
+                        || patterns.is_some_and(|patterns| patterns.may_keep_below(&path));
                     if look {
                         folders.push(path.clone());
                     }

@@ -82,8 +82,8 @@ impl Source {
     }
 
     /// Whether something below an excluded folder may still travel.
-    fn may_hold_exceptions(&self) -> bool {
-        self.patterns.has_exceptions()
+    fn may_hold_exceptions(&self, folder: &str) -> bool {
+        self.patterns.may_keep_below(folder)
     }
 }
 

@@ -30,6 +30,8 @@ pub struct IgnoreFile {
 struct Pattern {
     /// Starts with `!`: what matches is kept.
     is_exception: bool,
+    /// Of an exception its text, which tells where it can match.
+    reach: Option<String>,
     matcher: Matcher,
 }
 
@@ -105,7 +107,8 @@ impl IgnoreFile {
             return Err(format!("pattern `{line}` is malformed"));
         };
         self.has_exceptions |= is_exception;
-        self.patterns.push(Pattern { is_exception, matcher });
+        let reach = is_exception.then(|| pattern.to_owned());
+        self.patterns.push(Pattern { is_exception, reach, matcher });
         Ok(())
     }
 
@@ -122,14 +125,40 @@ impl IgnoreFile {
         excluded
     }
 
-    /// Whether something below an excluded folder may be kept: then it must be walked.
+    /// Whether any pattern takes something back.
     pub fn has_exceptions(&self) -> bool {
         self.has_exceptions
+    }
+
+    /// Whether something below an excluded folder may be kept: then it must be walked. Only an
+    /// exception that matches below it can do that.
+    pub fn may_keep_below(&self, folder: &str) -> bool {
+        let folder = folder.trim_end_matches('/');
+        self.patterns.iter().any(|pattern| match &pattern.reach {
+            Some(reach) => may_match_below(reach, folder),
+            None => false,
+        })
     }
 
     pub fn is_empty(&self) -> bool {
         self.patterns.is_empty()
     }
+}
+
+/// Whether a pattern can match a path below a folder. A part with a wildcard counts as one
+/// that matches every name, which at most makes a folder be walked in vain.
+fn may_match_below(pattern: &str, folder: &str) -> bool {
+    let mut parts = pattern.split('/');
+    for name in folder.split('/') {
+        match parts.next() {
+            None => return false,
+            // These may stand for a slash, or hide one.
+            Some(part) if part.contains("**") || part.contains(['[', '\\']) => return true,
+            Some(part) if part.contains(['*', '?']) || part == name => (),
+            Some(_) => return false,
+        }
+    }
+    parts.next().is_some()
 }
 
 impl Pattern {
@@ -278,6 +307,28 @@ mod tests {
     }
 
     #[test]
+    fn only_folders_that_an_exception_reaches_into_are_walked() {
+        for (patterns, folder, walked) in [
+            (&["*", "!pub"][..], "private", false),
+            (&["*", "!pub"], "pub", false),
+            (&["*", "!pub/*.c"], "pub", true),
+            (&["*", "!/a/b/c"], "a/b", true),
+            (&["*", "!/a/b/c"], "a/b/c", false),
+            (&["*", "!/a/b/c"], "ab", false),
+            (&["*", "!*/keep"], "any", true),
+            (&["*", "!*/keep"], "any/below", false),
+            (&["*", "!**/keep"], "any/below", true),
+            (&["*", "!a/**"], "a/b/c", true),
+            (&["*", "!a/**"], "b", false),
+            (&["*", "![ab]/c"], "x/y", true),
+            (&["*", "a/b"], "a", false),
+        ] {
+            let file = IgnoreFile::parse(&patterns.join("\n")).unwrap();
+            assert_eq!(file.may_keep_below(folder), walked, "{patterns:?} {folder}");
+        }
+    }
+
+    #[test]
     fn comments_blanks_and_a_byte_order_mark_are_skipped() {
         let file = IgnoreFile::parse("\u{feff}a\r\n# b\n\n  c  \n").unwrap();
         for (path, excluded) in [("a", true), ("b", false), ("c", true)] {
@@ -294,6 +345,19 @@ mod tests {
         fn any_text_parses_or_is_refused(text in "[a*?!/\\[\\]\\\\^\n#. -]{0,40}", path in "[a/.]{0,10}") {
             if let Ok(file) = IgnoreFile::parse(&text) {
                 file.is_excluded(&path);
+            }
+        }
+
+        #[test]
+        fn what_is_kept_below_an_excluded_folder_is_found(
+            patterns in "(!?[ab*?\\[\\]]{1,3}(/[ab*]{1,3}){0,2}\n){1,4}",
+            path in "[ab]{1,2}(/[ab]{1,2}){1,3}",
+        ) {
+            let Ok(file) = IgnoreFile::parse(&patterns) else { return Ok(()) };
+            if !file.is_excluded(&path) {
+                for (at, _) in path.match_indices('/').filter(|(at, _)| file.is_excluded(&path[..*at])) {
+                    prop_assert!(file.may_keep_below(&path[..at]), "{patterns} {path}");
+                }
             }
         }
 

@@ -105,9 +105,11 @@ impl<W: Write> Packer<'_, W> {
             if found.is_dir() && name == NEVER_ENTERED {
                 continue;
             }
-            let excluded = self.source.is_excluded(&path.to_string_lossy());
+            let shown = path.to_string_lossy();
+            let excluded = self.source.is_excluded(&shown);
             if found.is_dir() {
-                if excluded && !self.source.may_hold_exceptions() {
+                // What is not sent need not be readable.
+                if excluded && !self.source.may_hold_exceptions(&shown) {
                     continue;
                 }
                 open.push(Folder { names: names(&file)?, path, pending: Some(found) });
