@@ -82,6 +82,16 @@ impl Invocation {
         self
     }
 
+    /// Starts it as `nohup` would: with a signal, such as `HUP`, ignored.
+    #[must_use]
+    pub fn ignoring(mut self, signal: &str) -> Self {
+        let script = format!("trap '' {signal}; exec \"$0\" \"$@\"");
+        let program = std::mem::replace(&mut self.program, PathBuf::from("/bin/sh"));
+        let own = ["-c".to_owned(), script, program.display().to_string()];
+        self.args.splice(0..0, own);
+        self
+    }
+
     /// Lets it read from a terminal.
     #[must_use]
     pub fn on_terminal(mut self, terminal: &Terminal) -> Self {

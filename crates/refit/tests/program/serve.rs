@@ -45,3 +45,15 @@ fn as_root_a_server_that_is_stopped_sees_a_build_to_its_end() {
     let server = sandbox.server();
     assert_eq!(testkit::validate(&server.registry(), "app", "1").digest.as_str(), built.digest());
 }
+
+#[test]
+fn a_server_that_was_started_to_ignore_the_end_of_its_terminal_does() {
+    let sandbox = sandbox();
+    let serve = sandbox.refit(["serve", "--listen", "127.0.0.1:0"]).ignoring("HUP").start();
+    serve.until_exists(&sandbox.path("data/refit.sock"));
+    serve.signal(rustix::process::Signal::HUP);
+    sandbox.refit(["repository", "list"]).run().success();
+    serve.signal(rustix::process::Signal::TERM);
+    let ended = serve.wait().success();
+    assert_eq!(ended.stderr.matches("stopping").count(), 1, "{}", ended.stderr);
+}
