@@ -69,12 +69,15 @@ pub async fn diagnose(settings: &RuntimeSettings, limits: &Limits) -> Vec<Check>
     })
 }
 
+/// What else is wrong without root may be right with it.
+const RUN_AS_ROOT: &str = "run the server as root";
+
 fn root() -> Check {
     if rustix::process::geteuid().is_root() {
         return Check::ok("root", "runs as root");
     }
-    let advice = "run the server as root";
-    Check::new("root", Verdict::Failed, "does not run as root: no container starts", advice)
+    let meaning = "does not run as root: no container starts";
+    Check::new("root", Verdict::Failed, meaning, RUN_AS_ROOT)
 }
 
 fn namespaces() -> Check {
@@ -105,7 +108,10 @@ fn overlay(state_dir: &Path) -> Check {
             "overlayfs",
             Verdict::Failed,
             format!("cannot be mounted over `{}`: {reason}", state_dir.display()),
-            "load the `overlay` module, and keep the data folder on ext4, xfs or btrfs",
+            match rustix::process::geteuid().is_root() {
+                true => "load the `overlay` module, and keep the data folder on ext4, xfs or btrfs",
+                false => RUN_AS_ROOT,
+            },
         ),
     }
 }
@@ -140,19 +146,21 @@ fn layers() -> Check {
             "the kernel is older than Linux 6.7 and takes all layers as one text",
             "nothing to change below some 400 layers",
         ),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Check::new(
-            "overlay layers",
-            Verdict::Failed,
-            "cannot be asked without the right CAP_SYS_ADMIN: no container starts",
-            "run as root, with the capability CAP_SYS_ADMIN",
-        ),
-        Err(error) => Check::new(
-            "overlay layers",
-            Verdict::Failed,
-            format!("the mount interface of Linux 5.2 is missing: {error}"),
-            "use a newer kernel",
-        ),
+        Err(error) => no_mount_interface(&error),
     }
+}
+
+/// Says whether the kernel does not have it or does not let us.
+fn no_mount_interface(error: &std::io::Error) -> Check {
+    let (meaning, advice) = match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            (format!("this process may not mount: {error}"), RUN_AS_ROOT)
+        }
+        _ => {
+            (format!("the mount interface of Linux 5.2 is missing: {error}"), "use a newer kernel")
+        }
+    };
+    Check::new("overlay layers", Verdict::Failed, meaning, advice)
 }
 
 fn control_groups(configured: &Limits) -> Check {
@@ -265,4 +273,23 @@ fn user_namespaces() -> Check {
     let allowed = count.is_ok_and(|count| count.trim() != "0");
     let meaning = if allowed { "allowed" } else { "switched off" };
     Check::ok("user namespaces", format!("{meaning}; not used when running as root"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Error;
+
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_refuses_is_not_an_old_one() {
+        let refused = no_mount_interface(&Error::from(rustix::io::Errno::PERM));
+        assert_eq!(
+            refused.meaning,
+            "this process may not mount: Operation not permitted (os error 1)"
+        );
+        assert_eq!(refused.advice.as_deref(), Some("run the server as root"));
+        let missing = no_mount_interface(&Error::from(rustix::io::Errno::NOSYS));
+        assert_eq!(missing.advice.as_deref(), Some("use a newer kernel"));
+    }
 }

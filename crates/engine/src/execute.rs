@@ -414,7 +414,11 @@ fn read_dockerfile(root: &Path, path: &str, name: &str) -> Result<String, Failur
 }
 
 fn build_failure(error: &BuildError, request: &BuildRequest) -> Failure {
-    let text = error.render(&request.dockerfile_name, &request.dockerfile);
+    let mut text = error.render(&request.dockerfile_name, &request.dockerfile);
+    if error.hint().is_none() {
+        let is_root = rustix::process::geteuid().is_root();
+        text.extend(root_hint(error, is_root).map(|hint| format!("hint: {hint}\n")));
+    }
     match error {
         BuildError::Canceled => Failure::Canceled,
         error if error.is_users() => Failure::User(text),
@@ -423,5 +427,34 @@ fn build_failure(error: &BuildError, request: &BuildRequest) -> Failure {
             tracing::error!(%error, ?source, "a build failed by our fault");
             Failure::Ours(text)
         }
+    }
+}
+
+/// What to do when a process without root was refused something.
+fn root_hint(error: &(dyn std::error::Error + 'static), is_root: bool) -> Option<&'static str> {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let is_refused = causes.any(|cause| {
+        let cause = cause.downcast_ref::<std::io::Error>();
+        cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied)
+    });
+    (is_refused && !is_root).then_some(
+        "the server does not run as root, which `RUN` and whatever else needs the files of an \
+         image do; run it as root, or build on a server that does",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_refused_without_root_learns_that_root_is_needed() {
+        let error = |errno: rustix::io::Errno| BuildError::Io {
+            doing: "unpack a layer".into(),
+            source: errno.into(),
+        };
+        assert!(root_hint(&error(rustix::io::Errno::PERM), false).unwrap().contains("as root"));
+        assert_eq!(root_hint(&error(rustix::io::Errno::PERM), true), None);
+        assert_eq!(root_hint(&error(rustix::io::Errno::NOSPC), false), None);
     }
 }
