@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::error::{Error, Result};
+
 /// Holds secrets, so it has no `Debug`.
 #[derive(Clone, Default)]
 pub struct Environment {
@@ -56,6 +58,15 @@ impl Environment {
         self.variables.get(name).map(String::as_str)
     }
 
+    /// A variable that is on or off, in the words of settings; one that is empty is off.
+    pub(crate) fn flag(&self, name: &str) -> Result<bool> {
+        match self.variable(name).unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" => Ok(true),
+            "" | "false" | "0" | "no" => Ok(false),
+            other => Err(Error::usage(format!("`{name}` is `{other}`, not `true` or `false`"))),
+        }
+    }
+
     pub fn colors(&self) -> bool {
         self.colors
     }
@@ -68,6 +79,16 @@ mod tests {
     fn environment(variables: &[(&str, &str)], user: u32) -> Environment {
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         Environment::new(variables.iter().map(own).collect(), user)
+    }
+
+    #[test]
+    fn flags_are_words_of_settings() {
+        let found = environment(&[("YES", "1"), ("NO", "False"), ("EMPTY", ""), ("BAD", "on!")], 0);
+        for (name, expected) in [("YES", true), ("NO", false), ("EMPTY", false), ("NONE", false)] {
+            assert_eq!(found.flag(name).unwrap(), expected, "{name}");
+        }
+        let error = found.flag("BAD").unwrap_err();
+        assert_eq!(error.to_string(), "`BAD` is `on!`, not `true` or `false`");
     }
 
     #[test]

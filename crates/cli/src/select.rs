@@ -1,6 +1,6 @@
 //! Which server a command talks to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 
 use url::{Host, Url};
@@ -33,12 +33,13 @@ pub struct GlobalArgs {
     #[arg(long, short, global = true, default_value = "table", value_name = "FORMAT", help_heading = HEADING, value_parser = OutputFormat::from_str)]
     pub output: OutputFormat,
 
-    /// File with certificates to trust besides the system's (PEM)
-    #[arg(long, global = true, env = "REFIT_CA_FILE", value_name = "FILE", help_heading = HEADING)]
+    /// File with certificates to trust besides the system's (PEM) [env: REFIT_CA_FILE]
+    #[arg(long, global = true, value_name = "FILE", help_heading = HEADING)]
     pub ca_file: Option<PathBuf>,
 
     /// Send credentials without TLS to a server that is not on this machine
-    #[arg(long, global = true, env = "REFIT_ALLOW_HTTP", help_heading = HEADING)]
+    /// [env: REFIT_ALLOW_HTTP]
+    #[arg(long, global = true, help_heading = HEADING)]
     pub allow_http: bool,
 }
 
@@ -82,21 +83,24 @@ pub fn connect(server: &Url, args: &GlobalArgs, environment: &Environment) -> Re
             None => token_left_by_server(environment, server),
         },
     };
-    connect_as(server, args, credential)
+    connect_as(server, args, environment, credential)
 }
 
 pub(crate) fn connect_as(
     server: &Url,
     args: &GlobalArgs,
+    environment: &Environment,
     credential: Option<Credential>,
 ) -> Result<Connection> {
-    if credential.is_some() && server.scheme() == "http" && !is_loopback(server) && !args.allow_http
-    {
+    let allow_http = args.allow_http || environment.flag("REFIT_ALLOW_HTTP")?;
+    if credential.is_some() && server.scheme() == "http" && !is_loopback(server) && !allow_http {
         let host = server.host_str().unwrap_or_default();
         return Err(Error::usage(format!("credentials would travel to `{host}` in the clear"))
             .with_hint("use an `https://` address, or `--allow-http` if the network is yours"));
     }
-    Connection::to_url(server.clone(), args.ca_file.as_deref(), &args.registry, credential)
+    let ca_file = environment.variable("REFIT_CA_FILE").filter(|file| !file.is_empty());
+    let ca_file = args.ca_file.as_deref().or(ca_file.map(Path::new));
+    Connection::to_url(server.clone(), ca_file, &args.registry, credential)
 }
 
 /// A server as people write it: a URL, or a host with TLS.

@@ -44,7 +44,8 @@ pub(super) async fn run(session: &Session<'_>, args: Args) -> Result<()> {
     let credential = Credential { username: args.username, secret };
 
     // A listing is what every principal of a registry may ask for.
-    let connection = connect_as(&server, session.global, Some(credential.clone()))?;
+    let connection =
+        connect_as(&server, session.global, session.environment, Some(credential.clone()))?;
     let mut probe = connection.route(&["runs"]);
     probe.query_pairs_mut().append_pair("$top", "1");
     connection.get::<serde_json::Value>(probe).await?;

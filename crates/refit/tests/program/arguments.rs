@@ -99,3 +99,18 @@ fn deleting_asks_or_is_told_not_to() {
     let args = ["repository", "delete", "app", "--server", "http://127.0.0.1:9"];
     sandbox().refit(args).run().code(2).stderr_has("--yes");
 }
+
+#[test]
+fn empty_variables_are_as_if_they_were_not_there() {
+    let sandbox = sandbox();
+    let list = || {
+        let command = sandbox.refit(["repository", "list", "--server", "http://192.0.2.1:5000"]);
+        command.env("REFIT_TOKEN", "t").env("REFIT_CA_FILE", "")
+    };
+    list().env("REFIT_ALLOW_HTTP", "").run().code(2).stderr_has("in the clear");
+    list()
+        .env("REFIT_ALLOW_HTTP", "maybe")
+        .run()
+        .code(2)
+        .stderr_has("`REFIT_ALLOW_HTTP` is `maybe`");
+}
