@@ -99,9 +99,12 @@ impl Printer {
         self.result(value, &table)
     }
 
-    /// A text that is its own form, such as a settings file.
-    pub fn text(&self, text: &str) -> Result<()> {
-        self.out(text.as_bytes())
+    /// As JSON or YAML `value`, else a text that is its own form, such as a settings file.
+    pub fn text(&self, value: &impl Serialize, text: &str) -> Result<()> {
+        match self.format {
+            OutputFormat::Table | OutputFormat::Tsv => self.out(text.as_bytes()),
+            _ => self.result(value, &Table::default()),
+        }
     }
 
     /// Bytes on stdout. A reader that has left is no error.

@@ -8,7 +8,7 @@ use crate::arguments::ServeArgs;
 pub(crate) fn run(args: ServeArgs, global: &GlobalArgs, printer: Printer) -> Result<()> {
     let settings = args.settings(global)?;
     if args.check {
-        return printer.text(settings.render());
+        return printer.text(&settings.to_json(), settings.render());
     }
     crate::trace("info");
     let runtime = crate::runtime(settings.server.worker_threads)?;

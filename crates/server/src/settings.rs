@@ -144,6 +144,12 @@ impl Settings {
         &self.rendered
     }
 
+    /// The same for programs.
+    pub fn to_json(&self) -> serde_json::Value {
+        // What was rendered can be read.
+        toml::from_str(&self.rendered).unwrap_or_default()
+    }
+
     /// `refit.example.toml`: every setting with its default and meaning.
     pub fn example() -> String {
         resolve::example()

@@ -10,6 +10,10 @@ fn settings_are_checked_and_printed_without_secrets() {
     let told = sandbox.refit(["serve", "--config", "refit.toml", "--check"]).run().success();
     assert!(told.stdout.contains("127.0.0.1:4444"), "{}", told.stdout);
     assert!(!told.stdout.contains("hunter2"));
+    let told = sandbox.refit(["serve", "--config", "refit.toml", "--check", "-o", "json"]).run();
+    let told = told.success().json();
+    assert_eq!(told["server"]["listen"], "127.0.0.1:4444");
+    assert_eq!(told["upstream"]["r.example"]["password"], "(hidden)");
     assert!(!sandbox.data().exists(), "checking changes nothing");
     let refused = sandbox.refit(["serve", "--check", "--listen", "nonsense"]).run();
     refused.code(2).stderr_has("error: ");
