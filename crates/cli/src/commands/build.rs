@@ -1,6 +1,6 @@
 //! `refit build`: context up, run queued, events followed, result told.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -163,6 +163,13 @@ pub(super) async fn run(
     interrupts: &mut Interrupts,
 ) -> Result<()> {
     args.unsupported.refuse()?;
+    if let Some(file) = &args.metadata_file {
+        if args.no_wait {
+            return Err(Error::usage("`--metadata-file` needs the end of the run")
+                .with_hint("leave `--no-wait` away"));
+        }
+        can_write(file)?;
+    }
     let connection = session.connection()?;
     let mut request = request(&args, session)?;
     let source = Source::find(&args.context, args.file.as_deref())?;
@@ -199,10 +206,9 @@ pub(super) async fn run(
         Err(error) if error.kind() == ErrorKind::Unreachable => as_told(run, &ended),
         asked => asked?,
     };
-    if let Some(file) = &args.metadata_file {
-        write_metadata(file, &run)?;
-    }
-    report(session, &run, ended)
+    let written = args.metadata_file.as_deref().map_or(Ok(()), |file| write_metadata(file, &run));
+    // What was built is told even so.
+    report(session, &run, ended).and(written)
 }
 
 /// What the flags ask for; the source is not known yet.
@@ -525,8 +531,22 @@ fn images(run: &Run) -> Vec<String> {
     }
 }
 
+/// Finds out before the build whether a file can be written after it.
+fn can_write(file: &Path) -> Result<()> {
+    let was_there = file.exists();
+    let opened = std::fs::File::options().append(true).create(true).open(file);
+    opened.map_err(|error| {
+        Error::usage(format!("could not write `{}`", file.display())).caused_by(&error)
+    })?;
+    if !was_there {
+        // A build that fails leaves no empty file; what cannot be removed can be written.
+        let _ = std::fs::remove_file(file);
+    }
+    Ok(())
+}
+
 /// What other programs want to know, under the names that BuildKit's clients gave it.
-fn write_metadata(file: &std::path::Path, run: &Run) -> Result<()> {
+fn write_metadata(file: &Path, run: &Run) -> Result<()> {
     let properties = &run.properties;
     let names = properties.output_images.iter().map(|image| match &image.tag {
         Some(tag) => format!("{}/{}:{tag}", image.registry, image.repository),

@@ -207,6 +207,20 @@ fn as_root_a_build_argument_without_value_is_that_of_the_environment_or_none() {
 }
 
 #[test]
+fn a_metadata_file_that_cannot_be_written_is_told_before_the_build() {
+    let sandbox = sandbox();
+    scratch_app(&sandbox);
+    let build = |args: &[&str]| {
+        let all = ["build", "app", "--server", "http://127.0.0.1:9", "--metadata-file"];
+        sandbox.refit(all.into_iter().chain(args.iter().copied())).run().code(2)
+    };
+    build(&["no/such/folder"]).stderr_has("error: could not write `no/such/folder`");
+    build(&["app"]).stderr_has("error: could not write `app`");
+    build(&["meta", "--no-wait"]).stderr_has("`--metadata-file` needs the end of the run");
+    assert!(!sandbox.path("meta").exists());
+}
+
+#[test]
 fn as_root_an_image_is_kept_out_of_the_registry_on_demand() {
     let sandbox = sandbox();
     scratch_app(&sandbox);
