@@ -22,7 +22,7 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) enum Followed {
     Event(api::Event),
-    /// The connection broke; it goes on from where it was.
+    /// The connection broke; it goes on from where it was. Told once until it does.
     Lost(String),
     /// It will not go on.
     Failed(Error),
@@ -62,6 +62,7 @@ enum End {
 impl Events {
     async fn follow(&mut self) {
         let mut patience = Patience::new();
+        let mut is_lost = false;
         loop {
             let before = self.after;
             let error = match self.read().await {
@@ -70,16 +71,21 @@ impl Events {
             };
             if self.after > before {
                 patience = Patience::new();
+                is_lost = false;
             }
-            let told = match is_refusal(&error) || !patience.lasts() {
-                true => Followed::Failed(error),
-                false => Followed::Lost(error.to_string()),
-            };
-            let is_over = matches!(told, Followed::Failed(_));
-            if self.sender.send(told).await.is_err() || is_over {
+            if is_refusal(&error) || !patience.lasts() {
+                // An error: nobody listens any more, which is as well.
+                let _ = self.sender.send(Followed::Failed(error)).await;
                 return;
             }
-            patience.wait().await;
+            if !is_lost && self.sender.send(Followed::Lost(error.to_string())).await.is_err() {
+                return;
+            }
+            is_lost = true;
+            tokio::select! {
+                () = patience.wait() => (),
+                () = self.sender.closed() => return,
+            }
         }
     }
 

@@ -416,9 +416,13 @@ async fn wait(
                 if let Some(asked) = canceling {
                     // At once, but not before the server knows: the next owner of the data
                     // folder would take the run up again.
-                    let _asked_or_not = tokio::time::timeout(CANCEL_WAIT, asked).await;
-                    return Err(Error::interrupted()
-                        .with_hint(format!("the run may go on; `refit task cancel-run --run-id {id}` ends it")));
+                    let answer = tokio::time::timeout(CANCEL_WAIT, asked).await;
+                    return Err(match answer {
+                        Ok(Ok(Ok(()))) => Error::interrupted(),
+                        _ => Error::interrupted().with_hint(format!(
+                            "the run may go on; `refit task cancel-run --run-id {id}` ends it"
+                        )),
+                    });
                 }
                 display.note("Canceling the build; interrupt again to leave at once");
                 canceling = Some(tokio::spawn(cancel(connection.clone(), id.to_owned())));
