@@ -3,9 +3,11 @@
 mod table;
 mod yaml;
 
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::str::FromStr;
 
+use clap::builder::{PossibleValue, TypedValueParser};
 use serde::Serialize;
 
 pub(crate) use table::Table;
@@ -42,6 +44,28 @@ impl FromStr for OutputFormat {
             }
             _ => Err("expected `json`, `yaml`, `tsv`, `table` or `none`".into()),
         }
+    }
+}
+
+/// Reads a format. It also tells completions which there are.
+#[derive(Clone)]
+pub(crate) struct FormatParser;
+
+impl TypedValueParser for FormatParser {
+    type Value = OutputFormat;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<OutputFormat, clap::Error> {
+        TypedValueParser::parse_ref(&OutputFormat::from_str, command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let words = ["json", "yaml", "tsv", "table", "none"];
+        Some(Box::new(words.into_iter().map(PossibleValue::new)))
     }
 }
 

@@ -1,7 +1,6 @@
 //! Which server a command talks to.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr as _;
 
 use url::{Host, Url};
 
@@ -9,7 +8,7 @@ use crate::connection::Connection;
 use crate::environment::Environment;
 use crate::error::{Error, Result, could_not};
 use crate::logins::{Credential, Logins, token_left_by_server};
-use crate::printer::OutputFormat;
+use crate::printer::{FormatParser, OutputFormat};
 
 const HEADING: &str = "Global options";
 
@@ -30,7 +29,7 @@ pub struct GlobalArgs {
     pub registry: String,
 
     /// Form of results: json, yaml, tsv, table or none
-    #[arg(long, short, global = true, default_value = "table", value_name = "FORMAT", help_heading = HEADING, value_parser = OutputFormat::from_str)]
+    #[arg(long, short, global = true, default_value = "table", value_name = "FORMAT", help_heading = HEADING, hide_possible_values = true, value_parser = FormatParser)]
     pub output: OutputFormat,
 
     /// File with certificates to trust besides the system's (PEM) [env: REFIT_CA_FILE]

@@ -7,7 +7,10 @@ fn each_shell_gets_completions_for_all_commands() {
         for word in ["repository", "show-tags", "build-arg", "doctor"] {
             assert!(script.contains(word), "`{word}` is missing for {shell}");
         }
-        assert!(!script.contains("sandbox-helper"));
+        for hidden in ["sandbox-helper", "source-acr-auth-id"] {
+            assert!(!script.contains(hidden), "`{hidden}` is offered for {shell}");
+        }
+        assert!(script.contains("json yaml tsv table none") || shell != "bash", "{script}");
     }
     sandbox().refit(["completions", "cmd.exe"]).run().code(2);
 }
