@@ -1,6 +1,7 @@
 //! From settings to a server that runs, and to its end.
 
 use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,6 +40,9 @@ const SOCKET_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long answers may still take when runs have taken all of the grace.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// What `sockaddr_un` has room for, the closing zero included.
+const SOCKET_PATH_LEN: usize = 108;
 
 /// How long a cancelled run may take to end (runs.md section 7).
 const CANCEL_GRACE: Duration = Duration::from_secs(10);
@@ -413,7 +417,8 @@ fn bind_socket(
         }
         _ => (),
     }
-    let listener = UnixListener::bind(&path).map_err(ServeError::starting(doing()))?;
+    let short = SocketPath::of(data).map_err(ServeError::starting(doing()))?;
+    let listener = UnixListener::bind(&short.path).map_err(ServeError::starting(doing()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
         .map_err(ServeError::starting(doing()))?;
     let connections = ConnectionSettings {
@@ -421,6 +426,30 @@ fn bind_socket(
         header_timeout: settings.limits.header_timeout,
     };
     Ok((Listener::Socket(listener, clients), connections))
+}
+
+/// A name of the socket that is short enough for the kernel, and holds while this is kept.
+struct SocketPath {
+    path: PathBuf,
+    _folder: Option<OwnedFd>,
+}
+
+impl SocketPath {
+    fn of(data: &Path) -> std::io::Result<Self> {
+        use rustix::fs::{Mode, OFlags};
+        let path = socket_path(data);
+        if path.as_os_str().len() < SOCKET_PATH_LEN {
+            return Ok(Self { path, _folder: None });
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(data, flags, Mode::empty())?;
+        let path = socket_path(Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())));
+        Ok(Self { path, _folder: Some(folder) })
+    }
+}
+
+fn connectable(data: &Path) -> Result<SocketPath, ServeError> {
+    SocketPath::of(data).map_err(ServeError::starting("find the socket of the data folder"))
 }
 
 /// A client that cannot find the token there can be given it otherwise, so this may fail.
@@ -497,7 +526,7 @@ fn tell_once(told: &mut Option<OtherOwner>, owner: OtherOwner, notice: &impl Fn(
 /// How a command without a server reaches the API of its data folder: always over
 /// [`Embedded::socket`], which needs no token.
 pub struct Embedded {
-    socket: PathBuf,
+    socket: SocketPath,
     own: Option<OwnServer>,
     notices: Vec<String>,
 }
@@ -518,7 +547,6 @@ pub async fn embedded(
     notice: impl Fn(&str),
 ) -> Result<Embedded, ServeError> {
     let data = settings.server.data.clone();
-    let socket = socket_path(&data);
     let mut deadline = tokio::time::Instant::now() + SOCKET_PATIENCE;
     let mut told = None;
     let folder = loop {
@@ -532,7 +560,8 @@ pub async fn embedded(
             }
             // An owner that starts has no socket yet.
             Err(owner) => {
-                if tokio::net::UnixStream::connect(&socket).await.is_ok() {
+                let socket = connectable(&data)?;
+                if tokio::net::UnixStream::connect(&socket.path).await.is_ok() {
                     return Ok(Embedded { socket, own: None, notices: Vec::new() });
                 }
                 if tokio::time::Instant::now() > deadline {
@@ -545,6 +574,7 @@ pub async fn embedded(
     // Whoever leaves at once waits for nobody; `leave` waits before.
     settings.server.shutdown_grace = Duration::ZERO;
     let app = App::build_in(folder, settings, false, None).await?;
+    let socket = connectable(&data)?;
     let notices = app.notices.clone();
     let (runs, clients) = (app.runs().clone(), app.clients.clone());
     let shutdown = CancellationToken::new();
@@ -555,7 +585,7 @@ pub async fn embedded(
 impl Embedded {
     /// The Unix socket that serves the API.
     pub fn socket(&self) -> &Path {
-        &self.socket
+        &self.socket.path
     }
 
     /// Whether this process owns the data folder.

@@ -61,3 +61,17 @@ fn a_server_that_was_started_to_ignore_the_end_of_its_terminal_does() {
     let ended = serve.wait().success();
     assert_eq!(ended.stderr.matches("stopping").count(), 1, "{}", ended.stderr);
 }
+
+#[test]
+fn a_data_folder_may_have_a_long_name() {
+    let sandbox = sandbox();
+    let data = sandbox.path("long").join("a".repeat(120));
+    let refit =
+        |args: &[&str]| sandbox.refit(args.iter().copied()).env("REFIT_DATA", data.display());
+    refit(&["repository", "list"]).run().success();
+    let serve = refit(&["serve", "--listen", "127.0.0.1:0"]).start();
+    serve.until_exists(&data.join("refit.sock"));
+    refit(&["repository", "list"]).run().success();
+    serve.signal(rustix::process::Signal::TERM);
+    serve.wait().success();
+}
