@@ -17,7 +17,21 @@ pub trait BlobStore: Send + Sync {
     /// The size of a blob in bytes, or `None` if the store does not hold it.
     async fn size(&self, digest: &Digest) -> Result<Option<u64>>;
 
-    /// Reads a blob from `offset` to its end. `NotFound` if the store does not hold it.
+    /// The size of a blob after a look at its bytes: that they are there, and as many as were
+    /// stored. Ask this, and not [`Self::size`], before a blob is used again instead of being
+    /// stored.
+    ///
+    /// One whose bytes are gone or damaged, which [`Self::verify`] and [`Self::open`] find out
+    /// too, is from then on a blob that the store does not hold: whoever has it stores it
+    /// again, and all that refers to it is whole again.
+    async fn stat(&self, digest: &Digest) -> Result<Option<u64>>;
+
+    /// Whether the store holds a blob whose bytes are those that its digest names. Reads all
+    /// of them.
+    async fn verify(&self, digest: &Digest) -> Result<bool>;
+
+    /// Reads a blob from `offset` to its end. `NotFound` if the store does not hold it. The
+    /// bytes are as many as were stored; whether they are the same is for the reader to check.
     async fn open(&self, digest: &Digest, offset: u64) -> Result<BlobReader>;
 
     /// Starts a new blob, hashed by `algorithm` as it is written. Its bytes stay invisible

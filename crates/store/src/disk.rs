@@ -1,4 +1,7 @@
 //! Blobs as files: `blobs/sha256/ab/HEX`, written under `uploads/`, synced, then renamed.
+//!
+//! A file that turns out to be damaged is moved to `damaged/`, for whoever looks into the
+//! cause. It goes when the blob is stored again or collected.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -31,6 +34,7 @@ pub struct DiskStore {
 struct Shared {
     blobs: PathBuf,
     uploads: PathBuf,
+    damaged: PathBuf,
     rows: BlobRows,
     /// Folders of blobs known to be durable themselves.
     folders: Mutex<HashSet<PathBuf>>,
@@ -40,8 +44,10 @@ impl DiskStore {
     /// Opens the store in a data folder, and removes what a killed process left half-written.
     pub async fn open(folder: &Path, db: db::Db) -> Result<Self> {
         let (blobs, uploads) = (folder.join("blobs"), folder.join("uploads"));
+        let damaged = folder.join("damaged");
         let rows = BlobRows::open(db).await?;
-        let shared = Arc::new(Shared { blobs, uploads, rows, folders: Mutex::default() });
+        let folders = Mutex::default();
+        let shared = Arc::new(Shared { blobs, uploads, damaged, rows, folders });
         let store = Self { shared };
         let (prepared, resumable) = (store.clone(), store.shared.rows.uploads().await?);
         let placed = blocking("prepare the data folder", move || prepared.prepare(&resumable));
@@ -75,6 +81,68 @@ impl DiskStore {
         }
         Ok(placed)
     }
+
+    /// The size of a blob that is listed and whole, as far as `look` can tell. One that is not
+    /// whole counts as lost from then on.
+    async fn look_at(&self, digest: &Digest, look: Look) -> Result<Option<u64>> {
+        let Some(size) = self.shared.rows.size(digest).await? else { return Ok(None) };
+        if self.damage(digest, size, look).await?.is_none() {
+            return Ok(Some(size));
+        }
+        // Without the lock this may have been the work of who stores or deletes it just now.
+        let (store, digest) = (self.clone(), digest.clone());
+        to_the_end(async move {
+            let _exclusive = store.shared.rows.lock(&digest).await;
+            let Some(size) = store.shared.rows.size(&digest).await? else { return Ok(None) };
+            let Some(damage) = store.damage(&digest, size, look).await? else {
+                return Ok(Some(size));
+            };
+            tracing::error!(%digest, damage, "a blob is damaged: missing until it is stored again");
+            store.shared.rows.lose(&digest).await?;
+            let (shared, digest) = (Arc::clone(&store.shared), digest.clone());
+            let aside = blocking("put a damaged blob aside", move || shared.set_aside(&digest));
+            if let Err(error) = aside.await {
+                // It is not looked at any more, and the next who stores the blob replaces it.
+                tracing::warn!(%error, "a damaged blob stays where it is");
+            }
+            Ok(None)
+        })
+        .await
+    }
+
+    /// What is wrong with the file of a blob, if something is.
+    async fn damage(&self, digest: &Digest, size: u64, look: Look) -> Result<Option<String>> {
+        let (path, digest) = (self.shared.path(digest), digest.clone());
+        blocking("look at a blob", move || damage(&path, &digest, size, look)).await
+    }
+}
+
+/// How closely a blob is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Length,
+    /// All bytes are read.
+    Content,
+}
+
+fn damage(path: &Path, digest: &Digest, size: u64, look: Look) -> io::Result<Option<String>> {
+    let length = match std::fs::metadata(path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Some("its file is gone".to_owned()));
+        }
+        Err(error) => return Err(error),
+    };
+    if length != size {
+        return Ok(Some(format!("its file has {length} bytes instead of {size}")));
+    }
+    if look == Look::Length {
+        return Ok(None);
+    }
+    let mut hasher = Hasher::new(digest.algorithm());
+    hash_all(&mut File::open(path)?, &mut hasher)?;
+    let actual = hasher.finish();
+    Ok((actual != *digest).then(|| format!("its file has the digest {actual}")))
 }
 
 /// How names of temporary files start; named uploads are UUIDs.
@@ -92,6 +160,19 @@ impl Shared {
     fn marker(&self, digest: &Digest) -> PathBuf {
         let name = format!("{PLACING}{}-{}", digest.algorithm().name(), digest.hex());
         self.uploads.join(name)
+    }
+
+    /// Where a blob's damaged bytes are kept.
+    fn aside(&self, digest: &Digest) -> PathBuf {
+        self.damaged.join(format!("{}-{}", digest.algorithm().name(), digest.hex()))
+    }
+
+    fn set_aside(&self, digest: &Digest) -> io::Result<()> {
+        std::fs::create_dir_all(&self.damaged)?;
+        match std::fs::rename(self.path(digest), self.aside(digest)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Moves a finished file to its name, durably.
@@ -128,24 +209,26 @@ impl BlobStore for DiskStore {
         self.shared.rows.size(digest).await
     }
 
+    async fn stat(&self, digest: &Digest) -> Result<Option<u64>> {
+        self.look_at(digest, Look::Length).await
+    }
+
+    async fn verify(&self, digest: &Digest) -> Result<bool> {
+        Ok(self.look_at(digest, Look::Content).await?.is_some())
+    }
+
     async fn open(&self, digest: &Digest, offset: u64) -> Result<BlobReader> {
-        let path = self.shared.path(digest);
-        let not_found = || StoreError::NotFound { what: format!("blob {digest}") };
-        let Some(size) = self.size(digest).await? else { return Err(not_found()) };
-        let file = blocking("open a blob", move || {
-            let mut file = File::open(path)?;
-            if offset > 0 {
-                file.seek(SeekFrom::Start(offset))?;
+        // Twice: it may be stored again just when it was found damaged.
+        for _ in 0..2 {
+            let Some(size) = self.size(digest).await? else { break };
+            let path = self.shared.path(digest);
+            let file = blocking("open a blob", move || open_whole(&path, size, offset));
+            if let Some(file) = file.await? {
+                return Ok(BlobReader::from_file(file, size.saturating_sub(offset)));
             }
-            Ok(file)
-        });
-        match file.await {
-            Ok(file) => Ok(BlobReader::from_file(file, size.saturating_sub(offset))),
-            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Err(not_found())
-            }
-            Err(error) => Err(error),
+            self.look_at(digest, Look::Length).await?;
         }
+        Err(StoreError::NotFound { what: format!("blob {digest}") })
     }
 
     async fn begin_upload(&self, algorithm: Algorithm) -> Result<Box<dyn Upload>> {
@@ -179,12 +262,31 @@ impl BlobStore for DiskStore {
                 return Ok(());
             }
             shared.rows.evict(&digest);
-            let path = shared.path(&digest);
-            blocking("delete a blob", move || remove_if_there(&path)).await?;
+            let (path, aside) = (shared.path(&digest), shared.aside(&digest));
+            let remove = move || {
+                remove_if_there(&path)?;
+                remove_if_there(&aside)
+            };
+            blocking("delete a blob", remove).await?;
             shared.rows.forget(&digest).await
         })
         .await
     }
+}
+
+/// Opens a file at an offset, unless it is gone or has another size.
+fn open_whole(path: &Path, size: u64, offset: u64) -> io::Result<Option<File>> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        result => result?,
+    };
+    if file.metadata()?.len() != size {
+        return Ok(None);
+    }
+    if offset > 0 {
+        file.seek(SeekFrom::Start(offset))?;
+    }
+    Ok(Some(file))
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
@@ -355,10 +457,9 @@ async fn publish(
         // When even this question has no answer, the marker stays for the next start.
         let keep = listed.is_ok() || shared.rows.is_listed(&stored.digest).await?;
         let (blob, marker) = (shared.path(&stored.digest), shared.marker(&stored.digest));
+        let aside = shared.aside(&stored.digest);
         let tidy = move || {
-            if !keep {
-                remove_if_there(&blob)?;
-            }
+            remove_if_there(if keep { &aside } else { &blob })?;
             remove_if_there(&marker)
         };
         blocking("place a blob", tidy).await?;

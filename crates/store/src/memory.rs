@@ -33,6 +33,32 @@ impl MemoryStore {
         work(&mut self.shared.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Breaks a blob as a bad disk would: it has these bytes from now on, or none.
+    pub fn damage(&self, digest: &Digest, bytes: Option<Bytes>) {
+        self.with(|shared| match bytes {
+            Some(bytes) => shared.blobs.insert(digest.clone(), bytes),
+            None => shared.blobs.remove(digest),
+        });
+    }
+
+    /// The bytes of a blob that is listed and that `is_whole` accepts for its size; one that
+    /// it does not counts as lost from then on.
+    async fn look_at(
+        &self,
+        digest: &Digest,
+        is_whole: impl Fn(&Bytes, u64) -> bool + Send,
+    ) -> Result<Option<Bytes>> {
+        let _exclusive = self.rows.lock(digest).await;
+        let Some(size) = self.rows.size(digest).await? else { return Ok(None) };
+        let bytes = self.with(|shared| shared.blobs.get(digest).cloned());
+        let whole = bytes.filter(|bytes| is_whole(bytes, size));
+        if whole.is_none() {
+            self.rows.lose(digest).await?;
+            self.damage(digest, None);
+        }
+        Ok(whole)
+    }
+
     async fn publish(
         &self,
         bytes: Bytes,
@@ -59,8 +85,18 @@ impl BlobStore for MemoryStore {
         self.rows.size(digest).await
     }
 
+    async fn stat(&self, digest: &Digest) -> Result<Option<u64>> {
+        let whole = self.look_at(digest, |bytes, size| bytes.len() as u64 == size).await?;
+        Ok(whole.map(|bytes| bytes.len() as u64))
+    }
+
+    async fn verify(&self, digest: &Digest) -> Result<bool> {
+        let is_same = |bytes: &Bytes, _| Digest::with(digest.algorithm(), bytes) == *digest;
+        Ok(self.look_at(digest, is_same).await?.is_some())
+    }
+
     async fn open(&self, digest: &Digest, offset: u64) -> Result<BlobReader> {
-        let bytes = self.with(|shared| shared.blobs.get(digest).cloned());
+        let bytes = self.look_at(digest, |bytes, size| bytes.len() as u64 == size).await?;
         let bytes = bytes.ok_or_else(|| StoreError::NotFound { what: format!("blob {digest}") })?;
         // An offset past the end reads nothing, as of a file.
         let offset = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());

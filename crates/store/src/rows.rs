@@ -3,6 +3,10 @@
 //! A blob exists when it is listed here. Storing lists it after its bytes are in place;
 //! collection first takes it off the list and then removes the bytes, unless it was listed
 //! again meanwhile. Both hold the digest's lock while they look at the bytes.
+//!
+//! A blob whose bytes turn out to be gone or damaged keeps its row, since manifests and other
+//! rows refer to it, but its location is `lost`: it counts as not listed until it is stored
+//! again.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -52,22 +56,24 @@ impl BlobRows {
         if remembered.is_some() {
             return Ok(remembered);
         }
-        let size: Option<i64> = sqlx::query_scalar("SELECT size FROM blobs WHERE digest = $1")
-            .bind(digest.as_str())
-            .fetch_optional(self.db.reads())
-            .await
-            .map_err(database("look up a blob"))?;
+        let size: Option<i64> =
+            sqlx::query_scalar("SELECT size FROM blobs WHERE digest = $1 AND location <> 'lost'")
+                .bind(digest.as_str())
+                .fetch_optional(self.db.reads())
+                .await
+                .map_err(database("look up a blob"))?;
         // Sizes are stored from `u64` and never negative. They are remembered only by those
         // who list a blob: a reader's memory could outlive the row.
         Ok(size.map(|size| size as u64))
     }
 
     pub(crate) async fn is_listed(&self, digest: &Digest) -> Result<bool> {
-        let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM blobs WHERE digest = $1")
-            .bind(digest.as_str())
-            .fetch_optional(self.db.reads())
-            .await
-            .map_err(database("look up a blob"))?;
+        let found: Option<i64> =
+            sqlx::query_scalar("SELECT 1 FROM blobs WHERE digest = $1 AND location <> 'lost'")
+                .bind(digest.as_str())
+                .fetch_optional(self.db.reads())
+                .await
+                .map_err(database("look up a blob"))?;
         Ok(found.is_some())
     }
 
@@ -81,7 +87,8 @@ impl BlobRows {
                     sqlx::query(
                         "INSERT INTO blobs (digest, size, location, stored_at)
                          VALUES ($1, $2, 'file', $3)
-                         ON CONFLICT (digest) DO UPDATE SET stored_at = excluded.stored_at",
+                         ON CONFLICT (digest) DO UPDATE
+                         SET stored_at = excluded.stored_at, location = excluded.location",
                     )
                     .bind(&text)
                     .bind(bytes)
@@ -104,6 +111,25 @@ impl BlobRows {
             }
             sizes.insert(digest.clone(), size);
         }
+        Ok(())
+    }
+
+    /// Notes that the bytes of a blob are gone or damaged.
+    pub(crate) async fn lose(&self, digest: &Digest) -> Result<()> {
+        let text = digest.to_string();
+        self.db
+            .write::<_, crate::StoreError, _>(move |connection| {
+                Box::pin(async move {
+                    sqlx::query("UPDATE blobs SET location = 'lost' WHERE digest = $1")
+                        .bind(text)
+                        .execute(connection)
+                        .await
+                        .map_err(database("note a lost blob"))?;
+                    Ok(())
+                })
+            })
+            .await?;
+        self.evict(digest);
         Ok(())
     }
 

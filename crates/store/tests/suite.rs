@@ -20,13 +20,59 @@ use tokio::io::AsyncReadExt;
 /// A catalog over one kind of store; the folder lives as long as it.
 struct Fixture {
     catalog: Catalog,
+    /// Of the store on disk.
     folder: Option<tempfile::TempDir>,
+    /// The other one.
+    memory: Option<MemoryStore>,
+}
+
+impl Fixture {
+    /// Does to the bytes of a blob what bad disks and careless hands do.
+    fn damage(&self, digest: &Digest, damage: impl Fn(Vec<u8>) -> Option<Vec<u8>>, bytes: &[u8]) {
+        let damaged = damage(bytes.to_vec());
+        if let Some(memory) = &self.memory {
+            memory.damage(digest, damaged.clone().map(Bytes::from));
+        }
+        if let Some(folder) = &self.folder {
+            let path = folder.path().join("blobs/sha256").join(&digest.hex()[..2]);
+            match damaged {
+                Some(bytes) => std::fs::write(path.join(digest.hex()), bytes).unwrap(),
+                None => std::fs::remove_file(path.join(digest.hex())).unwrap(),
+            }
+        }
+    }
+
+    /// The files of damaged blobs, if this is the store on disk.
+    fn aside(&self) -> Option<Vec<String>> {
+        let entries = std::fs::read_dir(self.folder.as_ref()?.path().join("damaged"));
+        let names = entries.into_iter().flatten().map(|entry| entry.unwrap().file_name());
+        Some(names.map(|name| name.into_string().unwrap()).collect())
+    }
+}
+
+fn gone(_: Vec<u8>) -> Option<Vec<u8>> {
+    None
+}
+
+fn cut(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+    bytes.pop();
+    Some(bytes)
+}
+
+fn grown(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+    bytes.push(b'x');
+    Some(bytes)
+}
+
+fn flipped(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+    bytes[0] ^= 1;
+    Some(bytes)
 }
 
 async fn on_disk() -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let catalog = open(folder.path()).await;
-    Fixture { catalog, folder: Some(folder) }
+    Fixture { catalog, folder: Some(folder), memory: None }
 }
 
 async fn open(folder: &std::path::Path) -> Catalog {
@@ -38,7 +84,8 @@ async fn open(folder: &std::path::Path) -> Catalog {
 async fn in_memory() -> Fixture {
     let db = db::Db::in_memory().await.unwrap();
     let memory = MemoryStore::open(db.clone()).await.unwrap();
-    Fixture { catalog: Catalog::open(db, Arc::new(memory)).await.unwrap(), folder: None }
+    let catalog = Catalog::open(db, Arc::new(memory.clone())).await.unwrap();
+    Fixture { catalog, folder: None, memory: Some(memory) }
 }
 
 /// Runs a test on every kind of store.
@@ -59,6 +106,9 @@ suite! {
     a_blob_comes_back_as_it_was_written,
     a_blob_with_another_digest_is_refused_and_leaves_nothing,
     writers_of_one_blob_do_not_disturb_each_other,
+    a_damaged_blob_is_missing_until_it_is_stored_again,
+    a_reader_never_gets_a_part_of_a_blob,
+    a_damaged_manifest_is_not_given_out,
     an_upload_goes_on_where_it_stopped,
     an_upload_belongs_to_its_repository,
     a_manifest_needs_what_it_names,
@@ -211,6 +261,90 @@ async fn writers_of_one_blob_do_not_disturb_each_other(f: Fixture) {
     let digests = futures_util::future::join_all(writers).await;
     assert!(digests.iter().all(|digest| *digest == Digest::of(b"the same bytes")));
     assert_eq!(get(&**f.catalog.blobs(), &digests[0], 0).await.unwrap(), b"the same bytes");
+}
+
+async fn a_damaged_blob_is_missing_until_it_is_stored_again(f: Fixture) {
+    let (blobs, registry, name) = (f.catalog.blobs(), registry(), repository("app"));
+    let bytes = b"many bytes that nobody reads for years";
+    let (digest, size) = (Digest::of(bytes), Some(bytes.len() as u64));
+    assert_eq!(blobs.stat(&digest).await.unwrap(), None);
+    assert!(!blobs.verify(&digest).await.unwrap());
+    push(&f.catalog, "app", "v1", bytes).await;
+    for damage in [gone, cut, grown, flipped] {
+        assert_eq!(blobs.stat(&digest).await.unwrap(), size);
+        assert!(blobs.verify(&digest).await.unwrap());
+        f.damage(&digest, damage, bytes);
+        if damage(bytes.to_vec()).is_some_and(|damaged| damaged.len() == bytes.len()) {
+            // As many bytes as there were: only reading them tells.
+            assert_eq!(blobs.stat(&digest).await.unwrap(), size);
+            assert!(!blobs.verify(&digest).await.unwrap());
+        } else {
+            assert_eq!(blobs.stat(&digest).await.unwrap(), None);
+        }
+        if let Some(aside) = f.aside() {
+            let was_there = damage(bytes.to_vec()).is_some();
+            assert_eq!(aside.len(), usize::from(was_there), "{aside:?}");
+        }
+        // Nothing can be built on it any more, whoever asks.
+        assert_eq!(blobs.size(&digest).await.unwrap(), None);
+        assert!(!blobs.verify(&digest).await.unwrap());
+        let error = get(&**blobs, &digest, 0).await.unwrap_err();
+        assert!(matches!(error, StoreError::NotFound { .. }), "{error}");
+        let entry = CacheEntry { value: "{}".to_owned(), blobs: vec![digest.clone()], cost: 1 };
+        let minute = Duration::from_secs(60);
+        for error in [
+            f.catalog.link_blob(&registry, &repository("other"), &digest).await.unwrap_err(),
+            f.catalog.lease_blob("run", &digest, minute).await.unwrap_err(),
+            f.catalog.cache_put("local", &Digest::of(b"key"), &entry).await.unwrap_err(),
+        ] {
+            assert!(matches!(error, StoreError::NotFound { .. }), "{error}");
+        }
+        let image = image(b"{\"label\":\"v1\"}", &[bytes], None);
+        let error = put_manifest(&f.catalog, "app", image, &[]).await.unwrap_err();
+        assert!(matches!(error, StoreError::MissingReference { .. }), "{error}");
+        if let Some(folder) = &f.folder {
+            let reopened = open(folder.path()).await;
+            assert_eq!(reopened.blob_size(&registry, &name, &digest).await.unwrap(), None);
+        }
+        // Whoever has the bytes repairs all that refers to them.
+        assert_eq!(put(&f.catalog, bytes).await, digest);
+        assert_eq!(get(&**blobs, &digest, 0).await.unwrap(), bytes);
+        assert_eq!(f.catalog.blob_size(&registry, &name, &digest).await.unwrap(), size);
+        assert_eq!(f.aside().unwrap_or_default(), [""; 0]);
+    }
+    // Collection takes the damaged bytes too.
+    f.damage(&digest, flipped, bytes);
+    assert!(!blobs.verify(&digest).await.unwrap());
+    let cause = push_cause();
+    f.catalog.delete_repository(&registry, &name, &cause).await.unwrap();
+    a_moment().await;
+    f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    assert_eq!(f.aside().unwrap_or_default(), [""; 0]);
+}
+
+async fn a_reader_never_gets_a_part_of_a_blob(f: Fixture) {
+    for damage in [gone, cut, grown] {
+        let digest = put(&f.catalog, b"all of it or nothing").await;
+        f.damage(&digest, damage, b"all of it or nothing");
+        let error = get(&**f.catalog.blobs(), &digest, 3).await.unwrap_err();
+        assert!(matches!(error, StoreError::NotFound { .. }), "{error}");
+        assert_eq!(f.catalog.blobs().size(&digest).await.unwrap(), None);
+    }
+}
+
+async fn a_damaged_manifest_is_not_given_out(f: Fixture) {
+    for damage in [gone, cut, flipped] {
+        let digest = push(&f.catalog, "app", "v1", b"layer").await;
+        let bytes = get(&**f.catalog.blobs(), &digest, 0).await.unwrap();
+        f.damage(&digest, damage, &bytes);
+        let by_tag = ManifestRef::Tag(tag("v1"));
+        let found = f.catalog.manifest(&registry(), &repository("app"), &by_tag).await;
+        assert!(matches!(found, Err(StoreError::NotFound { .. })), "{found:?}");
+        assert_eq!(push(&f.catalog, "app", "v1", b"layer").await, digest);
+        // The answer is remembered from here on; the next push forgets it.
+        assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(digest.clone()));
+        push(&f.catalog, "app", "v1", b"layer").await;
+    }
 }
 
 async fn an_upload_goes_on_where_it_stopped(f: Fixture) {

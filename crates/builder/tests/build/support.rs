@@ -53,6 +53,14 @@ impl BlobStore for Hiding {
         self.memory.size(digest).await
     }
 
+    async fn stat(&self, digest: &Digest) -> store::Result<Option<u64>> {
+        self.size(digest).await
+    }
+
+    async fn verify(&self, digest: &Digest) -> store::Result<bool> {
+        self.memory.verify(digest).await
+    }
+
     async fn open(&self, digest: &Digest, offset: u64) -> store::Result<BlobReader> {
         self.memory.open(digest, offset).await
     }

@@ -86,7 +86,7 @@ impl Catalog {
                 for digest in &entry.blobs {
                     let kept = sqlx::query(
                         "INSERT INTO cache_blobs (namespace, key, digest)
-                         SELECT $1, $2, digest FROM blobs WHERE digest = $3
+                         SELECT $1, $2, digest FROM blobs WHERE digest = $3 AND location <> 'lost'
                          ON CONFLICT DO UPDATE SET digest = excluded.digest",
                     )
                     .bind(&namespace)

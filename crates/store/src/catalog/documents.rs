@@ -19,7 +19,7 @@ impl Catalog {
             Box::pin(async move {
                 let taken = sqlx::query(
                     "INSERT INTO leases (owner, digest, ends_at)
-                     SELECT $1, digest, $3 FROM blobs WHERE digest = $2
+                     SELECT $1, digest, $3 FROM blobs WHERE digest = $2 AND location <> 'lost'
                      ON CONFLICT (owner, digest) DO UPDATE SET ends_at = excluded.ends_at",
                 )
                 .bind(owner)

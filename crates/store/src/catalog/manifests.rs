@@ -147,11 +147,20 @@ impl Catalog {
     }
 
     async fn read_manifest(&self, digest: &Digest) -> Result<Bytes> {
-        let reader = self.blobs.open(digest, 0).await?;
+        let lost = || StoreError::NotFound { what: format!("manifest {digest}") };
+        let reader = match self.blobs.open(digest, 0).await {
+            Err(StoreError::NotFound { .. }) => return Err(lost()),
+            result => result?,
+        };
         let mut bytes = Vec::new();
         let limit = oci::MANIFEST_SIZE_MAX as u64;
         let read = reader.into_async().take(limit).read_to_end(&mut bytes).await;
         read.map_err(|source| StoreError::Io { doing: format!("read manifest {digest}"), source })?;
+        if Digest::with(digest.algorithm(), &bytes) != *digest {
+            // Noted as lost, so that the next push of it is not in vain.
+            self.blobs.verify(digest).await?;
+            return Err(lost());
+        }
         Ok(bytes.into())
     }
 
@@ -451,8 +460,8 @@ async fn has_blob(
     row: &NewRow,
     digest: &Digest,
 ) -> Result<bool> {
-    let query =
-        "SELECT 1 FROM repository_blobs WHERE registry = $1 AND repository = $2 AND digest = $3";
+    let query = "SELECT 1 FROM repository_blobs JOIN blobs USING (digest)
+         WHERE registry = $1 AND repository = $2 AND digest = $3 AND location <> 'lost'";
     is_there(connection, query, row, digest).await
 }
 

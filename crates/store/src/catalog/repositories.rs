@@ -107,7 +107,8 @@ impl Catalog {
                 let at = now();
                 let linked = sqlx::query(
                     "INSERT INTO repository_blobs (registry, repository, digest, linked_at)
-                     SELECT $1, $2, digest, $4 FROM blobs WHERE digest = $3
+                     SELECT $1, $2, digest, $4 FROM blobs
+                     WHERE digest = $3 AND location <> 'lost'
                      ON CONFLICT DO UPDATE SET linked_at = excluded.linked_at",
                 )
                 .bind(registry)
@@ -236,7 +237,7 @@ async fn linked_size<'e>(
 ) -> Result<Option<u64>> {
     let size: Option<i64> = sqlx::query_scalar(
         "SELECT size FROM repository_blobs JOIN blobs USING (digest)
-         WHERE registry = $1 AND repository = $2 AND digest = $3",
+         WHERE registry = $1 AND repository = $2 AND digest = $3 AND location <> 'lost'",
     )
     .bind(registry)
     .bind(repository)
