@@ -33,6 +33,12 @@ pub(crate) async fn get(
         return respond(not_modified(&digest), Body::empty());
     }
     let is_head = call.head.method == Method::HEAD;
+    if is_head {
+        // A client that is told that the blob is there will not push it.
+        let there = call.catalog().blobs().stat(&digest).await;
+        let there = there.map_err(|error| ApiError::from_store(error, Code::BlobUnknown))?;
+        there.ok_or_else(|| unknown(name, &digest))?;
+    }
     let (start, len, head) = part(call, &digest, size)?;
     let head = head
         .header(CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable"))
