@@ -79,7 +79,8 @@ impl Remote {
     }
 
     /// Brings an image's config and layers into the store, several at once, skipping those
-    /// that are there. `progress` is told of bytes as they come.
+    /// that are there and, as far as that can be told without reading them, whole. `progress`
+    /// is told of bytes as they come.
     pub async fn pull(
         &self,
         reference: &Reference,
@@ -91,6 +92,10 @@ impl Remote {
         let config = &resolved.manifest.config;
         if config.size > CONFIG_SIZE_MAX {
             return Err(self.bad_manifest(reference, "its image config is too large"));
+        }
+        if blobs.stat(&config.digest).await? == Some(config.size) {
+            // It is small and read in any case; one that is damaged is fetched again.
+            blobs.verify(&config.digest).await?;
         }
         let wanted = std::iter::once(config).chain(&resolved.manifest.layers);
         // Made before they are streamed: a stream that maps with a closure over references
@@ -107,7 +112,7 @@ impl Remote {
         Ok(Pulled { resolved, config, fetched })
     }
 
-    /// Brings one blob into the store, unless it is there. Returns the bytes fetched.
+    /// Brings one blob into the store, unless it is there whole. Returns the bytes fetched.
     ///
     /// A broken connection is taken up where it stopped.
     async fn fetch_blob(
@@ -117,7 +122,7 @@ impl Remote {
         blobs: &dyn BlobStore,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<u64, RemoteError> {
-        if blobs.size(&descriptor.digest).await? == Some(descriptor.size) {
+        if blobs.stat(&descriptor.digest).await? == Some(descriptor.size) {
             return Ok(0);
         }
         let host = &reference.host;

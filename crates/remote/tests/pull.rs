@@ -238,6 +238,28 @@ async fn a_blob_that_is_there_is_not_fetched() {
 }
 
 #[tokio::test]
+async fn a_blob_that_is_not_whole_is_fetched_again() {
+    let outcome = pull(Vice::None).await;
+    let reference: Reference = format!("{}/team/app:1", outcome.host).parse().unwrap();
+    let remote = Remote::new(settings(&outcome.host, None)).unwrap();
+    let platform = Platform::new("linux", "amd64", None);
+    let peer = &outcome.peer;
+    let (layer, config) = (peer.layer_digest(), Digest::of(&peer.config));
+    for (digest, damaged, size) in [
+        (&layer, None, LAYER_SIZE),
+        (&layer, Some(peer.layer.slice(1..)), LAYER_SIZE),
+        (&config, None, peer.config.len()),
+        (&config, Some(Bytes::from(vec![b' '; peer.config.len()])), peer.config.len()),
+    ] {
+        outcome.store.damage(digest, damaged);
+        let again = remote.pull(&reference, &platform, &outcome.store, &|_| ()).await.unwrap();
+        assert_eq!(again.fetched, size as u64);
+        assert_eq!(again.config, peer.config);
+        assert!(outcome.store.verify(digest).await.unwrap());
+    }
+}
+
+#[tokio::test]
 async fn wrong_bytes_are_refused() {
     pull(Vice::WrongBytes).await.failed("`HOST` sent content with digest").await;
 }
