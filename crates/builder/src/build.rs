@@ -154,21 +154,31 @@ pub async fn build(
     // Triggers of base images may read from stages that nothing else needs. Those are known
     // only once the bases are; what was done until then is found in the cache.
     let mut also = BTreeSet::new();
+    // Layers that are found damaged count as missing from then on: beginning again fetches
+    // them, executes their instructions, or says whose they are.
+    let mut damaged = BTreeSet::new();
     loop {
         let plan = plan(&dockerfile, request, &also)?;
-        if also.is_empty() {
+        if also.is_empty() && damaged.is_empty() {
             warn(&plan, request, events).await;
         }
         let build = Build::new(builder, request, &plan, events, cancel);
-        let stages = (0..plan.stages.len()).map(|index| build.stage(StageId(index)));
-        let ended = tokio::select! {
-            ended = futures_util::future::try_join_all(stages) => ended,
+        let built = tokio::select! {
+            built = build.execute(started) => built,
             () = cancel.cancelled() => Err(BuildError::Canceled),
         };
-        match ended {
-            Ok(_) => return build.finish(started).await,
-            Err(BuildError::NeedsStage(number)) if also.insert(number) => (),
-            Err(error) => return Err(error),
+        let error = match built {
+            Ok(built) => return Ok(built),
+            Err(BuildError::NeedsStage(number)) if also.insert(number) => continue,
+            Err(error) => error,
+        };
+        match error.damaged_layer() {
+            Some(layer) if damaged.insert(layer.clone()) => {
+                events
+                    .warning(&format!("layer {layer} is damaged in the store: beginning again"))
+                    .await;
+            }
+            _ => return Err(error),
         }
     }
 }
@@ -226,6 +236,8 @@ pub(crate) struct Build<'a> {
 pub(crate) struct Notes {
     pub(crate) bases: Vec<RecordedBase>,
     pub(crate) steps: Vec<RecordedStep>,
+    /// Layers that this build has written.
+    pub(crate) made: BTreeSet<Digest>,
     pub(crate) cost: BuildCost,
 }
 
@@ -252,6 +264,13 @@ impl<'a> Build<'a> {
             steps: AtomicU32::new(0),
             notes: Mutex::default(),
         }
+    }
+
+    /// Builds all stages, and writes the image.
+    async fn execute(&self, started: Instant) -> Result<Built, BuildError> {
+        let stages = (0..self.plan.stages.len()).map(|index| self.stage(StageId(index)));
+        futures_util::future::try_join_all(stages).await?;
+        self.finish(started).await
     }
 
     /// Builds one stage and tells those that wait for it.
@@ -370,8 +389,10 @@ impl<'a> Build<'a> {
     }
 
     /// Writes the image of the target stage, and what there is to say of the build.
-    async fn finish(self, started: Instant) -> Result<Built, BuildError> {
+    async fn finish(&self, started: Instant) -> Result<Built, BuildError> {
         let stage = self.finished_stage(self.plan.target).await;
+        let made = self.notes().made.clone();
+        self.builder.layers.check(&stage.layers, &made).await?;
         let mut stage = StageImage::clone(&stage);
         let labels = self.request.labels.clone();
         stage.config.config.labels.extend(labels);

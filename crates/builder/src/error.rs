@@ -2,6 +2,7 @@
 
 use container::{ContainerError, Exit};
 use dockerfile::{DockerfileError, OperationsError, Span};
+use oci::Digest;
 use store::StoreError;
 
 use crate::context::ContextError;
@@ -59,6 +60,9 @@ pub enum BuildError {
     },
     #[error("a layer of the image is not usable: {reason}")]
     BadLayer { reason: String },
+    /// The store did not keep a layer as it was; the build begins again without it.
+    #[error("layer {digest} is damaged in the store")]
+    DamagedLayer { digest: Digest },
 }
 
 /// The bounds that a `RUN` had, for the message when it met one.
@@ -134,6 +138,21 @@ impl BuildError {
                 Some(format!("its operator can allow it with `{setting} = true`"))
             }
             Self::Changed { .. } => Some("build again".to_owned()),
+            Self::DamagedLayer { .. } => {
+                Some("it was damaged again while it was used: look at the server's disk".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    /// The layer that was found damaged, if that is the cause.
+    pub(crate) fn damaged_layer(&self) -> Option<&Digest> {
+        match self {
+            Self::DamagedLayer { digest } => Some(digest),
+            // Trees of files know only errors of input and output.
+            Self::Io { source, .. } => {
+                source.get_ref()?.downcast_ref::<Self>().and_then(Self::damaged_layer)
+            }
             _ => None,
         }
     }
@@ -170,14 +189,18 @@ impl BuildError {
             | Self::Changed { .. }
             | Self::BadLayer { .. } => true,
             Self::Context(error) => !matches!(error, ContextError::Io { .. }),
-            Self::Image { error, .. } => {
-                !matches!(error, ImageError::Store { .. } | ImageError::Pull { refused: false, .. })
-            }
+            Self::Image { error, .. } => !matches!(
+                error,
+                ImageError::Store { .. }
+                    | ImageError::Damaged { .. }
+                    | ImageError::Pull { refused: false, .. }
+            ),
             Self::Start { error, .. } => !matches!(error, ContainerError::Setup { .. }),
             Self::NeedsStage(_)
             | Self::NoRuntime { .. }
             | Self::Canceled
             | Self::Store(_)
+            | Self::DamagedLayer { .. }
             | Self::Io { .. } => false,
         }
     }

@@ -3,7 +3,7 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use oci::{Digest, media_type};
+use oci::{Descriptor, Digest, media_type};
 use tokio_util::sync::CancellationToken;
 
 use crate::layers::read_layer;
@@ -83,8 +83,8 @@ pub fn archive(recipe: &[u8]) -> Vec<u8> {
 pub fn layer(bytes: &[u8], folder: &Path) {
     let diff_id = Digest::of(bytes);
     let read = |folder: Option<&Path>| {
-        let blob = Box::new(Cursor::new(bytes.to_vec()));
-        read_layer(blob, media_type::OCI_LAYER_TAR, &diff_id, folder, &CancellationToken::new())
+        let layer = Descriptor::of(media_type::OCI_LAYER_TAR, bytes);
+        read_layer(Cursor::new(bytes), &layer, &diff_id, folder, &CancellationToken::new())
     };
     let (indexed, unpacked) = (read(None), read(Some(folder)));
     if let (Ok(indexed), Ok(unpacked)) = (indexed, unpacked) {

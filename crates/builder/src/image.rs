@@ -35,6 +35,9 @@ pub enum ImageError {
     /// not have it or that we may not have it, and another attempt would not help.
     #[error("image `{reference}` could not be pulled: {reason}")]
     Pull { reference: String, reason: String, hint: Option<String>, refused: bool },
+    /// An image of the own registry that the store did not keep whole.
+    #[error("image `{reference}` is damaged: the store has lost {what} of it")]
+    Damaged { reference: String, what: String },
     #[error("image `{reference}` could not be read from the store")]
     Store {
         reference: String,
@@ -52,6 +55,7 @@ impl ImageError {
                 Some(format!("it is there for {}", offered.join(", ")))
             }
             Self::Pull { hint, .. } => hint.clone(),
+            Self::Damaged { .. } => Some("push that image again, or build it again".to_owned()),
             _ => None,
         }
     }
@@ -129,7 +133,11 @@ impl CatalogImages {
         if *registry != self.registry {
             return Err(ImageError::NotFound { reference: name });
         }
-        let failed = |source| ImageError::Store { reference: name.clone(), source };
+        let failed = |source| match source {
+            // The catalog knows the manifest, and its bytes are gone.
+            StoreError::NotFound { what } => damaged(&name, what),
+            source => ImageError::Store { reference: name.clone(), source },
+        };
         let wanted = match (&reference.digest, reference.tag_or_latest()) {
             (Some(digest), _) => ManifestRef::Digest(digest.clone()),
             (None, Some(tag)) => ManifestRef::Tag(tag),
@@ -161,7 +169,13 @@ impl CatalogImages {
         let Manifest::Image(manifest) = manifest else {
             return Err(unusable(&name, "it is an index inside an index, or an artifact"));
         };
-        let config = read_config(&name, &manifest, &**self.catalog.blobs()).await?;
+        let blobs = &**self.catalog.blobs();
+        let config = read_config(&name, &manifest, blobs).await?;
+        for layer in &manifest.layers {
+            if blobs.stat(&layer.digest).await.map_err(failed)?.is_none() {
+                return Err(damaged(&name, format!("layer {}", layer.digest)));
+            }
+        }
         Ok(BaseImage { top, digest, manifest: *manifest, config })
     }
 
@@ -214,6 +228,10 @@ fn unusable(name: &str, reason: &str) -> ImageError {
     ImageError::Unusable { reference: name.to_owned(), reason: reason.to_owned() }
 }
 
+fn damaged(name: &str, what: String) -> ImageError {
+    ImageError::Damaged { reference: name.to_owned(), what }
+}
+
 /// An image config is at most this large, in bytes.
 const CONFIG_SIZE_MAX: u64 = 8 << 20;
 
@@ -232,7 +250,16 @@ async fn read_config(
         return Err(unusable(name, "its image config is too large"));
     }
     let failed = |source| ImageError::Store { reference: name.to_owned(), source };
-    let bytes = store_read(blobs, descriptor).await.map_err(failed)?;
+    let damaged = || damaged(name, format!("image config {}", descriptor.digest));
+    let bytes = match store_read(blobs, descriptor).await {
+        Err(StoreError::NotFound { .. }) => return Err(damaged()),
+        result => result.map_err(failed)?,
+    };
+    if oci::check_blob(descriptor, &bytes).is_err()
+        && !blobs.verify(&descriptor.digest).await.map_err(failed)?
+    {
+        return Err(damaged());
+    }
     parse_config(name, manifest, &bytes)
 }
 

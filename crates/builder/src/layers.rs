@@ -12,20 +12,22 @@ mod tar_entry;
 mod unpack;
 mod writer;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use container::Usage;
 use dockerfile::Span;
-use oci::Digest;
+use futures_util::StreamExt;
+use oci::{Descriptor, Digest};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use store::{BlobStore, BlobWriter, Catalog};
+use store::{BlobStore, BlobWriter, Catalog, StoreError};
 use tokio_util::sync::CancellationToken;
 
 pub use writer::Compression;
@@ -79,7 +81,21 @@ struct Inner {
     views: Mutex<Vec<(Vec<Digest>, Arc<Merged>)>>,
     /// Layers that are being unpacked just now.
     unpacking: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// When this process has read a layer's blob whole and found it right.
+    verified: Mutex<HashMap<Digest, Instant>>,
 }
+
+/// Layers of at most this many bytes are read whole before an image that uses them again is
+/// given out; reading larger ones would take longer than builds do.
+const VERIFY_SIZE_MAX: u64 = 64 << 20;
+/// Bytes read for that in one build, smaller layers first.
+const VERIFY_BUILD_MAX: u64 = 256 << 20;
+/// How long a layer need not be read again.
+const VERIFIED_KEEP: Duration = Duration::from_secs(24 * 60 * 60);
+/// Verified layers remembered at once; the others are read again.
+const VERIFIED_MAX: usize = 16_384;
+/// Layers verified at once.
+const VERIFY_PARALLEL: usize = 4;
 
 /// Views kept in memory at once.
 const VIEWS_MAX: usize = 16;
@@ -119,6 +135,7 @@ impl Layers {
                 folder: folder.to_owned(),
                 views: Mutex::default(),
                 unpacking: Mutex::default(),
+                verified: Mutex::default(),
             }),
         })
     }
@@ -185,26 +202,46 @@ impl Layers {
     ) -> Result<LayerIndex, BuildError> {
         let digest = &layer.descriptor.digest;
         if let Some(index) = self.inner.indexes.get(digest).await?
-            && self.inner.blobs.size(&index).await?.is_some()
+            && let Some(index) = self.stored_index(&index).await?
         {
-            let blob = self.inner.blobs.open(&index, 0).await?.into_blocking();
-            let parsed = blocking(move || {
-                let reader = io::BufReader::new(zstd::Decoder::new(blob)?);
-                serde_json::from_reader(reader).map_err(io::Error::from)
-            });
-            match parsed.await {
-                Ok(LayerIndex { format: INDEX_FORMAT, entries }) => {
-                    return Ok(LayerIndex { format: INDEX_FORMAT, entries });
-                }
-                Ok(LayerIndex { format, .. }) => {
-                    tracing::debug!(%digest, format, "layer index is of another version");
-                }
-                Err(error) => tracing::warn!(%digest, %error, "layer index is not readable"),
-            }
+            return Ok(index);
         }
         let index = self.read(layer, None, stop).await?;
         self.keep_index(layer, &index).await?;
         Ok(index)
+    }
+
+    /// Reads an index, unless it is gone or damaged.
+    async fn stored_index(&self, digest: &Digest) -> Result<Option<LayerIndex>, BuildError> {
+        let blob = match self.inner.blobs.open(digest, 0).await {
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            result => result?.into_blocking(),
+        };
+        let expected = digest.clone();
+        let parsed = blocking(move || {
+            let mut blob = blob;
+            let mut bytes = Vec::new();
+            blob.read_to_end(&mut bytes)?;
+            if Digest::with(expected.algorithm(), &bytes) != expected {
+                return Err(io::Error::other("its bytes are not those that were stored"));
+            }
+            let reader = io::BufReader::new(zstd::Decoder::new(&bytes[..])?);
+            serde_json::from_reader(reader).map_err(io::Error::from)
+        });
+        match parsed.await {
+            Ok(LayerIndex { format: INDEX_FORMAT, entries }) => {
+                Ok(Some(LayerIndex { format: INDEX_FORMAT, entries }))
+            }
+            Ok(LayerIndex { format, .. }) => {
+                tracing::debug!(%digest, format, "layer index is of another version");
+                Ok(None)
+            }
+            Err(error) => {
+                tracing::warn!(%digest, %error, "layer index is not readable");
+                self.inner.blobs.verify(digest).await?;
+                Ok(None)
+            }
+        }
     }
 
     async fn keep_index(
@@ -227,18 +264,92 @@ impl Layers {
         folder: Option<PathBuf>,
         stop: &CancellationToken,
     ) -> Result<LayerIndex, BuildError> {
-        let blob = self.inner.blobs.open(&layer.descriptor.digest, 0).await?.into_blocking();
-        let (layer_type, diff_id) = (layer.descriptor.media_type.clone(), layer.diff_id.clone());
-        let stop = stop.clone();
-        let read =
-            blocking(move || read_layer(blob, &layer_type, &diff_id, folder.as_deref(), &stop));
-        read.await.map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => BuildError::Canceled,
-            _ if error.raw_os_error().is_some() => {
-                BuildError::Io { doing: "unpack a layer".to_owned(), source: error }
+        let digest = &layer.descriptor.digest;
+        let blob = match self.inner.blobs.open(digest, 0).await {
+            Err(StoreError::NotFound { .. }) => {
+                return Err(BuildError::DamagedLayer { digest: digest.clone() });
             }
-            _ => BuildError::BadLayer { reason: format!("{}: {error}", layer.descriptor.digest) },
-        })
+            result => result?.into_blocking(),
+        };
+        let (descriptor, diff_id, stop) =
+            (layer.descriptor.clone(), layer.diff_id.clone(), stop.clone());
+        let read =
+            blocking(move || read_layer(blob, &descriptor, &diff_id, folder.as_deref(), &stop));
+        match read.await {
+            Ok(index) => {
+                self.note_verified(digest);
+                Ok(index)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(BuildError::Canceled),
+            Err(source) if source.raw_os_error().is_some() => {
+                Err(BuildError::Io { doing: "unpack a layer".to_owned(), source })
+            }
+            // Either it was made so, or the store did not keep it as it was.
+            Err(error) => match self.inner.blobs.verify(digest).await? {
+                true => Err(BuildError::BadLayer { reason: format!("{digest}: {error}") }),
+                false => Err(BuildError::DamagedLayer { digest: digest.clone() }),
+            },
+        }
+    }
+
+    /// Whether a layer can be used again: it is there whole, as far as that can be told
+    /// without reading it.
+    pub(crate) async fn is_there(&self, layer: &Descriptor) -> Result<bool, BuildError> {
+        Ok(self.inner.blobs.stat(&layer.digest).await? == Some(layer.size))
+    }
+
+    /// Looks at the layers of an image before it is given out, and refuses those that could
+    /// not be pulled: all must be there, and some are read, those apart that were `made` just
+    /// now. The bounds on that are below.
+    pub(crate) async fn check(
+        &self,
+        layers: &[ImageLayer],
+        made: &BTreeSet<Digest>,
+    ) -> Result<(), BuildError> {
+        let mut layers: Vec<&Descriptor> = layers.iter().map(|layer| &layer.descriptor).collect();
+        layers.sort_by_key(|layer| (layer.size, layer.digest.clone()));
+        layers.dedup_by(|one, other| one.digest == other.digest);
+        let mut left = VERIFY_BUILD_MAX;
+        // Made before they are streamed, as in `remote::pull`.
+        let mut checks = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let digest = &layer.digest;
+            let is_small = layer.size <= VERIFY_SIZE_MAX.min(left);
+            let verify = is_small && !made.contains(digest) && !self.is_verified(digest);
+            left -= if verify { layer.size } else { 0 };
+            checks.push(self.check_one(layer, verify));
+        }
+        let checks = futures_util::stream::iter(checks).buffer_unordered(VERIFY_PARALLEL);
+        // All of them, so that a build that begins again does so once.
+        let checked: Vec<Result<(), BuildError>> = checks.collect().await;
+        checked.into_iter().collect()
+    }
+
+    async fn check_one(&self, layer: &Descriptor, verify: bool) -> Result<(), BuildError> {
+        let (blobs, digest) = (&self.inner.blobs, &layer.digest);
+        let damaged = || BuildError::DamagedLayer { digest: digest.clone() };
+        let size = blobs.stat(digest).await?.ok_or_else(damaged)?;
+        // A manifest that was pushed may name another size than the blob has.
+        if verify && size == layer.size {
+            if !blobs.verify(digest).await? {
+                return Err(damaged());
+            }
+            self.note_verified(digest);
+        }
+        Ok(())
+    }
+
+    fn is_verified(&self, digest: &Digest) -> bool {
+        let verified = self.inner.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        verified.get(digest).is_some_and(|at| at.elapsed() < VERIFIED_KEEP)
+    }
+
+    fn note_verified(&self, digest: &Digest) {
+        let mut verified = self.inner.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if verified.len() >= VERIFIED_MAX {
+            verified.clear();
+        }
+        verified.insert(digest.clone(), Instant::now());
     }
 
     /// The folders of layers, topmost first, unpacked where they are not.

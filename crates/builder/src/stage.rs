@@ -401,6 +401,7 @@ impl<'a> Stage<'a> {
                 let took = milliseconds(step.started.elapsed());
                 self.keep(key, &new, created, took).await?;
                 let mut notes = build.notes();
+                notes.made.insert(new.layer.descriptor.digest.clone());
                 notes.cost.cache_misses += 1;
                 notes.cost.written += new.layer.descriptor.size;
                 let cpu = milliseconds(new.usage.cpu);
@@ -419,7 +420,8 @@ impl<'a> Stage<'a> {
         Ok(made)
     }
 
-    /// A cached layer and what making it cost. A damaged entry is no entry.
+    /// A cached layer and what making it cost. A damaged entry is no entry; the next result
+    /// replaces it.
     async fn cached(&self, key: &Digest) -> Result<Option<(CachedLayer, u64)>, BuildError> {
         let builder = self.build.builder;
         let Some(entry) = builder.cache.get(key).await? else { return Ok(None) };
@@ -427,9 +429,9 @@ impl<'a> Stage<'a> {
             tracing::warn!(%key, "cache entry is not readable, building again");
             return Ok(None);
         };
-        match builder.blobs.size(&cached.layer.digest).await? {
-            Some(size) if size == cached.layer.size => Ok(Some((cached, entry.cost))),
-            _ => Ok(None),
+        match builder.layers.is_there(&cached.layer).await? {
+            true => Ok(Some((cached, entry.cost))),
+            false => Ok(None),
         }
     }
 

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use oci::{Digest, Hasher, media_type};
+use oci::{Descriptor, Digest, Hasher, media_type};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
@@ -23,21 +23,48 @@ use crate::tree::{Node, NodeKind};
 /// A layer with more entries is an attack.
 const ENTRIES_MAX: usize = 5_000_000;
 
-/// Reads a layer: gives its index, and unpacks it into `folder` if there is one. Its diff ID
-/// is checked.
+/// Reads a layer: gives its index, and unpacks it into `folder` if there is one. The digest of
+/// its blob and its diff ID are checked.
 pub(crate) fn read_layer(
-    blob: Box<dyn Read + Send>,
-    layer_type: &str,
+    blob: impl Read,
+    layer: &Descriptor,
     diff_id: &Digest,
     folder: Option<&Path>,
     stop: &CancellationToken,
 ) -> io::Result<LayerIndex> {
-    let reader: Box<dyn Read> = match layer_type {
-        media_type::OCI_LAYER_GZIP => Box::new(flate2::read::MultiGzDecoder::new(blob)),
-        media_type::OCI_LAYER_ZSTD => Box::new(zstd::Decoder::new(blob)?),
-        _ => Box::new(blob),
+    // Bytes can be damaged that decompression does not miss, such as those of a header.
+    let mut blob = Hashed { inner: blob, hasher: Hasher::new(layer.digest.algorithm()) };
+    let index = match layer.media_type.as_str() {
+        media_type::OCI_LAYER_GZIP => {
+            let mut tar = flate2::read::MultiGzDecoder::new(&mut blob);
+            read_tar(&mut tar, diff_id, folder, stop)?
+        }
+        media_type::OCI_LAYER_ZSTD => {
+            let mut tar = zstd::Decoder::new(&mut blob)?;
+            read_tar(&mut tar, diff_id, folder, stop)?
+        }
+        // Not compressed: the check of the diff ID is that of the blob.
+        _ if layer.digest == *diff_id => {
+            return read_tar(&mut blob.inner, diff_id, folder, stop);
+        }
+        _ => read_tar(&mut blob, diff_id, folder, stop)?,
     };
-    let reader = io::BufReader::with_capacity(128 << 10, reader);
+    io::copy(&mut blob, &mut io::sink())?;
+    let actual = blob.hasher.finish();
+    match actual == layer.digest {
+        true => Ok(index),
+        false => Err(io::Error::other(format!("its blob has the digest {actual}"))),
+    }
+}
+
+/// Reads a layer's tar to its end.
+fn read_tar(
+    tar: &mut dyn Read,
+    diff_id: &Digest,
+    folder: Option<&Path>,
+    stop: &CancellationToken,
+) -> io::Result<LayerIndex> {
+    let reader = io::BufReader::with_capacity(128 << 10, tar);
     let mut hashed = Hashed { inner: reader, hasher: Hasher::new(diff_id.algorithm()) };
     let folder = folder.map(Folder::open).transpose()?;
     let mut index = LayerIndex::default();

@@ -117,19 +117,6 @@ async fn no_cache_builds_again_but_keeps_what_it_built() {
 }
 
 #[tokio::test]
-async fn a_missing_blob_is_a_miss() {
-    let fixture = prepared().await;
-    let request = fixture.request(DOCKERFILE);
-    let (_, first) = written(&fixture, &request).await;
-    let lost = first.layers.last().unwrap().descriptor.digest.clone();
-    fixture.hidden.lock().unwrap().push(lost);
-    let built = fixture.try_build(&request).await.0.unwrap();
-    assert_eq!(built.cost.cache_misses, 1);
-    fixture.hidden.lock().unwrap().clear();
-    assert_eq!(written(&fixture, &request).await.0, 0);
-}
-
-#[tokio::test]
 async fn stages_that_the_target_does_not_need_are_not_built() {
     let fixture = prepared().await;
     let mut request = fixture.request(

@@ -6,6 +6,7 @@ mod support;
 
 mod cache;
 mod copy;
+mod damage;
 mod image;
 mod language;
 mod mounts;

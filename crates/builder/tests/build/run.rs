@@ -75,6 +75,38 @@ async fn as_root_a_run_s_changes_become_a_layer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn as_root_a_damaged_layer_of_a_run_is_made_again() {
+    let mut fixture = with_runtime().await;
+    fixture.write("a", "a");
+    let dockerfile = "FROM registry.test/busybox\nRUN echo x > /d1\nCOPY a /d2";
+    for damage in DAMAGES {
+        let first = build(&fixture, dockerfile).await.built;
+        fixture.damage(&first.layers[1].descriptor.digest, damage).await;
+        fixture.restart().await;
+        let run = build(&fixture, dockerfile).await;
+        let cost = &run.built.cost;
+        assert_eq!((cost.cache_misses, cost.cache_hits), (1, 1), "{damage:?}: {}", run.steps());
+        let files = fixture.files(&run.built).await;
+        assert_eq!((files.at("d1"), files.at("d2")), ("644 0:0 \"x\\n\"", "644 0:0 \"a\""));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_a_damaged_layer_below_a_run_is_made_again() {
+    for damage in DAMAGES {
+        let fixture = with_runtime().await;
+        let below = "FROM registry.test/busybox\nRUN echo x > /d1\n";
+        let first = build(&fixture, below).await.built;
+        fixture.damage(&first.layers[1].descriptor.digest, damage).await;
+        fixture.forget_snapshots();
+        // The same process, and a step that must unpack what is below it.
+        let run = build(&fixture, &format!("{below}RUN cat /d1 > /d2")).await;
+        assert_eq!(run.built.cost.cache_misses, 2, "{damage:?}: {}", run.steps());
+        assert_eq!(fixture.files(&run.built).await.at("d2"), "644 0:0 \"x\\n\"");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn as_root_a_run_has_its_user_and_folder() {
     let fixture = with_runtime().await;
     let run = build(

@@ -18,9 +18,7 @@ use oci::{
     Descriptor, Digest, History, ImageConfig, ImageManifest, Manifest, Platform, RegistryName,
     media_type,
 };
-use store::{
-    BlobReader, BlobStore, Catalog, Cause, Expected, MemoryStore, NamedUpload, NewManifest, Upload,
-};
+use store::{BlobStore, Catalog, Cause, Expected, MemoryStore, NewManifest};
 use tokio_util::sync::CancellationToken;
 
 /// The own name of the registry that fixtures have.
@@ -34,53 +32,19 @@ pub(crate) struct Fixture {
     pub(crate) catalog: Catalog,
     pub(crate) builder: Builder,
     pub(crate) folder: tempfile::TempDir,
-    /// Blobs that the store pretends not to have.
-    pub(crate) hidden: Arc<Mutex<Vec<Digest>>>,
-}
-
-/// A store that can lose blobs.
-struct Hiding {
     memory: MemoryStore,
-    hidden: Arc<Mutex<Vec<Digest>>>,
 }
 
-#[async_trait]
-impl BlobStore for Hiding {
-    async fn size(&self, digest: &Digest) -> store::Result<Option<u64>> {
-        if self.hidden.lock().unwrap().contains(digest) {
-            return Ok(None);
-        }
-        self.memory.size(digest).await
-    }
-
-    async fn stat(&self, digest: &Digest) -> store::Result<Option<u64>> {
-        self.size(digest).await
-    }
-
-    async fn verify(&self, digest: &Digest) -> store::Result<bool> {
-        self.memory.verify(digest).await
-    }
-
-    async fn open(&self, digest: &Digest, offset: u64) -> store::Result<BlobReader> {
-        self.memory.open(digest, offset).await
-    }
-
-    async fn begin_upload(&self, algorithm: oci::Algorithm) -> store::Result<Box<dyn Upload>> {
-        self.memory.begin_upload(algorithm).await
-    }
-
-    async fn resume_upload(&self, name: &str) -> store::Result<Box<dyn NamedUpload>> {
-        self.memory.resume_upload(name).await
-    }
-
-    async fn discard_upload(&self, name: &str) -> store::Result<()> {
-        self.memory.discard_upload(name).await
-    }
-
-    async fn delete(&self, digest: &Digest) -> store::Result<()> {
-        self.memory.delete(digest).await
-    }
+/// What happens to blobs in bad stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Damage {
+    Gone,
+    Cut,
+    /// A byte is another one; decompression of gzip does not miss it.
+    Flipped,
 }
+
+pub(crate) const DAMAGES: [Damage; 3] = [Damage::Gone, Damage::Cut, Damage::Flipped];
 
 impl Fixture {
     /// A store without any image.
@@ -92,12 +56,53 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         let db = db::Db::in_memory().await.unwrap();
         let memory = MemoryStore::open(db.clone()).await.unwrap();
-        let hidden = Arc::default();
-        let blobs: Arc<dyn BlobStore> = Arc::new(Hiding { memory, hidden: Arc::clone(&hidden) });
-        let catalog = Catalog::open(db, blobs).await.unwrap();
+        let catalog = Catalog::open(db, Arc::new(memory.clone())).await.unwrap();
         let builder = Self::builder(&catalog, folder.path(), &domain).await;
         std::fs::create_dir(folder.path().join("context")).unwrap();
-        Self { catalog, builder, folder, hidden }
+        Self { catalog, builder, folder, memory }
+    }
+
+    /// Another process opens the same store: what the first one knew of it is forgotten.
+    pub(crate) async fn restart(&mut self) {
+        let runtime = self.builder.runtime.take();
+        let domain = TrustDomain::Trusted;
+        self.builder = Self::builder(&self.catalog, self.folder.path(), &domain).await;
+        self.builder.runtime = runtime;
+    }
+
+    /// The cache of unpacked layers is lost.
+    pub(crate) fn forget_snapshots(&self) {
+        let folder = self.folder.path().join("snapshots/layers");
+        std::fs::remove_dir_all(&folder).unwrap();
+        std::fs::create_dir(&folder).unwrap();
+    }
+
+    pub(crate) async fn damage(&self, digest: &Digest, damage: Damage) {
+        let mut bytes = read(&self.catalog, digest).await;
+        let bytes = match damage {
+            Damage::Gone => None,
+            Damage::Cut => Some(bytes[1..].to_vec()),
+            Damage::Flipped => {
+                bytes[4] ^= 1; // The time in the header of gzip.
+                Some(bytes)
+            }
+        };
+        self.memory.damage(digest, bytes.map(Bytes::from));
+    }
+
+    /// The digest of the image config of `registry.test/NAME`.
+    pub(crate) async fn config_digest(&self, name: &str) -> Digest {
+        let (registry, tag) = (RegistryName::default(), oci::Tag::latest());
+        let (name, tag) = (name.parse().unwrap(), store::ManifestRef::Tag(tag));
+        let entry = self.catalog.manifest(&registry, &name, &tag).await.unwrap().unwrap();
+        let manifest = Manifest::parse(&entry.bytes, Some(&entry.media_type)).unwrap();
+        let Manifest::Image(manifest) = manifest else { panic!("not an image manifest") };
+        manifest.config.digest
+    }
+
+    /// Whether the store has a blob whole.
+    pub(crate) async fn is_whole(&self, digest: &Digest) -> bool {
+        self.catalog.blobs().verify(digest).await.unwrap()
     }
 
     pub(crate) async fn builder(catalog: &Catalog, folder: &Path, domain: &TrustDomain) -> Builder {

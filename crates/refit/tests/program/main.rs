@@ -6,6 +6,7 @@ mod arguments;
 mod build;
 mod completions;
 mod crash;
+mod damage;
 mod doctor;
 mod gc;
 mod login;
