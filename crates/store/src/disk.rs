@@ -51,11 +51,8 @@ impl DiskStore {
         let store = Self { shared };
         let (prepared, resumable) = (store.clone(), store.shared.rows.uploads().await?);
         let placed = blocking("prepare the data folder", move || prepared.prepare(&resumable));
-        for digest in placed.await? {
-            // Bytes that were placed but never listed go; listed ones stay.
-            store.delete(&digest).await?;
-            let marker = store.shared.marker(&digest);
-            blocking("prepare the data folder", move || remove_if_there(&marker)).await?;
+        for placing in placed.await? {
+            store.end_placing(placing).await?;
         }
         for digest in store.shared.rows.unlisted().await? {
             store.delete(&digest).await?;
@@ -65,7 +62,7 @@ impl DiskStore {
 
     /// Makes the folders, sweeps what no session can take up, and tells which blobs were
     /// being placed when the process ended.
-    fn prepare(&self, resumable: &HashSet<String>) -> io::Result<Vec<Digest>> {
+    fn prepare(&self, resumable: &HashSet<String>) -> io::Result<Vec<(Placing, PathBuf)>> {
         let mut placed = Vec::new();
         for folder in [&self.shared.blobs, &self.shared.uploads] {
             std::fs::create_dir_all(folder)?;
@@ -73,13 +70,31 @@ impl DiskStore {
         for entry in std::fs::read_dir(&self.shared.uploads)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            match name.strip_prefix(PLACING).map(|name| name.replacen('-', ":", 1).parse()) {
-                Some(Ok(digest)) => placed.push(digest),
+            match Placing::of_marker(&name) {
+                Some(mut placing) => {
+                    placing.upload = placing.upload.filter(|name| resumable.contains(name));
+                    placed.push((placing, entry.path()));
+                }
                 _ if resumable.contains(&name) => (),
                 _ => std::fs::remove_file(entry.path())?,
             }
         }
         Ok(placed)
+    }
+
+    /// Decides about bytes that were being placed: listed ones stay, those of an upload that
+    /// can be taken up go back to it, and others go.
+    async fn end_placing(&self, (placing, marker): (Placing, PathBuf)) -> Result<()> {
+        if let Some(name) = &placing.upload
+            && !self.shared.rows.is_listed(&placing.digest).await?
+        {
+            let (shared, digest) = (Arc::clone(&self.shared), placing.digest.clone());
+            let upload = self.shared.uploads.join(name);
+            let give_back = move || shared.take_back(&digest, &upload);
+            blocking("give an upload its bytes back", give_back).await?;
+        }
+        self.delete(&placing.digest).await?;
+        blocking("prepare the data folder", move || remove_if_there(&marker)).await
     }
 
     /// The size of a blob that is listed and whole, as far as `look` can tell. One that is not
@@ -151,15 +166,41 @@ const TEMPORARY: &str = "tmp-";
 /// that the catalog does not list would otherwise be found only by looking at every file.
 const PLACING: &str = "placing-";
 
+/// A blob being placed, as the name of its marker tells: `placing-sha256-<hex>`, and
+/// `-<upload>` if its bytes are those of a named upload, which were acknowledged and must not
+/// go before they are listed.
+struct Placing {
+    digest: Digest,
+    upload: Option<String>,
+}
+
+impl Placing {
+    /// Of the file that becomes a blob.
+    fn of(digest: &Digest, from: &Path) -> Self {
+        let name = from.file_name().map(|name| name.to_string_lossy().into_owned());
+        let upload = name.filter(|name| !name.starts_with(TEMPORARY));
+        Self { digest: digest.clone(), upload }
+    }
+
+    fn of_marker(name: &str) -> Option<Self> {
+        let mut parts = name.strip_prefix(PLACING)?.splitn(3, '-');
+        let digest = format!("{}:{}", parts.next()?, parts.next()?).parse().ok()?;
+        Some(Self { digest, upload: parts.next().map(str::to_owned) })
+    }
+
+    fn marker(&self) -> String {
+        let marker = format!("{PLACING}{}-{}", self.digest.algorithm().name(), self.digest.hex());
+        match &self.upload {
+            Some(upload) => format!("{marker}-{upload}"),
+            None => marker,
+        }
+    }
+}
+
 impl Shared {
     fn path(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
         self.blobs.join(digest.algorithm().name()).join(&hex[..2]).join(hex)
-    }
-
-    fn marker(&self, digest: &Digest) -> PathBuf {
-        let name = format!("{PLACING}{}-{}", digest.algorithm().name(), digest.hex());
-        self.uploads.join(name)
     }
 
     /// Where a blob's damaged bytes are kept.
@@ -176,13 +217,24 @@ impl Shared {
     }
 
     /// Moves a finished file to its name, durably.
-    fn place(&self, from: &Path, digest: &Digest) -> io::Result<()> {
-        let to = self.path(digest);
+    fn place(&self, from: &Path, placing: &Placing) -> io::Result<()> {
+        let to = self.path(&placing.digest);
         let folder = to.parent().unwrap_or(&self.blobs);
         self.make_folder(folder)?;
-        File::create(self.marker(digest))?;
+        File::create(self.uploads.join(placing.marker()))?;
         std::fs::rename(from, &to)?;
         File::open(folder)?.sync_all()
+    }
+
+    /// Gives a named upload the bytes back that were placed and could not be listed.
+    fn take_back(&self, digest: &Digest, upload: &Path) -> io::Result<()> {
+        if upload.exists() {
+            return Ok(()); // They were not moved yet.
+        }
+        match std::fs::rename(self.path(digest), upload) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Makes a folder of blobs. Others wait until it is durable: what they put into it would
@@ -451,16 +503,19 @@ async fn publish(
     let (shared, from) = (Arc::clone(shared), path.to_owned());
     to_the_end(async move {
         let _exclusive = shared.rows.lock(&stored.digest).await;
-        let (place, digest) = (Arc::clone(&shared), stored.digest.clone());
-        blocking("place a blob", move || place.place(&from, &digest)).await?;
+        let placing = Arc::new(Placing::of(&stored.digest, &from));
+        let (place, upload, under) = (Arc::clone(&shared), from.clone(), Arc::clone(&placing));
+        blocking("place a blob", move || place.place(&upload, &under)).await?;
         let listed = shared.rows.insert(&stored.digest, stored.size).await;
         // When even this question has no answer, the marker stays for the next start.
         let keep = listed.is_ok() || shared.rows.is_listed(&stored.digest).await?;
-        let (blob, marker) = (shared.path(&stored.digest), shared.marker(&stored.digest));
-        let aside = shared.aside(&stored.digest);
         let tidy = move || {
-            remove_if_there(if keep { &aside } else { &blob })?;
-            remove_if_there(&marker)
+            match (keep, &placing.upload) {
+                (true, _) => remove_if_there(&shared.aside(&placing.digest))?,
+                (false, Some(_)) => shared.take_back(&placing.digest, &from)?,
+                (false, None) => remove_if_there(&shared.path(&placing.digest))?,
+            }
+            remove_if_there(&shared.uploads.join(placing.marker()))
         };
         blocking("place a blob", tidy).await?;
         listed.map(|()| stored)

@@ -380,3 +380,63 @@ async fn root_a_full_disk_refuses_catalog_writes_and_the_catalog_stays_whole() {
     assert_eq!(whole, "ok");
     check_listed(disk.0.path(), &catalog, &db).await;
 }
+
+/// An upload whose chunk was acknowledged; it is held by nobody.
+async fn acknowledged(catalog: &Catalog, bytes: &[u8]) -> String {
+    let mut session = catalog.begin_session(&registry(), &app()).await.unwrap();
+    session.write(Bytes::copy_from_slice(bytes)).await.unwrap();
+    session.sync().await.unwrap();
+    session.id().to_owned()
+}
+
+/// Takes the upload up again, with all its bytes, and ends it.
+async fn end_upload(folder: &Path, catalog: &Catalog, db: &db::Db, id: &str, bytes: &[u8]) {
+    let session = catalog.resume_session(&registry(), &app(), id).await.unwrap();
+    assert_eq!(session.size(), bytes.len() as u64, "the upload lost acknowledged bytes");
+    session.commit(&Digest::of(bytes)).await.unwrap();
+    assert_eq!(read(catalog, &Digest::of(bytes)).await, bytes);
+    assert_eq!(std::fs::read_dir(folder.join("uploads")).unwrap().count(), 0);
+    check_listed(folder, catalog, db).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_could_not_be_listed_keeps_its_bytes() {
+    let (folder, bytes) = (tempfile::tempdir().unwrap(), layer(1));
+    let (catalog, db) = open(folder.path()).await;
+    let id = acknowledged(&catalog, &bytes).await;
+    let change = async |statement: &'static str| {
+        let changed = db.write::<_, StoreError, _>(move |connection| {
+            Box::pin(async move {
+                sqlx::query(statement).execute(connection).await.unwrap();
+                Ok(())
+            })
+        });
+        changed.await.unwrap();
+    };
+    change(
+        "CREATE TRIGGER refuse BEFORE INSERT ON blobs
+         BEGIN SELECT RAISE(ABORT, 'refused'); END",
+    )
+    .await;
+    let session = catalog.resume_session(&registry(), &app(), &id).await.unwrap();
+    session.commit(&Digest::of(&bytes)).await.unwrap_err();
+    check_listed(folder.path(), &catalog, &db).await;
+    change("DROP TRIGGER refuse").await;
+    end_upload(folder.path(), &catalog, &db, &id, &bytes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_killed_before_it_was_listed_keeps_its_bytes() {
+    let (folder, bytes) = (tempfile::tempdir().unwrap(), layer(1));
+    let (catalog, db) = open(folder.path()).await;
+    let id = acknowledged(&catalog, &bytes).await;
+    drop((catalog, db));
+    let digest = Digest::of(&bytes);
+    let uploads = folder.path().join("uploads");
+    let blob = folder.path().join("blobs/sha256").join(&digest.hex()[..2]).join(digest.hex());
+    std::fs::write(uploads.join(format!("placing-sha256-{}-{id}", digest.hex())), "").unwrap();
+    std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    std::fs::rename(uploads.join(&id), blob).unwrap();
+    let (catalog, db) = open(folder.path()).await;
+    end_upload(folder.path(), &catalog, &db, &id, &bytes).await;
+}
