@@ -52,6 +52,7 @@ impl Command {
     /// Whether it needs a [`Connection`].
     pub fn needs_server(&self) -> bool {
         match self {
+            Self::Build(args) => args.needs_server(),
             Self::Version(args) => args.needs_server(),
             Self::Login(_) | Self::Logout(_) | Self::Completions(_) => false,
             _ => true,

@@ -74,6 +74,16 @@ impl Source {
         })
     }
 
+    /// The Dockerfile's text.
+    pub(crate) fn dockerfile(&self) -> Result<&str> {
+        std::str::from_utf8(&self.dockerfile)
+            .map_err(could_not(format!("read the Dockerfile `{}`", self.dockerfile_name)))
+    }
+
+    pub(crate) fn patterns(&self) -> &IgnoreFile {
+        &self.patterns
+    }
+
     /// Whether a path of the context stays here.
     fn is_excluded(&self, path: &str) -> bool {
         let replaced = self.leaves_out_usual_ignore_file && path == ".dockerignore";

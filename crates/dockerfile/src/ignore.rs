@@ -32,6 +32,8 @@ struct Pattern {
     is_exception: bool,
     /// Of an exception its text, which tells where it can match.
     reach: Option<String>,
+    /// `*`, `**` or `**/*`.
+    is_everything: bool,
     matcher: Matcher,
 }
 
@@ -108,7 +110,8 @@ impl IgnoreFile {
         };
         self.has_exceptions |= is_exception;
         let reach = is_exception.then(|| pattern.to_owned());
-        self.patterns.push(Pattern { is_exception, reach, matcher });
+        let is_everything = matches!(pattern, "*" | "**" | "**/*");
+        self.patterns.push(Pattern { is_exception, reach, is_everything, matcher });
         Ok(())
     }
 
@@ -138,6 +141,11 @@ impl IgnoreFile {
             Some(reach) => may_match_below(reach, folder),
             None => false,
         })
+    }
+
+    /// Whether a pattern leaves out all that there is, as `*` and `**` do.
+    pub fn excludes_everything(&self) -> bool {
+        self.patterns.iter().any(|pattern| pattern.is_everything && !pattern.is_exception)
     }
 
     pub fn is_empty(&self) -> bool {

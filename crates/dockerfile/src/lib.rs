@@ -28,12 +28,14 @@ pub mod cases;
 pub mod fuzz;
 pub mod glob;
 pub mod ignore;
+pub mod lint;
 pub mod path;
 
 pub use heredoc::HereDocument;
 pub use instruction::*;
 pub use mode::ModeChange;
 pub use mount::{FileOwner, Mount, MountKind, Sharing, bytes};
+pub use oci::Platform;
 pub use operation::*;
 pub use parse::{Dockerfile, parse};
 pub use plan::{

@@ -130,13 +130,9 @@ impl Variables for BTreeMap<String, String> {
 pub fn plan(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<Plan> {
     let first =
         dockerfile.instructions.iter().position(|i| matches!(i.kind, InstructionKind::From(_)));
-    let (head, body) = dockerfile.instructions.split_at(first.unwrap_or(0));
-    let last_stage = body.iter().rev().find_map(|instruction| match &instruction.kind {
-        InstructionKind::From(from) => Some(from.name.as_deref()),
-        _ => None,
-    });
-    let platform_args = platform_args(options, last_stage.flatten());
-    let globals = globals(head, dockerfile.escape, options, &platform_args)?;
+    let body = &dockerfile.instructions[first.unwrap_or(0)..];
+    let platform_args = platform_args_of(dockerfile, options);
+    let globals = globals_of(dockerfile, options, &platform_args)?;
     let inherited: BTreeMap<String, String> = platform_args.into_iter().chain(globals).collect();
     let drafts = drafts(body, dockerfile.escape, &inherited, &options.contexts)?;
     let target = target(&drafts, options.target.as_deref())?;
@@ -179,6 +175,29 @@ pub fn plan(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<Plan> {
 
 fn position(needed: &BTreeSet<usize>, number: usize) -> usize {
     needed.iter().take_while(|needed| **needed < number).count()
+}
+
+/// The platform arguments of a build of a file.
+pub(crate) fn platform_args_of(
+    dockerfile: &Dockerfile,
+    options: &PlanOptions,
+) -> BTreeMap<String, String> {
+    let last_stage = dockerfile.instructions.iter().rev().find_map(|i| match &i.kind {
+        InstructionKind::From(from) => Some(from.name.as_deref()),
+        _ => None,
+    });
+    platform_args(options, last_stage.flatten())
+}
+
+/// The values of the `ARG`s before the first `FROM` of a file.
+pub(crate) fn globals_of(
+    dockerfile: &Dockerfile,
+    options: &PlanOptions,
+    platform_args: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>> {
+    let is_from = |i: &Instruction| matches!(i.kind, InstructionKind::From(_));
+    let first = dockerfile.instructions.iter().position(is_from).unwrap_or(0);
+    globals(&dockerfile.instructions[..first], dockerfile.escape, options, platform_args)
 }
 
 /// `TARGETPLATFORM`, `BUILDOS` and so on; the caller may give them other values.

@@ -103,29 +103,38 @@ impl DockerfileError {
 
     /// The error with file, line, the guilty text underlined, and the hint.
     pub fn render(&self, file: &str, source: &str) -> String {
-        let Span { line, column, start, end } = self.at;
-        let (start, end) = (floor(source, start), floor(source, end.max(start)));
-        let number = line.to_string();
-        let margin = " ".repeat(number.len());
-        let mut out = format!("error: {}\n{margin}--> {file}:{line}:{column}\n", self.message);
-        let line_start = source[..start].rfind('\n').map_or(0, |at| at + 1);
-        let line_end = source[start..].find('\n').map_or(source.len(), |at| start + at);
-        let text = printable(source[line_start..line_end].trim_end());
-        // Marks stay on the first line, at least one of them.
-        let marked = &source[start..end.min(line_end)];
-        let indent = printable(&source[line_start..start]).chars().count();
-        let marks = "^".repeat(printable(marked.trim_end()).chars().count().max(1));
-        // Writing to a string cannot fail.
-        let _ = write!(
-            out,
-            "{margin} |\n{number} | {text}\n{margin} | {}{marks}\n",
-            " ".repeat(indent)
-        );
-        if let Some(hint) = &self.hint {
-            let _ = writeln!(out, "hint: {hint}");
-        }
-        out
+        render("error", &self.message, self.at, self.hint.as_deref(), file, source)
     }
+}
+
+/// A message with file, line, the text it is about underlined, and a hint.
+pub(crate) fn render(
+    kind: &str,
+    message: &str,
+    at: Span,
+    hint: Option<&str>,
+    file: &str,
+    source: &str,
+) -> String {
+    let Span { line, column, start, end } = at;
+    let (start, end) = (floor(source, start), floor(source, end.max(start)));
+    let number = line.to_string();
+    let margin = " ".repeat(number.len());
+    let mut out = format!("{kind}: {message}\n{margin}--> {file}:{line}:{column}\n");
+    let line_start = source[..start].rfind('\n').map_or(0, |at| at + 1);
+    let line_end = source[start..].find('\n').map_or(source.len(), |at| start + at);
+    let text = printable(source[line_start..line_end].trim_end());
+    // Marks stay on the first line, at least one of them.
+    let marked = &source[start..end.min(line_end)];
+    let indent = printable(&source[line_start..start]).chars().count();
+    let marks = "^".repeat(printable(marked.trim_end()).chars().count().max(1));
+    // Writing to a string cannot fail.
+    let _ =
+        write!(out, "{margin} |\n{number} | {text}\n{margin} | {}{marks}\n", " ".repeat(indent));
+    if let Some(hint) = hint {
+        let _ = writeln!(out, "hint: {hint}");
+    }
+    out
 }
 
 /// A line as it may be shown: tabs as one blank, other control characters replaced.

@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use dockerfile::ignore::IgnoreFile;
+use dockerfile::lint::{Finding, LintOptions, lint};
 use dockerfile::{
     DockerfileError, NamedContext, Operation, OperationKind, OperationsError, Plan, PlanOptions,
-    StageId, parse, plan,
+    Span, StageId, parse, plan,
 };
 use expect_test::expect_file;
 use oci::{ImageConfig, Platform};
@@ -202,5 +204,48 @@ mod any_text {
             dockerfile::fuzz::dockerfile(&bytes);
             dockerfile::fuzz::ignore_file(&bytes);
         }
+    }
+}
+
+#[test]
+fn lint_rules_find_what_they_should() {
+    let ignore = IgnoreFile::parse("secret.txt").unwrap();
+    let plan = PlanOptions { build_args: BTreeMap::new(), ..options() };
+    let options = LintOptions { plan: &plan, base_env: &|_| None, ignore: Some(&ignore) };
+    for path in cases("lint") {
+        let source = std::fs::read_to_string(&path).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let dockerfile = parse(&source).unwrap_or_else(|e| panic!("{}", e.render(name, &source)));
+        let found = lint(&dockerfile, &options);
+        let found = found.unwrap_or_else(|error| panic!("{}", error.render(name, &source)));
+        let mut out = String::new();
+        for finding in &found.findings {
+            writeln!(out, "{}: {} {}", finding.at.line, finding.rule, finding.message).unwrap();
+        }
+        expect_file![path.with_extension("out")].assert_eq(&out);
+    }
+}
+
+#[test]
+fn a_finding_says_where_its_rule_is_explained() {
+    let url = |rule| Finding { rule, message: String::new(), at: Span::default() }.url();
+    let start = "https://docs.docker.com/go/dockerfile/rule/";
+    assert_eq!(url("StageNameCasing"), format!("{start}stage-name-casing/"));
+    assert_eq!(url("JSONArgsRecommended"), format!("{start}json-args-recommended/"));
+    assert_eq!(url("UndefinedVar"), format!("{start}undefined-var/"));
+}
+
+#[test]
+fn a_lint_setting_that_is_none_is_refused() {
+    let plan = options();
+    let options = LintOptions { plan: &plan, base_env: &|_| None, ignore: None };
+    let check = |setting: &str| {
+        let source = format!("# check={setting}\nFROM scratch\n");
+        lint(&parse(&source).unwrap(), &options).map(|found| found.is_error)
+    };
+    assert_eq!(check("error=true"), Ok(true));
+    assert_eq!(check("skip=A, B;experimental=all"), Ok(false));
+    for wrong in ["skip", "errors=true", "error=maybe"] {
+        assert_eq!(check(wrong).unwrap_err().at.line, 1, "{wrong}");
     }
 }

@@ -1,5 +1,7 @@
 //! `refit build`: context up, run queued, events followed, result told.
 
+mod check;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -118,6 +120,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     metadata_file: Option<PathBuf>,
 
+    /// Tell what the Dockerfile says that is seldom meant, and build nothing
+    #[arg(long)]
+    check: bool,
+
     /// How progress is shown
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     progress: ProgressMode,
@@ -157,12 +163,21 @@ impl Unsupported {
     }
 }
 
+impl Args {
+    pub(super) fn needs_server(&self) -> bool {
+        !self.check
+    }
+}
+
 pub(super) async fn run(
     session: &Session<'_>,
     args: Args,
     interrupts: &mut Interrupts,
 ) -> Result<()> {
     args.unsupported.refuse()?;
+    if args.check {
+        return check::run(session, &args);
+    }
     if let Some(file) = &args.metadata_file {
         if args.no_wait {
             return Err(Error::usage("`--metadata-file` needs the end of the run")
@@ -213,16 +228,41 @@ pub(super) async fn run(
 
 /// What the flags ask for; the source is not known yet.
 fn request(args: &Args, session: &Session<'_>) -> Result<DockerBuildRequest> {
-    let platform = match args.platform.as_slice() {
-        [] => parse_platform("linux")?,
-        [one] if !one.contains(',') => parse_platform(one)?,
-        _ => return Err(Error::usage("several platforms at once are not supported yet")),
-    };
+    let platform = platform(args)?;
     if let Some(timeout) = args.timeout
         && !(300..=28_800).contains(&timeout)
     {
         return Err(Error::usage(format!("`--timeout {timeout}` is not between 300 and 28800")));
     }
+    Ok(DockerBuildRequest {
+        image_names: args.images.clone(),
+        is_push_enabled: !args.no_push && !args.images.is_empty(),
+        no_cache: args.no_cache,
+        docker_file_path: String::new(),
+        target: args.target.clone(),
+        arguments: arguments(args, session)?,
+        timeout: args.timeout,
+        platform,
+        source_location: None,
+        agent_pool_name: None,
+        is_archive_enabled: false,
+        source_date_epoch: source_date_epoch(session)?,
+        network: args.network.clone(),
+        docker_file_name: None,
+        build_options: build_options(args, session)?,
+    })
+}
+
+fn platform(args: &Args) -> Result<PlatformProperties> {
+    match args.platform.as_slice() {
+        [] => parse_platform("linux"),
+        [one] if !one.contains(',') => parse_platform(one),
+        _ => Err(Error::usage("several platforms at once are not supported yet")),
+    }
+}
+
+/// The values for `ARG`s.
+fn arguments(args: &Args, session: &Session<'_>) -> Result<Vec<Argument>> {
     let plain = args.build_args.iter().map(|text| (text, false));
     let secret = args.secret_build_args.iter().map(|text| (text, true));
     let arguments = plain.chain(secret).filter_map(|(text, is_secret)| {
@@ -236,23 +276,7 @@ fn request(args: &Args, session: &Session<'_>) -> Result<DockerBuildRequest> {
         // A variable that is not set leaves the default of the `ARG`.
         Some(Ok(Argument { name: name.into(), value: value?.into(), is_secret }))
     });
-    Ok(DockerBuildRequest {
-        image_names: args.images.clone(),
-        is_push_enabled: !args.no_push && !args.images.is_empty(),
-        no_cache: args.no_cache,
-        docker_file_path: String::new(),
-        target: args.target.clone(),
-        arguments: arguments.collect::<Result<_>>()?,
-        timeout: args.timeout,
-        platform,
-        source_location: None,
-        agent_pool_name: None,
-        is_archive_enabled: false,
-        source_date_epoch: source_date_epoch(session)?,
-        network: args.network.clone(),
-        docker_file_name: None,
-        build_options: build_options(args, session)?,
-    })
+    arguments.collect()
 }
 
 fn build_options(args: &Args, session: &Session<'_>) -> Result<BuildOptions> {

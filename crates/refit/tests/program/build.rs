@@ -403,3 +403,53 @@ pub(crate) fn wait_for_status(sandbox: &Sandbox, server: &Server, status: &str) 
         (runs[0]["properties"]["status"] == status).then_some(())
     });
 }
+
+#[test]
+fn what_is_seldom_meant_is_told_without_a_server() {
+    let sandbox = sandbox();
+    sandbox
+        .write("app/Dockerfile", "FROM scratch AS Base\nCOPY lost.txt /\nCMD one two\n")
+        .write("app/.dockerignore", "lost.txt\n");
+    let check = |more: &[&str]| {
+        // Nobody is there, and nobody is asked.
+        let server = ["--server", "http://127.0.0.1:9"];
+        let args = ["build", "app", "--check"].into_iter().chain(server);
+        sandbox.refit(args.chain(more.iter().copied())).run()
+    };
+    expect![[r#"
+        exit: 1
+        -- stdout --
+        warning: Stage name 'Base' should be lowercase (StageNameCasing)
+         --> Dockerfile:1:1
+          |
+        1 | FROM scratch AS Base
+          | ^^^^^^^^^^^^^^^^^^^^
+        hint: see https://docs.docker.com/go/dockerfile/rule/stage-name-casing/
+        warning: Attempting to Copy file "lost.txt" that is excluded by .dockerignore (CopyIgnoredFile)
+         --> Dockerfile:2:1
+          |
+        2 | COPY lost.txt /
+          | ^^^^^^^^^^^^^^^
+        hint: see https://docs.docker.com/go/dockerfile/rule/copy-ignored-file/
+        warning: JSON arguments recommended for CMD to prevent unintended behavior related to OS signals (JSONArgsRecommended)
+         --> Dockerfile:3:1
+          |
+        3 | CMD one two
+          | ^^^^^^^^^^^
+        hint: see https://docs.docker.com/go/dockerfile/rule/json-args-recommended/
+        -- stderr --
+        error: 3 warnings
+    "#]]
+    .assert_eq(&check(&[]).snapshot());
+    let told = check(&["--output", "json"]).code(1);
+    let told: Vec<serde_json::Value> = serde_json::from_str(&told.stdout).unwrap();
+    let rules: Vec<&str> = told.iter().filter_map(|one| one["rule"].as_str()).collect();
+    assert_eq!(rules, ["StageNameCasing", "CopyIgnoredFile", "JSONArgsRecommended"]);
+
+    sandbox.write("app/Dockerfile", "# check=skip=all\nFROM scratch AS Base\n");
+    check(&[]).success();
+    sandbox.write("app/Dockerfile", "FROM scratch AS one\n");
+    check(&["--target", "two"]).code(1).stderr_has("`two`");
+    sandbox.write("app/Dockerfile", "FROMM scratch\n");
+    check(&[]).code(1).stderr_has("did you mean `FROM`?");
+}

@@ -1,0 +1,5 @@
+FROM scratch
+COPY secret.txt other.txt /
+ADD ./secret.txt /
+COPY . /
+COPY --from=0 secret.txt /

@@ -1,0 +1,16 @@
+FROM scratch AS base
+ARG SIZE OTHER=$NOTHING
+ENV PATH=$PAHT:/bin
+COPY $SIZE $DIR/ /x
+LABEL v=${VERSION:-1}
+WORKDIR $SIZE
+FROM base
+USER $OTHER$USER
+COPY <<A <<'B' /
+$INSIDE
+A
+$QUOTED
+B
+RUN --mount=type=cache,target=$WHERE echo $SHELL
+FROM unknown:1
+ENV A=$B
