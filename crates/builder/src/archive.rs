@@ -10,6 +10,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use oci::Hasher;
 
 use crate::copy::{ArchiveEntry, CopyError};
+use crate::name::{shown, text_of};
 use crate::tar_reader::{BLOCK, TarEntry, TarKind, TarReader, is_header};
 use crate::tree::{Node, NodeKind, Tree, components};
 
@@ -117,7 +118,7 @@ pub(crate) fn unpack(
         if entry.kind == TarKind::HardLink {
             let target = clean(&entry.link).map_err(|reason| broken(path, &reason))?;
             let Some(target) = target else {
-                return Err(broken(path, &format!("`{name}` links to nothing")));
+                return Err(broken(path, &format!("`{}` links to nothing", shown(&name))));
             };
             entries.push(ArchiveEntry::HardLink { path: name, target });
             continue;
@@ -134,16 +135,11 @@ pub(crate) fn unpack(
 
 /// A path of an archive, relative and without `.`; `None` for the archive's root.
 fn clean(path: &[u8]) -> Result<Option<String>, String> {
-    let Ok(path) = std::str::from_utf8(path) else {
-        return Err(format!("`{}` has a name that is not UTF-8", String::from_utf8_lossy(path)));
-    };
-    if path.contains('\0') {
-        return Err("a name has a zero byte".to_owned());
+    let path = text_of(path);
+    if components(&path).any(|part| part == "..") {
+        return Err(format!("`{}` leads out of its folder", shown(&path)));
     }
-    if components(path).any(|part| part == "..") {
-        return Err(format!("`{path}` leads out of its folder"));
-    }
-    let clean = components(path).collect::<Vec<_>>().join("/");
+    let clean = components(&path).collect::<Vec<_>>().join("/");
     Ok(Some(clean).filter(|path| !path.is_empty()))
 }
 
@@ -157,10 +153,7 @@ pub(crate) fn node_of(entry: &TarEntry) -> io::Result<Option<Node>> {
     let kind = match entry.kind {
         TarKind::Directory => NodeKind::Directory,
         TarKind::File => NodeKind::File { size: entry.size, digest: oci::Digest::of(b"") },
-        TarKind::Symlink => {
-            let target = String::from_utf8(entry.link.clone());
-            NodeKind::Symlink { target: target.map_err(|_| invalid("link target"))? }
-        }
+        TarKind::Symlink => NodeKind::Symlink { target: text_of(&entry.link) },
         TarKind::CharDevice => {
             let (major, minor) = device()?;
             NodeKind::CharDevice { major, minor }
@@ -174,9 +167,8 @@ pub(crate) fn node_of(entry: &TarEntry) -> io::Result<Option<Node>> {
     };
     let xattrs = entry.xattrs.iter().filter_map(|(name, value)| {
         // Only those that mean the same on every machine.
-        let name = std::str::from_utf8(name).ok()?;
-        let is_kept = name.starts_with("user.") || name == "security.capability";
-        is_kept.then(|| (name.to_owned(), value.clone()))
+        let is_kept = name.starts_with(b"user.") || name == b"security.capability";
+        is_kept.then(|| (text_of(name), value.clone()))
     });
     Ok(Some(Node {
         kind,

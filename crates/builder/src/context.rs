@@ -5,6 +5,7 @@
 //! Every file is hashed when the context is opened, and what is copied later is checked
 //! against that, so a file that changes meanwhile is an error and never a wrong cache entry.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -18,6 +19,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::KeyHasher;
+use crate::name::{bytes_of, shown, text_of};
 use crate::tree::{FirstNames, LinkGroup, Node, NodeKind, Tree, ancestors, join, parent};
 
 /// What a build may read, apart from the Dockerfile itself.
@@ -109,7 +111,7 @@ impl BuildContext {
             nodes: BTreeMap::new(),
             names: HashMap::new(),
             ignore,
-            hidden: options.hidden.clone(),
+            hidden: options.hidden.iter().map(|path| text_of(path.as_bytes())).collect(),
         };
         let patterns = found.ignore.as_ref().map(|(_, patterns)| patterns);
         let listing;
@@ -183,7 +185,7 @@ impl BuildContext {
                     continue;
                 }
                 let listed = stat(&self.root, &path)?;
-                let excluded = patterns.is_some_and(|patterns| patterns.is_excluded(&path));
+                let excluded = patterns.is_some_and(|patterns| patterns.is_excluded(&shown(&path)));
                 let is_directory = matches!(listed.kind, ListedKind::Directory);
                 if is_directory {
                     // An exclusion may be taken back for something below.
@@ -253,7 +255,7 @@ enum ListedKind {
 }
 
 fn failed(doing: &'static str, path: &str) -> impl FnOnce(rustix::io::Errno) -> ContextError {
-    let path = if path.is_empty() { ".".to_owned() } else { path.to_owned() };
+    let path = if path.is_empty() { ".".to_owned() } else { shown(path).into_owned() };
     move |errno| ContextError::Io { doing, path, source: errno.into() }
 }
 
@@ -264,9 +266,9 @@ fn open_root(root: &Path) -> Result<OwnedFd, ContextError> {
 
 /// Opens a path without following any link, wherever it is in the path.
 fn open_beneath(root: &OwnedFd, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let path = if path.is_empty() { "." } else { path };
+    let path = bytes_of(if path.is_empty() { "." } else { path });
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    rustix::fs::openat2(root, &*path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 /// Opens a regular file; never blocks on a FIFO that took its place.
@@ -291,9 +293,9 @@ fn names_of(root: &OwnedFd, folder: &str) -> Result<Vec<String>, ContextError> {
             continue;
         }
         match std::str::from_utf8(name) {
-            Ok(name) => names.push(name.to_owned()),
+            Ok(name) => names.push(text_of(name.as_bytes())),
             Err(_) => {
-                let path = join(folder, &String::from_utf8_lossy(name));
+                let path = join(&shown(folder), &String::from_utf8_lossy(name));
                 return Err(ContextError::BadName { path });
             }
         }
@@ -306,10 +308,10 @@ fn stat(root: &OwnedFd, path: &str) -> Result<Listed, ContextError> {
     let fd = open_beneath(root, path, OFlags::PATH | OFlags::NOFOLLOW);
     // `NO_SYMLINKS` refuses a link even as the last part; its folder is known to be none.
     let (fd, name) = match fd {
-        Ok(fd) => (fd, ""),
+        Ok(fd) => (fd, Cow::default()),
         Err(rustix::io::Errno::LOOP) => {
             let folder = open_beneath(root, parent(path), OFlags::PATH | OFlags::DIRECTORY);
-            (folder.map_err(failed("read", path))?, crate::tree::file_name(path))
+            (folder.map_err(failed("read", path))?, bytes_of(crate::tree::file_name(path)))
         }
         Err(errno) => return Err(failed("read", path)(errno)),
     };
@@ -317,18 +319,18 @@ fn stat(root: &OwnedFd, path: &str) -> Result<Listed, ContextError> {
         true => rustix::fs::AtFlags::EMPTY_PATH,
         false => rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
     };
-    let stat = rustix::fs::statat(&fd, name, flags).map_err(failed("read", path))?;
+    let stat = rustix::fs::statat(&fd, &*name, flags).map_err(failed("read", path))?;
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => ListedKind::Directory,
         FileType::RegularFile => {
             ListedKind::File((stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino)))
         }
         FileType::Symlink => {
-            let target = rustix::fs::readlinkat(&fd, name, Vec::new());
+            let target = rustix::fs::readlinkat(&fd, &*name, Vec::new());
             let target = target.map_err(failed("read", path))?;
             let target = target.into_string();
-            let bad = |_| ContextError::BadName { path: path.to_owned() };
-            ListedKind::Symlink { target: target.map_err(bad)? }
+            let bad = |_| ContextError::BadName { path: shown(path).into_owned() };
+            ListedKind::Symlink { target: text_of(target.map_err(bad)?.as_bytes()) }
         }
         // Sockets and devices mean nothing elsewhere; a FIFO stands for all of them here and
         // is refused when something copies it.
@@ -395,7 +397,7 @@ fn hash_files(
             }
             let result = hash_file(root, path, &mut buffer);
             let failed =
-                |source| ContextError::Io { doing: "read", path: (*path).to_owned(), source };
+                |source| ContextError::Io { doing: "read", path: shown(path).into_owned(), source };
             let (size, digest) = result.map_err(failed)?;
             hashed.lock().expect("no holder panics").insert((*path).to_owned(), (size, digest));
         }

@@ -13,6 +13,7 @@ use dockerfile::{CopySource, ModeChange, Script, glob};
 use oci::Digest;
 
 use crate::cache::KeyHasher;
+use crate::name::{shown, text_of};
 use crate::tree::{
     LinkGroup, Node, NodeKind, Tree, ancestors, components, file_name, join, parent, resolve,
 };
@@ -26,7 +27,7 @@ pub(crate) struct CopyRequest<'a> {
     pub(crate) sources: &'a [CopySource],
     /// Files whose text is in the Dockerfile.
     pub(crate) documents: &'a [Script],
-    /// Absolute; ends with `/` if it was written as a folder.
+    /// As the user wrote it, absolute; ends with `/` if it is meant as a folder.
     pub(crate) destination: &'a str,
     pub(crate) owner: Option<Owner>,
     pub(crate) mode: Option<&'a ModeChange>,
@@ -103,23 +104,23 @@ pub(crate) struct PlannedArchive {
 /// Why a `COPY` cannot be done. `Display` is the user's sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CopyError {
-    #[error("`{path}` not found")]
+    #[error("`{}` not found", shown(path))]
     NotFound { path: String, nearest: Option<String>, ignored_by: Option<String> },
-    #[error("`{path}` is a link to `{target}`, which is not there")]
+    #[error("`{}` is a link to `{}`, which is not there", shown(path), shown(target))]
     DanglingLink { path: String, target: String },
-    #[error("`{path}` leads in circles")]
+    #[error("`{}` leads in circles", shown(path))]
     LinkLoop { path: String },
-    #[error("`{path}` is in the image and not a folder")]
+    #[error("`{}` is in the image and not a folder", shown(path))]
     NotAFolder { path: String },
-    #[error("`{path}` is a folder in the image, a file cannot take its place")]
+    #[error("`{}` is a folder in the image, a file cannot take its place", shown(path))]
     FolderInTheWay { path: String },
     #[error("several files cannot be copied to `{path}`")]
     SeveralToOne { path: String },
-    #[error("`{path}` cannot be in an image: names that start with `.wh.` mark deletions")]
+    #[error("`{}` cannot be in an image: names that start with `.wh.` mark deletions", shown(path))]
     WhiteoutName { path: String },
     #[error("`{pattern}` is not a valid pattern")]
     BadPattern { pattern: String },
-    #[error("archive `{path}` cannot be unpacked: {reason}")]
+    #[error("archive `{}` cannot be unpacked: {reason}", shown(path))]
     Archive { path: String, reason: String, hint: Option<String> },
 }
 
@@ -131,7 +132,7 @@ impl CopyError {
                 Some(format!("`{name}` excludes it from the context"))
             }
             Self::NotFound { nearest: Some(nearest), .. } => {
-                Some(format!("did you mean `{nearest}`?"))
+                Some(format!("did you mean `{}`?", shown(nearest)))
             }
             Self::SeveralToOne { path } => {
                 Some(format!("end the destination with a slash: `{path}/`"))
@@ -249,6 +250,7 @@ impl Filter {
         if below.is_empty() {
             return Verdict::Copied;
         }
+        let below = &*shown(below);
         if let Some(exclude) = &self.exclude
             && exclude.is_excluded(below)
         {
@@ -266,6 +268,7 @@ impl Filter {
 
 struct Planner<'a> {
     request: &'a CopyRequest<'a>,
+    destination: String,
     plan: CopyPlan,
     /// The number of the source argument that is copied.
     argument: usize,
@@ -284,7 +287,8 @@ struct Pending {
 
 impl<'a> Planner<'a> {
     fn new(request: &'a CopyRequest<'a>, plan: CopyPlan) -> Self {
-        Self { request, plan, argument: 0, groups: HashMap::new() }
+        let destination = text_of(request.destination.as_bytes());
+        Self { request, destination, plan, argument: 0, groups: HashMap::new() }
     }
 
     /// With `--parents`, what is named without wildcards must be there.
@@ -292,7 +296,7 @@ impl<'a> Planner<'a> {
         if glob::has_wildcards(&source.pivot) || glob::has_wildcards(&source.pattern) {
             return Ok(());
         }
-        let path = join(&source.pivot, &source.pattern);
+        let path = text_of(join(&source.pivot, &source.pattern).as_bytes());
         let path = path.trim_matches('/');
         let followed = self.follow_source(parent(path))?;
         let place = join(&followed, file_name(path));
@@ -305,20 +309,21 @@ impl<'a> Planner<'a> {
     /// The paths in the source that a pattern means. A path without wildcards must exist.
     fn matches(&self, pattern: &str) -> Result<Vec<String>, CopyError> {
         if !glob::has_wildcards(pattern) {
-            return Ok(vec![components(pattern).collect::<Vec<_>>().join("/")]);
+            let pattern = text_of(pattern.as_bytes());
+            return Ok(vec![components(&pattern).collect::<Vec<_>>().join("/")]);
         }
         let parts: Vec<&str> = components(pattern).collect();
         // Links on the way to the first wildcard are followed, none after it.
         let literal = parts.iter().take_while(|part| !glob::has_wildcards(part)).count();
         let (literal, wild) = parts.split_at(literal);
-        let start = self.follow_source(&literal.join("/"))?;
+        let start = self.follow_source(&text_of(literal.join("/").as_bytes()))?;
         let mut found = vec![start];
         for (index, part) in wild.iter().enumerate() {
             let is_last = index + 1 == wild.len();
             let mut next = Vec::new();
             for folder in &found {
                 for name in self.request.source.children(folder) {
-                    let matched = glob::matches(part, &name);
+                    let matched = glob::matches(part, &shown(&name));
                     let bad = |_| CopyError::BadPattern { pattern: pattern.to_owned() };
                     if !matched.map_err(bad)? {
                         continue;
@@ -340,7 +345,7 @@ impl<'a> Planner<'a> {
         if destination.ends_with('/') {
             return Ok(());
         }
-        let path = self.follow_image(destination)?;
+        let path = self.follow_image(&self.destination)?;
         match self.image_node(&path) {
             Some(node) if node.is_directory() => Ok(()),
             _ => Err(CopyError::SeveralToOne { path: destination.to_owned() }),
@@ -374,9 +379,8 @@ impl<'a> Planner<'a> {
                 None => self.not_found(path),
             });
         };
-        let destination = self.request.destination;
         if !node.is_directory() && (self.request.is_archive)(&followed)? {
-            let folder = self.follow_image(destination)?;
+            let folder = self.follow_image(&self.destination)?;
             self.make_folder(&folder)?;
             let archive = PlannedArchive { source: followed, node, folder };
             self.plan.archives.push(archive);
@@ -391,7 +395,7 @@ impl<'a> Planner<'a> {
         if document.name.starts_with(".wh.") {
             return Err(CopyError::WhiteoutName { path: document.name.clone() });
         }
-        let target = self.target(&document.name, false)?;
+        let target = self.target(&text_of(document.name.as_bytes()), false)?;
         if self.image_node(&target).is_some_and(|there| there.is_directory()) {
             return Err(CopyError::FolderInTheWay { path: target });
         }
@@ -406,12 +410,11 @@ impl<'a> Planner<'a> {
 
     /// Where a source goes: as the destination, or into it. The folders above are made.
     fn target(&mut self, path: &str, is_directory: bool) -> Result<String, CopyError> {
-        let destination = self.request.destination;
-        if destination.ends_with('/') {
-            let folder = self.follow_image(destination)?;
+        if self.destination.ends_with('/') {
+            let folder = self.follow_image(&self.destination)?;
             self.make_folder(&folder)?;
         }
-        let mut target = self.follow_image(destination)?;
+        let mut target = self.follow_image(&self.destination)?;
         let there = self.image_node(&target);
         if !is_directory && there.is_some_and(|there| there.is_directory()) {
             target = join(&target, file_name(path));
@@ -638,7 +641,7 @@ pub(crate) fn plan_folder(
         folder_time,
     };
     let mut planner = Planner::new(&request, CopyPlan::default());
-    let path = planner.follow_image(path)?;
+    let path = planner.follow_image(&planner.destination)?;
     planner.make_folder(&path)?;
     planner.add_folders_above();
     Ok(planner.plan)
@@ -1323,6 +1326,46 @@ mod tests {
             f 640 7:7 usr/twin = usr/lib/libx
         "#]];
         expected.assert_eq(&render(&plan));
+    }
+
+    #[test]
+    fn names_are_taken_as_they_are_written_and_shown_so() {
+        // The last character is one of those that stand for bytes that are no text.
+        let odd = text_of("odd\u{10ffff}".as_bytes());
+        let latin = text_of(b"caf\xe9");
+        let mut source = listing("d d");
+        let file = listing("f f").0["f"].clone();
+        source.0.insert(odd.clone(), file.clone());
+        source.0.insert(latin.clone(), file.clone());
+        source.0.insert(format!("d/{latin}"), file);
+        let plan = |pattern: &str, destination: &str, excludes: &[String]| {
+            let sources = [CopySource { pattern: pattern.to_owned(), pivot: String::new() }];
+            let request = CopyRequest {
+                source: &source,
+                image: &listing(IMAGE),
+                sources: &sources,
+                documents: &[],
+                destination,
+                owner: None,
+                mode: None,
+                parents: false,
+                excludes,
+                is_archive: &|_| Ok(false),
+                folder_time: 0,
+            };
+            let plan = plan(&request)?;
+            let names = plan.entries.keys().map(|path| crate::name::bytes_of(path).into_owned());
+            Ok::<_, CopyError>(names.collect::<Vec<_>>())
+        };
+        let to = "/to\u{10ff80}";
+        assert_eq!(plan("odd\u{10ffff}", to, &[]).unwrap(), [&to.as_bytes()[1..]]);
+        assert_eq!(plan("caf?", "/x", &[]).unwrap(), [b"x"]);
+        assert_eq!(plan("caf?", "/tmp/", &[]).unwrap(), [&b"tmp"[..], b"tmp/caf\xe9"]);
+        assert_eq!(plan("od*", "/tmp/", &[]).unwrap()[1], "tmp/odd\u{10ffff}".as_bytes());
+        let excludes = ["caf?".to_owned()];
+        assert_eq!(plan("d", "/x", &excludes).unwrap(), [b"x"]);
+        let error = plan("cafe", "/x", &[]).unwrap_err();
+        assert_eq!(error.hint().unwrap(), "did you mean `caf\u{fffd}`?");
     }
 
     #[test]

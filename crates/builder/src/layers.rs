@@ -13,8 +13,10 @@ mod unpack;
 mod writer;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,6 +39,7 @@ use crate::assemble::ImageLayer;
 use crate::build::{Build, blocking};
 use crate::copy::{Content, CopyPlan, LinkedEntry, Planned, add_archive};
 use crate::error::BuildError;
+use crate::name::{bytes_of, shown};
 use crate::tree::{Node, NodeKind, Tree, ancestors};
 use crate::user::Owner;
 use diff::write_diff;
@@ -96,6 +99,8 @@ const VERIFIED_KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 const VERIFIED_MAX: usize = 16_384;
 /// Layers verified at once.
 const VERIFY_PARALLEL: usize = 4;
+/// Changes when layers are unpacked otherwise; those of another version are removed.
+const UNPACKED_FORMAT: u32 = 2;
 
 /// Views kept in memory at once.
 const VIEWS_MAX: usize = 16;
@@ -117,6 +122,7 @@ impl Layers {
     ) -> io::Result<Self> {
         // Unpacked layers are not synced: after a crash of the machine none is trusted.
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let boot = format!("{boot}format {UNPACKED_FORMAT}\n");
         let same_boot = std::fs::read_to_string(folder.join("boot")).is_ok_and(|last| last == boot);
         let stale: &[&str] =
             if same_boot { &["changes", "partial"] } else { &["changes", "partial", "layers"] };
@@ -423,17 +429,18 @@ impl Layers {
         let (upper, root, hidden) = (change.upper(), root.to_owned(), hidden.to_vec());
         let make = move || -> io::Result<()> {
             copy_mode(&root, &upper)?;
+            let below = |folder: &Path, path: &str| folder.join(OsStr::from_bytes(&bytes_of(path)));
             for path in hidden {
                 for above in ancestors(&path) {
-                    let folder = upper.join(above);
+                    let folder = below(&upper, above);
                     match std::fs::create_dir(&folder) {
-                        Ok(()) => copy_mode(&root.join(above), &folder)?,
+                        Ok(()) => copy_mode(&below(&root, above), &folder)?,
                         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (),
                         Err(error) => return Err(error),
                     }
                 }
                 let kind = rustix::fs::FileType::CharacterDevice;
-                rustix::fs::mknodat(CWD, upper.join(path), kind, Mode::empty(), 0)?;
+                rustix::fs::mknodat(CWD, below(&upper, &path), kind, Mode::empty(), 0)?;
             }
             Ok(())
         };
@@ -556,7 +563,7 @@ pub(crate) async fn write_copy(
                 return Err(BuildError::Canceled);
             }
             if let Some(first) = first.and_then(|first| first_entries.get(first)) {
-                let linked = writer.add_hard_link(path.as_bytes(), *first);
+                let linked = writer.add_hard_link(&bytes_of(path), *first);
                 linked.map_err(failed("write a layer"))?;
                 continue;
             }
@@ -579,17 +586,17 @@ fn write_planned(
     stop: &CancellationToken,
     at: Span,
 ) -> Result<(), BuildError> {
-    let node = &planned.node;
+    let (node, real_path) = (&planned.node, bytes_of(path));
     let NodeKind::File { size, digest } = &node.kind else {
-        return writer.add(path.as_bytes(), node).map_err(failed("write a layer"));
+        return writer.add(&real_path, node).map_err(failed("write a layer"));
     };
     let (from, content): (&str, Box<dyn Read>) = match (&planned.content, spool) {
         (Some(Content::Source(from)), _) => match source.open(from) {
             Ok(content) => (from, content),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(BuildError::Changed { path: from.clone(), at });
+                return Err(BuildError::Changed { path: shown(from).into_owned(), at });
             }
-            Err(error) => return Err(failed(&format!("read `{from}`"))(error)),
+            Err(error) => return Err(failed(&format!("read `{}`", shown(from)))(error)),
         },
         (Some(Content::Text(text)), _) => (path, Box::new(text.as_bytes())),
         (Some(Content::Unpacked { offset }), Some(spool)) => {
@@ -598,15 +605,15 @@ fn write_planned(
         _ => (path, Box::new(io::empty())),
     };
     let mut content = Stoppable { inner: content, stop };
-    let changed = || BuildError::Changed { path: from.to_owned(), at };
-    match writer.add_file(path.as_bytes(), node, *size, &mut content) {
+    let changed = || BuildError::Changed { path: shown(from).into_owned(), at };
+    match writer.add_file(&real_path, node, *size, &mut content) {
         // The key says what the layer holds, so it must hold just that.
         Ok(read) if read == *digest => Ok(()),
         Ok(_) => Err(changed()),
         Err(error) => Err(match error.kind() {
             io::ErrorKind::UnexpectedEof => changed(),
             _ if stop.is_cancelled() => BuildError::Canceled,
-            _ => failed(&format!("copy `{from}`"))(error),
+            _ => failed(&format!("copy `{}`", shown(from)))(error),
         }),
     }
 }
@@ -737,7 +744,7 @@ impl Tree for View {
         )?;
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let file = rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve)?;
+        let file = rustix::fs::openat2(&root, &*bytes_of(path), flags, Mode::empty(), resolve)?;
         Ok(Box::new(File::from(file)))
     }
 }

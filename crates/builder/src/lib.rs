@@ -22,6 +22,7 @@ mod archive;
 mod context;
 mod copy;
 mod mounts;
+mod name;
 mod run;
 mod tar_reader;
 mod tree;

@@ -13,6 +13,7 @@ use crate::caches::CacheLease;
 use crate::error::BuildError;
 use crate::event::StepNumber;
 use crate::layers::Change;
+use crate::name::{bytes_of, text_of};
 use crate::record::BaseRole;
 use crate::secret::Secret;
 use crate::tree::{FirstNames, Node, NodeKind, Tree, join, resolve};
@@ -32,6 +33,8 @@ struct MountSource {
     files: Files,
     /// The path in the tree, links followed.
     path: String,
+    /// The same as it is on disk.
+    real_path: String,
     node: Node,
 }
 
@@ -170,10 +173,16 @@ impl MountSource {
             reason: format!("`{}` {reason}", if source.is_empty() { "/" } else { source }),
             at: mount.at,
         };
-        let path = resolve(&node, source, true).map_err(|_| wrong("leads in circles"))?;
+        let path = resolve(&node, &text_of(source.as_bytes()), true)
+            .map_err(|_| wrong("leads in circles"))?;
         let Some(node) = tree.node(&path) else { return Err(wrong("not found")) };
         match node.kind {
-            NodeKind::Directory | NodeKind::File { .. } => Ok(Self { tree, files, path, node }),
+            NodeKind::Directory | NodeKind::File { .. } => {
+                let real_path = String::from_utf8(bytes_of(&path).into_owned());
+                let real_path =
+                    real_path.map_err(|_| wrong("leads to a name that is not UTF-8"))?;
+                Ok(Self { tree, files, path, real_path, node })
+            }
             _ => Err(wrong("is neither a folder nor a file")),
         }
     }
@@ -320,7 +329,7 @@ impl Mounts {
     ) -> Result<ContainerMount, BuildError> {
         let (lowers, mask) = source.lowers(build).await?;
         self._changes.extend(mask);
-        Ok(ContainerMount::Overlay { lowers, upper, work, path: source.path.clone() })
+        Ok(ContainerMount::Overlay { lowers, upper, work, path: source.real_path.clone() })
     }
 
     fn push(&mut self, target: &str, read_only: bool, kind: ContainerMount) {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::KeyHasher;
 
 /// One file, folder or link. Paths are relative to the root, without a leading slash; the
-/// root itself is the empty path.
+/// root itself is the empty path. Names and targets are [text](crate::name).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Node {
     pub(crate) kind: NodeKind,

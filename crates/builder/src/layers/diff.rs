@@ -11,6 +11,7 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 use super::writer::LayerWriter;
+use crate::name::{shown, text_of};
 use crate::tree::{Node, NodeKind};
 
 /// Adds everything in an upper folder to a layer. Nothing changes the folder meanwhile: its
@@ -120,7 +121,7 @@ fn node_of(metadata: &Metadata, real: &Path) -> io::Result<Node> {
         NodeKind::Directory
     } else if kind.is_symlink() {
         let target = std::fs::read_link(real)?.into_os_string().into_vec();
-        NodeKind::Symlink { target: String::from_utf8_lossy(&target).into_owned() }
+        NodeKind::Symlink { target: text_of(&target) }
     } else if kind.is_char_device() {
         let (major, minor) = device();
         NodeKind::CharDevice { major, minor }
@@ -149,11 +150,12 @@ type Xattrs = Vec<(String, Vec<u8>)>;
 fn read_xattrs(real: &Path) -> io::Result<(Xattrs, bool)> {
     let (mut kept, mut is_opaque) = (Vec::new(), false);
     for name in xattr::list(real)? {
-        let Some(name) = name.to_str() else { continue };
+        let real_name = name;
+        let name = text_of(real_name.as_bytes());
         let own = name.strip_prefix("trusted.overlay.").or(name.strip_prefix("user.overlay."));
         match own {
             Some("opaque") => {
-                is_opaque |= xattr::get(real, name)?.as_deref() == Some(b"y");
+                is_opaque |= xattr::get(real, &real_name)?.as_deref() == Some(b"y");
             }
             // The file's bytes are elsewhere: what we would write is not what was there.
             Some("metacopy" | "redirect") => {
@@ -162,12 +164,35 @@ fn read_xattrs(real: &Path) -> io::Result<(Xattrs, bool)> {
             }
             Some(_) => (),
             None if name.starts_with("user.") || name == "security.capability" => {
-                let value = xattr::get(real, name)?.unwrap_or_default();
-                kept.push((name.to_owned(), value));
+                if name.contains('=') {
+                    let name = shown(&name);
+                    let text = format!("attribute `{name}` cannot be in a layer: it has a `=`");
+                    return Err(io::Error::other(text));
+                }
+                let value = xattr::get(real, &real_name)?.unwrap_or_default();
+                kept.push((name, value));
             }
             None => (),
         }
     }
     kept.sort();
     Ok((kept, is_opaque))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    #[test]
+    fn attributes_are_read_with_any_name_that_a_layer_can_have() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        xattr::set(file.path(), OsStr::from_bytes(b"user.\xff"), b"a\nb").unwrap();
+        let expected = vec![(text_of(b"user.\xff"), b"a\nb".to_vec())];
+        assert_eq!(read_xattrs(file.path()).unwrap(), (expected, false));
+        xattr::set(file.path(), "user.a=b", b"").unwrap();
+        let error = read_xattrs(file.path()).unwrap_err().to_string();
+        assert_eq!(error, "attribute `user.a=b` cannot be in a layer: it has a `=`");
+    }
 }

@@ -9,7 +9,7 @@ use crate::tree::{LinkGroup, Node, file_name, parent};
 
 /// Changes when indexes say more, or say it otherwise; an older one is made anew from its
 /// layer.
-pub(crate) const INDEX_FORMAT: u32 = 3;
+pub(crate) const INDEX_FORMAT: u32 = 4;
 
 /// Every path of a layer (architecture.md decision 10), in the order of its tar.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -3,8 +3,10 @@
 //! A header in the ustar format, with PAX records in front where a value does not fit: long
 //! or non-ASCII names, large numbers, times before 1970, extended attributes.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
+use crate::name::bytes_of;
 use crate::tree::{Node, NodeKind};
 
 const BLOCK: usize = 512;
@@ -35,11 +37,11 @@ pub(crate) fn write_header(
         path.push(b'/');
     }
     let target = match (&node.kind, link) {
-        (_, Some(link)) => link,
-        (NodeKind::Symlink { target }, None) => target.as_bytes(),
-        _ => b"",
+        (_, Some(link)) => Cow::Borrowed(link),
+        (NodeKind::Symlink { target }, None) => bytes_of(target),
+        _ => Cow::default(),
     };
-    let records = pax_records(&path, target, size, node, link.is_some());
+    let records = pax_records(&path, &target, size, node, link.is_some());
     if !records.is_empty() {
         let mut header = Header::new(b"PaxHeaders/entry", b'x');
         header.number(124, 12, records.len() as u64);
@@ -53,7 +55,7 @@ pub(crate) fn write_header(
     header.number(116, 8, node.gid.min(ID_MAX).into());
     header.number(124, 12, size.min(SIZE_MAX));
     header.number(136, 12, u64::try_from(node.mtime).unwrap_or(0).min(SIZE_MAX));
-    header.text(157, 100, target);
+    header.text(157, 100, &target);
     if device != (0, 0) {
         header.number(329, 8, device.0.min(ID_MAX).into());
         header.number(337, 8, device.1.min(ID_MAX).into());
@@ -77,37 +79,38 @@ pub(crate) fn write_end(out: &mut dyn Write) -> io::Result<()> {
 
 fn pax_records(path: &[u8], target: &[u8], size: u64, node: &Node, is_link: bool) -> Vec<u8> {
     let mut records = Vec::new();
-    let mut add = |name: &str, value: &[u8]| {
+    let mut add = |name: &[u8], value: &[u8]| {
         // The length counts its own digits.
         let rest = name.len() + value.len() + 3;
         let mut length = rest + 1;
         while length != rest + length.to_string().len() {
             length = rest + length.to_string().len();
         }
-        records.extend_from_slice(format!("{length} {name}=").as_bytes());
-        records.extend_from_slice(value);
-        records.push(b'\n');
+        let length = length.to_string();
+        for part in [length.as_bytes(), b" ", name, b"=", value, b"\n"] {
+            records.extend_from_slice(part);
+        }
     };
     if path.len() > 100 || !path.is_ascii() {
-        add("path", path);
+        add(b"path", path);
     }
     if target.len() > 100 || !target.is_ascii() {
-        add("linkpath", target);
+        add(b"linkpath", target);
     }
-    for (name, id) in [("uid", node.uid), ("gid", node.gid)] {
+    for (name, id) in [(b"uid", node.uid), (b"gid", node.gid)] {
         if id > ID_MAX {
             add(name, id.to_string().as_bytes());
         }
     }
     if size > SIZE_MAX {
-        add("size", size.to_string().as_bytes());
+        add(b"size", size.to_string().as_bytes());
     }
     if node.mtime < 0 || node.mtime as u64 > SIZE_MAX {
-        add("mtime", node.mtime.to_string().as_bytes());
+        add(b"mtime", node.mtime.to_string().as_bytes());
     }
     if !is_link {
         for (name, value) in &node.xattrs {
-            add(&format!("SCHILY.xattr.{name}"), value);
+            add(&[b"SCHILY.xattr.", &*bytes_of(name)].concat(), value);
         }
     }
     records

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::index::{IndexEntry, LayerIndex};
 use crate::archive::node_of;
+use crate::name::{bytes_of, text_of};
 use crate::tar_reader::{TarKind, TarReader};
 use crate::tree::{Node, NodeKind};
 
@@ -89,13 +90,11 @@ fn read_tar(
             if let Some(folder) = &folder {
                 folder.hard_link(&path, &target)?;
             }
-            let path = String::from_utf8_lossy(&path).into_owned();
-            index.entries.push(IndexEntry::Node { path, node });
+            index.entries.push(IndexEntry::Node { path: text_of(&path), node });
             continue;
         }
         let Some(mut node) = node_of(&entry)? else { continue };
-        let entry_index =
-            |node: Node| IndexEntry::from_tar(String::from_utf8_lossy(&path).into_owned(), node);
+        let entry_index = |node: Node| IndexEntry::from_tar(text_of(&path), node);
         let is_mark = !matches!(entry_index(node.clone()), IndexEntry::Node { .. });
         let mut file = match &folder {
             Some(folder) if is_mark => {
@@ -148,7 +147,7 @@ impl Links {
             }
         }
         self.seen = index.entries.len();
-        self.entries.get(std::str::from_utf8(target).ok()?).copied()
+        self.entries.get(&text_of(target)).copied()
     }
 }
 
@@ -188,7 +187,7 @@ fn set_attributes(file: &std::fs::File, node: &Node) -> io::Result<()> {
     rustix::fs::fchown(file, Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)))?;
     rustix::fs::fchmod(file, Mode::from(node.mode))?;
     for (name, value) in &node.xattrs {
-        rustix::fs::fsetxattr(file, name.as_str(), value, XattrFlags::empty())?;
+        rustix::fs::fsetxattr(file, &*bytes_of(name), value, XattrFlags::empty())?;
     }
     rustix::fs::futimens(file, &times(node.mtime))?;
     Ok(())
@@ -277,7 +276,7 @@ impl Folder {
                 return Ok(Some(std::fs::File::from(fd)));
             }
             NodeKind::Symlink { target } => {
-                rustix::fs::symlinkat(target.as_bytes(), &parent, name)?;
+                rustix::fs::symlinkat(&*bytes_of(target), &parent, name)?;
             }
             NodeKind::CharDevice { major, minor } => {
                 device(FileType::CharacterDevice, *major, *minor)?;
@@ -311,12 +310,13 @@ impl Folder {
     fn mark(&self, entry: &IndexEntry) -> io::Result<()> {
         match entry {
             IndexEntry::Whiteout { path } => {
-                let (parent, name) = self.parent(path.as_bytes())?;
+                let path = &*bytes_of(path);
+                let (parent, name) = self.parent(path)?;
                 // The layer itself may bring the path back: then it hides all that is below.
                 let whiteout =
                     rustix::fs::mknodat(&parent, name, FileType::CharacterDevice, Mode::empty(), 0);
                 match whiteout {
-                    Err(Errno::EXIST) => match self.open_folder(path.as_bytes()) {
+                    Err(Errno::EXIST) => match self.open_folder(path) {
                         Ok(folder) => set_opaque(&folder),
                         Err(_) => Ok(()),
                     },
@@ -324,14 +324,15 @@ impl Folder {
                 }
             }
             IndexEntry::Opaque { path } => {
-                let (parent, name) = self.parent(path.as_bytes())?;
+                let path = &*bytes_of(path);
+                let (parent, name) = self.parent(path)?;
                 if !path.is_empty() {
                     match rustix::fs::mkdirat(&parent, name, Mode::from(0o755)) {
                         Ok(()) | Err(Errno::EXIST) => (),
                         Err(errno) => return Err(errno.into()),
                     }
                 }
-                set_opaque(&self.open_folder(path.as_bytes())?)
+                set_opaque(&self.open_folder(path)?)
             }
             IndexEntry::Node { .. } => Ok(()),
         }

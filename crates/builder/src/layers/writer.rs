@@ -9,6 +9,7 @@ use super::gzip::BlockGzip;
 use super::index::{IndexEntry, LayerIndex};
 use super::tar_entry::{write_end, write_header, write_padding};
 use crate::assemble::ImageLayer;
+use crate::name::{bytes_of, text_of};
 use crate::tree::{Node, NodeKind};
 
 /// How new layers are compressed.
@@ -119,7 +120,7 @@ impl LayerWriter {
         let Some((target, node)) = node else {
             return Err(io::Error::other(format!("entry {first} cannot have another name")));
         };
-        write_header(&mut self.out, path, &node, Some(target.as_bytes()))?;
+        write_header(&mut self.out, path, &node, Some(&*bytes_of(&target)))?;
         self.note(path, node);
         Ok(())
     }
@@ -156,8 +157,7 @@ impl LayerWriter {
     }
 
     fn note(&mut self, path: &[u8], node: Node) {
-        let path = String::from_utf8_lossy(path).into_owned();
-        self.index.entries.push(IndexEntry::from_tar(path, node));
+        self.index.entries.push(IndexEntry::from_tar(text_of(path), node));
     }
 }
 

@@ -287,6 +287,37 @@ async fn hard_links_of_an_image_and_of_an_archive_are_kept() {
 }
 
 #[tokio::test]
+async fn an_archive_may_have_names_that_are_no_text() {
+    let fixture = Fixture::empty().await;
+    let archive = tar(&[
+        file(b"caf\xe9", 0o644, (0, 0), b"x"),
+        hard_link(b"twin\xff", b"caf\xe9"),
+        link("link", b"to\xff"),
+    ]);
+    std::fs::write(fixture.context().join("x.tar"), archive).unwrap();
+    let run = fixture.build("FROM scratch\nADD x.tar /").await;
+    let tar = fixture.last_tar(&run.built).await;
+    for name in [&b"path=caf\xe9\n"[..], b"path=twin\xff\n", b"linkpath=caf\xe9\n", b"=to\xff\n"] {
+        assert!(tar.windows(name.len()).any(|bytes| bytes == name), "{}", name.escape_ascii());
+    }
+}
+
+#[tokio::test]
+async fn an_index_of_another_version_is_made_anew() {
+    let fixture = Fixture::empty().await;
+    let files = [file("a", 0o644, (0, 0), b"a"), hard_link("b", "a")];
+    fixture.put_image("base", &files, &[], media_type::OCI_LAYER_TAR).await;
+    let layer = oci::Digest::of(&tar(&files));
+    let old = r#"{"entries":[{"n":{"path":"a","node":{"kind":"Fifo","mode":0,"uid":0,"gid":0,"mtime":0}}}]}"#;
+    let old = put(fixture.catalog.blobs(), &zstd::encode_all(old.as_bytes(), 1).unwrap()).await;
+    fixture.catalog.put_layer_index(&layer, &old).await.unwrap();
+    let run = fixture.build("FROM scratch\nCOPY --from=registry.test/base / /").await;
+    let expected = ["a 644 0:0 1000000000", "b 644 0:0 1000000000 = a"];
+    assert_eq!(fixture.last_layer(&run.built).await, expected);
+    assert_ne!(fixture.catalog.layer_index(&layer).await.unwrap(), Some(old));
+}
+
+#[tokio::test]
 async fn an_archive_that_leads_outside_is_refused() {
     let fixture = Fixture::empty().await;
     let mut bytes = tar(&[file("..-evil", 0o644, (0, 0), b"x")]);

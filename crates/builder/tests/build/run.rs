@@ -300,6 +300,72 @@ async fn as_root_attributes_with_line_ends_are_kept() {
     }
 }
 
+/// Whether a tar has all of these somewhere, and no name that was replaced.
+#[track_caller]
+fn assert_names(tar: &[u8], names: &[&[u8]]) {
+    let has = |part: &[u8]| tar.windows(part.len()).any(|bytes| bytes == part);
+    for name in names {
+        assert!(has(name), "{}", name.escape_ascii());
+    }
+    assert!(!has("\u{fffd}".as_bytes()));
+    // Nor one that stands for a byte.
+    assert!(!has(b"\xf4\x8f"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_names_that_are_no_text_stay_as_they_are() {
+    let fixture = with_runtime().await;
+    let make = r#"FROM registry.test/busybox AS made
+RUN mkdir /out && cd /out && echo x > "$(printf 'caf\351')" && \
+    ln "$(printf 'caf\351')" "$(printf 'twin\376')" && ln -s "$(printf 'to\377/x')" link && \
+    mkdir "$(printf 'd\200')" && echo y > "$(printf 'd\200/y')" && ln -s "$(printf 'd\200')" d
+"#;
+    let names: &[&[u8]] = &[b"/caf\xe9", b"/twin\xfe", b"to\xff/x", b"/d\x80/", b"/d\x80/y"];
+    let run = build(&fixture, make).await;
+    assert_names(&fixture.last_tar(&run.built).await, names);
+    let run = build(&fixture, &format!("{make}FROM scratch\nCOPY --from=made /out /x")).await;
+    assert_names(&fixture.last_tar(&run.built).await, names);
+    // Also through a link to such a name, and by a pattern.
+    let copies = "FROM registry.test/busybox\nCOPY --from=made /out /x\n\
+                  COPY --from=made /out/d/y /through/\nCOPY --from=made /out/caf? /globbed\n";
+    let look = r#"RUN cat "/x/$(printf 'twin\376')" "/x/$(printf 'd\200')/y" /through/y /globbed && \
+    stat -c %h "/x/$(printf 'caf\351')" && test "$(readlink /x/link)" = "$(printf 'to\377/x')"
+RUN rm "/x/$(printf 'caf\351')" && ls /x | wc -l"#;
+    let run = build(&fixture, &format!("{make}{copies}{look}")).await;
+    assert_eq!(run.events.output(), "x\ny\ny\nx\n2\n4\n");
+    assert_names(&fixture.last_tar(&run.built).await, &[b"/.wh.caf\xe9"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_an_image_may_have_names_that_are_no_text() {
+    let fixture = with_runtime().await;
+    let root = (0, 0);
+    let latin = [
+        folder(b"d\xe9", 0o755, root),
+        file(b"d\xe9/f\xff", 0o644, root, b"latin"),
+        link(b"d\xe9/l", b"f\xff"),
+        hard_link(b"d\xe9/\x80", b"d\xe9/f\xff"),
+        file("gone\u{10ffff}", 0o644, root, b"an odd character"),
+    ];
+    let above = [file(b".wh.gone\xf4\x8f\xbf\xbf", 0, root, b""), file("new", 0o644, root, b"")];
+    let layers = [&busybox_files()[..], &latin, &above];
+    fixture.put_layers("latin", &layers, &[], media_type::OCI_LAYER_GZIP).await;
+    let names: &[&[u8]] = &[b"/f\xff", b"f\xff\0", b"/\x80"];
+    let dockerfile = "FROM scratch\nCOPY --from=registry.test/latin /new /gone* /x/";
+    let run = build(&fixture, dockerfile).await;
+    let warnings = run.events.warnings();
+    assert_eq!(warnings, ["`gone*` of line 2 matches nothing"]);
+    let run = build(&fixture, "FROM scratch\nCOPY --from=registry.test/latin /d* /x/").await;
+    assert_names(&fixture.last_tar(&run.built).await, names);
+    let look = r#"FROM registry.test/latin
+RUN cd "$(printf 'd\351')" && cat l && cat "$(printf '\200')" && stat -c %h "$(printf '\200')" && \
+    ! ls / | grep gone
+RUN chmod 600 "$(printf 'd\351/f\377')""#;
+    let run = build(&fixture, look).await;
+    assert_eq!(run.events.output(), "latinlatin2\n");
+    assert_names(&fixture.last_tar(&run.built).await, &[b"d\xe9/f\xff"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn as_root_a_folder_that_comes_back_hides_what_was_below() {
     let fixture = with_runtime().await;

@@ -1,7 +1,9 @@
 //! A registry with a base image in it, a context, and a look into what was built.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -382,7 +384,7 @@ pub(crate) async fn validate(catalog: &Catalog, built: &Built) {
 /// A file of an image that a test makes.
 #[derive(Clone)]
 pub(crate) struct File {
-    path: &'static str,
+    path: &'static Path,
     mode: u32,
     owner: (u32, u32),
     kind: FileKind,
@@ -400,24 +402,54 @@ impl File {
 enum FileKind {
     Folder,
     File(Vec<u8>),
-    Link(&'static str),
-    HardLink(&'static str),
+    Link(&'static Path),
+    HardLink(&'static Path),
 }
 
-pub(crate) fn folder(path: &'static str, mode: u32, owner: (u32, u32)) -> File {
-    File { path, mode, owner, kind: FileKind::Folder, xattr: None }
+/// Names are text, or bytes that are none.
+pub(crate) trait Name {
+    fn path(&'static self) -> &'static Path;
 }
 
-pub(crate) fn file(path: &'static str, mode: u32, owner: (u32, u32), bytes: &[u8]) -> File {
-    File { path, mode, owner, kind: FileKind::File(bytes.to_vec()), xattr: None }
+impl Name for str {
+    fn path(&'static self) -> &'static Path {
+        Path::new(self)
+    }
 }
 
-pub(crate) fn link(path: &'static str, target: &'static str) -> File {
-    File { path, mode: 0o777, owner: (0, 0), kind: FileKind::Link(target), xattr: None }
+impl<const N: usize> Name for [u8; N] {
+    fn path(&'static self) -> &'static Path {
+        Path::new(OsStr::from_bytes(self))
+    }
 }
 
-pub(crate) fn hard_link(path: &'static str, target: &'static str) -> File {
-    File { path, mode: 0o644, owner: (0, 0), kind: FileKind::HardLink(target), xattr: None }
+pub(crate) fn folder(path: &'static (impl Name + ?Sized), mode: u32, owner: (u32, u32)) -> File {
+    File { path: path.path(), mode, owner, kind: FileKind::Folder, xattr: None }
+}
+
+pub(crate) fn file(
+    path: &'static (impl Name + ?Sized),
+    mode: u32,
+    owner: (u32, u32),
+    bytes: &[u8],
+) -> File {
+    File { path: path.path(), mode, owner, kind: FileKind::File(bytes.to_vec()), xattr: None }
+}
+
+pub(crate) fn link(
+    path: &'static (impl Name + ?Sized),
+    target: &'static (impl Name + ?Sized),
+) -> File {
+    let kind = FileKind::Link(target.path());
+    File { path: path.path(), mode: 0o777, owner: (0, 0), kind, xattr: None }
+}
+
+pub(crate) fn hard_link(
+    path: &'static (impl Name + ?Sized),
+    target: &'static (impl Name + ?Sized),
+) -> File {
+    let kind = FileKind::HardLink(target.path());
+    File { path: path.path(), mode: 0o644, owner: (0, 0), kind, xattr: None }
 }
 
 /// A small system: users, some folders with modes of their own, links between them.
@@ -470,7 +502,7 @@ pub(crate) fn tar(files: &[File]) -> Vec<u8> {
         match &file.kind {
             FileKind::Folder => {
                 header.set_entry_type(tar::EntryType::Directory);
-                builder.append_data(&mut header, format!("{}/", file.path), &b""[..]).unwrap();
+                builder.append_data(&mut header, file.path.join(""), &b""[..]).unwrap();
             }
             FileKind::File(bytes) => {
                 header.set_size(bytes.len() as u64);

@@ -141,7 +141,8 @@ impl<W: Write> Packer<'_, W> {
         if kind.is_symlink() {
             let target = fs::read_link(file).map_err(packing(path))?;
             let mut header = header(found, EntryType::Symlink);
-            return self.archive.append_link(&mut header, path, target).map_err(packing(path));
+            let target = target.as_os_str().as_bytes();
+            return self.link(&mut header, path, target).map_err(packing(path));
         }
         if !kind.is_file() {
             self.summary.skipped.push(path.to_string_lossy().into_owned());
@@ -149,7 +150,8 @@ impl<W: Write> Packer<'_, W> {
         }
         if let Some(first) = linked_id(found).and_then(|id| self.links.get(&id)) {
             let mut header = header(found, EntryType::Link);
-            self.archive.append_link(&mut header, path, first).map_err(packing(path))?;
+            let first = first.as_os_str().as_bytes().to_vec();
+            self.link(&mut header, path, &first).map_err(packing(path))?;
             self.summary.files += 1;
             return Ok(());
         }
@@ -166,6 +168,27 @@ impl<W: Write> Packer<'_, W> {
         self.summary.files += 1;
         self.summary.size += found.len();
         Ok(())
+    }
+}
+
+impl<W: Write> Packer<'_, W> {
+    /// Writes a link with its target just as it is; the library's own way would tidy it up.
+    fn link(&mut self, header: &mut Header, path: &Path, target: &[u8]) -> io::Result<()> {
+        if header.set_link_name_literal(target).is_err() {
+            // In front, as GNU's tar has long ones. The end of the text is marked.
+            let mut long = Header::new_gnu();
+            long.set_entry_type(EntryType::GNULongLink);
+            let name = b"././@LongLink";
+            long.as_mut_bytes()[..name.len()].copy_from_slice(name);
+            for set in [Header::set_uid, Header::set_gid, Header::set_mtime] {
+                set(&mut long, 0);
+            }
+            long.set_mode(0o644);
+            long.set_size(target.len() as u64 + 1);
+            long.set_cksum();
+            self.archive.append(&long, target.chain(&[0][..]))?;
+        }
+        self.archive.append_data(header, path, io::empty())
     }
 }
 

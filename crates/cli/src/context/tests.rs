@@ -138,6 +138,26 @@ fn a_dockerfile_outside_travels_with_its_own_ignore_file() {
 }
 
 #[test]
+fn targets_of_links_travel_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &[("Dockerfile", "FROM scratch\n")]);
+    let long = "./long//".repeat(30);
+    let targets = ["/a//b/./c/", "./x", "..//..", &long];
+    for (number, target) in targets.iter().enumerate() {
+        symlink(target, folder.path().join(format!("{number}"))).unwrap();
+    }
+    let source = Source::find(folder.path().to_str().unwrap(), None).unwrap();
+    let mut archive = Vec::new();
+    pack::pack(&source, Compression::fast(), &mut archive).unwrap();
+    let mut archive = tar::Archive::new(GzDecoder::new(archive.as_slice()));
+    let found = archive.entries().unwrap().filter_map(|entry| {
+        let link = entry.unwrap().link_name_bytes()?.into_owned();
+        Some(String::from_utf8(link).unwrap())
+    });
+    assert_eq!(found.collect::<Vec<_>>(), targets);
+}
+
+#[test]
 fn a_file_with_several_names_travels_once() {
     let folder = tempfile::tempdir().unwrap();
     let long = "long/".repeat(40) + "name";
