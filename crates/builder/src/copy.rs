@@ -13,7 +13,7 @@ use dockerfile::{CopySource, ModeChange, Script, glob};
 use oci::Digest;
 
 use crate::cache::KeyHasher;
-use crate::name::{shown, text_of};
+use crate::name::{NAME_MAX, bytes_of, shown, text_of};
 use crate::tree::{
     LinkGroup, Node, NodeKind, Tree, ancestors, components, file_name, join, parent, resolve,
 };
@@ -118,6 +118,8 @@ pub enum CopyError {
     SeveralToOne { path: String },
     #[error("`{}` cannot be in an image: names that start with `.wh.` mark deletions", shown(path))]
     WhiteoutName { path: String },
+    #[error("`{}` cannot be in an image: it has a name of more than {NAME_MAX} bytes", shown(path))]
+    LongName { path: String },
     #[error("`{pattern}` is not a valid pattern")]
     BadPattern { pattern: String },
     #[error("archive `{}` cannot be unpacked: {reason}", shown(path))]
@@ -214,8 +216,7 @@ pub(crate) fn plan(request: &CopyRequest<'_>) -> Result<CopyPlan, CopyError> {
     for document in request.documents {
         planner.copy_document(document)?;
     }
-    planner.add_folders_above();
-    Ok(planner.plan)
+    planner.finish()
 }
 
 /// The patterns, if there are any.
@@ -392,9 +393,6 @@ impl<'a> Planner<'a> {
 
     /// Copies a file whose text is in the Dockerfile.
     fn copy_document(&mut self, document: &Script) -> Result<(), CopyError> {
-        if document.name.starts_with(".wh.") {
-            return Err(CopyError::WhiteoutName { path: document.name.clone() });
-        }
         let target = self.target(&text_of(document.name.as_bytes()), false)?;
         if self.image_node(&target).is_some_and(|there| there.is_directory()) {
             return Err(CopyError::FolderInTheWay { path: target });
@@ -440,9 +438,6 @@ impl<'a> Planner<'a> {
         let verdict = filter.verdict(below);
         if verdict == Verdict::LeftOut || verdict == Verdict::Entered && !node.is_directory() {
             return Ok(());
-        }
-        if file_name(&to).starts_with(".wh.") {
-            return Err(CopyError::WhiteoutName { path: from.to_owned() });
         }
         if verdict == Verdict::Copied {
             for pending in above.iter_mut().filter(|pending| !pending.is_made) {
@@ -558,9 +553,6 @@ impl<'a> Planner<'a> {
             }
         };
         let target = self.place(folder, &path)?;
-        if file_name(&target).starts_with(".wh.") {
-            return Err(CopyError::WhiteoutName { path });
-        }
         self.make_folder(parent(&target))?;
         if !node.is_directory() {
             // What was planned below a folder that is now replaced goes with it.
@@ -575,6 +567,21 @@ impl<'a> Planner<'a> {
     fn place(&self, folder: &str, path: &str) -> Result<String, CopyError> {
         let above = self.follow_image(&join(folder, parent(path)))?;
         Ok(join(&above, file_name(path)))
+    }
+
+    /// The plan, if an image can have all of it.
+    fn finish(mut self) -> Result<CopyPlan, CopyError> {
+        self.add_folders_above();
+        for path in self.plan.entries.keys() {
+            let name = file_name(path);
+            if name.starts_with(".wh.") {
+                return Err(CopyError::WhiteoutName { path: path.clone() });
+            }
+            if bytes_of(name).len() > NAME_MAX {
+                return Err(CopyError::LongName { path: path.clone() });
+            }
+        }
+        Ok(self.plan)
     }
 
     /// Adds the folders that the entries are in, as the image has them: a layer without them
@@ -643,8 +650,7 @@ pub(crate) fn plan_folder(
     let mut planner = Planner::new(&request, CopyPlan::default());
     let path = planner.follow_image(&planner.destination)?;
     planner.make_folder(&path)?;
-    planner.add_folders_above();
-    Ok(planner.plan)
+    planner.finish()
 }
 
 /// Adds what an archive holds to a plan, as `tar` would unpack it in the image: folders that
@@ -674,8 +680,7 @@ pub(crate) fn add_archive(
     for entry in entries {
         planner.unpack(&archive.folder, entry)?;
     }
-    planner.add_folders_above();
-    Ok(planner.plan)
+    planner.finish()
 }
 
 /// How many letters are to be changed, added or left out to get from one name to another.
@@ -1269,7 +1274,7 @@ mod tests {
             &[],
             ".wh.x",
             expect![[r#"
-            error: `.wh.x` cannot be in an image: names that start with `.wh.` mark deletions
+            error: `tmp/.wh.x` cannot be in an image: names that start with `.wh.` mark deletions
         "#]],
         );
     }
@@ -1288,9 +1293,22 @@ mod tests {
             &["wh"],
             "/",
             expect![[r#"
-                error: `wh/.wh.gone` cannot be in an image: names that start with `.wh.` mark deletions
+                error: `.wh.gone` cannot be in an image: names that start with `.wh.` mark deletions
             "#]],
         );
+        check(
+            &["a.txt"],
+            "/.wh.new/",
+            expect![[r#"
+                error: `.wh.new` cannot be in an image: names that start with `.wh.` mark deletions
+            "#]],
+        );
+        let image = listing(IMAGE);
+        let made = |path: &str| plan_folder(&image, path, None, 0).map(|_| ());
+        let long = "n".repeat(255);
+        assert_eq!(made(&format!("/{long}/x")), Ok(()));
+        let path = format!("{long}n");
+        assert_eq!(made(&format!("/{path}/x")), Err(CopyError::LongName { path }));
     }
 
     #[test]

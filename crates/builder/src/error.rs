@@ -34,6 +34,9 @@ pub enum BuildError {
     /// A `RUN` did not even start.
     #[error("`{command}` did not start: {error}")]
     Start { command: String, error: ContainerError, at: Span },
+    /// A `RUN` left something that no layer can hold.
+    #[error("{reason}")]
+    NotInLayer { reason: String, at: Span },
     /// A `--mount` cannot be made.
     #[error("{reason}")]
     Mount { reason: String, at: Span },
@@ -166,6 +169,7 @@ impl BuildError {
             | Self::User { at, .. }
             | Self::Run { at, .. }
             | Self::Start { at, .. }
+            | Self::NotInLayer { at, .. }
             | Self::Mount { at, .. }
             | Self::NoSecret { at, .. }
             | Self::NotAllowed { at, .. }
@@ -183,6 +187,7 @@ impl BuildError {
             | Self::Copy { .. }
             | Self::User { .. }
             | Self::Run { .. }
+            | Self::NotInLayer { .. }
             | Self::Mount { .. }
             | Self::NoSecret { .. }
             | Self::NotAllowed { .. }

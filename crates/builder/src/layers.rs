@@ -42,7 +42,7 @@ use crate::error::BuildError;
 use crate::name::{bytes_of, shown};
 use crate::tree::{Node, NodeKind, Tree, ancestors};
 use crate::user::Owner;
-use diff::write_diff;
+use diff::{NotInLayer, write_diff};
 use index::{INDEX_FORMAT, LayerIndex, Merged};
 pub(crate) use unpack::read_layer;
 use writer::{LayerWriter, Written};
@@ -453,12 +453,16 @@ impl Layers {
         &self,
         build: &Build<'_>,
         change: Change,
+        at: Span,
     ) -> Result<NewLayer, BuildError> {
         let (upper, stop) = (change.upper(), build.stop.clone());
         let written = self.write(build, move |writer| {
             write_diff(&upper, writer, &stop).map_err(|error| match error.kind() {
                 io::ErrorKind::Interrupted => BuildError::Canceled,
-                _ => failed("read what a `RUN` changed")(error),
+                _ => match error.downcast::<NotInLayer>() {
+                    Ok(reason) => BuildError::NotInLayer { reason: reason.to_string(), at },
+                    Err(error) => failed("read what a `RUN` changed")(error),
+                },
             })
         });
         let new = written.await?;

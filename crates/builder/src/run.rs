@@ -78,7 +78,7 @@ pub(crate) async fn execute(
             return Err(BuildError::Run { command: command(), exit, limits, at });
         }
     }
-    let layer = layers.write_change(build, change).await?;
+    let layer = layers.write_change(build, change, at).await?;
     Ok(NewLayer { usage, ..layer })
 }
 

@@ -14,6 +14,11 @@ use super::writer::LayerWriter;
 use crate::name::{shown, text_of};
 use crate::tree::{Node, NodeKind};
 
+/// A process made something that a layer has no way to say: inside an [`io::Error`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct NotInLayer(String);
+
 /// Adds everything in an upper folder to a layer. Nothing changes the folder meanwhile: its
 /// processes are gone.
 pub(crate) fn write_diff(
@@ -61,7 +66,7 @@ impl Walk<'_> {
         if name_of(path).starts_with(b".wh.") {
             let name = String::from_utf8_lossy(path);
             let text = format!("`{name}` cannot be in a layer: its name marks a deletion");
-            return Err(io::Error::other(text));
+            return Err(io::Error::other(NotInLayer(text)));
         }
         if kind.is_socket() {
             return Ok(()); // Means nothing without the process that made it.
@@ -167,7 +172,7 @@ fn read_xattrs(real: &Path) -> io::Result<(Xattrs, bool)> {
                 if name.contains('=') {
                     let name = shown(&name);
                     let text = format!("attribute `{name}` cannot be in a layer: it has a `=`");
-                    return Err(io::Error::other(text));
+                    return Err(io::Error::other(NotInLayer(text)));
                 }
                 let value = xattr::get(real, &real_name)?.unwrap_or_default();
                 kept.push((name, value));

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::index::{IndexEntry, LayerIndex};
 use crate::archive::node_of;
-use crate::name::{bytes_of, text_of};
+use crate::name::{NAME_MAX, bytes_of, text_of};
 use crate::tar_reader::{TarKind, TarReader};
 use crate::tree::{Node, NodeKind};
 
@@ -158,6 +158,10 @@ fn clean(path: &[u8]) -> io::Result<Vec<u8>> {
     if parts.contains(&&b".."[..]) || path.contains(&0) {
         let name = String::from_utf8_lossy(path).into_owned();
         return Err(io::Error::other(format!("`{name}` leads out of the image")));
+    }
+    if parts.iter().any(|name| name.len() > NAME_MAX) {
+        let name = String::from_utf8_lossy(path).into_owned();
+        return Err(io::Error::other(format!("`{name}` has a name of more than {NAME_MAX} bytes")));
     }
     Ok(parts.join(&b'/'))
 }

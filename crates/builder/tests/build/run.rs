@@ -180,6 +180,14 @@ async fn as_root_failures_are_told_apart() {
         hint: the image has no shell: use the exec form `RUN ["program", "argument"]`, or a base image with a shell
     "#]]
     .assert_eq(&error(&fixture, "FROM scratch\nRUN true").await);
+    expect![[r#"
+        error: `etc/.wh.new` cannot be in a layer: its name marks a deletion
+         --> Dockerfile:2:1
+          |
+        2 | RUN touch /etc/.wh.new
+          | ^^^^^^^^^^^^^^^^^^^^^^
+    "#]]
+    .assert_eq(&error(&fixture, "FROM registry.test/busybox\nRUN touch /etc/.wh.new").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
