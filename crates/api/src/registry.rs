@@ -76,10 +76,20 @@ pub struct GarbageRequest {
 #[serde(rename_all = "camelCase")]
 pub struct GarbageReport {
     pub dry_run: bool,
+    /// Referrers of deleted subjects. What only they needed is for a later pass.
+    #[serde(default)]
+    pub manifests: Vec<GarbageManifest>,
     pub blobs: Vec<GarbageBlob>,
     pub cache_entries: u64,
     pub uploads: u64,
     pub bytes: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GarbageManifest {
+    pub registry: String,
+    pub repository: String,
+    pub digest: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -33,23 +33,23 @@ pub(crate) async fn start(
         let from = call.parameter("from").filter(|from| !from.is_empty());
         return match mount(call, name, &digest, from.as_deref()).await? {
             true => created(name, &digest),
-            false => open(call, name).await,
+            false => open(call, name, digest.algorithm()).await,
         };
     }
     if let Some(digest) = call.parameter("digest") {
         return take_whole(call, name, &digest.parse()?, body).await;
     }
-    if let Some(algorithm) = call.parameter("digest-algorithm") {
-        known_algorithm(&algorithm)?;
-    }
-    open(call, name).await
+    let algorithm = match call.parameter("digest-algorithm") {
+        Some(algorithm) => known_algorithm(&algorithm)?,
+        None => Algorithm::Sha256,
+    };
+    open(call, name, algorithm).await
 }
 
-fn known_algorithm(name: &str) -> Result<(), ApiError> {
-    match [Algorithm::Sha256, Algorithm::Sha512].iter().any(|known| known.name() == name) {
-        true => Ok(()),
-        false => Err(DigestError::UnknownAlgorithm(name.chars().take(64).collect()).into()),
-    }
+fn known_algorithm(name: &str) -> Result<Algorithm, ApiError> {
+    let known =
+        [Algorithm::Sha256, Algorithm::Sha512].into_iter().find(|known| known.name() == name);
+    known.ok_or_else(|| DigestError::UnknownAlgorithm(name.chars().take(64).collect()).into())
 }
 
 /// Makes a blob of another repository part of this one. Only repositories that the caller
@@ -94,9 +94,15 @@ async fn mount(
 }
 
 /// Opens an upload session (distribution-spec, *Pushing a blob in chunks*).
-async fn open(call: &Call<'_>, name: &RepositoryName) -> Result<Response, ApiError> {
+async fn open(
+    call: &Call<'_>,
+    name: &RepositoryName,
+    algorithm: Algorithm,
+) -> Result<Response, ApiError> {
+    let failed = |error| ApiError::from_store(error, Code::NameUnknown);
     let session = call.catalog().begin_session(call.registry, name).await;
-    let session = session.map_err(|error| ApiError::from_store(error, Code::NameUnknown))?;
+    let mut session = session.map_err(failed)?;
+    session.expect(algorithm).await.map_err(failed)?;
     let head = in_progress(StatusCode::ACCEPTED, name, session.id(), session.size())
         .header(CHUNK_MIN_LENGTH, call.limits().chunk_size_advised);
     respond(head, Body::empty())
@@ -137,7 +143,7 @@ pub(crate) async fn append(
     id: &str,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let mut session = continue_with(call, name, id, body).await?;
+    let mut session = continue_with(call, name, id, body, None).await?;
     let synced = session.sync().await;
     synced.map_err(|error| ApiError::from_store(error, Code::BlobUploadUnknown))?;
     respond(in_progress(StatusCode::ACCEPTED, name, id, session.size()), Body::empty())
@@ -154,7 +160,7 @@ pub(crate) async fn finish(
         .parameter("digest")
         .ok_or_else(|| ApiError::new(Code::DigestInvalid, "query parameter `digest` is missing"))?;
     let digest: Digest = digest.parse()?;
-    let session = continue_with(call, name, id, body).await?;
+    let session = continue_with(call, name, id, body, Some(digest.algorithm())).await?;
     let committed = session.commit(&digest).await;
     committed.map_err(|error| ApiError::from_store(error, Code::BlobUploadUnknown))?;
     created(name, &digest)
@@ -178,10 +184,14 @@ async fn continue_with(
     name: &RepositoryName,
     id: &str,
     body: Body,
+    expected: Option<Algorithm>,
 ) -> Result<UploadSession, ApiError> {
     let permit = turn(call).await?;
     let session = call.catalog().resume_session(call.registry, name, id).await;
-    let session = session.map_err(session_error)?;
+    let mut session = session.map_err(session_error)?;
+    if let Some(algorithm) = expected {
+        session.expect(algorithm).await.map_err(session_error)?;
+    }
     let chunk = match check_chunk(call, &session) {
         Ok(chunk) => chunk,
         Err(error) => {

@@ -143,8 +143,17 @@ pub(crate) fn garbage(report: &GcReport, dry_run: bool) -> api::GarbageReport {
         digest: digest.to_string(),
         size: *size,
     };
+    let manifest =
+        |(registry, repository, digest): &(RegistryName, oci::RepositoryName, oci::Digest)| {
+            api::GarbageManifest {
+                registry: registry.to_string(),
+                repository: repository.to_string(),
+                digest: digest.to_string(),
+            }
+        };
     api::GarbageReport {
         dry_run,
+        manifests: report.manifests.iter().map(manifest).collect(),
         blobs: report.blobs.iter().map(blob).collect(),
         cache_entries: report.cache_entries,
         uploads: report.uploads,

@@ -60,6 +60,10 @@ pub trait NamedUpload: Send {
     /// Appends bytes.
     async fn write(&mut self, chunk: Bytes) -> Result<()>;
 
+    /// Tells of which kind the digest at the end will be. Known before the first byte, the
+    /// upload is hashed while it is written; else it may have to be read again.
+    async fn expect(&mut self, algorithm: Algorithm) -> Result<()>;
+
     /// Waits until all that was written would survive a restart.
     async fn sync(&mut self) -> Result<()>;
 

@@ -583,6 +583,14 @@ impl NamedUpload for DiskNamedUpload {
         self.writer.write(chunk).await
     }
 
+    async fn expect(&mut self, algorithm: Algorithm) -> Result<()> {
+        let writing = self.writer.settle().await?;
+        if writing.size == 0 {
+            writing.hasher = Hasher::new(algorithm);
+        }
+        Ok(())
+    }
+
     async fn sync(&mut self) -> Result<()> {
         self.writer.run(Writing::sync).await?;
         self.writer.settle().await.map(|_| ())

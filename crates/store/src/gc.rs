@@ -115,6 +115,16 @@ impl Drop for Judging {
     }
 }
 
+/// What became of a batch of candidates.
+#[derive(Default)]
+struct Judged {
+    manifests: Vec<(RegistryName, RepositoryName, Digest)>,
+    /// What was unlisted, with its size.
+    blobs: Vec<(Digest, u64)>,
+    /// Some repository does not have some blob any more.
+    unlinked: bool,
+}
+
 impl Catalog {
     /// Deletes what nothing reaches. Runs beside pushes and builds.
     pub async fn collect_garbage(&self, options: &GcOptions) -> Result<GcReport> {
@@ -183,30 +193,34 @@ impl Catalog {
         let judging = self.seen.judging(&batch);
         let job = job(move |connection| {
             Box::pin(async move {
-                let mut unlisted = Vec::new();
-                let mut removed = false;
+                let mut judged = Judged::default();
                 for digest in batch {
                     if seen.is_recent(&digest, before) {
                         continue;
                     }
-                    removed |= remove_orphans(connection, &digest, before, dry_run).await?;
-                    let judged = judge_one(connection, &digest, before, dry_run).await?;
-                    unlisted.extend(judged.map(|size| (digest, size)));
+                    let orphans = remove_orphans(connection, &digest, before, dry_run).await?;
+                    judged.manifests.extend(
+                        orphans
+                            .into_iter()
+                            .map(|(registry, name)| (registry, name, digest.clone())),
+                    );
+                    judge_one(connection, digest, before, dry_run, &mut judged).await?;
                 }
-                Ok((unlisted, removed))
+                Ok(judged)
             })
         });
-        let judged = self.write_then(job, move |catalog, (unlisted, removed): &(Vec<_>, bool)| {
-            if *removed {
+        let judged = self.write_then(job, move |catalog, judged: &Judged| {
+            if !judged.manifests.is_empty() {
                 catalog.forget_manifests();
             }
-            if !unlisted.is_empty() {
+            if judged.unlinked || !judged.blobs.is_empty() {
                 catalog.forget_blobs();
             }
             drop(judging);
         });
-        let (unlisted, _): (Vec<(Digest, u64)>, bool) = judged.await?;
-        for (digest, size) in unlisted {
+        let judged = judged.await?;
+        report.manifests.extend(judged.manifests);
+        for (digest, size) in judged.blobs {
             if !dry_run {
                 self.blobs.delete(&digest).await?;
             }
@@ -271,13 +285,15 @@ const IN_USE: &str = "
     UNION ALL SELECT 1 FROM layer_indexes WHERE path_index = $1
     LIMIT 1";
 
-/// Unlists a blob if nothing refers to it, and gives its size then.
+/// Unlists a blob if nothing refers to it; else takes it out of the repositories in which no
+/// manifest needs it.
 async fn judge_one(
     connection: &mut SqliteConnection,
-    digest: &Digest,
+    digest: Digest,
     before: Millis,
     dry_run: bool,
-) -> Result<Option<u64>> {
+    judged: &mut Judged,
+) -> Result<()> {
     let failed = || database("judge a candidate for collection");
     let text = digest.as_str();
     let row = sqlx::query(
@@ -288,12 +304,12 @@ async fn judge_one(
     .fetch_optional(&mut *connection)
     .await
     .map_err(failed())?;
-    let Some(row) = row else { return Ok(None) };
+    let Some(row) = row else { return Ok(()) };
     let since: Millis = row.try_get("since").map_err(failed())?;
     let stored_at: Option<Millis> = row.try_get("stored_at").map_err(failed())?;
     let young = since >= before || stored_at.is_some_and(|at| at >= before);
     if young {
-        return Ok(None);
+        return Ok(());
     }
     let used: Option<i64> = sqlx::query_scalar(IN_USE)
         .bind(text)
@@ -308,11 +324,35 @@ async fn judge_one(
             .await
             .map_err(failed())?;
     }
-    let (None, Some(size)) = (used, size) else { return Ok(None) };
-    if !dry_run {
-        unlist(connection, text).await?;
+    match (used, size) {
+        (Some(_), _) if !dry_run => judged.unlinked |= unlink(connection, text, before).await?,
+        (None, Some(size)) => {
+            if !dry_run {
+                unlist(connection, text).await?;
+            }
+            judged.blobs.push((digest, size as u64));
+        }
+        _ => (),
     }
-    Ok(Some(size as u64))
+    Ok(())
+}
+
+/// Takes a blob out of repositories that got it before the grace period and need it no more.
+/// Says whether there was one.
+async fn unlink(connection: &mut SqliteConnection, digest: &str, before: Millis) -> Result<bool> {
+    let removed = sqlx::query(
+        "DELETE FROM repository_blobs WHERE digest = $1 AND linked_at < $2
+         AND NOT EXISTS (SELECT 1 FROM manifest_references r
+             WHERE r.registry = repository_blobs.registry
+             AND r.repository = repository_blobs.repository
+             AND r.target = repository_blobs.digest)",
+    )
+    .bind(digest)
+    .bind(before)
+    .execute(connection)
+    .await
+    .map_err(database("take a blob out of repositories"))?;
+    Ok(removed.rows_affected() > 0)
 }
 
 /// Takes a blob off the list, with everything that only hangs on it.
@@ -339,13 +379,13 @@ async fn unlist(connection: &mut SqliteConnection, digest: &str) -> Result<()> {
 }
 
 /// Removes the manifests of this digest that are referrers of a deleted subject, have no tag
-/// and stand in no index. Says whether there was one.
+/// and stand in no index. Gives their repositories.
 async fn remove_orphans(
     connection: &mut SqliteConnection,
     digest: &Digest,
     before: Millis,
     dry_run: bool,
-) -> Result<bool> {
+) -> Result<Vec<(RegistryName, RepositoryName)>> {
     let failed = || database("collect referrers");
     let rows = sqlx::query(
         "SELECT registry, repository FROM orphans o WHERE digest = $1
@@ -363,10 +403,14 @@ async fn remove_orphans(
     .fetch_all(&mut *connection)
     .await
     .map_err(failed())?;
-    for row in rows.iter().filter(|_| !dry_run) {
+    let mut orphans = Vec::new();
+    for row in rows {
         let registry: RegistryName = parsed(row.try_get("registry").map_err(failed())?)?;
         let repository: RepositoryName = parsed(row.try_get("repository").map_err(failed())?)?;
-        manifests::remove(connection, &registry, &repository, digest.as_str()).await?;
+        if !dry_run {
+            manifests::remove(connection, &registry, &repository, digest.as_str()).await?;
+        }
+        orphans.push((registry, repository));
     }
-    Ok(!rows.is_empty() && !dry_run)
+    Ok(orphans)
 }

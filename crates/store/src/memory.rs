@@ -166,6 +166,10 @@ impl NamedUpload for MemoryNamedUpload {
         Ok(())
     }
 
+    async fn expect(&mut self, _algorithm: Algorithm) -> Result<()> {
+        Ok(()) // Hashed at the end.
+    }
+
     async fn sync(&mut self) -> Result<()> {
         self.store.with(|shared| shared.uploads.insert(self.name.clone(), self.bytes.clone()));
         Ok(())

@@ -127,6 +127,9 @@ pub struct GcOptions {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GcReport {
+    /// Referrers whose subject was deleted. What only they needed goes in a later pass, once it
+    /// has been unreferenced for the grace period.
+    pub manifests: Vec<(RegistryName, RepositoryName, Digest)>,
     pub blobs: Vec<(Digest, u64)>,
     pub cache_entries: u64,
     pub uploads: u64,

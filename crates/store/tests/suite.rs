@@ -625,6 +625,10 @@ async fn collection_deletes_what_nothing_reaches_and_nothing_else(f: Fixture) {
     assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(kept));
     let again = f.catalog.collect_garbage(&now_or_never()).await.unwrap();
     assert!(again.blobs.is_empty());
+    let shared = Digest::of(b"shared layer");
+    let found = f.catalog.repositories_with_blob(&registry, &shared, 9).await.unwrap();
+    assert_eq!(found, [repository("app")], "a repository keeps no blob that it does not need");
+    assert_eq!(f.catalog.blob_size(&registry, &name, &shared).await.unwrap(), None);
     push(&f.catalog, "other", "v3", b"own layer").await;
     assert_eq!(get(&**blobs, &Digest::of(b"own layer"), 0).await.unwrap(), b"own layer");
 }
@@ -674,7 +678,11 @@ async fn collection_takes_referrers_of_a_deleted_subject_only(f: Fixture) {
     f.catalog.delete_manifest(&registry, &name, &subject, &cause).await.unwrap();
     assert!(manifest(&f.catalog, "app", about.as_str()).await.is_some(), "still readable");
     a_moment().await;
-    f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    let dry = GcOptions { dry_run: true, ..now_or_never() };
+    let planned = f.catalog.collect_garbage(&dry).await.unwrap();
+    assert_eq!(planned.manifests, [(registry.clone(), name.clone(), about.clone())]);
+    assert!(manifest(&f.catalog, "app", about.as_str()).await.is_some(), "nothing is deleted");
+    assert_eq!(f.catalog.collect_garbage(&now_or_never()).await.unwrap(), planned);
     assert_eq!(manifest(&f.catalog, "app", about.as_str()).await, None);
     assert_eq!(manifest(&f.catalog, "app", early.as_str()).await, Some(early.clone()));
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use oci::{Digest, RegistryName, RepositoryName};
+use oci::{Algorithm, Digest, RegistryName, RepositoryName};
 use tokio::sync::OwnedMutexGuard;
 
 use super::Catalog;
@@ -24,10 +24,12 @@ const SIZE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Uploads whose file and running hash are kept between requests.
 const OPEN_MAX: usize = 512;
 
+/// An upload's open file and running hash, if this process has taken it up.
+type Upload = Option<Box<dyn NamedUpload>>;
+
 /// An upload during and between requests.
 struct Slot {
-    /// Its open file and running hash, if this process has written to it.
-    upload: Arc<tokio::sync::Mutex<Option<Box<dyn NamedUpload>>>>,
+    upload: Arc<tokio::sync::Mutex<Upload>>,
     /// Bytes taken so far, for those who only ask; `SIZE_UNKNOWN` if the file has to say.
     size: AtomicU64,
     /// Requests that wait for their turn.
@@ -90,7 +92,7 @@ pub struct UploadSession {
     id: String,
     size: u64,
     slot: Arc<Slot>,
-    upload: OwnedMutexGuard<Option<Box<dyn NamedUpload>>>,
+    upload: OwnedMutexGuard<Upload>,
 }
 
 impl Catalog {
@@ -168,9 +170,14 @@ impl Catalog {
         repository: &RepositoryName,
         id: &str,
     ) -> Result<()> {
-        let session = self.resume_session(registry, repository, id).await?;
-        session.end().await?;
-        self.blobs.discard_upload(id).await
+        self.require_session(registry, repository, id).await?;
+        // Taken without looking at its file, which may be long and would be hashed.
+        let (_, mut upload) = self.turn(id).await?;
+        let ended = self.require_session(registry, repository, id).await;
+        *upload = None;
+        self.end_session(id).await?;
+        self.blobs.discard_upload(id).await?;
+        ended
     }
 
     async fn require_session(
@@ -194,19 +201,43 @@ impl Catalog {
         }
     }
 
+    /// Waits until no other request holds the upload.
+    async fn turn(&self, id: &str) -> Result<(Arc<Slot>, OwnedMutexGuard<Upload>)> {
+        let slot = self.sessions.slot(id);
+        let waiting = Waiting::new(&slot);
+        let turn = Arc::clone(&slot.upload).lock_owned();
+        let Ok(upload) = tokio::time::timeout(TURN_TIMEOUT, turn).await else {
+            return Err(StoreError::InUse { what: "upload".to_owned() });
+        };
+        drop(waiting);
+        Ok((slot, upload))
+    }
+
+    /// A session is over: its row and its slot go.
+    async fn end_session(&self, id: &str) -> Result<()> {
+        let row = id.to_owned();
+        self.write(move |connection| {
+            Box::pin(async move {
+                sqlx::query("DELETE FROM uploads WHERE id = $1")
+                    .bind(row)
+                    .execute(connection)
+                    .await
+                    .map_err(database("end an upload"))?;
+                Ok(())
+            })
+        })
+        .await?;
+        self.sessions.remove(id);
+        Ok(())
+    }
+
     async fn take_up(
         &self,
         registry: &RegistryName,
         repository: &RepositoryName,
         id: String,
     ) -> Result<UploadSession> {
-        let slot = self.sessions.slot(&id);
-        let waiting = Waiting::new(&slot);
-        let turn = Arc::clone(&slot.upload).lock_owned();
-        let Ok(mut upload) = tokio::time::timeout(TURN_TIMEOUT, turn).await else {
-            return Err(StoreError::InUse { what: "upload".to_owned() });
-        };
-        drop(waiting);
+        let (slot, mut upload) = self.turn(&id).await?;
         let size = match &*upload {
             Some(upload) => upload.size(),
             None => upload.insert(self.blobs.resume_upload(&id).await?).size(),
@@ -233,6 +264,15 @@ impl UploadSession {
     pub fn wanted(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let slot = Arc::clone(&self.slot);
         move || slot.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Tells of which kind the digest at the end will be; best before the first byte.
+    pub async fn expect(&mut self, algorithm: Algorithm) -> Result<()> {
+        let expected = match &mut *self.upload {
+            Some(upload) => upload.expect(algorithm).await,
+            None => Err(StoreError::NotFound { what: "upload".to_owned() }),
+        };
+        self.after(expected)
     }
 
     /// Appends a chunk. After an error the session goes on from what is on disk.
@@ -296,7 +336,7 @@ impl UploadSession {
         };
         drop(upload);
         self.catalog.link_blob(&self.registry, &self.repository, &expected).await?;
-        self.end().await?;
+        self.catalog.end_session(&self.id).await?;
         Ok(stored)
     }
 
@@ -308,25 +348,5 @@ impl UploadSession {
             self.slot.size.store(SIZE_UNKNOWN, Ordering::Relaxed);
         }
         result
-    }
-
-    /// The session is over: its row and its slot go.
-    async fn end(mut self) -> Result<()> {
-        *self.upload = None;
-        let id = self.id.clone();
-        self.catalog
-            .write(move |connection| {
-                Box::pin(async move {
-                    sqlx::query("DELETE FROM uploads WHERE id = $1")
-                        .bind(id)
-                        .execute(connection)
-                        .await
-                        .map_err(database("end an upload"))?;
-                    Ok(())
-                })
-            })
-            .await?;
-        self.catalog.sessions.remove(&self.id);
-        Ok(())
     }
 }
