@@ -49,6 +49,18 @@ pub trait BlobStore: Send + Sync {
     /// Removes the bytes of a blob that the catalog no longer lists; one that was stored
     /// again meanwhile stays. Only garbage collection calls this.
     async fn delete(&self, digest: &Digest) -> Result<()>;
+
+    /// Makes room for noting what goes, if the store has none left. Before a deletion. Nothing
+    /// new is stored from then on until there is space again.
+    async fn make_room(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The opposite of [`Self::make_room`], after a deletion; without effect if there still is
+    /// no space.
+    async fn keep_room(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// An upload that survives its connection and the process.

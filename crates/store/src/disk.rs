@@ -16,6 +16,7 @@ use rustix::fs::Advice;
 use tokio::task::JoinHandle;
 
 use crate::blob::{BlobReader, BlobStore, NamedUpload, Stored, Upload};
+use crate::reserve::Reserve;
 use crate::rows::BlobRows;
 use crate::{Result, StoreError};
 
@@ -36,6 +37,7 @@ struct Shared {
     uploads: PathBuf,
     damaged: PathBuf,
     rows: BlobRows,
+    reserve: Arc<Reserve>,
     /// Folders of blobs known to be durable themselves.
     folders: Mutex<HashSet<PathBuf>>,
 }
@@ -46,8 +48,8 @@ impl DiskStore {
         let (blobs, uploads) = (folder.join("blobs"), folder.join("uploads"));
         let damaged = folder.join("damaged");
         let rows = BlobRows::open(db).await?;
-        let folders = Mutex::default();
-        let shared = Arc::new(Shared { blobs, uploads, damaged, rows, folders });
+        let (reserve, folders) = (Arc::new(Reserve::new(folder)), Mutex::default());
+        let shared = Arc::new(Shared { blobs, uploads, damaged, rows, reserve, folders });
         let store = Self { shared };
         let (prepared, resumable) = (store.clone(), store.shared.rows.uploads().await?);
         let placed = blocking("prepare the data folder", move || prepared.prepare(&resumable));
@@ -57,6 +59,7 @@ impl DiskStore {
         for digest in store.shared.rows.unlisted().await? {
             store.delete(&digest).await?;
         }
+        store.keep_room().await?;
         Ok(store)
     }
 
@@ -286,8 +289,9 @@ impl BlobStore for DiskStore {
     async fn begin_upload(&self, algorithm: Algorithm) -> Result<Box<dyn Upload>> {
         let name = format!("{TEMPORARY}{}", uuid::Uuid::new_v4());
         let path = self.shared.uploads.join(name);
-        let create = path.clone();
-        let file = blocking("start an upload", move || File::create_new(create)).await?;
+        let (create, reserve) = (path.clone(), Arc::clone(&self.shared.reserve));
+        let create = move || reserve.keep().and_then(|()| File::create_new(create));
+        let file = blocking("start an upload", create).await?;
         let writing = Writing { file, hasher: Hasher::new(algorithm), size: 0, kept: 0, sent: 0 };
         let writer = PipelinedWriter::new(writing);
         Ok(Box::new(DiskUpload { shared: Arc::clone(&self.shared), path, writer, kept: false }))
@@ -295,8 +299,9 @@ impl BlobStore for DiskStore {
 
     async fn resume_upload(&self, name: &str) -> Result<Box<dyn NamedUpload>> {
         let path = self.shared.uploads.join(name);
-        let open = path.clone();
-        let writing = blocking("take up an upload", move || Writing::resume(&open)).await?;
+        let (open, reserve) = (path.clone(), Arc::clone(&self.shared.reserve));
+        let open = move || reserve.keep().and_then(|()| Writing::resume(&open));
+        let writing = blocking("take up an upload", open).await?;
         let writer = PipelinedWriter::new(writing);
         Ok(Box::new(DiskNamedUpload { shared: Arc::clone(&self.shared), path, writer }))
     }
@@ -323,6 +328,19 @@ impl BlobStore for DiskStore {
             shared.rows.forget(&digest).await
         })
         .await
+    }
+
+    async fn make_room(&self) -> Result<()> {
+        let reserve = Arc::clone(&self.shared.reserve);
+        blocking("make room", move || reserve.give()).await
+    }
+
+    async fn keep_room(&self) -> Result<()> {
+        let reserve = Arc::clone(&self.shared.reserve);
+        match blocking("keep room", move || reserve.keep()).await {
+            Err(StoreError::NoSpace(_)) => Ok(()),
+            result => result,
+        }
     }
 }
 

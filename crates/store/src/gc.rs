@@ -136,6 +136,7 @@ impl Catalog {
             return Ok(report);
         }
         if !options.dry_run {
+            self.blobs.make_room().await?;
             self.finish_deletions().await?;
         }
         self.expire_uploads(options, &mut report).await?;
@@ -151,6 +152,7 @@ impl Catalog {
             after = last.to_string();
             self.judge(batch, before, dry_run, &mut report).await?;
         }
+        self.blobs.keep_room().await?;
         Ok(report)
     }
 

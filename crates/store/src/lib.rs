@@ -20,6 +20,7 @@ mod error;
 mod gc;
 pub mod memory;
 mod model;
+mod reserve;
 mod rows;
 mod schema;
 

@@ -339,6 +339,27 @@ async fn root_a_full_disk_refuses_a_blob_and_the_store_stays_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn root_a_full_disk_becomes_free_by_deleting() {
+    let disk = SmallDisk::mount();
+    let (catalog, _db) = open(disk.0.path()).await;
+    push(&catalog, "kept", &layer(0)).await.unwrap();
+    let large = vec![7; 4 << 20];
+    let gone = push(&catalog, "gone", &large).await.unwrap();
+    disk.fill(0);
+    let refused = push(&catalog, "more", &large).await.unwrap_err();
+    assert!(matches!(refused, StoreError::NoSpace(_)), "{refused:?}");
+    catalog.delete_manifest(&registry(), &app(), &gone, &cause()).await.unwrap();
+    let refused = push(&catalog, "more", b"small").await.unwrap_err();
+    assert!(matches!(refused, StoreError::NoSpace(_)), "it would take the room of deletions");
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let options = GcOptions { grace: Duration::ZERO, dry_run: false, cache_size_max: 0 };
+    let report = catalog.collect_garbage(&options).await.unwrap();
+    assert!(report.bytes >= 4 << 20, "{report:?}");
+    assert!(disk.0.path().join("reserve").exists(), "room is kept again");
+    push(&catalog, "more", &large[..1 << 20]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn root_a_full_disk_refuses_catalog_writes_and_the_catalog_stays_whole() {
     let disk = SmallDisk::mount();
     let (catalog, db) = open(disk.0.path()).await;

@@ -224,6 +224,7 @@ impl Catalog {
         digest: &Digest,
         cause: &Cause,
     ) -> Result<Deleted> {
+        self.blobs.make_room().await?;
         let (owned, name, gone) = (registry.clone(), repository.clone(), digest.clone());
         let cause = cause.clone();
         let job = job(move |connection| {

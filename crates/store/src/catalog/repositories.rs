@@ -51,6 +51,7 @@ impl Catalog {
         repository: &RepositoryName,
         cause: &Cause,
     ) -> Result<Deleted> {
+        self.blobs.make_room().await?;
         let (owned, name, cause) = (registry.clone(), repository.clone(), cause.clone());
         let job = job(move |connection| {
             Box::pin(async move {
@@ -191,6 +192,7 @@ impl Catalog {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<()> {
+        self.blobs.make_room().await?;
         let key = (registry.clone(), repository.clone(), digest.clone());
         let (registry, repository) = (registry.to_string(), repository.to_string());
         let digest = digest.to_string();

@@ -170,6 +170,7 @@ impl Catalog {
         repository: &RepositoryName,
         id: &str,
     ) -> Result<()> {
+        self.blobs.make_room().await?;
         self.require_session(registry, repository, id).await?;
         // Taken without looking at its file, which may be long and would be hashed.
         let (_, mut upload) = self.turn(id).await?;

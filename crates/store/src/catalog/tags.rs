@@ -23,6 +23,9 @@ impl Catalog {
         new: Option<&Digest>,
         cause: &Cause,
     ) -> Result<()> {
+        if new.is_none() {
+            self.blobs.make_room().await?;
+        }
         let (owned, name, moved) = (registry.clone(), repository.clone(), tag.clone());
         let (expected, new, cause) = (expected.clone(), new.cloned(), cause.clone());
         let key = (registry.clone(), repository.clone(), ManifestRef::Tag(tag.clone()));
