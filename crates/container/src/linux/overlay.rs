@@ -45,12 +45,10 @@ pub(crate) fn mount_overlay(
     }
     let upper_and_work = [name(&upper), name(&work)];
     nix::unistd::chdir("/proc/self/fd").doing(|| "enter `/proc/self/fd`".to_owned())?;
-    let mounted = match mount_by_parts(&names, &upper_and_work, target, devices) {
-        Err(error) if lacks_layer_option(&error) => {
-            mount_by_text(&names, &upper_and_work, target, devices)
-        }
-        result => result,
-    };
+    let mounted = takes_single_layers().and_then(|single| match single {
+        true => mount_by_parts(&names, &upper_and_work, target, devices),
+        false => mount_by_text(&names, &upper_and_work, target, devices),
+    });
     nix::unistd::chdir("/").doing(|| "enter `/`".to_owned())?;
     let count = layers.lowers.len();
     mounted.doing(|| format!("mount an overlay of {count} layers at `{}`", target.display()))
@@ -75,12 +73,10 @@ fn mount_by_parts(
     devices: bool,
 ) -> io::Result<()> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for lower in lowers {
-        fsconfig_set_string(&context, "lowerdir+", lower).map_err(|error| {
-            if error == rustix::io::Errno::INVAL { unknown_option() } else { error.into() }
-        })?;
-    }
     let explain = |error: rustix::io::Errno| explained(&context, error);
+    for lower in lowers {
+        fsconfig_set_string(&context, "lowerdir+", lower).map_err(explain)?;
+    }
     fsconfig_set_string(&context, "upperdir", upper).map_err(explain)?;
     fsconfig_set_string(&context, "workdir", work).map_err(explain)?;
     for (key, value) in FIXED_OPTIONS {
@@ -107,14 +103,6 @@ fn explained(context: &OwnedFd, error: rustix::io::Errno) -> io::Error {
     }
 }
 
-fn unknown_option() -> io::Error {
-    io::Error::from(io::ErrorKind::Unsupported)
-}
-
-fn lacks_layer_option(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::Unsupported
-}
-
 /// The interface of older kernels: all options in one page of text.
 fn mount_by_text(
     lowers: &[String],
@@ -138,6 +126,10 @@ fn mount_by_text(
 /// Says whether this kernel takes layers one by one.
 pub(crate) fn takes_single_layers() -> io::Result<bool> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // Before Linux 6.5 any option is taken at first, and refused when it is mounted.
+    if fsconfig_set_string(&context, "no-such-option", "0").is_ok() {
+        return Ok(false);
+    }
     let layer = File::open("/")?;
     let name = format!("/proc/self/fd/{}", layer.as_raw_fd());
     Ok(fsconfig_set_string(&context, "lowerdir+", name).is_ok())
