@@ -56,6 +56,7 @@ fn settings(state_dir: PathBuf, external: Option<&str>) -> RuntimeSettings {
         helper: std::env::current_exe().expect("the program has a path"),
         state_dir,
         subnet: "10.89.0.0/24".to_owned(),
+        user_namespaces: true,
     }
 }
 

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::process::{Rootfs, path_text};
+use crate::users::{self, IdMapping};
 use crate::{ContainerError, MountKind, Network, ProcessSpec, seccomp};
 
 /// The largest bundle file the helper reads. 500 layers and a long environment stay far below.
@@ -19,6 +20,9 @@ const BUNDLE_FILE_SIZE_MAX: u64 = 16 << 20;
 
 /// `/dev/shm` unless a limit says otherwise.
 const SHM_SIZE_DEFAULT: u64 = 64 << 20;
+
+/// The group `tty`, in images as well as on machines.
+const TERMINAL_GROUP: u32 = 5;
 
 /// How many device nodes a privileged process is given at most.
 const DEVICES_MAX: usize = 4096;
@@ -125,6 +129,9 @@ pub(crate) struct MountEntry {
     pub(crate) options: Vec<String>,
 }
 
+/// The option of a bind whose files hold the image's own ids.
+pub(crate) const TRANSLATED: &str = "idmap";
+
 impl MountEntry {
     fn new(destination: &str, kind: &str, source: &str, options: &[&str]) -> Self {
         Self {
@@ -144,6 +151,11 @@ impl MountEntry {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Linux {
     pub(crate) namespaces: Vec<Namespace>,
+    /// Empty: the machine's own ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) uid_mappings: Vec<IdMapping>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) gid_mappings: Vec<IdMapping>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) devices: Vec<Device>,
     pub(crate) masked_paths: Vec<String>,
@@ -264,6 +276,8 @@ pub(crate) struct Placement {
     pub(crate) cgroup_procs: Vec<PathBuf>,
     /// For the external runtime, relative to the control group mounts.
     pub(crate) cgroups_path: Option<String>,
+    /// The machine's id of the container's root; `None`: root itself.
+    pub(crate) root_user: Option<u32>,
 }
 
 impl Placement {
@@ -290,7 +304,7 @@ pub(crate) fn describe(
     spec: &ProcessSpec,
     place: &Placement,
 ) -> Result<(Config, Extras), ContainerError> {
-    let mut mounts = system_mounts(spec);
+    let mut mounts = system_mounts(spec, place);
     let (mut overlays, mut files) = (Vec::new(), Vec::new());
     for file in ["resolv.conf", "hosts"] {
         let source = path_text(&place.folder.join(file))?;
@@ -333,6 +347,8 @@ pub(crate) fn describe(
         mounts,
         linux: Linux {
             namespaces: namespaces(spec, place),
+            uid_mappings: place.root_user.map(users::mappings).unwrap_or_default(),
+            gid_mappings: place.root_user.map(users::mappings).unwrap_or_default(),
             devices: if spec.privileged { machine_devices() } else { Vec::new() },
             masked_paths: hidden(&MASKED_PATHS),
             readonly_paths: hidden(&READ_ONLY_PATHS),
@@ -363,7 +379,10 @@ pub(crate) fn describe(
 }
 
 /// `/proc`, `/dev` and `/sys`, in the order in which they are mounted.
-fn system_mounts(spec: &ProcessSpec) -> Vec<MountEntry> {
+fn system_mounts(spec: &ProcessSpec, place: &Placement) -> Vec<MountEntry> {
+    let root = place.root_user.unwrap_or(0);
+    let owner = format!("uid={root},gid={root}");
+    let terminals = format!("gid={}", root + TERMINAL_GROUP);
     let shm_size = format!("size={}", spec.limits.shm_size.unwrap_or(SHM_SIZE_DEFAULT));
     let sys_mode = if spec.privileged { "rw" } else { "ro" };
     vec![
@@ -372,19 +391,19 @@ fn system_mounts(spec: &ProcessSpec) -> Vec<MountEntry> {
             "/dev",
             "tmpfs",
             "tmpfs",
-            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+            &["nosuid", "strictatime", "mode=755", "size=65536k", &owner],
         ),
         MountEntry::new(
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", &terminals],
         ),
         MountEntry::new(
             "/dev/shm",
             "tmpfs",
             "shm",
-            &["nosuid", "noexec", "nodev", "mode=1777", &shm_size],
+            &["nosuid", "noexec", "nodev", "mode=1777", &shm_size, &owner],
         ),
         MountEntry::new("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         MountEntry::new("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys_mode]),
@@ -402,20 +421,23 @@ fn extra_mount(
     let mode = if mount.read_only { "ro" } else { "rw" };
     let device_files = if spec.privileged { "dev" } else { "nodev" };
     Ok(match &mount.kind {
-        MountKind::Bind { source } => MountEntry::new(
-            &mount.target,
-            "bind",
-            &path_text(source)?,
-            &["rbind", mode, "nosuid", device_files],
-        ),
+        MountKind::Bind { source } => {
+            let mut options = vec!["rbind", mode, "nosuid", device_files];
+            if place.root_user.is_some() {
+                options.push(TRANSLATED);
+            }
+            MountEntry::new(&mount.target, "bind", &path_text(source)?, &options)
+        }
         MountKind::Tmpfs { size, mode: permissions } => {
             let size = format!("size={size}");
             let permissions = format!("mode={:o}", permissions & 0o7777);
+            let root = place.root_user.unwrap_or(0);
+            let owner = format!("uid={root},gid={root}");
             MountEntry::new(
                 &mount.target,
                 "tmpfs",
                 "tmpfs",
-                &["nosuid", "nodev", mode, &size, &permissions],
+                &["nosuid", "nodev", mode, &size, &permissions, &owner],
             )
         }
         MountKind::File { content, uid, gid, mode: permissions } => {
@@ -446,6 +468,9 @@ fn namespaces(spec: &ProcessSpec, place: &Placement) -> Vec<Namespace> {
     let mut namespaces: Vec<Namespace> = ["mount", "pid", "ipc", "uts", "cgroup"]
         .map(|kind| Namespace { kind: kind.to_owned(), path: None })
         .into();
+    if place.root_user.is_some() {
+        namespaces.push(Namespace { kind: "user".to_owned(), path: None });
+    }
     if spec.network != Network::Host {
         let path = place.network_namespace.clone();
         namespaces.push(Namespace { kind: "network".to_owned(), path });

@@ -60,7 +60,7 @@ pub async fn diagnose(settings: &RuntimeSettings, limits: &Limits) -> Vec<Check>
             forwarding(),
             forward_policy(),
             external(settings.external.as_deref()),
-            user_namespaces(),
+            user_namespaces(&settings),
         ]
     });
     checks.await.unwrap_or_else(|error| {
@@ -134,7 +134,7 @@ fn try_overlay(folder: &Path) -> Result<(), String> {
         upper: folder.join("upper"),
         work: folder.join("work"),
     };
-    linux::mount_overlay(&layers, &folder.join("root"), false).map_err(|error| text(&error))
+    linux::mount_overlay(&layers, &folder.join("root"), false, None).map_err(|error| text(&error))
 }
 
 fn layers() -> Check {
@@ -268,11 +268,24 @@ fn version(program: &Path) -> std::io::Result<()> {
     Err(std::io::Error::other(format!("`--version` ends with {status}")))
 }
 
-fn user_namespaces() -> Check {
-    let count = fs::read_to_string("/proc/sys/user/max_user_namespaces");
-    let allowed = count.is_ok_and(|count| count.trim() != "0");
-    let meaning = if allowed { "allowed" } else { "switched off" };
-    Check::ok("user namespaces", format!("{meaning}; not used when running as root"))
+fn user_namespaces(settings: &RuntimeSettings) -> Check {
+    const NAME: &str = "user namespaces";
+    if settings.external.is_some() {
+        return Check::ok(NAME, "not used with another runtime");
+    }
+    if !settings.user_namespaces {
+        return Check::ok(NAME, "switched off by the settings: root in a container is root");
+    }
+    let folder = settings.state_dir.join(format!("doctor-{}", std::process::id()));
+    match linux::try_users(&settings.helper, &folder) {
+        Ok(()) => Check::ok(NAME, "root in a container is nobody on the machine"),
+        Err(error) => Check::new(
+            NAME,
+            Verdict::Warning,
+            format!("cannot be used: {error}; root in a container is root, with few rights"),
+            "Linux 5.19 or later, and the data folder on ext4, xfs or btrfs",
+        ),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! One process over a root filesystem: what `RUN` and `cmd` steps use.
 //!
-//! Untrusted code runs only here: own mount, pid, ipc, uts, net and cgroup namespaces,
+//! Untrusted code runs only here: own user, mount, pid, ipc, uts, net and cgroup namespaces,
 //! seccomp, dropped capabilities, masked paths, limits, and a time-out that kills the whole
 //! tree. The server never forks into a namespace itself: it starts the same binary again as
 //! a single-threaded helper ([`helper_main`]), which makes the namespaces and executes.
@@ -25,9 +25,11 @@ mod bundle;
 mod cgroup;
 mod diagnose;
 mod linux;
+mod lock;
 mod network;
 mod owner;
 mod seccomp;
+mod users;
 
 pub use diagnose::{Check, Verdict, diagnose};
 pub use linux::helper_main;

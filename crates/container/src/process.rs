@@ -38,7 +38,7 @@ pub struct ProcessSpec {
 #[derive(Debug, Clone)]
 pub enum Rootfs {
     /// Overlay of layers (`lowers`, topmost first, at most 500) with a writable `upper`.
-    /// `upper` and `work` are on one filesystem; after the run `upper` holds exactly the
+    /// `upper` and `work` are in one folder; after the run `upper` holds exactly the
     /// changes (no stray mount points), ready to be read as a diff.
     Overlay { lowers: Vec<PathBuf>, upper: PathBuf, work: PathBuf },
     /// A plain directory, used as it is.

@@ -23,7 +23,8 @@ use crate::cgroup::{Group, Hierarchy};
 use crate::linux::{self, Ending, Report};
 use crate::network::{self, Bridge, Endpoint, Subnet};
 use crate::owner::Owner;
-use crate::{Exit, Network, OutputSink, ProcessSpec, Stream, output, process};
+use crate::users::{IDS_MAX, Range, Ranges};
+use crate::{Exit, Network, OutputSink, ProcessSpec, Stream, User, output, process};
 
 /// How containers are run on this machine.
 #[derive(Debug, Clone)]
@@ -36,6 +37,9 @@ pub struct RuntimeSettings {
     pub state_dir: PathBuf,
     /// Address range of the bridge that isolated networks hang on.
     pub subnet: String,
+    /// Whether root in a container is nobody on the machine, where that is possible. Not with an
+    /// external runtime.
+    pub user_namespaces: bool,
 }
 
 /// First argument that makes the binary a helper.
@@ -82,6 +86,8 @@ struct Inner {
     /// The helper program, seen through a read-only mount where the kernel can do that.
     helper: Option<OwnedFd>,
     bridge: tokio::sync::OnceCell<Arc<Bridge>>,
+    /// Nothing where containers cannot have ids of their own.
+    ranges: tokio::sync::OnceCell<Option<Arc<Ranges>>>,
     /// Supervisors that are not at their end.
     supervisors: TaskTracker,
 }
@@ -115,9 +121,9 @@ impl Runtime {
             tracing::warn!(%error, "the helper is not protected against being overwritten");
         }
         let helper = helper.ok();
-        let bridge = tokio::sync::OnceCell::new();
+        let (bridge, ranges) = (tokio::sync::OnceCell::new(), tokio::sync::OnceCell::new());
         let supervisors = TaskTracker::new();
-        let inner = Inner { settings, subnet, hierarchy, helper, bridge, supervisors };
+        let inner = Inner { settings, subnet, hierarchy, helper, bridge, ranges, supervisors };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -188,6 +194,7 @@ struct Supervisor {
 struct Holdings {
     endpoint: Option<Endpoint>,
     group: Option<Group>,
+    range: Option<Range>,
     folder: PathBuf,
 }
 
@@ -201,7 +208,7 @@ enum Stopped {
 impl Supervisor {
     async fn run(self, started: oneshot::Sender<Pipes>) -> Result<(Exit, Usage), ContainerError> {
         let folder = self.make_folder()?;
-        let mut holdings = Holdings { endpoint: None, group: None, folder };
+        let mut holdings = Holdings { endpoint: None, group: None, range: None, folder };
         let result = self.run_in(&mut holdings, started).await;
         // Given back before the caller hears of the end: then nothing of it is left.
         let external = self.inner.settings.external.is_some();
@@ -251,6 +258,7 @@ impl Supervisor {
             );
             listed.map_err(|error| setup("note the control groups".to_owned(), error))?;
         }
+        holdings.range = self.take_range().await?;
         self.write_bundle(holdings)?;
         let (helper, mut control, pipes) = self.start_helper(&holdings.folder)?;
         // The receiver is gone if the future was dropped, which `dropped` tells us below.
@@ -269,6 +277,36 @@ impl Supervisor {
         bridge.await?.attach().await
     }
 
+    /// User ids for a container that is not to have the machine's.
+    async fn take_range(&self) -> Result<Option<Range>, ContainerError> {
+        let settings = &self.inner.settings;
+        if self.spec.privileged || settings.external.is_some() || !settings.user_namespaces {
+            return Ok(None);
+        }
+        let folder = settings.state_dir.join(format!("try-{}", std::process::id()));
+        let helper = settings.helper.clone();
+        let ranges = self.inner.ranges.get_or_try_init(|| {
+            blocking(move || {
+                let tried = linux::try_users(&helper, &folder);
+                let claimed =
+                    tried.and_then(|()| Ranges::claim().map_err(|error| error.to_string()));
+                if let Err(reason) = &claimed {
+                    tracing::warn!(reason, "containers run without user namespaces");
+                }
+                Ok(claimed.ok().map(Arc::new))
+            })
+        });
+        let Some(ranges) = ranges.await? else { return Ok(None) };
+        let User { uid, gid, additional_gids } = &self.spec.user;
+        match [uid, gid].into_iter().chain(additional_gids).find(|id| **id >= IDS_MAX) {
+            Some(id) => {
+                let reason = format!("the id {id} of its user is above {}", IDS_MAX - 1);
+                Err(setup("accept the process", reason))
+            }
+            None => ranges.take().map(Some),
+        }
+    }
+
     fn write_bundle(&self, holdings: &Holdings) -> Result<(), ContainerError> {
         let folder = &holdings.folder;
         let group = holdings.group.as_ref();
@@ -281,6 +319,7 @@ impl Supervisor {
                 None => group.map(Group::procs_files).unwrap_or_default(),
                 Some(_) => Vec::new(),
             },
+            root_user: holdings.range.as_ref().map(Range::base),
             cgroups_path: external.as_ref().and(group).map(Group::path_for_external),
             external,
         };

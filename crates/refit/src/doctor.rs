@@ -66,6 +66,7 @@ fn container_checks(settings: &Settings) -> Result<Vec<Check>> {
         // The folder that is, or would be made in: nothing is changed by looking.
         state_dir: existing(&settings.server.data).to_owned(),
         subnet: settings.network.subnet.clone(),
+        user_namespaces: settings.build.user_namespaces,
     };
     let found = crate::runtime(0)?.block_on(container::diagnose(&settings, &limits));
     Ok(found.into_iter().map(Check::from).collect())

@@ -123,6 +123,7 @@ async fn open_runtime(settings: &Settings, data: &Path) -> Option<Arc<Runtime>> 
         helper,
         state_dir: data.join("containers"),
         subnet: settings.network.subnet.clone(),
+        user_namespaces: settings.build.user_namespaces,
     };
     match Runtime::new(runtime_settings).await {
         Ok(runtime) => Some(Arc::new(runtime)),

@@ -74,6 +74,7 @@ pub struct BuildSettings {
     pub memory: Option<u64>,
     pub pids: Option<u32>,
     pub cpus: Option<f64>,
+    pub user_namespaces: bool,
     pub allow_host_network: bool,
     pub allow_insecure: bool,
     pub cache_mounts_size_max: u64,

@@ -126,6 +126,59 @@ async fn as_root_a_tmpfs_is_empty_and_goes() {
     .assert_eq(&run.events.output());
 }
 
+/// Whoever owns them on the machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_root_and_users_see_mounts_as_theirs() {
+    let fixture = with_runtime().await;
+    let mounts = "RUN --mount=type=cache,target=/root-cache \
+             --mount=type=cache,target=/user-cache,uid=1000,gid=1001,mode=0700 \
+             --mount=type=tmpfs,target=/memory \
+             --mount=type=secret,id=key,target=/root-key \
+             --mount=type=secret,id=key,target=/user-key,uid=1000 \
+             --mount=type=bind,target=/context,rw \
+             --mount=type=bind,from=made,source=/made,target=/made";
+    let dockerfile = format!(
+        "FROM registry.test/busybox AS made\n\
+         RUN mkdir /made && touch /made/7 /made/high && chown 7:8 /made/7 && \
+             chown 100000:200000 /made/high\n\
+         FROM registry.test/busybox\n\
+         {mounts} stat -c '%n %u:%g %a' /*-cache /memory /*-key /context /context/* /made/* && \
+             cat /*-key && touch /root-cache/x /user-cache/x /memory/x /context/x && \
+             chown 5 /root-cache/x\n\
+         USER 1000:1001\n\
+         {mounts} exec 2>&1; stat -c '%n %u' /root-cache/x /user-cache/x; cat /user-key; \
+             rm /user-cache/x; touch /user-cache/y /memory/y; cat /root-key; \
+             touch /root-cache/y /context/y; rm /root-cache/x; cat /context/file"
+    );
+    fixture.write("file", "of the context\n");
+    let mut request = fixture.request(&dockerfile);
+    request.network = Network::None;
+    request.secrets.insert("key".to_owned(), Secret::new("a key of nobody's\n"));
+    let run = fixture.build_request(&request).await;
+    expect![[r#"
+        /root-cache 0:0 755
+        /user-cache 1000:1001 700
+        /memory 0:0 1777
+        /root-key 0:0 400
+        /user-key 1000:0 400
+        /context 0:0 755
+        /context/file 0:0 644
+        /made/7 7:8 644
+        /made/high 100000:200000 644
+        a key of nobody's
+        a key of nobody's
+        /root-cache/x 5
+        /user-cache/x 0
+        a key of nobody's
+        cat: can't open '/root-key': Permission denied
+        touch: /root-cache/y: Permission denied
+        touch: /context/y: Permission denied
+        rm: can't remove '/root-cache/x': Permission denied
+        of the context
+    "#]]
+    .assert_eq(&run.events.output());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn as_root_a_secret_is_there_for_the_command_and_nowhere_else() {
     let fixture = with_runtime().await;

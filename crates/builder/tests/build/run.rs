@@ -11,6 +11,11 @@ use crate::support::*;
 
 /// A fixture with a runtime, and the image `registry.test/busybox`.
 pub(crate) async fn with_runtime() -> Fixture {
+    with_runtime_of(true).await
+}
+
+/// As [`with_runtime`], with or without user namespaces.
+async fn with_runtime_of(user_namespaces: bool) -> Fixture {
     assert!(rustix::process::geteuid().is_root(), "these tests need root");
     let mut fixture = Fixture::empty().await;
     fixture.put_image("busybox", &busybox_files(), &[], media_type::OCI_LAYER_GZIP).await;
@@ -26,6 +31,7 @@ pub(crate) async fn with_runtime() -> Fixture {
         helper,
         state_dir: fixture.folder.path().join("state"),
         subnet: "10.213.0.0/16".to_owned(),
+        user_namespaces,
     };
     let runtime = Runtime::new(settings).await.unwrap();
     fixture.builder.runtime = Some(Arc::new(runtime));
@@ -255,7 +261,8 @@ async fn as_root_layers_that_are_equal_are_one_below_a_run() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn as_root_links_and_devices_of_a_stage_can_be_copied() {
-    let fixture = with_runtime().await;
+    // Root of a user namespace makes no devices.
+    let fixture = with_runtime_of(false).await;
     let run = build(
         &fixture,
         "FROM registry.test/busybox AS made\n\
@@ -372,6 +379,38 @@ RUN chmod 600 "$(printf 'd\351/f\377')""#;
     let run = build(&fixture, look).await;
     assert_eq!(run.events.output(), "latinlatin2\n");
     assert_names(&fixture.last_tar(&run.built).await, &[b"d\xe9/f\xff"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_layers_are_the_same_without_a_user_namespace() {
+    let mut layers = Vec::new();
+    let mut files = busybox_files();
+    // `cap_net_bind_service`.
+    let program = file("program", 0o755, (0, 0), b"x");
+    let capabilities = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    files.push(program.with_xattr("security.capability", capabilities));
+    for user_namespaces in [true, false] {
+        let fixture = with_runtime_of(user_namespaces).await;
+        fixture.put_image("capable", &files, &[], media_type::OCI_LAYER_GZIP).await;
+        let dockerfile = "FROM registry.test/capable\n\
+             RUN --mount=type=cache,target=/cache \
+                 id -u && touch /cache/x && cp /bin/busybox /s && chmod 4755 /s && mkfifo /p && \
+                 chown -R 33:100000 /home && mkdir -m 2775 /d && ln /s /d/s && ln -s s /d/l && \
+                 rm -r /tmp && mkdir -m 1777 /tmp && touch /tmp/x && chmod 711 /program && \
+                 touch /n /h && chown 65534:65534 /n && chown 70000:2147483647 /h\n\
+             RUN test $(stat -c %u:%g /h) = 70000:2147483647 && chown 0:5 /n && \
+                 rm /s && rm -r /home && mkdir /home && chown 9:9 /d/s && test -s /d/s\n\
+             WORKDIR /made/here\n\
+             USER 1000:1001\n\
+             RUN --mount=type=cache,target=/tmp/c,uid=1000 id -u && touch /tmp/c/x /tmp/y\n";
+        let mut request = fixture.request(dockerfile);
+        request.network = Network::None;
+        request.source_date_epoch = Some(1_700_000_000);
+        let run = fixture.build_request(&request).await;
+        assert_eq!(run.events.output(), "0\n1000\n");
+        layers.push(run.built.descriptor.digest);
+    }
+    assert_eq!(layers[0], layers[1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

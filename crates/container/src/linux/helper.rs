@@ -17,9 +17,11 @@ use rustix::process::WaitOptions;
 use super::overlay::mount_overlay;
 use super::points::MountPoints;
 use super::report::{Doing as _, Ending, Report};
+use super::users::{self, Users};
 use super::{external, init, sandbox};
 use crate::ContainerError;
 use crate::bundle::{self, Config, Extras, Placement, RootfsEntry};
+use crate::users::host_id;
 
 /// The largest report an init sends.
 const REPORT_SIZE_MAX: u64 = 64 << 10;
@@ -30,10 +32,18 @@ const REPORT_SIZE_MAX: u64 = 64 << 10;
 /// The only argument is the folder of the bundle; standard input is the control socket.
 pub fn helper_main(args: &[OsString]) -> ! {
     let status = match args {
+        [command, folder] if command == users::TRY_ARG => try_users(Path::new(folder)),
         [folder] => serve(Path::new(folder)),
         _ => 2,
     };
     std::process::exit(status)
+}
+
+/// Whoever asked reads why not.
+fn try_users(folder: &Path) -> i32 {
+    let Err(error) = users::try_here(folder) else { return 0 };
+    let _asker_gone = writeln!(std::io::stderr(), "{error}");
+    1
 }
 
 fn serve(folder: &Path) -> i32 {
@@ -63,16 +73,22 @@ fn run(folder: &Path, control: &UnixStream) -> Result<Report, ContainerError> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .doing(|| "make mounts private".to_owned())?;
     let rootfs = Placement::rootfs(folder);
+    let users = Users::make(&config.linux.uid_mappings)?;
     let private = take_private(folder, &mut config, &extras, control)
         .doing(|| "take what is private".to_owned())?;
-    let mounted = mount_roots(&config, &extras, &rootfs)?;
-    let points = MountPoints::make(&rootfs, &extras.rootfs, &config.mounts)?;
+    let users = users.as_ref();
+    if let Some(users) = users {
+        own_files(folder, users.root).doing(|| "give the container its files".to_owned())?;
+    }
+    let mounted = mount_roots(&config, &extras, &rootfs, users)?;
+    let owner = users.map_or(0, |users| users.root);
+    let points = MountPoints::make(&rootfs, &extras.rootfs, &config.mounts, owner)?;
     let ending = match &extras.external {
         Some(program) => {
             let bundle = private.as_deref().unwrap_or(folder);
             external::run(program, folder, bundle, &extras.name, control)
         }
-        None => run_init(&config, &extras, &rootfs, control),
+        None => run_init(&config, &extras, &rootfs, users, control),
     };
     for path in mounted.iter().rev() {
         if umount2(path, MntFlags::empty()).is_err() {
@@ -83,6 +99,14 @@ fn run(folder: &Path, control: &UnixStream) -> Result<Report, ContainerError> {
     points.remove();
     let (cpu_microseconds, memory_peak) = sandbox::children_usage();
     Ok(Report::Ended { ending: ending?, cpu_microseconds, memory_peak })
+}
+
+/// Lets the files that the server made for the container belong to its root.
+fn own_files(folder: &Path, owner: u32) -> std::io::Result<()> {
+    for file in ["hosts", "resolv.conf"] {
+        std::os::unix::fs::chown(folder.join(file), Some(owner), Some(owner))?;
+    }
+    Ok(())
 }
 
 /// Takes private variables and files from the control socket, and keeps them in memory that
@@ -111,7 +135,8 @@ fn take_private(
         let mut content = vec![0; file.size];
         control.read_exact(&mut content)?;
         std::fs::write(&file.at, content)?;
-        std::os::unix::fs::chown(&file.at, Some(file.uid), Some(file.gid))?;
+        let id = |id| host_id(&config.linux.uid_mappings, id).ok_or("no container has this id");
+        std::os::unix::fs::chown(&file.at, Some(id(file.uid)?), Some(id(file.gid)?))?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(file.mode);
         std::fs::set_permissions(&file.at, mode)?;
     }
@@ -128,22 +153,28 @@ fn mount_roots(
     config: &Config,
     extras: &Extras,
     rootfs: &Path,
+    users: Option<&Users>,
 ) -> Result<Vec<PathBuf>, ContainerError> {
     let privileged = !config.process.no_new_privileges;
     match &extras.rootfs {
-        RootfsEntry::Overlay(layers) => mount_overlay(layers, rootfs, privileged)?,
-        RootfsEntry::Directory(path) => bind_root(path, rootfs, privileged)
+        RootfsEntry::Overlay(layers) => mount_overlay(layers, rootfs, privileged, users)?,
+        RootfsEntry::Directory(path) => bind_root(path, rootfs, privileged, users)
             .doing(|| format!("bind the root `{}`", path.display()))?,
     }
     let mut mounted = vec![rootfs.to_owned()];
     for overlay in &extras.overlays {
-        mount_overlay(&overlay.layers, &overlay.at, privileged)?;
+        mount_overlay(&overlay.layers, &overlay.at, privileged, users)?;
         mounted.push(overlay.at.clone());
     }
     Ok(mounted)
 }
 
-fn bind_root(path: &Path, rootfs: &Path, devices: bool) -> std::io::Result<()> {
+fn bind_root(
+    path: &Path,
+    rootfs: &Path,
+    devices: bool,
+    users: Option<&Users>,
+) -> std::io::Result<()> {
     use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -152,6 +183,9 @@ fn bind_root(path: &Path, rootfs: &Path, devices: bool) -> std::io::Result<()> {
     let attributes =
         sandbox::MountAttributes { no_devices: !devices, ..sandbox::MountAttributes::default() };
     sandbox::set_mount_attributes(&tree, attributes)?;
+    if let Some(users) = users {
+        sandbox::translate_ids(&tree, &users.files)?;
+    }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     Ok(move_mount(&tree, "", rustix::fs::CWD, rootfs, flags)?)
 }
@@ -160,6 +194,7 @@ fn run_init(
     config: &Config,
     extras: &Extras,
     rootfs: &Path,
+    users: Option<&Users>,
     control: &UnixStream,
 ) -> Result<Ending, ContainerError> {
     enter_namespaces(config)?;
@@ -171,10 +206,12 @@ fn run_init(
             drop(failure);
             // Before anything of the image is looked at: through `/proc/self/fd` each open
             // folder of ours would be a way out.
-            if sandbox::close_all_but(&failure_writer).is_err() {
+            let mut kept = vec![&failure_writer];
+            kept.extend(users.iter().flat_map(|users| [&users.own, &users.files]));
+            if sandbox::close_all_but(&kept).is_err() {
                 std::process::exit(1);
             }
-            let error = init::become_process(config, extras, rootfs);
+            let error = init::become_process(config, extras, rootfs, users);
             tell_failure(failure_writer, error);
             std::process::exit(1);
         }
@@ -205,8 +242,8 @@ fn enter_namespaces(config: &Config) -> Result<(), ContainerError> {
                 let file = File::open(path).doing(doing)?;
                 setns(file, CloneFlags::CLONE_NEWNET).doing(doing)?;
             }
-            // The init makes these itself.
-            ("mount" | "cgroup", None) => (),
+            // The init makes these itself, or enters what is there.
+            ("mount" | "cgroup" | "user", None) => (),
             (kind, _) => {
                 return Err(format!("the namespace `{kind}` is not supported"))
                     .doing(|| "make namespaces".to_owned());
@@ -216,6 +253,7 @@ fn enter_namespaces(config: &Config) -> Result<(), ContainerError> {
     unshare(flags).doing(|| "make namespaces".to_owned())?;
     if new_network {
         sandbox::loopback_up().doing(|| "set up the loopback device".to_owned())?;
+        crate::network::allow_users().doing(|| "set up the network namespace".to_owned())?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid};
@@ -24,10 +24,12 @@ use seccompiler::{
 };
 
 use super::report::Doing as _;
+use super::users::Users;
 use super::{mounts, sandbox};
 use crate::ContainerError;
 use crate::bundle::{Config, Extras, Process};
 use crate::seccomp::{self, Action, Comparison, Profile};
+use crate::users::host_id;
 
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -35,14 +37,24 @@ const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const NEWER_CALLS: std::ops::RangeInclusive<i64> = 450..=512;
 
 /// Becomes the container's process. Returns only if that fails.
-pub(super) fn become_process(config: &Config, extras: &Extras, rootfs: &Path) -> ContainerError {
-    match enter(config, extras, rootfs).and_then(|()| execute(config)) {
+pub(super) fn become_process(
+    config: &Config,
+    extras: &Extras,
+    rootfs: &Path,
+    users: Option<&Users>,
+) -> ContainerError {
+    match enter(config, extras, rootfs, users).and_then(|()| execute(config, users)) {
         Ok(never) => match never {},
         Err(error) => error,
     }
 }
 
-fn enter(config: &Config, extras: &Extras, rootfs: &Path) -> Result<(), ContainerError> {
+fn enter(
+    config: &Config,
+    extras: &Extras,
+    rootfs: &Path,
+    users: Option<&Users>,
+) -> Result<(), ContainerError> {
     die_with_helper()?;
     nix::unistd::setsid().doing(|| "start a session".to_owned())?;
     for procs in &extras.cgroup_procs {
@@ -55,13 +67,13 @@ fn enter(config: &Config, extras: &Extras, rootfs: &Path) -> Result<(), Containe
         .doing(|| "make mounts private".to_owned())?;
     // Modes below are meant as they are written.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
-    mounts::mount_all(config, rootfs)?;
+    mounts::mount_all(config, rootfs, users)?;
     pivot(rootfs).doing(|| "change the root".to_owned())?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     nix::unistd::sethostname(&config.hostname).doing(|| "set the host name".to_owned())?;
     config.linux.readonly_paths.iter().try_for_each(|path| mounts::make_read_only(path))?;
     config.linux.masked_paths.iter().try_for_each(|path| mounts::mask(path))?;
-    enter_cwd(&config.process.cwd)
+    enter_cwd(&config.process.cwd, users.map_or(0, |users| users.root))
 }
 
 fn die_with_helper() -> Result<(), ContainerError> {
@@ -80,10 +92,14 @@ fn pivot(rootfs: &Path) -> nix::Result<()> {
     nix::unistd::chdir("/")
 }
 
-fn enter_cwd(cwd: &str) -> Result<(), ContainerError> {
+fn enter_cwd(cwd: &str, owner: u32) -> Result<(), ContainerError> {
     let doing = || format!("enter the working directory `{cwd}`");
     if let Err(Errno::ENOENT) = nix::unistd::chdir(cwd) {
-        DirBuilder::new().recursive(true).mode(0o755).create(cwd).doing(doing)?;
+        let folders: Vec<&Path> = Path::new(cwd).ancestors().collect();
+        for folder in folders.into_iter().rev().filter(|folder| !folder.exists()) {
+            DirBuilder::new().mode(0o755).create(folder).doing(doing)?;
+            std::os::unix::fs::lchown(folder, Some(owner), Some(owner)).doing(doing)?;
+        }
     }
     nix::unistd::chdir(cwd).doing(doing)?;
     // The kernel's own word: it says where a folder is that the root does not lead to.
@@ -97,13 +113,19 @@ fn enter_cwd(cwd: &str) -> Result<(), ContainerError> {
 /// The type that has no value: what an execution that succeeds returns.
 enum Never {}
 
-fn execute(config: &Config) -> Result<Never, ContainerError> {
+fn execute(config: &Config, users: Option<&Users>) -> Result<Never, ContainerError> {
     let process = &config.process;
     let filters = match &config.linux.seccomp {
         Some(profile) => filters(profile).doing(|| "translate the seccomp profile".to_owned())?,
         None => Vec::new(),
     };
     limit_resources(process)?;
+    own_output(config)?;
+    if let Some(users) = users {
+        // From here on every right is one over the container's own only.
+        setns(&users.own, CloneFlags::CLONE_NEWUSER)
+            .doing(|| "enter the user namespace".to_owned())?;
+    }
     change_identity(process)?;
     // A change of the user forgets it.
     die_with_helper()?;
@@ -168,7 +190,6 @@ fn change_identity(process: &Process) -> Result<(), ContainerError> {
         caps::drop(None, CapSet::Bounding, *capability).doing(doing)?;
     }
     nix::sys::prctl::set_keepcaps(true).doing(doing)?;
-    own_output(process.user.uid)?;
     let gids: Vec<Gid> = process.user.additional_gids.iter().copied().map(Gid::from_raw).collect();
     let (uid, gid) = (Uid::from_raw(process.user.uid), Gid::from_raw(process.user.gid));
     nix::unistd::setgroups(&gids).doing(|| "set the groups".to_owned())?;
@@ -183,11 +204,13 @@ fn change_identity(process: &Process) -> Result<(), ContainerError> {
 
 /// Gives the pipes of the output to the user, who may then open them by their names. Standard
 /// input is a device file, which stays as it is.
-fn own_output(uid: u32) -> Result<(), ContainerError> {
-    let user = rustix::fs::Uid::from_raw(uid);
+fn own_output(config: &Config) -> Result<(), ContainerError> {
+    let doing = || "give the user its output".to_owned();
+    let user = host_id(&config.linux.uid_mappings, config.process.user.uid);
+    let user = rustix::fs::Uid::from_raw(user.ok_or("no container has its id").doing(doing)?);
     let owned = rustix::fs::fchown(io::stdout(), Some(user), None)
         .and_then(|()| rustix::fs::fchown(io::stderr(), Some(user), None));
-    owned.doing(|| "give the user its output".to_owned())
+    owned.doing(doing)
 }
 
 /// Translates a profile into filters, in the order in which they are loaded.

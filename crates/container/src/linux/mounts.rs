@@ -13,9 +13,10 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use super::points;
 use super::report::Doing as _;
 use super::root::{self, Missing};
-use super::sandbox::{MountAttributes, set_mount_attributes};
+use super::sandbox::{MountAttributes, set_mount_attributes, translate_ids};
+use super::users::Users;
 use crate::ContainerError;
-use crate::bundle::{Config, Device, MountEntry};
+use crate::bundle::{Config, Device, MountEntry, TRANSLATED};
 
 /// The device files of every container. Each is bound from the host by itself, so that
 /// device files which the process makes do not work.
@@ -30,25 +31,35 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 ];
 
 /// Mounts everything below `rootfs`, in order.
-pub(super) fn mount_all(config: &Config, rootfs: &Path) -> Result<(), ContainerError> {
+pub(super) fn mount_all(
+    config: &Config,
+    rootfs: &Path,
+    users: Option<&Users>,
+) -> Result<(), ContainerError> {
     let privileged = !config.linux.devices.is_empty();
+    let owner = users.map_or(0, |users| users.root);
     for entry in &config.mounts {
         let mounted = match entry.is_bind() {
-            true => bind(entry, rootfs),
-            false => mount_filesystem(entry, rootfs, privileged),
+            true => bind(entry, rootfs, users),
+            false => mount_filesystem(entry, rootfs, privileged, owner),
         };
         mounted.map_err(|error| {
             points::explain(entry, &format!("mount `{}` at", entry.source), error)
         })?;
         if entry.destination == "/dev" {
-            fill_dev(rootfs, &config.linux.devices).doing(|| "fill `/dev`".to_owned())?;
+            fill_dev(rootfs, &config.linux.devices, owner).doing(|| "fill `/dev`".to_owned())?;
         }
     }
     Ok(())
 }
 
-fn mount_filesystem(entry: &MountEntry, rootfs: &Path, privileged: bool) -> io::Result<()> {
-    let target = root::find(rootfs, &entry.destination, Missing::Directory)?;
+fn mount_filesystem(
+    entry: &MountEntry,
+    rootfs: &Path,
+    privileged: bool,
+    owner: u32,
+) -> io::Result<()> {
+    let target = root::find(rootfs, &entry.destination, Missing::Directory, owner)?;
     points::check(entry, &target)?;
     let (mut flags, data) = options(&entry.options);
     if entry.destination == "/dev" && !privileged {
@@ -78,7 +89,7 @@ fn options(options: &[String]) -> (MsFlags, String) {
     (flags, data.join(","))
 }
 
-fn bind(entry: &MountEntry, rootfs: &Path) -> io::Result<()> {
+fn bind(entry: &MountEntry, rootfs: &Path, users: Option<&Users>) -> io::Result<()> {
     let has = |option: &str| entry.options.iter().any(|present| present == option);
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -91,7 +102,11 @@ fn bind(entry: &MountEntry, rootfs: &Path) -> io::Result<()> {
         no_execution: has("noexec"),
     };
     set_mount_attributes(&tree, attributes)?;
-    let target = root::find(rootfs, &entry.destination, points::missing_kind(entry))?;
+    if let Some(users) = users.filter(|_| has(TRANSLATED)) {
+        translate_ids(&tree, &users.files)?;
+    }
+    let owner = users.map_or(0, |users| users.root);
+    let target = root::find(rootfs, &entry.destination, points::missing_kind(entry), owner)?;
     points::check(entry, &target)?;
     attach(&tree, &target.file)
 }
@@ -101,7 +116,7 @@ fn attach(tree: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
     Ok(move_mount(tree, "", target, "", flags)?)
 }
 
-fn fill_dev(rootfs: &Path, devices: &[Device]) -> io::Result<()> {
+fn fill_dev(rootfs: &Path, devices: &[Device], owner: u32) -> io::Result<()> {
     for name in DEVICE_FILES {
         let source = format!("/dev/{name}");
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -109,7 +124,7 @@ fn fill_dev(rootfs: &Path, devices: &[Device]) -> io::Result<()> {
         // Writing to a device works all the same; changing its owner or mode does not.
         let read_only = MountAttributes { read_only: true, ..MountAttributes::default() };
         set_mount_attributes(&tree, read_only)?;
-        let target = root::find(rootfs, &source, Missing::File)?;
+        let target = root::find(rootfs, &source, Missing::File, owner)?;
         attach(&tree, &target.file)?;
         if name == "null" {
             // The process may change what it has open too, so this is not the host's. Later the
@@ -122,6 +137,7 @@ fn fill_dev(rootfs: &Path, devices: &[Device]) -> io::Result<()> {
     }
     for (target, link) in DEVICE_LINKS {
         std::os::unix::fs::symlink(target, rootfs.join(link))?;
+        std::os::unix::fs::lchown(rootfs.join(link), Some(owner), Some(owner))?;
     }
     Ok(())
 }

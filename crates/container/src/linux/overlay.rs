@@ -8,11 +8,13 @@ use std::path::Path;
 use nix::mount::MsFlags;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use super::report::Doing as _;
+use super::sandbox::translate_ids;
+use super::users::Users;
 use crate::ContainerError;
 use crate::bundle::OverlayLayers;
 
@@ -32,18 +34,37 @@ pub(crate) fn mount_overlay(
     layers: &OverlayLayers,
     target: &Path,
     devices: bool,
+    users: Option<&Users>,
 ) -> Result<(), ContainerError> {
-    let open = |path: &Path| open_layer(path).doing(|| format!("open layer `{}`", path.display()));
+    let open = |path: &Path| {
+        let opened = match users {
+            None => open_layer(path),
+            Some(users) => attach_layer(path, users, target),
+        };
+        opened.doing(|| format!("open layer `{}`", path.display()))
+    };
     forget_volatile(&layers.work);
     let lowers = layers.lowers.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-    let (upper, work) = (open(&layers.upper)?, open(&layers.work)?);
     let name = |file: &OwnedFd| file.as_raw_fd().to_string();
     let mut names: Vec<String> = lowers.iter().map(name).collect();
     if let [only] = names.as_slice() {
         // A single layer without `lowerdir+` would be fine; the kernel wants no special case.
         names = vec![only.clone()];
     }
-    let upper_and_work = [name(&upper), name(&work)];
+    let (_change, upper_and_work) = match users {
+        None => {
+            let (upper, work) = (open(&layers.upper)?, open(&layers.work)?);
+            let names = [name(&upper), name(&work)];
+            (vec![upper, work], names)
+        }
+        // The kernel wants both on one mount, and each copy is one of its own.
+        Some(_) => {
+            let (folder, upper, work) = siblings(layers).doing(|| "open the change".to_owned())?;
+            let folder = open(folder)?;
+            let names = [upper, work].map(|file| format!("{}/{file}", name(&folder)));
+            (vec![folder], names)
+        }
+    };
     nix::unistd::chdir("/proc/self/fd").doing(|| "enter `/proc/self/fd`".to_owned())?;
     let mounted = takes_single_layers().and_then(|single| match single {
         true => mount_by_parts(&names, &upper_and_work, target, devices),
@@ -57,6 +78,30 @@ pub(crate) fn mount_overlay(
 fn open_layer(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Opens a copy of the mount that a layer is on, which translates ids. Before Linux 6.15 it has to
+/// be attached somewhere to be taken; where the overlay comes to lie over it, nobody sees it.
+fn attach_layer(path: &Path, users: &Users, target: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let layer = open_tree(rustix::fs::CWD, path, flags)?;
+    translate_ids(&layer, &users.files)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&layer, "", rustix::fs::CWD, target, flags)?;
+    Ok(layer)
+}
+
+/// The folder of upper and work directory, and their names in it.
+fn siblings(layers: &OverlayLayers) -> io::Result<(&Path, &str, &str)> {
+    fn split(path: &Path) -> Option<(&Path, &str)> {
+        Some((path.parent()?, path.file_name()?.to_str()?))
+    }
+    match (split(&layers.upper), split(&layers.work)) {
+        (Some((folder, upper)), Some((other, work))) if folder == other => {
+            Ok((folder, upper, work))
+        }
+        _ => Err(io::Error::other("upper and work directory are not in one folder")),
+    }
 }
 
 /// A volatile overlay refuses a work directory that another one has used. After a clean end

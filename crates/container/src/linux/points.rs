@@ -31,13 +31,14 @@ struct Trace {
 }
 
 impl MountPoints {
-    /// Makes the mount points of `mounts` in the root mounted at `rootfs`.
+    /// Makes the mount points of `mounts` in the root mounted at `rootfs`; they belong to `owner`.
     ///
     /// A target below that of an earlier mount is left to the init, since it lies in that mount.
     pub(super) fn make(
         rootfs: &Path,
         entry: &RootfsEntry,
         mounts: &[MountEntry],
+        owner: u32,
     ) -> Result<Self, ContainerError> {
         let (store, is_overlay) = match entry {
             RootfsEntry::Overlay(layers) => (&layers.upper, true),
@@ -48,7 +49,7 @@ impl MountPoints {
         for (number, mount) in mounts.iter().enumerate() {
             let earlier = &mounts[..number];
             if !earlier.iter().any(|earlier| lies_below(&mount.destination, &earlier.destination)) {
-                points.make_one(rootfs, mount, is_overlay)?;
+                points.make_one(rootfs, mount, is_overlay, owner)?;
             }
         }
         for trace in points.made.iter_mut().chain(&mut points.copied_up) {
@@ -62,6 +63,7 @@ impl MountPoints {
         rootfs: &Path,
         mount: &MountEntry,
         is_overlay: bool,
+        owner: u32,
     ) -> Result<(), ContainerError> {
         let missing = missing_kind(mount);
         let store = &self.store;
@@ -73,7 +75,7 @@ impl MountPoints {
                 absent.extend(parents.map(str::to_owned));
             }
         };
-        let found = root::find_noting(rootfs, &mount.destination, missing, &mut note)
+        let found = root::find_noting(rootfs, &mount.destination, missing, owner, &mut note)
             .and_then(|found| check(mount, &found).map(|()| found))
             .map_err(|error| explain(mount, "make the mount point", error))?;
         let all: Vec<&str> = prefixes(&found.path).collect();

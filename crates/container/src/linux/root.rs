@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 /// As many symbolic links as the kernel follows.
@@ -54,9 +54,9 @@ pub(super) struct Found {
     pub(super) made: usize,
 }
 
-/// Walks `path` inside `root`, making what is missing.
-pub(super) fn find(root: &Path, path: &str, missing: Missing) -> io::Result<Found> {
-    find_noting(root, path, missing, &mut |_| ())
+/// Walks `path` inside `root`, making what is missing, which then belongs to `owner`.
+pub(super) fn find(root: &Path, path: &str, missing: Missing, owner: u32) -> io::Result<Found> {
+    find_noting(root, path, missing, owner, &mut |_| ())
 }
 
 /// As [`find`]; `before_making` hears the path of each directory in which something is about
@@ -65,11 +65,12 @@ pub(super) fn find_noting(
     root: &Path,
     path: &str,
     missing: Missing,
+    owner: u32,
     before_making: &mut dyn FnMut(&str),
 ) -> io::Result<Found> {
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(root, directory, Mode::empty())?;
-    let mut walk = Walk { stack: vec![(String::new(), root)], made: 0 };
+    let mut walk = Walk { stack: vec![(String::new(), root)], made: 0, owner };
     let mut names: VecDeque<String> = split(path).collect();
     let mut links = 0;
     while let Some(name) = names.pop_front() {
@@ -110,6 +111,7 @@ struct Walk {
     /// The directories on the way, the root first.
     stack: Vec<(String, OwnedFd)>,
     made: usize,
+    owner: u32,
 }
 
 impl Walk {
@@ -152,6 +154,11 @@ impl Walk {
                 before_making(path.rsplit_once('/').map_or("", |(parent, _)| parent));
                 make(here, name, if last { missing } else { Missing::Directory })?;
                 let opened = open(here, name)?;
+                if self.owner != 0 {
+                    let owner = (Uid::from_raw(self.owner), Gid::from_raw(self.owner));
+                    let flags = AtFlags::EMPTY_PATH;
+                    rustix::fs::chownat(&opened.0, "", Some(owner.0), Some(owner.1), flags)?;
+                }
                 self.made += 1;
                 Ok(opened)
             }

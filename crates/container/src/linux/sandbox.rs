@@ -5,7 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::libc;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -30,6 +33,26 @@ pub(super) fn set_mount_attributes(tree: &OwnedFd, wanted: MountAttributes) -> i
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
+    mount_setattr(tree, libc::AT_RECURSIVE, &attributes)
+}
+
+/// Lets files of a detached mount be seen with the ids that a user namespace has for those
+/// stored. What is mounted below it stays as it is.
+pub(super) fn translate_ids(tree: &OwnedFd, users: &OwnedFd) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::from(users.as_raw_fd().unsigned_abs()),
+    };
+    mount_setattr(tree, 0, &attributes)
+}
+
+fn mount_setattr(
+    tree: &OwnedFd,
+    flags: libc::c_int,
+    attributes: &libc::mount_attr,
+) -> io::Result<()> {
     // SAFETY: the path is a NUL-terminated constant, and the structure and its size are what
     // the kernel expects; it only reads them.
     let result = unsafe {
@@ -37,8 +60,8 @@ pub(super) fn set_mount_attributes(tree: &OwnedFd, wanted: MountAttributes) -> i
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            &raw const attributes,
+            libc::AT_EMPTY_PATH | flags,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     };
@@ -80,7 +103,7 @@ pub(super) fn loopback_up() -> io::Result<()> {
 
 /// A child made by [`fork`].
 pub(super) enum Forked {
-    Parent(nix::unistd::Pid),
+    Parent(Pid),
     Child,
 }
 
@@ -92,6 +115,54 @@ pub(super) fn fork() -> nix::Result<Forked> {
         nix::unistd::ForkResult::Parent { child } => Ok(Forked::Parent(child)),
         nix::unistd::ForkResult::Child => Ok(Forked::Child),
     }
+}
+
+/// A process that does nothing, in a user namespace of its own, until this is dropped.
+///
+/// It lives in our memory: to copy that, and clear the copy away, takes longer than all the rest.
+pub(super) struct Keeper {
+    process: Pid,
+    _stack: Vec<u8>,
+}
+
+impl Keeper {
+    pub(super) fn start() -> nix::Result<Self> {
+        const STACK_SIZE: usize = 64 << 10;
+        let mut stack = vec![0_u8; STACK_SIZE];
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::SIGCHLD;
+        let helper = std::ptr::without_provenance_mut(Pid::this().as_raw().unsigned_abs() as usize);
+        // SAFETY: the end of the stack is aligned down to 16 bytes, and the stack is there until
+        // `drop` has seen the end of the process. That one writes to nothing else: `keep` calls
+        // what cannot fail, so not even `errno` is touched.
+        let process = unsafe {
+            let end = stack.as_mut_ptr().add(STACK_SIZE);
+            libc::clone(keep, end.sub(end.addr() % 16).cast(), flags, helper)
+        };
+        Ok(Self { process: Pid::from_raw(Errno::result(process)?), _stack: stack })
+    }
+
+    pub(super) fn process(&self) -> Pid {
+        self.process
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ended_already = nix::sys::signal::kill(self.process, Signal::SIGKILL);
+        while nix::sys::wait::waitpid(self.process, None) == Err(Errno::EINTR) {}
+    }
+}
+
+/// Waits to be killed, by the helper or by its end.
+extern "C" fn keep(helper: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: these calls take and give numbers only.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        if libc::getppid().unsigned_abs() as usize == helper.addr() {
+            libc::pause();
+        }
+    }
+    0
 }
 
 /// Processor time of ended children, and the largest of them in bytes.
@@ -110,7 +181,7 @@ pub(super) fn children_usage() -> (u64, u64) {
 /// Gives signals their default meaning again: Rust programs ignore SIGPIPE, and a process
 /// inherits what is ignored or blocked.
 pub(super) fn default_signals() -> nix::Result<()> {
-    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     for signal in Signal::iterator() {
         if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
@@ -121,11 +192,14 @@ pub(super) fn default_signals() -> nix::Result<()> {
     SigSet::empty().thread_set_mask()
 }
 
-/// Closes every file above the standard three, except one. For a process that has just been
-/// forked and lets nothing go out of scope: the owners of these files are in its parent.
-pub(super) fn close_all_but(kept: &impl AsRawFd) -> io::Result<()> {
-    let kept = kept.as_raw_fd().unsigned_abs();
-    for (first, last) in [(3, kept - 1), (kept + 1, u32::MAX)] {
+/// Closes every file above the standard three, except some. For a process that has just been
+/// forked and lets nothing else go out of scope: the owners of these files are in its parent.
+pub(super) fn close_all_but(kept: &[&OwnedFd]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|file| file.as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let starts = std::iter::once(3).chain(kept.iter().map(|kept| kept + 1));
+    let ends = kept.iter().map(|kept| kept - 1).chain([u32::MAX]);
+    for (first, last) in starts.zip(ends) {
         if first > last {
             continue;
         }

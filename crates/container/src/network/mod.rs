@@ -16,7 +16,7 @@ mod namespace;
 mod subnet;
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -31,14 +31,13 @@ use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnsp
 
 pub(crate) use dns::{configuration as host_configuration, configuration_for};
 pub(crate) use firewall::listing as firewall_listing;
+pub(crate) use namespace::allow_users;
 pub(crate) use subnet::Subnet;
 
-use crate::ContainerError;
+use crate::{ContainerError, lock};
 
 /// How many servers of one machine can have a bridge at the same time.
 const BRIDGES_MAX: u32 = 32;
-
-const LOCK_FOLDER: &str = "/run/refit";
 
 /// The bridge of this server, made when the first isolated container starts.
 pub(crate) struct Bridge {
@@ -96,20 +95,20 @@ pub(crate) async fn sweep() {
     let mut stale = Vec::new();
     for number in 0..BRIDGES_MAX {
         if lock_file(number).exists()
-            && let Ok(lock) = try_lock(number)
+            && let Ok(held) = lock::try_lock(&lock_file(number))
         {
-            stale.push((number, lock));
+            stale.push((number, held));
         }
     }
     if stale.is_empty() {
         return;
     }
-    for (number, lock) in stale {
+    for (number, held) in stale {
         if clear(number).await.is_ok() {
             // Removed while locked: the next owner makes a new file.
             let _gone_already = fs::remove_file(lock_file(number));
         }
-        drop(lock);
+        drop(held);
     }
 }
 
@@ -259,32 +258,21 @@ fn name(number: u32) -> String {
 }
 
 fn lock_file(number: u32) -> PathBuf {
-    Path::new(LOCK_FOLDER).join(format!("bridge-{number}.lock"))
+    Path::new(lock::FOLDER).join(format!("bridge-{number}.lock"))
 }
 
 /// Takes the lowest number that nobody holds.
 fn claim() -> Result<(u32, File), ContainerError> {
-    let doing = || format!("take a bridge number in `{LOCK_FOLDER}`");
-    fs::create_dir_all(LOCK_FOLDER).map_err(|error| cannot(doing(), error))?;
+    let doing = || format!("take a bridge number in `{}`", lock::FOLDER);
+    fs::create_dir_all(lock::FOLDER).map_err(|error| cannot(doing(), error))?;
     for number in 0..BRIDGES_MAX {
-        match try_lock(number) {
+        match lock::try_lock(&lock_file(number)) {
             Ok(lock) => return Ok((number, lock)),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => (),
             Err(error) => return Err(cannot(doing(), error)),
         }
     }
     Err(cannot(doing(), format!("{BRIDGES_MAX} other servers of this machine have one")))
-}
-
-fn try_lock(number: u32) -> std::io::Result<File> {
-    use std::os::unix::fs::MetadataExt as _;
-    let path = lock_file(number);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
-    // Its owner may have removed the file between our opening and locking it.
-    let current = fs::metadata(&path)
-        .is_ok_and(|now| file.metadata().is_ok_and(|ours| ours.ino() == now.ino()));
-    if current { Ok(file) } else { Err(std::io::ErrorKind::WouldBlock.into()) }
 }
 
 /// Removes the bridge and the rules of a number that we hold.

@@ -37,10 +37,18 @@ fn enter_new(runtime: &tokio::runtime::Handle) -> io::Result<Namespace> {
         // Absent where the kernel has no IPv6.
         let _absent = fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
     }
+    allow_users()?;
     let _entered = runtime.enter();
     let (connection, handle, _) = rtnetlink::new_connection()?;
     runtime.spawn(connection);
     Ok(Namespace { file, handle })
+}
+
+/// Lets everybody in this thread's network namespace use low ports and `ping`, as Docker does. The
+/// namespace is the machine's, not the container's own root's, who could not otherwise.
+pub(crate) fn allow_users() -> io::Result<()> {
+    fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
+    fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
 }
 
 /// Gives the namespace's `eth0` its address, and all devices a route.

@@ -114,6 +114,11 @@ pub(super) const SECTIONS: &[Section] = &[
             text("memory", "", "Memory bound of one container, such as `4GiB`. Empty: none."),
             bare("pids", "4096", "Processes and threads of one container. 0: no bound."),
             text("cpus", "", "Processors' worth of time of one container. Empty: no bound."),
+            bare(
+                "user_namespaces",
+                "true",
+                "Root in a container is nobody on the machine, where that is possible.",
+            ),
             bare("allow_host_network", "false", "Policy: runs may use the host's network."),
             bare(
                 "allow_insecure",

@@ -351,6 +351,7 @@ impl Layers {
             memory: at.optional("memory", units::size),
             pids: Some(at.number("pids", 0, u32::MAX)).filter(|pids| *pids > 0),
             cpus: at.optional("cpus", cpus),
+            user_namespaces: at.flag("user_namespaces"),
             allow_host_network: at.flag("allow_host_network"),
             allow_insecure: at.flag("allow_insecure"),
             cache_mounts_size_max: at.size("cache_mounts_size_max"),
