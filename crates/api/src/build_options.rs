@@ -29,6 +29,41 @@ pub struct BuildOptions {
     /// Stages, by name or number, of which every instruction is executed again.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub no_cache_stages: Vec<String>,
+    /// What names stand for instead of stages and images; of several with one name the last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub contexts: Vec<NamedContext>,
+}
+
+/// One name of a `--build-context`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedContext {
+    pub name: String,
+    #[serde(flatten)]
+    pub content: NamedContextContent,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum NamedContextContent {
+    /// The files of an upload, by its `relativePath`.
+    Files { source_location: String },
+    /// An image of any registry.
+    Image { image: String },
+    /// An image of an OCI layout: an upload that has the layout's `blobs`, and the digest of
+    /// the manifest or index that is meant.
+    Layout { source_location: String, digest: String },
+}
+
+impl NamedContextContent {
+    /// The upload that it needs.
+    pub fn source_location(&self) -> Option<&str> {
+        match self {
+            Self::Files { source_location } | Self::Layout { source_location, .. } => {
+                Some(source_location)
+            }
+            Self::Image { .. } => None,
+        }
+    }
 }
 
 /// A value that builds may use and nobody may see.

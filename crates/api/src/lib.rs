@@ -9,7 +9,7 @@ mod event;
 mod registry;
 mod run;
 
-pub use build_options::{BuildOptions, BuildSecret};
+pub use build_options::{BuildOptions, BuildSecret, NamedContext, NamedContextContent};
 pub use error::{ErrorBody, ErrorDetail};
 pub use event::{Event, EventKind, OutputStream};
 pub use registry::*;

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use container::{Limits, Network, Runtime};
-use dockerfile::{Dockerfile, Plan, PlanOptions, Source, Span, StageId, StagePlan};
+use dockerfile::{
+    Dockerfile, DockerfileError, Plan, PlanOptions, Source, Span, StageId, StagePlan,
+};
 use oci::{Descriptor, Digest, Platform, Reference};
 use store::BlobStore;
 use tokio::sync::{OnceCell, Semaphore, watch};
@@ -21,10 +23,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::assemble::{ImageLayer, StageImage, assemble};
 use crate::cache::{BuildCache, KeyHasher};
 use crate::caches::CacheFolders;
-use crate::context::{BuildContext, ContextOptions};
+use crate::context::{BuildContext, ContextError, ContextOptions};
 use crate::error::BuildError;
 use crate::event::{BuildEvents, StepEnd, StepNumber};
-use crate::image::{BaseImage, BaseImages, ImageError};
+use crate::image::{BaseImage, BaseImages, ImageError, StoredImage, stored_image};
 use crate::layers::Layers;
 use crate::record::{
     BaseRole, BuildCost, BuildRecord, RECORD_VERSION, RecordedBase, RecordedOutput, RecordedStep,
@@ -69,6 +71,8 @@ pub struct BuildRequest {
     pub dockerfile_name: String,
     /// `None`: nothing to copy from.
     pub context: Option<ContextOptions>,
+    /// Further ones, by the names that they take from stages and images.
+    pub named_contexts: BTreeMap<String, NamedContext>,
     pub build_args: BTreeMap<String, String>,
     /// Build arguments whose values are not to be shown or recorded.
     pub secret_args: BTreeSet<String>,
@@ -97,6 +101,17 @@ pub struct BuildRequest {
     pub now: i64,
 }
 
+/// What a name stands for instead of a stage or an image.
+#[derive(Debug, Clone)]
+pub enum NamedContext {
+    /// The files of a folder.
+    Files(ContextOptions),
+    /// An image under another name.
+    Image(Reference),
+    /// An image that came along with the request.
+    Stored(StoredImage),
+}
+
 impl BuildRequest {
     /// A build of a Dockerfile for this machine, with nothing else set.
     pub fn new(dockerfile: impl Into<String>, now: i64) -> Self {
@@ -105,6 +120,7 @@ impl BuildRequest {
             dockerfile: dockerfile.into(),
             dockerfile_name: "Dockerfile".to_owned(),
             context: None,
+            named_contexts: BTreeMap::new(),
             build_args: BTreeMap::new(),
             secret_args: BTreeSet::new(),
             target: None,
@@ -193,10 +209,20 @@ fn plan(
         target: request.target.clone(),
         platform: request.platform.clone(),
         build_platform: Platform::host(),
-        contexts: BTreeMap::new(),
+        contexts: request.named_contexts.iter().map(planned_context).collect(),
         also: also.clone(),
     };
     Ok(dockerfile::plan(dockerfile, &options)?)
+}
+
+fn planned_context(
+    (name, context): (&String, &NamedContext),
+) -> (String, dockerfile::NamedContext) {
+    let planned = match context {
+        NamedContext::Image(reference) => dockerfile::NamedContext::Image(reference.clone()),
+        NamedContext::Files(_) | NamedContext::Stored(_) => dockerfile::NamedContext::Own,
+    };
+    (name.clone(), planned)
 }
 
 async fn warn(plan: &Plan, request: &BuildRequest, events: &dyn BuildEvents) {
@@ -227,6 +253,8 @@ pub(crate) struct Build<'a> {
     /// Base images by reference and platform, each resolved once.
     bases: Mutex<HashMap<(String, String), Arc<BaseCell>>>,
     context: OnceCell<Arc<BuildContext>>,
+    /// Those of the request that are files, by name.
+    named_contexts: BTreeMap<&'a str, OnceCell<Arc<BuildContext>>>,
     steps: AtomicU32,
     notes: Mutex<Notes>,
 }
@@ -261,6 +289,9 @@ impl<'a> Build<'a> {
             finished: plan.stages.iter().map(|_| watch::Sender::new(None)).collect(),
             bases: Mutex::default(),
             context: OnceCell::new(),
+            named_contexts: (request.named_contexts.keys())
+                .map(|name| (name.as_str(), OnceCell::new()))
+                .collect(),
             steps: AtomicU32::new(0),
             notes: Mutex::default(),
         }
@@ -303,26 +334,60 @@ impl<'a> Build<'a> {
         match source {
             Source::Scratch => Ok(Arc::new(StageImage::scratch(&self.request.platform))),
             Source::Stage(id) => Ok(self.finished_stage(*id).await),
-            Source::Context(name) => Err(BuildError::Mount {
-                reason: format!("named context `{name}` is not supported yet"),
-                at,
-            }),
+            Source::Context { name, platform } => {
+                let Some(NamedContext::Stored(image)) = self.request.named_contexts.get(name)
+                else {
+                    let message = format!("context `{name}` is no image");
+                    return Err(DockerfileError { message, at, hint: None }.into());
+                };
+                let platform = platform.as_ref().unwrap_or(&self.request.platform);
+                let base = stored_image(&*self.builder.blobs, name, image, platform).await;
+                let base = base.map_err(|error| BuildError::Image { error, at })?;
+                self.warn_of_platform(name, &base, platform).await;
+                self.image_on(&base, name, format!("oci-layout://{name}"), stage, at, role)
+            }
             Source::Image { reference, platform } => {
                 let platform = platform.as_ref().unwrap_or(&self.request.platform);
-                let failed = |error| BuildError::Image { error, at };
-                let base = self.base(reference, platform, step).await.map_err(failed)?;
-                self.notes().bases.push(RecordedBase {
-                    stage: stage.number,
-                    role,
-                    reference: full_reference(reference),
-                    digest: base.top.clone(),
-                    manifest: base.digest.clone(),
-                });
-                let image = StageImage::on(&base).map_err(|reason| {
-                    failed(ImageError::Unusable { reference: reference.familiar(), reason })
-                })?;
-                Ok(Arc::new(image))
+                let base = self.base(reference, platform, step).await;
+                let base = base.map_err(|error| BuildError::Image { error, at })?;
+                let name = reference.familiar();
+                self.image_on(&base, &name, full_reference(reference), stage, at, role)
             }
+        }
+    }
+
+    /// Notes that a stage uses an image.
+    fn image_on(
+        &self,
+        base: &BaseImage,
+        name: &str,
+        recorded: String,
+        stage: &StagePlan,
+        at: Span,
+        role: BaseRole,
+    ) -> Result<Arc<StageImage>, BuildError> {
+        self.notes().bases.push(RecordedBase {
+            stage: stage.number,
+            role,
+            reference: recorded,
+            digest: base.top.clone(),
+            manifest: base.digest.clone(),
+        });
+        let image = StageImage::on(base).map_err(|reason| {
+            let reference = name.to_owned();
+            BuildError::Image { error: ImageError::Unusable { reference, reason }, at }
+        })?;
+        Ok(Arc::new(image))
+    }
+
+    /// Says so if an image that is no index is made for another platform.
+    async fn warn_of_platform(&self, name: &str, base: &BaseImage, platform: &Platform) {
+        let config = &base.config;
+        let own = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
+        let differs = (&own.os, &own.architecture) != (&platform.os, &platform.architecture);
+        if differs && !own.architecture.is_empty() {
+            let text = format!("`{name}` is made for {own}, and the build is for {platform}");
+            self.events.warning(&text).await;
         }
     }
 
@@ -345,14 +410,7 @@ impl<'a> Build<'a> {
             let resolving = self.builder.images.resolve(reference, platform, &progress);
             let told = tell_progress(resolving, self.events, step, &fetched);
             let base = told.await?;
-            let config = &base.config;
-            let own = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
-            let differs = (&own.os, &own.architecture) != (&platform.os, &platform.architecture);
-            if differs && !own.architecture.is_empty() {
-                let name = reference.familiar();
-                let text = format!("`{name}` is made for {own}, and the build is for {platform}");
-                self.events.warning(&text).await;
-            }
+            self.warn_of_platform(&reference.familiar(), &base, platform).await;
             self.notes().cost.pulled += fetched.load(Ordering::Relaxed);
             Ok(Arc::new(base))
         };
@@ -362,22 +420,48 @@ impl<'a> Build<'a> {
     /// The context, listed and hashed when the first instruction reads from it.
     pub(crate) async fn context(&self) -> Result<Arc<BuildContext>, BuildError> {
         let open = async {
-            let step = self.next_step();
-            self.events.step_started(step, "load build context").await;
-            let Some(options) = self.request.context.clone() else {
+            let Some(options) = &self.request.context else {
                 let source = std::io::Error::new(std::io::ErrorKind::NotFound, "no context");
                 return Err(BuildError::Io { doing: "read the build context".into(), source });
             };
-            let stop = self.stop.clone();
-            let opened = blocking(move || BuildContext::open(&options, &stop)).await;
-            let end = match &opened {
-                Ok(_) => StepEnd::Done,
-                Err(error) => StepEnd::Failed { error: error.to_string() },
-            };
-            self.events.step_finished(step, end).await;
-            Ok(Arc::new(opened?))
+            Ok(self.open_context("load build context", options).await?)
         };
         self.context.get_or_try_init(|| open).await.cloned()
+    }
+
+    /// The files of a named context, if that is what a source is.
+    pub(crate) async fn named_files(
+        &self,
+        source: &Source,
+    ) -> Result<Option<Arc<BuildContext>>, BuildError> {
+        let Source::Context { name, .. } = source else { return Ok(None) };
+        let (Some(NamedContext::Files(options)), Some(cell)) =
+            (self.request.named_contexts.get(name), self.named_contexts.get(name.as_str()))
+        else {
+            return Ok(None);
+        };
+        let open = async {
+            let opened = self.open_context(&format!("load context {name}"), options).await;
+            opened.map_err(|error| BuildError::NamedContext { name: name.clone(), error })
+        };
+        cell.get_or_try_init(|| open).await.cloned().map(Some)
+    }
+
+    async fn open_context(
+        &self,
+        step_name: &str,
+        options: &ContextOptions,
+    ) -> Result<Arc<BuildContext>, ContextError> {
+        let step = self.next_step();
+        self.events.step_started(step, step_name).await;
+        let (options, stop) = (options.clone(), self.stop.clone());
+        let opened = blocking(move || BuildContext::open(&options, &stop)).await;
+        let end = match &opened {
+            Ok(_) => StepEnd::Done,
+            Err(error) => StepEnd::Failed { error: error.to_string() },
+        };
+        self.events.step_finished(step, end).await;
+        opened.map(Arc::new)
     }
 
     pub(crate) fn next_step(&self) -> StepNumber {
@@ -416,6 +500,9 @@ impl<'a> Build<'a> {
             platform: self.request.platform.to_string(),
             definition: definition(self.request),
             context: self.context.get().map(|context| context.digest()),
+            named_contexts: (self.named_contexts.iter())
+                .filter_map(|(name, files)| Some(((*name).to_owned(), files.get()?.digest())))
+                .collect(),
             source_date_epoch: self.request.source_date_epoch,
             bases: notes.bases,
             steps: notes.steps,
@@ -457,6 +544,14 @@ fn definition(request: &BuildRequest) -> Digest {
         let secret = request.secret_args.contains(name);
         key.text("argument", name);
         key.optional("value", Some(value.as_str()).filter(|_| !secret));
+    }
+    for (name, context) in &request.named_contexts {
+        key.text("context", name);
+        match context {
+            NamedContext::Files(_) => key.text("is", "files"),
+            NamedContext::Image(reference) => key.text("is image", &full_reference(reference)),
+            NamedContext::Stored(_) => key.text("is", "stored image"),
+        }
     }
     for (name, value) in &request.labels {
         key.text("label", name);

@@ -22,6 +22,8 @@ pub enum BuildError {
     NeedsStage(usize),
     #[error(transparent)]
     Context(#[from] ContextError),
+    #[error("context `{name}`: {error}")]
+    NamedContext { name: String, error: ContextError },
     #[error("{error}")]
     Image { error: ImageError, at: Span },
     #[error("{error}")]
@@ -107,7 +109,7 @@ impl BuildError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Dockerfile(error) => error.hint.clone(),
-            Self::Context(error) => error.hint(),
+            Self::Context(error) | Self::NamedContext { error, .. } => error.hint(),
             Self::Image { error, .. } => error.hint(),
             Self::Copy { error, .. } => error.hint(),
             Self::User { error, .. } => error.hint(),
@@ -193,7 +195,9 @@ impl BuildError {
             | Self::NotAllowed { .. }
             | Self::Changed { .. }
             | Self::BadLayer { .. } => true,
-            Self::Context(error) => !matches!(error, ContextError::Io { .. }),
+            Self::Context(error) | Self::NamedContext { error, .. } => {
+                !matches!(error, ContextError::Io { .. })
+            }
             Self::Image { error, .. } => !matches!(
                 error,
                 ImageError::Store { .. }
@@ -214,7 +218,9 @@ impl BuildError {
     pub fn render(&self, file: &str, text: &str) -> String {
         let hint = self.hint();
         let message = match self {
-            Self::Io { source, .. } | Self::Context(ContextError::Io { source, .. }) => {
+            Self::Io { source, .. }
+            | Self::Context(ContextError::Io { source, .. })
+            | Self::NamedContext { error: ContextError::Io { source, .. }, .. } => {
                 format!("{self}: {source}")
             }
             _ => self.to_string(),

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use oci::{
-    Digest, ImageConfig, ImageManifest, Manifest, Platform, Reference, RegistryName, media_type,
+    Digest, ImageConfig, ImageIndex, ImageManifest, MANIFEST_SIZE_MAX, Manifest, Platform,
+    Reference, RegistryName, media_type,
 };
 use store::{BlobStore, Catalog, ManifestRef, StoreError};
 
@@ -151,15 +152,7 @@ impl CatalogImages {
         let (top, mut digest) = (entry.digest.clone(), entry.digest);
         let mut manifest = parse(&name, &entry.bytes, &entry.media_type)?;
         if let Manifest::Index(index) = &manifest {
-            let Some(chosen) = index.for_platform(platform) else {
-                let offered: BTreeSet<String> = (index.manifests.iter())
-                    .filter_map(|manifest| manifest.platform.as_ref())
-                    .map(Platform::to_string)
-                    .collect();
-                let (wanted, offered) = (platform.to_string(), offered.into_iter().collect());
-                return Err(ImageError::NoPlatform { reference: name, wanted, offered });
-            };
-            digest = chosen.digest.clone();
+            digest = for_platform(&name, index, platform)?.digest.clone();
             let wanted = ManifestRef::Digest(digest.clone());
             let entry =
                 self.catalog.manifest(registry, repository, &wanted).await.map_err(failed)?;
@@ -220,6 +213,95 @@ impl BaseImages for CatalogImages {
     }
 }
 
+/// An image that somebody handed in with a build, as a set of blobs that the store has now.
+///
+/// Only those blobs belong to it: that the store has a blob is no reason to give it to whoever
+/// knows its digest (architecture.md decision 7).
+#[derive(Debug, Clone)]
+pub struct StoredImage {
+    /// The manifest or index.
+    pub top: Digest,
+    pub blobs: BTreeSet<Digest>,
+}
+
+/// Finds the manifest of a platform in an image that was handed in.
+pub(crate) async fn stored_image(
+    blobs: &dyn BlobStore,
+    name: &str,
+    image: &StoredImage,
+    platform: &Platform,
+) -> Result<BaseImage, ImageError> {
+    let top = image.top.clone();
+    let mut digest = top.clone();
+    let mut manifest = stored_manifest(blobs, name, image, &digest).await?;
+    if let Manifest::Index(index) = &manifest {
+        digest = for_platform(name, index, platform)?.digest.clone();
+        manifest = stored_manifest(blobs, name, image, &digest).await?;
+    }
+    let Manifest::Image(manifest) = manifest else {
+        return Err(unusable(name, "it is an index inside an index, or an artifact"));
+    };
+    for descriptor in manifest.layers.iter().chain([&manifest.config]) {
+        image.check_has(name, &descriptor.digest)?;
+        let failed = |source| ImageError::Store { reference: name.to_owned(), source };
+        match blobs.stat(&descriptor.digest).await.map_err(failed)? {
+            Some(size) if size == descriptor.size => (),
+            Some(size) => {
+                let (digest, said) = (&descriptor.digest, descriptor.size);
+                let reason = format!("{digest} has {size} bytes, and its manifest says {said}");
+                return Err(unusable(name, &reason));
+            }
+            None => return Err(damaged(name, descriptor.digest.to_string())),
+        }
+    }
+    let config = read_config(name, &manifest, blobs).await?;
+    Ok(BaseImage { top, digest, manifest: *manifest, config })
+}
+
+impl StoredImage {
+    fn check_has(&self, name: &str, digest: &Digest) -> Result<(), ImageError> {
+        match self.blobs.contains(digest) {
+            true => Ok(()),
+            false => Err(unusable(name, &format!("it lacks blob {digest}"))),
+        }
+    }
+}
+
+async fn stored_manifest(
+    blobs: &dyn BlobStore,
+    name: &str,
+    image: &StoredImage,
+    digest: &Digest,
+) -> Result<Manifest, ImageError> {
+    image.check_has(name, digest)?;
+    let failed = |source| ImageError::Store { reference: name.to_owned(), source };
+    let size = blobs.stat(digest).await.map_err(failed)?;
+    let size = size.ok_or_else(|| damaged(name, format!("manifest {digest}")))?;
+    if size > MANIFEST_SIZE_MAX as u64 {
+        return Err(unusable(name, &format!("its manifest {digest} is too large")));
+    }
+    let bytes = store_read(blobs, digest, size).await.map_err(failed)?;
+    if Digest::with(digest.algorithm(), &bytes) != *digest {
+        return Err(damaged(name, format!("manifest {digest}")));
+    }
+    Manifest::parse(&bytes, None).map_err(|error| unusable(name, &error.to_string()))
+}
+
+fn for_platform<'a>(
+    name: &str,
+    index: &'a ImageIndex,
+    platform: &Platform,
+) -> Result<&'a oci::Descriptor, ImageError> {
+    index.for_platform(platform).ok_or_else(|| {
+        let offered: BTreeSet<String> = (index.manifests.iter())
+            .filter_map(|manifest| manifest.platform.as_ref())
+            .map(Platform::to_string)
+            .collect();
+        let (wanted, offered) = (platform.to_string(), offered.into_iter().collect());
+        ImageError::NoPlatform { reference: name.to_owned(), wanted, offered }
+    })
+}
+
 fn parse(name: &str, bytes: &[u8], media_type: &str) -> Result<Manifest, ImageError> {
     Manifest::parse(bytes, Some(media_type)).map_err(|error| unusable(name, &error.to_string()))
 }
@@ -251,7 +333,7 @@ async fn read_config(
     }
     let failed = |source| ImageError::Store { reference: name.to_owned(), source };
     let damaged = || damaged(name, format!("image config {}", descriptor.digest));
-    let bytes = match store_read(blobs, descriptor).await {
+    let bytes = match store_read(blobs, &descriptor.digest, descriptor.size).await {
         Err(StoreError::NotFound { .. }) => return Err(damaged()),
         result => result.map_err(failed)?,
     };
@@ -284,11 +366,11 @@ pub fn parse_config(
 }
 
 /// Reads a small blob whole.
-async fn store_read(blobs: &dyn BlobStore, descriptor: &oci::Descriptor) -> store::Result<Vec<u8>> {
+async fn store_read(blobs: &dyn BlobStore, digest: &Digest, size: u64) -> store::Result<Vec<u8>> {
     use tokio::io::AsyncReadExt;
     let mut bytes = Vec::new();
-    let reader = blobs.open(&descriptor.digest, 0).await?.into_async();
-    let read = reader.take(descriptor.size + 1).read_to_end(&mut bytes).await;
-    read.map_err(|source| StoreError::Io { doing: "read an image config".to_owned(), source })?;
+    let reader = blobs.open(digest, 0).await?.into_async();
+    let read = reader.take(size + 1).read_to_end(&mut bytes).await;
+    read.map_err(|source| StoreError::Io { doing: "read an image".to_owned(), source })?;
     Ok(bytes)
 }

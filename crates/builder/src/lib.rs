@@ -44,14 +44,16 @@ mod record;
 mod secret;
 
 pub use assemble::ImageLayer;
-pub use build::{BuildRequest, Builder, Built, InFlight, RunPolicy, build};
+pub use build::{BuildRequest, Builder, Built, InFlight, NamedContext, RunPolicy, build};
 pub use cache::{BuildCache, CatalogCache, TrustDomain};
 pub use caches::CacheFolders;
 pub use context::{ContextError, ContextOptions};
 pub use copy::CopyError;
 pub use error::{BuildError, RunLimits};
 pub use event::{BuildEvents, NoEvents, StepEnd, StepNumber};
-pub use image::{BaseImage, BaseImages, CatalogImages, ImageError, OwnNames, parse_config};
+pub use image::{
+    BaseImage, BaseImages, CatalogImages, ImageError, OwnNames, StoredImage, parse_config,
+};
 pub use layers::{Compression, LayerIndexes, Layers};
 pub use record::*;
 pub use secret::{Secret, Secrets};

@@ -16,7 +16,7 @@ use crate::layers::Change;
 use crate::name::{bytes_of, text_of};
 use crate::record::BaseRole;
 use crate::secret::Secret;
-use crate::tree::{FirstNames, Node, NodeKind, Tree, join, resolve};
+use crate::tree::{FirstNames, NoFiles, Node, NodeKind, Tree, join, resolve};
 
 /// A file that a mount brings has at most this many bytes.
 const SECRET_SIZE_MAX: usize = 500 << 10;
@@ -154,13 +154,17 @@ impl MountSource {
         mount: &Mount,
         step: StepNumber,
     ) -> Result<Self, BuildError> {
-        let (tree, files): (Arc<dyn Tree>, Files) = match from {
-            None => {
-                let context = build.context().await?;
+        let context = match from {
+            None => Some(build.context().await?),
+            Some(from) => build.named_files(from).await?,
+        };
+        let (tree, files): (Arc<dyn Tree>, Files) = match (context, from) {
+            (Some(context), _) => {
                 let (root, hidden) = (context.root_path(), context.left_out());
                 (context, Files::Folder { root, hidden })
             }
-            Some(from) => {
+            (None, None) => (Arc::new(NoFiles), Files::Layers(Vec::new())),
+            (None, Some(from)) => {
                 let plan = build.stage_plan(stage);
                 let role = BaseRole::Buildtime;
                 let image = build.source_image(from, plan, mount.at, role, step).await?;

@@ -1,6 +1,8 @@
 //! What a build used and made (architecture.md decisions 1 and 13): stored with the manifest
 //! and read by triggers, plans, evidence and reports. What is not in here cannot be asked later.
 
+use std::collections::BTreeMap;
+
 use oci::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,9 @@ pub struct BuildRecord {
     /// Digest of what the context held; absent when nothing was read from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<Digest>,
+    /// The same of those named contexts that are files, as far as they were read.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub named_contexts: BTreeMap<String, Digest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_date_epoch: Option<i64>,
     pub bases: Vec<RecordedBase>,

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use container::Network;
-use dockerfile::{CopyOperation, Operation, OperationKind, RunOperation, Source, Span, StageId};
+use dockerfile::{
+    CopyOperation, CopySource, Operation, OperationKind, RunOperation, Source, Span, StageId,
+};
 use oci::Digest;
 use serde::{Deserialize, Serialize};
 use store::CacheEntry;
@@ -18,6 +20,7 @@ use crate::archive;
 use crate::assemble::{ImageLayer, StageImage};
 use crate::build::{Build, blocking, milliseconds};
 use crate::cache::KeyHasher;
+use crate::context::BuildContext;
 use crate::copy::{CopyError, CopyPlan, CopyRequest, plan, plan_folder};
 use crate::error::BuildError;
 use crate::event::{StepEnd, StepNumber};
@@ -74,7 +77,7 @@ impl<'a> Stage<'a> {
     /// Resolves the base.
     async fn start(build: &'a Build<'a>, id: StageId) -> Result<Self, BuildError> {
         let plan = build.stage_plan(id);
-        let is_image = matches!(plan.base, Source::Image { .. });
+        let is_step = matches!(plan.base, Source::Image { .. } | Source::Context { .. });
         // How many steps there will be does not depend on the base. An error in here comes
         // again when the base is known.
         let scratch = StageImage::scratch(&build.request.platform);
@@ -85,7 +88,7 @@ impl<'a> Stage<'a> {
             (Some(name), _) => format!("{name} "),
             (None, _) => format!("stage-{} ", plan.number),
         };
-        let total = steps + usize::from(is_image);
+        let total = steps + usize::from(is_step);
         let stages = &build.request.no_cache_stages;
         let no_cache = stages.contains(&plan.number.to_string())
             || plan.name.as_ref().is_some_and(|name| stages.contains(name));
@@ -103,6 +106,28 @@ impl<'a> Stage<'a> {
                 let base = stage.end(step, base).await?;
                 StageImage::clone(&base)
             }
+            Source::Context { name, .. } => {
+                let from = format!("FROM {name}");
+                let step = stage.begin(&from).await;
+                match stage.build.named_files(&plan.base).await {
+                    Ok(None) => {
+                        let number = step.number;
+                        let base = build.source_image(&plan.base, plan, plan.at, role, number);
+                        let base = base.await;
+                        let base = stage.end(step, base).await?;
+                        StageImage::clone(&base)
+                    }
+                    Ok(Some(files)) => {
+                        let layer = stage.files_layer(files, plan.at, &step).await;
+                        let mut image = stage.image.clone();
+                        if let Some(layer) = stage.end_with(step, layer).await? {
+                            image.record(&from, Some(layer));
+                        }
+                        image
+                    }
+                    Err(error) => return stage.end(step, Err(error)).await,
+                }
+            }
             other => {
                 let base = build.source_image(other, plan, plan.at, role, StepNumber(0)).await?;
                 StageImage::clone(&base)
@@ -114,8 +139,8 @@ impl<'a> Stage<'a> {
     async fn operation(&mut self, operation: &Operation) -> Result<(), BuildError> {
         let layer = match &operation.kind {
             OperationKind::Config => None,
-            OperationKind::Run(run) => Some(self.run(operation, run).await?),
-            OperationKind::Copy(copy) => Some(self.copy(operation, copy).await?),
+            OperationKind::Run(run) => self.run(operation, run).await?,
+            OperationKind::Copy(copy) => self.copy(operation, copy).await?,
             OperationKind::Workdir { path } => self.workdir(operation, path).await?,
         };
         if layer.is_some() {
@@ -132,10 +157,10 @@ impl<'a> Stage<'a> {
         &mut self,
         operation: &Operation,
         run: &RunOperation,
-    ) -> Result<(ImageLayer, i64), BuildError> {
+    ) -> Result<Option<(ImageLayer, i64)>, BuildError> {
         let step = self.begin(&operation.text).await;
         let made = self.run_layer(operation, run, &step).await;
-        self.end_with(step, made).await
+        self.end_with(step, made.map(Some)).await
     }
 
     async fn run_layer(
@@ -159,7 +184,7 @@ impl<'a> Stage<'a> {
         let sources = Sources::find(self.build, self.id, run, step.number).await?;
         let key = self.run_key(run, &sources);
         let work = self.execute_run(operation, run, sources, step.number);
-        self.make(operation, step, &key, work).await
+        self.make(at, step, &key, work).await
     }
 
     fn run_key(&self, run: &RunOperation, sources: &Sources) -> Digest {
@@ -216,10 +241,10 @@ impl<'a> Stage<'a> {
         &mut self,
         operation: &Operation,
         copy: &CopyOperation,
-    ) -> Result<(ImageLayer, i64), BuildError> {
+    ) -> Result<Option<(ImageLayer, i64)>, BuildError> {
         let step = self.begin(&operation.text).await;
         let made = self.copy_layer(operation, copy, &step).await;
-        self.end_with(step, made).await
+        self.end_with(step, made.map(Some)).await
     }
 
     async fn copy_layer(
@@ -229,11 +254,16 @@ impl<'a> Stage<'a> {
         step: &Step,
     ) -> Result<Made, BuildError> {
         let (build, at) = (self.build, operation.at);
-        let source: Arc<dyn Tree> = match &copy.from {
+        let context = match &copy.from {
             // Nothing is read from a context that nothing is copied from.
-            None if copy.sources.is_empty() => Arc::new(NoFiles),
-            None => build.context().await?,
-            Some(from) => {
+            None if copy.sources.is_empty() => None,
+            None => Some(build.context().await?),
+            Some(from) => build.named_files(from).await?,
+        };
+        let source: Arc<dyn Tree> = match (&context, &copy.from) {
+            (Some(context), _) => Arc::clone(context) as Arc<dyn Tree>,
+            (None, None) => Arc::new(NoFiles),
+            (None, Some(from)) => {
                 let stage = build.stage_plan(self.id);
                 let role = BaseRole::Buildtime;
                 let image = build.source_image(from, stage, at, role, step.number).await?;
@@ -270,9 +300,7 @@ impl<'a> Stage<'a> {
             });
             match planned.await {
                 Ok(planned) => planned,
-                Err(error) => {
-                    return Err(self.copy_error(error, copy_from_context(operation), at).await);
-                }
+                Err(error) => return Err(copy_error(error, context.as_deref(), at)),
             }
         };
         for pattern in &plan.unmatched {
@@ -281,7 +309,40 @@ impl<'a> Stage<'a> {
         }
         let key = self.copy_key("copy", &plan, owner);
         let write = layers::write_copy(build, plan, source, image, owner, at);
-        self.make(operation, step, &key, write).await
+        self.make(at, step, &key, write).await
+    }
+
+    /// All files of a context as a layer; none if it has none.
+    async fn files_layer(
+        &self,
+        files: Arc<BuildContext>,
+        at: Span,
+        step: &Step,
+    ) -> Result<Option<Made>, BuildError> {
+        let (source, folder_time) = (Arc::clone(&files) as Arc<dyn Tree>, self.folder_time());
+        let planned = blocking(move || {
+            let request = CopyRequest {
+                source: &*source,
+                image: &NoFiles,
+                sources: &[CopySource { pattern: String::new(), pivot: String::new() }],
+                documents: &[],
+                destination: "/",
+                owner: None,
+                mode: None,
+                parents: false,
+                excludes: &[],
+                is_archive: &|_| Ok(false),
+                folder_time,
+            };
+            plan(&request).map(|plan| (plan, source))
+        });
+        let (plan, source) = planned.await.map_err(|error| BuildError::Copy { error, at })?;
+        if plan.entries.is_empty() {
+            return Ok(None);
+        }
+        let key = self.copy_key("copy", &plan, None);
+        let write = layers::write_copy(self.build, plan, source, Arc::new(NoFiles), None, at);
+        self.make(at, step, &key, write).await.map(Some)
     }
 
     /// A key of what a layer will hold. The layers below count only where archives are
@@ -298,17 +359,6 @@ impl<'a> Stage<'a> {
         key.finish()
     }
 
-    /// Says which ignore file keeps a path away, if that is why it was not found.
-    async fn copy_error(&self, mut error: CopyError, is_context: bool, at: Span) -> BuildError {
-        if let CopyError::NotFound { path, ignored_by, .. } = &mut error
-            && is_context
-            && let Ok(context) = self.build.context().await
-        {
-            *ignored_by = context.excluded_by(path).map(str::to_owned);
-        }
-        BuildError::Copy { error, at }
-    }
-
     /// `WORKDIR`: a layer only if the folder is not there.
     async fn workdir(
         &mut self,
@@ -317,14 +367,7 @@ impl<'a> Stage<'a> {
     ) -> Result<Option<(ImageLayer, i64)>, BuildError> {
         let step = self.begin(&operation.text).await;
         let made = self.workdir_layer(operation, path, &step).await;
-        match made {
-            Ok(None) => {
-                self.finish(step, StepEnd::Done, 0).await;
-                Ok(None)
-            }
-            Ok(Some(made)) => self.end_with(step, Ok(made)).await.map(Some),
-            Err(error) => self.end(step, Err(error)).await,
-        }
+        self.end_with(step, made).await
     }
 
     async fn workdir_layer(
@@ -348,7 +391,7 @@ impl<'a> Stage<'a> {
         let key = self.copy_key("workdir", &plan, owner);
         let source = Arc::clone(&image);
         let write = layers::write_copy(self.build, plan, source, image, owner, at);
-        self.make(operation, step, &key, write).await.map(Some)
+        self.make(at, step, &key, write).await.map(Some)
     }
 
     /// Who owns a folder that `WORKDIR` makes: the stage's user.
@@ -376,7 +419,7 @@ impl<'a> Stage<'a> {
     /// Finds a layer in the cache, or makes it and puts it there.
     async fn make(
         &self,
-        operation: &Operation,
+        at: Span,
         step: &Step,
         key: &Digest,
         work: impl Future<Output = Result<NewLayer, BuildError>>,
@@ -412,7 +455,7 @@ impl<'a> Stage<'a> {
         };
         build.notes().steps.push(RecordedStep {
             stage: build.stage_plan(self.id).number,
-            line: operation.at.line,
+            line: at.line,
             key: key.clone(),
             layer: made.layer.descriptor.digest.clone(),
             diff_id: made.layer.diff_id.clone(),
@@ -511,17 +554,21 @@ impl<'a> Stage<'a> {
         Step { number, name, started: Instant::now() }
     }
 
-    /// Ends a step that made a layer.
+    /// Ends a step that made a layer, if it did.
     async fn end_with(
         &self,
         step: Step,
-        made: Result<Made, BuildError>,
-    ) -> Result<(ImageLayer, i64), BuildError> {
+        made: Result<Option<Made>, BuildError>,
+    ) -> Result<Option<(ImageLayer, i64)>, BuildError> {
         match made {
-            Ok(made) => {
+            Ok(None) => {
+                self.finish(step, StepEnd::Done, 0).await;
+                Ok(None)
+            }
+            Ok(Some(made)) => {
                 let end = if made.cached { StepEnd::Cached } else { StepEnd::Done };
                 self.finish(step, end, made.cpu).await;
-                Ok((made.layer, made.created))
+                Ok(Some((made.layer, made.created)))
             }
             Err(error) => self.end(step, Err(error)).await,
         }
@@ -553,8 +600,12 @@ struct Made {
     cpu: u64,
 }
 
-fn copy_from_context(operation: &Operation) -> bool {
-    matches!(&operation.kind, OperationKind::Copy(copy) if copy.from.is_none())
+/// Says which ignore file keeps a path away, if that is why it was not found.
+fn copy_error(mut error: CopyError, context: Option<&BuildContext>, at: Span) -> BuildError {
+    if let (CopyError::NotFound { path, ignored_by, .. }, Some(context)) = (&mut error, context) {
+        *ignored_by = context.excluded_by(path).map(str::to_owned);
+    }
+    BuildError::Copy { error, at }
 }
 
 /// An account file is at most this large, in bytes.

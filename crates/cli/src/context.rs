@@ -4,6 +4,8 @@
 //! names that never travel, and the Dockerfile, which travels under a name of its own and so
 //! may lie anywhere.
 
+mod layout;
+mod named;
 mod pack;
 mod upload;
 
@@ -13,7 +15,8 @@ use std::path::{Path, PathBuf};
 
 use dockerfile::ignore::IgnoreFile;
 
-pub(crate) use upload::{Upload, upload};
+pub(crate) use named::{NamedContent, NamedContext};
+pub(crate) use upload::{Archive, Upload, upload};
 
 use crate::error::{Error, Result, could_not};
 
@@ -43,7 +46,8 @@ pub(crate) struct Source {
     /// `.dockerignore` does not travel when another ignore file took its place: the server
     /// would apply it.
     leaves_out_usual_ignore_file: bool,
-    dockerfile: Vec<u8>,
+    /// A named context has none.
+    dockerfile: Option<Vec<u8>>,
     /// The Dockerfile's name in the archive.
     pub(crate) dockerfile_path: String,
     /// Its name as the user knows it.
@@ -63,20 +67,33 @@ impl Source {
             }
         };
         let dockerfile = read_dockerfile(&dockerfile_file, folder.as_deref())?;
-        let ignore = IgnoreText::find(&dockerfile_file, folder.as_deref())?;
+        let ignore = IgnoreText::find(Some(&dockerfile_file), folder.as_deref())?;
         Ok(Self {
             patterns: ignore.patterns()?,
             leaves_out_usual_ignore_file: ignore.is_dockerfiles_own,
-            dockerfile,
+            dockerfile: Some(dockerfile),
             dockerfile_path: hidden_name(),
             dockerfile_name: shown_name(&dockerfile_file, folder.as_deref()),
             folder,
         })
     }
 
+    /// A folder without a Dockerfile, with its own ignore file.
+    pub(crate) fn of_folder(folder: &Path) -> Result<Self> {
+        let ignore = IgnoreText::find(None, Some(folder))?;
+        Ok(Self {
+            folder: Some(folder.to_owned()),
+            patterns: ignore.patterns()?,
+            leaves_out_usual_ignore_file: false,
+            dockerfile: None,
+            dockerfile_path: String::new(),
+            dockerfile_name: String::new(),
+        })
+    }
+
     /// The Dockerfile's text.
     pub(crate) fn dockerfile(&self) -> Result<&str> {
-        std::str::from_utf8(&self.dockerfile)
+        std::str::from_utf8(self.dockerfile.as_deref().unwrap_or_default())
             .map_err(could_not(format!("read the Dockerfile `{}`", self.dockerfile_name)))
     }
 
@@ -170,11 +187,14 @@ struct IgnoreText {
 }
 
 impl IgnoreText {
-    fn find(dockerfile: &Path, folder: Option<&Path>) -> Result<Self> {
+    fn find(dockerfile: Option<&Path>, folder: Option<&Path>) -> Result<Self> {
         let Some(folder) = folder else { return Ok(Self::default()) };
-        let mut own = dockerfile.as_os_str().to_owned();
-        own.push(".dockerignore");
-        for (file, is_own) in [(PathBuf::from(own), true), (folder.join(".dockerignore"), false)] {
+        let own = dockerfile.map(|dockerfile| {
+            let mut own = dockerfile.as_os_str().to_owned();
+            own.push(".dockerignore");
+            (PathBuf::from(own), true)
+        });
+        for (file, is_own) in own.into_iter().chain([(folder.join(".dockerignore"), false)]) {
             match read_bounded(&file) {
                 Ok(text) if text.len() as u64 > TEXT_SIZE_MAX => {
                     return Err(Error::usage(format!("`{}` is larger than 4 MiB", file.display())));

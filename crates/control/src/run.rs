@@ -196,6 +196,29 @@ pub struct BuildOptions {
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     pub no_cache_stages: BTreeSet<String>,
+    /// By the names that they take from stages and images.
+    #[serde(default)]
+    pub contexts: BTreeMap<String, NamedContext>,
+}
+
+/// What a name stands for in a build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NamedContext {
+    /// The files of an upload.
+    Files { source: Digest },
+    /// The reference as the user wrote it.
+    Image { reference: String },
+    /// An image whose blobs are in an upload.
+    Layout { source: Digest, manifest: Digest },
+}
+
+impl NamedContext {
+    fn source(&self) -> Option<&Digest> {
+        match self {
+            Self::Files { source } | Self::Layout { source, .. } => Some(source),
+            Self::Image { .. } => None,
+        }
+    }
 }
 
 /// A value for `RUN --mount=type=secret`.
@@ -212,6 +235,12 @@ impl fmt::Debug for BuildSecret {
 }
 
 impl BuildRequest {
+    /// The uploads that the build reads.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &Digest> {
+        let named = self.options.contexts.values().filter_map(NamedContext::source);
+        std::iter::once(&self.context).chain(named)
+    }
+
     /// The values that must not be seen.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
         let arguments = self.arguments.iter().filter(|argument| argument.secret);

@@ -574,11 +574,13 @@ impl Runs {
         self.shared.logs.open(&log_key(run), Mask::new(run.request.secrets())).await
     }
 
-    /// Keeps the context of a run from being collected while the run may need it.
+    /// Keeps the contexts of a run from being collected while the run may need them.
     pub(crate) async fn keep_context(&self, run: &Run) -> Result<()> {
         let Some(catalog) = &self.shared.catalog else { return Ok(()) };
         let keep = self.shared.settings.queue_keep + run.request.timeout + LEASE_SLACK;
-        catalog.lease_blob(&lease_owner(run), &run.request.context, keep).await?;
+        for source in run.request.sources() {
+            catalog.lease_blob(&lease_owner(run), source, keep).await?;
+        }
         Ok(())
     }
 

@@ -33,8 +33,8 @@ pub struct PlanOptions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NamedContext {
     Image(oci::Reference),
-    /// Files that the caller has by this name.
-    Files,
+    /// Files or an image that the caller has by this name.
+    Own,
 }
 
 /// Index into [`Plan::stages`].
@@ -57,8 +57,12 @@ pub struct Plan {
 pub enum Source {
     Scratch,
     Stage(StageId),
-    /// The files of a named context.
-    Context(String),
+    /// What the caller has by the name of a context.
+    Context {
+        name: String,
+        /// Of an image, if `FROM --platform` says so.
+        platform: Option<Platform>,
+    },
     /// An image by reference; its platform if `FROM --platform` says so.
     Image {
         reference: oci::Reference,
@@ -274,7 +278,7 @@ fn drafts<'a>(
         // A context with the stage's own name takes the place of the whole stage.
         let own = from.name.as_deref().and_then(|name| context_named(name, contexts));
         let (base, instructions) = match own {
-            Some(context) => (context_source(context), &[][..]),
+            Some(context) => (context_source(context, platform(from, escape, globals)?), &[][..]),
             None => (base(from, escape, globals, &drafts, contexts)?, instructions),
         };
         let earlier: Vec<_> = (drafts.iter().enumerate())
@@ -350,24 +354,31 @@ fn context_named<'a>(
     if matches!(name, "scratch" | "context") {
         return None;
     }
-    let familiar = |name: &str| match name.parse::<oci::Reference>() {
-        Ok(reference) => {
-            let familiar = reference.familiar();
-            familiar.strip_suffix(":latest").map_or(familiar.clone(), str::to_owned)
-        }
+    let shortest = |name: &str| match name.parse::<oci::Reference>() {
+        Ok(reference) => reference.shortest(),
         Err(_) => name.to_owned(),
     };
-    let wanted = familiar(name);
-    contexts.iter().find(|(known, _)| *known == name || familiar(known) == wanted)
+    let wanted = shortest(name);
+    contexts.iter().find(|(known, _)| *known == name || shortest(known) == wanted)
 }
 
-fn context_source((name, context): (&String, &NamedContext)) -> Source {
+fn context_source((name, context): (&String, &NamedContext), platform: Option<Platform>) -> Source {
     match context {
-        NamedContext::Image(reference) => {
-            Source::Image { reference: reference.clone(), platform: None }
-        }
-        NamedContext::Files => Source::Context(name.clone()),
+        NamedContext::Image(reference) => Source::Image { reference: reference.clone(), platform },
+        NamedContext::Own => Source::Context { name: name.clone(), platform },
     }
+}
+
+/// The platform that `FROM --platform` asks for.
+fn platform(
+    from: &From,
+    escape: char,
+    globals: &BTreeMap<String, String>,
+) -> Result<Option<Platform>> {
+    let Some(word) = &from.platform else { return Ok(None) };
+    let text = expand_word(word, escape, globals)?;
+    let parsed = text.parse::<Platform>();
+    parsed.map(Some).map_err(|error| DockerfileError::new(word.at, error.to_string()))
 }
 
 fn base(
@@ -383,14 +394,7 @@ fn base(
         let error = DockerfileError::new(at, format!("`{}` expands to nothing", from.image.text));
         return Err(error.with_hint("declare the `ARG` before the first `FROM`, with a default"));
     }
-    let platform = match &from.platform {
-        None => None,
-        Some(word) => {
-            let text = expand_word(word, escape, globals)?;
-            let parsed = text.parse::<Platform>();
-            Some(parsed.map_err(|error| DockerfileError::new(word.at, error.to_string()))?)
-        }
-    };
+    let platform = platform(from, escape, globals)?;
     if let Some(number) = stage_named(drafts, &image) {
         return Ok(Source::Stage(StageId(number)));
     }
@@ -398,7 +402,7 @@ fn base(
         return Ok(Source::Scratch);
     }
     match context_named(&image, contexts) {
-        Some(context) => Ok(context_source(context)),
+        Some(context) => Ok(context_source(context, platform)),
         None => Ok(Source::Image { reference: reference(&image, at)?, platform }),
     }
 }
@@ -441,7 +445,7 @@ fn named_source(
         return Ok(Source::Scratch);
     }
     match context_named(from, contexts) {
-        Some(context) => Ok(context_source(context)),
+        Some(context) => Ok(context_source(context, None)),
         None => Ok(Source::Image { reference: reference(from, at)?, platform: None }),
     }
 }

@@ -25,7 +25,7 @@ fn options() -> PlanOptions {
         platform: Platform::new("linux", "arm64", None),
         build_platform: Platform::new("linux", "amd64", None),
         contexts: BTreeMap::from([
-            ("files".to_owned(), NamedContext::Files),
+            ("files".to_owned(), NamedContext::Own),
             ("alpine".to_owned(), NamedContext::Image("localhost:5000/own".parse().unwrap())),
         ]),
         also: BTreeSet::new(),

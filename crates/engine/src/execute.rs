@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,16 +11,17 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use builder::{
     BuildError, BuildEvents, BuildRequest, Builder, Built, Compression, ContextOptions, OwnNames,
-    Secrets,
+    Secrets, StoredImage,
 };
 use container::{Limits, Network};
-use oci::{Digest, Platform, RegistryName};
+use oci::{Digest, Platform, Reference, RegistryName};
 use store::Catalog;
 use tokio_util::sync::CancellationToken;
 
+use crate::layout::{LayoutError, store_layout};
 use crate::name::{Destination, NameError};
 use crate::publish::{Lease, Publication, PublishError, publish};
-use crate::unpack::{UnpackError, UnpackLimits, unpack};
+use crate::unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
 
 /// What runs need of the machine; shared by all runs of a registry.
 #[derive(Clone)]
@@ -86,6 +88,23 @@ pub struct BuildOptions {
     pub annotations: BTreeMap<String, String>,
     /// By name or number.
     pub no_cache_stages: BTreeSet<String>,
+    /// By the names that they take from stages and images.
+    pub contexts: BTreeMap<String, NamedContext>,
+}
+
+/// What a name stands for in a build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamedContext {
+    /// The files of an uploaded archive.
+    Files {
+        source: Digest,
+    },
+    Image(Reference),
+    /// An image whose blobs are in an uploaded archive.
+    Layout {
+        source: Digest,
+        manifest: Digest,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -179,6 +198,19 @@ impl Failure {
         }
     }
 
+    /// Says which context is meant.
+    fn of_context(self, name: &str) -> Self {
+        let say = |text: String| match text.strip_prefix("error: ") {
+            Some(text) => format!("error: context `{name}`: {text}"),
+            None => text,
+        };
+        match self {
+            Self::User(text) => Self::User(say(text)),
+            Self::Ours(text) => Self::Ours(say(text)),
+            other => other,
+        }
+    }
+
     fn user(error: &dyn std::error::Error, hint: Option<String>) -> Self {
         Self::User(with_hint(error, hint))
     }
@@ -223,10 +255,13 @@ async fn run(
         tracing::error!(%error, run = request.run, "could not make a workspace");
         Failure::ours(&error)
     })?;
+    let mut used = Unpacked::default();
     if let Some(context) = &step.context {
-        load_context(engine, context, workspace.path(), stop).await?;
+        let folder = workspace.path().join("context");
+        used = load_context(engine, context, folder, engine.unpack_limits, stop).await?;
     }
-    let build = build_request(engine, request, workspace.path())?;
+    let named = load_named_contexts(engine, step, workspace.path(), used, stop).await?;
+    let build = build_request(engine, request, workspace.path(), named)?;
     let started = Instant::now();
     let built = builder::build(&engine.builder, &build, events as &dyn BuildEvents, stop).await;
     let built = built.map_err(|error| build_failure(&error, &build))?;
@@ -260,7 +295,6 @@ struct Workspace {
 
 impl Workspace {
     fn create(parent: &Path, run: &str) -> std::io::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
         let safe = !run.is_empty() && run.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         if !safe {
             return Err(std::io::Error::other("the run's id is not a file name"));
@@ -270,13 +304,17 @@ impl Workspace {
         // What a killed server left behind belongs to an earlier attempt of this run.
         container::remove_tree(&path)?;
         std::fs::DirBuilder::new().mode(0o700).create(&path)?;
-        std::fs::DirBuilder::new().mode(0o755).create(path.join("context"))?;
+        make_context_folder(&path.join("context"))?;
         Ok(Self { path })
     }
 
     fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn make_context_folder(path: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().mode(0o755).create(path)
 }
 
 impl Drop for Workspace {
@@ -295,24 +333,99 @@ impl Drop for Workspace {
 async fn load_context(
     engine: &Engine,
     blob: &Digest,
-    workspace: &Path,
+    folder: PathBuf,
+    limits: UnpackLimits,
     stop: &CancellationToken,
-) -> Result<(), Failure> {
-    let reader = engine.catalog.blobs().open(blob, 0).await.map_err(|e| Failure::ours(&e))?;
-    let reader = reader.into_blocking();
-    let (folder, stop) = (workspace.join("context"), stop.clone());
-    let limits = engine.unpack_limits;
-    let unpacked = tokio::task::spawn_blocking(move || unpack(reader, &folder, limits, &stop));
-    let unpacked = match unpacked.await {
-        Ok(unpacked) => unpacked,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(error) => return Err(Failure::ours(&error)),
-    };
-    unpacked.map_err(|error| match error {
+) -> Result<Unpacked, Failure> {
+    let reader = open_source(engine, blob).await?;
+    let stop = stop.clone();
+    let unpacked = blocking(move || unpack(reader, &folder, limits, &stop)).await?;
+    unpacked.map_err(|error| unpack_failure(error, engine.unpack_limits))
+}
+
+/// Brings named contexts where the builder can read them. All contexts of a build together
+/// have the bounds of one.
+async fn load_named_contexts(
+    engine: &Engine,
+    step: &BuildStep,
+    workspace: &Path,
+    mut used: Unpacked,
+    stop: &CancellationToken,
+) -> Result<BTreeMap<String, builder::NamedContext>, Failure> {
+    let mut named = BTreeMap::new();
+    for (number, (name, context)) in step.options.contexts.iter().enumerate() {
+        let limits = engine.unpack_limits.after(used);
+        let loaded = match context {
+            NamedContext::Image(reference) => builder::NamedContext::Image(reference.clone()),
+            NamedContext::Files { source } => {
+                let root = workspace.join(format!("context-{number}"));
+                make_context_folder(&root).map_err(|error| Failure::ours(&error))?;
+                let loaded = load_context(engine, source, root.clone(), limits, stop).await;
+                let loaded = loaded.map_err(|failure| failure.of_context(name))?;
+                used.bytes += loaded.bytes;
+                used.entries += loaded.entries;
+                let mut options = ContextOptions::new(root);
+                options.dockerfile = None;
+                options.entries_max = engine.unpack_limits.entries_max;
+                builder::NamedContext::Files(options)
+            }
+            NamedContext::Layout { source, manifest } => {
+                let loaded = load_layout(engine, source, limits, stop).await;
+                let (blobs, loaded) = loaded.map_err(|failure| failure.of_context(name))?;
+                used.bytes += loaded.bytes;
+                used.entries += loaded.entries;
+                builder::NamedContext::Stored(StoredImage { top: manifest.clone(), blobs })
+            }
+        };
+        named.insert(name.clone(), loaded);
+    }
+    Ok(named)
+}
+
+async fn load_layout(
+    engine: &Engine,
+    blob: &Digest,
+    limits: UnpackLimits,
+    stop: &CancellationToken,
+) -> Result<(BTreeSet<Digest>, Unpacked), Failure> {
+    let reader = open_source(engine, blob).await?;
+    let (catalog, stop) = (engine.catalog.clone(), stop.clone());
+    let stored = blocking(move || store_layout(reader, &catalog, limits, &stop)).await?;
+    stored.map_err(|error| match error {
+        LayoutError::Archive(error) => unpack_failure(error, engine.unpack_limits),
+        LayoutError::Store(error) => Failure::ours(&error),
+        error => Failure::user(&error, None),
+    })
+}
+
+async fn open_source(engine: &Engine, blob: &Digest) -> Result<Box<dyn Read + Send>, Failure> {
+    let reader = engine.catalog.blobs().open(blob, 0).await;
+    Ok(reader.map_err(|error| Failure::ours(&error))?.into_blocking())
+}
+
+fn unpack_failure(mut error: UnpackError, limits: UnpackLimits) -> Failure {
+    // What was left for one context is nobody's setting.
+    match &mut error {
+        UnpackError::TooLarge { max } => *max = limits.bytes_max,
+        UnpackError::TooManyEntries { max } => *max = limits.entries_max,
+        _ => (),
+    }
+    match error {
         UnpackError::Canceled => Failure::Canceled,
         error if error.is_users() => Failure::user(&error, error.hint()),
         error => Failure::ours(&error),
-    })
+    }
+}
+
+/// Runs blocking code in a thread of its own; a panic there is a panic here.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => Err(Failure::ours(&error)),
+    }
 }
 
 /// A Dockerfile is at most this large, in bytes.
@@ -322,6 +435,7 @@ fn build_request(
     engine: &Engine,
     request: &RunRequest,
     workspace: &Path,
+    named_contexts: BTreeMap<String, builder::NamedContext>,
 ) -> Result<BuildRequest, Failure> {
     let step = &request.step;
     let root = workspace.join("context");
@@ -349,6 +463,7 @@ fn build_request(
         name: request.run.clone(),
         dockerfile_name: name,
         context: Some(context),
+        named_contexts,
         build_args,
         secret_args,
         target: step.target.clone(),

@@ -12,13 +12,16 @@
 //! - Knows neither queue, database nor triggers.
 
 mod execute;
+mod layout;
 mod name;
 mod publish;
 mod unpack;
 
 pub use execute::{
-    Argument, BuildOptions, BuildStep, Engine, Outcome, Output, RunEvents, RunRequest, execute,
+    Argument, BuildOptions, BuildStep, Engine, NamedContext, Outcome, Output, RunEvents,
+    RunRequest, execute,
 };
+pub use layout::{LayoutError, store_layout};
 pub use name::{Destination, NameError};
 pub use publish::{Lease, Publication, PublishError, publish};
-pub use unpack::{UnpackError, UnpackLimits, unpack};
+pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};

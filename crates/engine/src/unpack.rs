@@ -72,6 +72,23 @@ impl UnpackError {
     }
 }
 
+/// How much an archive held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unpacked {
+    pub bytes: u64,
+    pub entries: usize,
+}
+
+impl UnpackLimits {
+    /// What is left of the limits.
+    pub(crate) fn after(self, used: Unpacked) -> Self {
+        Self {
+            bytes_max: self.bytes_max.saturating_sub(used.bytes),
+            entries_max: self.entries_max.saturating_sub(used.entries),
+        }
+    }
+}
+
 /// Unpacks an archive into an existing empty folder. Blocking; `cancel` is looked at between
 /// entries and pieces of files.
 pub fn unpack(
@@ -79,7 +96,7 @@ pub fn unpack(
     folder: &Path,
     limits: UnpackLimits,
     cancel: &CancellationToken,
-) -> Result<(), UnpackError> {
+) -> Result<Unpacked, UnpackError> {
     let root = rustix::fs::open(
         folder,
         OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
@@ -119,10 +136,13 @@ pub fn unpack(
             result => result?,
         }
     }
-    unpacker.set_folder_modes()
+    unpacker.set_folder_modes()?;
+    Ok(Unpacked { bytes: counted.read.max(size), entries: count })
 }
 
-fn decompress<'a>(archive: impl Read + Send + 'a) -> Result<Box<dyn Read + 'a>, UnpackError> {
+pub(crate) fn decompress<'a>(
+    archive: impl Read + Send + 'a,
+) -> Result<Box<dyn Read + 'a>, UnpackError> {
     let mut reader = BufReader::with_capacity(128 << 10, archive);
     let start = reader.fill_buf().map_err(|source| UnpackError::Io { path: ".".into(), source })?;
     let is_tar = start.len() > 262 && &start[257..262] == b"ustar";
@@ -140,10 +160,10 @@ fn decompress<'a>(archive: impl Read + Send + 'a) -> Result<Box<dyn Read + 'a>, 
 }
 
 /// Stops reading with an error at a bound.
-struct Counted<R> {
-    inner: R,
-    read: u64,
-    max: u64,
+pub(crate) struct Counted<R> {
+    pub(crate) inner: R,
+    pub(crate) read: u64,
+    pub(crate) max: u64,
 }
 
 impl<R: Read> Read for Counted<R> {

@@ -64,7 +64,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn unpack_into(folder: &Path, bytes: &[u8]) -> Result<(), UnpackError> {
-    unpack(bytes, folder, UnpackLimits::default(), &CancellationToken::new())
+    unpack(bytes, folder, UnpackLimits::default(), &CancellationToken::new()).map(|_| ())
 }
 
 /// Unpacks below a folder whose neighbours are looked at afterwards: nothing may be there.

@@ -210,6 +210,14 @@ impl Reference {
             false => short.strip_prefix(DEFAULT_NAMESPACE).unwrap_or(short).to_owned(),
         }
     }
+
+    /// The shortest text that means the same, whoever wrote it: `app` is also `app:latest` and
+    /// `docker.io/library/app`.
+    pub fn shortest(&self) -> String {
+        let is_hub = self.host == "docker.io";
+        let short = Self { has_host: self.has_host && !is_hub, ..self.clone() }.familiar();
+        short.strip_suffix(":latest").map_or(short.clone(), str::to_owned)
+    }
 }
 
 impl fmt::Display for Reference {

@@ -15,8 +15,8 @@ use builder::{
 };
 use container::{Limits, Network, Runtime, RuntimeSettings};
 use control::{Attempt, End, Executor, Outcome, OutputImage};
-use engine::{BuildOptions, BuildStep, Engine, Lease, RunRequest, UnpackLimits};
-use oci::RegistryName;
+use engine::{BuildOptions, BuildStep, Engine, Lease, NamedContext, RunRequest, UnpackLimits};
+use oci::{ReferenceError, RegistryName};
 use remote::{Credentials, Remote, RemoteSettings, Upstream};
 use store::DataDir;
 use tokio::sync::Semaphore;
@@ -164,7 +164,10 @@ impl Executor for BuildExecutor {
         if let Err(error) = attempt.running().await {
             return Outcome::of(End::Error(error.to_string()));
         }
-        let request = run_request(attempt);
+        let request = match run_request(attempt) {
+            Ok(request) => request,
+            Err(error) => return Outcome::of(End::Error(error.to_string())),
+        };
         let events = LogEvents::new(attempt.log.clone());
         let lease = AttemptLease(attempt);
         match engine::execute(engine, &request, &events, &lease, &attempt.cancel).await {
@@ -193,7 +196,8 @@ fn sentence(error: String) -> String {
     error.strip_prefix("error: ").map_or(error.clone(), str::to_owned)
 }
 
-fn run_request(attempt: &Attempt) -> RunRequest {
+/// References were checked when the run was queued.
+fn run_request(attempt: &Attempt) -> Result<RunRequest, ReferenceError> {
     let run = &attempt.run;
     let request = &run.request;
     let arguments = request.arguments.iter().map(|argument| engine::Argument {
@@ -201,7 +205,7 @@ fn run_request(attempt: &Attempt) -> RunRequest {
         value: argument.value.clone(),
         secret: argument.secret,
     });
-    RunRequest {
+    Ok(RunRequest {
         run: run.id.to_string(),
         step: BuildStep {
             image_names: request.image_names.clone(),
@@ -220,16 +224,16 @@ fn run_request(attempt: &Attempt) -> RunRequest {
             },
             source_date_epoch: request.source_date_epoch,
             compression: builder::Compression::default(),
-            options: build_options(&request.options),
+            options: build_options(&request.options)?,
         },
         timeout: request.timeout + TIMEOUT_SLACK,
         now: attempt.started_at.div_euclid(1000),
-    }
+    })
 }
 
-fn build_options(options: &control::BuildOptions) -> BuildOptions {
+fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, ReferenceError> {
     let secrets = options.secrets.iter();
-    BuildOptions {
+    Ok(BuildOptions {
         secrets: secrets
             .map(|secret| (secret.id.clone(), Secret::new(secret.value.clone())))
             .collect(),
@@ -239,7 +243,20 @@ fn build_options(options: &control::BuildOptions) -> BuildOptions {
         labels: options.labels.clone(),
         annotations: options.annotations.clone(),
         no_cache_stages: options.no_cache_stages.clone(),
-    }
+        contexts: (options.contexts.iter())
+            .map(|(name, context)| Ok((name.clone(), named_context(context)?)))
+            .collect::<Result<_, ReferenceError>>()?,
+    })
+}
+
+fn named_context(context: &control::NamedContext) -> Result<NamedContext, ReferenceError> {
+    Ok(match context {
+        control::NamedContext::Files { source } => NamedContext::Files { source: source.clone() },
+        control::NamedContext::Image { reference } => NamedContext::Image(reference.parse()?),
+        control::NamedContext::Layout { source, manifest } => {
+            NamedContext::Layout { source: source.clone(), manifest: manifest.clone() }
+        }
+    })
 }
 
 /// The engine takes a name that differs from the path to mean that the Dockerfile only

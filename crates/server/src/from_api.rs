@@ -1,9 +1,10 @@
 //! Words of the API become words of the domain, checked.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
-use control::{BuildArgument, BuildOptions, BuildRequest, BuildSecret, RunFilter};
+use control::{BuildArgument, BuildOptions, BuildRequest, BuildSecret, NamedContext, RunFilter};
 use oci::{Digest, Platform, Reference};
 
 use crate::error::ApiError;
@@ -11,11 +12,17 @@ use crate::error::ApiError;
 /// Names and arguments of one request.
 const ITEMS_MAX: usize = 1000;
 
+/// Named contexts of one build; each may be an upload.
+const CONTEXTS_MAX: usize = 100;
+
 /// A secret of a build, in bytes.
 const SECRET_SIZE_MAX: usize = 500 << 10;
 
 /// Runs.md section 1.2.
 const TIMEOUT_SECONDS: std::ops::RangeInclusive<u32> = 300..=28_800;
+
+/// Uploads by the locations that a request gives for them.
+pub(crate) type Uploads = BTreeMap<String, Digest>;
 
 /// What a build request needs besides what the client says.
 pub(crate) struct BuildDefaults {
@@ -26,6 +33,7 @@ pub(crate) struct BuildDefaults {
 pub(crate) fn build_request(
     body: api::DockerBuildRequest,
     context: Digest,
+    uploads: &Uploads,
     defaults: &BuildDefaults,
 ) -> Result<BuildRequest, ApiError> {
     if body.agent_pool_name.is_some() {
@@ -51,7 +59,7 @@ pub(crate) fn build_request(
         source_date_epoch: body.source_date_epoch,
         network: network(body.network, defaults.allow_host_network)?,
         archived: body.is_archive_enabled,
-        options: build_options(body.build_options)?,
+        options: build_options(body.build_options, uploads)?,
         image_names: body.image_names,
     })
 }
@@ -119,7 +127,59 @@ fn argument(argument: api::Argument) -> Result<BuildArgument, ApiError> {
     }
 }
 
-fn build_options(options: api::BuildOptions) -> Result<BuildOptions, ApiError> {
+/// The uploads that named contexts need.
+pub(crate) fn named_locations(
+    body: &api::DockerBuildRequest,
+) -> Result<impl Iterator<Item = &str>, ApiError> {
+    let contexts = &body.build_options.contexts;
+    if contexts.len() > CONTEXTS_MAX {
+        let message = format!("more than {CONTEXTS_MAX} named contexts");
+        return Err(ApiError::invalid(message).at("buildOptions"));
+    }
+    Ok(contexts.iter().filter_map(|context| context.content.source_location()))
+}
+
+/// Names of one image are one name; of several contexts with it the last counts.
+fn named_context(
+    context: api::NamedContext,
+    uploads: &Uploads,
+) -> Result<(String, NamedContext), ApiError> {
+    use api::NamedContextContent as Content;
+    let refuse = |message: String| ApiError::invalid(message).at("buildOptions");
+    let shown = cut(&context.name);
+    let parsed = context.name.parse::<Reference>().ok().filter(|name| name.digest.is_none());
+    let parsed = parsed.ok_or_else(|| {
+        refuse(format!("`{shown}` cannot name a context"))
+            .hint("a context has the name of a stage or an image")
+    })?;
+    let name = parsed.shortest();
+    if matches!(name.as_str(), "scratch" | "context") {
+        return Err(refuse(format!("no context can be named `{name}`")));
+    }
+    let upload = |location: &str| {
+        let upload = uploads.get(location).cloned();
+        upload.ok_or_else(|| refuse(format!("context `{name}` has no uploaded source")))
+    };
+    let content = match context.content {
+        Content::Files { source_location } => {
+            NamedContext::Files { source: upload(&source_location)? }
+        }
+        Content::Layout { source_location, digest } => {
+            let manifest = digest.parse::<Digest>();
+            let manifest =
+                manifest.map_err(|error| refuse(format!("context `{name}`: {error}")))?;
+            NamedContext::Layout { source: upload(&source_location)?, manifest }
+        }
+        Content::Image { image } => {
+            let parsed = image.parse::<Reference>();
+            parsed.map_err(|error| refuse(format!("context `{name}`: {error}")))?;
+            NamedContext::Image { reference: image }
+        }
+    };
+    Ok((name, content))
+}
+
+fn build_options(options: api::BuildOptions, uploads: &Uploads) -> Result<BuildOptions, ApiError> {
     let refuse = |message: String| ApiError::invalid(message).at("buildOptions");
     let counts = [
         options.secrets.len(),
@@ -171,6 +231,9 @@ fn build_options(options: api::BuildOptions) -> Result<BuildOptions, ApiError> {
         labels: options.labels,
         annotations: options.annotations,
         no_cache_stages: options.no_cache_stages.into_iter().collect(),
+        contexts: (options.contexts.into_iter())
+            .map(|context| named_context(context, uploads))
+            .collect::<Result<_, _>>()?,
     })
 }
 
@@ -300,7 +363,9 @@ mod tests {
         source_location(&body)?;
         let defaults =
             BuildDefaults { timeout: Duration::from_secs(3600), allow_host_network: false };
-        build_request(body, Digest::of(b""), &defaults)
+        let uploads = [("source/named.tar.gz".to_owned(), Digest::of(b"named"))].into();
+        assert!(named_locations(&body)?.count() <= 1);
+        build_request(body, Digest::of(b""), &uploads, &defaults)
     }
 
     #[track_caller]
@@ -373,6 +438,42 @@ mod tests {
         check_refused(
             json!({ "arguments": [{ "name": "A=B", "value": "" }] }),
             expect!["arguments: `A=B` is not the name of an argument"],
+        );
+    }
+
+    #[test]
+    fn contexts_have_the_names_of_images() {
+        let contexts = json!([
+            { "name": "docker.io/library/app:latest", "kind": "image", "image": "debian:12" },
+            { "name": "files", "kind": "files", "sourceLocation": "source/named.tar.gz" },
+            { "name": "app", "kind": "image", "image": "debian:13" },
+        ]);
+        let request = parse(json!({ "buildOptions": { "contexts": contexts } })).unwrap();
+        let named: Vec<_> = request.options.contexts.iter().collect();
+        expect![[r#"[("app", Image { reference: "debian:13" }), ("files", Files { source: sha256:a157d36a739191c1826419da5c87aedf3dd0cd6828565ada2a38a6b68ed741e5 })]"#]]
+            .assert_eq(&format!("{named:?}"));
+        let refused = |context: serde_json::Value, expected| {
+            check_refused(json!({ "buildOptions": { "contexts": [context] } }), expected);
+        };
+        refused(
+            json!({ "name": "scratch", "kind": "image", "image": "a" }),
+            expect!["buildOptions: no context can be named `scratch`"],
+        );
+        refused(
+            json!({ "name": "a::linux/arm64", "kind": "image", "image": "a" }),
+            expect![
+                "buildOptions: `a::linux/arm64` cannot name a context (a context has the name of a stage or an image)"
+            ],
+        );
+        refused(
+            json!({ "name": "a", "kind": "files", "sourceLocation": "source/other.tar.gz" }),
+            expect!["buildOptions: context `a` has no uploaded source"],
+        );
+        refused(
+            json!({ "name": "a", "kind": "layout", "sourceLocation": "source/named.tar.gz", "digest": "sha256:ab" }),
+            expect![
+                "buildOptions: context `a`: digest `sha256:ab` needs 64 lower-case hex digits after the colon"
+            ],
         );
     }
 

@@ -1,6 +1,7 @@
 //! Images made from nothing.
 
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -89,6 +90,25 @@ impl Image {
     pub fn env(mut self, variable: &str) -> Self {
         self.config.config.env.push(variable.into());
         self
+    }
+
+    /// Writes the image as the one image of an OCI layout; gives the path of each blob.
+    #[track_caller]
+    pub fn write_layout(&self, folder: &Path, tag: &str) -> Vec<PathBuf> {
+        let (manifest, media_type) = self.manifest();
+        let mut descriptor = serde_json::json!(Descriptor::of(media_type, &manifest));
+        descriptor["annotations"] = serde_json::json!({ "org.opencontainers.image.ref.name": tag });
+        let index = serde_json::json!({ "schemaVersion": 2, "manifests": [descriptor] });
+        let blobs = folder.join("blobs/sha256");
+        std::fs::create_dir_all(&blobs).expect("the folder can be made");
+        let write = |path: PathBuf, bytes: &[u8]| {
+            std::fs::write(&path, bytes).expect("the folder can be written");
+            path
+        };
+        write(folder.join("oci-layout"), br#"{"imageLayoutVersion": "1.0.0"}"#);
+        write(folder.join("index.json"), index.to_string().as_bytes());
+        let all = [manifest].into_iter().chain(self.blobs());
+        all.map(|blob| write(blobs.join(Digest::of(&blob).hex()), &blob)).collect()
     }
 
     fn config_blob(&self) -> Vec<u8> {

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::{
-    Argument, BuildOptions, BuildSecret, DockerBuildRequest, ImageDescriptor, PlatformProperties,
-    Run, RunRequest, RunStatus,
+    Argument, BuildOptions, BuildSecret, DockerBuildRequest, ImageDescriptor, NamedContextContent,
+    PlatformProperties, Run, RunRequest, RunStatus,
 };
 use base64::Engine as _;
 use tokio::time::{MissedTickBehavior, interval};
@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::Session;
 use crate::OutputFormat;
 use crate::connection::Connection;
-use crate::context::{self, Source, Upload};
+use crate::context::{self, Archive, NamedContent, NamedContext, Source, Upload};
 use crate::error::{Error, ErrorKind, Result, could_not};
 use crate::follow::{self, Followed};
 use crate::interrupt::Interrupts;
@@ -75,6 +75,13 @@ pub struct Args {
     /// Annotation to add to the image's manifest
     #[arg(long = "annotation", value_name = "NAME=VALUE")]
     annotations: Vec<String>,
+
+    /// Name that stands for a folder, an image, or an image in an OCI layout
+    #[arg(
+        long = "build-context",
+        value_name = "NAME=PATH|docker-image://IMAGE|oci-layout://PATH[:TAG]"
+    )]
+    build_contexts: Vec<String>,
 
     /// Stage to stop at
     #[arg(long, value_name = "STAGE")]
@@ -188,6 +195,7 @@ pub(super) async fn run(
     let connection = session.connection()?;
     let mut request = request(&args, session)?;
     let source = Source::find(&args.context, args.file.as_deref())?;
+    let contexts = NamedContext::find_all(&args.build_contexts)?;
     request.docker_file_path.clone_from(&source.dockerfile_path);
     request.docker_file_name = Some(source.dockerfile_name.clone());
     if !args.no_push && args.images.is_empty() {
@@ -196,15 +204,22 @@ pub(super) async fn run(
     let mode = if args.no_logs { ProgressMode::None } else { args.progress };
     let mut display = Display::new(mode, session.printer, session.environment);
 
-    let uploaded = tokio::select! {
-        uploaded = upload(connection, source, &mut display) => uploaded?,
+    let uploading = async {
+        let archive = Archive::Folder(source);
+        let location = upload(connection, session, "the context", archive, &mut display).await?;
+        let mut named = Vec::new();
+        for context in contexts {
+            named.push(upload_named(connection, session, context, &mut display).await?);
+        }
+        Ok::<_, Error>((location, named))
+    };
+    let (location, named) = tokio::select! {
+        uploaded = uploading => uploaded?,
         // Nothing is queued yet; the server sweeps what it received.
         () = interrupts.next() => return Err(Error::interrupted()),
     };
-    for path in &uploaded.summary.skipped {
-        session.printer.warning(&format!("`{path}` is no file, folder or link, and is left out"));
-    }
-    request.source_location = Some(uploaded.relative_path);
+    request.source_location = Some(location);
+    request.build_options.contexts = named;
 
     let route = connection.route(&["scheduleRun"]);
     let run: Run = connection.post(route, &RunRequest::DockerBuildRequest(request)).await?;
@@ -302,6 +317,7 @@ fn build_options(args: &Args, session: &Session<'_>) -> Result<BuildOptions> {
         labels: args.labels.iter().map(pair).collect(),
         annotations: args.annotations.iter().map(pair).collect(),
         no_cache_stages: args.no_cache_filter.iter().map(|stage| stage.to_lowercase()).collect(),
+        contexts: Vec::new(),
     })
 }
 
@@ -378,9 +394,41 @@ fn parse_platform(text: &str) -> Result<PlatformProperties> {
     }
 }
 
-async fn upload(connection: &Connection, source: Source, display: &mut Display) -> Result<Upload> {
+/// Sends what a named context needs.
+async fn upload_named(
+    connection: &Connection,
+    session: &Session<'_>,
+    context: NamedContext,
+    display: &mut Display,
+) -> Result<api::NamedContext> {
+    let what = format!("context `{}`", context.name);
+    let content = match context.content {
+        NamedContent::Image(image) => NamedContextContent::Image { image },
+        NamedContent::Folder(source) => {
+            let archive = Archive::Folder(source);
+            let source_location = upload(connection, session, &what, archive, display).await?;
+            NamedContextContent::Files { source_location }
+        }
+        NamedContent::Layout(layout) => {
+            let digest = layout.digest.clone();
+            let archive = Archive::Layout(layout);
+            let source_location = upload(connection, session, &what, archive, display).await?;
+            NamedContextContent::Layout { source_location, digest }
+        }
+    };
+    Ok(api::NamedContext { name: context.name, content })
+}
+
+/// Sends an archive, and tells where the server has it.
+async fn upload(
+    connection: &Connection,
+    session: &Session<'_>,
+    what: &str,
+    archive: Archive,
+    display: &mut Display,
+) -> Result<String> {
     let sent = Arc::new(AtomicU64::new(0));
-    let uploading = context::upload(connection, source, Arc::clone(&sent));
+    let uploading = context::upload(connection, archive, Arc::clone(&sent));
     tokio::pin!(uploading);
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -391,11 +439,13 @@ async fn upload(connection: &Connection, source: Source, display: &mut Display) 
         }
     };
     display.uploaded();
-    let uploaded = uploaded?;
-    let summary = &uploaded.summary;
+    let Upload { relative_path, summary } = uploaded?;
     let files = if summary.files == 1 { "file" } else { "files" };
-    display.note(&format!("Sent the context: {} {files}, {}", summary.files, size(summary.size)));
-    Ok(uploaded)
+    display.note(&format!("Sent {what}: {} {files}, {}", summary.files, size(summary.size)));
+    for path in &summary.skipped {
+        session.printer.warning(&format!("`{path}` is no file, folder or link, and is left out"));
+    }
+    Ok(relative_path)
 }
 
 /// How following a run ended.

@@ -34,7 +34,9 @@ pub(super) fn pack(
     archive.follow_symlinks(false);
     let (links, summary) = (HashMap::new(), PackSummary::default());
     let mut packer = Packer { source, archive, links, summary };
-    packer.dockerfile()?;
+    if let Some(dockerfile) = &source.dockerfile {
+        packer.dockerfile(dockerfile)?;
+    }
     if let Some(folder) = &source.folder {
         packer.folder(folder)?;
     }
@@ -72,18 +74,16 @@ struct Folder {
 }
 
 impl<W: Write> Packer<'_, W> {
-    fn dockerfile(&mut self) -> Result<()> {
+    fn dockerfile(&mut self, text: &[u8]) -> Result<()> {
         let mut header = Header::new_gnu();
         header.set_entry_type(EntryType::Regular);
         header.set_mode(0o644);
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(0);
-        header.set_size(self.source.dockerfile.len() as u64);
+        header.set_size(text.len() as u64);
         let path = self.source.dockerfile_path.clone();
-        self.archive
-            .append_data(&mut header, path, self.source.dockerfile.as_slice())
-            .map_err(could_not("pack the Dockerfile"))
+        self.archive.append_data(&mut header, path, text).map_err(could_not("pack the Dockerfile"))
     }
 
     /// Walks the context without recursion: its depth is not ours to choose.
@@ -193,7 +193,7 @@ impl<W: Write> Packer<'_, W> {
 }
 
 /// Opens what was seen to be a file; what has become a pipe since must not block us.
-fn open_regular(file: &Path) -> io::Result<File> {
+pub(super) fn open_regular(file: &Path) -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let opened = File::from(rustix::fs::open(file, flags, Mode::empty())?);
@@ -225,15 +225,15 @@ fn names(folder: &Path) -> Result<Vec<std::ffi::OsString>> {
     Ok(names)
 }
 
-fn packing(path: &Path) -> impl FnOnce(io::Error) -> Error {
+pub(super) fn packing(path: &Path) -> impl FnOnce(io::Error) -> Error {
     could_not(format!("pack `{}`", path.display()))
 }
 
 /// Reads as many bytes as the archive was promised; a file that shrinks meanwhile is an
 /// error, for the archive would be nonsense.
-struct Exactly {
-    file: File,
-    left: u64,
+pub(super) struct Exactly {
+    pub(super) file: File,
+    pub(super) left: u64,
 }
 
 impl Read for Exactly {

@@ -11,6 +11,7 @@ use reqwest::{Body, Method, header};
 use tokio::sync::mpsc;
 
 use super::Source;
+use super::layout::Layout;
 use super::pack::{PackSummary, pack};
 use crate::connection::Connection;
 use crate::error::{Error, Result, could_not};
@@ -25,10 +26,25 @@ pub(crate) struct Upload {
     pub(crate) summary: PackSummary,
 }
 
+/// What an upload is made of.
+pub(crate) enum Archive {
+    Folder(Source),
+    Layout(Layout),
+}
+
+impl Archive {
+    fn pack(&self, compression: Compression, out: impl Write) -> Result<PackSummary> {
+        match self {
+            Self::Folder(source) => pack(source, compression, out),
+            Self::Layout(layout) => layout.pack(out),
+        }
+    }
+}
+
 /// Sends a context; `sent` counts bytes as they leave.
 pub(crate) async fn upload(
     connection: &Connection,
-    source: Source,
+    archive: Archive,
     sent: Arc<AtomicU64>,
 ) -> Result<Upload> {
     let route = connection.route(&["listBuildSourceUploadUrl"]);
@@ -38,7 +54,7 @@ pub(crate) async fn upload(
     let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
     let packing = tokio::task::spawn_blocking(move || {
         let mut out = Chunks { sender, pending: Vec::with_capacity(CHUNK_SIZE) };
-        let packed = pack(&source, compression, &mut out);
+        let packed = archive.pack(compression, &mut out);
         // An archive that is not whole must not look so: the request ends in an error.
         let ended = match &packed {
             Ok(_) => out.flush(),

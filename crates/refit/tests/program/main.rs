@@ -5,6 +5,7 @@
 mod arguments;
 mod build;
 mod completions;
+mod contexts;
 mod crash;
 mod damage;
 mod doctor;

@@ -1,5 +1,6 @@
 //! Runs and their logs.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -38,7 +39,12 @@ pub(crate) async fn schedule(
     let api::RunRequest::DockerBuildRequest(body) = body;
     let location = from_api::source_location(&body)?;
     let context = state.sources.resolve(&registry, location).await?;
-    let request = from_api::build_request(body, context, &state.build_defaults)?;
+    let mut uploads = BTreeMap::new();
+    for location in from_api::named_locations(&body)? {
+        let digest = state.sources.resolve(&registry, location).await?;
+        uploads.insert(location.to_owned(), digest);
+    }
+    let request = from_api::build_request(body, context, &uploads, &state.build_defaults)?;
     let run = state.runs.submit(&registry, request).await?;
     state.metrics.runs_submitted.fetch_add(1, Ordering::Relaxed);
     Ok((StatusCode::CREATED, axum::Json(to_api::run(&run))))

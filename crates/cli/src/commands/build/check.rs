@@ -9,9 +9,15 @@ use serde::Serialize;
 
 use super::{Args, arguments, platform};
 use crate::commands::Session;
-use crate::context::Source;
+use crate::context::{NamedContext, Source};
 use crate::error::{Error, Result};
 use crate::sanitize::sanitize_text;
+
+/// Checks need no more of a named context than that there is one.
+fn contexts(flags: &[String]) -> Result<BTreeMap<String, dockerfile::NamedContext>> {
+    let all = NamedContext::find_all(flags)?.into_iter();
+    Ok(all.map(|context| (context.name, dockerfile::NamedContext::Own)).collect())
+}
 
 /// A finding, for programs.
 #[derive(Debug, Serialize)]
@@ -41,7 +47,7 @@ pub(super) fn run(session: &Session<'_>, args: &Args) -> Result<()> {
         target: args.target.clone(),
         platform: Platform::new(&asked.os, architecture, asked.variant.as_deref()),
         build_platform: host,
-        contexts: BTreeMap::new(),
+        contexts: contexts(&args.build_contexts)?,
         also: BTreeSet::new(),
     };
     // What base images set is known to the registry only.

@@ -1,0 +1,124 @@
+//! `--build-context NAME=...`: what a name stands for instead of a stage or an image.
+
+use std::path::{Path, PathBuf};
+
+use super::layout::Layout;
+use super::{Source, is_remote};
+use crate::error::{Error, Result};
+
+/// One `--build-context`.
+pub(crate) struct NamedContext {
+    pub(crate) name: String,
+    pub(crate) content: NamedContent,
+}
+
+pub(crate) enum NamedContent {
+    Folder(Source),
+    /// A reference; the server knows what it means.
+    Image(String),
+    Layout(Layout),
+}
+
+impl NamedContext {
+    /// Reads the flags. Of several with one name the last counts.
+    pub(crate) fn find_all(flags: &[String]) -> Result<Vec<Self>> {
+        let mut all: Vec<Self> = Vec::new();
+        for flag in flags {
+            let named = Self::find(flag)?;
+            all.retain(|other| other.name != named.name);
+            all.push(named);
+        }
+        Ok(all)
+    }
+
+    fn find(flag: &str) -> Result<Self> {
+        let (name, value) = match flag.split_once('=') {
+            Some((name, value)) if !name.is_empty() && !value.is_empty() => (name, value),
+            _ => {
+                return Err(Error::usage(format!("the context `{flag}` has no name or no value"))
+                    .with_hint("write it like `--build-context NAME=PATH`"));
+            }
+        };
+        let content = match value.split_once("://") {
+            Some(("docker-image", image)) => NamedContent::Image(image.to_owned()),
+            Some(("oci-layout", layout)) => NamedContent::Layout(find_layout(name, layout)?),
+            _ if is_remote(value) || value.contains("://") => {
+                let message = format!(
+                    "the context `{name}` is at `{}`, which is not supported yet",
+                    without_user(value)
+                );
+                return Err(Error::usage(message)
+                    .with_hint("a folder, `docker-image://` and `oci-layout://` can be used"));
+            }
+            _ => {
+                let folder = Path::new(value);
+                if !folder.is_dir() {
+                    let message = format!("the context `{name}`: `{value}` is not a folder");
+                    return Err(Error::usage(message));
+                }
+                NamedContent::Folder(Source::of_folder(folder)?)
+            }
+        };
+        Ok(Self { name: name.to_owned(), content })
+    }
+}
+
+/// `PATH[:TAG][@DIGEST]`.
+fn find_layout(name: &str, text: &str) -> Result<Layout> {
+    let (place, digest) = match text.rsplit_once('@') {
+        Some((place, digest)) if digest.contains(':') => (place, Some(digest)),
+        _ => (text, None),
+    };
+    let (folder, tag) = match place.rsplit_once(':') {
+        Some((folder, tag)) if !tag.contains('/') => (folder, Some(tag)),
+        _ => (place, None),
+    };
+    Layout::find(PathBuf::from(folder), tag, digest)
+        .map_err(|error| Error::usage(format!("the context `{name}`: {error}")))
+}
+
+/// An address without the credentials that may be in it.
+fn without_user(address: &str) -> String {
+    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    match rest[..end].rfind('@') {
+        Some(at) => format!("{scheme}://{}", &rest[at + 1..]),
+        None => address.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_that_cannot_be_used_is_refused_by_name() {
+        let refused = |flag: &str| match NamedContext::find(flag) {
+            Ok(_) => panic!("{flag}"),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(refused("a"), "the context `a` has no name or no value");
+        assert_eq!(refused("=b"), "the context `=b` has no name or no value");
+        assert_eq!(refused("a=/no/such"), "the context `a`: `/no/such` is not a folder");
+        let yet = "the context `a` is at `https://h/x.git`, which is not supported yet";
+        assert_eq!(refused("a=https://h/x.git"), yet);
+        assert_eq!(refused("a=https://user:secret@h/x.git"), yet);
+        assert!(refused("a=git@github.com:u/r").contains("not supported yet"));
+        assert!(refused("a=github.com/u/r").contains("not supported yet"));
+        assert!(refused("a=target:b://").contains("not supported yet"));
+        assert!(refused("a=oci-layout:///no/such").starts_with("the context `a`: `/no/such`"));
+    }
+
+    #[test]
+    fn the_last_context_of_a_name_counts() {
+        let flags = ["a=docker-image://one", "b=docker-image://two", "a=docker-image://three"];
+        let all = NamedContext::find_all(&flags.map(str::to_owned)).unwrap();
+        let images: Vec<_> = (all.iter())
+            .map(|named| match &named.content {
+                NamedContent::Image(image) => (named.name.as_str(), image.as_str()),
+                _ => panic!("not an image"),
+            })
+            .collect();
+        assert_eq!(images, [("b", "two"), ("a", "three")]);
+    }
+}
