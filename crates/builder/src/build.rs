@@ -29,7 +29,8 @@ use crate::event::{BuildEvents, StepEnd, StepNumber};
 use crate::image::{BaseImage, BaseImages, ImageError, StoredImage, stored_image};
 use crate::layers::Layers;
 use crate::record::{
-    BaseRole, BuildCost, BuildRecord, RECORD_VERSION, RecordedBase, RecordedOutput, RecordedStep,
+    BaseRole, BuildCost, BuildRecord, RECORD_VERSION, RecordedBase, RecordedDownload,
+    RecordedOutput, RecordedStep,
 };
 use crate::secret::Secrets;
 use crate::{Compression, stage};
@@ -46,6 +47,8 @@ pub struct Builder {
     pub runs: Arc<Semaphore>,
     /// Folders of `RUN --mount=type=cache`.
     pub cache_folders: Arc<CacheFolders>,
+    /// Fetches what `ADD` names by address.
+    pub downloads: Arc<remote::Downloads>,
     pub policy: RunPolicy,
     /// Keys whose results are being made, so that each is made once.
     pub in_flight: Arc<InFlight>,
@@ -264,6 +267,7 @@ pub(crate) struct Build<'a> {
 pub(crate) struct Notes {
     pub(crate) bases: Vec<RecordedBase>,
     pub(crate) steps: Vec<RecordedStep>,
+    pub(crate) downloads: Vec<RecordedDownload>,
     /// Layers that this build has written.
     pub(crate) made: BTreeSet<Digest>,
     pub(crate) cost: BuildCost,
@@ -492,6 +496,9 @@ impl<'a> Build<'a> {
         notes.bases.sort_by(|a, b| (a.stage, &a.reference).cmp(&(b.stage, &b.reference)));
         notes.bases.dedup();
         notes.steps.sort_by_key(|step| (step.stage, step.line));
+        notes
+            .downloads
+            .sort_by(|a, b| (a.stage, a.line, &a.address).cmp(&(b.stage, b.line, &b.address)));
         notes.cost.milliseconds = milliseconds(started.elapsed());
         let layer_sizes = stage.layers.iter().map(|layer| layer.descriptor.size);
         let record = BuildRecord {
@@ -506,6 +513,7 @@ impl<'a> Build<'a> {
             source_date_epoch: self.request.source_date_epoch,
             bases: notes.bases,
             steps: notes.steps,
+            downloads: notes.downloads,
             output: RecordedOutput {
                 manifest: image.descriptor.digest.clone(),
                 config: config_digest,
@@ -564,7 +572,7 @@ fn definition(request: &BuildRequest) -> Digest {
 const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
 
 /// Tells how far a transfer is while it goes on.
-async fn tell_progress<T>(
+pub(crate) async fn tell_progress<T>(
     transfer: impl Future<Output = T>,
     events: &dyn BuildEvents,
     step: StepNumber,

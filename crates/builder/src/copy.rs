@@ -13,6 +13,7 @@ use dockerfile::{CopySource, ModeChange, Script, glob};
 use oci::Digest;
 
 use crate::cache::KeyHasher;
+use crate::download::download_path;
 use crate::name::{NAME_MAX, bytes_of, shown, text_of};
 use crate::tree::{
     LinkGroup, Node, NodeKind, Tree, ancestors, components, file_name, join, parent, resolve,
@@ -199,7 +200,10 @@ pub(crate) fn plan(request: &CopyRequest<'_>) -> Result<CopyPlan, CopyError> {
             }
             false => (&source.pattern, None),
         };
-        let found = planner.matches(pattern)?;
+        let found = match &source.address {
+            Some(address) => vec![download_path(argument, address)],
+            None => planner.matches(pattern)?,
+        };
         if found.is_empty() {
             planner.plan.unmatched.push(pattern.clone());
         }
@@ -857,7 +861,7 @@ mod tests {
             let (source, image) = (listing(CONTEXT), listing(IMAGE));
             let sources = self.sources.iter().map(|source| {
                 let (pivot, pattern) = source.split_once("/./").unwrap_or(("", source));
-                CopySource { pattern: pattern.to_owned(), pivot: pivot.to_owned() }
+                CopySource { pattern: pattern.to_owned(), pivot: pivot.to_owned(), address: None }
             });
             let document = self
                 .document
@@ -1357,7 +1361,8 @@ mod tests {
         source.0.insert(latin.clone(), file.clone());
         source.0.insert(format!("d/{latin}"), file);
         let plan = |pattern: &str, destination: &str, excludes: &[String]| {
-            let sources = [CopySource { pattern: pattern.to_owned(), pivot: String::new() }];
+            let sources =
+                [CopySource { pattern: pattern.to_owned(), pivot: String::new(), address: None }];
             let request = CopyRequest {
                 source: &source,
                 image: &listing(IMAGE),
@@ -1472,7 +1477,8 @@ mod tests {
     fn which_names_are_of_one_file_counts_for_the_cache() {
         let key = |source: &str| {
             let (source, image) = (listing(source), listing(IMAGE));
-            let sources = [CopySource { pattern: "x".to_owned(), pivot: String::new() }];
+            let sources =
+                [CopySource { pattern: "x".to_owned(), pivot: String::new(), address: None }];
             let request = CopyRequest {
                 source: &source,
                 image: &image,

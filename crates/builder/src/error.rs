@@ -3,6 +3,7 @@
 use container::{ContainerError, Exit};
 use dockerfile::{DockerfileError, OperationsError, Span};
 use oci::Digest;
+use remote::DownloadError;
 use store::StoreError;
 
 use crate::context::ContextError;
@@ -28,6 +29,9 @@ pub enum BuildError {
     Image { error: ImageError, at: Span },
     #[error("{error}")]
     Copy { error: CopyError, at: Span },
+    /// An `ADD` did not get what it names by address.
+    #[error("{error}")]
+    Download { error: DownloadError, at: Span },
     #[error("{error}")]
     User { error: UserError, at: Span },
     /// A `RUN` ended otherwise than with exit code 0.
@@ -112,6 +116,7 @@ impl BuildError {
             Self::Context(error) | Self::NamedContext { error, .. } => error.hint(),
             Self::Image { error, .. } => error.hint(),
             Self::Copy { error, .. } => error.hint(),
+            Self::Download { error, .. } => error.hint(),
             Self::User { error, .. } => error.hint(),
             Self::Run { exit: Exit::OutOfMemory, .. } => {
                 Some("let the command use less, or raise the build's memory limit".to_owned())
@@ -168,6 +173,7 @@ impl BuildError {
             Self::Dockerfile(error) => Some(error.at),
             Self::Image { at, .. }
             | Self::Copy { at, .. }
+            | Self::Download { at, .. }
             | Self::User { at, .. }
             | Self::Run { at, .. }
             | Self::Start { at, .. }
@@ -204,6 +210,15 @@ impl BuildError {
                     | ImageError::Damaged { .. }
                     | ImageError::Pull { refused: false, .. }
             ),
+            Self::Download { error, .. } => {
+                !error.is_transient()
+                    && !matches!(
+                        error,
+                        DownloadError::Store(_)
+                            | DownloadError::TooSlow { .. }
+                            | DownloadError::TimedOut { .. }
+                    )
+            }
             Self::Start { error, .. } => !matches!(error, ContainerError::Setup { .. }),
             Self::NeedsStage(_)
             | Self::NoRuntime { .. }

@@ -21,6 +21,7 @@ mod stage;
 mod archive;
 mod context;
 mod copy;
+mod download;
 mod mounts;
 mod name;
 mod run;

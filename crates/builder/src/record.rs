@@ -31,6 +31,9 @@ pub struct BuildRecord {
     pub source_date_epoch: Option<i64>,
     pub bases: Vec<RecordedBase>,
     pub steps: Vec<RecordedStep>,
+    /// What `ADD`s fetched.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub downloads: Vec<RecordedDownload>,
     pub output: RecordedOutput,
 }
 
@@ -68,6 +71,18 @@ pub struct RecordedStep {
     pub key: Digest,
     pub layer: Digest,
     pub diff_id: Digest,
+}
+
+/// A file that came from an address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordedDownload {
+    pub stage: usize,
+    pub line: u32,
+    /// Without credentials and query.
+    pub address: String,
+    /// Of the file.
+    pub digest: Digest,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

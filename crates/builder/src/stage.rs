@@ -22,6 +22,7 @@ use crate::build::{Build, blocking, milliseconds};
 use crate::cache::KeyHasher;
 use crate::context::BuildContext;
 use crate::copy::{CopyError, CopyPlan, CopyRequest, plan, plan_folder};
+use crate::download::{self, Downloads, Place, is_download};
 use crate::error::BuildError;
 use crate::event::{StepEnd, StepNumber};
 use crate::layers::{self, NewLayer};
@@ -256,7 +257,7 @@ impl<'a> Stage<'a> {
         let (build, at) = (self.build, operation.at);
         let context = match &copy.from {
             // Nothing is read from a context that nothing is copied from.
-            None if copy.sources.is_empty() => None,
+            None if copy.sources.iter().all(|source| source.address.is_some()) => None,
             None => Some(build.context().await?),
             Some(from) => build.named_files(from).await?,
         };
@@ -270,6 +271,7 @@ impl<'a> Stage<'a> {
                 self.view_of(&image.layers).await?
             }
         };
+        let source = self.with_downloads(copy, source, at, step).await?;
         // What stands by itself does not look at what is below.
         let image: Arc<dyn Tree> = match copy.link {
             true => Arc::new(NoFiles),
@@ -278,10 +280,15 @@ impl<'a> Stage<'a> {
         let owner = self.owner(copy.chown.as_deref(), at).await?;
         let folder_time = self.folder_time();
         let (plan, source) = {
-            let (copy, image) = (copy.clone(), Arc::clone(&image));
+            let (cloned, image) = (copy.clone(), Arc::clone(&image));
             let planned = blocking(move || {
+                let copy = cloned;
                 let is_archive = |path: &str| {
-                    if copy.unpack { archive::is_archive(&*source, path) } else { Ok(false) }
+                    let unpack = match is_download(path) {
+                        true => copy.unpack_downloads,
+                        false => copy.unpack,
+                    };
+                    if unpack { archive::is_archive(&*source, path) } else { Ok(false) }
                 };
                 let request = CopyRequest {
                     source: &*source,
@@ -300,7 +307,9 @@ impl<'a> Stage<'a> {
             });
             match planned.await {
                 Ok(planned) => planned,
-                Err(error) => return Err(copy_error(error, context.as_deref(), at)),
+                Err(error) => {
+                    return Err(name_download(copy_error(error, context.as_deref(), at), copy));
+                }
             }
         };
         for pattern in &plan.unmatched {
@@ -309,7 +318,26 @@ impl<'a> Stage<'a> {
         }
         let key = self.copy_key("copy", &plan, owner);
         let write = layers::write_copy(build, plan, source, image, owner, at);
-        self.make(at, step, &key, write).await
+        self.make(at, step, &key, write).await.map_err(|error| name_download(error, copy))
+    }
+
+    /// What is copied from, with the files that the instruction fetches.
+    async fn with_downloads(
+        &self,
+        copy: &CopyOperation,
+        source: Arc<dyn Tree>,
+        at: Span,
+        step: &Step,
+    ) -> Result<Arc<dyn Tree>, BuildError> {
+        if copy.sources.iter().all(|source| source.address.is_none()) {
+            return Ok(source);
+        }
+        let place = Place {
+            stage: self.build.stage_plan(self.id).number,
+            step: step.number,
+            no_cache: self.build.request.no_cache || self.no_cache,
+        };
+        Ok(Arc::new(Downloads::fetch(self.build, copy, source, at, &place).await?))
     }
 
     /// All files of a context as a layer; none if it has none.
@@ -324,7 +352,11 @@ impl<'a> Stage<'a> {
             let request = CopyRequest {
                 source: &*source,
                 image: &NoFiles,
-                sources: &[CopySource { pattern: String::new(), pivot: String::new() }],
+                sources: &[CopySource {
+                    pattern: String::new(),
+                    pivot: String::new(),
+                    address: None,
+                }],
                 documents: &[],
                 destination: "/",
                 owner: None,
@@ -598,6 +630,17 @@ struct Made {
     created: i64,
     cached: bool,
     cpu: u64,
+}
+
+/// Shows the address of a fetched file where an error has a path.
+fn name_download(mut error: BuildError, copy: &CopyOperation) -> BuildError {
+    if let BuildError::Copy { error: CopyError::Archive { path, .. }, .. }
+    | BuildError::Changed { path, .. } = &mut error
+        && let Some(address) = download::named(path, copy)
+    {
+        *path = address;
+    }
+    error
 }
 
 /// Says which ignore file keeps a path away, if that is why it was not found.

@@ -10,6 +10,7 @@
 //! - Any text gives a value or an error with a position, never a panic.
 //! - An instruction or flag that is not supported is refused by name, never ignored.
 
+mod address;
 mod heredoc;
 mod instruction;
 mod mode;
@@ -31,6 +32,7 @@ pub mod ignore;
 pub mod lint;
 pub mod path;
 
+pub use address::Address;
 pub use heredoc::HereDocument;
 pub use instruction::*;
 pub use mode::ModeChange;

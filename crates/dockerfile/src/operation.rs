@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use oci::{ContainerConfig, ImageConfig};
 
+use crate::address::{Address, without_credentials};
 use crate::heredoc::{self, HereDocument};
 use crate::instruction::{
     Assignment, Command, Copy, Healthcheck, Instruction, InstructionKind, Run, RunNetwork, Word,
@@ -101,6 +102,10 @@ pub struct CopyOperation {
     pub chmod: Option<ModeChange>,
     /// Unpack archives: for `ADD` local ones, unless it says otherwise.
     pub unpack: bool,
+    /// The same for those that were fetched, only if it says so.
+    pub unpack_downloads: bool,
+    /// What the one file that is fetched must be.
+    pub checksum: Option<oci::Digest>,
     /// `--link`: what is below does not count.
     pub link: bool,
     /// `--parents`: sources keep the folders they are in.
@@ -117,6 +122,8 @@ pub struct CopySource {
     pub pattern: String,
     /// With `--parents`, the folder below which the folders that are kept begin.
     pub pivot: String,
+    /// A file to be fetched; it is no path then.
+    pub address: Option<Address>,
 }
 
 impl StagePlan {
@@ -229,6 +236,7 @@ impl<'a> State<'a> {
             InstructionKind::Copy(copy) => {
                 let operation = self.copy(copy, reads.first().cloned().flatten())?;
                 created_by = copy_created_by(copy, &operation);
+                text = without_credentials(&text);
                 OperationKind::Copy(Box::new(operation))
             }
             InstructionKind::Workdir(word) => {
@@ -238,6 +246,10 @@ impl<'a> State<'a> {
             }
             other => {
                 self.change_config(other)?;
+                if matches!(other, InstructionKind::OnBuild(_)) {
+                    created_by = without_credentials(&created_by);
+                    text = without_credentials(&text);
+                }
                 OperationKind::Config
             }
         };
@@ -441,9 +453,11 @@ impl<'a> State<'a> {
         }
         // Patterns are taken as they are written: that is what the reference does.
         let excludes = copy.excludes.iter().map(|word| word.text.clone()).collect();
-        self.refuse_flags(copy)?;
+        let checksum = self.checksum(copy, &sources)?;
         Ok(CopyOperation {
             from,
+            checksum,
+            unpack_downloads: copy.unpack == Some(true),
             sources,
             documents,
             destination: path,
@@ -456,11 +470,22 @@ impl<'a> State<'a> {
         })
     }
 
-    /// Flags that mean something only for addresses.
-    fn refuse_flags(&self, copy: &Copy) -> Result<()> {
-        let Some(checksum) = &copy.checksum else { return Ok(()) };
-        let message = "`--checksum` is for addresses, and this source is none";
-        Err(DockerfileError::new(checksum.at, message))
+    /// `--checksum`, which is for one address.
+    fn checksum(&self, copy: &Copy, sources: &[CopySource]) -> Result<Option<oci::Digest>> {
+        let Some(word) = &copy.checksum else { return Ok(None) };
+        let refuse = |message: String| DockerfileError::new(word.at, message);
+        if sources.len() + copy.documents.len() > 1 {
+            return Err(refuse("`--checksum` is for one source, and here are several".to_owned()));
+        }
+        if sources.iter().all(|source| source.address.is_none()) {
+            let message = "`--checksum` is for addresses, and this source is none";
+            return Err(refuse(message.to_owned()));
+        }
+        let digest = self.expand(word)?.parse::<oci::Digest>();
+        digest.map(Some).map_err(|error| {
+            refuse(format!("`--checksum`: {error}"))
+                .with_hint("write it like `sha256:` and 64 digits")
+        })
     }
 
     /// A file whose text is in the Dockerfile.
@@ -484,16 +509,22 @@ impl<'a> State<'a> {
             true => error.with_hint("write paths with blanks as a list: `[\"a b\", \"/to\"]`"),
             false => error,
         })?;
-        let is_remote = ["http://", "https://", "git@", "git://", "ssh://"]
-            .iter()
-            .any(|scheme| source.starts_with(scheme));
-        if is_remote {
-            let message = match copy.is_add {
-                true => format!("`ADD` of `{source}`: addresses are not supported yet"),
-                false => format!("`COPY` takes no addresses, and `{source}` is one"),
-            };
-            let error = DockerfileError::new(word.at, message);
-            return Err(if copy.is_add { error } else { error.with_hint("use `ADD`") });
+        let address = Address::new(&source);
+        let is_git = ["git@", "git://", "ssh://"].iter().any(|start| source.starts_with(start))
+            || address.as_ref().is_some_and(Address::is_git);
+        if is_git || address.is_some() {
+            let shown = without_credentials(&source);
+            let refuse = |message| Err(DockerfileError::new(word.at, message));
+            if !copy.is_add {
+                let message = format!("`COPY` takes no addresses, and `{shown}` is one");
+                return Err(DockerfileError::new(word.at, message).with_hint("use `ADD`"));
+            }
+            if is_git {
+                return refuse(format!(
+                    "`ADD` of `{shown}`: git repositories are not supported yet"
+                ));
+            }
+            return Ok(CopySource { pattern: String::new(), pivot: String::new(), address });
         }
         if source.is_empty() {
             let message = format!("`{}` expands to nothing", word.text);
@@ -509,7 +540,7 @@ impl<'a> State<'a> {
             possible(word, &path)?;
             Ok(path.trim_start_matches('/').to_owned())
         };
-        Ok(CopySource { pattern: clean(pattern)?, pivot: clean(pivot)? })
+        Ok(CopySource { pattern: clean(pattern)?, pivot: clean(pivot)?, address: None })
     }
 
     fn mode(&self, word: &Word) -> Result<ModeChange> {
@@ -656,11 +687,12 @@ fn copy_created_by(copy: &Copy, operation: &CopyOperation) -> String {
         text.push_str(" --parents");
     }
     for source in &operation.sources {
-        let CopySource { pattern, pivot } = source;
-        let shown = match (pivot.as_str(), pattern.as_str()) {
-            ("", "") => ".".to_owned(),
-            ("", pattern) => pattern.to_owned(),
-            (pivot, pattern) => format!("{pivot}/./{pattern}"),
+        let CopySource { pattern, pivot, address } = source;
+        let shown = match (address, pivot.as_str(), pattern.as_str()) {
+            (Some(address), ..) => address.to_string(),
+            (None, "", "") => ".".to_owned(),
+            (None, "", pattern) => pattern.to_owned(),
+            (None, pivot, pattern) => format!("{pivot}/./{pattern}"),
         };
         text.push(' ');
         text.push_str(&shown);

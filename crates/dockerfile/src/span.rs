@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::ops::Deref;
 
+use crate::address::masked_credentials;
+
 /// A range of the source: 1-based line and column (in characters) of its start, byte offsets
 /// of both ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -123,7 +125,7 @@ pub(crate) fn render(
     let mut out = format!("{kind}: {message}\n{margin}--> {file}:{line}:{column}\n");
     let line_start = source[..start].rfind('\n').map_or(0, |at| at + 1);
     let line_end = source[start..].find('\n').map_or(source.len(), |at| start + at);
-    let text = printable(source[line_start..line_end].trim_end());
+    let text = printable(&masked_credentials(source[line_start..line_end].trim_end()));
     // Marks stay on the first line, at least one of them.
     let marked = &source[start..end.min(line_end)];
     let indent = printable(&source[line_start..start]).chars().count();

@@ -59,6 +59,9 @@ fn outline(source: &str) -> Result<String, DockerfileError> {
 fn show(out: &mut String, operation: &Operation) {
     let line = operation.at.line;
     writeln!(out, "  {line}: {}", operation.created_by).unwrap();
+    for shown in [&operation.text, &operation.created_by] {
+        assert!(!shown.contains("me:secret"), "{shown}");
+    }
     match &operation.kind {
         OperationKind::Run(run) => {
             writeln!(out, "     args {:?}\n     env {:?}", run.args, run.env).unwrap();
@@ -74,9 +77,16 @@ fn show(out: &mut String, operation: &Operation) {
             }
         }
         OperationKind::Copy(copy) => {
-            let sources: Vec<_> = copy.sources.iter().map(|s| (&s.pivot, &s.pattern)).collect();
+            let paths = copy.sources.iter().filter(|source| source.address.is_none());
+            let sources: Vec<_> = paths.map(|s| (&s.pivot, &s.pattern)).collect();
             writeln!(out, "     {sources:?} -> {:?} from {:?}", copy.destination, copy.from)
                 .unwrap();
+            for address in copy.sources.iter().filter_map(|source| source.address.as_ref()) {
+                let (unpack, checksum) = (copy.unpack_downloads, &copy.checksum);
+                let name = address.file_name();
+                writeln!(out, "     fetch {address} as {name:?} unpack {unpack} {checksum:?}")
+                    .unwrap();
+            }
             let (unpack, link) = (copy.unpack, copy.link);
             writeln!(out, "     unpack {unpack} link {link} excludes {:?}", copy.excludes).unwrap();
             for document in &copy.documents {

@@ -81,9 +81,9 @@ pub(crate) struct Inner {
 /// Tokens kept at most; registries hand out one per repository.
 const TOKENS_MAX: usize = 1_000;
 /// Redirects followed for one request (blobs often live on another host).
-const REDIRECTS_MAX: usize = 5;
-const RETRY_DELAY: Duration = Duration::from_millis(250);
-const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
+pub(crate) const REDIRECTS_MAX: usize = 5;
+pub(crate) const RETRY_DELAY: Duration = Duration::from_millis(250);
+pub(crate) const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 
 impl Remote {
     pub fn new(settings: RemoteSettings) -> Result<Self, RemoteError> {
@@ -334,7 +334,7 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// An error's sentence with its causes: the outer one of an HTTP client says little.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -1,20 +1,26 @@
-//! Other registries: resolving references and copying images into the store.
+//! Other servers: resolving references, and copying images and files into the store.
 //!
-//! Start with [`Remote::pull`]. Whatever a registry answers is checked: a manifest against
+//! Start with [`Remote::pull`], or with [`Downloads::fetch`] for files by address. Whatever a registry answers is checked: a manifest against
 //! the digest that named it, a blob against size and digest while it streams, so a lying or
 //! broken peer costs an error and never a wrong byte in the store.
 //!
 //! Invariants:
 //! - Plain HTTP only to loopback addresses and to hosts that the settings declare.
+//! - Files by address come from no server that its user may not reach, whatever an address, a
+//!   redirect or a name server says.
 //! - Every body has a bound, every wait a time-out, every retry a count.
 //! - Credentials go only to the host they are for and to the token service that this host
 //!   names over HTTPS (or loopback); they never appear in an error.
 
 mod auth;
 mod client;
+mod download;
 mod error;
 mod pull;
+mod reach;
 
 pub use client::{Credentials, Remote, RemoteSettings, Upstream};
+pub use download::{Download, DownloadError, DownloadSettings, Downloaded, Downloads, Validators};
 pub use error::RemoteError;
 pub use pull::{Pulled, Resolved};
+pub use reach::{BadNetwork, Network};

@@ -171,7 +171,8 @@ impl Remote {
         // A server that ignores the range sends all of it again: skip what we have.
         let partial = response.status() == reqwest::StatusCode::PARTIAL_CONTENT;
         let mut skip = if partial { 0 } else { *got };
-        let mut pace = Pace::start(&self.inner.settings);
+        let settings = &self.inner.settings;
+        let mut pace = Pace::start(settings.idle_timeout, settings.rate_min);
         loop {
             let chunk = response.chunk().await;
             match chunk.map_err(|error| crate::client::unreachable(host, &error))? {
@@ -184,7 +185,10 @@ impl Remote {
                     if now > descriptor.size {
                         return Err(wrong_size(now));
                     }
-                    pace.took(chunk.len() as u64, host)?;
+                    if let Some(seconds) = pace.is_too_slow(chunk.len() as u64) {
+                        let (host, floor) = (host.clone(), settings.rate_min);
+                        return Err(RemoteError::TooSlow { host, floor, seconds });
+                    }
                     progress(chunk.len() as u64);
                     upload.write(chunk).await?;
                     *got = now;
@@ -249,7 +253,7 @@ async fn read_blob(blobs: &dyn BlobStore, descriptor: &Descriptor) -> Result<Byt
 
 /// Watches that a peer keeps a minimal pace, so that one that drips bytes does not hold a
 /// build for ever.
-struct Pace {
+pub(crate) struct Pace {
     window: Duration,
     rate_min: u64,
     since: Instant,
@@ -257,23 +261,22 @@ struct Pace {
 }
 
 impl Pace {
-    fn start(settings: &crate::RemoteSettings) -> Self {
-        let (window, rate_min) = (settings.idle_timeout, settings.rate_min);
+    pub(crate) fn start(window: Duration, rate_min: u64) -> Self {
         Self { window, rate_min, since: Instant::now(), bytes: 0 }
     }
 
-    fn took(&mut self, bytes: u64, host: &str) -> Result<(), RemoteError> {
+    /// Counts bytes that came; over how many seconds they were too few, if they were.
+    pub(crate) fn is_too_slow(&mut self, bytes: u64) -> Option<u64> {
         self.bytes += bytes;
         let elapsed = self.since.elapsed();
         if elapsed < self.window {
-            return Ok(());
+            return None;
         }
         let seconds = elapsed.as_secs().max(1);
         if self.bytes / seconds < self.rate_min {
-            let (host, floor) = (host.to_owned(), self.rate_min);
-            return Err(RemoteError::TooSlow { host, floor, seconds });
+            return Some(seconds);
         }
         (self.since, self.bytes) = (Instant::now(), 0);
-        Ok(())
+        None
     }
 }

@@ -17,7 +17,7 @@ use container::{Limits, Network, Runtime, RuntimeSettings};
 use control::{Attempt, End, Executor, Outcome, OutputImage};
 use engine::{BuildOptions, BuildStep, Engine, Lease, NamedContext, RunRequest, UnpackLimits};
 use oci::{ReferenceError, RegistryName};
-use remote::{Credentials, Remote, RemoteSettings, Upstream};
+use remote::{Credentials, DownloadSettings, Downloads, Remote, RemoteSettings, Upstream};
 use store::DataDir;
 use tokio::sync::Semaphore;
 
@@ -56,6 +56,14 @@ pub(crate) async fn build(
     let caches = folder.snapshots().join("mounts");
     let cache_folders = CacheFolders::open(&caches, settings.build.cache_mounts_size_max)
         .map_err(ServeError::starting("open the folder of cache mounts"))?;
+    let downloads = Downloads::new(DownloadSettings {
+        size_max: settings.limits.download_size_max,
+        allowed: settings.build.allow_addresses.clone(),
+        proxies: settings.build.proxies.clone(),
+        ..DownloadSettings::default()
+    });
+    let downloads = downloads.map_err(ServeError::starting("prepare for fetching files"))?;
+    let downloads = Arc::new(downloads);
     let policy = RunPolicy {
         host_network: settings.build.allow_host_network,
         insecure: settings.build.allow_insecure,
@@ -80,6 +88,7 @@ pub(crate) async fn build(
             runtime: runtime.clone(),
             runs: Arc::clone(&runs),
             cache_folders: Arc::clone(&cache_folders),
+            downloads: Arc::clone(&downloads),
             policy,
             in_flight: Arc::clone(&in_flight),
         }),

@@ -7,12 +7,13 @@ mod fields;
 mod resolve;
 mod units;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use oci::RegistryName;
+use remote::Network;
 
 pub use resolve::{Problem, SettingsError, Sources};
 
@@ -77,6 +78,9 @@ pub struct BuildSettings {
     pub user_namespaces: bool,
     pub allow_host_network: bool,
     pub allow_insecure: bool,
+    pub allow_addresses: Vec<Network>,
+    /// Hosts of the proxies that the process uses; from the environment only.
+    pub proxies: BTreeSet<String>,
     pub cache_mounts_size_max: u64,
 }
 
@@ -96,6 +100,7 @@ pub struct LimitSettings {
     pub source_keep: Duration,
     pub context_size_max: u64,
     pub context_entries_max: usize,
+    pub download_size_max: u64,
     pub queue_length_max: u32,
     pub log_size_max: u64,
 }

@@ -8,6 +8,7 @@ mod cache;
 mod contexts;
 mod copy;
 mod damage;
+mod download;
 mod image;
 mod language;
 mod mounts;

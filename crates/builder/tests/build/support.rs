@@ -20,6 +20,7 @@ use oci::{
     Descriptor, Digest, History, ImageConfig, ImageManifest, Manifest, Platform, RegistryName,
     media_type,
 };
+use remote::{DownloadSettings, Downloads};
 use store::{BlobStore, Catalog, Cause, Expected, MemoryStore, NewManifest};
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +36,14 @@ pub(crate) struct Fixture {
     pub(crate) builder: Builder,
     pub(crate) folder: tempfile::TempDir,
     memory: MemoryStore,
+}
+
+/// Fetches from this machine too.
+pub(crate) fn downloads(change: impl FnOnce(&mut DownloadSettings)) -> Downloads {
+    let allowed = vec!["127.0.0.0/8".parse().unwrap()];
+    let mut settings = DownloadSettings { allowed, attempts: 1, ..DownloadSettings::default() };
+    change(&mut settings);
+    Downloads::new(settings).unwrap()
 }
 
 /// What happens to blobs in bad stores.
@@ -122,6 +131,7 @@ impl Fixture {
             runs: Arc::new(tokio::sync::Semaphore::new(4)),
             in_flight: Arc::new(InFlight::default()),
             cache_folders: CacheFolders::open(&folder.join("mounts"), u64::MAX).unwrap(),
+            downloads: Arc::new(downloads(|_| ())),
             policy: RunPolicy::default(),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Builds need root, as the program itself does for now: their tests say so by name.
 
+mod add;
 mod arguments;
 mod build;
 mod completions;

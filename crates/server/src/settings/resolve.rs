@@ -1,6 +1,6 @@
 //! Layers of values become [`Settings`]; everything wrong is told at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use oci::RegistryName;
+use remote::Network;
 
 use super::fields::{FOREIGN_VARIABLES, Field, Kind, SECTIONS, Section, nearest, section};
 use super::{
@@ -228,7 +229,11 @@ impl Layers {
                     self.refuse(message, hint);
                     continue;
                 };
-                let value = Value { items: vec![text.clone()], origin: format!("`{variable}`") };
+                let items = match field.kind {
+                    Kind::List => text.split(',').map(|item| item.trim().to_owned()).collect(),
+                    _ => vec![text.clone()],
+                };
+                let value = Value { items, origin: format!("`{variable}`") };
                 self.set(section.name, "", field, value);
             }
         }
@@ -252,7 +257,7 @@ impl Layers {
         let mut rendered = String::new();
         let server = self.server(sources);
         let store = self.store();
-        let build = self.build();
+        let build = self.build(sources);
         let network = NetworkSettings {
             subnet: self.at("network", "").parsed("subnet", subnet, "10.213.0.0/16".into()),
         };
@@ -339,7 +344,7 @@ impl Layers {
         }
     }
 
-    fn build(&mut self) -> BuildSettings {
+    fn build(&mut self, sources: &Sources) -> BuildSettings {
         let mut at = self.at("build", "");
         BuildSettings {
             concurrency: at.number("concurrency", 1, 1000),
@@ -354,6 +359,8 @@ impl Layers {
             user_namespaces: at.flag("user_namespaces"),
             allow_host_network: at.flag("allow_host_network"),
             allow_insecure: at.flag("allow_insecure"),
+            allow_addresses: at.list("allow_addresses", network),
+            proxies: proxies(sources),
             cache_mounts_size_max: at.size("cache_mounts_size_max"),
         }
     }
@@ -370,6 +377,7 @@ impl Layers {
             source_keep: at.duration("source_keep"),
             context_size_max: at.size("context_size_max"),
             context_entries_max: at.number("context_entries_max", 1, 100_000_000) as usize,
+            download_size_max: at.size("download_size_max"),
             queue_length_max: at.number("queue_length_max", 1, 1_000_000),
             log_size_max: at.size("log_size_max"),
         }
@@ -567,6 +575,22 @@ impl At<'_> {
     }
 }
 
+fn network(text: &str) -> Result<Network, String> {
+    text.parse().map_err(|error| format!("`{text}` is {error}"))
+}
+
+/// The hosts of the variables that name proxies.
+fn proxies(sources: &Sources) -> BTreeSet<String> {
+    let variables = ["http_proxy", "https_proxy", "all_proxy"];
+    let all = variables.iter().flat_map(|name| [(*name).to_owned(), name.to_uppercase()]);
+    let host = |name: String| {
+        let text = sources.variable(&name)?;
+        let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        Some(url::Url::parse(&url).ok()?.host_str()?.to_ascii_lowercase())
+    };
+    all.filter_map(host).collect()
+}
+
 fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "true" | "1" | "yes" => Ok(true),
@@ -754,6 +778,22 @@ mod tests {
         sources.file = Some(folder.path().join("refit.toml"));
         std::fs::write(folder.path().join("refit.toml"), file).unwrap();
         Settings::resolve(&sources).unwrap()
+    }
+
+    #[test]
+    fn proxies_are_those_of_the_environment() {
+        let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let environment = vec![
+            variable("https_proxy", "http://me:secret@Proxy.example:3128/"),
+            variable("ALL_PROXY", "10.0.0.1:3128"),
+            variable("HTTP_PROXY", ""),
+            variable("no_proxy", "other.example"),
+        ];
+        let sources = Sources { environment, ..Sources::default() };
+        let found: Vec<_> = proxies(&sources).into_iter().collect();
+        assert_eq!(found, ["10.0.0.1", "proxy.example"]);
+        let refused = network("localhost").unwrap_err();
+        assert!(refused.starts_with("`localhost` is neither an IP address"), "{refused}");
     }
 
     #[test]

@@ -1,0 +1,170 @@
+//! Addresses of files: `ADD https://...`.
+//!
+//! An address may hold a user's name and password. They are for the server that it names, and
+//! for nobody who reads logs, histories or error messages.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// An `http://` or `https://` address. Shows itself without what is secret in it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Address(String);
+
+impl Address {
+    /// Takes a source that is such an address.
+    pub(crate) fn new(source: &str) -> Option<Self> {
+        let is_one = source.starts_with("http://") || source.starts_with("https://");
+        is_one.then(|| Self(source.to_owned()))
+    }
+
+    /// All of it, for whoever fetches the file.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is a repository: git's addresses end so.
+    pub(crate) fn is_git(&self) -> bool {
+        let end = self.0.find(['?', '#']).unwrap_or(self.0.len());
+        self.0[..end].ends_with(".git")
+    }
+
+    /// The file's name: the last part of the path, as Go's `path.Base` has it.
+    pub fn file_name(&self) -> String {
+        let rest = self.0.split_once("://").map_or("", |(_, rest)| rest);
+        let path = rest.find(['/', '?', '#']).map_or("", |start| &rest[start..]);
+        let path = path.split(['?', '#']).next().unwrap_or_default();
+        let decoded = percent_decoded(path);
+        match decoded.trim_end_matches('/').rsplit('/').next() {
+            Some(name) if !matches!(name, "" | "." | "..") => name.to_owned(),
+            _ => "__unnamed__".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_credentials(&self.0))
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.to_string())
+    }
+}
+
+/// What is no UTF-8 when it is decoded stays as it is.
+fn percent_decoded(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') {
+        return Cow::Borrowed(path);
+    }
+    let bytes = path.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let digits = path.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
+        let byte = digits
+            .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        decoded.push(byte.unwrap_or(bytes[at]));
+        at += if byte.is_some() { 3 } else { 1 };
+    }
+    match String::from_utf8(decoded) {
+        Ok(text) if !text.contains('\0') => Cow::Owned(text),
+        _ => Cow::Borrowed(path),
+    }
+}
+
+/// A text with the credentials of all addresses in it replaced by `***`.
+pub(crate) fn without_credentials(text: &str) -> String {
+    replace_credentials(text, |_| "***".to_owned())
+}
+
+/// The same, with as many characters as before.
+pub(crate) fn masked_credentials(text: &str) -> String {
+    replace_credentials(text, |secret| "*".repeat(secret.chars().count()))
+}
+
+fn replace_credentials(text: &str, replaced: impl Fn(&str) -> String) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at + 3);
+        out.push_str(before);
+        let secret = credentials(after);
+        if !secret.is_empty() {
+            out.push_str(&replaced(secret));
+        }
+        rest = &after[secret.len()..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// What stands before the `@` of an address, which begins after its `://`.
+fn credentials(text: &str) -> &str {
+    let word_end = text.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\''));
+    let word = &text[..word_end.unwrap_or(text.len())];
+    let end = word.find(['/', '?', '#', '\\']).unwrap_or(word.len());
+    let host = &word[..end];
+    if let Some(at) = host.rfind('@') {
+        return &word[..at];
+    }
+    // A password with a character that it may not have breaks the address: hide all of it.
+    let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    match (host.rsplit_once(':'), word.rfind('@')) {
+        (Some((_, port)), Some(at)) if !is_port(port) && !host.ends_with(']') => &word[..at],
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_named_by_the_last_part_of_the_path() {
+        let name = |text: &str| Address::new(text).unwrap().file_name();
+        for (address, expected) in [
+            ("https://h/a/b.txt", "b.txt"),
+            ("https://h/a/b.txt?x=/y#/z", "b.txt"),
+            ("https://h/a/b/", "b"),
+            ("https://h/a%20b", "a b"),
+            ("https://h/x%2Fy", "y"),
+            ("https://h/%ff", "%ff"),
+            ("https://h/%00", "%00"),
+            ("https://h/%zz%", "%zz%"),
+            ("https://h", "__unnamed__"),
+            ("https://h/", "__unnamed__"),
+            ("https://h?a/b", "__unnamed__"),
+            ("https://h/..", "__unnamed__"),
+            ("https://h/x/%2e%2e", "__unnamed__"),
+            ("http://u:p@h/f", "f"),
+        ] {
+            assert_eq!(name(address), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_not_shown() {
+        let cases = [
+            ("ADD https://u:p@h/x /", "ADD https://***@h/x /"),
+            ("https://token@h/x@v1", "https://***@h/x@v1"),
+            ("https://u:p@w@h/x", "https://***@h/x"),
+            ("https://u:p#w@h/x", "https://***@h/x"),
+            ("https://h:80/x@v1", "https://h:80/x@v1"),
+            ("https://[::1]/x@v1", "https://[::1]/x@v1"),
+            ("https://h/npm@5 http://a:b@c", "https://h/npm@5 http://***@c"),
+            ("[\"https://u:p@h/x\", \"/\"]", "[\"https://***@h/x\", \"/\"]"),
+            ("no address: a@b", "no address: a@b"),
+            ("://", "://"),
+        ];
+        for (text, shown) in cases {
+            assert_eq!(without_credentials(text), shown);
+            assert_eq!(masked_credentials(text).chars().count(), text.chars().count());
+        }
+        assert_eq!(masked_credentials("http://u:pß@h"), "http://****@h");
+        let address = Address::new("https://u:secret@h/x").unwrap();
+        assert_eq!(format!("{address} {address:?}"), "https://***@h/x \"https://***@h/x\"");
+    }
+}

@@ -1,0 +1,2 @@
+FROM a
+ADD git@github.com:u/r /

@@ -1,0 +1,2 @@
+FROM a
+COPY https://me:secret@example.com/x /
