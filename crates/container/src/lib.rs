@@ -33,6 +33,7 @@ mod users;
 
 pub use diagnose::{Check, Verdict, diagnose};
 pub use linux::helper_main;
+pub use network::BRIDGES;
 pub use output::{OutputSink, Stream};
 pub use process::{Exit, Limits, Mount, MountKind, Network, Private, ProcessSpec, Rootfs, User};
 pub use remove::remove_tree;

@@ -24,7 +24,7 @@ use crate::Credentials;
 use crate::auth;
 use crate::client::{REDIRECTS_MAX, RETRY_DELAY, RETRY_DELAY_MAX, chain};
 use crate::pull::Pace;
-use crate::reach::{self, Network};
+use crate::reach::{Network, Reach};
 
 /// How to fetch files.
 #[derive(Debug, Clone)]
@@ -33,6 +33,9 @@ pub struct DownloadSettings {
     pub size_max: u64,
     /// Policy: may be asked although they are this machine's or of its link.
     pub allowed: Vec<Network>,
+    /// How the names of those network devices begin that have other users' containers behind
+    /// them; empty: there are none.
+    pub bridges: String,
     /// Names of the proxies that the process uses. Their addresses are the operator's choice,
     /// and nobody else's to ask.
     pub proxies: BTreeSet<String>,
@@ -52,6 +55,7 @@ impl Default for DownloadSettings {
         Self {
             size_max: 10 << 30,
             allowed: Vec::new(),
+            bridges: String::new(),
             proxies: BTreeSet::new(),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(30),
@@ -145,6 +149,7 @@ impl DownloadError {
 pub struct Downloads {
     http: reqwest::Client,
     settings: DownloadSettings,
+    reach: Reach,
 }
 
 impl fmt::Debug for Downloads {
@@ -157,8 +162,9 @@ impl Downloads {
     pub fn new(settings: DownloadSettings) -> Result<Self, crate::RemoteError> {
         // The process-wide provider may be set already; either way it is `ring`.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let resolver =
-            Checked { allowed: settings.allowed.clone(), proxies: settings.proxies.clone() };
+        let (allowed, bridges) = (settings.allowed.clone(), settings.bridges.clone());
+        let reach = Reach { allowed, bridges };
+        let resolver = Checked { reach: reach.clone(), proxies: settings.proxies.clone() };
         let http = reqwest::Client::builder()
             .user_agent(concat!("refit/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(settings.connect_timeout)
@@ -170,7 +176,7 @@ impl Downloads {
                 host: "TLS".to_owned(),
                 reason: chain(&error),
             })?;
-        Ok(Self { http, settings })
+        Ok(Self { http, settings, reach })
     }
 
     /// Fetches a file into the store; nothing if it is still the one that is known.
@@ -270,7 +276,7 @@ impl Downloads {
     /// Whether a server may be asked, as far as its address tells. Names are checked when they
     /// are resolved.
     fn check(&self, target: &Target) -> Result<(), DownloadError> {
-        let refusal = |address| reach::refusal(address, &self.settings.allowed);
+        let refusal = |address| self.reach.refusal(address);
         let (what, host) = match target.url.host() {
             Some(Host::Ipv4(address)) => (refusal(address.into()), address.to_string()),
             Some(Host::Ipv6(address)) => (refusal(address.into()), address.to_string()),
@@ -440,7 +446,7 @@ struct Refused {
 
 /// Resolves names to those addresses that may be reached.
 struct Checked {
-    allowed: Vec<Network>,
+    reach: Reach,
     proxies: BTreeSet<String>,
 }
 
@@ -448,14 +454,14 @@ impl Resolve for Checked {
     fn resolve(&self, name: Name) -> Resolving {
         let host = name.as_str().to_owned();
         let is_proxy = self.proxies.contains(&host.to_ascii_lowercase());
-        let allowed = self.allowed.clone();
+        let reach = self.reach.clone();
         Box::pin(async move {
             let found: Vec<SocketAddr> =
                 tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
             let mut refused = None;
             let mut fine = Vec::with_capacity(found.len());
             for address in found {
-                match reach::refusal(address.ip(), &allowed) {
+                match reach.refusal(address.ip()) {
                     Some(what) if !is_proxy => refused = Some(what),
                     _ => fine.push(address),
                 }
@@ -548,7 +554,8 @@ mod tests {
     async fn names_are_resolved_to_what_may_be_reached() {
         let resolve = async |allowed: &[&str], proxy: &str| {
             let allowed = allowed.iter().map(|network| network.parse().unwrap()).collect();
-            let checked = Checked { allowed, proxies: [proxy.to_owned()].into() };
+            let reach = Reach { allowed, ..Reach::default() };
+            let checked = Checked { reach, proxies: [proxy.to_owned()].into() };
             checked.resolve("localhost".parse().unwrap()).await.map(|found| found.count())
         };
         let Err(error) = resolve(&[], "").await else { panic!("localhost was resolved") };

@@ -53,17 +53,54 @@ impl Network {
     }
 }
 
-/// Why an address is not for users; none if it is, or is one of those that are allowed.
-pub(crate) fn refusal(address: IpAddr, allowed: &[Network]) -> Option<&'static str> {
-    let address = embedded(address);
-    if allowed.iter().any(|network| network.contains(address)) {
-        return None;
+/// What may be reached.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reach {
+    /// Whatever the rules say.
+    pub(crate) allowed: Vec<Network>,
+    /// How the names of those network devices begin that have other users' containers behind
+    /// them; empty: there are none.
+    pub(crate) bridges: String,
+}
+
+impl Reach {
+    /// Why an address is not for users; none if it is.
+    pub(crate) fn refusal(&self, address: IpAddr) -> Option<&'static str> {
+        let address = embedded(address);
+        if self.allowed.iter().any(|network| network.contains(address)) {
+            return None;
+        }
+        let special = match address {
+            IpAddr::V4(address) => special_v4(address).or_else(|| self.container(address)),
+            IpAddr::V6(address) => special_v6(address),
+        };
+        special.or_else(|| is_own(address).then_some("an address of the server itself"))
     }
-    let special = match address {
-        IpAddr::V4(address) => special_v4(address),
-        IpAddr::V6(address) => special_v6(address),
+
+    /// Containers have IPv4 only.
+    fn container(&self, address: Ipv4Addr) -> Option<&'static str> {
+        if self.bridges.is_empty() {
+            return None;
+        }
+        let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+        is_behind(&routes, &self.bridges, address).then_some("a container's address")
+    }
+}
+
+/// Whether a route leads to an address through one of some devices. The kernel writes addresses
+/// as numbers of this machine.
+fn is_behind(routes: &str, devices: &str, address: Ipv4Addr) -> bool {
+    let number = |text: &str| {
+        u32::from_str_radix(text, 16).ok().map(|number| u32::from_be_bytes(number.to_ne_bytes()))
     };
-    special.or_else(|| is_own(address).then_some("an address of the server itself"))
+    routes.lines().skip(1).any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [device, destination, _, _, _, _, _, mask, ..] = words[..] else { return false };
+        let (Some(destination), Some(mask)) = (number(destination), number(mask)) else {
+            return false;
+        };
+        device.starts_with(devices) && address.to_bits() & mask == destination
+    })
 }
 
 /// The IPv4 address to which an IPv6 address leads in the end, if it does.
@@ -131,6 +168,26 @@ fn is_own(address: IpAddr) -> bool {
 mod tests {
     use super::*;
 
+    fn reach(allowed: &[&str]) -> Reach {
+        let allowed = allowed.iter().map(|network| network.parse().unwrap()).collect();
+        Reach { allowed, bridges: String::new() }
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn containers_are_behind_their_bridges() {
+        let routes = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n\
+            eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+            refit3\t0000D50A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n\
+            odd\n";
+        let behind = |address: &str| is_behind(routes, "refit", address.parse().unwrap());
+        assert!(behind("10.213.0.9"));
+        assert!(behind("10.213.255.9"));
+        assert!(!behind("10.214.0.9"));
+        assert!(!behind("192.0.2.1"));
+        assert!(!is_behind("", "refit", Ipv4Addr::LOCALHOST));
+    }
+
     #[test]
     fn addresses_of_the_machine_and_its_link_are_refused_however_they_are_written() {
         for refused in [
@@ -159,17 +216,17 @@ mod tests {
             "ff02::1",
             "fd00:ec2::254",
         ] {
-            assert!(refusal(refused.parse().unwrap(), &[]).is_some(), "{refused}");
+            assert!(reach(&[]).refusal(refused.parse().unwrap()).is_some(), "{refused}");
         }
         for fine in ["192.0.2.1", "10.1.2.3", "192.168.7.7", "1.1.1.1", "2606:4700::1111"] {
-            assert_eq!(refusal(fine.parse().unwrap(), &[]), None, "{fine}");
+            assert_eq!(reach(&[]).refusal(fine.parse().unwrap()), None, "{fine}");
         }
     }
 
     #[test]
     fn what_is_allowed_is_not_refused() {
         let refused = |address: &str, allowed: &str| {
-            refusal(address.parse().unwrap(), &[allowed.parse().unwrap()]).is_some()
+            reach(&[allowed]).refusal(address.parse().unwrap()).is_some()
         };
         assert!(!refused("127.0.0.1", "127.0.0.1"));
         assert!(!refused("::ffff:127.0.0.1", "127.0.0.1"));
@@ -191,7 +248,7 @@ mod tests {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         if socket.connect("192.0.2.1:9").is_ok() {
             let own = socket.local_addr().unwrap().ip();
-            assert!(refusal(own, &[]).is_some(), "{own}");
+            assert!(reach(&[]).refusal(own).is_some(), "{own}");
         }
     }
 }

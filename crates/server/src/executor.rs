@@ -59,6 +59,7 @@ pub(crate) async fn build(
     let downloads = Downloads::new(DownloadSettings {
         size_max: settings.limits.download_size_max,
         allowed: settings.build.allow_addresses.clone(),
+        bridges: container::BRIDGES.to_owned(),
         proxies: settings.build.proxies.clone(),
         ..DownloadSettings::default()
     });

@@ -36,6 +36,8 @@ pub(crate) use subnet::Subnet;
 
 use crate::{ContainerError, lock};
 
+/// Names of bridges begin so, of all servers of a machine.
+pub const BRIDGES: &str = "refit";
 /// How many servers of one machine can have a bridge at the same time.
 const BRIDGES_MAX: u32 = 32;
 
@@ -254,7 +256,7 @@ impl Drop for Bridge {
 }
 
 fn name(number: u32) -> String {
-    format!("refit{number}")
+    format!("{BRIDGES}{number}")
 }
 
 fn lock_file(number: u32) -> PathBuf {
