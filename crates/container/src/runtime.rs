@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -86,11 +86,23 @@ struct Inner {
     /// The helper program, seen through a read-only mount where the kernel can do that.
     helper: Option<OwnedFd>,
     bridge: tokio::sync::OnceCell<Arc<Bridge>>,
-    /// Nothing where containers cannot have ids of their own.
-    ranges: tokio::sync::OnceCell<Option<Arc<Ranges>>>,
+    users: tokio::sync::Mutex<Users>,
     /// Supervisors that are not at their end.
     supervisors: TaskTracker,
 }
+
+/// Whether containers can have user ids of their own.
+#[derive(Default)]
+enum Users {
+    #[default]
+    Untried,
+    Ours(Arc<Ranges>),
+    /// The cause may pass, so it is tried again after a while.
+    Refused(Instant),
+}
+
+/// How long containers run without ids of their own before that is tried again.
+const USERS_RETRY: Duration = Duration::from_secs(60);
 
 impl Runtime {
     /// Prepares the state folder, and sweeps what a killed server left behind: processes and
@@ -121,9 +133,9 @@ impl Runtime {
             tracing::warn!(%error, "the helper is not protected against being overwritten");
         }
         let helper = helper.ok();
-        let (bridge, ranges) = (tokio::sync::OnceCell::new(), tokio::sync::OnceCell::new());
+        let (bridge, users) = (tokio::sync::OnceCell::new(), tokio::sync::Mutex::default());
         let supervisors = TaskTracker::new();
-        let inner = Inner { settings, subnet, hierarchy, helper, bridge, ranges, supervisors };
+        let inner = Inner { settings, subnet, hierarchy, helper, bridge, users, supervisors };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -283,20 +295,28 @@ impl Supervisor {
         if self.spec.privileged || settings.external.is_some() || !settings.user_namespaces {
             return Ok(None);
         }
-        let folder = settings.state_dir.join(format!("try-{}", std::process::id()));
-        let helper = settings.helper.clone();
-        let ranges = self.inner.ranges.get_or_try_init(|| {
-            blocking(move || {
+        let mut users = self.inner.users.lock().await;
+        let is_due = match &*users {
+            Users::Untried => true,
+            Users::Ours(_) => false,
+            Users::Refused(at) => at.elapsed() >= USERS_RETRY,
+        };
+        if is_due {
+            let folder = settings.state_dir.join(format!("try-{}", std::process::id()));
+            let helper = settings.helper.clone();
+            let claimed = blocking(move || {
                 let tried = linux::try_users(&helper, &folder);
-                let claimed =
-                    tried.and_then(|()| Ranges::claim().map_err(|error| error.to_string()));
-                if let Err(reason) = &claimed {
+                Ok(tried.and_then(|()| Ranges::claim().map_err(|error| error.to_string())))
+            });
+            *users = match claimed.await? {
+                Ok(ranges) => Users::Ours(Arc::new(ranges)),
+                Err(reason) => {
                     tracing::warn!(reason, "containers run without user namespaces");
+                    Users::Refused(Instant::now())
                 }
-                Ok(claimed.ok().map(Arc::new))
-            })
-        });
-        let Some(ranges) = ranges.await? else { return Ok(None) };
+            };
+        }
+        let Users::Ours(ranges) = &*users else { return Ok(None) };
         let User { uid, gid, additional_gids } = &self.spec.user;
         match [uid, gid].into_iter().chain(additional_gids).find(|id| **id >= IDS_MAX) {
             Some(id) => {
