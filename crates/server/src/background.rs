@@ -27,10 +27,13 @@ pub(crate) async fn sweep(state: Shared, shutdown: CancellationToken) {
     }
 }
 
-/// Collects garbage until `shutdown`, first after one period: what a crash left is young.
+/// Collects garbage until `shutdown`. First when nothing counts any more that clients were told
+/// by an earlier process to be there, since who was told is not remembered.
 pub(crate) async fn collect_garbage(state: Shared, period: Duration, shutdown: CancellationToken) {
+    let mut wait = period.max(state.garbage.grace);
     loop {
-        pause(period, &shutdown).await;
+        pause(wait, &shutdown).await;
+        wait = period;
         if shutdown.is_cancelled() {
             return;
         }
