@@ -29,6 +29,10 @@ pub struct BuildOptions {
     /// Stages, by name or number, of which every instruction is executed again.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub no_cache_stages: Vec<String>,
+    /// Tell for each step why the cache had its result or not: in events of the kind
+    /// `explained`, and in the run's cost.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub explain_cache: bool,
     /// What names stand for instead of stages and images; of several with one name the last.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub contexts: Vec<NamedContext>,

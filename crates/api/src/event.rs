@@ -55,6 +55,11 @@ pub enum EventKind {
         #[serde(default)]
         total: Option<u64>,
     },
+    /// Why the cache had the result of a step, or not: `hit: ...` or `miss: ...`.
+    Explained {
+        step: u32,
+        text: String,
+    },
     /// A step ended. `cached`: its result was there already.
     StepFinished {
         step: u32,

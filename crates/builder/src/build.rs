@@ -26,6 +26,7 @@ use crate::caches::CacheFolders;
 use crate::context::{BuildContext, ContextError, ContextOptions};
 use crate::error::BuildError;
 use crate::event::{BuildEvents, StepEnd, StepNumber};
+use crate::explain::CacheExplanation;
 use crate::image::{BaseImage, BaseImages, ImageError, StoredImage, stored_image};
 use crate::layers::Layers;
 use crate::record::{
@@ -85,6 +86,10 @@ pub struct BuildRequest {
     pub no_cache: bool,
     /// The same for these stages only, by name or number.
     pub no_cache_stages: BTreeSet<String>,
+    /// Tell for each step why the cache had its result or not.
+    pub explain_cache: bool,
+    /// Builds of one project are compared for that.
+    pub project: String,
     /// What `RUN --mount=type=secret` may use.
     pub secrets: Secrets,
     /// Cache folders are shared with builds of the same namespace only: registry and trust.
@@ -130,6 +135,8 @@ impl BuildRequest {
             platform: Platform::host(),
             no_cache: false,
             no_cache_stages: BTreeSet::new(),
+            explain_cache: false,
+            project: String::new(),
             secrets: Secrets::new(),
             cache_namespace: String::new(),
             extra_hosts: Vec::new(),
@@ -271,6 +278,8 @@ pub(crate) struct Notes {
     /// Layers that this build has written.
     pub(crate) made: BTreeSet<Digest>,
     pub(crate) cost: BuildCost,
+    /// Of steps that have not finished.
+    pub(crate) explanations: HashMap<StepNumber, CacheExplanation>,
 }
 
 impl<'a> Build<'a> {

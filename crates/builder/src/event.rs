@@ -4,6 +4,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use container::Stream;
 
+use crate::explain::CacheExplanation;
+
 /// Number of a step within one build, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StepNumber(pub u32);
@@ -33,6 +35,9 @@ pub trait BuildEvents: Send + Sync {
     /// How many bytes a transfer has moved so far.
     async fn progress(&self, step: StepNumber, current: u64, total: Option<u64>);
 
+    /// Why the cache had the result of a step or not, when the request asks for it.
+    async fn explained(&self, step: StepNumber, explanation: &CacheExplanation);
+
     async fn step_finished(&self, step: StepNumber, end: StepEnd);
 
     /// Something that the user should know and that does not end the build, already rendered
@@ -48,6 +53,7 @@ impl BuildEvents for NoEvents {
     async fn step_started(&self, _: StepNumber, _: &str) {}
     async fn output(&self, _: StepNumber, _: Stream, _: Bytes) {}
     async fn progress(&self, _: StepNumber, _: u64, _: Option<u64>) {}
+    async fn explained(&self, _: StepNumber, _: &CacheExplanation) {}
     async fn step_finished(&self, _: StepNumber, _: StepEnd) {}
     async fn warning(&self, _: &str) {}
 }

@@ -41,6 +41,7 @@ pub mod fuzz;
 mod assemble;
 mod error;
 mod event;
+mod explain;
 mod record;
 mod secret;
 
@@ -52,6 +53,7 @@ pub use context::{ContextError, ContextOptions};
 pub use copy::CopyError;
 pub use error::{BuildError, RunLimits};
 pub use event::{BuildEvents, NoEvents, StepEnd, StepNumber};
+pub use explain::{BaseName, CacheCause, CacheExplanation, FileChange, FilePart};
 pub use image::{
     BaseImage, BaseImages, CatalogImages, ImageError, OwnNames, StoredImage, parse_config,
 };

@@ -84,38 +84,19 @@ impl Sources {
     pub(crate) fn add_to(&self, run: &RunOperation, key: &mut KeyHasher) {
         key.number("mounts", run.mounts.len() as u64);
         for (mount, source) in run.mounts.iter().zip(&self.sources) {
-            match &mount.kind {
-                MountKind::Bind { target, read_only, .. } => {
-                    key.text("bind", target);
-                    key.number("read only", u64::from(*read_only));
-                }
-                MountKind::Cache { id, target, read_only, sharing, owner, .. } => {
-                    key.text("cache", target);
-                    key.text("id", id);
-                    key.text("sharing", &format!("{sharing:?}"));
-                    key.text("owner", &format!("{owner:?}"));
-                    key.number("read only", u64::from(*read_only));
-                }
-                MountKind::Tmpfs { target, size } => {
-                    key.text("tmpfs", target);
-                    key.number("size", size.unwrap_or(0));
-                }
-                MountKind::Secret { id, target, env, owner, .. } => {
-                    key.text("secret", id);
-                    key.optional("target", target.as_deref());
-                    key.optional("env", env.as_deref());
-                    key.text("owner", &format!("{owner:?}"));
-                }
-                MountKind::Ssh { id, target, owner, .. } => {
-                    key.text("ssh", id);
-                    key.optional("target", target.as_deref());
-                    key.text("owner", &format!("{owner:?}"));
-                }
-            }
-            if let Some(source) = source {
-                source.add_to(key);
-            }
+            add_mount(mount, source.as_ref(), key);
         }
+    }
+
+    /// The digest of each mount by its target.
+    pub(crate) fn digests(&self, run: &RunOperation) -> Vec<(String, oci::Digest)> {
+        let mounts = run.mounts.iter().zip(&self.sources);
+        let digest = |(mount, source): (&Mount, &Option<MountSource>)| {
+            let mut key = KeyHasher::new("mount");
+            add_mount(mount, source.as_ref(), &mut key);
+            (target(&mount.kind), key.finish())
+        };
+        mounts.map(digest).collect()
     }
 
     /// Makes the mounts ready for a container.
@@ -221,6 +202,52 @@ impl MountSource {
                 let mask = layers.mask(root, hidden).await?;
                 Ok((vec![mask.upper(), root.clone()], Some(mask)))
             }
+        }
+    }
+}
+
+fn add_mount(mount: &Mount, source: Option<&MountSource>, key: &mut KeyHasher) {
+    match &mount.kind {
+        MountKind::Bind { target, read_only, .. } => {
+            key.text("bind", target);
+            key.number("read only", u64::from(*read_only));
+        }
+        MountKind::Cache { id, target, read_only, sharing, owner, .. } => {
+            key.text("cache", target);
+            key.text("id", id);
+            key.text("sharing", &format!("{sharing:?}"));
+            key.text("owner", &format!("{owner:?}"));
+            key.number("read only", u64::from(*read_only));
+        }
+        MountKind::Tmpfs { target, size } => {
+            key.text("tmpfs", target);
+            key.number("size", size.unwrap_or(0));
+        }
+        MountKind::Secret { id, target, env, owner, .. } => {
+            key.text("secret", id);
+            key.optional("target", target.as_deref());
+            key.optional("env", env.as_deref());
+            key.text("owner", &format!("{owner:?}"));
+        }
+        MountKind::Ssh { id, target, owner, .. } => {
+            key.text("ssh", id);
+            key.optional("target", target.as_deref());
+            key.text("owner", &format!("{owner:?}"));
+        }
+    }
+    if let Some(source) = source {
+        source.add_to(key);
+    }
+}
+
+/// Where a mount is seen.
+fn target(kind: &MountKind) -> String {
+    match kind {
+        MountKind::Bind { target, .. }
+        | MountKind::Cache { target, .. }
+        | MountKind::Tmpfs { target, .. } => target.clone(),
+        MountKind::Secret { id, target, .. } | MountKind::Ssh { id, target, .. } => {
+            target.clone().unwrap_or_else(|| id.clone())
         }
     }
 }

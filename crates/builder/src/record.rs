@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use oci::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::explain::CacheExplanation;
+
 /// Changes when members change their meaning.
 pub const RECORD_VERSION: u32 = 1;
 
@@ -123,4 +125,7 @@ pub struct StepCost {
     pub milliseconds: u64,
     #[serde(default)]
     pub cpu_milliseconds: u64,
+    /// Why the cache had the result or not, if the build was to tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheExplanation>,
 }

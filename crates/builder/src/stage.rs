@@ -5,7 +5,7 @@
 //! those of `COPY` and `WORKDIR` hold what the instruction saw of the image instead, so that
 //! their layers are found again on another base.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use container::Network;
@@ -15,6 +15,8 @@ use dockerfile::{
 use oci::Digest;
 use serde::{Deserialize, Serialize};
 use store::CacheEntry;
+use tokio::io::AsyncReadExt;
+use tokio::sync::OwnedMutexGuard;
 
 use crate::archive;
 use crate::assemble::{ImageLayer, StageImage};
@@ -25,6 +27,10 @@ use crate::copy::{CopyError, CopyPlan, CopyRequest, plan, plan_folder};
 use crate::download::{self, Downloads, Place, is_download};
 use crate::error::BuildError;
 use crate::event::{StepEnd, StepNumber};
+use crate::explain::{
+    Base, CacheCause, CacheExplanation, Detail, Earlier, InputKind, Missed, Trail, TrailBuild,
+    TrailStep, base_cause,
+};
 use crate::layers::{self, NewLayer};
 use crate::mounts::Sources;
 use crate::record::{BaseRole, RecordedStep, StepCost};
@@ -36,9 +42,19 @@ use crate::user::{Accounts, Owner};
 pub(crate) async fn execute(build: &Build<'_>, id: StageId) -> Result<StageImage, BuildError> {
     let mut stage = Stage::start(build, id).await?;
     let planned = build.stage_plan(id).operations(&stage.image.config, &stage.image.args)?;
+    let makes_layer = |op: &&Operation| op.kind != OperationKind::Config;
+    stage.texts = planned.operations.iter().filter(makes_layer).map(|op| op.text.clone()).collect();
+    let mut done = Ok(());
     for operation in &planned.operations {
-        stage.operation(operation).await?;
+        done = stage.operation(operation).await;
+        if done.is_err() {
+            break;
+        }
     }
+    // What was made before a failure is compared with all the same.
+    let kept = stage.keep_trail().await;
+    done?;
+    kept?;
     stage.image.args = planned.args;
     Ok(stage.image)
 }
@@ -56,6 +72,20 @@ struct Stage<'a> {
     total: usize,
     /// Nothing of this stage is taken from the cache.
     no_cache: bool,
+    /// The instructions that may make layers, as written.
+    texts: Vec<String>,
+    base: Option<Base>,
+    /// The names of the steps that made the layers on the base.
+    made_by: Vec<String>,
+    trail: Mutex<TrailUnderWay>,
+}
+
+/// What becomes a build of the stage's [`Trail`].
+#[derive(Default)]
+struct TrailUnderWay {
+    steps: Vec<TrailStep>,
+    /// The stored trail may not have it yet.
+    is_new: bool,
 }
 
 /// What a cache entry says.
@@ -65,12 +95,67 @@ struct CachedLayer {
     diff_id: Digest,
     /// Seconds since 1970.
     created: i64,
+    /// Absent in entries of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    origin: Option<Origin>,
+}
+
+/// How an entry came to be: only for explanations.
+#[derive(Serialize, Deserialize)]
+struct Origin {
+    run: String,
+    /// Seconds since 1970.
+    at: i64,
+    /// The key of the trail that has it.
+    trail: Digest,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    detail: Option<Detail>,
+    /// The blob with the detail, if that is large.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    detail_blob: Option<Digest>,
+}
+
+/// What a trail is worth when the cache is full, in milliseconds: it is small, and without it
+/// nothing can be explained.
+const TRAIL_COST: u64 = 1000;
+
+/// No detail is larger, in bytes: some ten times what a full listing has.
+const DETAIL_SIZE_MAX: u64 = 64 << 20;
+
+/// A larger detail goes into a blob, so that a hit does not read it. In bytes of JSON.
+const DETAIL_INLINE_MAX: usize = 4 << 10;
+
+/// What the cache has for a key.
+enum Found {
+    Layer(Box<Made>),
+    Nothing(Miss),
+}
+
+/// A key whose result is to be made, by nobody else at the same time.
+struct Miss {
+    key: Digest,
+    why: WhyMissed,
+    _alone: OwnedMutexGuard<()>,
+}
+
+/// What an entry was found to be.
+enum Lookup {
+    Hit(Box<CachedLayer>, u64),
+    Nothing(WhyMissed),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum WhyMissed {
+    NotAsked(&'static str),
+    Absent,
+    Damaged,
 }
 
 /// A step that has been announced.
 struct Step {
     number: StepNumber,
     name: String,
+    text: String,
     started: Instant,
 }
 
@@ -94,7 +179,20 @@ impl<'a> Stage<'a> {
         let no_cache = stages.contains(&plan.number.to_string())
             || plan.name.as_ref().is_some_and(|name| stages.contains(name));
         let (view, position) = (None, 0);
-        let mut stage = Self { build, id, image: scratch, view, label, position, total, no_cache };
+        let mut stage = Self {
+            build,
+            id,
+            image: scratch,
+            view,
+            label,
+            position,
+            total,
+            no_cache,
+            texts: Vec::new(),
+            base: None,
+            made_by: Vec::new(),
+            trail: Mutex::default(),
+        };
         let role = match id == build.plan.target {
             true => BaseRole::Runtime,
             false => BaseRole::Buildtime,
@@ -104,6 +202,10 @@ impl<'a> Stage<'a> {
                 let step = stage.begin(&format!("FROM {}", reference.familiar())).await;
                 let number = step.number;
                 let base = build.source_image(&plan.base, plan, plan.at, role, number).await;
+                if let Ok(base) = &base {
+                    stage.set_base(reference.familiar(), base);
+                    stage.explain_base(number).await?;
+                }
                 let base = stage.end(step, base).await?;
                 StageImage::clone(&base)
             }
@@ -115,6 +217,10 @@ impl<'a> Stage<'a> {
                         let number = step.number;
                         let base = build.source_image(&plan.base, plan, plan.at, role, number);
                         let base = base.await;
+                        if let Ok(base) = &base {
+                            stage.set_base(name.clone(), base);
+                            stage.explain_base(number).await?;
+                        }
                         let base = stage.end(step, base).await?;
                         StageImage::clone(&base)
                     }
@@ -124,6 +230,11 @@ impl<'a> Stage<'a> {
                         if let Some(layer) = stage.end_with(step, layer).await? {
                             image.record(&from, Some(layer));
                         }
+                        stage.base = Some(Base {
+                            name: name.clone(),
+                            digest: None,
+                            layers: image.layers.len(),
+                        });
                         image
                     }
                     Err(error) => return stage.end(step, Err(error)).await,
@@ -131,10 +242,31 @@ impl<'a> Stage<'a> {
             }
             other => {
                 let base = build.source_image(other, plan, plan.at, role, StepNumber(0)).await?;
+                let (name, layers) = (stage.source_name(other), base.layers.len());
+                stage.base = Some(Base { name, digest: None, layers });
                 StageImage::clone(&base)
             }
         };
         Ok(stage)
+    }
+
+    fn source_name(&self, source: &Source) -> String {
+        match source {
+            Source::Stage(id) => {
+                let plan = self.build.stage_plan(*id);
+                plan.name.clone().unwrap_or_else(|| plan.number.to_string())
+            }
+            _ => "scratch".to_owned(),
+        }
+    }
+
+    /// Notes what the stage stands on: an image that was just found.
+    fn set_base(&mut self, name: String, image: &StageImage) {
+        let number = self.build.stage_plan(self.id).number;
+        let notes = self.build.notes();
+        let recorded = notes.bases.iter().find(|base| base.stage == number);
+        let digest = recorded.map(|base| base.digest.to_string());
+        self.base = Some(Base { name, digest, layers: image.layers.len() });
     }
 
     async fn operation(&mut self, operation: &Operation) -> Result<(), BuildError> {
@@ -146,6 +278,7 @@ impl<'a> Stage<'a> {
         };
         if layer.is_some() {
             self.view = None;
+            self.made_by.push(self.step_name(&operation.text));
         }
         let created_by = self.hide_secrets(&operation.created_by);
         self.image.record(&created_by, layer);
@@ -184,8 +317,66 @@ impl<'a> Stage<'a> {
         }
         let sources = Sources::find(self.build, self.id, run, step.number).await?;
         let key = self.run_key(run, &sources);
+        let miss = match self.find(at, step, key).await? {
+            Found::Layer(made) => return Ok(*made),
+            Found::Nothing(miss) => miss,
+        };
+        let detail = self.run_detail(run, &sources);
         let work = self.execute_run(operation, run, sources, step.number);
-        self.make(at, step, &key, work).await
+        self.make(at, step, miss, detail, work).await
+    }
+
+    /// What [`Self::run_key`] is made of.
+    fn run_detail(&self, run: &RunOperation, sources: &Sources) -> Detail {
+        let mut detail = self.detail();
+        let request = self.build.request;
+        detail.set_layers(self.base.as_ref(), self.image.layers.iter().map(|l| &l.diff_id));
+        for (name, value) in &run.arg_values {
+            match request.secret_args.contains(name) {
+                true => detail.input(InputKind::Secret, name, b""),
+                false => self.input(&mut detail, InputKind::Argument, name, value),
+            }
+        }
+        for entry in &run.env {
+            let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
+            self.input(&mut detail, InputKind::Variable, name, value);
+        }
+        for (target, digest) in sources.digests(run) {
+            self.input(&mut detail, InputKind::Mount, &target, digest.as_str());
+        }
+        let platform = request.platform.to_string();
+        self.input(&mut detail, InputKind::Platform, "platform", &platform);
+        let hosts = format!("{:?}", request.extra_hosts);
+        let network = format!("{:?} {}", run::network(run, request), run.insecure);
+        for (name, value) in [
+            ("the shell", run.args.join("\0")),
+            ("the script", run.script.as_ref().map_or("", |script| &script.text).to_owned()),
+            ("the user", run.user.clone()),
+            ("the working directory", run.cwd.clone()),
+            ("the network mode", network),
+            ("the list of hosts", hosts),
+        ] {
+            self.input(&mut detail, InputKind::Other, name, &value);
+        }
+        detail
+    }
+
+    /// What [`Self::key`] is made of.
+    fn detail(&self) -> Detail {
+        let (mut detail, request) = (Detail::default(), self.build.request);
+        let time = request.source_date_epoch.map(|time| time.to_string());
+        let time = time.unwrap_or_default();
+        detail.input(InputKind::Other, "the compressor", request.compression.id().as_bytes());
+        detail.input(InputKind::Other, "`SOURCE_DATE_EPOCH`", time.as_bytes());
+        detail
+    }
+
+    /// Notes an input. Not even a digest is kept of what has a secret in it.
+    fn input(&self, detail: &mut Detail, kind: InputKind, name: &str, value: &str) {
+        match self.hide_secrets(value) == value {
+            true => detail.input(kind, name, value.as_bytes()),
+            false => detail.input(InputKind::Secret, name, b""),
+        }
     }
 
     fn run_key(&self, run: &RunOperation, sources: &Sources) -> Digest {
@@ -316,9 +507,8 @@ impl<'a> Stage<'a> {
             let text = format!("`{pattern}` of line {} matches nothing", at.line);
             build.events.warning(&text).await;
         }
-        let key = self.copy_key("copy", &plan, owner);
-        let write = layers::write_copy(build, plan, source, image, owner, at);
-        self.make(at, step, &key, write).await.map_err(|error| name_download(error, copy))
+        let made = self.write_layer("copy", plan, source, image, owner, at, step);
+        made.await.map_err(|error| name_download(error, copy))
     }
 
     /// What is copied from, with the files that the instruction fetches.
@@ -372,9 +562,35 @@ impl<'a> Stage<'a> {
         if plan.entries.is_empty() {
             return Ok(None);
         }
-        let key = self.copy_key("copy", &plan, None);
-        let write = layers::write_copy(self.build, plan, source, Arc::new(NoFiles), None, at);
-        self.make(at, step, &key, write).await.map(Some)
+        let image = Arc::new(NoFiles);
+        self.write_layer("copy", plan, source, image, None, at, step).await.map(Some)
+    }
+
+    /// Finds the layer of a plan, or writes it.
+    #[expect(clippy::too_many_arguments, reason = "all that a layer is written from")]
+    async fn write_layer(
+        &self,
+        kind: &str,
+        plan: CopyPlan,
+        source: Arc<dyn Tree>,
+        image: Arc<dyn Tree>,
+        owner: Option<Owner>,
+        at: Span,
+        step: &Step,
+    ) -> Result<Made, BuildError> {
+        let key = self.copy_key(kind, &plan, owner);
+        let miss = match self.find(at, step, key).await? {
+            Found::Layer(made) => return Ok(*made),
+            Found::Nothing(miss) => miss,
+        };
+        let mut detail = self.detail();
+        detail.set_files(&plan);
+        if !plan.archives.is_empty() {
+            detail.set_layers(self.base.as_ref(), self.image.layers.iter().map(|l| &l.diff_id));
+            self.input(&mut detail, InputKind::Other, "the owner", &format!("{owner:?}"));
+        }
+        let write = layers::write_copy(self.build, plan, source, image, owner, at);
+        self.make(at, step, miss, detail, write).await
     }
 
     /// A key of what a layer will hold. The layers below count only where archives are
@@ -420,10 +636,8 @@ impl<'a> Stage<'a> {
         if plan.entries.is_empty() {
             return Ok(None);
         }
-        let key = self.copy_key("workdir", &plan, owner);
         let source = Arc::clone(&image);
-        let write = layers::write_copy(self.build, plan, source, image, owner, at);
-        self.make(at, step, &key, write).await.map(Some)
+        self.write_layer("workdir", plan, source, image, owner, at, step).await.map(Some)
     }
 
     /// Who owns a folder that `WORKDIR` makes: the stage's user.
@@ -448,66 +662,96 @@ impl<'a> Stage<'a> {
         key
     }
 
-    /// Finds a layer in the cache, or makes it and puts it there.
-    async fn make(
-        &self,
-        at: Span,
-        step: &Step,
-        key: &Digest,
-        work: impl Future<Output = Result<NewLayer, BuildError>>,
-    ) -> Result<Made, BuildError> {
+    /// Finds a layer in the cache.
+    async fn find(&self, at: Span, step: &Step, key: Digest) -> Result<Found, BuildError> {
         let build = self.build;
-        let _alone = build.builder.in_flight.enter(key).await;
-        let cached = match build.request.no_cache || self.no_cache {
-            true => None,
-            false => self.cached(key).await?,
+        let alone = build.builder.in_flight.enter(&key).await;
+        self.trail().steps.push(TrailStep::new(&self.hide_secrets(&step.text), key.clone()));
+        let found = match (build.request.no_cache, self.no_cache) {
+            (true, _) => Lookup::Nothing(WhyMissed::NotAsked("--no-cache")),
+            (_, true) => Lookup::Nothing(WhyMissed::NotAsked("--no-cache-filter")),
+            _ => self.cached(&key).await?,
         };
-        let made = match cached {
-            Some((cached, cost)) => {
+        match found {
+            Lookup::Hit(cached, cost) => {
+                self.note_hit(&cached, step).await;
                 let layer = ImageLayer { descriptor: cached.layer, diff_id: cached.diff_id };
                 let mut notes = build.notes();
                 notes.cost.cache_hits += 1;
                 notes.cost.saved_milliseconds += cost;
-                Made { layer, created: cached.created, cached: true, cpu: 0 }
+                drop(notes);
+                let made = Made { layer, created: cached.created, cached: true, cpu: 0 };
+                self.record(at, key, &made.layer);
+                Ok(Found::Layer(Box::new(made)))
             }
-            None => {
-                let new = work.await?;
-                let created = build.request.layer_time();
-                let took = milliseconds(step.started.elapsed());
-                self.keep(key, &new, created, took).await?;
-                let mut notes = build.notes();
-                notes.made.insert(new.layer.descriptor.digest.clone());
-                notes.cost.cache_misses += 1;
-                notes.cost.written += new.layer.descriptor.size;
-                let cpu = milliseconds(new.usage.cpu);
-                notes.cost.cpu_milliseconds += cpu;
-                notes.cost.memory_peak = notes.cost.memory_peak.max(new.usage.memory_peak);
-                Made { layer: new.layer, created, cached: false, cpu }
+            Lookup::Nothing(why) => Ok(Found::Nothing(Miss { key, why, _alone: alone })),
+        }
+    }
+
+    /// Makes a layer and puts it into the cache.
+    async fn make(
+        &self,
+        at: Span,
+        step: &Step,
+        miss: Miss,
+        detail: Detail,
+        work: impl Future<Output = Result<NewLayer, BuildError>>,
+    ) -> Result<Made, BuildError> {
+        let build = self.build;
+        if build.request.explain_cache {
+            let cause = self.why_missed(&miss, &detail).await?;
+            self.explain(step.number, CacheExplanation::miss(cause)).await;
+        }
+        self.trail().is_new = true;
+        let new = match work.await {
+            Ok(new) => new,
+            Err(error) => {
+                // Only what was made can have been evicted.
+                self.trail().steps.pop();
+                return Err(error);
             }
         };
-        build.notes().steps.push(RecordedStep {
-            stage: build.stage_plan(self.id).number,
+        let created = build.request.layer_time();
+        let took = milliseconds(step.started.elapsed());
+        self.keep(&miss.key, &new, created, took, detail).await?;
+        let cpu = milliseconds(new.usage.cpu);
+        {
+            let mut notes = build.notes();
+            notes.made.insert(new.layer.descriptor.digest.clone());
+            notes.cost.cache_misses += 1;
+            notes.cost.written += new.layer.descriptor.size;
+            notes.cost.cpu_milliseconds += cpu;
+            notes.cost.memory_peak = notes.cost.memory_peak.max(new.usage.memory_peak);
+        }
+        self.record(at, miss.key, &new.layer);
+        Ok(Made { layer: new.layer, created, cached: false, cpu })
+    }
+
+    fn record(&self, at: Span, key: Digest, layer: &ImageLayer) {
+        self.build.notes().steps.push(RecordedStep {
+            stage: self.build.stage_plan(self.id).number,
             line: at.line,
-            key: key.clone(),
-            layer: made.layer.descriptor.digest.clone(),
-            diff_id: made.layer.diff_id.clone(),
+            key,
+            layer: layer.descriptor.digest.clone(),
+            diff_id: layer.diff_id.clone(),
         });
-        Ok(made)
     }
 
     /// A cached layer and what making it cost. A damaged entry is no entry; the next result
     /// replaces it.
-    async fn cached(&self, key: &Digest) -> Result<Option<(CachedLayer, u64)>, BuildError> {
+    async fn cached(&self, key: &Digest) -> Result<Lookup, BuildError> {
         let builder = self.build.builder;
-        let Some(entry) = builder.cache.get(key).await? else { return Ok(None) };
+        let Some(entry) = builder.cache.get(key).await? else {
+            return Ok(Lookup::Nothing(WhyMissed::Absent));
+        };
         let Ok(cached) = serde_json::from_str::<CachedLayer>(&entry.value) else {
             tracing::warn!(%key, "cache entry is not readable, building again");
-            return Ok(None);
+            return Ok(Lookup::Nothing(WhyMissed::Damaged));
         };
-        match builder.layers.is_there(&cached.layer).await? {
-            true => Ok(Some((cached, entry.cost))),
-            false => Ok(None),
-        }
+        Ok(match builder.layers.is_there(&cached.layer).await? {
+            true => Lookup::Hit(Box::new(cached), entry.cost),
+            false => Lookup::Nothing(WhyMissed::Damaged),
+        })
     }
 
     async fn keep(
@@ -516,14 +760,155 @@ impl<'a> Stage<'a> {
         new: &NewLayer,
         created: i64,
         cost: u64,
+        detail: Detail,
     ) -> Result<(), BuildError> {
+        let builder = self.build.builder;
         let (layer, diff_id) = (new.layer.descriptor.clone(), new.layer.diff_id.clone());
         let mut blobs = vec![layer.digest.clone()];
         blobs.extend(new.index.clone());
-        let value = CachedLayer { layer, diff_id, created };
+        let json = serde_json::to_vec(&detail).expect("plain structs serialize");
+        let (detail, detail_blob) = match json.len() <= DETAIL_INLINE_MAX {
+            true => (Some(detail), None),
+            false => {
+                let digest = Digest::of(&json);
+                let mut upload = builder.blobs.begin_upload(oci::Algorithm::Sha256).await?;
+                upload.write(json.into()).await?;
+                upload.commit(Some(&digest)).await?;
+                blobs.push(digest.clone());
+                (None, Some(digest))
+            }
+        };
+        let request = self.build.request;
+        let (run, trail) = (request.name.clone(), self.trail_key());
+        let origin = Some(Origin { run, at: request.now, trail, detail, detail_blob });
+        let value = CachedLayer { layer, diff_id, created, origin };
         let value = serde_json::to_string(&value).expect("plain structs serialize");
-        self.build.builder.cache.put(key, &CacheEntry { value, blobs, cost }).await?;
+        builder.cache.put(key, &CacheEntry { value, blobs, cost }).await?;
         Ok(())
+    }
+
+    fn trail(&self) -> MutexGuard<'_, TrailUnderWay> {
+        self.trail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the stage among all that share the cache, whatever is in it.
+    fn trail_key(&self) -> Digest {
+        let (request, plan) = (self.build.request, self.build.stage_plan(self.id));
+        let mut key = KeyHasher::new("trail");
+        key.text("project", &request.project);
+        key.text("dockerfile", &request.dockerfile_name);
+        match &plan.name {
+            Some(name) => key.text("stage", name),
+            None => key.number("stage", plan.number as u64),
+        }
+        key.finish()
+    }
+
+    /// Adds this build to the stage's trail, unless it only repeated another one.
+    async fn keep_trail(&self) -> Result<(), BuildError> {
+        let under_way = std::mem::take(&mut *self.trail());
+        if !under_way.is_new || under_way.steps.is_empty() {
+            return Ok(());
+        }
+        let build = TrailBuild { base: self.base.clone(), steps: under_way.steps };
+        let mut trail = self.earlier_builds().await?;
+        if trail.builds.contains(&build) {
+            return Ok(());
+        }
+        trail.add(build);
+        let entry = CacheEntry { value: trail.to_json(), blobs: Vec::new(), cost: TRAIL_COST };
+        self.build.builder.cache.put(&self.trail_key(), &entry).await?;
+        Ok(())
+    }
+
+    async fn earlier_builds(&self) -> Result<Trail, BuildError> {
+        let entry = self.build.builder.cache.get(&self.trail_key()).await?;
+        Ok(entry.map(|entry| Trail::parse(&entry.value)).unwrap_or_default())
+    }
+
+    async fn note_hit(&self, cached: &CachedLayer, step: &Step) {
+        let origin = cached.origin.as_ref();
+        if origin.is_none_or(|origin| origin.trail != self.trail_key()) {
+            self.trail().is_new = true;
+        }
+        if self.build.request.explain_cache {
+            let cause = match origin {
+                Some(Origin { run, at, .. }) => CacheCause::MadeBy { run: run.clone(), at: *at },
+                None => CacheCause::OlderVersion,
+            };
+            self.explain(step.number, CacheExplanation::hit(cause)).await;
+        }
+    }
+
+    async fn explain(&self, step: StepNumber, explanation: CacheExplanation) {
+        self.build.events.explained(step, &explanation).await;
+        self.build.notes().explanations.insert(step, explanation);
+    }
+
+    /// Tells if the base is another one than in the build before.
+    async fn explain_base(&self, step: StepNumber) -> Result<(), BuildError> {
+        if !self.build.request.explain_cache {
+            return Ok(());
+        }
+        let trail = self.earlier_builds().await?;
+        let Some(before) = trail.builds.first() else { return Ok(()) };
+        let is_same = |a: &Base, b: &Base| a.name == b.name && a.digest == b.digest;
+        if let (Some(before), Some(after)) = (&before.base, &self.base)
+            && !is_same(before, after)
+        {
+            let cause = base_cause(Some(before), Some(after));
+            self.explain(step, CacheExplanation::miss(cause)).await;
+        }
+        Ok(())
+    }
+
+    async fn why_missed(&self, miss: &Miss, detail: &Detail) -> Result<CacheCause, BuildError> {
+        match miss.why {
+            WhyMissed::NotAsked(flag) => {
+                return Ok(CacheCause::NotAsked { flag: flag.to_owned() });
+            }
+            WhyMissed::Damaged => return Ok(CacheCause::Damaged),
+            WhyMissed::Absent => (),
+        }
+        let trail = self.earlier_builds().await?;
+        let steps = self.trail().steps.clone();
+        let (texts, made_by) = (&self.texts, &self.made_by);
+        let missed = Missed { steps: &steps, texts, detail, made_by };
+        let mut nearest: Option<(usize, CacheCause)> = None;
+        for build in &trail.builds {
+            if build.steps.iter().any(|step| step.key == miss.key) {
+                return Ok(CacheCause::Evicted);
+            }
+            let Some(earlier) = missed.earlier(build) else { continue };
+            let compared = match &earlier {
+                Earlier::Same(step) => match self.earlier_detail(&step.key).await? {
+                    // Nothing to compare with.
+                    None => continue,
+                    Some(was) => missed.compare(&earlier, was.as_ref()),
+                },
+                Earlier::Other(_) => missed.compare(&earlier, None),
+            };
+            if nearest.as_ref().is_none_or(|(count, _)| compared.0 < *count) {
+                nearest = Some(compared);
+            }
+        }
+        Ok(nearest.map_or(CacheCause::NeverBuilt, |(_, cause)| cause))
+    }
+
+    /// The detail of an entry, if that has one; `None` if there is no such entry any more.
+    async fn earlier_detail(&self, key: &Digest) -> Result<Option<Option<Detail>>, BuildError> {
+        let builder = self.build.builder;
+        let Some(entry) = builder.cache.get(key).await? else { return Ok(None) };
+        let Ok(cached) = serde_json::from_str::<CachedLayer>(&entry.value) else {
+            return Ok(None);
+        };
+        let Some(origin) = cached.origin else { return Ok(Some(None)) };
+        let Some(digest) = origin.detail_blob else { return Ok(Some(origin.detail)) };
+        // An explanation is not worth a build: what cannot be read is not there.
+        let Ok(blob) = builder.blobs.open(&digest, 0).await else { return Ok(None) };
+        let mut json = Vec::new();
+        let read = blob.into_async().take(DETAIL_SIZE_MAX).read_to_end(&mut json).await;
+        Ok(read.is_ok().then(|| serde_json::from_slice(&json).ok()))
     }
 
     /// The time of folders that instructions make on their way: fixed, so that the same
@@ -576,14 +961,19 @@ impl<'a> Stage<'a> {
         text
     }
 
-    /// Announces a step: `[build 2/5] RUN make`.
+    /// The name of the step under way: `[build 2/5] RUN make`.
+    fn step_name(&self, text: &str) -> String {
+        let (label, position, total) = (&self.label, self.position, self.total);
+        format!("[{label}{position}/{total}] {text}")
+    }
+
+    /// Announces a step.
     async fn begin(&mut self, text: &str) -> Step {
         self.position += 1;
-        let (label, position, total) = (&self.label, self.position, self.total);
-        let name = format!("[{label}{position}/{total}] {text}");
+        let name = self.step_name(text);
         let number = self.build.next_step();
         self.build.events.step_started(number, &name).await;
-        Step { number, name, started: Instant::now() }
+        Step { number, name, text: text.to_owned(), started: Instant::now() }
     }
 
     /// Ends a step that made a layer, if it did.
@@ -618,8 +1008,12 @@ impl<'a> Stage<'a> {
     async fn finish(&self, step: Step, end: StepEnd, cpu_milliseconds: u64) {
         let milliseconds = milliseconds(step.started.elapsed());
         let cached = end == StepEnd::Cached;
-        let cost = StepCost { name: step.name, cached, milliseconds, cpu_milliseconds };
-        self.build.notes().cost.steps.push(cost);
+        {
+            let mut notes = self.build.notes();
+            let cache = notes.explanations.remove(&step.number);
+            let cost = StepCost { name: step.name, cached, milliseconds, cpu_milliseconds, cache };
+            notes.cost.steps.push(cost);
+        }
         self.build.events.step_finished(step.number, end).await;
     }
 }

@@ -196,6 +196,8 @@ pub struct BuildOptions {
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     pub no_cache_stages: BTreeSet<String>,
+    #[serde(default)]
+    pub explain_cache: bool,
     /// By the names that they take from stages and images.
     #[serde(default)]
     pub contexts: BTreeMap<String, NamedContext>,

@@ -88,6 +88,7 @@ pub struct BuildOptions {
     pub annotations: BTreeMap<String, String>,
     /// By name or number.
     pub no_cache_stages: BTreeSet<String>,
+    pub explain_cache: bool,
     /// By the names that they take from stages and images.
     pub contexts: BTreeMap<String, NamedContext>,
 }
@@ -477,10 +478,20 @@ fn build_request(
         labels: options.labels.clone(),
         annotations: options.annotations.clone(),
         no_cache_stages: options.no_cache_stages.clone(),
+        explain_cache: options.explain_cache,
+        project: step.image_names.first().map_or("", |name| project(name)).to_owned(),
         compression: step.compression,
         source_date_epoch: step.source_date_epoch,
         ..BuildRequest::new(dockerfile, request.now)
     })
+}
+
+/// What images of one project have in common: the name without the tag.
+fn project(image_name: &str) -> &str {
+    match image_name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => image_name,
+    }
 }
 
 /// A relative path without `.` and `..`, or nothing.

@@ -253,6 +253,7 @@ fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, Refere
         labels: options.labels.clone(),
         annotations: options.annotations.clone(),
         no_cache_stages: options.no_cache_stages.clone(),
+        explain_cache: options.explain_cache,
         contexts: (options.contexts.iter())
             .map(|(name, context)| Ok((name.clone(), named_context(context)?)))
             .collect::<Result<_, ReferenceError>>()?,

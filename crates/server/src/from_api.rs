@@ -231,6 +231,7 @@ fn build_options(options: api::BuildOptions, uploads: &Uploads) -> Result<BuildO
         labels: options.labels,
         annotations: options.annotations,
         no_cache_stages: options.no_cache_stages.into_iter().collect(),
+        explain_cache: options.explain_cache,
         contexts: (options.contexts.into_iter())
             .map(|context| named_context(context, uploads))
             .collect::<Result<_, _>>()?,

@@ -91,6 +91,7 @@ pub(crate) fn event(event: Event) -> api::Event {
         EventKind::Progress { step, current, total } => {
             api::EventKind::Progress { step, current, total }
         }
+        EventKind::Explained { step, text } => api::EventKind::Explained { step, text },
         EventKind::StepFinished { step, cached, milliseconds, error } => {
             api::EventKind::StepFinished { step, cached, milliseconds, error }
         }

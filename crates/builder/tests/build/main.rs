@@ -9,6 +9,7 @@ mod contexts;
 mod copy;
 mod damage;
 mod download;
+mod explain;
 mod image;
 mod language;
 mod mounts;

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use builder::{
-    BuildError, BuildEvents, BuildRequest, Builder, Built, CacheFolders, CatalogCache,
-    CatalogImages, ContextOptions, InFlight, LayerIndexes, Layers, OwnNames, RunPolicy, StepEnd,
-    StepNumber, TrustDomain,
+    BuildError, BuildEvents, BuildRequest, Builder, Built, CacheExplanation, CacheFolders,
+    CatalogCache, CatalogImages, ContextOptions, InFlight, LayerIndexes, Layers, OwnNames,
+    RunPolicy, StepEnd, StepNumber, TrustDomain,
 };
 use bytes::Bytes;
 use container::Stream;
@@ -606,7 +606,8 @@ impl Files {
 /// Keeps what a build says.
 #[derive(Default)]
 pub(crate) struct Recorder {
-    steps: Mutex<BTreeMap<u32, (String, String, String)>>,
+    /// Name, end, output and explanation.
+    steps: Mutex<BTreeMap<u32, (String, String, String, String)>>,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -615,13 +616,23 @@ impl Recorder {
     pub(crate) fn render(&self) -> String {
         let steps = self.steps.lock().unwrap();
         let mut lines: Vec<_> =
-            steps.values().map(|(name, end, _)| format!("{name}: {end}\n")).collect();
+            steps.values().map(|(name, end, ..)| format!("{name}: {end}\n")).collect();
+        lines.sort();
+        lines.concat()
+    }
+
+    /// Steps with why the cache had them or not.
+    pub(crate) fn explanations(&self) -> String {
+        let steps = self.steps.lock().unwrap();
+        let explained = steps.values().filter(|(.., explanation)| !explanation.is_empty());
+        let mut lines: Vec<_> =
+            explained.map(|(name, .., explanation)| format!("{name}: {explanation}\n")).collect();
         lines.sort();
         lines.concat()
     }
 
     pub(crate) fn output(&self) -> String {
-        self.steps.lock().unwrap().values().map(|(_, _, output)| output.as_str()).collect()
+        self.steps.lock().unwrap().values().map(|(_, _, output, _)| output.as_str()).collect()
     }
 
     pub(crate) fn warnings(&self) -> Vec<String> {
@@ -632,7 +643,7 @@ impl Recorder {
 #[async_trait]
 impl BuildEvents for Recorder {
     async fn step_started(&self, step: StepNumber, name: &str) {
-        let entry = (name.to_owned(), "unfinished".to_owned(), String::new());
+        let entry = (name.to_owned(), "unfinished".to_owned(), String::new(), String::new());
         self.steps.lock().unwrap().insert(step.0, entry);
     }
 
@@ -642,6 +653,11 @@ impl BuildEvents for Recorder {
     }
 
     async fn progress(&self, _: StepNumber, _: u64, _: Option<u64>) {}
+
+    async fn explained(&self, step: StepNumber, explanation: &CacheExplanation) {
+        let mut steps = self.steps.lock().unwrap();
+        steps.get_mut(&step.0).unwrap().3 = explanation.text.clone();
+    }
 
     async fn step_finished(&self, step: StepNumber, end: StepEnd) {
         let end = match end {

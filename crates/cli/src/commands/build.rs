@@ -99,6 +99,10 @@ pub struct Args {
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     no_cache_filter: Vec<String>,
 
+    /// Tell for each instruction why the cache had its result, or what changed
+    #[arg(long)]
+    cache_explain: bool,
+
     /// Ask for base images again; this is always done
     #[arg(long)]
     pull: bool,
@@ -317,6 +321,7 @@ fn build_options(args: &Args, session: &Session<'_>) -> Result<BuildOptions> {
         labels: args.labels.iter().map(pair).collect(),
         annotations: args.annotations.iter().map(pair).collect(),
         no_cache_stages: args.no_cache_filter.iter().map(|stage| stage.to_lowercase()).collect(),
+        explain_cache: args.cache_explain,
         contexts: Vec::new(),
     })
 }

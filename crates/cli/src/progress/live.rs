@@ -31,6 +31,7 @@ struct Step {
     output: Lines,
     kept: VecDeque<String>,
     transfer: Option<String>,
+    explanation: Option<String>,
 }
 
 impl Step {
@@ -66,6 +67,7 @@ impl Live {
                     output: Lines::default(),
                     kept: VecDeque::new(),
                     transfer: None,
+                    explanation: None,
                 };
                 self.steps.insert(*step, state);
                 String::new()
@@ -83,6 +85,12 @@ impl Live {
                 }
                 String::new()
             }
+            EventKind::Explained { step, text } => {
+                if let Some(state) = self.steps.get_mut(step) {
+                    state.explanation = Some(sanitize(text, Colors::Never));
+                }
+                String::new()
+            }
             EventKind::StepFinished { step, cached, milliseconds, error } => {
                 let Some(mut state) = self.steps.remove(step) else { return String::new() };
                 let last = state.output.finish();
@@ -93,7 +101,10 @@ impl Live {
                         let mark = if *cached { "CACHED " } else { "" };
                         let color = if *cached { "36" } else { "34" };
                         let line = format!(" => {mark}{}", state.name);
-                        self.timed(color, &line, &duration(*milliseconds))
+                        let line = self.timed(color, &line, &duration(*milliseconds));
+                        let explanation = state.explanation.iter();
+                        let explanation = explanation.map(|text| format!(" => => cache {text}\n"));
+                        line + &explanation.collect::<String>()
                     }
                 }
             }

@@ -48,6 +48,10 @@ impl Plain {
                 let lines = state.output.push(text);
                 self.output(*step, event.at, &lines, &mut out);
             }
+            EventKind::Explained { step, text } => {
+                self.begin(*step, &mut out);
+                let _ = writeln!(out, "#{step} cache {}", sanitize(text, Colors::Never));
+            }
             EventKind::StepFinished { step, cached, milliseconds, error } => {
                 self.finish(*step, event.at, &mut out);
                 let ending = match error {

@@ -55,6 +55,11 @@ pub enum EventKind {
         current: u64,
         total: Option<u64>,
     },
+    /// Why the cache had the result of a step, or not.
+    Explained {
+        step: u32,
+        text: String,
+    },
     StepFinished {
         step: u32,
         cached: bool,
@@ -130,6 +135,9 @@ impl TextRenderer {
                 self.lines(event.at, &format!("#{step} {name}"), out);
             }
             EventKind::Output { text, .. } => self.output(text, out),
+            EventKind::Explained { step, text } => {
+                self.lines(event.at, &format!("#{step} cache {text}"), out);
+            }
             EventKind::StepFinished { step, cached, milliseconds, error } => {
                 let name = self.names.remove(step).unwrap_or_default();
                 let text = match error {

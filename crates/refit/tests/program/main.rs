@@ -10,6 +10,7 @@ mod contexts;
 mod crash;
 mod damage;
 mod doctor;
+mod explain;
 mod gc;
 mod login;
 mod memory;

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use builder::{BuildEvents, StepEnd, StepNumber};
+use builder::{BuildEvents, CacheExplanation, StepEnd, StepNumber};
 use bytes::Bytes;
 use control::{EventKind, RunLog, Stream};
 use engine::RunEvents;
@@ -106,6 +106,11 @@ impl BuildEvents for LogEvents {
         if due || total == Some(current) {
             self.log.append(EventKind::Progress { step: step.0, current, total }).await;
         }
+    }
+
+    async fn explained(&self, step: StepNumber, explanation: &CacheExplanation) {
+        let text = explanation.text.clone();
+        self.log.append(EventKind::Explained { step: step.0, text }).await;
     }
 
     async fn step_finished(&self, step: StepNumber, end: StepEnd) {

@@ -8,7 +8,7 @@ use crate::error::database;
 use crate::model::CacheEntry;
 use crate::{Result, StoreError, gc, now};
 
-/// An entry's own size in the bound, besides its blobs: the row.
+/// An entry's own size in the bound, besides its blobs and its value: the row.
 const ENTRY_SIZE: i64 = 1024;
 
 impl Catalog {
@@ -78,7 +78,7 @@ impl Catalog {
                 .bind(&key)
                 .bind(&entry.value)
                 .bind(i64::try_from(entry.cost).unwrap_or(i64::MAX))
-                .bind(ENTRY_SIZE)
+                .bind(ENTRY_SIZE.saturating_add(entry.value.len() as i64))
                 .bind(now())
                 .execute(&mut *connection)
                 .await
