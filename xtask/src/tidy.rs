@@ -39,7 +39,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
             "registry",
         ],
     ),
-    ("cli", &["api", "dockerfile"]),
+    ("cli", &["oci", "api", "dockerfile"]),
     ("refit", &["cli", "server", "engine", "api", "container"]),
     ("testkit", &["oci", "api"]),
     ("xtask", &[]),
