@@ -5,7 +5,7 @@
 //! is the caller's business ([`select()`]).
 //!
 //! Invariants:
-//! - Speaks only the API. Nothing here knows what is behind it.
+//! - Speaks only the API. Nothing here knows what is behind it; of images it knows what `oci` does.
 //! - Results go to stdout, all else to stderr.
 //! - Text from elsewhere reaches a terminal only through `sanitize`.
 
@@ -14,6 +14,7 @@ mod connection;
 mod context;
 mod environment;
 mod error;
+mod export;
 mod follow;
 mod interrupt;
 mod logins;
@@ -27,6 +28,7 @@ pub use commands::{Command, run};
 pub use connection::Connection;
 pub use environment::Environment;
 pub use error::{Error, ErrorKind, Result};
+pub use export::{Export, ImageForm, Place};
 pub use interrupt::Interrupts;
-pub use printer::{OutputFormat, Printer};
+pub use printer::{Output, OutputFormat, Printer};
 pub use select::{GlobalArgs, Selected, connect, select};

@@ -14,6 +14,7 @@ pub(crate) use table::Table;
 
 use crate::Error;
 use crate::error::{Result, could_not};
+use crate::export::Export;
 use crate::sanitize::{Colors, sanitize, sanitize_text};
 
 /// The form of results.
@@ -38,29 +39,43 @@ impl FromStr for OutputFormat {
             "yaml" => Ok(Self::Yaml),
             "tsv" => Ok(Self::Tsv),
             "none" => Ok(Self::None),
-            // `docker build --output`: another meaning of the same flag, which comes later.
-            other if other.contains("type=") => {
-                Err("writing a build's result elsewhere is not supported yet".into())
-            }
             _ => Err("expected `json`, `yaml`, `tsv`, `table` or `none`".into()),
         }
     }
 }
 
-/// Reads a format. It also tells completions which there are.
-#[derive(Clone)]
-pub(crate) struct FormatParser;
+/// What `--output` means: the form of results, or as in `docker build` where a build writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    Format(OutputFormat),
+    Export(Export),
+}
 
-impl TypedValueParser for FormatParser {
-    type Value = OutputFormat;
+impl FromStr for Output {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match Export::is_meant(text) {
+            true => Export::parse(text).map(Self::Export),
+            false => text.parse().map(Self::Format),
+        }
+    }
+}
+
+/// Reads `--output`. It also tells completions which formats there are.
+#[derive(Clone)]
+pub(crate) struct OutputParser;
+
+impl TypedValueParser for OutputParser {
+    type Value = Output;
 
     fn parse_ref(
         &self,
         command: &clap::Command,
         arg: Option<&clap::Arg>,
         value: &OsStr,
-    ) -> Result<OutputFormat, clap::Error> {
-        TypedValueParser::parse_ref(&OutputFormat::from_str, command, arg, value)
+    ) -> Result<Output, clap::Error> {
+        TypedValueParser::parse_ref(&Output::from_str, command, arg, value)
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {

@@ -7,8 +7,9 @@ use url::{Host, Url};
 use crate::connection::Connection;
 use crate::environment::Environment;
 use crate::error::{Error, Result, could_not};
+use crate::export::Export;
 use crate::logins::{Credential, Logins, token_left_by_server};
-use crate::printer::{FormatParser, OutputFormat};
+use crate::printer::{Output, OutputFormat, OutputParser};
 
 const HEADING: &str = "Global options";
 
@@ -28,9 +29,10 @@ pub struct GlobalArgs {
     #[arg(long, short, global = true, default_value = "local", value_name = "NAME", help_heading = HEADING)]
     pub registry: String,
 
-    /// Form of results: json, yaml, tsv, table or none
-    #[arg(long, short, global = true, default_value = "table", value_name = "FORMAT", help_heading = HEADING, hide_possible_values = true, value_parser = FormatParser)]
-    pub output: OutputFormat,
+    /// Form of results: json, yaml, tsv, table or none; of a build also where to write to
+    /// (type=TYPE,dest=PLACE)
+    #[arg(long, short, global = true, default_value = "table", value_name = "FORMAT", help_heading = HEADING, hide_possible_values = true, value_parser = OutputParser)]
+    pub output: Vec<Output>,
 
     /// File with certificates to trust besides the system's (PEM) [env: REFIT_CA_FILE]
     #[arg(long, global = true, value_name = "FILE", help_heading = HEADING)]
@@ -40,6 +42,34 @@ pub struct GlobalArgs {
     /// [env: REFIT_ALLOW_HTTP]
     #[arg(long, global = true, help_heading = HEADING)]
     pub allow_http: bool,
+}
+
+impl GlobalArgs {
+    /// The form of results; the last one given counts.
+    pub fn format(&self) -> OutputFormat {
+        let mut formats = self.output.iter().filter_map(|output| match output {
+            Output::Format(format) => Some(*format),
+            Output::Export(_) => None,
+        });
+        formats.next_back().unwrap_or_default()
+    }
+
+    pub(crate) fn exports(&self) -> Vec<Export> {
+        let exports = self.output.iter().filter_map(|output| match output {
+            Output::Format(_) => None,
+            Output::Export(export) => Some(export.clone()),
+        });
+        exports.collect()
+    }
+
+    /// For commands that build nothing.
+    pub fn refuse_exports(&self) -> Result<()> {
+        match self.exports().is_empty() {
+            true => Ok(()),
+            false => Err(Error::usage("only a build can be written elsewhere with `--output`")
+                .with_hint("for other commands it is `json`, `yaml`, `tsv`, `table` or `none`")),
+        }
+    }
 }
 
 /// Where the server is.

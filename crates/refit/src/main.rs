@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         }
     };
     let environment = Environment::from_process();
-    let printer = Printer::new(arguments.global.output, environment.colors());
+    let printer = Printer::new(arguments.global.format(), environment.colors());
     match run(arguments, printer, &environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -46,6 +46,9 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments, printer: Printer, environment: &Environment) -> Result<()> {
     let Arguments { global, command } = arguments;
+    if !matches!(command, Command::Client(cli::Command::Build(_))) {
+        global.refuse_exports()?;
+    }
     match command {
         Command::Serve(args) => serve::run(args, &global, printer),
         Command::Doctor => doctor::run(&global, printer),

@@ -19,6 +19,7 @@ use crate::OutputFormat;
 use crate::connection::Connection;
 use crate::context::{self, Archive, NamedContent, NamedContext, Source, Upload};
 use crate::error::{Error, ErrorKind, Result, could_not};
+use crate::export::{self, BuiltImage, Exports, can_write};
 use crate::follow::{self, Followed};
 use crate::interrupt::Interrupts;
 use crate::printer::Table;
@@ -189,6 +190,11 @@ pub(super) async fn run(
     if args.check {
         return check::run(session, &args);
     }
+    let exports = Exports::prepare(session.global.exports(), &args.images)?;
+    if args.no_wait && exports.are_written() {
+        return Err(Error::usage("`--output type=…` needs the end of the run")
+            .with_hint("leave `--no-wait` away"));
+    }
     if let Some(file) = &args.metadata_file {
         if args.no_wait {
             return Err(Error::usage("`--metadata-file` needs the end of the run")
@@ -197,12 +203,12 @@ pub(super) async fn run(
         can_write(file)?;
     }
     let connection = session.connection()?;
-    let mut request = request(&args, session)?;
+    let mut request = request(&args, &exports, session)?;
     let source = Source::find(&args.context, args.file.as_deref())?;
     let contexts = NamedContext::find_all(&args.build_contexts)?;
     request.docker_file_path.clone_from(&source.dockerfile_path);
     request.docker_file_name = Some(source.dockerfile_name.clone());
-    if !args.no_push && args.images.is_empty() {
+    if !args.no_push && args.images.is_empty() && exports.is_empty() {
         session.printer.note("The image gets no name (`-t`), so it is not pushed");
     }
     let mode = if args.no_logs { ProgressMode::None } else { args.progress };
@@ -240,13 +246,49 @@ pub(super) async fn run(
         Err(error) if error.kind() == ErrorKind::Unreachable => as_told(run, &ended),
         asked => asked?,
     };
-    let written = args.metadata_file.as_deref().map_or(Ok(()), |file| write_metadata(file, &run));
+    let written = tokio::select! {
+        written = write(&args, &exports, connection, session, &run) => written,
+        () = interrupts.next() => Err(Error::interrupted()),
+    };
     // What was built is told even so.
-    report(session, &run, ended).and(written)
+    report(session, &run, ended, exports.take_stdout()).and(written)
+}
+
+/// Writes what was built to where the flags say.
+async fn write(
+    args: &Args,
+    exports: &Exports,
+    connection: &Connection,
+    session: &Session<'_>,
+    run: &Run,
+) -> Result<()> {
+    let properties = &run.properties;
+    let is_wanted = exports.are_written() || args.metadata_file.is_some();
+    let image = match properties.status {
+        RunStatus::Succeeded if is_wanted => {
+            let digest = properties.output_digest.as_deref();
+            match BuiltImage::find(connection, &properties.run_id, digest).await {
+                // A server that was told to stop; the digest is known even so.
+                Err(error) if error.kind() == ErrorKind::Unreachable && !exports.are_written() => {
+                    None
+                }
+                found => Some(found?),
+            }
+        }
+        _ => None,
+    };
+    if let Some(image) = &image {
+        exports.write(image, |what| session.printer.note(&what)).await?;
+    }
+    match &args.metadata_file {
+        Some(file) => write_metadata(file, run, image.as_ref(), &args.images),
+        None => Ok(()),
+    }
 }
 
 /// What the flags ask for; the source is not known yet.
-fn request(args: &Args, session: &Session<'_>) -> Result<DockerBuildRequest> {
+fn request(args: &Args, exports: &Exports, session: &Session<'_>) -> Result<DockerBuildRequest> {
+    let names = exports.pushed_names();
     let platform = platform(args)?;
     if let Some(timeout) = args.timeout
         && !(300..=28_800).contains(&timeout)
@@ -254,8 +296,8 @@ fn request(args: &Args, session: &Session<'_>) -> Result<DockerBuildRequest> {
         return Err(Error::usage(format!("`--timeout {timeout}` is not between 300 and 28800")));
     }
     Ok(DockerBuildRequest {
-        image_names: args.images.clone(),
-        is_push_enabled: !args.no_push && !args.images.is_empty(),
+        is_push_enabled: !args.no_push && !names.is_empty(),
+        image_names: names,
         no_cache: args.no_cache,
         docker_file_path: String::new(),
         target: args.target.clone(),
@@ -574,13 +616,19 @@ fn as_told(mut run: Run, ended: &Ended) -> Run {
     run
 }
 
-/// The result on stdout, or why there is none.
-fn report(session: &Session<'_>, run: &Run, ended: Ended) -> Result<()> {
+/// The result on stdout, or why there is none. Something else may be on stdout already.
+fn report(session: &Session<'_>, run: &Run, ended: Ended, is_taken: bool) -> Result<()> {
     let id = &run.properties.run_id;
     match ended.status {
+        RunStatus::Succeeded if is_taken => {
+            images(run).iter().for_each(|image| session.printer.note(image));
+            Ok(())
+        }
         RunStatus::Succeeded => session.printer.result(run, &Table::lines(images(run))),
         _ => {
-            if matches!(session.printer.format(), OutputFormat::Json | OutputFormat::Yaml) {
+            let is_json =
+                matches!(session.printer.format(), OutputFormat::Json | OutputFormat::Yaml);
+            if is_json && !is_taken {
                 session.printer.result(run, &Table::default())?;
             }
             let told = ended.error.or_else(|| run.properties.run_error_message.clone());
@@ -614,33 +662,32 @@ fn images(run: &Run) -> Vec<String> {
     }
 }
 
-/// Finds out before the build whether a file can be written after it.
-fn can_write(file: &Path) -> Result<()> {
-    let was_there = file.exists();
-    let opened = std::fs::File::options().append(true).create(true).open(file);
-    opened.map_err(|error| {
-        Error::usage(format!("could not write `{}`", file.display())).caused_by(&error)
-    })?;
-    if !was_there {
-        // A build that fails leaves no empty file; what cannot be removed can be written.
-        let _ = std::fs::remove_file(file);
-    }
-    Ok(())
-}
-
 /// What other programs want to know, under the names that BuildKit's clients gave it.
-fn write_metadata(file: &Path, run: &Run) -> Result<()> {
+fn write_metadata(
+    file: &Path,
+    run: &Run,
+    image: Option<&BuiltImage<'_>>,
+    named: &[String],
+) -> Result<()> {
     let properties = &run.properties;
     let names = properties.output_images.iter().map(|image| match &image.tag {
         Some(tag) => format!("{}/{}:{tag}", image.registry, image.repository),
         None => format!("{}/{}", image.registry, image.repository),
     });
-    let metadata = serde_json::json!({
+    let mut names: Vec<String> = names.collect();
+    if names.is_empty() {
+        names = named.to_vec();
+    }
+    let mut metadata = serde_json::json!({
         "containerimage.digest": properties.output_digest,
-        "image.name": names.collect::<Vec<_>>().join(","),
+        "image.name": names.join(","),
         "refit.run": properties.run_id,
         "refit.status": properties.status,
     });
+    if let Some(image) = image {
+        metadata["containerimage.config.digest"] = image.manifest.config.digest.as_str().into();
+        metadata["containerimage.descriptor"] = export::descriptor(&image.descriptor);
+    }
     std::fs::write(file, format!("{metadata:#}\n"))
         .map_err(could_not(format!("write `{}`", file.display())))
 }

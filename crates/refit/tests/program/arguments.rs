@@ -30,7 +30,7 @@ fn flags_of_later_versions_are_refused_by_name() {
         (&["--agent-pool", "pool"], "`--agent-pool`"),
         (&["--platform", "linux/amd64,linux/arm64"], "several platforms"),
         (&["--platform", "linux/amd64", "--platform", "linux/arm64"], "several platforms"),
-        (&["--output", "type=oci,dest=x"], "not supported yet"),
+        (&["--output", "type=tar,dest=x"], "not supported yet"),
         (&["--timeout", "5"], "`--timeout 5`"),
     ] {
         let args = ["build", "app", "--server", server].into_iter().chain(flags.iter().copied());

@@ -14,6 +14,7 @@ mod explain;
 mod gc;
 mod login;
 mod memory;
+mod output;
 mod repository;
 mod serve;
 mod task;

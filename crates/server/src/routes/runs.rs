@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
-use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use control::{EventReader, LogKey, Run, RunId};
 use futures_util::{Stream, StreamExt, stream};
-use oci::RegistryName;
+use oci::{Digest, Manifest, RegistryName};
 use serde::Deserialize;
+use store::StoreError;
+use tokio::io::AsyncReadExt as _;
+use tokio_util::io::ReaderStream;
 
 use super::{Json, Query};
 use crate::error::ApiError;
@@ -22,6 +25,9 @@ use crate::{from_api, to_api};
 /// Runs on one page.
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1000;
+
+/// Bytes of a blob that are sent at once.
+const BLOB_CHUNK: usize = 256 << 10;
 
 /// A stream that has nothing to say says so, for proxies that would cut it.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -202,6 +208,40 @@ where
             Err(_) => Some((Ok(Bytes::from_static(b": still here\n\n")), texts)),
         }
     })
+}
+
+/// A blob of the image that a run has built, also of one that has no name: its manifest, its
+/// config or a layer.
+pub(crate) async fn blob(
+    State(state): State<Shared>,
+    Path((registry, id, digest)): Path<(String, String, String)>,
+) -> Result<Response, ApiError> {
+    let run = find(&state, &registry, &id).await?;
+    let missing =
+        || ApiError::not_found(format!("blob `{}` of run `{}`", from_api::cut(&digest), run.id));
+    let wanted: Digest = digest.parse().map_err(|_| missing())?;
+    let built = run.digest.clone().ok_or_else(missing)?;
+    if wanted != built {
+        let manifest = read_manifest(&state, &built).await?;
+        let is_part = manifest.references().blobs.iter().any(|blob| blob.digest == wanted);
+        is_part.then_some(()).ok_or_else(missing)?;
+    }
+    let blob = state.catalog.blobs().open(&wanted, 0).await?;
+    let size = blob.remaining();
+    let chunks = ReaderStream::with_capacity(blob.into_async(), BLOB_CHUNK);
+    let mut response = stream_response("application/octet-stream", chunks);
+    response.headers_mut().insert(CONTENT_LENGTH, size.into());
+    Ok(response)
+}
+
+async fn read_manifest(state: &Shared, digest: &Digest) -> Result<Manifest, ApiError> {
+    let blob = state.catalog.blobs().open(digest, 0).await?;
+    let mut bytes = Vec::new();
+    let mut reader = blob.into_async().take(oci::MANIFEST_SIZE_MAX as u64);
+    let read = reader.read_to_end(&mut bytes).await;
+    read.map_err(|source| StoreError::Io { doing: format!("read manifest {digest}"), source })?;
+    Manifest::parse(&bytes, None)
+        .map_err(|_| ApiError::not_found(format!("a readable manifest {digest}")))
 }
 
 fn stream_response<S, E>(content_type: &'static str, chunks: S) -> Response

@@ -1,0 +1,361 @@
+//! `--output type=…`: what a build leaves besides the registry, and where.
+
+mod archive;
+mod place;
+
+use std::path::PathBuf;
+
+use oci::{Descriptor, Digest, Hasher, ImageManifest, MANIFEST_SIZE_MAX, Manifest, Reference};
+use reqwest::Method;
+
+use crate::connection::Connection;
+use crate::error::{Error, Result, could_not};
+pub(crate) use archive::descriptor;
+pub use place::Place;
+pub(crate) use place::can_write;
+
+/// The types there are, for messages.
+const TYPES: &str = "`image`, `registry`, `oci` and `docker`";
+
+/// One `--output type=…`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Export {
+    /// What a build does anyway, or keeping the image out of the registry.
+    Registry { name: Option<String>, push: bool },
+    /// The image with all its blobs.
+    Image { form: ImageForm, place: Place, name: Option<String> },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageForm {
+    Oci,
+    /// An OCI layout with what `docker load` needs besides.
+    Docker,
+}
+
+impl Export {
+    /// Whether a text of `--output` is no form of results.
+    pub(crate) fn is_meant(text: &str) -> bool {
+        text == "-" || text.contains('=') || text.contains('/')
+    }
+
+    /// Reads `type=TYPE,dest=PLACE,…`.
+    pub(crate) fn parse(text: &str) -> std::result::Result<Self, String> {
+        let mut fields = Vec::new();
+        for field in text.split(',') {
+            match field.split_once('=') {
+                Some((key, value)) => fields.push((key.trim(), value)),
+                None if text == "-" => fields.extend([("type", "tar"), ("dest", "-")]),
+                None if fields.is_empty() && !text.contains(',') => {
+                    fields.extend([("type", "local"), ("dest", text)]);
+                }
+                None => return Err(format!("`{field}` is not `KEY=VALUE`")),
+            }
+        }
+        let mut take = |key: &str| {
+            let at = fields.iter().position(|(found, _)| *found == key)?;
+            Some(fields.remove(at).1)
+        };
+        let kind = take("type").ok_or_else(|| format!("it has no `type`, one of {TYPES}"))?;
+        let (export, keys) = match kind {
+            "image" | "registry" => {
+                let push = take("push").map_or(Ok(true), |value| switch("push", value))?;
+                (Self::Registry { name: take("name").map(str::to_owned), push }, "`name`, `push`")
+            }
+            "oci" | "docker" => {
+                let form = if kind == "oci" { ImageForm::Oci } else { ImageForm::Docker };
+                let is_tar = take("tar").map_or(Ok(true), |value| switch("tar", value))?;
+                let dest = take("dest").filter(|dest| !dest.is_empty());
+                let dest = dest.ok_or_else(|| match form {
+                    ImageForm::Oci => "it needs `dest=FILE`".to_owned(),
+                    ImageForm::Docker => "it needs `dest=FILE`, for `docker load`".to_owned(),
+                })?;
+                let place = match (is_tar, dest) {
+                    (true, "-") => Place::Stdout,
+                    (true, file) => Place::File(PathBuf::from(file)),
+                    (false, "-") => return Err("a folder cannot be written to `-`".to_owned()),
+                    (false, folder) => Place::Folder(PathBuf::from(folder)),
+                };
+                let name = take("name").map(str::to_owned);
+                (Self::Image { form, place, name }, "`dest`, `tar`, `name`")
+            }
+            "tar" | "local" => return Err(format!("`type={kind}` is not supported yet")),
+            other => return Err(format!("`{other}` is not a type, which are {TYPES}")),
+        };
+        match fields.first() {
+            Some((key, _)) => Err(format!("`{key}` is not a key of `type={kind}`, known: {keys}")),
+            None => Ok(export),
+        }
+    }
+
+    /// Where it writes; nowhere of its own if it is the registry's.
+    pub(crate) fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Registry { .. } => None,
+            Self::Image { place, .. } => Some(place),
+        }
+    }
+
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Registry { name, .. } | Self::Image { name, .. } => name.as_deref(),
+        }
+    }
+}
+
+fn switch(key: &str, value: &str) -> std::result::Result<bool, String> {
+    match value {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(format!("`{key}={value}` is neither `true` nor `false`")),
+    }
+}
+
+/// All that one build was told to write.
+#[derive(Debug, Default)]
+pub(crate) struct Exports {
+    exports: Vec<Export>,
+    /// Names of `-t`.
+    images: Vec<String>,
+}
+
+impl Exports {
+    /// Finds out before the build what cannot be done after it.
+    pub(crate) fn prepare(exports: Vec<Export>, images: &[String]) -> Result<Self> {
+        let places = exports.iter().filter_map(Export::place);
+        if places.filter(|place| **place == Place::Stdout).count() > 1 {
+            return Err(Error::usage("only one `--output` can have `dest=-`"));
+        }
+        for export in &exports {
+            if let Some(place) = export.place() {
+                place.check()?;
+            }
+        }
+        let exports = Self { exports, images: images.to_vec() };
+        for export in &exports.exports {
+            exports.references(export)?;
+        }
+        Ok(exports)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.exports.is_empty()
+    }
+
+    /// Something has to be done after the build.
+    pub(crate) fn are_written(&self) -> bool {
+        self.exports.iter().any(|export| export.place().is_some())
+    }
+
+    pub(crate) fn take_stdout(&self) -> bool {
+        self.exports.iter().any(|export| export.place() == Some(&Place::Stdout))
+    }
+
+    /// The image's names in the registry; none if it is kept out of it.
+    pub(crate) fn pushed_names(&self) -> Vec<String> {
+        let mut pushed = self.exports.is_empty();
+        let mut names = self.images.clone();
+        for export in &self.exports {
+            if let Export::Registry { name, push } = export {
+                pushed |= *push;
+                names.extend(name.clone());
+            }
+        }
+        if pushed { names } else { Vec::new() }
+    }
+
+    /// The names that an image has in an archive.
+    fn references(&self, export: &Export) -> Result<Vec<Reference>> {
+        if export.place().is_none() {
+            return Ok(Vec::new());
+        }
+        let names = self.images.iter().map(String::as_str).chain(export.name());
+        let references = names.map(|name| {
+            let parsed = name.parse::<Reference>();
+            let mut reference = parsed.map_err(|error| Error::usage(error.to_string()))?;
+            reference.tag = reference.tag_or_latest();
+            reference.digest = None;
+            Ok(reference)
+        });
+        references.collect()
+    }
+
+    /// Writes all of it. Tells each place that was written.
+    pub(crate) async fn write(
+        &self,
+        image: &BuiltImage<'_>,
+        mut wrote: impl FnMut(String),
+    ) -> Result<()> {
+        for export in &self.exports {
+            let references = self.references(export)?;
+            match export {
+                Export::Registry { .. } => continue,
+                Export::Image { form, place, .. } => {
+                    archive::write(image, *form, place, &references).await?;
+                }
+            }
+            wrote(format!("Wrote {}", export.place().map(Place::shown).unwrap_or_default()));
+        }
+        Ok(())
+    }
+}
+
+/// The image of a run, whose blobs the run's server has.
+pub(crate) struct BuiltImage<'a> {
+    connection: &'a Connection,
+    run: String,
+    pub(crate) descriptor: Descriptor,
+    pub(crate) manifest: ImageManifest,
+    bytes: Vec<u8>,
+}
+
+impl<'a> BuiltImage<'a> {
+    pub(crate) async fn find(
+        connection: &'a Connection,
+        run: &str,
+        digest: Option<&str>,
+    ) -> Result<Self> {
+        let not_told = || Error::failed("the server did not tell what it built");
+        let digest: Digest = digest.and_then(|text| text.parse().ok()).ok_or_else(not_told)?;
+        let mut bytes = Vec::new();
+        let mut response = open(connection, run, &digest).await?;
+        while let Some(chunk) = response.chunk().await.map_err(could_not("read the manifest"))? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > MANIFEST_SIZE_MAX {
+                return Err(Error::failed("the server's manifest has no end"));
+            }
+        }
+        if Digest::with(digest.algorithm(), &bytes) != digest {
+            return Err(damaged(&digest));
+        }
+        let parsed = Manifest::parse(&bytes, None).map_err(could_not("read the manifest"))?;
+        let media_type = parsed.media_type().to_owned();
+        let Manifest::Image(manifest) = parsed else {
+            return Err(Error::failed(format!("{digest} is not the manifest of an image")));
+        };
+        let descriptor = Descriptor::new(media_type, digest, bytes.len() as u64);
+        Ok(Self { connection, run: run.to_owned(), descriptor, manifest: *manifest, bytes })
+    }
+
+    /// Gives the bytes of a blob to `take`, and fails at the end if they are not the right ones.
+    async fn read<F>(&self, blob: &Descriptor, mut take: F) -> Result<()>
+    where
+        F: AsyncFnMut(&[u8]) -> Result<()>,
+    {
+        let mut hasher = Hasher::new(blob.digest.algorithm());
+        let mut left = blob.size;
+        let mut response = open(self.connection, &self.run, &blob.digest).await?;
+        let doing = || format!("read the blob {}", blob.digest);
+        while let Some(chunk) = response.chunk().await.map_err(could_not(doing()))? {
+            left = left.checked_sub(chunk.len() as u64).ok_or_else(|| damaged(&blob.digest))?;
+            hasher.update(&chunk);
+            take(&chunk).await?;
+        }
+        match left == 0 && hasher.finish() == blob.digest {
+            true => Ok(()),
+            false => Err(damaged(&blob.digest)),
+        }
+    }
+}
+
+async fn open(connection: &Connection, run: &str, digest: &Digest) -> Result<reqwest::Response> {
+    let url = connection.route(&["runs", run, "blobs", digest.as_str()]);
+    connection.stream(connection.request(Method::GET, url)).await
+}
+
+fn damaged(digest: &Digest) -> Error {
+    Error::failed(format!("blob {digest} of the image is damaged"))
+        .with_hint("build it again with `--no-cache`")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[test]
+    fn outputs_are_told_from_forms_of_results() {
+        for text in ["json", "table", "none", "", "jsno"] {
+            assert!(!Export::is_meant(text), "{text}");
+        }
+        for text in ["-", "type=oci", "dest=x", "./out", "/out"] {
+            assert!(Export::is_meant(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_by_name() {
+        let image = |form, place, name: Option<&str>| {
+            Ok(Export::Image { form, place, name: name.map(str::to_owned) })
+        };
+        let (oci, docker) = (ImageForm::Oci, ImageForm::Docker);
+        let parse = Export::parse;
+        assert_eq!(parse("type=oci,dest=a.tar"), image(oci, Place::File("a.tar".into()), None));
+        assert_eq!(parse("dest=-,type=docker"), image(docker, Place::Stdout, None));
+        let folder = Place::Folder("a".into());
+        assert_eq!(parse("type=oci,tar=false,dest=a,name=b"), image(oci, folder, Some("b")));
+        let pushed = Export::Registry { name: None, push: true };
+        assert_eq!(parse("type=image").as_ref(), Ok(&pushed));
+        assert_eq!(parse("type=registry,push=true").as_ref(), Ok(&pushed));
+        for (text, why) in [
+            ("type=rar,dest=x", "`rar` is not a type, which are `image`"),
+            ("dest=x", "no `type`"),
+            ("type=oci", "needs `dest=FILE`"),
+            ("type=docker,dest=", "for `docker load`"),
+            ("type=oci,dest=x,tar=no", "neither `true` nor `false`"),
+            ("type=oci,dest=-,tar=false", "a folder cannot be"),
+            ("type=oci,dest=x,compression=zstd", "`compression` is not a key of `type=oci`"),
+            ("type=oci,dest=x,dest=y", "`dest` is not a key"),
+            ("type=oci,x", "`x` is not `KEY=VALUE`"),
+        ] {
+            let told = parse(text).unwrap_err();
+            assert!(told.contains(why), "{text}: {told}");
+        }
+    }
+    /// A server of one blob, which it gives whatever is asked for.
+    async fn server(blob: &'static [u8]) -> Connection {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut asked = [0; 4096];
+                let _ = stream.read(&mut asked).await;
+                let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length";
+                let head = format!("{head}: {}\r\n\r\n", blob.len());
+                let _ = stream.write_all(&[head.as_bytes(), blob].concat()).await;
+            }
+        });
+        Connection::to_url(url.parse().unwrap(), None, "local", None).unwrap()
+    }
+
+    #[tokio::test]
+    async fn wrong_bytes_become_no_file() {
+        let connection = server(b"bytes").await;
+        let folder = tempfile::tempdir().unwrap();
+        let (file, layout) = (folder.path().join("a.tar"), folder.path().join("a"));
+        for config in ["other", "byte", "bytes and more", "bytes"] {
+            let is_right = config == "bytes";
+            let config = Descriptor::of(oci::media_type::OCI_CONFIG, config.as_bytes());
+            let text = serde_json::json!({"schemaVersion": 2, "config": config, "layers": []});
+            let bytes = text.to_string().into_bytes();
+            let parsed = Manifest::parse(&bytes, None).unwrap();
+            let Manifest::Image(manifest) = parsed else { panic!("it is an image's") };
+            let descriptor = Descriptor::of(oci::media_type::OCI_MANIFEST, &bytes);
+            let (connection, run) = (&connection, "c01".to_owned());
+            let image = BuiltImage { connection, run, descriptor, manifest: *manifest, bytes };
+            for place in [Place::File(file.clone()), Place::Folder(layout.clone())] {
+                let written = archive::write(&image, ImageForm::Oci, &place, &[]).await;
+                let told = written.err().map(|error| error.to_string()).unwrap_or_default();
+                assert_eq!(told.is_empty(), is_right, "{told}");
+                assert!(is_right || told.contains("is damaged"), "{told}");
+            }
+            assert_eq!(file.exists(), is_right);
+            assert_eq!(layout.join("index.json").exists(), is_right);
+        }
+        // Nothing that was under way is left.
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+        let lied = BuiltImage::find(&connection, "c01", Some(Digest::of(b"x").as_str())).await;
+        assert!(lied.err().unwrap().to_string().contains("is damaged"));
+    }
+}
