@@ -200,3 +200,27 @@ fn outputs_that_cannot_be_are_refused_before_the_build() {
     assert!(!sandbox.path("x").exists());
     sandbox.refit(["version", "-o", "type=oci,dest=x"]).run().code(2).stderr_has("only a build");
 }
+
+#[test]
+fn as_root_a_run_gives_out_the_blobs_of_its_own_image_only() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    app(&sandbox, &server, "RUN echo one > /one\n");
+    let built = sandbox.refit(["build", "app", "-t", "app:1"]).on(&server).run().success();
+    let id = built.stderr.split_once("with ID: ").unwrap().1.split_whitespace().next().unwrap();
+    let own = validate(&server.registry(), "app", "1").manifest.config.digest.to_string();
+    app(&sandbox, &server, "RUN echo two > /two\n");
+    sandbox.refit(["build", "app", "-t", "other:1"]).on(&server).run().success();
+    let other = validate(&server.registry(), "other", "1").manifest.config.digest.to_string();
+    let status = |digest: &str| {
+        let url = format!("http://localhost/api/v1/registries/local/runs/{id}/blobs/{digest}");
+        let socket = sandbox.data().join("refit.sock");
+        let socket = ["--unix-socket", socket.to_str().unwrap()];
+        let args = [&["-s", "-o", "out", "-w", "%{http_code}"], &socket[..], &[&url]].concat();
+        tool(&sandbox, "curl", &args)
+    };
+    assert!(matches!(status(&own).as_deref(), Some("200") | None));
+    for digest in [&other[..], "sha256:0", "../../logs"] {
+        assert!(matches!(status(digest).as_deref(), Some("404") | None), "{digest}");
+    }
+}
