@@ -1,5 +1,9 @@
 //! A family of Dockerfiles: random mixes of instructions over few paths, so that they get in
 //! each other's way.
+//!
+//! Left out is what buildah is known to do otherwise than BuildKit and we: it keeps ranges in
+//! `EXPOSE`, drops `SHELL` in OCI images, and gives the mode of `COPY --chmod` to no folder that
+//! it makes.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
