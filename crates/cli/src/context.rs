@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use dockerfile::ignore::IgnoreFile;
 
 pub(crate) use named::{NamedContent, NamedContext};
+pub(crate) use pack::file_header;
 pub(crate) use upload::{Archive, Upload, upload};
 
 use crate::error::{Error, Result, could_not};

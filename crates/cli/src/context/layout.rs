@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde::Deserialize;
-use tar::{Builder, EntryType, Header};
+use tar::Builder;
 
-use super::pack::{Exactly, PackSummary, open_regular, packing};
+use super::pack::{Exactly, PackSummary, file_header, open_regular, packing};
 use crate::error::{Result, could_not};
 
 /// An index or manifest is not larger than this.
@@ -126,13 +126,7 @@ impl Layout {
             let path = blob_path(digest).expect("noted blobs have one");
             let file = open_regular(&self.folder.join(&path)).map_err(packing(&path))?;
             let size = file.metadata().map_err(packing(&path))?.len();
-            let mut header = Header::new_gnu();
-            header.set_entry_type(EntryType::Regular);
-            header.set_mode(0o644);
-            header.set_uid(0);
-            header.set_gid(0);
-            header.set_mtime(0);
-            header.set_size(size);
+            let mut header = file_header(size);
             let content = Exactly { file, left: size };
             archive.append_data(&mut header, &path, content).map_err(packing(&path))?;
             summary.files += 1;

@@ -63,6 +63,19 @@ fn linked_id(found: &Metadata) -> Option<FileId> {
     (found.nlink() > 1).then_some(id)
 }
 
+/// The header of a plain file that is the same whoever packs it: root's, without a time. Its path
+/// and checksum are still to be set.
+pub(crate) fn file_header(size: u64) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::Regular);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(size);
+    header
+}
+
 /// A folder whose entries are being packed.
 struct Folder {
     path: PathBuf,
@@ -75,13 +88,7 @@ struct Folder {
 
 impl<W: Write> Packer<'_, W> {
     fn dockerfile(&mut self, text: &[u8]) -> Result<()> {
-        let mut header = Header::new_gnu();
-        header.set_entry_type(EntryType::Regular);
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(text.len() as u64);
+        let mut header = file_header(text.len() as u64);
         let path = self.source.dockerfile_path.clone();
         self.archive.append_data(&mut header, path, text).map_err(could_not("pack the Dockerfile"))
     }

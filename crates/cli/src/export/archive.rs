@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 
 use oci::{Descriptor, Reference, media_type};
 use serde_json::{Value, json};
-use tar::{EntryType, Header};
+use tar::Header;
 
 use super::place::{Place, Whole};
 use super::{BuiltImage, ImageForm};
+use crate::context::file_header;
 use crate::error::{Error, Result, could_not};
 
 /// Annotations of an index that name its images: the tag, and the name whole.
@@ -202,14 +203,8 @@ fn in_folder(folder: &Path, path: &str) -> Result<PathBuf> {
 
 /// The same bytes for the same image: owned by root, without a time.
 fn header(path: &str, size: u64) -> Result<Header> {
-    let mut header = Header::new_gnu();
+    let mut header = file_header(size);
     header.set_path(path).map_err(could_not("write an archive"))?;
-    header.set_entry_type(EntryType::Regular);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_size(size);
     header.set_cksum();
     Ok(header)
 }
