@@ -359,7 +359,7 @@ fn open_whole(path: &Path, size: u64, offset: u64) -> io::Result<Option<File>> {
     Ok(Some(file))
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

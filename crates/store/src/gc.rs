@@ -212,10 +212,10 @@ impl Catalog {
             })
         });
         let judged = self.write_then(job, move |catalog, judged: &Judged| {
-            if !judged.manifests.is_empty() {
+            if !dry_run && !judged.manifests.is_empty() {
                 catalog.forget_manifests();
             }
-            if judged.unlinked || !judged.blobs.is_empty() {
+            if !dry_run && (judged.unlinked || !judged.blobs.is_empty()) {
                 catalog.forget_blobs();
             }
             drop(judging);

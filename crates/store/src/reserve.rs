@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use crate::disk::remove_if_there;
+
 /// Bytes kept; of a small disk its 64th part.
 const SIZE_MAX: u64 = 32 << 20;
 const SIZE_MIN: u64 = 1 << 20;
@@ -54,10 +56,7 @@ impl Reserve {
             return Ok(());
         }
         self.is_held.store(false, Ordering::Relaxed);
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        remove_if_there(&self.path)
     }
 
     /// Bytes to be kept, and those free on the disk.
