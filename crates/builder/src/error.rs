@@ -141,6 +141,11 @@ impl BuildError {
                         .to_owned(),
                 )
             }
+            Self::Start { error: ContainerError::NotForThisMachine { .. }, .. } => Some(
+                "for images of other processors install the package `qemu-user-static` where the \
+                 server runs; `refit doctor` shows for which it is there"
+                    .to_owned(),
+            ),
             Self::NoSecret { id, .. } => {
                 Some(format!("give it with `--secret id={id},src=FILE` or `id={id},env=NAME`"))
             }

@@ -1,10 +1,12 @@
 //! What this machine allows, and what to change: the container part of `refit doctor`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use crate::bundle::OverlayLayers;
 use crate::cgroup::Hierarchy;
+use crate::emulation::Handler;
 use crate::{Limits, RuntimeSettings, linux, network};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +63,7 @@ pub async fn diagnose(settings: &RuntimeSettings, limits: &Limits) -> Vec<Check>
             forward_policy(),
             external(settings.external.as_deref()),
             user_namespaces(&settings),
+            foreign_programs(),
         ]
     });
     checks.await.unwrap_or_else(|error| {
@@ -266,6 +269,38 @@ fn version(program: &Path) -> std::io::Result<()> {
         return Ok(());
     }
     Err(std::io::Error::other(format!("`--version` ends with {status}")))
+}
+
+/// Whether programs for other processors can be executed, as builds for several platforms do.
+fn foreign_programs() -> Check {
+    const NAME: &str = "other processors";
+    let handlers = match crate::emulation::handlers(Path::new("/proc/sys/fs/binfmt_misc")) {
+        Ok(handlers) => handlers,
+        Err(error) => {
+            let meaning = format!("cannot be told: {error}");
+            let advice = "mount `binfmt_misc` at /proc/sys/fs/binfmt_misc";
+            return Check::new(NAME, Verdict::Warning, meaning, advice);
+        }
+    };
+    let (fixed, loose): (Vec<_>, Vec<_>) = handlers.into_iter().partition(|one| one.is_fixed);
+    let names = |handlers: &[Handler]| {
+        let names: BTreeSet<&str> = handlers.iter().map(|handler| handler.processor).collect();
+        names.into_iter().collect::<Vec<_>>().join(", ")
+    };
+    if !fixed.is_empty() {
+        return Check::ok(NAME, format!("programs can be executed for {}", names(&fixed)));
+    }
+    if !loose.is_empty() {
+        let meaning = format!("the emulators of {} are not found in images", names(&loose));
+        let advice = "register them with the flag `F`, as the package `qemu-user-static` does";
+        return Check::new(NAME, Verdict::Warning, meaning, advice);
+    }
+    Check::new(
+        NAME,
+        Verdict::Warning,
+        "no emulator is registered: a `RUN` for another platform does not start",
+        "install the package `qemu-user-static`, if you build for other platforms",
+    )
 }
 
 fn user_namespaces(settings: &RuntimeSettings) -> Check {

@@ -24,6 +24,7 @@ mod runtime;
 mod bundle;
 mod cgroup;
 mod diagnose;
+mod emulation;
 mod linux;
 mod lock;
 mod network;

@@ -57,6 +57,9 @@ pub enum ContainerError {
     /// The image has no such program, or it cannot be executed.
     #[error("`{program}` cannot be executed: {reason}")]
     CannotExecute { program: String, reason: String },
+    /// It is a program for another processor, or damaged.
+    #[error("`{program}` is not a program for this machine")]
+    NotForThisMachine { program: String },
     /// What is to be mounted does not fit the image's files.
     #[error("nothing can be mounted at `{path}`: {reason}")]
     Image { path: String, reason: String },

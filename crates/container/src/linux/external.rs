@@ -104,7 +104,9 @@ fn first_error(folder: &Path) -> Option<String> {
 }
 
 fn explain(folder: &Path, message: String) -> ContainerError {
-    let about_program = message.contains("executable file not found")
+    let is_foreign = message.contains("exec format error");
+    let about_program = is_foreign
+        || message.contains("executable file not found")
         || (message.contains("exec") && message.contains("no such file or directory"))
         || (message.contains("exec") && message.contains("permission denied"));
     if !about_program {
@@ -113,5 +115,9 @@ fn explain(folder: &Path, message: String) -> ContainerError {
     let config: Option<crate::bundle::Config> =
         crate::bundle::read(&crate::bundle::Placement::config_file(folder)).ok();
     let program = config.and_then(|config| config.process.args.into_iter().next());
-    ContainerError::CannotExecute { program: program.unwrap_or_default(), reason: message }
+    let program = program.unwrap_or_default();
+    match is_foreign {
+        true => ContainerError::NotForThisMachine { program },
+        false => ContainerError::CannotExecute { program, reason: message },
+    }
 }

@@ -329,12 +329,12 @@ impl Program {
             }
         }
         let reason = match worst {
+            Errno::ENOEXEC => return ContainerError::NotForThisMachine { program: self.name },
             Errno::ENOENT if self.name.contains('/') => {
                 "no such file, or its interpreter is missing".to_owned()
             }
             Errno::ENOENT => "it is not in `PATH`, or its interpreter is missing".to_owned(),
             Errno::EACCES => "permission denied".to_owned(),
-            Errno::ENOEXEC => "it is not a program for this machine".to_owned(),
             Errno::E2BIG => "arguments and environment are too long".to_owned(),
             other => other.desc().to_lowercase(),
         };
