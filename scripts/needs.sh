@@ -40,6 +40,14 @@ need_docker() {
   as_root rm -f $policy
 }
 
+# need_emulation: programs for arm64 run on this machine, wherever its files are.
+need_emulation() {
+  [ "$(uname -m)" = aarch64 ] && return
+  need_packages qemu-user-static binfmt-support
+  [ -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ] || as_root update-binfmts --enable qemu-aarch64 ||
+    fail "the kernel takes no emulator: is binfmt_misc there?"
+}
+
 # need_rust: checks for cargo; Rust is the one thing that we do not install.
 need_rust() {
   [ -d "$HOME/.cargo/bin" ] && PATH=$HOME/.cargo/bin:$PATH

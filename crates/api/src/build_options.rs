@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::PlatformProperties;
+
 /// Ours: what a build may be told beyond the managed service's members. Every member may be
 /// absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +38,9 @@ pub struct BuildOptions {
     /// What names stand for instead of stages and images; of several with one name the last.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub contexts: Vec<NamedContext>,
+    /// Build for these instead of the request's `platform`, and make one index of the images.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub platforms: Vec<PlatformProperties>,
 }
 
 /// One name of a `--build-context`.

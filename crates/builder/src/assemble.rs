@@ -6,8 +6,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use oci::{ContainerConfig, Descriptor, Digest, History, ImageConfig, ImageManifest, media_type};
+use oci::{
+    ContainerConfig, Descriptor, Digest, History, ImageConfig, ImageIndex, ImageManifest,
+    media_type,
+};
 
+use crate::build::Built;
 use crate::image::BaseImage;
 
 /// A layer of an image: its blob, and the digest of what is in it.
@@ -128,6 +132,30 @@ pub(crate) fn assemble(
     let manifest = to_json(&manifest);
     let descriptor = Descriptor::of(media_type::OCI_MANIFEST, &manifest);
     Assembled { manifest, descriptor, config }
+}
+
+/// An index over images, one for each platform.
+#[derive(Debug, Clone)]
+pub struct ImageIndexBytes {
+    pub descriptor: Descriptor,
+    pub bytes: Bytes,
+}
+
+/// Writes the index of images, in their order. The same images give the same bytes.
+pub fn index_of(images: &[Built]) -> ImageIndexBytes {
+    let manifests = images.iter().map(|image| Descriptor {
+        platform: Some(image.platform.clone()),
+        ..image.descriptor.clone()
+    });
+    let bytes = to_json(&ImageIndex {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_INDEX.to_owned()),
+        artifact_type: None,
+        manifests: manifests.collect(),
+        subject: None,
+        annotations: BTreeMap::new(),
+    });
+    ImageIndexBytes { descriptor: Descriptor::of(media_type::OCI_INDEX, &bytes), bytes }
 }
 
 /// A base may have no history, or too little of it: its layers get lines without words, in

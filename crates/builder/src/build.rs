@@ -162,6 +162,8 @@ pub struct Built {
     pub descriptor: Descriptor,
     pub manifest: Bytes,
     pub config: Bytes,
+    /// What the config says it is for.
+    pub platform: Platform,
     pub layers: Vec<ImageLayer>,
     pub record: BuildRecord,
     pub cost: BuildCost,
@@ -534,6 +536,7 @@ impl<'a> Build<'a> {
             descriptor: image.descriptor,
             manifest: image.manifest,
             config: image.config,
+            platform: stage.config.platform(),
             layers: stage.layers,
             record,
             cost: notes.cost,

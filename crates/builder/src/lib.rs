@@ -45,7 +45,7 @@ mod explain;
 mod record;
 mod secret;
 
-pub use assemble::ImageLayer;
+pub use assemble::{ImageIndexBytes, ImageLayer, index_of};
 pub use build::{BuildRequest, Builder, Built, InFlight, NamedContext, RunPolicy, build};
 pub use cache::{BuildCache, CatalogCache, TrustDomain};
 pub use caches::CacheFolders;

@@ -117,6 +117,21 @@ pub struct BuildCost {
     pub steps: Vec<StepCost>,
 }
 
+impl BuildCost {
+    /// Adds what another build cost that went on at the same time.
+    pub fn add_concurrent(&mut self, other: Self) {
+        self.milliseconds = self.milliseconds.max(other.milliseconds);
+        self.cpu_milliseconds += other.cpu_milliseconds;
+        self.memory_peak = self.memory_peak.max(other.memory_peak);
+        self.pulled += other.pulled;
+        self.written += other.written;
+        self.cache_hits += other.cache_hits;
+        self.cache_misses += other.cache_misses;
+        self.saved_milliseconds += other.saved_milliseconds;
+        self.steps.extend(other.steps);
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StepCost {

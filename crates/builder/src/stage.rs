@@ -344,7 +344,7 @@ impl<'a> Stage<'a> {
         for (target, digest) in sources.digests(run) {
             self.input(&mut detail, InputKind::Mount, &target, digest.as_str());
         }
-        let platform = request.platform.to_string();
+        let platform = self.image.config.platform().to_string();
         self.input(&mut detail, InputKind::Platform, "platform", &platform);
         let hosts = format!("{:?}", request.extra_hosts);
         let network = format!("{:?} {}", run::network(run, request), run.insecure);
@@ -383,7 +383,8 @@ impl<'a> Stage<'a> {
         let mut key = self.key("run");
         let below: Vec<&str> = self.image.layers.iter().map(|l| l.diff_id.as_str()).collect();
         key.list("layers", &below);
-        key.text("platform", &self.build.request.platform.to_string());
+        // The stage's own one: a stage for the building machine is the same for every target.
+        key.text("platform", &self.image.config.platform().to_string());
         key.list("args", &run.args);
         key.list("env", &run.env);
         for (name, value) in &run.arg_values {

@@ -121,7 +121,11 @@ pub(crate) struct Exports {
 
 impl Exports {
     /// Finds out before the build what cannot be done after it.
-    pub(crate) fn prepare(exports: Vec<Export>, images: &[String]) -> Result<Self> {
+    pub(crate) fn prepare(
+        exports: Vec<Export>,
+        images: &[String],
+        platforms: usize,
+    ) -> Result<Self> {
         let places = exports.iter().filter_map(Export::place);
         if places.filter(|place| **place == Place::Stdout).count() > 1 {
             return Err(Error::usage("only one `--output` can have `dest=-`"));
@@ -129,6 +133,10 @@ impl Exports {
         for export in &exports {
             if let Some(place) = export.place() {
                 place.check()?;
+            }
+            if platforms > 1 && matches!(export, Export::Image { form: ImageForm::Docker, .. }) {
+                let told = "`--output type=docker` has room for one platform only";
+                return Err(Error::usage(told).with_hint("`type=oci` has room for several"));
             }
         }
         let exports = Self { exports, images: images.to_vec() };
@@ -200,13 +208,21 @@ impl Exports {
     }
 }
 
-/// The image of a run, whose blobs the run's server has.
+/// What a run built, whose blobs the run's server has: an image, or an index over images.
 pub(crate) struct BuiltImage<'a> {
     connection: &'a Connection,
     run: String,
+    /// What names point at: the manifest of the one image, or the index.
+    pub(crate) top: StoredManifest,
+    /// One for each platform.
+    pub(crate) images: Vec<(StoredManifest, ImageManifest)>,
+}
+
+/// A manifest or index, as the server has it.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredManifest {
     pub(crate) descriptor: Descriptor,
-    pub(crate) manifest: ImageManifest,
-    bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl<'a> BuiltImage<'a> {
@@ -217,24 +233,33 @@ impl<'a> BuiltImage<'a> {
     ) -> Result<Self> {
         let not_told = || Error::failed("the server did not tell what it built");
         let digest: Digest = digest.and_then(|text| text.parse().ok()).ok_or_else(not_told)?;
-        let mut bytes = Vec::new();
-        let mut response = open(connection, run, &digest).await?;
-        while let Some(chunk) = response.chunk().await.map_err(could_not("read the manifest"))? {
-            bytes.extend_from_slice(&chunk);
-            if bytes.len() > MANIFEST_SIZE_MAX {
-                return Err(Error::failed("the server's manifest has no end"));
+        let no_image = |digest| Error::failed(format!("{digest} is not the manifest of an image"));
+        let (top, parsed) = read_manifest(connection, run, &digest).await?;
+        let images = match parsed {
+            Manifest::Image(manifest) => vec![(top.clone(), *manifest)],
+            Manifest::Index(index) => {
+                let mut images = Vec::new();
+                for Descriptor { digest, .. } in index.manifests {
+                    match read_manifest(connection, run, &digest).await? {
+                        (stored, Manifest::Image(manifest)) => images.push((stored, *manifest)),
+                        _ => return Err(no_image(digest)),
+                    }
+                }
+                images
             }
-        }
-        if Digest::with(digest.algorithm(), &bytes) != digest {
-            return Err(damaged(&digest));
-        }
-        let parsed = Manifest::parse(&bytes, None).map_err(could_not("read the manifest"))?;
-        let media_type = parsed.media_type().to_owned();
-        let Manifest::Image(manifest) = parsed else {
-            return Err(Error::failed(format!("{digest} is not the manifest of an image")));
+            Manifest::Artifact(_) => return Err(no_image(digest)),
         };
-        let descriptor = Descriptor::new(media_type, digest, bytes.len() as u64);
-        Ok(Self { connection, run: run.to_owned(), descriptor, manifest: *manifest, bytes })
+        Ok(Self { connection, run: run.to_owned(), top, images })
+    }
+
+    /// The config, if it is one image.
+    pub(crate) fn config(&self) -> Option<&Descriptor> {
+        match self.images.as_slice() {
+            [(stored, manifest)] if stored.descriptor == self.top.descriptor => {
+                Some(&manifest.config)
+            }
+            _ => None,
+        }
     }
 
     /// Gives the bytes of a blob to `take`, and fails at the end if they are not the right ones.
@@ -256,6 +281,28 @@ impl<'a> BuiltImage<'a> {
             false => Err(damaged(&blob.digest)),
         }
     }
+}
+
+async fn read_manifest(
+    connection: &Connection,
+    run: &str,
+    digest: &Digest,
+) -> Result<(StoredManifest, Manifest)> {
+    let mut bytes = Vec::new();
+    let mut response = open(connection, run, digest).await?;
+    while let Some(chunk) = response.chunk().await.map_err(could_not("read the manifest"))? {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > MANIFEST_SIZE_MAX {
+            return Err(Error::failed("the server's manifest has no end"));
+        }
+    }
+    if Digest::with(digest.algorithm(), &bytes) != *digest {
+        return Err(damaged(digest));
+    }
+    let manifest = Manifest::parse(&bytes, None).map_err(could_not("read the manifest"))?;
+    let size = bytes.len() as u64;
+    let descriptor = Descriptor::new(manifest.media_type(), digest.clone(), size);
+    Ok((StoredManifest { descriptor, bytes }, manifest))
 }
 
 async fn open(connection: &Connection, run: &str, digest: &Digest) -> Result<reqwest::Response> {
@@ -342,8 +389,10 @@ mod tests {
             let parsed = Manifest::parse(&bytes, None).unwrap();
             let Manifest::Image(manifest) = parsed else { panic!("it is an image's") };
             let descriptor = Descriptor::of(oci::media_type::OCI_MANIFEST, &bytes);
+            let top = StoredManifest { descriptor, bytes };
             let (connection, run) = (&connection, "c01".to_owned());
-            let image = BuiltImage { connection, run, descriptor, manifest: *manifest, bytes };
+            let images = vec![(top.clone(), *manifest)];
+            let image = BuiltImage { connection, run, top, images };
             for place in [Place::File(file.clone()), Place::Folder(layout.clone())] {
                 let written = archive::write(&image, ImageForm::Oci, &place, &[]).await;
                 let told = written.err().map(|error| error.to_string()).unwrap_or_default();

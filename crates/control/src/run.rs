@@ -201,6 +201,9 @@ pub struct BuildOptions {
     /// By the names that they take from stages and images.
     #[serde(default)]
     pub contexts: BTreeMap<String, NamedContext>,
+    /// Instead of the request's one, if there are several.
+    #[serde(default)]
+    pub platforms: Vec<Platform>,
 }
 
 /// What a name stands for in a build.

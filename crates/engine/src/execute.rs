@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use builder::{
-    BuildError, BuildEvents, BuildRequest, Builder, Built, Compression, ContextOptions, OwnNames,
-    Secrets, StoredImage,
+    BuildError, BuildEvents, BuildRequest, Builder, Compression, ContextOptions, OwnNames, Secrets,
+    StoredImage,
 };
 use container::{Limits, Network};
 use oci::{Digest, Platform, Reference, RegistryName};
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::layout::{LayoutError, store_layout};
 use crate::name::{Destination, NameError};
+use crate::platforms::{BuiltImages, PlatformEvents, ToldWarnings};
 use crate::publish::{Lease, Publication, PublishError, publish};
 use crate::unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
 
@@ -67,7 +68,8 @@ pub struct BuildStep {
     pub dockerfile_name: Option<String>,
     pub target: Option<String>,
     pub arguments: Vec<Argument>,
-    pub platform: Platform,
+    /// At least one; of several the result is an index.
+    pub platforms: Vec<Platform>,
     pub network: Network,
     pub source_date_epoch: Option<i64>,
     pub compression: Compression,
@@ -152,7 +154,7 @@ pub enum Outcome {
 /// What a run that succeeded has made.
 #[derive(Debug)]
 pub struct Output {
-    pub built: Built,
+    pub built: BuiltImages,
     /// Names that now point at the image; empty if it was not pushed.
     pub pushed: Vec<Destination>,
 }
@@ -199,10 +201,10 @@ impl Failure {
         }
     }
 
-    /// Says which context is meant.
-    fn of_context(self, name: &str) -> Self {
+    /// Says what is meant: a context, or a platform.
+    fn of(self, what: impl std::fmt::Display) -> Self {
         let say = |text: String| match text.strip_prefix("error: ") {
-            Some(text) => format!("error: context `{name}`: {text}"),
+            Some(text) => format!("error: {what}: {text}"),
             None => text,
         };
         match self {
@@ -264,8 +266,7 @@ async fn run(
     let named = load_named_contexts(engine, step, workspace.path(), used, stop).await?;
     let build = build_request(engine, request, workspace.path(), named)?;
     let started = Instant::now();
-    let built = builder::build(&engine.builder, &build, events as &dyn BuildEvents, stop).await;
-    let built = built.map_err(|error| build_failure(&error, &build))?;
+    let built = build_images(engine, &build, &step.platforms, events, stop).await?;
     tracing::debug!(run = request.run, elapsed = ?started.elapsed(), "built");
     let pushed = if step.push { names } else { Vec::new() };
     let publication = Publication { run: &request.run, registry: &engine.registry, names: &pushed };
@@ -273,7 +274,7 @@ async fn run(
         PublishError::LeaseLost => Failure::Superseded,
         PublishError::Store(error) => Failure::ours(&error),
     })?;
-    let digest = &built.descriptor.digest;
+    let digest = &built.descriptor().digest;
     for name in &pushed {
         events.image(Some(&name.reference), digest).await;
     }
@@ -281,6 +282,37 @@ async fn run(
         events.image(None, digest).await;
     }
     Ok(Output { built, pushed })
+}
+
+/// Builds for all platforms at once, and makes an index if there are several.
+async fn build_images(
+    engine: &Engine,
+    request: &BuildRequest,
+    platforms: &[Platform],
+    events: &dyn BuildEvents,
+    stop: &CancellationToken,
+) -> Result<BuiltImages, Failure> {
+    if let [platform] = platforms {
+        let request = BuildRequest { platform: platform.clone(), ..request.clone() };
+        let built = builder::build(&engine.builder, &request, events, stop).await;
+        let image = built.map_err(|error| build_failure(&error, &request))?;
+        return Ok(BuiltImages { images: vec![image], index: None });
+    }
+    let told = ToldWarnings::default();
+    let count = u32::try_from(platforms.len()).unwrap_or(u32::MAX);
+    let build = async |(place, platform): (u32, &Platform)| {
+        let request = BuildRequest {
+            platform: platform.clone(),
+            project: format!("{} {platform}", request.project),
+            ..request.clone()
+        };
+        let events = PlatformEvents { events, platform, place: (place, count), told: &told };
+        let built = builder::build(&engine.builder, &request, &events, stop).await;
+        built.map_err(|error| build_failure(&error, &request).of(platform))
+    };
+    let images = futures_util::future::try_join_all((0..).zip(platforms).map(build)).await?;
+    let index = builder::index_of(&images);
+    Ok(BuiltImages { images, index: Some(index) })
 }
 
 fn image_names(engine: &Engine, step: &BuildStep) -> Result<Vec<Destination>, Failure> {
@@ -362,7 +394,8 @@ async fn load_named_contexts(
                 let root = workspace.join(format!("context-{number}"));
                 make_context_folder(&root).map_err(|error| Failure::ours(&error))?;
                 let loaded = load_context(engine, source, root.clone(), limits, stop).await;
-                let loaded = loaded.map_err(|failure| failure.of_context(name))?;
+                let loaded =
+                    loaded.map_err(|failure| failure.of(format_args!("context `{name}`")))?;
                 used.bytes += loaded.bytes;
                 used.entries += loaded.entries;
                 let mut options = ContextOptions::new(root);
@@ -372,7 +405,8 @@ async fn load_named_contexts(
             }
             NamedContext::Layout { source, manifest } => {
                 let loaded = load_layout(engine, source, limits, stop).await;
-                let (blobs, loaded) = loaded.map_err(|failure| failure.of_context(name))?;
+                let (blobs, loaded) =
+                    loaded.map_err(|failure| failure.of(format_args!("context `{name}`")))?;
                 used.bytes += loaded.bytes;
                 used.entries += loaded.entries;
                 builder::NamedContext::Stored(StoredImage { top: manifest.clone(), blobs })
@@ -468,7 +502,6 @@ fn build_request(
         build_args,
         secret_args,
         target: step.target.clone(),
-        platform: step.platform.clone(),
         no_cache: step.no_cache,
         network: step.network,
         limits,

@@ -14,6 +14,7 @@
 mod execute;
 mod layout;
 mod name;
+mod platforms;
 mod publish;
 mod unpack;
 
@@ -23,5 +24,6 @@ pub use execute::{
 };
 pub use layout::{LayoutError, store_layout};
 pub use name::{Destination, NameError};
+pub use platforms::BuiltImages;
 pub use publish::{Lease, Publication, PublishError, publish};
 pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};

@@ -1,14 +1,15 @@
 //! Making a built image visible: the last thing a run does, and the only one that others see.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use builder::Built;
 use bytes::Bytes;
-use oci::{Digest, Manifest, RegistryName};
+use oci::{Descriptor, Digest, Manifest, RegistryName};
 use store::{Catalog, Cause, Expected, NewManifest, StoreError};
 
-use crate::Destination;
+use crate::{BuiltImages, Destination};
 
 /// The right of an attempt to publish: held by one attempt of a run at a time.
 #[async_trait]
@@ -36,12 +37,13 @@ pub enum PublishError {
 /// How long an image that nothing names is kept.
 const UNNAMED_KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Publishes an image under its names: blobs first, then the manifest together with its tags.
+/// Publishes an image under its names: blobs first, then the manifest together with its tags; of
+/// several platforms the manifests first, and then the index.
 ///
 /// Repeating it is harmless. The lease is asked again before each repository.
 pub async fn publish(
     catalog: &Catalog,
-    built: &Built,
+    built: &BuiltImages,
     publication: &Publication<'_>,
     lease: &dyn Lease,
 ) -> Result<(), PublishError> {
@@ -53,11 +55,10 @@ pub async fn publish(
     for digest in &blobs {
         catalog.lease_blob(&owner, digest, UNNAMED_KEEP).await?;
     }
+    let manifests = manifests_of(built);
     if publication.names.is_empty() {
-        return keep_unnamed(catalog, built, &owner).await;
+        return keep_unnamed(catalog, &manifests, &owner).await;
     }
-    let manifest = Manifest::parse(&built.manifest, Some(&built.descriptor.media_type))
-        .expect("the builder writes valid manifests");
     let mut repositories: Vec<_> = publication.names.iter().map(|name| &name.repository).collect();
     repositories.sort();
     repositories.dedup();
@@ -65,41 +66,60 @@ pub async fn publish(
         for digest in &blobs {
             catalog.link_blob(registry, repository, digest).await?;
         }
-        let tags: Vec<_> = (publication.names.iter())
-            .filter(|name| name.repository == *repository)
-            .map(|name| (name.tag.clone(), Expected::Any))
-            .collect();
         if !lease.holds().await {
             return Err(PublishError::LeaseLost);
         }
-        let new = NewManifest {
-            digest: &built.descriptor.digest,
-            media_type: &built.descriptor.media_type,
-            bytes: built.manifest.clone(),
-            manifest: &manifest,
-        };
-        catalog.put_manifest(registry, repository, new, &tags, &cause).await?;
+        for (descriptor, bytes) in &manifests {
+            let manifest = Manifest::parse(bytes, Some(&descriptor.media_type))
+                .expect("the builder writes valid manifests");
+            let is_named = *descriptor == built.descriptor();
+            let tags: Vec<_> = (publication.names.iter())
+                .filter(|name| is_named && name.repository == *repository)
+                .map(|name| (name.tag.clone(), Expected::Any))
+                .collect();
+            let new = NewManifest {
+                digest: &descriptor.digest,
+                media_type: &descriptor.media_type,
+                bytes: bytes.clone(),
+                manifest: &manifest,
+            };
+            catalog.put_manifest(registry, repository, new, &tags, &cause).await?;
+        }
     }
-    let record = serde_json::to_string(&built.record).expect("plain structs serialize");
-    catalog.put_build_record(registry, &built.descriptor.digest, &record).await?;
+    for image in &built.images {
+        let record = serde_json::to_string(&image.record).expect("plain structs serialize");
+        catalog.put_build_record(registry, &image.descriptor.digest, &record).await?;
+    }
     catalog.release_leases(&owner).await?;
     Ok(())
 }
 
-/// Keeps the manifest as a blob under the lease that its layers have already.
-async fn keep_unnamed(catalog: &Catalog, built: &Built, owner: &str) -> Result<(), PublishError> {
-    let bytes: Bytes = built.manifest.clone();
-    let mut upload = catalog.blobs().begin_upload(oci::Algorithm::Sha256).await?;
-    upload.write(bytes).await?;
-    upload.commit(Some(&built.descriptor.digest)).await?;
-    catalog.lease_blob(owner, &built.descriptor.digest, UNNAMED_KEEP).await?;
+/// Keeps manifests as blobs under the lease that their layers have already.
+async fn keep_unnamed(
+    catalog: &Catalog,
+    manifests: &[(&Descriptor, Bytes)],
+    owner: &str,
+) -> Result<(), PublishError> {
+    for (descriptor, bytes) in manifests {
+        let mut upload = catalog.blobs().begin_upload(oci::Algorithm::Sha256).await?;
+        upload.write(bytes.clone()).await?;
+        upload.commit(Some(&descriptor.digest)).await?;
+        catalog.lease_blob(owner, &descriptor.digest, UNNAMED_KEEP).await?;
+    }
     Ok(())
 }
 
-fn blobs_of(built: &Built) -> Vec<Digest> {
-    let layers = built.layers.iter().map(|layer| layer.descriptor.digest.clone());
-    let mut blobs: Vec<Digest> = layers.chain([built.record.output.config.clone()]).collect();
-    blobs.sort();
-    blobs.dedup();
-    blobs
+/// The manifests of the images; last, if there is one, the index, which needs the others.
+fn manifests_of(built: &BuiltImages) -> Vec<(&Descriptor, Bytes)> {
+    let images = built.images.iter().map(|image| (&image.descriptor, image.manifest.clone()));
+    let index = built.index.iter().map(|index| (&index.descriptor, index.bytes.clone()));
+    images.chain(index).collect()
+}
+
+fn blobs_of(built: &BuiltImages) -> BTreeSet<Digest> {
+    let of = |image: &Built| {
+        let layers = image.layers.iter().map(|layer| layer.descriptor.digest.clone());
+        layers.chain([image.record.output.config.clone()]).collect::<Vec<_>>()
+    };
+    built.images.iter().flat_map(of).collect()
 }

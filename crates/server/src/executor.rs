@@ -226,7 +226,10 @@ fn run_request(attempt: &Attempt) -> Result<RunRequest, ReferenceError> {
             dockerfile_name: dockerfile_name(&request.dockerfile, request.dockerfile_name.clone()),
             target: request.target.clone(),
             arguments: arguments.collect(),
-            platform: request.platform.clone(),
+            platforms: match request.options.platforms.as_slice() {
+                [] => vec![request.platform.clone()],
+                several => several.to_vec(),
+            },
             network: match request.network.as_deref() {
                 Some("none") => Network::None,
                 Some("host") => Network::Host,
@@ -279,7 +282,7 @@ fn dockerfile_name(path: &str, name: Option<String>) -> Option<String> {
 }
 
 fn succeeded(engine: &Engine, output: &engine::Output) -> Outcome {
-    let digest = &output.built.descriptor.digest;
+    let digest = &output.built.descriptor().digest;
     let login_server = engine.own.host(&engine.registry).unwrap_or(engine.registry.as_str());
     let images = output.pushed.iter().map(|name| OutputImage {
         registry: login_server.to_owned(),
@@ -291,7 +294,7 @@ fn succeeded(engine: &Engine, output: &engine::Output) -> Outcome {
         end: End::Succeeded,
         images: images.collect(),
         digest: Some(digest.clone()),
-        cost: serde_json::to_value(&output.built.cost).ok(),
+        cost: serde_json::to_value(output.built.cost()).ok(),
     }
 }
 

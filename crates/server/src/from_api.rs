@@ -15,6 +15,9 @@ const ITEMS_MAX: usize = 1000;
 /// Named contexts of one build; each may be an upload.
 const CONTEXTS_MAX: usize = 100;
 
+/// Platforms of one build, all of which are built at once.
+const PLATFORMS_MAX: usize = 16;
+
 /// A secret of a build, in bytes.
 const SECRET_SIZE_MAX: usize = 500 << 10;
 
@@ -223,7 +226,18 @@ fn build_options(options: api::BuildOptions, uploads: &Uploads) -> Result<BuildO
         let wrong = || refuse(format!("`{}` is not of the form `NAME=SOFT[:HARD]`", cut(text)));
         parsed.ok_or_else(wrong)
     };
+    if options.platforms.len() > PLATFORMS_MAX {
+        return Err(refuse(format!("more than {PLATFORMS_MAX} platforms")));
+    }
+    let mut platforms = Vec::new();
+    for wanted in &options.platforms {
+        let wanted = platform(wanted)?;
+        if !platforms.contains(&wanted) {
+            platforms.push(wanted);
+        }
+    }
     Ok(BuildOptions {
+        platforms,
         secrets,
         extra_hosts: options.extra_hosts.iter().map(host).collect::<Result<_, _>>()?,
         ulimits: options.ulimits.iter().map(ulimit).collect::<Result<_, _>>()?,
@@ -269,7 +283,8 @@ fn platform(platform: &api::PlatformProperties) -> Result<Platform, ApiError> {
     let Some(architecture) = platform.architecture.as_deref().map(str::to_ascii_lowercase) else {
         return Ok(Platform::host());
     };
-    let known = ["amd64", "x86", "386", "arm", "arm64"];
+    // The last three are ours; `buildOptions.platforms` is likelier to name them.
+    let known = ["amd64", "x86", "386", "arm", "arm64", "ppc64le", "riscv64", "s390x"];
     if !known.contains(&architecture.as_str()) {
         let message =
             format!("architecture `{}` is not one of `{}`", cut(&architecture), known.join("`, `"));
@@ -405,7 +420,7 @@ mod tests {
         check_refused(
             json!({ "platform": { "os": "linux", "architecture": "sparc" } }),
             expect![
-                "platform: architecture `sparc` is not one of `amd64`, `x86`, `386`, `arm`, `arm64`"
+                "platform: architecture `sparc` is not one of `amd64`, `x86`, `386`, `arm`, `arm64`, `ppc64le`, `riscv64`, `s390x`"
             ],
         );
         check_refused(

@@ -88,8 +88,9 @@ pub struct Args {
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
 
-    /// Platform to build for, OS[/ARCHITECTURE[/VARIANT]]
-    #[arg(long, value_name = "PLATFORM")]
+    /// Platforms to build for, OS[/ARCHITECTURE[/VARIANT]]; several, also after commas, give one
+    /// index
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
     platform: Vec<String>,
 
     /// Execute every instruction again
@@ -190,7 +191,8 @@ pub(super) async fn run(
     if args.check {
         return check::run(session, &args);
     }
-    let exports = Exports::prepare(session.global.exports(), &args.images)?;
+    let platforms = platforms(&args)?;
+    let exports = Exports::prepare(session.global.exports(), &args.images, platforms.len())?;
     if args.no_wait && exports.are_written() {
         return Err(Error::usage("`--output type=…` needs the end of the run")
             .with_hint("leave `--no-wait` away"));
@@ -203,7 +205,7 @@ pub(super) async fn run(
         can_write(file)?;
     }
     let connection = session.connection()?;
-    let mut request = request(&args, &exports, session)?;
+    let mut request = request(&args, &exports, platforms, session)?;
     let source = Source::find(&args.context, args.file.as_deref())?;
     let contexts = NamedContext::find_all(&args.build_contexts)?;
     request.docker_file_path.clone_from(&source.dockerfile_path);
@@ -287,9 +289,17 @@ async fn write(
 }
 
 /// What the flags ask for; the source is not known yet.
-fn request(args: &Args, exports: &Exports, session: &Session<'_>) -> Result<DockerBuildRequest> {
+fn request(
+    args: &Args,
+    exports: &Exports,
+    mut platforms: Vec<PlatformProperties>,
+    session: &Session<'_>,
+) -> Result<DockerBuildRequest> {
     let names = exports.pushed_names();
-    let platform = platform(args)?;
+    let platform = platforms[0].clone();
+    if platforms.len() == 1 {
+        platforms.clear();
+    }
     if let Some(timeout) = args.timeout
         && !(300..=28_800).contains(&timeout)
     {
@@ -310,16 +320,23 @@ fn request(args: &Args, exports: &Exports, session: &Session<'_>) -> Result<Dock
         source_date_epoch: source_date_epoch(session)?,
         network: args.network.clone(),
         docker_file_name: None,
-        build_options: build_options(args, session)?,
+        build_options: build_options(args, platforms, session)?,
     })
 }
 
-fn platform(args: &Args) -> Result<PlatformProperties> {
-    match args.platform.as_slice() {
-        [] => parse_platform("linux"),
-        [one] if !one.contains(',') => parse_platform(one),
-        _ => Err(Error::usage("several platforms at once are not supported yet")),
+/// At least one; each once.
+fn platforms(args: &Args) -> Result<Vec<PlatformProperties>> {
+    if args.platform.is_empty() {
+        return Ok(vec![parse_platform("linux")?]);
     }
+    let mut platforms = Vec::new();
+    for text in &args.platform {
+        let platform = parse_platform(text)?;
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    Ok(platforms)
 }
 
 /// The values for `ARG`s.
@@ -340,7 +357,11 @@ fn arguments(args: &Args, session: &Session<'_>) -> Result<Vec<Argument>> {
     arguments.collect()
 }
 
-fn build_options(args: &Args, session: &Session<'_>) -> Result<BuildOptions> {
+fn build_options(
+    args: &Args,
+    platforms: Vec<PlatformProperties>,
+    session: &Session<'_>,
+) -> Result<BuildOptions> {
     let secret = |text: &String| secret(text, session);
     let pair = |text: &String| {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
@@ -365,6 +386,7 @@ fn build_options(args: &Args, session: &Session<'_>) -> Result<BuildOptions> {
         no_cache_stages: args.no_cache_filter.iter().map(|stage| stage.to_lowercase()).collect(),
         explain_cache: args.cache_explain,
         contexts: Vec::new(),
+        platforms,
     })
 }
 
@@ -685,8 +707,10 @@ fn write_metadata(
         "refit.status": properties.status,
     });
     if let Some(image) = image {
-        metadata["containerimage.config.digest"] = image.manifest.config.digest.as_str().into();
-        metadata["containerimage.descriptor"] = export::descriptor(&image.descriptor);
+        if let Some(config) = image.config() {
+            metadata["containerimage.config.digest"] = config.digest.as_str().into();
+        }
+        metadata["containerimage.descriptor"] = export::descriptor(&image.top.descriptor);
     }
     std::fs::write(file, format!("{metadata:#}\n"))
         .map_err(could_not(format!("write `{}`", file.display())))

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use oci::{Descriptor, Reference, media_type};
+use oci::{Descriptor, ImageManifest, Reference, media_type};
 use serde_json::{Value, json};
 use tar::Header;
 
@@ -45,15 +45,22 @@ pub(super) async fn write(
         "manifests": manifests,
     });
     target.put("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#).await?;
-    target.put(&path_of(&image.descriptor), &image.bytes).await?;
     let mut written = BTreeSet::new();
-    for blob in std::iter::once(&image.manifest.config).chain(&image.manifest.layers) {
-        if written.insert(&blob.digest) {
-            target.copy(image, blob).await?;
+    for (stored, manifest) in &image.images {
+        for blob in std::iter::once(&manifest.config).chain(&manifest.layers) {
+            if written.insert(&blob.digest) {
+                target.copy(image, blob).await?;
+            }
+        }
+        if written.insert(&stored.descriptor.digest) {
+            target.put(&path_of(&stored.descriptor), &stored.bytes).await?;
         }
     }
+    if written.insert(&image.top.descriptor.digest) {
+        target.put(&path_of(&image.top.descriptor), &image.top.bytes).await?;
+    }
     if form == ImageForm::Docker {
-        target.put("manifest.json", json!([docker_entry(image, names)]).to_string()).await?;
+        target.put("manifest.json", docker_entries(image, names).to_string()).await?;
     }
     // In a folder the index is what makes the image visible.
     target.put("index.json", index.to_string()).await?;
@@ -63,7 +70,7 @@ pub(super) async fn write(
 /// The image once under each name, or once without.
 fn index_entries(image: &BuiltImage<'_>, names: &[Reference]) -> Vec<Value> {
     let entry = |annotations: Value| {
-        let mut entry = descriptor(&image.descriptor);
+        let mut entry = descriptor(&image.top.descriptor);
         if annotations.is_object() {
             entry["annotations"] = annotations;
         }
@@ -89,12 +96,16 @@ pub(crate) fn descriptor(descriptor: &Descriptor) -> Value {
     })
 }
 
-fn docker_entry(image: &BuiltImage<'_>, names: &[Reference]) -> Value {
-    json!({
-        "Config": path_of(&image.manifest.config),
-        "RepoTags": names.iter().map(Reference::familiar).collect::<Vec<_>>(),
-        "Layers": image.manifest.layers.iter().map(path_of).collect::<Vec<_>>(),
-    })
+fn docker_entries(image: &BuiltImage<'_>, names: &[Reference]) -> Value {
+    let names: Vec<_> = names.iter().map(Reference::familiar).collect();
+    let entry = |(_, manifest): &(_, ImageManifest)| {
+        json!({
+            "Config": path_of(&manifest.config),
+            "RepoTags": names,
+            "Layers": manifest.layers.iter().map(path_of).collect::<Vec<_>>(),
+        })
+    };
+    image.images.iter().map(entry).collect()
 }
 
 /// The images of a layout that is there stay in its index, unless their name is taken.

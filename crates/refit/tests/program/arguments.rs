@@ -28,8 +28,7 @@ fn flags_of_later_versions_are_refused_by_name() {
     for (flags, name) in [
         (&["--ssh"][..], "`--ssh`"),
         (&["--agent-pool", "pool"], "`--agent-pool`"),
-        (&["--platform", "linux/amd64,linux/arm64"], "several platforms"),
-        (&["--platform", "linux/amd64", "--platform", "linux/arm64"], "several platforms"),
+        (&["--platform", "linux/amd64,,"], "`` is not a platform"),
         (&["--output", "type=tar,dest=x"], "not supported yet"),
         (&["--timeout", "5"], "`--timeout 5`"),
     ] {

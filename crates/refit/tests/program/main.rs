@@ -15,6 +15,7 @@ mod gc;
 mod login;
 mod memory;
 mod output;
+mod platforms;
 mod repository;
 mod serve;
 mod task;

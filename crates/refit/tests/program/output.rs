@@ -15,7 +15,7 @@ use crate::sandbox;
 /// so in CI.
 #[track_caller]
 #[expect(clippy::disallowed_methods, reason = "programs that the tests compare with")]
-fn tool(sandbox: &Sandbox, name: &str, args: &[&str]) -> Option<String> {
+pub(crate) fn tool(sandbox: &Sandbox, name: &str, args: &[&str]) -> Option<String> {
     let ran = Command::new(name).args(args).current_dir(sandbox.path("")).output();
     let Ok(output) = ran else {
         assert!(std::env::var_os("CI").is_none(), "`{name}` is not installed");
@@ -25,7 +25,7 @@ fn tool(sandbox: &Sandbox, name: &str, args: &[&str]) -> Option<String> {
     Some(String::from_utf8(output.stdout).expect("it prints text"))
 }
 
-fn json(file: &Path) -> Value {
+pub(crate) fn json(file: &Path) -> Value {
     serde_json::from_slice(&fs::read(file).expect("it is there")).expect("it is JSON")
 }
 

@@ -221,10 +221,8 @@ pub(crate) async fn blob(
         || ApiError::not_found(format!("blob `{}` of run `{}`", from_api::cut(&digest), run.id));
     let wanted: Digest = digest.parse().map_err(|_| missing())?;
     let built = run.digest.clone().ok_or_else(missing)?;
-    if wanted != built {
-        let manifest = read_manifest(&state, &built).await?;
-        let is_part = manifest.references().blobs.iter().any(|blob| blob.digest == wanted);
-        is_part.then_some(()).ok_or_else(missing)?;
+    if wanted != built && !is_part(&state, &built, &wanted).await? {
+        return Err(missing());
     }
     let blob = state.catalog.blobs().open(&wanted, 0).await?;
     let size = blob.remaining();
@@ -232,6 +230,20 @@ pub(crate) async fn blob(
     let mut response = stream_response("application/octet-stream", chunks);
     response.headers_mut().insert(CONTENT_LENGTH, size.into());
     Ok(response)
+}
+
+/// Whether a blob belongs to what was built: an image, or an index over images.
+async fn is_part(state: &Shared, built: &Digest, wanted: &Digest) -> Result<bool, ApiError> {
+    let has =
+        |manifest: &Manifest| manifest.references().blobs.iter().any(|blob| blob.digest == *wanted);
+    let manifest = read_manifest(state, built).await?;
+    let Manifest::Index(index) = &manifest else { return Ok(has(&manifest)) };
+    for image in &index.manifests {
+        if image.digest == *wanted || has(&read_manifest(state, &image.digest).await?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 async fn read_manifest(state: &Shared, digest: &Digest) -> Result<Manifest, ApiError> {

@@ -7,7 +7,7 @@ use dockerfile::lint::{Finding, LintOptions, lint};
 use dockerfile::{DockerfileError, PlanOptions, Platform, parse};
 use serde::Serialize;
 
-use super::{Args, arguments, platform};
+use super::{Args, arguments, platforms};
 use crate::commands::Session;
 use crate::context::{NamedContext, Source};
 use crate::error::{Error, Result};
@@ -38,7 +38,8 @@ pub(super) fn run(session: &Session<'_>, args: &Args) -> Result<()> {
         let shown = error.render(file, text);
         Error::failed(shown.strip_prefix("error: ").unwrap_or(&shown))
     };
-    let asked = platform(args)?;
+    // What is found does not depend on it, but for the values of its arguments.
+    let asked = platforms(args)?.swap_remove(0);
     let host = Platform::host();
     let architecture = asked.architecture.as_deref().unwrap_or(&host.architecture);
     let arguments = arguments(args, session)?;
