@@ -13,7 +13,7 @@ use crate::Terminal;
 use crate::filters::Filters;
 use crate::sandbox::program;
 
-/// A command that takes longer hangs.
+/// A command that takes longer hangs, unless it was given more time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A command that is about to be run.
@@ -24,6 +24,7 @@ pub struct Invocation {
     environment: BTreeMap<String, String>,
     stdin: Option<Vec<u8>>,
     terminal: Option<OwnedFd>,
+    patience: Duration,
     filters: Filters,
 }
 
@@ -46,6 +47,7 @@ impl Invocation {
             environment: environment.into(),
             stdin: None,
             terminal: None,
+            patience: PATIENCE,
             filters: Filters::new(&root),
         }
     }
@@ -99,6 +101,13 @@ impl Invocation {
         self
     }
 
+    /// Gives it more time before it counts as hanging.
+    #[must_use]
+    pub fn within(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// Starts it; the test goes on meanwhile.
     #[track_caller]
     #[expect(clippy::disallowed_methods, reason = "tests run the program itself")]
@@ -124,7 +133,13 @@ impl Invocation {
         }
         let stdout = collect(child.stdout.take().expect("stdout is a pipe"));
         let stderr = collect(child.stderr.take().expect("stderr is a pipe"));
-        Running { child, stdout: Some(stdout), stderr: Some(stderr), filters: self.filters }
+        Running {
+            child,
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+            patience: self.patience,
+            filters: self.filters,
+        }
     }
 
     /// Runs it to its end.
@@ -153,6 +168,7 @@ pub struct Running {
     child: Child,
     stdout: Option<JoinHandle<String>>,
     stderr: Option<JoinHandle<String>>,
+    patience: Duration,
     filters: Filters,
 }
 
@@ -176,7 +192,7 @@ impl Running {
 
     #[track_caller]
     pub fn wait(mut self) -> Outcome {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("it can be waited for") {
                 break status;
