@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::layout::{LayoutError, store_layout};
 use crate::name::{Destination, NameError};
 use crate::platforms::{BuiltImages, PlatformEvents, ToldWarnings};
-use crate::publish::{Lease, Publication, PublishError, publish};
+use crate::publish::{Lease, Publication, PublishError, abandon, publish};
 use crate::unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
 
 /// What runs need of the machine; shared by all runs of a registry.
@@ -173,14 +173,18 @@ pub async fn execute(
     let _stop_at_end = stop.clone().drop_guard();
     let work = run(engine, request, events, lease, &stop);
     let outcome = tokio::select! {
-        outcome = tokio::time::timeout(request.timeout, work) => outcome,
-        () = cancel.cancelled() => return Outcome::Canceled,
+        outcome = tokio::time::timeout(request.timeout, work) => match outcome {
+            Ok(Ok(output)) => return Outcome::Succeeded(Box::new(output)),
+            Ok(Err(failure)) => failure.outcome(),
+            Err(_) => Outcome::TimedOut,
+        },
+        () = cancel.cancelled() => Outcome::Canceled,
     };
-    match outcome {
-        Ok(Ok(output)) => Outcome::Succeeded(Box::new(output)),
-        Ok(Err(failure)) => failure.outcome(),
-        Err(_) => Outcome::TimedOut,
+    // What another attempt holds by now is not ours to release.
+    if lease.holds().await {
+        abandon(&engine.catalog, &engine.registry, &request.run).await;
     }
+    outcome
 }
 
 /// Why a run did not succeed, before it is put into words.

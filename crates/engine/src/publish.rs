@@ -51,7 +51,7 @@ pub async fn publish(
     let cause = Cause::Build { run: publication.run.to_owned() };
     let blobs = blobs_of(built);
     // Nothing is collected while it is on its way, nor for a day if it has no name.
-    let owner = format!("publish:{}", publication.run);
+    let owner = lease_owner(registry, publication.run);
     for digest in &blobs {
         catalog.lease_blob(&owner, digest, UNNAMED_KEEP).await?;
     }
@@ -92,6 +92,19 @@ pub async fn publish(
     }
     catalog.release_leases(&owner).await?;
     Ok(())
+}
+
+/// Ends what [`publish`] holds if it was cut off.
+pub(crate) async fn abandon(catalog: &Catalog, registry: &RegistryName, run: &str) {
+    let owner = lease_owner(registry, run);
+    if let Err(error) = catalog.release_leases(&owner).await {
+        tracing::warn!(%error, owner, "leases not released; they end within a day");
+    }
+}
+
+/// Runs have their numbers from their registry.
+fn lease_owner(registry: &RegistryName, run: &str) -> String {
+    format!("publish/{registry}/{run}")
 }
 
 /// Keeps manifests as blobs under the lease that their layers have already.

@@ -59,8 +59,10 @@ fn as_root_a_killed_server_s_build_is_taken_up_again() {
     let image = validate(&server.registry(), "app", "1");
     assert_eq!(image.text("made").trim(), step.mark);
     // Nothing is left of the attempt that was cut off.
-    let work = fs::read_dir(sandbox.data().join("runs")).map_or(0, Iterator::count);
-    assert_eq!(work, 0);
+    let workspaces = sandbox.data().join("workspaces/local");
+    until("the end of the workspace", || {
+        (fs::read_dir(&workspaces).unwrap().count() == 0).then_some(())
+    });
 }
 
 #[test]

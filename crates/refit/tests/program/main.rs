@@ -5,6 +5,7 @@
 mod add;
 mod arguments;
 mod build;
+mod cancel;
 mod completions;
 mod contexts;
 mod crash;
