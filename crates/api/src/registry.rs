@@ -98,6 +98,53 @@ pub struct GarbageBlob {
     pub size: u64,
 }
 
+/// Body of `POST .../scrub`: read all content again, from the start.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScrubRequest {
+    /// Bytes a second at most, 0 for no bound; the server's setting if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+}
+
+/// Answer of `GET .../scrub` and `POST .../scrub`: how far the pass over stored content is that is
+/// under way or was the last, and what is damaged.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScrubReport {
+    /// Absent if there was no pass yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_time: Option<String>,
+    /// Absent while it is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_time: Option<String>,
+    /// What the pass has read.
+    pub blobs: u64,
+    pub bytes: u64,
+    /// How many of these were damaged.
+    pub found: u64,
+    /// What the store holds now.
+    pub stored_blobs: u64,
+    pub stored_bytes: u64,
+    /// What is damaged now, by whomever it was found.
+    pub damaged: Vec<DamagedBlob>,
+}
+
+/// A blob that counts as not stored until somebody stores it again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DamagedBlob {
+    pub digest: String,
+    pub size: u64,
+    /// Some of the repositories that miss it.
+    pub repositories: Vec<RepositoryRef>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RepositoryRef {
+    pub registry: String,
+    pub repository: String,
+}
+
 /// Answer of `GET /api/v1/version`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -8,6 +8,7 @@ mod login;
 mod logout;
 mod manifest;
 mod repository;
+mod scrub;
 mod tag;
 mod task;
 mod version;
@@ -38,6 +39,8 @@ pub enum Command {
     Task(task::Command),
     /// Delete what nothing refers to any more
     Gc(gc::Args),
+    /// Read all content again, and tell what is damaged
+    Scrub(scrub::Args),
     /// Remember credentials for a server, and use it from now on
     Login(login::Args),
     /// Forget the credentials for a server
@@ -105,6 +108,7 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Tag(command) => tag::run(session, command).await,
         Command::Task(command) => task::run(session, command).await,
         Command::Gc(args) => gc::run(session, args).await,
+        Command::Scrub(args) => scrub::run(session, args).await,
         Command::Login(args) => login::run(session, args).await,
         Command::Logout(args) => logout::run(session, args),
         Command::Version(args) => version::run(session, args).await,

@@ -173,6 +173,7 @@ impl App {
                 grace: settings.store.garbage_grace,
                 cache_size_max: settings.store.cache_size_max,
             },
+            scrub: tokio::sync::Notify::new(),
             body_stall: settings.limits.body_stall,
             metrics: crate::state::Metrics::default(),
             leaving: CancellationToken::new(),
@@ -218,6 +219,12 @@ impl App {
         let period = self.settings.store.garbage_period;
         parts.spawn(background::sweep(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::collect_garbage(Arc::clone(&self.state), period, shutdown.clone()));
+        let scrub = background::ScrubSettings {
+            period: self.settings.store.scrub_period,
+            rate: self.settings.store.scrub_rate,
+            only_when_asked: self.kind == OwnerKind::Command,
+        };
+        parts.spawn(background::scrub(Arc::clone(&self.state), scrub, shutdown.clone()));
         let working = tokio::spawn(self.worker.run(shutdown.clone()));
         let stopping = async {
             shutdown.cancelled().await;

@@ -1,10 +1,11 @@
-//! Work that nobody asks for: collecting garbage and forgetting what is old.
+//! Work that nobody asks for: collecting garbage, reading content again, forgetting what is old.
 //!
 //! Each pass compares what is there with what settings keep, and takes no input, so that a
 //! restart or a missed pass costs only time.
 
 use std::time::Duration;
 
+use store::ScrubPass;
 use tokio_util::sync::CancellationToken;
 
 use crate::state::Shared;
@@ -49,6 +50,66 @@ pub(crate) async fn collect_garbage(state: Shared, period: Duration, shutdown: C
             Err(error) => tracing::error!(%error, "garbage could not be collected"),
         }
     }
+}
+
+/// Reads stored content again and again until `shutdown`, to find what is damaged. Without a
+/// `period`, when somebody asks for it.
+pub(crate) async fn scrub(state: Shared, settings: ScrubSettings, shutdown: CancellationToken) {
+    if settings.only_when_asked {
+        tokio::select! {
+            () = state.scrub.notified() => (),
+            () = shutdown.cancelled() => return,
+        }
+    }
+    loop {
+        tokio::select! {
+            result = scrub_once(&state, &settings) => if let Err(error) = result {
+                tracing::error!(%error, "stored content could not be read again");
+                pause(SCRUB_RETRY, &shutdown).await;
+            },
+            // Another pass was begun in the place of this one.
+            () = state.scrub.notified() => (),
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// How content is read again.
+#[derive(Debug, Clone)]
+pub(crate) struct ScrubSettings {
+    pub(crate) period: Option<Duration>,
+    /// Bytes a second at most, 0 for no bound.
+    pub(crate) rate: u64,
+    /// Not before somebody asks: a command is there for something else.
+    pub(crate) only_when_asked: bool,
+}
+
+/// After an error the pass goes on at the same place, for which there must be some hope.
+const SCRUB_RETRY: Duration = Duration::from_secs(60);
+
+/// From pass to pass, however short the period is.
+const SCRUB_PAUSE: Duration = Duration::from_secs(1);
+
+/// Waits until a pass is due, and carries it on to its end.
+async fn scrub_once(state: &Shared, settings: &ScrubSettings) -> store::Result<()> {
+    let pass = state.catalog.scrub_pass().await?;
+    let now = jiff::Timestamp::now().as_millisecond();
+    let Some(wait) = ScrubPass::wait(pass.as_ref(), settings.period, now) else {
+        return std::future::pending().await;
+    };
+    if pass.is_none_or(|pass| pass.finished_at.is_some()) {
+        tokio::time::sleep(wait.max(SCRUB_PAUSE)).await;
+        state.catalog.begin_scrub(None).await?;
+    }
+    state.catalog.scrub(settings.rate).await?;
+    let Some(pass) = state.catalog.scrub_pass().await? else { return Ok(()) };
+    tracing::info!(
+        blobs = pass.blobs,
+        bytes = pass.bytes,
+        damaged = pass.damaged,
+        "stored content was read again"
+    );
+    Ok(())
 }
 
 async fn pause(period: Duration, shutdown: &CancellationToken) {

@@ -3,6 +3,7 @@
 mod content;
 mod health;
 mod runs;
+mod scrub;
 mod sources;
 
 use std::sync::atomic::Ordering;
@@ -41,9 +42,11 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
         .route("/repositories/{name}/manifests/{reference}", get(content::manifest))
         .route("/repositories/{name}/manifests/{reference}", delete(content::delete_manifest))
         .route("/gc", post(content::collect_garbage))
+        .route("/scrub", get(scrub::of_registry).post(scrub::begin_for_registry))
         .layer(middleware::from_fn_with_state(Shared::clone(&state), authenticate));
     let of_server = Router::new()
         .route("/api/v1/gc", post(content::collect_garbage_of_server))
+        .route("/api/v1/scrub", get(scrub::report).post(scrub::begin))
         .layer(middleware::from_fn_with_state(Shared::clone(&state), authenticate));
     // The address of an upload is its own permission, as in the managed service.
     let uploads = Router::new().route("/sources/upload/{id}", put(sources::upload));

@@ -60,6 +60,10 @@ pub struct StoreSettings {
     pub cache_size_max: u64,
     pub garbage_period: Duration,
     pub garbage_grace: Duration,
+    /// None: only when somebody asks.
+    pub scrub_period: Option<Duration>,
+    /// Bytes a second; 0: no bound.
+    pub scrub_rate: u64,
     pub log_keep: Duration,
     pub run_keep: Duration,
 }

@@ -9,6 +9,7 @@ use control::{Runs, Sources};
 use oci::RegistryName;
 use registry::Peer;
 use store::{Catalog, GcOptions};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;
@@ -25,6 +26,8 @@ pub(crate) struct State {
     pub(crate) keys: Arc<Keys>,
     pub(crate) build_defaults: BuildDefaults,
     pub(crate) garbage: GcOptions,
+    /// A pass over stored content was begun.
+    pub(crate) scrub: Notify,
     /// A body that brings nothing for this long is given up.
     pub(crate) body_stall: Duration,
     pub(crate) metrics: Metrics,

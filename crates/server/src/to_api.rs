@@ -2,7 +2,10 @@
 
 use control::{Event, EventKind, Run, RunStatus, Stream};
 use oci::RegistryName;
-use store::{Deleted, GcReport, ManifestEntry, ManifestInfo, Millis, TagInfo};
+use store::{
+    Deleted, GcReport, LostBlob, ManifestEntry, ManifestInfo, Millis, ScrubPass, StoredSize,
+    TagInfo,
+};
 
 use crate::registries::{OwnNames, Registries};
 
@@ -159,6 +162,35 @@ pub(crate) fn garbage(report: &GcReport, dry_run: bool) -> api::GarbageReport {
         cache_entries: report.cache_entries,
         uploads: report.uploads,
         bytes: report.bytes,
+    }
+}
+
+pub(crate) fn scrub(
+    pass: Option<&ScrubPass>,
+    stored: StoredSize,
+    lost: &[LostBlob],
+) -> api::ScrubReport {
+    let damaged = |blob: &LostBlob| api::DamagedBlob {
+        digest: blob.digest.to_string(),
+        size: blob.size,
+        repositories: blob
+            .repositories
+            .iter()
+            .map(|(registry, repository)| api::RepositoryRef {
+                registry: registry.to_string(),
+                repository: repository.to_string(),
+            })
+            .collect(),
+    };
+    api::ScrubReport {
+        started_time: pass.map(|pass| time(pass.started_at)),
+        finished_time: pass.and_then(|pass| pass.finished_at).map(time),
+        blobs: pass.map_or(0, |pass| pass.blobs),
+        bytes: pass.map_or(0, |pass| pass.bytes),
+        found: pass.map_or(0, |pass| pass.damaged),
+        stored_blobs: stored.blobs,
+        stored_bytes: stored.bytes,
+        damaged: lost.iter().map(damaged).collect(),
     }
 }
 

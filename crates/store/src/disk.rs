@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use oci::{Algorithm, Digest, Hasher};
 use rustix::fs::Advice;
+use rustix::io::Errno;
 use tokio::task::JoinHandle;
 
 use crate::blob::{BlobReader, BlobStore, NamedUpload, Stored, Upload};
@@ -158,9 +159,19 @@ fn damage(path: &Path, digest: &Digest, size: u64, look: Look) -> io::Result<Opt
         return Ok(None);
     }
     let mut hasher = Hasher::new(digest.algorithm());
-    hash_all(&mut File::open(path)?, &mut hasher)?;
+    match hash_all(&mut File::open(path)?, &mut hasher) {
+        Err(error) if is_of_medium(&error) => {
+            return Ok(Some(format!("its file cannot be read: {error}")));
+        }
+        read => read?,
+    };
     let actual = hasher.finish();
     Ok((actual != *digest).then(|| format!("its file has the digest {actual}")))
+}
+
+/// Whether a disk does not give back what was written to it.
+fn is_of_medium(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::BADMSG | Errno::UCLEAN))
 }
 
 /// How names of temporary files start; named uploads are UUIDs.

@@ -23,6 +23,7 @@ mod model;
 mod reserve;
 mod rows;
 mod schema;
+mod scrub;
 
 pub use blob::{BlobReader, BlobStore, BlobWriter, NamedUpload, Stored, Upload};
 pub use catalog::{Catalog, UploadSession};

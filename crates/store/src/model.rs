@@ -135,3 +135,36 @@ pub struct GcReport {
     pub uploads: u64,
     pub bytes: u64,
 }
+
+/// A pass over stored content.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ScrubPass {
+    /// Which one, counted from the first.
+    pub(crate) number: i64,
+    pub started_at: Millis,
+    pub finished_at: Option<Millis>,
+    /// A bound of its own, in bytes a second; 0: none.
+    pub rate: Option<u64>,
+    /// The digest read last; empty at the start.
+    pub(crate) position: String,
+    pub blobs: u64,
+    pub bytes: u64,
+    /// Blobs that this pass found damaged.
+    pub damaged: u64,
+}
+
+/// How much content there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StoredSize {
+    pub blobs: u64,
+    pub bytes: u64,
+}
+
+/// A blob that was found damaged and not stored again since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostBlob {
+    pub digest: Digest,
+    pub size: u64,
+    /// Some of those that miss it.
+    pub repositories: Vec<(RegistryName, RepositoryName)>,
+}

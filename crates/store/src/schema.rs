@@ -3,7 +3,8 @@
 use crate::Result;
 
 /// Applied in order, each once; never changed after a release, only added to.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
 -- Bytes that exist, and where.
 CREATE TABLE blobs (
     digest TEXT PRIMARY KEY,
@@ -129,7 +130,23 @@ CREATE TABLE cache_blobs (
     PRIMARY KEY (namespace, key, digest)
 );
 CREATE INDEX cache_blobs_digest ON cache_blobs (digest);
-"];
+",
+    "
+-- The one pass over stored content that is under way, or was the last.
+CREATE TABLE scrub (
+    id BIGINT PRIMARY KEY,
+    number BIGINT NOT NULL,
+    started_at BIGINT NOT NULL,
+    finished_at BIGINT,
+    rate BIGINT,
+    position TEXT NOT NULL,
+    blobs BIGINT NOT NULL,
+    bytes BIGINT NOT NULL,
+    damaged BIGINT NOT NULL
+);
+CREATE INDEX blobs_lost ON blobs (digest) WHERE location = 'lost';
+",
+];
 
 pub(crate) async fn migrate(db: &db::Db) -> Result<()> {
     Ok(db.migrate("store", &MIGRATIONS).await?)

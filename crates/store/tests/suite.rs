@@ -13,7 +13,7 @@ use oci::{
 };
 use store::{
     BlobStore, CacheEntry, Catalog, Cause, DiskStore, Expected, GcOptions, ManifestRef,
-    MemoryStore, NewManifest, StoreError,
+    MemoryStore, NewManifest, ScrubPass, StoreError, StoredSize,
 };
 use tokio::io::AsyncReadExt;
 
@@ -109,6 +109,8 @@ suite! {
     a_damaged_blob_is_missing_until_it_is_stored_again,
     a_reader_never_gets_a_part_of_a_blob,
     a_damaged_manifest_is_not_given_out,
+    a_scrub_finds_what_is_damaged,
+    a_scrub_goes_on_where_it_stopped,
     an_upload_goes_on_where_it_stopped,
     an_upload_belongs_to_its_repository,
     a_manifest_needs_what_it_names,
@@ -345,6 +347,90 @@ async fn a_damaged_manifest_is_not_given_out(f: Fixture) {
         assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(digest.clone()));
         push(&f.catalog, "app", "v1", b"layer").await;
     }
+}
+
+async fn scrub_pass(catalog: &Catalog) -> ScrubPass {
+    catalog.scrub_pass().await.unwrap().unwrap()
+}
+
+/// Reads all content; how many blobs were found damaged.
+async fn scrub(catalog: &Catalog) -> u64 {
+    catalog.begin_scrub(None).await.unwrap();
+    catalog.scrub(0).await.unwrap();
+    let pass = scrub_pass(catalog).await;
+    assert!(pass.finished_at.is_some());
+    pass.damaged
+}
+
+async fn a_scrub_finds_what_is_damaged(f: Fixture) {
+    assert_eq!(scrub(&f.catalog).await, 0);
+    let manifest = push(&f.catalog, "app", "v1", b"layer").await;
+    let layer = Digest::of(b"layer");
+    for digest in [&manifest, &layer] {
+        let bytes = get(&**f.catalog.blobs(), digest, 0).await.unwrap();
+        for damage in [gone, cut, grown, flipped] {
+            assert_eq!(scrub(&f.catalog).await, 0);
+            // What is remembered is forgotten.
+            assert!(self::manifest(&f.catalog, "app", "v1").await.is_some());
+            f.damage(digest, damage, &bytes);
+            assert_eq!(scrub(&f.catalog).await, 1);
+            let lost = f.catalog.lost_blobs().await.unwrap();
+            assert_eq!(lost.len(), 1);
+            assert_eq!((&lost[0].digest, lost[0].size), (digest, bytes.len() as u64));
+            assert_eq!(lost[0].repositories, [(registry(), repository("app"))]);
+            if *digest == manifest {
+                let by_tag = ManifestRef::Tag(tag("v1"));
+                let found = f.catalog.manifest(&registry(), &repository("app"), &by_tag).await;
+                assert!(matches!(found, Err(StoreError::NotFound { .. })), "{found:?}");
+            }
+            // It is told of, and not found another time.
+            assert_eq!(scrub(&f.catalog).await, 0);
+            assert_eq!(f.catalog.lost_count().await.unwrap(), 1);
+            push(&f.catalog, "app", "v1", b"layer").await;
+            assert_eq!(f.catalog.lost_blobs().await.unwrap(), []);
+        }
+    }
+}
+
+async fn a_scrub_goes_on_where_it_stopped(f: Fixture) {
+    for blob in 0..5u8 {
+        put(&f.catalog, &[blob; 1000]).await;
+    }
+    assert_eq!(f.catalog.stored_size().await.unwrap(), StoredSize { blobs: 5, bytes: 5000 });
+    let mut digests: Vec<_> = (0..5u8).map(|blob| Digest::of(&[blob; 1000])).collect();
+    digests.sort();
+    for digest in [&digests[1], &digests[3]] {
+        let bytes = get(&**f.catalog.blobs(), digest, 0).await.unwrap();
+        f.damage(digest, flipped, &bytes);
+    }
+    // A second for each of them.
+    f.catalog.begin_scrub(Some(1000)).await.unwrap();
+    let catalog = f.catalog.clone();
+    let reading = tokio::spawn(async move { catalog.scrub(0).await });
+    let begun = loop {
+        // What is found is noted at once.
+        match scrub_pass(&f.catalog).await {
+            pass if pass.blobs > 0 => break pass,
+            _ => a_moment().await,
+        }
+    };
+    reading.abort();
+    assert_eq!((begun.finished_at, begun.blobs, begun.damaged), (None, 2, 1));
+    f.catalog.scrub(0).await.unwrap();
+    let ended = scrub_pass(&f.catalog).await;
+    assert_eq!((ended.blobs, ended.bytes, ended.damaged), (5, 5000, 2));
+    assert_eq!((ended.started_at, ended.finished_at.is_some()), (begun.started_at, true));
+    // There is nothing to go on with.
+    f.catalog.scrub(0).await.unwrap();
+    assert_eq!(scrub_pass(&f.catalog).await, ended);
+    // At this pace it does not even come to the second blob, until another pass is begun.
+    f.catalog.begin_scrub(Some(1)).await.unwrap();
+    let moment = Duration::from_millis(50);
+    tokio::time::timeout(moment, f.catalog.scrub(0)).await.unwrap_err();
+    assert_eq!((scrub_pass(&f.catalog).await.finished_at, ended.damaged), (None, 2));
+    assert_eq!(scrub(&f.catalog).await, 0);
+    let ended = scrub_pass(&f.catalog).await;
+    assert_eq!((ended.blobs, ended.bytes), (3, 3000));
 }
 
 async fn an_upload_goes_on_where_it_stopped(f: Fixture) {

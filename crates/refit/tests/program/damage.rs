@@ -9,33 +9,33 @@ use testkit::{Image, Layer, Sandbox, Server, busybox};
 
 use crate::sandbox;
 
-fn blob_file(sandbox: &Sandbox, digest: &Digest) -> PathBuf {
+pub(crate) fn blob_file(sandbox: &Sandbox, digest: &Digest) -> PathBuf {
     let (folder, hex) = (sandbox.data().join("blobs/sha256"), digest.hex());
     folder.join(&hex[..2]).join(hex)
 }
 
-fn remove(sandbox: &Sandbox, digest: &Digest) {
+pub(crate) fn remove(sandbox: &Sandbox, digest: &Digest) {
     fs::remove_file(blob_file(sandbox, digest)).expect("the blob is there");
 }
 
-fn truncate(sandbox: &Sandbox, digest: &Digest) {
+pub(crate) fn truncate(sandbox: &Sandbox, digest: &Digest) {
     let file = fs::File::options().write(true).open(blob_file(sandbox, digest));
     file.and_then(|file| file.set_len(20)).expect("the blob is there");
 }
 
-fn flip(sandbox: &Sandbox, digest: &Digest) {
+pub(crate) fn flip(sandbox: &Sandbox, digest: &Digest) {
     let mut bytes = fs::read(blob_file(sandbox, digest)).expect("the blob is there");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(blob_file(sandbox, digest), bytes).expect("the blob can be written");
 }
 
-const DAMAGES: [fn(&Sandbox, &Digest); 3] = [remove, truncate, flip];
+pub(crate) const DAMAGES: [fn(&Sandbox, &Digest); 3] = [remove, truncate, flip];
 
 /// Copies an image with a client that checks all digests and is none of ours.
 #[track_caller]
 #[expect(clippy::disallowed_methods, reason = "a test runs another client")]
-fn skopeo(from: &str, to: &str) -> Result<(), String> {
+pub(crate) fn skopeo(from: &str, to: &str) -> Result<(), String> {
     let output = Command::new("skopeo")
         .args(["--insecure-policy", "copy", "--src-tls-verify=false", "--dest-tls-verify=false"])
         .args([from, to])
@@ -48,7 +48,7 @@ fn skopeo(from: &str, to: &str) -> Result<(), String> {
 }
 
 /// The image in a server, and a folder outside of it, as skopeo names them.
-fn places(sandbox: &Sandbox, server: &Server) -> (String, String) {
+pub(crate) fn places(sandbox: &Sandbox, server: &Server) -> (String, String) {
     let folder = format!("dir:{}", sandbox.path("pulled").display());
     (format!("docker://{}/app:1", server.host()), folder)
 }
@@ -64,7 +64,7 @@ fn pull(sandbox: &Sandbox) -> Vec<Digest> {
     layers
 }
 
-fn layers(server: &Server) -> Vec<Digest> {
+pub(crate) fn layers(server: &Server) -> Vec<Digest> {
     let (bytes, media_type) = server.registry().manifest("app", "1");
     let manifest = Manifest::parse(&bytes, Some(&media_type)).expect("a manifest");
     let Manifest::Image(manifest) = manifest else { panic!("an image manifest") };

@@ -18,6 +18,7 @@ mod memory;
 mod output;
 mod platforms;
 mod repository;
+mod scrub;
 mod serve;
 mod task;
 mod version;

@@ -54,5 +54,9 @@ pub(crate) async fn metrics(State(state): State<Shared>) -> Response {
             let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
         }
     }
+    if let Ok(lost) = state.catalog.lost_count().await {
+        let (name, help) = ("refit_blobs_damaged", "Blobs found damaged and not stored again.");
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {lost}\n");
+    }
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }

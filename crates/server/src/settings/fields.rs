@@ -88,6 +88,16 @@ pub(super) const SECTIONS: &[Section] = &[
             text("cache_size_max", "20GiB", "Bound of the build cache."),
             text("garbage_period", "1h", "How often unreachable content is looked for."),
             text("garbage_grace", "1h", "Unreachable content younger than this stays."),
+            text(
+                "scrub_period",
+                "30d",
+                "How often all content is read again, to find what is damaged. 0s: only when `refit scrub` asks.",
+            ),
+            text(
+                "scrub_rate",
+                "16MiB",
+                "Bytes a second that are read at most for that. 0: no bound.",
+            ),
             text("log_keep", "30d", "How long the text of a run's log is kept."),
             text("run_keep", "400d", "How long a run's record is kept."),
         ],

@@ -339,6 +339,8 @@ impl Layers {
             cache_size_max: at.size("cache_size_max"),
             garbage_period: at.duration("garbage_period"),
             garbage_grace: at.duration("garbage_grace"),
+            scrub_period: Some(at.duration("scrub_period")).filter(|period| !period.is_zero()),
+            scrub_rate: at.size("scrub_rate"),
             log_keep: at.duration("log_keep"),
             run_keep: at.duration("run_keep"),
         }
