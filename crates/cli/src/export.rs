@@ -41,15 +41,14 @@ impl Export {
 
     /// Reads `type=TYPE,dest=PLACE,…`.
     pub(crate) fn parse(text: &str) -> std::result::Result<Self, String> {
+        let parts = dockerfile::comma_separated(text)?;
         let mut fields = Vec::new();
-        for field in text.split(',') {
-            match field.split_once('=') {
+        for part in &parts {
+            match part.split_once('=') {
                 Some((key, value)) => fields.push((key.trim(), value)),
                 None if text == "-" => fields.extend([("type", "tar"), ("dest", "-")]),
-                None if fields.is_empty() && !text.contains(',') => {
-                    fields.extend([("type", "local"), ("dest", text)]);
-                }
-                None => return Err(format!("`{field}` is not `KEY=VALUE`")),
+                None if parts.len() == 1 => fields.extend([("type", "local"), ("dest", &**part)]),
+                None => return Err(format!("`{part}` is not `KEY=VALUE`")),
             }
         }
         let mut take = |key: &str| {
@@ -342,6 +341,8 @@ mod tests {
         assert_eq!(parse("dest=-,type=docker"), image(docker, Place::Stdout, None));
         let folder = Place::Folder("a".into());
         assert_eq!(parse("type=oci,tar=false,dest=a,name=b"), image(oci, folder, Some("b")));
+        let quoted = r#"type=oci,"dest=a,""b"".tar""#;
+        assert_eq!(parse(quoted), image(oci, Place::File("a,\"b\".tar".into()), None));
         let pushed = Export::Registry { name: None, push: true };
         assert_eq!(parse("type=image").as_ref(), Ok(&pushed));
         assert_eq!(parse("type=registry,push=true").as_ref(), Ok(&pushed));
@@ -355,6 +356,7 @@ mod tests {
             ("type=oci,dest=x,compression=zstd", "`compression` is not a key of `type=oci`"),
             ("type=oci,dest=x,dest=y", "`dest` is not a key"),
             ("type=oci,x", "`x` is not `KEY=VALUE`"),
+            ("type=oci,\"dest=x", "a double quote in"),
         ] {
             let told = parse(text).unwrap_err();
             assert!(told.contains(why), "{text}: {told}");

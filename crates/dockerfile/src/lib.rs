@@ -39,7 +39,7 @@ pub use mode::ModeChange;
 pub use mount::{FileOwner, Mount, MountKind, Sharing, bytes};
 pub use oci::Platform;
 pub use operation::*;
-pub use parse::{Dockerfile, parse};
+pub use parse::{Dockerfile, comma_separated, parse};
 pub use plan::{
     NamedContext, OperationsError, Plan, PlanOptions, Source, StageId, StagePlan, plan,
 };

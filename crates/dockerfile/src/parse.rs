@@ -558,8 +558,7 @@ fn command(arguments: &Arguments) -> Command {
     }
 }
 
-/// Splits `type=bind,target=/x` into its fields: comma-separated values, of which one that
-/// holds a comma stands in double quotes.
+/// Splits `type=bind,target=/x` into its fields.
 fn mount(word: &Word) -> Result<MountFlag> {
     let refuse = |message: String| DockerfileError::new(word.at, message);
     let fields = comma_separated(&word.text).map_err(refuse)?;
@@ -580,7 +579,9 @@ fn mount(word: &Word) -> Result<MountFlag> {
     Ok(flag)
 }
 
-fn comma_separated(text: &str) -> std::result::Result<Vec<String>, String> {
+/// Splits comma-separated values as `docker` does: one that holds a comma stands in double
+/// quotes, in which two quotes are one.
+pub fn comma_separated(text: &str) -> std::result::Result<Vec<String>, String> {
     let mut fields = Vec::new();
     let mut rest = text;
     loop {

@@ -394,7 +394,8 @@ fn build_options(
 /// name if there is one, and else the file.
 fn secret(text: &str, session: &Session<'_>) -> Result<BuildSecret> {
     let (mut id, mut file, mut variable, mut kind) = (None, None, None, None);
-    for field in text.split(',') {
+    let fields = dockerfile::comma_separated(text).map_err(Error::usage)?;
+    for field in &fields {
         let place = match field.split_once('=') {
             Some(("id", value)) => (&mut id, value),
             Some(("src" | "source", value)) => (&mut file, value),

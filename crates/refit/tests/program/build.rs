@@ -256,6 +256,7 @@ fn as_root_secrets_reach_the_command_and_no_log() {
     let usage =
         |secret: &str| sandbox.refit(["build", "app", "--secret", secret]).on(&server).run();
     usage("id=x,src=absent").code(2).stderr_has("cannot be read from `absent`");
+    usage("id=x,\"src=ab,sent\"").code(2).stderr_has("cannot be read from `ab,sent`");
     usage("src=key").code(2).stderr_has("has no id");
     usage("id=x,mode=1").code(2).stderr_has("`mode=1` is no part of a secret");
 }
