@@ -35,6 +35,16 @@ pub struct BuildOptions {
     /// `explained`, and in the run's cost.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub explain_cache: bool,
+    /// How new layers are compressed: `uncompressed`, `gzip` or `zstd`; else as the server is
+    /// set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<String>,
+    /// gzip: 0 to 9, zstd: 1 to 22.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression_level: Option<u32>,
+    /// Layers of base images are compressed so too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub force_compression: bool,
     /// What names stand for instead of stages and images; of several with one name the last.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub contexts: Vec<NamedContext>,

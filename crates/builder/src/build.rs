@@ -15,7 +15,7 @@ use container::{Limits, Network, Runtime};
 use dockerfile::{
     Dockerfile, DockerfileError, Plan, PlanOptions, Source, Span, StageId, StagePlan,
 };
-use oci::{Descriptor, Digest, Platform, Reference};
+use oci::{Compression, Descriptor, Digest, Platform, Reference};
 use store::BlobStore;
 use tokio::sync::{OnceCell, Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -34,7 +34,7 @@ use crate::record::{
     RecordedOutput, RecordedStep,
 };
 use crate::secret::Secrets;
-use crate::{Compression, stage};
+use crate::stage;
 
 /// What builds need of the machine they run on; shared by all builds of a process.
 pub struct Builder {
@@ -98,7 +98,10 @@ pub struct BuildRequest {
     pub extra_hosts: Vec<(String, IpAddr)>,
     pub network: Network,
     pub limits: Limits,
+    /// How new layers are compressed.
     pub compression: Compression,
+    /// Layers of base images too, those apart that are compressed so already.
+    pub force_compression: bool,
     /// Added to the image after all instructions.
     pub labels: BTreeMap<String, String>,
     /// Annotations of the manifest.
@@ -143,6 +146,7 @@ impl BuildRequest {
             network: Network::default(),
             limits: Limits::default(),
             compression: Compression::default(),
+            force_compression: false,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             source_date_epoch: None,
@@ -493,6 +497,9 @@ impl<'a> Build<'a> {
         let made = self.notes().made.clone();
         self.builder.layers.check(&stage.layers, &made).await?;
         let mut stage = StageImage::clone(&stage);
+        if self.request.force_compression {
+            self.recompress(&mut stage.layers).await?;
+        }
         let labels = self.request.labels.clone();
         stage.config.config.labels.extend(labels);
         let annotations = self.request.annotations.clone();

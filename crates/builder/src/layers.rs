@@ -5,8 +5,8 @@
 //! image's own uids (architecture.md decision 10). All of it is a cache: removing it while
 //! no build goes on costs time and nothing else.
 
+mod blocks;
 mod diff;
-mod gzip;
 mod index;
 mod tar_entry;
 mod unpack;
@@ -27,12 +27,10 @@ use async_trait::async_trait;
 use container::Usage;
 use dockerfile::Span;
 use futures_util::StreamExt;
-use oci::{Descriptor, Digest};
+use oci::{Compression, Descriptor, Digest};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use store::{BlobStore, BlobWriter, Catalog, StoreError};
 use tokio_util::sync::CancellationToken;
-
-pub use writer::Compression;
 
 use crate::archive::{self, ArchiveLimits};
 use crate::assemble::ImageLayer;
@@ -42,9 +40,12 @@ use crate::error::BuildError;
 use crate::name::{bytes_of, shown};
 use crate::tree::{Node, NodeKind, Tree, ancestors};
 use crate::user::Owner;
+use blocks::BlockWriter;
+pub(crate) use blocks::compressor;
 use diff::{NotInLayer, write_diff};
 use index::{INDEX_FORMAT, LayerIndex, Merged};
 pub(crate) use unpack::read_layer;
+use unpack::read_plain;
 use writer::{LayerWriter, Written};
 
 /// The time of folders that instructions make or pass through, when the user gives none:
@@ -270,25 +271,41 @@ impl Layers {
         folder: Option<PathBuf>,
         stop: &CancellationToken,
     ) -> Result<LayerIndex, BuildError> {
-        let digest = &layer.descriptor.digest;
-        let blob = match self.inner.blobs.open(digest, 0).await {
-            Err(StoreError::NotFound { .. }) => {
-                return Err(BuildError::DamagedLayer { digest: digest.clone() });
-            }
-            result => result?.into_blocking(),
-        };
-        let (descriptor, diff_id, stop) =
-            (layer.descriptor.clone(), layer.diff_id.clone(), stop.clone());
+        let blob = self.open_layer(layer).await?;
+        let (descriptor, diff_id) = (layer.descriptor.clone(), layer.diff_id.clone());
+        let stopped = stop.clone();
         let read =
-            blocking(move || read_layer(blob, &descriptor, &diff_id, folder.as_deref(), &stop));
-        match read.await {
-            Ok(index) => {
-                self.note_verified(digest);
-                Ok(index)
+            blocking(move || read_layer(blob, &descriptor, &diff_id, folder.as_deref(), &stopped));
+        self.was_read(layer, read.await, "unpack a layer", stop).await
+    }
+
+    async fn open_layer(&self, layer: &ImageLayer) -> Result<Box<dyn Read + Send>, BuildError> {
+        let digest = &layer.descriptor.digest;
+        match self.inner.blobs.open(digest, 0).await {
+            Err(StoreError::NotFound { .. }) => {
+                Err(BuildError::DamagedLayer { digest: digest.clone() })
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(BuildError::Canceled),
+            result => Ok(result?.into_blocking()),
+        }
+    }
+
+    /// Finds out what it means that a layer could, or could not, be read.
+    async fn was_read<T>(
+        &self,
+        layer: &ImageLayer,
+        read: io::Result<T>,
+        doing: &str,
+        stop: &CancellationToken,
+    ) -> Result<T, BuildError> {
+        let digest = &layer.descriptor.digest;
+        match read {
+            Ok(read) => {
+                self.note_verified(digest);
+                Ok(read)
+            }
+            Err(_) if stop.is_cancelled() => Err(BuildError::Canceled),
             Err(source) if source.raw_os_error().is_some() => {
-                Err(BuildError::Io { doing: "unpack a layer".to_owned(), source })
+                Err(BuildError::Io { doing: doing.to_owned(), source })
             }
             // Either it was made so, or the store did not keep it as it was.
             Err(error) => match self.inner.blobs.verify(digest).await? {
@@ -296,6 +313,37 @@ impl Layers {
                 false => Err(BuildError::DamagedLayer { digest: digest.clone() }),
             },
         }
+    }
+
+    /// Writes a layer again, compressed otherwise.
+    pub(crate) async fn recompress(
+        &self,
+        layer: &ImageLayer,
+        compression: Compression,
+        stop: &CancellationToken,
+    ) -> Result<NewLayer, BuildError> {
+        let blob = self.open_layer(layer).await?;
+        let out = BlobWriter::new(self.inner.blobs.begin_upload(oci::Algorithm::Sha256).await?);
+        let (descriptor, diff_id) = (layer.descriptor.clone(), layer.diff_id.clone());
+        let stopped = stop.clone();
+        let written = blocking(move || {
+            let mut out = BlockWriter::new(out, compression)?;
+            read_plain(blob, &descriptor, &diff_id, |tar| {
+                io::copy(&mut Stoppable { inner: Box::new(tar), stop: &stopped }, &mut out)
+            })?;
+            out.finish()
+        });
+        let out = self.was_read(layer, written.await, "compress a layer", stop).await?;
+        let stored = blocking(move || out.commit(None)).await?;
+        let media_type = compression.format.media_type();
+        let descriptor = Descriptor::new(media_type, stored.digest, stored.size);
+        // What is in it is the same.
+        let index = self.inner.indexes.get(&layer.descriptor.digest).await?;
+        if let Some(index) = &index {
+            self.inner.indexes.put(&descriptor.digest, index).await?;
+        }
+        let layer = ImageLayer { descriptor, diff_id: layer.diff_id.clone() };
+        Ok(NewLayer { layer, index, usage: Usage::default() })
     }
 
     /// Whether a layer can be used again: it is there whole, as far as that can be told

@@ -42,6 +42,7 @@ mod assemble;
 mod error;
 mod event;
 mod explain;
+mod recompress;
 mod record;
 mod secret;
 
@@ -57,7 +58,7 @@ pub use explain::{BaseName, CacheCause, CacheExplanation, FileChange, FilePart};
 pub use image::{
     BaseImage, BaseImages, CatalogImages, ImageError, OwnNames, StoredImage, parse_config,
 };
-pub use layers::{Compression, LayerIndexes, Layers};
+pub use layers::{LayerIndexes, Layers};
 pub use record::*;
 pub use secret::{Secret, Secrets};
 pub use tar_reader::{TarEntry, TarKind, TarNumbers, TarReader};

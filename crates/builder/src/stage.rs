@@ -31,7 +31,7 @@ use crate::explain::{
     Base, CacheCause, CacheExplanation, Detail, Earlier, InputKind, Missed, Trail, TrailBuild,
     TrailStep, base_cause,
 };
-use crate::layers::{self, NewLayer};
+use crate::layers::{self, NewLayer, compressor};
 use crate::mounts::Sources;
 use crate::record::{BaseRole, RecordedStep, StepCost};
 use crate::run;
@@ -366,7 +366,11 @@ impl<'a> Stage<'a> {
         let (mut detail, request) = (Detail::default(), self.build.request);
         let time = request.source_date_epoch.map(|time| time.to_string());
         let time = time.unwrap_or_default();
-        detail.input(InputKind::Other, "the compressor", request.compression.id().as_bytes());
+        detail.input(
+            InputKind::Other,
+            "the compressor",
+            compressor(request.compression).as_bytes(),
+        );
         detail.input(InputKind::Other, "`SOURCE_DATE_EPOCH`", time.as_bytes());
         detail
     }
@@ -657,7 +661,7 @@ impl<'a> Stage<'a> {
     fn key(&self, kind: &str) -> KeyHasher {
         let request = self.build.request;
         let mut key = KeyHasher::new(kind);
-        key.text("compressor", request.compression.id());
+        key.text("compressor", &compressor(request.compression));
         let time = request.source_date_epoch.map(|time| time.to_string());
         key.optional("time", time.as_deref());
         key

@@ -5,7 +5,10 @@ mod place;
 
 use std::path::PathBuf;
 
-use oci::{Descriptor, Digest, Hasher, ImageManifest, MANIFEST_SIZE_MAX, Manifest, Reference};
+use oci::{
+    Compression, CompressionFormat, Descriptor, Digest, Hasher, ImageManifest, MANIFEST_SIZE_MAX,
+    Manifest, Reference,
+};
 use reqwest::Method;
 
 use crate::connection::Connection;
@@ -19,11 +22,27 @@ const TYPES: &str = "`image`, `registry`, `oci` and `docker`";
 
 /// One `--output type=…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Export {
+pub struct Export {
+    target: Target,
+    /// Another name for the image.
+    name: Option<String>,
+    layers: Layers,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Target {
     /// What a build does anyway, or keeping the image out of the registry.
-    Registry { name: Option<String>, push: bool },
+    Registry { push: bool },
     /// The image with all its blobs.
-    Image { form: ImageForm, place: Place, name: Option<String> },
+    Image { form: ImageForm, place: Place },
+}
+
+/// How layers are compressed, under BuildKit's names; as the server is set where nothing is said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Layers {
+    pub(crate) compression: Option<CompressionFormat>,
+    pub(crate) level: Option<u32>,
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,10 +75,10 @@ impl Export {
             Some(fields.remove(at).1)
         };
         let kind = take("type").ok_or_else(|| format!("it has no `type`, one of {TYPES}"))?;
-        let (export, keys) = match kind {
+        let (target, keys) = match kind {
             "image" | "registry" => {
                 let push = take("push").map_or(Ok(true), |value| switch("push", value))?;
-                (Self::Registry { name: take("name").map(str::to_owned), push }, "`name`, `push`")
+                (Target::Registry { push }, "`push`")
             }
             "oci" | "docker" => {
                 let form = if kind == "oci" { ImageForm::Oci } else { ImageForm::Docker };
@@ -75,30 +94,58 @@ impl Export {
                     (false, "-") => return Err("a folder cannot be written to `-`".to_owned()),
                     (false, folder) => Place::Folder(PathBuf::from(folder)),
                 };
-                let name = take("name").map(str::to_owned);
-                (Self::Image { form, place, name }, "`dest`, `tar`, `name`")
+                (Target::Image { form, place }, "`dest`, `tar`")
             }
             "tar" | "local" => return Err(format!("`type={kind}` is not supported yet")),
             other => return Err(format!("`{other}` is not a type, which are {TYPES}")),
         };
+        let name = take("name").map(str::to_owned);
+        let layers = Layers::take(&mut take)?;
         match fields.first() {
-            Some((key, _)) => Err(format!("`{key}` is not a key of `type={kind}`, known: {keys}")),
-            None => Ok(export),
+            Some((key, _)) => Err(format!(
+                "`{key}` is not a key of `type={kind}`, known: {keys}, `name`, `compression`, \
+                 `compression-level`, `force-compression`"
+            )),
+            None => Ok(Self { target, name, layers }),
         }
     }
 
     /// Where it writes; nowhere of its own if it is the registry's.
     pub(crate) fn place(&self) -> Option<&Place> {
-        match self {
-            Self::Registry { .. } => None,
-            Self::Image { place, .. } => Some(place),
+        match &self.target {
+            Target::Registry { .. } => None,
+            Target::Image { place, .. } => Some(place),
         }
     }
 
-    fn name(&self) -> Option<&str> {
-        match self {
-            Self::Registry { name, .. } | Self::Image { name, .. } => name.as_deref(),
+    fn is_for_docker(&self) -> bool {
+        matches!(self.target, Target::Image { form: ImageForm::Docker, .. })
+    }
+}
+
+impl Layers {
+    fn take<'t>(
+        take: &mut impl FnMut(&str) -> Option<&'t str>,
+    ) -> std::result::Result<Self, String> {
+        let compression = match take("compression") {
+            Some("estargz") => {
+                return Err("`compression=estargz` is not supported, use `gzip`".to_owned());
+            }
+            text => text.map(str::parse::<CompressionFormat>).transpose(),
+        };
+        let compression = compression.map_err(|error| error.to_string())?;
+        let number = |text: &str| {
+            text.parse().map_err(|_| format!("`compression-level={text}` is not a level"))
+        };
+        let level = take("compression-level").map(number).transpose()?;
+        if let (Some(format), Some(level)) = (compression, level) {
+            let usual = Compression::default();
+            Compression::new(Some(format), Some(level), usual)
+                .map_err(|error| error.to_string())?;
         }
+        let force = take("force-compression");
+        let force = force.map_or(Ok(false), |value| switch("force-compression", value))?;
+        Ok(Self { compression, level, force })
     }
 }
 
@@ -133,12 +180,14 @@ impl Exports {
             if let Some(place) = export.place() {
                 place.check()?;
             }
-            if platforms > 1 && matches!(export, Export::Image { form: ImageForm::Docker, .. }) {
+            let is_docker = matches!(export.target, Target::Image { form: ImageForm::Docker, .. });
+            if platforms > 1 && is_docker {
                 let told = "`--output type=docker` has room for one platform only";
                 return Err(Error::usage(told).with_hint("`type=oci` has room for several"));
             }
         }
         let exports = Self { exports, images: images.to_vec() };
+        exports.layers()?;
         for export in &exports.exports {
             exports.references(export)?;
         }
@@ -163,12 +212,33 @@ impl Exports {
         let mut pushed = self.exports.is_empty();
         let mut names = self.images.clone();
         for export in &self.exports {
-            if let Export::Registry { name, push } = export {
-                pushed |= *push;
-                names.extend(name.clone());
+            if let Target::Registry { push } = export.target {
+                pushed |= push;
+                names.extend(export.name.clone());
             }
         }
         if pushed { names } else { Vec::new() }
+    }
+
+    /// How layers are to be compressed, by which all outputs are of the same image.
+    pub(crate) fn layers(&self) -> Result<Layers> {
+        let mut asked = self.exports.iter().map(|export| export.layers);
+        let asked = asked.try_fold(Layers::default(), |all, one| {
+            let is_same = all == one || all == Layers::default() || one == Layers::default();
+            is_same.then_some(if all == Layers::default() { one } else { all })
+        });
+        let mut layers = asked.ok_or_else(|| {
+            Error::usage("the outputs of one build cannot be compressed in different ways")
+                .with_hint("build once for each of them: what is the same is in the cache")
+        })?;
+        if self.exports.iter().any(Export::is_for_docker) {
+            if layers.compression == Some(CompressionFormat::Zstd) {
+                return Err(Error::usage("`type=docker` knows no `compression=zstd`")
+                    .with_hint("use `gzip`, or `type=oci`"));
+            }
+            layers.compression.get_or_insert(CompressionFormat::Gzip);
+        }
+        Ok(layers)
     }
 
     /// The names that an image has in an archive.
@@ -176,7 +246,7 @@ impl Exports {
         if export.place().is_none() {
             return Ok(Vec::new());
         }
-        let names = self.images.iter().map(String::as_str).chain(export.name());
+        let names = self.images.iter().map(String::as_str).chain(export.name.as_deref());
         let references = names.map(|name| {
             let parsed = name.parse::<Reference>();
             let mut reference = parsed.map_err(|error| Error::usage(error.to_string()))?;
@@ -195,9 +265,9 @@ impl Exports {
     ) -> Result<()> {
         for export in &self.exports {
             let references = self.references(export)?;
-            match export {
-                Export::Registry { .. } => continue,
-                Export::Image { form, place, .. } => {
+            match &export.target {
+                Target::Registry { .. } => continue,
+                Target::Image { form, place } => {
                     archive::write(image, *form, place, &references).await?;
                 }
             }
@@ -332,9 +402,11 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_refused_by_name() {
-        let image = |form, place, name: Option<&str>| {
-            Ok(Export::Image { form, place, name: name.map(str::to_owned) })
+        let export = |target, name: Option<&str>| {
+            let (name, layers) = (name.map(str::to_owned), Layers::default());
+            Ok(Export { target, name, layers })
         };
+        let image = |form, place, name| export(Target::Image { form, place }, name);
         let (oci, docker) = (ImageForm::Oci, ImageForm::Docker);
         let parse = Export::parse;
         assert_eq!(parse("type=oci,dest=a.tar"), image(oci, Place::File("a.tar".into()), None));
@@ -343,9 +415,9 @@ mod tests {
         assert_eq!(parse("type=oci,tar=false,dest=a,name=b"), image(oci, folder, Some("b")));
         let quoted = r#"type=oci,"dest=a,""b"".tar""#;
         assert_eq!(parse(quoted), image(oci, Place::File("a,\"b\".tar".into()), None));
-        let pushed = Export::Registry { name: None, push: true };
-        assert_eq!(parse("type=image").as_ref(), Ok(&pushed));
-        assert_eq!(parse("type=registry,push=true").as_ref(), Ok(&pushed));
+        let pushed = export(Target::Registry { push: true }, None);
+        assert_eq!(parse("type=image"), pushed);
+        assert_eq!(parse("type=registry,push=true"), pushed);
         for (text, why) in [
             ("type=rar,dest=x", "`rar` is not a type, which are `image`"),
             ("dest=x", "no `type`"),
@@ -353,7 +425,13 @@ mod tests {
             ("type=docker,dest=", "for `docker load`"),
             ("type=oci,dest=x,tar=no", "neither `true` nor `false`"),
             ("type=oci,dest=-,tar=false", "a folder cannot be"),
-            ("type=oci,dest=x,compression=zstd", "`compression` is not a key of `type=oci`"),
+            ("type=oci,dest=x,format=zstd", "`format` is not a key of `type=oci`"),
+            ("type=image,dest=x", "`dest` is not a key of `type=image`"),
+            ("type=image,compression=lz4", "`lz4` is not a compression"),
+            ("type=image,compression=estargz", "`compression=estargz` is not supported"),
+            ("type=image,compression=gzip,compression-level=10", "`10` is not a level of gzip"),
+            ("type=image,compression-level=high", "`compression-level=high` is not a level"),
+            ("type=image,force-compression=yes", "neither `true` nor `false`"),
             ("type=oci,dest=x,dest=y", "`dest` is not a key"),
             ("type=oci,x", "`x` is not `KEY=VALUE`"),
             ("type=oci,\"dest=x", "a double quote in"),
@@ -362,6 +440,25 @@ mod tests {
             assert!(told.contains(why), "{text}: {told}");
         }
     }
+
+    #[test]
+    fn all_outputs_are_of_one_image() {
+        let layers = |texts: &[&str]| {
+            let exports = texts.iter().map(|text| Export::parse(text).unwrap()).collect();
+            Exports { exports, images: Vec::new() }.layers()
+        };
+        let asked = layers(&["type=image", "type=oci,dest=x,compression=zstd,compression-level=9"]);
+        let asked = asked.unwrap();
+        assert_eq!((asked.compression, asked.level), (Some(CompressionFormat::Zstd), Some(9)));
+        let asked = layers(&["type=docker,dest=x", "type=image,compression-level=1"]).unwrap();
+        assert_eq!((asked.compression, asked.level), (Some(CompressionFormat::Gzip), Some(1)));
+        let refused = |texts: &[&str]| layers(texts).unwrap_err().to_string();
+        let told = refused(&["type=image,compression=zstd", "type=oci,dest=x,compression=gzip"]);
+        assert!(told.contains("in different ways"), "{told}");
+        let told = refused(&["type=image,compression=zstd", "type=docker,dest=x"]);
+        assert_eq!(told, "`type=docker` knows no `compression=zstd`");
+    }
+
     /// A server of one blob, which it gives whatever is asked for.
     async fn server(blob: &'static [u8]) -> Connection {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

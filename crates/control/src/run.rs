@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use oci::{Digest, Platform, RegistryName};
+use oci::{Compression, Digest, Platform, RegistryName};
 use serde::{Deserialize, Serialize};
 use store::Millis;
 
@@ -198,6 +198,12 @@ pub struct BuildOptions {
     pub no_cache_stages: BTreeSet<String>,
     #[serde(default)]
     pub explain_cache: bool,
+    /// How new layers are compressed.
+    #[serde(default)]
+    pub compression: Compression,
+    /// Layers of base images too.
+    #[serde(default)]
+    pub force_compression: bool,
     /// By the names that they take from stages and images.
     #[serde(default)]
     pub contexts: BTreeMap<String, NamedContext>,

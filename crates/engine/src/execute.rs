@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use builder::{
-    BuildError, BuildEvents, BuildRequest, Builder, Compression, ContextOptions, OwnNames, Secrets,
-    StoredImage,
+    BuildError, BuildEvents, BuildRequest, Builder, ContextOptions, OwnNames, Secrets, StoredImage,
 };
 use container::{Limits, Network};
-use oci::{Digest, Platform, Reference, RegistryName};
+use oci::{Compression, Digest, Platform, Reference, RegistryName};
 use store::Catalog;
 use tokio_util::sync::CancellationToken;
 
@@ -91,6 +90,8 @@ pub struct BuildOptions {
     /// By name or number.
     pub no_cache_stages: BTreeSet<String>,
     pub explain_cache: bool,
+    /// Also of layers of base images.
+    pub force_compression: bool,
     /// By the names that they take from stages and images.
     pub contexts: BTreeMap<String, NamedContext>,
 }
@@ -518,6 +519,7 @@ fn build_request(
         explain_cache: options.explain_cache,
         project: step.image_names.first().map_or("", |name| project(name)).to_owned(),
         compression: step.compression,
+        force_compression: options.force_compression,
         source_date_epoch: step.source_date_epoch,
         ..BuildRequest::new(dockerfile, request.now)
     })

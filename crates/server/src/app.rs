@@ -167,6 +167,7 @@ impl App {
             build_defaults: BuildDefaults {
                 timeout: settings.build.timeout,
                 allow_host_network: settings.build.allow_host_network,
+                compression: settings.build.compression,
             },
             garbage: GcOptions {
                 dry_run: false,

@@ -236,7 +236,7 @@ fn run_request(attempt: &Attempt) -> Result<RunRequest, ReferenceError> {
                 _ => Network::Isolated,
             },
             source_date_epoch: request.source_date_epoch,
-            compression: builder::Compression::default(),
+            compression: request.options.compression,
             options: build_options(&request.options)?,
         },
         timeout: request.timeout + TIMEOUT_SLACK,
@@ -257,6 +257,7 @@ fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, Refere
         annotations: options.annotations.clone(),
         no_cache_stages: options.no_cache_stages.clone(),
         explain_cache: options.explain_cache,
+        force_compression: options.force_compression,
         contexts: (options.contexts.iter())
             .map(|(name, context)| Ok((name.clone(), named_context(context)?)))
             .collect::<Result<_, ReferenceError>>()?,

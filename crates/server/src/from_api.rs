@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use control::{BuildArgument, BuildOptions, BuildRequest, BuildSecret, NamedContext, RunFilter};
-use oci::{Digest, Platform, Reference};
+use oci::{Compression, CompressionError, Digest, Platform, Reference};
 
 use crate::error::ApiError;
 
@@ -31,6 +31,7 @@ pub(crate) type Uploads = BTreeMap<String, Digest>;
 pub(crate) struct BuildDefaults {
     pub(crate) timeout: Duration,
     pub(crate) allow_host_network: bool,
+    pub(crate) compression: Compression,
 }
 
 pub(crate) fn build_request(
@@ -62,7 +63,7 @@ pub(crate) fn build_request(
         source_date_epoch: body.source_date_epoch,
         network: network(body.network, defaults.allow_host_network)?,
         archived: body.is_archive_enabled,
-        options: build_options(body.build_options, uploads)?,
+        options: build_options(body.build_options, uploads, defaults.compression)?,
         image_names: body.image_names,
     })
 }
@@ -182,7 +183,11 @@ fn named_context(
     Ok((name, content))
 }
 
-fn build_options(options: api::BuildOptions, uploads: &Uploads) -> Result<BuildOptions, ApiError> {
+fn build_options(
+    options: api::BuildOptions,
+    uploads: &Uploads,
+    usual: Compression,
+) -> Result<BuildOptions, ApiError> {
     let refuse = |message: String| ApiError::invalid(message).at("buildOptions");
     let counts = [
         options.secrets.len(),
@@ -236,6 +241,10 @@ fn build_options(options: api::BuildOptions, uploads: &Uploads) -> Result<BuildO
             platforms.push(wanted);
         }
     }
+    let format = options.compression.as_deref().map(str::parse).transpose();
+    let compression =
+        format.and_then(|format| Compression::new(format, options.compression_level, usual));
+    let compression = compression.map_err(|error: CompressionError| refuse(error.to_string()))?;
     Ok(BuildOptions {
         platforms,
         secrets,
@@ -246,6 +255,8 @@ fn build_options(options: api::BuildOptions, uploads: &Uploads) -> Result<BuildO
         annotations: options.annotations,
         no_cache_stages: options.no_cache_stages.into_iter().collect(),
         explain_cache: options.explain_cache,
+        compression,
+        force_compression: options.force_compression,
         contexts: (options.contexts.into_iter())
             .map(|context| named_context(context, uploads))
             .collect::<Result<_, _>>()?,
@@ -377,8 +388,11 @@ mod tests {
         }
         let body: api::DockerBuildRequest = serde_json::from_value(whole).unwrap();
         source_location(&body)?;
-        let defaults =
-            BuildDefaults { timeout: Duration::from_secs(3600), allow_host_network: false };
+        let defaults = BuildDefaults {
+            timeout: Duration::from_secs(3600),
+            allow_host_network: false,
+            compression: Compression::default(),
+        };
         let uploads = [("source/named.tar.gz".to_owned(), Digest::of(b"named"))].into();
         assert!(named_locations(&body)?.count() <= 1);
         build_request(body, Digest::of(b""), &uploads, &defaults)

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use oci::RegistryName;
+use oci::{Compression, RegistryName};
 use remote::Network;
 
 pub use resolve::{Problem, SettingsError, Sources};
@@ -86,6 +86,8 @@ pub struct BuildSettings {
     /// Hosts of the proxies that the process uses; from the environment only.
     pub proxies: BTreeSet<String>,
     pub cache_mounts_size_max: u64,
+    /// Of new layers, in builds that ask for nothing else.
+    pub compression: Compression,
 }
 
 #[derive(Debug, Clone)]

@@ -86,8 +86,19 @@ impl Invocation {
 
     /// Starts it as `nohup` would: with a signal, such as `HUP`, ignored.
     #[must_use]
-    pub fn ignoring(mut self, signal: &str) -> Self {
-        let script = format!("trap '' {signal}; exec \"$0\" \"$@\"");
+    pub fn ignoring(self, signal: &str) -> Self {
+        self.after(&format!("trap '' {signal}"))
+    }
+
+    /// Lets it use one processor only, however many there are.
+    #[must_use]
+    pub fn on_one_processor(self) -> Self {
+        self.after("taskset -cp 0 $$ > /dev/null")
+    }
+
+    /// Starts it in a shell that has done something before.
+    fn after(mut self, script: &str) -> Self {
+        let script = format!("{script} && exec \"$0\" \"$@\"");
         let program = std::mem::replace(&mut self.program, PathBuf::from("/bin/sh"));
         let own = ["-c".to_owned(), script, program.display().to_string()];
         self.args.splice(0..0, own);

@@ -33,45 +33,55 @@ pub(crate) fn read_layer(
     folder: Option<&Path>,
     stop: &CancellationToken,
 ) -> io::Result<LayerIndex> {
-    // Bytes can be damaged that decompression does not miss, such as those of a header.
-    let mut blob = Hashed { inner: blob, hasher: Hasher::new(layer.digest.algorithm()) };
-    let index = match layer.media_type.as_str() {
-        media_type::OCI_LAYER_GZIP => {
-            let mut tar = flate2::read::MultiGzDecoder::new(&mut blob);
-            read_tar(&mut tar, diff_id, folder, stop)?
-        }
-        media_type::OCI_LAYER_ZSTD => {
-            let mut tar = zstd::Decoder::new(&mut blob)?;
-            read_tar(&mut tar, diff_id, folder, stop)?
-        }
-        // Not compressed: the check of the diff ID is that of the blob.
-        _ if layer.digest == *diff_id => {
-            return read_tar(&mut blob.inner, diff_id, folder, stop);
-        }
-        _ => read_tar(&mut blob, diff_id, folder, stop)?,
+    read_plain(blob, layer, diff_id, |tar| read_tar(tar, folder, stop))
+}
+
+/// Gives a layer's tar to `take`. The digest of its blob and its diff ID are checked after that.
+pub(super) fn read_plain<T>(
+    blob: impl Read,
+    layer: &Descriptor,
+    diff_id: &Digest,
+    take: impl FnOnce(&mut dyn Read) -> io::Result<T>,
+) -> io::Result<T> {
+    // Bytes can be damaged that decompression does not miss, such as those of a header. Not
+    // compressed, the check of the diff ID is that of the blob.
+    let is_plain = layer.digest == *diff_id;
+    let hasher = (!is_plain).then(|| Hasher::new(layer.digest.algorithm()));
+    let mut blob = Hashed { inner: blob, hasher };
+    let tar: Box<dyn Read + '_> = match layer.media_type.as_str() {
+        media_type::OCI_LAYER_GZIP => Box::new(flate2::read::MultiGzDecoder::new(&mut blob)),
+        media_type::OCI_LAYER_ZSTD => Box::new(zstd::Decoder::new(&mut blob)?),
+        _ => Box::new(&mut blob),
     };
-    io::copy(&mut blob, &mut io::sink())?;
-    let actual = blob.hasher.finish();
-    match actual == layer.digest {
-        true => Ok(index),
-        false => Err(io::Error::other(format!("its blob has the digest {actual}"))),
+    let inner = io::BufReader::with_capacity(128 << 10, tar);
+    let mut tar = Hashed { inner, hasher: Some(Hasher::new(diff_id.algorithm())) };
+    let taken = take(&mut tar)?;
+    // Padding after the end of the archive belongs to the layer's digest too.
+    match tar.finish()? {
+        Some(actual) if actual != *diff_id => {
+            return Err(io::Error::other(format!("it unpacks to {actual}, not to {diff_id}")));
+        }
+        _ => drop(tar),
+    }
+    match blob.finish()? {
+        Some(actual) if actual != layer.digest => {
+            Err(io::Error::other(format!("its blob has the digest {actual}")))
+        }
+        _ => Ok(taken),
     }
 }
 
-/// Reads a layer's tar to its end.
+/// Reads a layer's entries.
 fn read_tar(
     tar: &mut dyn Read,
-    diff_id: &Digest,
     folder: Option<&Path>,
     stop: &CancellationToken,
 ) -> io::Result<LayerIndex> {
-    let reader = io::BufReader::with_capacity(128 << 10, tar);
-    let mut hashed = Hashed { inner: reader, hasher: Hasher::new(diff_id.algorithm()) };
     let folder = folder.map(Folder::open).transpose()?;
     let mut index = LayerIndex::default();
     let mut links = Links::default();
     let mut dated = Vec::new();
-    let mut archive = TarReader::new(&mut hashed);
+    let mut archive = TarReader::new(tar);
     while let Some(entry) = archive.next_entry()? {
         if stop.is_cancelled() {
             return Err(io::ErrorKind::Interrupted.into());
@@ -114,12 +124,6 @@ fn read_tar(
             dated.push((path.clone(), node.mtime));
         }
         index.entries.push(entry_index(node));
-    }
-    // Padding after the end of the archive belongs to the layer's digest too.
-    io::copy(&mut hashed, &mut io::sink())?;
-    let actual = hashed.hasher.finish();
-    if actual != *diff_id {
-        return Err(io::Error::other(format!("it unpacks to {actual}, not to {diff_id}")));
     }
     if let Some(folder) = &folder {
         // Last, since every entry that is made changes its folder's time.
@@ -362,15 +366,26 @@ fn remove(parent: impl AsFd, name: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Hashes what passes, if asked to.
 struct Hashed<R> {
     inner: R,
-    hasher: Hasher,
+    hasher: Option<Hasher>,
+}
+
+impl<R: Read> Hashed<R> {
+    /// The digest of all there is to read.
+    fn finish(&mut self) -> io::Result<Option<Digest>> {
+        io::copy(self, &mut io::sink())?;
+        Ok(self.hasher.take().map(Hasher::finish))
+    }
 }
 
 impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..read]);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buffer[..read]);
+        }
         Ok(read)
     }
 }

@@ -2,39 +2,19 @@
 
 use std::io::{self, Read, Write};
 
-use oci::{Descriptor, Digest, Hasher, media_type};
+use oci::{Compression, Descriptor, Digest, Hasher};
 use store::BlobWriter;
 
-use super::gzip::BlockGzip;
+use super::blocks::BlockWriter;
 use super::index::{IndexEntry, LayerIndex};
 use super::tar_entry::{write_end, write_header, write_padding};
 use crate::assemble::ImageLayer;
 use crate::name::{bytes_of, text_of};
 use crate::tree::{Node, NodeKind};
 
-/// How new layers are compressed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Compression {
-    /// What every client reads.
-    #[default]
-    Gzip,
-    /// Smaller and several times faster, for clients that read it.
-    Zstd,
-}
-
-impl Compression {
-    /// Names the compressor and its version: other bytes are another layer (decision 8).
-    pub(crate) fn id(self) -> &'static str {
-        match self {
-            Self::Gzip => "gzip-6-blocks/1",
-            Self::Zstd => "zstd-3/1",
-        }
-    }
-}
-
 /// A layer being written. Blocking; used in a thread of its own.
 pub(crate) struct LayerWriter {
-    out: Hashing<Encoder>,
+    out: Hashing<BlockWriter<BlobWriter>>,
     media_type: &'static str,
     index: LayerIndex,
     /// No time is later than this.
@@ -53,18 +33,8 @@ impl LayerWriter {
         compression: Compression,
         time_max: Option<i64>,
     ) -> io::Result<Self> {
-        let (encoder, media_type) = match compression {
-            Compression::Gzip => {
-                (Encoder::Gzip(Box::new(BlockGzip::new(blob)?)), media_type::OCI_LAYER_GZIP)
-            }
-            Compression::Zstd => {
-                let mut encoder = zstd::Encoder::new(blob, 3)?;
-                // The same bytes for any number of threads, but not for none.
-                let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
-                encoder.multithread(threads as u32)?;
-                (Encoder::Zstd(Box::new(encoder)), media_type::OCI_LAYER_ZSTD)
-            }
-        };
+        let encoder = BlockWriter::new(blob, compression)?;
+        let media_type = compression.format.media_type();
         let out = Hashing { inner: encoder, hasher: Hasher::sha256() };
         Ok(Self { out, media_type, index: LayerIndex::default(), time_max })
     }
@@ -139,10 +109,7 @@ impl LayerWriter {
         let io = |source| store::StoreError::Io { doing: "write a layer".to_owned(), source };
         write_end(&mut self.out).map_err(io)?;
         let diff_id = self.out.hasher.finish();
-        let blob = match self.out.inner {
-            Encoder::Gzip(encoder) => encoder.finish().map_err(io)?,
-            Encoder::Zstd(encoder) => encoder.finish().map_err(io)?,
-        };
+        let blob = self.out.inner.finish().map_err(io)?;
         let stored = blob.commit(None)?;
         let descriptor = Descriptor::new(self.media_type, stored.digest, stored.size);
         Ok(Written { layer: ImageLayer { descriptor, diff_id }, index: self.index })
@@ -158,24 +125,6 @@ impl LayerWriter {
 
     fn note(&mut self, path: &[u8], node: Node) {
         self.index.entries.push(IndexEntry::from_tar(text_of(path), node));
-    }
-}
-
-enum Encoder {
-    Gzip(Box<BlockGzip<BlobWriter>>),
-    Zstd(Box<zstd::Encoder<'static, BlobWriter>>),
-}
-
-impl Write for Encoder {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Gzip(encoder) => encoder.write(bytes),
-            Self::Zstd(encoder) => encoder.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(()) // Flushing would change the compressed bytes.
     }
 }
 

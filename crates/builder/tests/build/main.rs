@@ -5,6 +5,7 @@
 mod support;
 
 mod cache;
+mod compression;
 mod contexts;
 mod copy;
 mod damage;

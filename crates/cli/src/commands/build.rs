@@ -320,7 +320,7 @@ fn request(
         source_date_epoch: source_date_epoch(session)?,
         network: args.network.clone(),
         docker_file_name: None,
-        build_options: build_options(args, platforms, session)?,
+        build_options: build_options(args, exports, platforms, session)?,
     })
 }
 
@@ -359,9 +359,11 @@ fn arguments(args: &Args, session: &Session<'_>) -> Result<Vec<Argument>> {
 
 fn build_options(
     args: &Args,
+    exports: &Exports,
     platforms: Vec<PlatformProperties>,
     session: &Session<'_>,
 ) -> Result<BuildOptions> {
+    let layers = exports.layers()?;
     let secret = |text: &String| secret(text, session);
     let pair = |text: &String| {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
@@ -385,6 +387,9 @@ fn build_options(
         annotations: args.annotations.iter().map(pair).collect(),
         no_cache_stages: args.no_cache_filter.iter().map(|stage| stage.to_lowercase()).collect(),
         explain_cache: args.cache_explain,
+        compression: layers.compression.map(|format| format.as_str().to_owned()),
+        compression_level: layers.level,
+        force_compression: layers.force,
         contexts: Vec::new(),
         platforms,
     })

@@ -10,6 +10,7 @@ mod completions;
 mod contexts;
 mod crash;
 mod damage;
+mod determinism;
 mod doctor;
 mod explain;
 mod gc;

@@ -102,6 +102,54 @@ fn as_root_other_programs_load_a_docker_archive() {
 }
 
 #[test]
+fn as_root_layers_are_compressed_as_asked() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    // Several frames of zstd.
+    app(&sandbox, &server, "RUN seq 1 900000 > /numbers\n");
+    let layers = |tag: &str, output: &str| {
+        let args = ["build", "app", "-t", &format!("app:{tag}"), "-o", output];
+        sandbox.refit(args).on(&server).run().success();
+        let image = validate(&server.registry(), "app", tag);
+        let kinds = image.manifest.layers.iter();
+        let kinds = kinds.map(|layer| layer.media_type.rsplit_once('.').unwrap().1.to_owned());
+        (kinds.collect::<Vec<_>>(), image.manifest.layers[1].size)
+    };
+    let (gzip, zstd) = ("tar+gzip", "tar+zstd");
+    assert_eq!(layers("1", "type=image").0, [gzip, gzip]);
+    let (kinds, usual) = layers("2", "type=image,compression=zstd");
+    assert_eq!(kinds, [gzip, zstd]);
+    let (kinds, small) = layers("3", "type=image,compression=zstd,compression-level=19");
+    assert_eq!(kinds, [gzip, zstd]);
+    assert!(small < usual, "{small} {usual}");
+    let forced = "type=image,compression=zstd,force-compression=true";
+    assert_eq!(layers("4", forced), (vec![zstd.to_owned(); 2], usual));
+
+    let archive = "type=oci,dest=image.tar,compression=zstd,force-compression=true";
+    sandbox.refit(["build", "app", "-t", "app:4", "-o", archive]).on(&server).run().success();
+    let own = ["--root", "podman/root", "--runroot", "podman/run", "--storage-driver", "vfs"];
+    tool(&sandbox, "podman", &[&own[..], &["load", "-i", "image.tar"]].concat());
+}
+
+#[test]
+fn as_root_a_setting_says_how_layers_are_compressed_else() {
+    let sandbox = sandbox();
+    scratch_app(&sandbox);
+    let media_type = |output: &str| {
+        let build = sandbox.refit(["build", "app", "-o", output]);
+        build.env("REFIT_BUILD_COMPRESSION", "zstd").run().success();
+        let text = tool(&sandbox, "skopeo", &["inspect", "--raw", "oci:layout"])?;
+        let manifest: Value = serde_json::from_str(&text).unwrap();
+        std::fs::remove_dir_all(sandbox.path("layout")).unwrap();
+        Some(manifest["layers"][0]["mediaType"].as_str().unwrap().to_owned())
+    };
+    let found = media_type("type=oci,tar=false,dest=layout");
+    assert!(found.is_none_or(|found| found.ends_with("tar+zstd")));
+    let found = media_type("type=docker,tar=false,dest=layout");
+    assert!(found.is_none_or(|found| found.ends_with("tar+gzip")));
+}
+
+#[test]
 fn as_root_a_command_without_a_server_writes_a_folder_and_adds_to_it() {
     let sandbox = sandbox();
     scratch_app(&sandbox);
@@ -190,7 +238,8 @@ fn outputs_that_cannot_be_are_refused_before_the_build() {
         sandbox.refit(all).run().code(2).stderr_has(why);
     };
     refused(&["-o", "type=rar,dest=x"], "`rar` is not a type");
-    refused(&["-o", "type=oci,dest=x,compression=zstd"], "`compression` is not a key of");
+    refused(&["-o", "type=oci,dest=x,compression=lz4"], "`lz4` is not a compression");
+    refused(&["-o", "type=docker,dest=x,compression=zstd"], "use `gzip`, or `type=oci`");
     refused(&["-o", "type=oci,dest=no/such/x"], "could not write `no/such/x`");
     refused(&["-o", "type=oci,dest=app"], "could not write `app`");
     refused(&["-o", "type=oci,tar=false,dest=app/file"], "`app/file` is not a folder");

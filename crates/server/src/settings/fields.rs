@@ -144,6 +144,16 @@ pub(super) const SECTIONS: &[Section] = &[
                 "20GiB",
                 "Folders of `RUN --mount=type=cache`; those not used for longest go first.",
             ),
+            text(
+                "compression",
+                "gzip",
+                "Of layers that builds make, if they ask for no other: `gzip`, `zstd` or `uncompressed`.",
+            ),
+            text(
+                "compression_level",
+                "",
+                "Its level: 0 to 9 for gzip, 1 to 22 for zstd. Empty: 6 and 3.",
+            ),
         ],
     },
     Section {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use oci::RegistryName;
+use oci::{Compression, CompressionFormat, RegistryName};
 use remote::Network;
 
 use super::fields::{FOREIGN_VARIABLES, Field, Kind, SECTIONS, Section, nearest, section};
@@ -364,6 +364,7 @@ impl Layers {
             allow_addresses: at.list("allow_addresses", network),
             proxies: proxies(sources),
             cache_mounts_size_max: at.size("cache_mounts_size_max"),
+            compression: at.compression(),
         }
     }
 
@@ -549,6 +550,19 @@ impl At<'_> {
             _ => Err(format!("`{text}` is not a number from {min} to {max}")),
         };
         self.parsed(key, parse, min)
+    }
+
+    fn compression(&mut self) -> Compression {
+        let format = self.optional("compression", |text| {
+            text.parse::<CompressionFormat>().map_err(|error| error.to_string())
+        });
+        let new = |level| Compression::new(format, level, Compression::default());
+        let level = self.optional("compression_level", |text| {
+            let level = text.parse().map_err(|_| format!("`{text}` is not a level"))?;
+            new(Some(level)).map_err(|error| error.to_string())?;
+            Ok(level)
+        });
+        new(level).unwrap_or_default()
     }
 
     fn path(&mut self, key: &str) -> Option<PathBuf> {
@@ -850,6 +864,8 @@ mod tests {
                 connections_max = 0
                 [build]
                 timeout = "1m"
+                compression = "zstd"
+                compression_level = 23
                 [registry.no]
                 [registry.first]
                 aliases = ["same.example.com"]
@@ -868,6 +884,7 @@ mod tests {
                 `refit.toml`: `server.insecure_clear`: `maybe` is neither `true` nor `false`
                 `server.tls_listen` needs `server.tls_cert` and `server.tls_key`
                 `refit.toml`: `build.timeout`: `1m` is not between `5m` and `8h`
+                `refit.toml`: `build.compression_level`: `23` is not a level of zstd, which are 1 to 22
                 `refit.toml`: `limits.connections_max`: `0` is not a number from 1 to 1000000
                 `refit.toml`: `limits.source_size_max`: `8 gigs` is not a size such as `512KiB`, `25MiB` or `8GiB`
                 registry name `no` must be 5 to 50 lower-case letters and digits
