@@ -92,8 +92,6 @@ pub struct BuildRequest {
     pub project: String,
     /// What `RUN --mount=type=secret` may use.
     pub secrets: Secrets,
-    /// Cache folders are shared with builds of the same namespace only: registry and trust.
-    pub cache_namespace: String,
     /// Added to `/etc/hosts` of every `RUN`.
     pub extra_hosts: Vec<(String, IpAddr)>,
     pub network: Network,
@@ -141,7 +139,6 @@ impl BuildRequest {
             explain_cache: false,
             project: String::new(),
             secrets: Secrets::new(),
-            cache_namespace: String::new(),
             extra_hosts: Vec::new(),
             network: Network::default(),
             limits: Limits::default(),

@@ -13,6 +13,10 @@ pub trait BuildCache: Send + Sync {
     async fn get(&self, key: &Digest) -> store::Result<Option<CacheEntry>>;
 
     async fn put(&self, key: &Digest, entry: &CacheEntry) -> store::Result<()>;
+
+    /// Whoever reads what this cache is given has the same namespace or trusts it: also what is in
+    /// cache folders, which runs in whoever uses them.
+    fn namespace(&self) -> &str;
 }
 
 /// Whose results a build may use, and whose it may make (architecture.md decision 8).
@@ -57,6 +61,10 @@ impl BuildCache for CatalogCache {
 
     async fn put(&self, key: &Digest, entry: &CacheEntry) -> store::Result<()> {
         self.catalog.cache_put(&self.namespaces[0], key, entry).await
+    }
+
+    fn namespace(&self) -> &str {
+        &self.namespaces[0]
     }
 }
 

@@ -271,7 +271,7 @@ impl Mounts {
             }
             MountKind::Cache { id, sharing, target, read_only, owner, .. } => {
                 let caches = &build.builder.cache_folders;
-                let namespace = &build.request.cache_namespace;
+                let namespace = build.builder.cache.namespace();
                 let id = match &source {
                     // What a folder began with is a part of what it is.
                     Some(source) => format!("{id}\0{}", source.digest()),

@@ -511,7 +511,6 @@ fn build_request(
         network: step.network,
         limits,
         secrets: options.secrets.clone(),
-        cache_namespace: engine.registry.to_string(),
         extra_hosts: options.extra_hosts.clone(),
         labels: options.labels.clone(),
         annotations: options.annotations.clone(),

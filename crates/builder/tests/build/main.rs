@@ -15,3 +15,4 @@ mod image;
 mod language;
 mod mounts;
 mod run;
+mod trust;

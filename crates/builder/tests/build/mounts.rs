@@ -70,13 +70,6 @@ async fn as_root_what_is_in_a_cache_mount_outlives_the_build() {
     assert_eq!(fixture.files(&run.built).await.at("cache"), "nothing");
     assert_eq!(build(&fixture, &dockerfile("b")).await.built.cost.cache_misses, 0);
 
-    // Another namespace has folders of its own.
-    let mut request = fixture.request(&dockerfile("c"));
-    request.network = Network::None;
-    request.cache_namespace = "fork".to_owned();
-    let run = fixture.build_request(&request).await;
-    assert_eq!(run.events.output(), "1\n711 7\n");
-
     let dockerfile = "FROM registry.test/busybox AS seed\nRUN mkdir /seed && echo s > /seed/file\n\
          FROM registry.test/busybox\n\
          RUN --mount=type=cache,target=/c,from=seed,source=/seed cat /c/file && echo t > /c/file\n\

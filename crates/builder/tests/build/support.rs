@@ -60,15 +60,11 @@ pub(crate) const DAMAGES: [Damage; 3] = [Damage::Gone, Damage::Cut, Damage::Flip
 impl Fixture {
     /// A store without any image.
     pub(crate) async fn empty() -> Self {
-        Self::with_domain(TrustDomain::Trusted).await
-    }
-
-    async fn with_domain(domain: TrustDomain) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let db = db::Db::in_memory().await.unwrap();
         let memory = MemoryStore::open(db.clone()).await.unwrap();
         let catalog = Catalog::open(db, Arc::new(memory.clone())).await.unwrap();
-        let builder = Self::builder(&catalog, folder.path(), &domain).await;
+        let builder = Self::builder(&catalog, folder.path()).await;
         std::fs::create_dir(folder.path().join("context")).unwrap();
         Self { catalog, builder, folder, memory }
     }
@@ -76,9 +72,14 @@ impl Fixture {
     /// Another process opens the same store: what the first one knew of it is forgotten.
     pub(crate) async fn restart(&mut self) {
         let runtime = self.builder.runtime.take();
-        let domain = TrustDomain::Trusted;
-        self.builder = Self::builder(&self.catalog, self.folder.path(), &domain).await;
+        self.builder = Self::builder(&self.catalog, self.folder.path()).await;
         self.builder.runtime = runtime;
+    }
+
+    /// Builds from now on are of this domain.
+    pub(crate) fn enter(&mut self, domain: &TrustDomain) {
+        let registry = RegistryName::default();
+        self.builder.cache = Arc::new(CatalogCache::new(self.catalog.clone(), &registry, domain));
     }
 
     /// The cache of unpacked layers is lost.
@@ -116,7 +117,7 @@ impl Fixture {
         self.catalog.blobs().verify(digest).await.unwrap()
     }
 
-    pub(crate) async fn builder(catalog: &Catalog, folder: &Path, domain: &TrustDomain) -> Builder {
+    pub(crate) async fn builder(catalog: &Catalog, folder: &Path) -> Builder {
         let registry = RegistryName::default();
         let own = OwnNames::new([(HOST.to_owned(), registry.clone())]);
         let blobs = Arc::clone(catalog.blobs());
@@ -125,7 +126,7 @@ impl Fixture {
         Builder {
             blobs,
             images: Arc::new(CatalogImages::new(catalog.clone(), registry.clone(), own, None)),
-            cache: Arc::new(CatalogCache::new(catalog.clone(), &registry, domain)),
+            cache: Arc::new(CatalogCache::new(catalog.clone(), &registry, &TrustDomain::Trusted)),
             layers: Arc::new(layers),
             runtime: None,
             runs: Arc::new(tokio::sync::Semaphore::new(4)),
