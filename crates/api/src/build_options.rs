@@ -25,7 +25,7 @@ pub struct BuildOptions {
     /// Added to the image after all instructions.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Annotations of the image's manifest.
+    /// Annotations of the manifest; with `index:` or the like before the name, of that.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     /// Stages, by name or number, of which every instruction is executed again.

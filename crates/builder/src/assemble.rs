@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use oci::{
-    ContainerConfig, Descriptor, Digest, History, ImageConfig, ImageIndex, ImageManifest,
-    media_type,
+    Annotations, ContainerConfig, Descriptor, Digest, History, ImageConfig, ImageIndex,
+    ImageManifest, media_type,
 };
 
 use crate::build::Built;
@@ -142,9 +142,10 @@ pub struct ImageIndexBytes {
 }
 
 /// Writes the index of images, in their order. The same images give the same bytes.
-pub fn index_of(images: &[Built]) -> ImageIndexBytes {
+pub fn index_of(images: &[Built], annotations: &Annotations) -> ImageIndexBytes {
     let manifests = images.iter().map(|image| Descriptor {
         platform: Some(image.platform.clone()),
+        annotations: annotations.of_descriptor(&image.platform),
         ..image.descriptor.clone()
     });
     let bytes = to_json(&ImageIndex {
@@ -153,7 +154,7 @@ pub fn index_of(images: &[Built]) -> ImageIndexBytes {
         artifact_type: None,
         manifests: manifests.collect(),
         subject: None,
-        annotations: BTreeMap::new(),
+        annotations: annotations.of_index(),
     });
     ImageIndexBytes { descriptor: Descriptor::of(media_type::OCI_INDEX, &bytes), bytes }
 }

@@ -194,6 +194,7 @@ pub struct BuildOptions {
     /// In bytes.
     pub shm_size: Option<u64>,
     pub labels: BTreeMap<String, String>,
+    /// With the types that say where they go ([`oci::Annotations`]).
     pub annotations: BTreeMap<String, String>,
     pub no_cache_stages: BTreeSet<String>,
     #[serde(default)]

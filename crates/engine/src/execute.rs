@@ -13,7 +13,7 @@ use builder::{
     BuildError, BuildEvents, BuildRequest, Builder, ContextOptions, OwnNames, Secrets, StoredImage,
 };
 use container::{Limits, Network};
-use oci::{Compression, Digest, Platform, Reference, RegistryName};
+use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName};
 use store::Catalog;
 use tokio_util::sync::CancellationToken;
 
@@ -85,8 +85,7 @@ pub struct BuildOptions {
     /// In bytes.
     pub shm_size: Option<u64>,
     pub labels: BTreeMap<String, String>,
-    /// Of the manifest.
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: Annotations,
     /// By name or number.
     pub no_cache_stages: BTreeSet<String>,
     pub explain_cache: bool,
@@ -271,7 +270,7 @@ async fn run(
     let named = load_named_contexts(engine, step, workspace.path(), used, stop).await?;
     let build = build_request(engine, request, workspace.path(), named)?;
     let started = Instant::now();
-    let built = build_images(engine, &build, &step.platforms, events, stop).await?;
+    let built = build_images(engine, &build, step, events, stop).await?;
     tracing::debug!(run = request.run, elapsed = ?started.elapsed(), "built");
     let pushed = if step.push { names } else { Vec::new() };
     let publication = Publication { run: &request.run, registry: &engine.registry, names: &pushed };
@@ -293,12 +292,17 @@ async fn run(
 async fn build_images(
     engine: &Engine,
     request: &BuildRequest,
-    platforms: &[Platform],
+    step: &BuildStep,
     events: &dyn BuildEvents,
     stop: &CancellationToken,
 ) -> Result<BuiltImages, Failure> {
+    let (platforms, annotations) = (step.platforms.as_slice(), &step.options.annotations);
     if let [platform] = platforms {
-        let request = BuildRequest { platform: platform.clone(), ..request.clone() };
+        let request = BuildRequest {
+            platform: platform.clone(),
+            annotations: annotations.of_manifest(platform),
+            ..request.clone()
+        };
         let built = builder::build(&engine.builder, &request, events, stop).await;
         let image = built.map_err(|error| build_failure(&error, &request))?;
         return Ok(BuiltImages { images: vec![image], index: None });
@@ -308,6 +312,7 @@ async fn build_images(
     let build = async |(place, platform): (u32, &Platform)| {
         let request = BuildRequest {
             platform: platform.clone(),
+            annotations: annotations.of_manifest(platform),
             project: format!("{} {platform}", request.project),
             ..request.clone()
         };
@@ -316,7 +321,7 @@ async fn build_images(
         built.map_err(|error| build_failure(&error, &request).of(platform))
     };
     let images = futures_util::future::try_join_all((0..).zip(platforms).map(build)).await?;
-    let index = builder::index_of(&images);
+    let index = builder::index_of(&images, annotations);
     Ok(BuiltImages { images, index: Some(index) })
 }
 
@@ -513,7 +518,6 @@ fn build_request(
         secrets: options.secrets.clone(),
         extra_hosts: options.extra_hosts.clone(),
         labels: options.labels.clone(),
-        annotations: options.annotations.clone(),
         no_cache_stages: options.no_cache_stages.clone(),
         explain_cache: options.explain_cache,
         project: step.image_names.first().map_or("", |name| project(name)).to_owned(),

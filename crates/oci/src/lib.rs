@@ -10,6 +10,7 @@
 //!   identity. These types read it; only the builder writes new ones.
 //! - Parsers are total: any input gives a value or an error, never a panic.
 
+mod annotation;
 mod compression;
 mod descriptor;
 mod digest;
@@ -23,6 +24,7 @@ mod platform;
 mod reference;
 mod validate;
 
+pub use annotation::{AnnotationError, Annotations};
 pub use compression::{Compression, CompressionError, CompressionFormat};
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, DigestError, Hasher};

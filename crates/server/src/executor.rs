@@ -16,7 +16,7 @@ use builder::{
 use container::{Limits, Network, Runtime, RuntimeSettings};
 use control::{Attempt, End, Executor, Outcome, OutputImage};
 use engine::{BuildOptions, BuildStep, Engine, Lease, NamedContext, RunRequest, UnpackLimits};
-use oci::{ReferenceError, RegistryName};
+use oci::{Annotations, ReferenceError, RegistryName};
 use remote::{Credentials, DownloadSettings, Downloads, Remote, RemoteSettings, Upstream};
 use store::DataDir;
 use tokio::sync::Semaphore;
@@ -206,8 +206,10 @@ fn sentence(error: String) -> String {
     error.strip_prefix("error: ").map_or(error.clone(), str::to_owned)
 }
 
-/// References were checked when the run was queued.
-fn run_request(attempt: &Attempt) -> Result<RunRequest, ReferenceError> {
+/// What no longer can be read: all of it was checked when the run was queued.
+type RequestError = Box<dyn std::error::Error + Send + Sync>;
+
+fn run_request(attempt: &Attempt) -> Result<RunRequest, RequestError> {
     let run = &attempt.run;
     let request = &run.request;
     let arguments = request.arguments.iter().map(|argument| engine::Argument {
@@ -244,7 +246,7 @@ fn run_request(attempt: &Attempt) -> Result<RunRequest, ReferenceError> {
     })
 }
 
-fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, ReferenceError> {
+fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, RequestError> {
     let secrets = options.secrets.iter();
     Ok(BuildOptions {
         secrets: secrets
@@ -254,7 +256,7 @@ fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, Refere
         ulimits: options.ulimits.clone(),
         shm_size: options.shm_size,
         labels: options.labels.clone(),
-        annotations: options.annotations.clone(),
+        annotations: Annotations::parse(&options.annotations)?,
         no_cache_stages: options.no_cache_stages.clone(),
         explain_cache: options.explain_cache,
         force_compression: options.force_compression,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use control::{BuildArgument, BuildOptions, BuildRequest, BuildSecret, NamedContext, RunFilter};
-use oci::{Compression, CompressionError, Digest, Platform, Reference};
+use oci::{Annotations, Compression, CompressionError, Digest, Platform, Reference};
 
 use crate::error::ApiError;
 
@@ -245,6 +245,12 @@ fn build_options(
     let compression =
         format.and_then(|format| Compression::new(format, options.compression_level, usual));
     let compression = compression.map_err(|error: CompressionError| refuse(error.to_string()))?;
+    let annotations = Annotations::parse(&options.annotations);
+    let annotations = annotations.map_err(|error| refuse(error.to_string()))?;
+    if annotations.need_index() && platforms.len() < 2 {
+        let message = "annotations of an index need several platforms".to_owned();
+        return Err(refuse(message).hint("without a type they are the manifest's"));
+    }
     Ok(BuildOptions {
         platforms,
         secrets,

@@ -73,8 +73,8 @@ pub struct Args {
     #[arg(long = "label", value_name = "NAME[=VALUE]")]
     labels: Vec<String>,
 
-    /// Annotation to add to the image's manifest
-    #[arg(long = "annotation", value_name = "NAME=VALUE")]
+    /// Annotation to add to the image's manifest, or to what TYPE names
+    #[arg(long = "annotation", value_name = "[TYPE:]NAME=VALUE")]
     annotations: Vec<String>,
 
     /// Name that stands for a folder, an image, or an image in an OCI layout

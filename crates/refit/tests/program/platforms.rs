@@ -116,6 +116,33 @@ fn as_root_several_platforms_give_one_index() {
 }
 
 #[test]
+fn as_root_annotations_go_where_their_type_says() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    scratch_app(&sandbox);
+    let annotations = ["index:a=1", "manifest[linux/arm64]:b=2", "manifest-descriptor:c=3", "d=4"];
+    let flags = annotations.into_iter().flat_map(|text| ["--annotation", text]);
+    let args = ["build", "app", "-t", "app", "--platform", BOTH].into_iter().chain(flags);
+    sandbox.refit(args).on(&server).run().success();
+    let index = index(&server, "app");
+    assert_eq!(format!("{:?}", index.annotations), r#"{"a": "1"}"#);
+    for (descriptor, own) in
+        index.manifests.iter().zip([r#"{"d": "4"}"#, r#"{"b": "2", "d": "4"}"#])
+    {
+        assert_eq!(format!("{:?}", descriptor.annotations), r#"{"c": "3"}"#);
+        let image = validate(&server.registry(), "app", descriptor.digest.as_str());
+        assert_eq!(format!("{:?}", image.manifest.annotations), own);
+    }
+    for (annotation, why) in [
+        ("index:a=1", "need several platforms"),
+        ("index-descriptor:a=1", "`index-descriptor` is not one of"),
+    ] {
+        let args = ["build", "app", "--annotation", annotation];
+        sandbox.refit(args).on(&server).run().code(2).stderr_has(why);
+    }
+}
+
+#[test]
 fn as_root_an_error_names_the_platform() {
     let sandbox = sandbox();
     let server = sandbox.server();
