@@ -505,12 +505,12 @@ impl Layers {
     ) -> Result<NewLayer, BuildError> {
         let (upper, stop) = (change.upper(), build.stop.clone());
         let written = self.write(build, move |writer| {
-            write_diff(&upper, writer, &stop).map_err(|error| match error.kind() {
-                io::ErrorKind::Interrupted => BuildError::Canceled,
-                _ => match error.downcast::<NotInLayer>() {
+            write_diff(&upper, writer, &stop).map_err(|error| {
+                match error.downcast::<NotInLayer>() {
                     Ok(reason) => BuildError::NotInLayer { reason: reason.to_string(), at },
+                    Err(_) if stop.is_cancelled() => BuildError::Canceled,
                     Err(error) => failed("read what a `RUN` changed")(error),
-                },
+                }
             })
         });
         let new = written.await?;

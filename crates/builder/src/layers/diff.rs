@@ -10,6 +10,7 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
+use super::Stoppable;
 use super::writer::LayerWriter;
 use crate::name::{shown, text_of};
 use crate::tree::{Node, NodeKind};
@@ -39,7 +40,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn folder(&mut self, real: &Path, path: &[u8]) -> io::Result<()> {
         if self.stop.is_cancelled() {
-            return Err(io::ErrorKind::Interrupted.into());
+            return Err(io::Error::other("the build has ended"));
         }
         let mut names = Vec::new();
         for entry in std::fs::read_dir(real)? {
@@ -99,8 +100,9 @@ impl Walk<'_> {
     fn file(&mut self, real: &Path, path: &[u8], node: &Node, size: u64) -> io::Result<()> {
         let flags = rustix::fs::OFlags::NOFOLLOW.bits();
         let flags = i32::try_from(flags).expect("open flags fit the type that open takes");
-        let mut file = File::options().read(true).custom_flags(flags).open(real)?;
-        self.writer.add_file(path, node, size, &mut file)?;
+        let file = File::options().read(true).custom_flags(flags).open(real)?;
+        let mut content = Stoppable { inner: Box::new(file), stop: self.stop };
+        self.writer.add_file(path, node, size, &mut content)?;
         Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! Whatever a run is doing when it is canceled, nothing of it is left.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod remains;
 mod stalling;
 
@@ -23,7 +25,7 @@ body_stall = \"2s\"
 ";
 
 /// Larger than what is done in the time between two looks.
-const LARGE: u64 = 1 << 30;
+const LARGE: u64 = 1 << 29;
 
 /// How a build is ended by its user.
 #[derive(Debug, Clone, Copy)]
@@ -129,7 +131,8 @@ fn as_root_an_upload_that_ends_early_leaves_nothing() {
     build.signal(Signal::STOP);
     world.check_nothing_remains();
     build.signal(Signal::CONT);
-    build.wait().code(1).stderr_has("error: ");
+    let ended = build.wait().stderr_has("error: ");
+    assert!(ended.code.is_some_and(|code| code != 0), "{ended:?}");
 }
 
 #[test]
@@ -196,7 +199,8 @@ fn as_root_a_canceled_step_leaves_nothing() {
 fn as_root_canceling_while_a_layer_is_written_leaves_nothing() {
     let world = World::new();
     let mark = format!("48{}", std::process::id());
-    let step = format!("FROM BASE\nRUN : {mark}; head -c {LARGE} /dev/zero > /large\n");
+    // One file that nobody reads to its end.
+    let step = format!("FROM BASE\nRUN : {mark}; sleep 0.5; busybox truncate -s 1024G /large\n");
     let start = || {
         let build = world.build(&step);
         until("the step", || is_under_way(&mark).then_some(()));
@@ -211,7 +215,7 @@ fn as_root_a_cancel_while_tags_move_leaves_no_lease() {
     let world = World::new();
     world.sandbox.write("app/Dockerfile", "FROM scratch\nENV A=1\n");
     let names: Vec<String> = (0..NAMES).map(|number| format!("app/{number:03}")).collect();
-    let tags = names.iter().flat_map(|name| ["-t", name]);
+    let tags = names.iter().flat_map(|name| ["-t", name.as_str()]);
     let build = world.sandbox.refit(["build", "app"].into_iter().chain(tags)).on(&world.server);
     let build = build.start();
     let registry = world.server.registry();

@@ -69,7 +69,7 @@ fn mounts(server: u32, data: &Path) -> impl Iterator<Item = String> {
     own.collect::<Vec<_>>().into_iter()
 }
 
-/// The groups below `folder` that carry the server's number in their name.
+/// Control groups that carry the server's number in their name.
 fn groups(server: u32) -> impl Iterator<Item = String> {
     let mark = format!(".{server}.");
     let mut folders = vec![Path::new("/sys/fs/cgroup").to_owned()];
