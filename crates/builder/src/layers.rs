@@ -29,6 +29,8 @@ use dockerfile::Span;
 use futures_util::StreamExt;
 use oci::{Compression, Descriptor, Digest};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use store::{BlobStore, BlobWriter, Catalog, StoreError};
 use tokio_util::sync::CancellationToken;
 
@@ -40,8 +42,8 @@ use crate::error::BuildError;
 use crate::name::{bytes_of, shown};
 use crate::tree::{Node, NodeKind, Tree, ancestors};
 use crate::user::Owner;
-use blocks::BlockWriter;
-pub(crate) use blocks::compressor;
+use blocks::{BlockMap, BlockWriter};
+pub(crate) use blocks::{EarlierBlocks, compressor};
 use diff::{NotInLayer, write_diff};
 use index::{INDEX_FORMAT, LayerIndex, Merged};
 pub(crate) use unpack::read_layer;
@@ -110,6 +112,10 @@ const VIEWS_MAX: usize = 16;
 pub(crate) struct NewLayer {
     pub(crate) layer: ImageLayer,
     pub(crate) index: Option<Digest>,
+    /// The blob with its [`BlockMap`], if it is worth one.
+    pub(crate) blocks: Option<Digest>,
+    /// Bytes that came from an earlier layer.
+    pub(crate) reused: u64,
     pub(crate) usage: Usage,
 }
 
@@ -218,8 +224,27 @@ impl Layers {
         Ok(index)
     }
 
-    /// Reads an index, unless it is gone or damaged.
+    /// Reads an index, unless it is gone, damaged, or of another version.
     async fn stored_index(&self, digest: &Digest) -> Result<Option<LayerIndex>, BuildError> {
+        let index = self.packed::<LayerIndex>(digest).await?;
+        Ok(index.filter(|index| index.format == INDEX_FORMAT))
+    }
+
+    async fn keep_index(
+        &self,
+        layer: &ImageLayer,
+        index: &LayerIndex,
+    ) -> Result<Digest, BuildError> {
+        let stored = self.keep_packed(index).await?;
+        self.inner.indexes.put(&layer.descriptor.digest, &stored).await?;
+        Ok(stored)
+    }
+
+    /// Reads what [`Self::keep_packed`] stored, unless it is gone or damaged.
+    async fn packed<T: DeserializeOwned + Send + 'static>(
+        &self,
+        digest: &Digest,
+    ) -> Result<Option<T>, BuildError> {
         let blob = match self.inner.blobs.open(digest, 0).await {
             Err(StoreError::NotFound { .. }) => return Ok(None),
             result => result?.into_blocking(),
@@ -236,33 +261,21 @@ impl Layers {
             serde_json::from_reader(reader).map_err(io::Error::from)
         });
         match parsed.await {
-            Ok(LayerIndex { format: INDEX_FORMAT, entries }) => {
-                Ok(Some(LayerIndex { format: INDEX_FORMAT, entries }))
-            }
-            Ok(LayerIndex { format, .. }) => {
-                tracing::debug!(%digest, format, "layer index is of another version");
-                Ok(None)
-            }
+            Ok(value) => Ok(Some(value)),
             Err(error) => {
-                tracing::warn!(%digest, %error, "layer index is not readable");
+                tracing::warn!(%digest, %error, "what was noted of a layer is not readable");
                 self.inner.blobs.verify(digest).await?;
                 Ok(None)
             }
         }
     }
 
-    async fn keep_index(
-        &self,
-        layer: &ImageLayer,
-        index: &LayerIndex,
-    ) -> Result<Digest, BuildError> {
-        let json = serde_json::to_vec(index).expect("plain structs serialize");
+    async fn keep_packed(&self, value: &impl Serialize) -> Result<Digest, BuildError> {
+        let json = serde_json::to_vec(value).expect("plain structs serialize");
         let packed = zstd::encode_all(&json[..], 3).expect("memory takes all bytes");
         let mut upload = self.inner.blobs.begin_upload(oci::Algorithm::Sha256).await?;
         upload.write(packed.into()).await?;
-        let stored = upload.commit(None).await?;
-        self.inner.indexes.put(&layer.descriptor.digest, &stored.digest).await?;
-        Ok(stored.digest)
+        Ok(upload.commit(None).await?.digest)
     }
 
     async fn read(
@@ -333,8 +346,8 @@ impl Layers {
             })?;
             out.finish()
         });
-        let out = self.was_read(layer, written.await, "compress a layer", stop).await?;
-        let stored = blocking(move || out.commit(None)).await?;
+        let written = self.was_read(layer, written.await, "compress a layer", stop).await?;
+        let stored = blocking(move || written.out.commit(None)).await?;
         let media_type = compression.format.media_type();
         let descriptor = Descriptor::new(media_type, stored.digest, stored.size);
         // What is in it is the same.
@@ -343,7 +356,7 @@ impl Layers {
             self.inner.indexes.put(&descriptor.digest, index).await?;
         }
         let layer = ImageLayer { descriptor, diff_id: layer.diff_id.clone() };
-        Ok(NewLayer { layer, index, usage: Usage::default() })
+        Ok(NewLayer { layer, index, blocks: None, reused: 0, usage: Usage::default() })
     }
 
     /// Whether a layer can be used again: it is there whole, as far as that can be told
@@ -501,10 +514,11 @@ impl Layers {
         &self,
         build: &Build<'_>,
         change: Change,
+        earlier: Option<Arc<EarlierBlocks>>,
         at: Span,
     ) -> Result<NewLayer, BuildError> {
         let (upper, stop) = (change.upper(), build.stop.clone());
-        let written = self.write(build, move |writer| {
+        let written = self.write(build, earlier, move |writer| {
             write_diff(&upper, writer, &stop).map_err(|error| {
                 match error.downcast::<NotInLayer>() {
                     Ok(reason) => BuildError::NotInLayer { reason: reason.to_string(), at },
@@ -533,6 +547,7 @@ impl Layers {
     async fn write(
         &self,
         build: &Build<'_>,
+        earlier: Option<Arc<EarlierBlocks>>,
         fill: impl FnOnce(&mut LayerWriter) -> Result<(), BuildError> + Send + 'static,
     ) -> Result<NewLayer, BuildError> {
         let upload = self.inner.blobs.begin_upload(oci::Algorithm::Sha256).await?;
@@ -540,15 +555,33 @@ impl Layers {
         let request = build.request;
         let (compression, time_max) = (request.compression, request.source_date_epoch);
         let written: Result<Written, BuildError> = blocking(move || {
-            let writer = LayerWriter::new(blob, compression, time_max);
+            let writer = LayerWriter::new(blob, compression, earlier, time_max);
             let mut writer = writer.map_err(failed("write a layer"))?;
             fill(&mut writer)?;
             Ok(writer.finish()?)
         })
         .await;
-        let Written { layer, index } = written?;
+        let Written { layer, index, blocks, reused } = written?;
         let index = self.keep_index(&layer, &index).await?;
-        Ok(NewLayer { layer, index: Some(index), usage: Usage::default() })
+        let blocks = match blocks.filter(BlockMap::is_worth_keeping) {
+            Some(blocks) => Some(self.keep_packed(&blocks).await?),
+            None => None,
+        };
+        Ok(NewLayer { layer, index: Some(index), blocks, reused, usage: Usage::default() })
+    }
+
+    /// The blocks of a layer that was made before, to be used again if they can be.
+    pub(crate) async fn earlier_blocks(
+        &self,
+        layer: &Descriptor,
+        blocks: &Digest,
+        compression: Compression,
+    ) -> Option<EarlierBlocks> {
+        // Without them the layer only takes longer.
+        let map = self.packed::<BlockMap>(blocks).await.ok().flatten()?;
+        let blob = self.inner.blobs.open(&layer.digest, 0).await.ok()?;
+        // Over a network nothing would be won.
+        Some(EarlierBlocks::new(blob.into_file().ok()?, map, compression))
     }
 }
 
@@ -589,6 +622,7 @@ pub(crate) async fn write_copy(
     image: Arc<dyn Tree>,
     owner: Option<Owner>,
     at: Span,
+    earlier: Option<Arc<EarlierBlocks>>,
 ) -> Result<NewLayer, BuildError> {
     let layers = &build.builder.layers;
     let (spools, stop) = (layers.inner.folder.join("changes"), build.stop.clone());
@@ -626,7 +660,7 @@ pub(crate) async fn write_copy(
         }
         Ok(())
     };
-    layers.write(build, fill).await
+    layers.write(build, earlier, fill).await
 }
 
 fn write_planned(

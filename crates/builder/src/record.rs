@@ -110,6 +110,9 @@ pub struct BuildCost {
     pub pulled: u64,
     /// Bytes of new layers.
     pub written: u64,
+    /// How many of them came from the compressed blocks of earlier layers.
+    #[serde(default)]
+    pub reused: u64,
     pub cache_hits: u32,
     pub cache_misses: u32,
     /// What the hits would have cost again.
@@ -120,15 +123,28 @@ pub struct BuildCost {
 impl BuildCost {
     /// Adds what another build cost that went on at the same time.
     pub fn add_concurrent(&mut self, other: Self) {
-        self.milliseconds = self.milliseconds.max(other.milliseconds);
-        self.cpu_milliseconds += other.cpu_milliseconds;
-        self.memory_peak = self.memory_peak.max(other.memory_peak);
-        self.pulled += other.pulled;
-        self.written += other.written;
-        self.cache_hits += other.cache_hits;
-        self.cache_misses += other.cache_misses;
-        self.saved_milliseconds += other.saved_milliseconds;
-        self.steps.extend(other.steps);
+        let Self {
+            milliseconds,
+            cpu_milliseconds,
+            memory_peak,
+            pulled,
+            written,
+            reused,
+            cache_hits,
+            cache_misses,
+            saved_milliseconds,
+            steps,
+        } = other;
+        self.milliseconds = self.milliseconds.max(milliseconds);
+        self.cpu_milliseconds += cpu_milliseconds;
+        self.memory_peak = self.memory_peak.max(memory_peak);
+        self.pulled += pulled;
+        self.written += written;
+        self.reused += reused;
+        self.cache_hits += cache_hits;
+        self.cache_misses += cache_misses;
+        self.saved_milliseconds += saved_milliseconds;
+        self.steps.extend(steps);
     }
 }
 

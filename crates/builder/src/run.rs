@@ -1,5 +1,6 @@
 //! One `RUN`: a process over the layers so far, whose changes become a layer.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use crate::assemble::ImageLayer;
 use crate::build::{Build, BuildRequest};
 use crate::error::{BuildError, RunLimits};
 use crate::event::{BuildEvents, StepNumber};
-use crate::layers::NewLayer;
+use crate::layers::{EarlierBlocks, NewLayer};
 use crate::mounts::Mounts;
 use crate::user::Identity;
 
@@ -22,6 +23,7 @@ const HOSTNAME: &str = "refit";
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs the process and writes its layer.
+#[expect(clippy::too_many_arguments, reason = "all that a process is run with")]
 pub(crate) async fn execute(
     build: &Build<'_>,
     below: &[ImageLayer],
@@ -30,6 +32,7 @@ pub(crate) async fn execute(
     identity: Identity,
     mounts: Mounts,
     step: StepNumber,
+    earlier: Option<Arc<EarlierBlocks>>,
 ) -> Result<NewLayer, BuildError> {
     let at = operation.at;
     let Some(runtime) = &build.builder.runtime else {
@@ -78,7 +81,7 @@ pub(crate) async fn execute(
             return Err(BuildError::Run { command: command(), exit, limits, at });
         }
     }
-    let layer = layers.write_change(build, change, at).await?;
+    let layer = layers.write_change(build, change, earlier, at).await?;
     Ok(NewLayer { usage, ..layer })
 }
 

@@ -31,7 +31,7 @@ use crate::explain::{
     Base, CacheCause, CacheExplanation, Detail, Earlier, InputKind, Missed, Trail, TrailBuild,
     TrailStep, base_cause,
 };
-use crate::layers::{self, NewLayer, compressor};
+use crate::layers::{self, EarlierBlocks, NewLayer, compressor};
 use crate::mounts::Sources;
 use crate::record::{BaseRole, RecordedStep, StepCost};
 use crate::run;
@@ -95,6 +95,9 @@ struct CachedLayer {
     diff_id: Digest,
     /// Seconds since 1970.
     created: i64,
+    /// The blob that tells of its compressed blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blocks: Option<Digest>,
     /// Absent in entries of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     origin: Option<Origin>,
@@ -322,7 +325,7 @@ impl<'a> Stage<'a> {
             Found::Nothing(miss) => miss,
         };
         let detail = self.run_detail(run, &sources);
-        let work = self.execute_run(operation, run, sources, step.number);
+        let work = |earlier| self.execute_run(operation, run, sources, step.number, earlier);
         self.make(at, step, miss, detail, work).await
     }
 
@@ -424,13 +427,15 @@ impl<'a> Stage<'a> {
         run: &RunOperation,
         sources: Sources,
         step: StepNumber,
+        earlier: Option<Arc<EarlierBlocks>>,
     ) -> Result<NewLayer, BuildError> {
         let at = operation.at;
         let accounts = self.accounts().await?;
         let identity = accounts.identity(&run.user);
         let identity = identity.map_err(|error| BuildError::User { error, at })?;
         let mounts = sources.prepare(self.build, run, at).await?;
-        run::execute(self.build, &self.image.layers, operation, run, identity, mounts, step).await
+        let below = &self.image.layers;
+        run::execute(self.build, below, operation, run, identity, mounts, step, earlier).await
     }
 
     /// `COPY` and `ADD`.
@@ -594,7 +599,8 @@ impl<'a> Stage<'a> {
             detail.set_layers(self.base.as_ref(), self.image.layers.iter().map(|l| &l.diff_id));
             self.input(&mut detail, InputKind::Other, "the owner", &format!("{owner:?}"));
         }
-        let write = layers::write_copy(self.build, plan, source, image, owner, at);
+        let build = self.build;
+        let write = |earlier| layers::write_copy(build, plan, source, image, owner, at, earlier);
         self.make(at, step, miss, detail, write).await
     }
 
@@ -694,13 +700,13 @@ impl<'a> Stage<'a> {
     }
 
     /// Makes a layer and puts it into the cache.
-    async fn make(
+    async fn make<W: Future<Output = Result<NewLayer, BuildError>>>(
         &self,
         at: Span,
         step: &Step,
         miss: Miss,
         detail: Detail,
-        work: impl Future<Output = Result<NewLayer, BuildError>>,
+        work: impl FnOnce(Option<Arc<EarlierBlocks>>) -> W,
     ) -> Result<Made, BuildError> {
         let build = self.build;
         if build.request.explain_cache {
@@ -708,7 +714,8 @@ impl<'a> Stage<'a> {
             self.explain(step.number, CacheExplanation::miss(cause)).await;
         }
         self.trail().is_new = true;
-        let new = match work.await {
+        let earlier = self.earlier_blocks(&detail).await?;
+        let new = match work(earlier).await {
             Ok(new) => new,
             Err(error) => {
                 // Only what was made can have been evicted.
@@ -725,6 +732,7 @@ impl<'a> Stage<'a> {
             notes.made.insert(new.layer.descriptor.digest.clone());
             notes.cost.cache_misses += 1;
             notes.cost.written += new.layer.descriptor.size;
+            notes.cost.reused += new.reused;
             notes.cost.cpu_milliseconds += cpu;
             notes.cost.memory_peak = notes.cost.memory_peak.max(new.usage.memory_peak);
         }
@@ -771,6 +779,7 @@ impl<'a> Stage<'a> {
         let (layer, diff_id) = (new.layer.descriptor.clone(), new.layer.diff_id.clone());
         let mut blobs = vec![layer.digest.clone()];
         blobs.extend(new.index.clone());
+        blobs.extend(new.blocks.clone());
         let json = serde_json::to_vec(&detail).expect("plain structs serialize");
         let (detail, detail_blob) = match json.len() <= DETAIL_INLINE_MAX {
             true => (Some(detail), None),
@@ -786,7 +795,8 @@ impl<'a> Stage<'a> {
         let request = self.build.request;
         let (run, trail) = (request.name.clone(), self.trail_key());
         let origin = Some(Origin { run, at: request.now, trail, detail, detail_blob });
-        let value = CachedLayer { layer, diff_id, created, origin };
+        let blocks = new.blocks.clone();
+        let value = CachedLayer { layer, diff_id, created, blocks, origin };
         let value = serde_json::to_string(&value).expect("plain structs serialize");
         builder.cache.put(key, &CacheEntry { value, blobs, cost }).await?;
         Ok(())
@@ -898,6 +908,35 @@ impl<'a> Stage<'a> {
             }
         }
         Ok(nearest.map_or(CacheCause::NeverBuilt, |(_, cause)| cause))
+    }
+
+    /// The blocks of the layer that the step under way made in the newest build before.
+    async fn earlier_blocks(
+        &self,
+        detail: &Detail,
+    ) -> Result<Option<Arc<EarlierBlocks>>, BuildError> {
+        let builder = self.build.builder;
+        let trail = self.earlier_builds().await?;
+        let steps = self.trail().steps.clone();
+        let (texts, made_by) = (&self.texts, &self.made_by);
+        let missed = Missed { steps: &steps, texts, detail, made_by };
+        for build in &trail.builds {
+            let Some(Earlier::Same(step) | Earlier::Other(step)) = missed.earlier(build) else {
+                continue;
+            };
+            let Some(entry) = builder.cache.get(&step.key).await? else { continue };
+            let Ok(CachedLayer { layer, blocks: Some(blocks), .. }) =
+                serde_json::from_str(&entry.value)
+            else {
+                continue;
+            };
+            let compression = self.build.request.compression;
+            let found = builder.layers.earlier_blocks(&layer, &blocks, compression).await;
+            if let Some(found) = found {
+                return Ok(Some(Arc::new(found)));
+            }
+        }
+        Ok(None)
     }
 
     /// The detail of an entry, if that has one; `None` if there is no such entry any more.

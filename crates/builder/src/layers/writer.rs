@@ -1,11 +1,12 @@
 //! Writes a layer in one pass: tar, diff ID, compression, digest, store, index.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 use oci::{Compression, Descriptor, Digest, Hasher};
 use store::BlobWriter;
 
-use super::blocks::BlockWriter;
+use super::blocks::{BlockMap, BlockWriter, EarlierBlocks, Finished};
 use super::index::{IndexEntry, LayerIndex};
 use super::tar_entry::{write_end, write_header, write_padding};
 use crate::assemble::ImageLayer;
@@ -25,15 +26,19 @@ pub(crate) struct LayerWriter {
 pub(crate) struct Written {
     pub(crate) layer: ImageLayer,
     pub(crate) index: LayerIndex,
+    pub(crate) blocks: Option<BlockMap>,
+    /// Bytes that came from an earlier layer.
+    pub(crate) reused: u64,
 }
 
 impl LayerWriter {
     pub(crate) fn new(
         blob: BlobWriter,
         compression: Compression,
+        earlier: Option<Arc<EarlierBlocks>>,
         time_max: Option<i64>,
     ) -> io::Result<Self> {
-        let encoder = BlockWriter::new(blob, compression)?;
+        let encoder = BlockWriter::new(blob, compression)?.noting(earlier);
         let media_type = compression.format.media_type();
         let out = Hashing { inner: encoder, hasher: Hasher::sha256() };
         Ok(Self { out, media_type, index: LayerIndex::default(), time_max })
@@ -42,7 +47,7 @@ impl LayerWriter {
     /// Adds a folder, link or device.
     pub(crate) fn add(&mut self, path: &[u8], node: &Node) -> io::Result<()> {
         let node = self.clamped(node);
-        write_header(&mut self.out, path, &node, None)?;
+        self.header(path, &node, None)?;
         self.note(path, node);
         Ok(())
     }
@@ -58,7 +63,7 @@ impl LayerWriter {
     ) -> io::Result<Digest> {
         let mut node = self.clamped(node);
         node.kind = NodeKind::File { size, digest: Digest::of(b"") };
-        write_header(&mut self.out, path, &node, None)?;
+        self.header(path, &node, None)?;
         let mut hasher = Hasher::sha256();
         let mut buffer = vec![0; 128 << 10];
         let mut left = size;
@@ -90,7 +95,7 @@ impl LayerWriter {
         let Some((target, node)) = node else {
             return Err(io::Error::other(format!("entry {first} cannot have another name")));
         };
-        write_header(&mut self.out, path, &node, Some(&*bytes_of(&target)))?;
+        self.header(path, &node, Some(&*bytes_of(&target)))?;
         self.note(path, node);
         Ok(())
     }
@@ -99,7 +104,7 @@ impl LayerWriter {
     pub(crate) fn add_mark(&mut self, path: &[u8]) -> io::Result<()> {
         let kind = NodeKind::File { size: 0, digest: Digest::of(b"") };
         let node = Node { kind, mode: 0, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new(), link: None };
-        write_header(&mut self.out, path, &node, None)?;
+        self.header(path, &node, None)?;
         self.note(path, node);
         Ok(())
     }
@@ -109,10 +114,21 @@ impl LayerWriter {
         let io = |source| store::StoreError::Io { doing: "write a layer".to_owned(), source };
         write_end(&mut self.out).map_err(io)?;
         let diff_id = self.out.hasher.finish();
-        let blob = self.out.inner.finish().map_err(io)?;
-        let stored = blob.commit(None)?;
+        let Finished { out, blocks, reused } = self.out.inner.finish().map_err(io)?;
+        let stored = out.commit(None)?;
         let descriptor = Descriptor::new(self.media_type, stored.digest, stored.size);
-        Ok(Written { layer: ImageLayer { descriptor, diff_id }, index: self.index })
+        let layer = ImageLayer { descriptor, diff_id };
+        Ok(Written { layer, index: self.index, blocks, reused })
+    }
+
+    /// Begins an entry. `link`: as for [`write_header`].
+    fn header(&mut self, path: &[u8], node: &Node, link: Option<&[u8]>) -> io::Result<()> {
+        let size = match (&node.kind, link) {
+            (NodeKind::File { size, .. }, None) => *size,
+            _ => 0,
+        };
+        self.out.inner.begin_entry(path, size)?;
+        write_header(&mut self.out, path, node, link)
     }
 
     fn clamped(&self, node: &Node) -> Node {
