@@ -43,14 +43,7 @@ impl StageImage {
 
     /// Starts on a base image. Refuses layers that no builder can read.
     pub(crate) fn on(base: &BaseImage) -> Result<Self, String> {
-        let pairs = base.manifest.layers.iter().zip(&base.config.rootfs.diff_ids);
-        let layers = pairs.map(|(descriptor, diff_id)| {
-            let media_type = oci_layer_type(&descriptor.media_type)?;
-            let digest = descriptor.digest.clone();
-            let descriptor = Descriptor::new(media_type, digest, descriptor.size);
-            Ok(ImageLayer { descriptor, diff_id: diff_id.clone() })
-        });
-        let layers = layers.collect::<Result<_, String>>()?;
+        let layers = image_layers(&base.manifest, &base.config)?;
         Ok(Self { layers, config: base.config.clone(), newest: None, args: Vec::new() })
     }
 
@@ -179,6 +172,21 @@ fn align_history(history: &mut Vec<History>, layers: usize) {
 
 fn to_json(value: &impl serde::Serialize) -> Bytes {
     serde_json::to_vec(value).expect("plain structs and maps with text keys serialize").into()
+}
+
+/// The layers of an image. Refuses those that no builder can read.
+pub(crate) fn image_layers(
+    manifest: &ImageManifest,
+    config: &ImageConfig,
+) -> Result<Vec<ImageLayer>, String> {
+    let pairs = manifest.layers.iter().zip(&config.rootfs.diff_ids);
+    let layers = pairs.map(|(descriptor, diff_id)| {
+        let media_type = oci_layer_type(&descriptor.media_type)?;
+        let digest = descriptor.digest.clone();
+        let descriptor = Descriptor::new(media_type, digest, descriptor.size);
+        Ok(ImageLayer { descriptor, diff_id: diff_id.clone() })
+    });
+    layers.collect()
 }
 
 /// Docker's layers are OCI's under another name.

@@ -318,7 +318,7 @@ fn damaged(name: &str, what: String) -> ImageError {
 const CONFIG_SIZE_MAX: u64 = 8 << 20;
 
 /// Reads an image's config and checks that it and the manifest tell of the same layers.
-async fn read_config(
+pub async fn read_config(
     name: &str,
     manifest: &ImageManifest,
     blobs: &dyn BlobStore,

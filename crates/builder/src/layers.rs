@@ -7,6 +7,7 @@
 
 mod blocks;
 mod diff;
+mod files;
 mod index;
 mod tar_entry;
 mod unpack;

@@ -57,6 +57,7 @@ pub use event::{BuildEvents, NoEvents, StepEnd, StepNumber};
 pub use explain::{BaseName, CacheCause, CacheExplanation, FileChange, FilePart};
 pub use image::{
     BaseImage, BaseImages, CatalogImages, ImageError, OwnNames, StoredImage, parse_config,
+    read_config,
 };
 pub use layers::{LayerIndexes, Layers};
 pub use record::*;

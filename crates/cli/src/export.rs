@@ -1,6 +1,7 @@
 //! `--output type=…`: what a build leaves besides the registry, and where.
 
 mod archive;
+mod files;
 mod place;
 
 use std::path::PathBuf;
@@ -14,11 +15,12 @@ use reqwest::Method;
 use crate::connection::Connection;
 use crate::error::{Error, Result, could_not};
 pub(crate) use archive::descriptor;
+use files::LeftOut;
 pub use place::Place;
 pub(crate) use place::can_write;
 
 /// The types there are, for messages.
-const TYPES: &str = "`image`, `registry`, `oci` and `docker`";
+const TYPES: &str = "`image`, `registry`, `oci`, `docker`, `tar` and `local`";
 
 /// One `--output type=…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,17 @@ enum Target {
     Registry { push: bool },
     /// The image with all its blobs.
     Image { form: ImageForm, place: Place },
+    /// What a container would see.
+    Files { place: Place },
+}
+
+impl Target {
+    fn is_of_one_platform(&self) -> bool {
+        match self {
+            Self::Registry { .. } | Self::Image { form: ImageForm::Oci, .. } => false,
+            Self::Image { form: ImageForm::Docker, .. } | Self::Files { .. } => true,
+        }
+    }
 }
 
 /// How layers are compressed, under BuildKit's names; as the server is set where nothing is said.
@@ -96,7 +109,17 @@ impl Export {
                 };
                 (Target::Image { form, place }, "`dest`, `tar`")
             }
-            "tar" | "local" => return Err(format!("`type={kind}` is not supported yet")),
+            "tar" | "local" => {
+                let dest = take("dest").filter(|dest| !dest.is_empty());
+                let place = match (kind, dest) {
+                    ("tar", None) => return Err("it needs `dest=FILE`".to_owned()),
+                    ("tar", Some("-")) => Place::Stdout,
+                    ("tar", Some(file)) => Place::File(PathBuf::from(file)),
+                    (_, None) => return Err("it needs `dest=FOLDER`".to_owned()),
+                    (_, Some(folder)) => Place::Folder(PathBuf::from(folder)),
+                };
+                (Target::Files { place }, "`dest`")
+            }
             other => return Err(format!("`{other}` is not a type, which are {TYPES}")),
         };
         let name = take("name").map(str::to_owned);
@@ -114,7 +137,7 @@ impl Export {
     pub(crate) fn place(&self) -> Option<&Place> {
         match &self.target {
             Target::Registry { .. } => None,
-            Target::Image { place, .. } => Some(place),
+            Target::Image { place, .. } | Target::Files { place } => Some(place),
         }
     }
 
@@ -180,10 +203,10 @@ impl Exports {
             if let Some(place) = export.place() {
                 place.check()?;
             }
-            let is_docker = matches!(export.target, Target::Image { form: ImageForm::Docker, .. });
-            if platforms > 1 && is_docker {
-                let told = "`--output type=docker` has room for one platform only";
-                return Err(Error::usage(told).with_hint("`type=oci` has room for several"));
+            if platforms > 1 && export.target.is_of_one_platform() {
+                let told =
+                    "only `--output type=oci` and `type=image` have room for several platforms";
+                return Err(Error::usage(told).with_hint("build for one at a time"));
             }
         }
         let exports = Self { exports, images: images.to_vec() };
@@ -257,11 +280,11 @@ impl Exports {
         references.collect()
     }
 
-    /// Writes all of it. Tells each place that was written.
+    /// Writes all of it, and tells what was written.
     pub(crate) async fn write(
         &self,
         image: &BuiltImage<'_>,
-        mut wrote: impl FnMut(String),
+        mut tell: impl FnMut(String),
     ) -> Result<()> {
         for export in &self.exports {
             let references = self.references(export)?;
@@ -270,8 +293,14 @@ impl Exports {
                 Target::Image { form, place } => {
                     archive::write(image, *form, place, &references).await?;
                 }
+                Target::Files { place } => {
+                    let LeftOut { devices } = files::write(image, place).await?;
+                    if devices > 0 {
+                        tell(format!("Left {devices} device files out"));
+                    }
+                }
             }
-            wrote(format!("Wrote {}", export.place().map(Place::shown).unwrap_or_default()));
+            tell(format!("Wrote {}", export.place().map(Place::shown).unwrap_or_default()));
         }
         Ok(())
     }

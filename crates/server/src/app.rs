@@ -161,6 +161,7 @@ impl App {
         let state = Arc::new(State {
             runs: runs.clone(),
             sources,
+            layers: crate::executor::open_layers(&catalog, &folder).await?,
             catalog,
             registries,
             keys: Arc::new(keys),

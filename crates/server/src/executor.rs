@@ -18,7 +18,7 @@ use control::{Attempt, End, Executor, Outcome, OutputImage};
 use engine::{BuildOptions, BuildStep, Engine, Lease, NamedContext, RunRequest, UnpackLimits};
 use oci::{Annotations, ReferenceError, RegistryName};
 use remote::{Credentials, DownloadSettings, Downloads, Remote, RemoteSettings, Upstream};
-use store::DataDir;
+use store::{Catalog, DataDir};
 use tokio::sync::Semaphore;
 
 use crate::settings::{BuildSettings, Settings};
@@ -52,7 +52,6 @@ pub(crate) async fn build(
     let upstream = Arc::new(KeptImages::new(pulled, state.catalog.clone()));
     let own = OwnNames::new(state.registries.own_names());
     let runtime = open_runtime(settings, folder.path()).await;
-    let layers = open_layers(state, folder).await?;
     let caches = folder.snapshots().join("mounts");
     let cache_folders = CacheFolders::open(&caches, settings.build.cache_mounts_size_max)
         .map_err(ServeError::starting("open the folder of cache mounts"))?;
@@ -85,7 +84,7 @@ pub(crate) async fn build(
                 registry,
                 &TrustDomain::Trusted,
             )),
-            layers: Arc::clone(&layers),
+            layers: Arc::clone(&state.layers),
             runtime: runtime.clone(),
             runs: Arc::clone(&runs),
             cache_folders: Arc::clone(&cache_folders),
@@ -145,8 +144,11 @@ async fn open_runtime(settings: &Settings, data: &Path) -> Option<Arc<Runtime>> 
 }
 
 /// Sweeping what a killed process left may take a while.
-async fn open_layers(state: &Shared, folder: &DataDir) -> Result<Arc<Layers>, ServeError> {
-    let (catalog, snapshots) = (state.catalog.clone(), folder.snapshots());
+pub(crate) async fn open_layers(
+    catalog: &Catalog,
+    folder: &DataDir,
+) -> Result<Arc<Layers>, ServeError> {
+    let (catalog, snapshots) = (catalog.clone(), folder.snapshots());
     let opened = tokio::task::spawn_blocking(move || {
         Layers::open(Arc::clone(catalog.blobs()), Arc::new(catalog.clone()), &snapshots)
     });

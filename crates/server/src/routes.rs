@@ -32,6 +32,7 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
         .route("/runs/{id}/logs", get(runs::logs))
         .route("/runs/{id}/events", get(runs::events))
         .route("/runs/{id}/blobs/{digest}", get(runs::blob))
+        .route("/runs/{id}/files", get(runs::files))
         .route("/repositories", get(content::repositories))
         .route("/repositories/{name}", get(content::repository))
         .route("/repositories/{name}", delete(content::delete_repository))

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
+use builder::Layers;
 use control::{Runs, Sources};
 use oci::RegistryName;
 use registry::Peer;
@@ -22,6 +23,7 @@ pub(crate) struct State {
     pub(crate) runs: Runs,
     pub(crate) sources: Sources,
     pub(crate) catalog: Catalog,
+    pub(crate) layers: Arc<Layers>,
     pub(crate) registries: Registries,
     pub(crate) keys: Arc<Keys>,
     pub(crate) build_defaults: BuildDefaults,

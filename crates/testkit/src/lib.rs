@@ -24,7 +24,7 @@ pub use registry::RegistryClient;
 pub use sandbox::Sandbox;
 pub use server::Server;
 pub use terminal::Terminal;
-pub use tree::{ImageTree, Node};
+pub use tree::{ImageTree, Node, tar_nodes};
 pub use validate::{ValidImage, validate};
 
 /// Runs a future to its end on a small runtime of its own, so that tests are plain functions.

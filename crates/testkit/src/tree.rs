@@ -101,6 +101,14 @@ fn nodes(
     Ok(nodes)
 }
 
+/// The files of one tar, such as an export of a container.
+pub fn tar_nodes(tar: &Path) -> Result<BTreeMap<String, Node>> {
+    let mut nodes = BTreeMap::new();
+    apply(&std::fs::read(tar)?, 0, &mut nodes).with_context(|| tar.display().to_string())?;
+    name_first(&mut nodes);
+    Ok(nodes)
+}
+
 /// Which name an archive has first is the builder's choice: files are told apart by the first
 /// in order.
 fn name_first(nodes: &mut BTreeMap<String, Node>) {

@@ -128,6 +128,11 @@ impl Merged {
         }
     }
 
+    /// All paths, folders before what is in them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Placed)> {
+        self.nodes.iter().map(|(path, placed)| (path.as_str(), placed))
+    }
+
     pub(crate) fn get(&self, path: &str) -> Option<&Placed> {
         self.nodes.get(path)
     }

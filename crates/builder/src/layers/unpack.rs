@@ -156,7 +156,7 @@ impl Links {
 }
 
 /// Names of links are compared in the order they came, so a tar's last word counts.
-fn clean(path: &[u8]) -> io::Result<Vec<u8>> {
+pub(super) fn clean(path: &[u8]) -> io::Result<Vec<u8>> {
     let parts: Vec<&[u8]> =
         path.split(|b| *b == b'/').filter(|p| !p.is_empty() && *p != b".").collect();
     if parts.contains(&&b".."[..]) || path.contains(&0) {

@@ -29,7 +29,6 @@ fn flags_of_later_versions_are_refused_by_name() {
         (&["--ssh"][..], "`--ssh`"),
         (&["--agent-pool", "pool"], "`--agent-pool`"),
         (&["--platform", "linux/amd64,,"], "`` is not a platform"),
-        (&["--output", "type=tar,dest=x"], "not supported yet"),
         (&["--timeout", "5"], "`--timeout 5`"),
     ] {
         let args = ["build", "app", "--server", server].into_iter().chain(flags.iter().copied());

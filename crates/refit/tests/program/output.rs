@@ -1,12 +1,12 @@
 //! `refit build --output type=…`.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
-use testkit::{Sandbox, validate};
+use testkit::{ImageTree, Sandbox, validate};
 
 use crate::build::{app, scratch_app};
 use crate::sandbox;
@@ -149,6 +149,57 @@ fn as_root_a_setting_says_how_layers_are_compressed_else() {
     assert!(found.is_none_or(|found| found.ends_with("tar+gzip")));
 }
 
+/// Files with several names, of which an upper layer replaces the first; a folder that is made
+/// anew; what is not a file; names and owners.
+const FILES: &str = "\
+RUN mkdir /d /anew && echo one > /d/a && ln /d/a /d/b && ln /d/a /d/c && echo gone > /anew/x \\
+    && chmod 4755 /d/a && mkfifo /pipe && ln -s d /link && seq 1 300000 > /numbers
+RUN echo two > /d/new && mv /d/new /d/a && rm -r /anew && mkdir /anew && echo y > /anew/y \\
+    && chown 7:8 /anew && chmod 700 /anew && rm /etc/group && ln -s /etc/passwd /d/out
+COPY Dockerfile /d/LONG
+CMD [\"true\"]
+";
+
+#[test]
+fn as_root_the_files_of_an_image_go_to_a_tar_and_to_a_folder() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    app(&sandbox, &server, &FILES.replace("LONG", &"long-".repeat(30)));
+    let args = ["build", "app", "-t", "app:1", "-o", "type=tar,dest=files.tar", "-o", "./files"];
+    let images = ["-o", "type=oci,tar=false,dest=layout", "-o", "type=docker,dest=image.tar"];
+    let build = sandbox.refit(args.into_iter().chain(images)).on(&server);
+    build.run().success().stderr_has("Wrote `files.tar`").stderr_has("Wrote `./files`");
+
+    let ours = testkit::tar_nodes(&sandbox.path("files.tar")).unwrap();
+    let image = ImageTree::read(&sandbox.path("layout")).unwrap();
+    let ours = ImageTree { nodes: ours, config: image.config.clone() };
+    assert_eq!(image.differences(&ours), [""; 0]);
+    assert_eq!(ours.nodes["d/b"].first_name, ours.nodes["d/c"].first_name);
+    let podman = |args: &[&str]| {
+        let own = ["--root", "podman/root", "--runroot", "podman/run", "--storage-driver", "vfs"];
+        tool(&sandbox, "podman", &[&own, args].concat())
+    };
+    if podman(&["load", "-i", "image.tar"]).is_some() {
+        let container = podman(&["create", "app:1"]).unwrap();
+        podman(&["export", "-o", "export.tar", container.trim()]).unwrap();
+        let nodes = testkit::tar_nodes(&sandbox.path("export.tar")).unwrap();
+        let theirs = ImageTree { nodes, config: image.config };
+        assert_eq!(theirs.differences(&ours), [""; 0]);
+    }
+
+    let text = |path: &str| fs::read_to_string(sandbox.path("files").join(path)).unwrap();
+    assert_eq!((&*text("d/a"), &*text("d/b"), &*text("anew/y")), ("two\n", "one\n", "y\n"));
+    let found = |path: &str| fs::symlink_metadata(sandbox.path("files").join(path)).unwrap();
+    assert_eq!((found("d/b").mode() & 0o7777, found("d/b").nlink()), (0o755, 2));
+    assert_eq!((found("anew").mode() & 0o7777, found("anew").uid()), (0o700, 0));
+    assert!(found("link").is_symlink() && found("pipe").file_type().is_fifo());
+    assert!(!sandbox.path("files/etc/group").exists());
+
+    let streamed = sandbox.refit(["build", "app", "-o", "-"]).on(&server).run().success();
+    assert!(streamed.stdout.contains("ustar"));
+    assert_eq!(leftovers(&sandbox), [""; 0]);
+}
+
 #[test]
 fn as_root_a_command_without_a_server_writes_a_folder_and_adds_to_it() {
     let sandbox = sandbox();
@@ -240,6 +291,7 @@ fn outputs_that_cannot_be_are_refused_before_the_build() {
     refused(&["-o", "type=rar,dest=x"], "`rar` is not a type");
     refused(&["-o", "type=oci,dest=x,compression=lz4"], "`lz4` is not a compression");
     refused(&["-o", "type=docker,dest=x,compression=zstd"], "use `gzip`, or `type=oci`");
+    refused(&["-o", "type=local"], "it needs `dest=FOLDER`");
     refused(&["-o", "type=oci,dest=no/such/x"], "could not write `no/such/x`");
     refused(&["-o", "type=oci,dest=app"], "could not write `app`");
     refused(&["-o", "type=oci,tar=false,dest=app/file"], "`app/file` is not a folder");

@@ -164,9 +164,11 @@ fn as_root_a_program_for_another_processor_is_told_with_a_hint() {
 }
 
 #[test]
-fn a_docker_archive_has_room_for_one_platform() {
+fn some_outputs_have_room_for_one_platform() {
     let sandbox = sandbox();
     scratch_app(&sandbox);
-    let args = ["build", "app", "--platform", BOTH, "-o", "type=docker,dest=app.tar"];
-    sandbox.refit(args).run().code(2).stderr_has("room for one platform only");
+    for output in ["type=docker,dest=app.tar", "type=tar,dest=app.tar", "./folder"] {
+        let args = ["build", "app", "--platform", BOTH, "-o", output];
+        sandbox.refit(args).run().code(2).stderr_has("room for several platforms");
+    }
 }

@@ -1,6 +1,7 @@
 //! Runs and their logs.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -9,13 +10,17 @@ use axum::extract::{Path, State};
 use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use builder::BuildError;
+use bytes::BytesMut;
 use control::{EventReader, LogKey, Run, RunId};
 use futures_util::{Stream, StreamExt, stream};
 use oci::{Digest, Manifest, RegistryName};
 use serde::Deserialize;
 use store::StoreError;
 use tokio::io::AsyncReadExt as _;
+use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
+use tokio_util::sync::CancellationToken;
 
 use super::{Json, Query};
 use crate::error::ApiError;
@@ -244,6 +249,87 @@ async fn is_part(state: &Shared, built: &Digest, wanted: &Digest) -> Result<bool
         }
     }
     Ok(false)
+}
+
+/// All files of the image that a run has built, as a tar. It ends early, with an error of the
+/// connection, if something is wrong with them.
+pub(crate) async fn files(
+    State(state): State<Shared>,
+    Path((registry, id)): Path<(String, String)>,
+) -> Result<Response, ApiError> {
+    let run = find(&state, &registry, &id).await?;
+    let missing = |what: &str| ApiError::not_found(format!("{what} of run `{}`", run.id));
+    let built = run.digest.clone().ok_or_else(|| missing("an image"))?;
+    let Manifest::Image(manifest) = read_manifest(&state, &built).await? else {
+        return Err(missing("an image for one platform"));
+    };
+    let blobs = &**state.catalog.blobs();
+    let config = builder::read_config(built.as_str(), &manifest, blobs).await;
+    let config = config.map_err(|_| missing("a readable image config"))?;
+    let (sender, receiver) = mpsc::channel(FILE_CHUNKS);
+    let stop = CancellationToken::new();
+    let out = Chunks { sender, stop: stop.clone(), buffer: BytesMut::new() };
+    let layers = Arc::clone(&state.layers);
+    tokio::spawn(async move {
+        let written = layers.write_files(&manifest, &config, out, &stop).await;
+        match written {
+            Ok(out) => out.finish().await,
+            Err(BuildError::Canceled) => (),
+            Err(error) => {
+                tracing::warn!(%error, run = %run.id, "files of an image were not sent whole");
+            }
+        }
+    });
+    let chunks = stream::unfold(Some(receiver), async |receiver| {
+        let mut receiver: mpsc::Receiver<std::io::Result<Bytes>> = receiver?;
+        match receiver.recv().await {
+            // The mark of the end.
+            Some(Ok(chunk)) if chunk.is_empty() => None,
+            Some(chunk) => Some((chunk, Some(receiver))),
+            None => Some((Err(std::io::ErrorKind::UnexpectedEof.into()), None)),
+        }
+    });
+    Ok(stream_response("application/x-tar", chunks))
+}
+
+/// Chunks of files on their way, of [`BLOB_CHUNK`] bytes each.
+const FILE_CHUNKS: usize = 4;
+
+/// What is written in a blocking thread becomes the body of a response.
+struct Chunks {
+    sender: mpsc::Sender<std::io::Result<Bytes>>,
+    /// Fires when nobody takes the body any more.
+    stop: CancellationToken,
+    buffer: BytesMut,
+}
+
+impl Chunks {
+    /// Sends the rest and the mark of the end, an empty chunk.
+    async fn finish(mut self) {
+        let last = self.buffer.split().freeze();
+        for chunk in [last, Bytes::new()] {
+            // Whoever asked may be gone.
+            let _ = self.sender.send(Ok(chunk)).await;
+        }
+    }
+}
+
+impl std::io::Write for Chunks {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= BLOB_CHUNK {
+            let chunk = self.buffer.split().freeze();
+            if self.sender.blocking_send(Ok(chunk)).is_err() {
+                self.stop.cancel();
+                return Err(std::io::ErrorKind::BrokenPipe.into());
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 async fn read_manifest(state: &Shared, digest: &Digest) -> Result<Manifest, ApiError> {
