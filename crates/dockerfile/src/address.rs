@@ -12,7 +12,7 @@ pub struct Address(String);
 
 impl Address {
     /// Takes a source that is such an address.
-    pub(crate) fn new(source: &str) -> Option<Self> {
+    pub fn new(source: &str) -> Option<Self> {
         let is_one = source.starts_with("http://") || source.starts_with("https://");
         is_one.then(|| Self(source.to_owned()))
     }
@@ -20,6 +20,11 @@ impl Address {
     /// All of it, for whoever fetches the file.
     pub fn reveal(&self) -> &str {
         &self.0
+    }
+
+    /// What must not be seen: the user and password of the address.
+    pub fn secret(&self) -> Option<&str> {
+        secret_of(&self.0)
     }
 
     /// Whether it is a repository: git's addresses end so.
@@ -54,7 +59,7 @@ impl fmt::Debug for Address {
 }
 
 /// What is no UTF-8 when it is decoded stays as it is.
-fn percent_decoded(path: &str) -> Cow<'_, str> {
+pub(crate) fn percent_decoded(path: &str) -> Cow<'_, str> {
     if !path.contains('%') {
         return Cow::Borrowed(path);
     }
@@ -73,6 +78,12 @@ fn percent_decoded(path: &str) -> Cow<'_, str> {
         Ok(text) if !text.contains('\0') => Cow::Owned(text),
         _ => Cow::Borrowed(path),
     }
+}
+
+/// What of an address must not be seen.
+pub(crate) fn secret_of(address: &str) -> Option<&str> {
+    let (_, rest) = address.split_once("://")?;
+    Some(credentials(rest)).filter(|secret| !secret.is_empty())
 }
 
 /// A text with the credentials of all addresses in it replaced by `***`.

@@ -11,6 +11,7 @@
 //! - An instruction or flag that is not supported is refused by name, never ignored.
 
 mod address;
+mod git;
 mod heredoc;
 mod instruction;
 mod mode;
@@ -33,6 +34,7 @@ pub mod lint;
 pub mod path;
 
 pub use address::Address;
+pub use git::{ContextAddress, GitAddress, GitAddressError};
 pub use heredoc::HereDocument;
 pub use instruction::*;
 pub use mode::ModeChange;

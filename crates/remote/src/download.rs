@@ -135,6 +135,13 @@ impl DownloadError {
         }
     }
 
+    /// Whether the cause is the user's input, or what it names, so that trying again would not
+    /// help.
+    pub fn is_users(&self) -> bool {
+        let is_ours = matches!(self, Self::Store(_) | Self::TooSlow { .. } | Self::TimedOut { .. });
+        !is_ours && !self.is_transient()
+    }
+
     /// Whether trying again can help.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -145,10 +152,11 @@ impl DownloadError {
     }
 }
 
-/// Fetches files. Connections are shared.
+/// Fetches files and git repositories. Connections are shared; cheap to clone.
+#[derive(Clone)]
 pub struct Downloads {
-    http: reqwest::Client,
-    settings: DownloadSettings,
+    pub(crate) http: reqwest::Client,
+    pub(crate) settings: DownloadSettings,
     reach: Reach,
 }
 
@@ -250,11 +258,7 @@ impl Downloads {
             }
             let response = request.send().await.map_err(|error| failed(first, &error))?;
             let status = response.status();
-            let location = response.headers().get(LOCATION);
-            if let Some(location) = location
-                && matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
-            {
-                let next = location.to_str().ok().and_then(|next| target.url.join(next).ok());
+            if let Some(next) = redirect_of(&response, &target) {
                 target = target.redirected(next, first)?;
                 continue;
             }
@@ -275,7 +279,7 @@ impl Downloads {
 
     /// Whether a server may be asked, as far as its address tells. Names are checked when they
     /// are resolved.
-    fn check(&self, target: &Target) -> Result<(), DownloadError> {
+    pub(crate) fn check(&self, target: &Target) -> Result<(), DownloadError> {
         let refusal = |address| self.reach.refusal(address);
         let (what, host) = match target.url.host() {
             Some(Host::Ipv4(address)) => (refusal(address.into()), address.to_string()),
@@ -359,14 +363,14 @@ impl Downloads {
 /// Where a request goes. Shows no credentials and no query: the one of a redirect may be a
 /// signature that nobody here has seen before.
 #[derive(Clone)]
-struct Target {
+pub(crate) struct Target {
     /// Without credentials.
     url: Url,
     credentials: Option<Credentials>,
 }
 
 impl Target {
-    fn parse(address: &str) -> Result<Self, DownloadError> {
+    pub(crate) fn parse(address: &str) -> Result<Self, DownloadError> {
         let mut url = Url::parse(address).map_err(|error| bad_address(&error.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(bad_address("it is neither http nor https"));
@@ -383,8 +387,71 @@ impl Target {
         Ok(Self { url, credentials })
     }
 
+    /// A git repository. A user without password is a token (contexts.md section 2.1).
+    pub(crate) fn of_git(address: &str) -> Result<Self, DownloadError> {
+        let mut target = Self::parse(address)?;
+        if let Some(credentials) = &mut target.credentials
+            && credentials.password.is_empty()
+        {
+            let token = std::mem::replace(&mut credentials.username, "dummy".to_owned());
+            credentials.password = token;
+        }
+        Ok(target)
+    }
+
+    pub(crate) fn url(&self) -> &Url {
+        &self.url
+    }
+
+    pub(crate) fn credentials(&self) -> Option<&Credentials> {
+        self.credentials.as_ref()
+    }
+
+    /// A resource of a repository, such as `info/refs?service=...`.
+    pub(crate) fn below(&self, suffix: &str) -> Result<Self, DownloadError> {
+        let (path, query) = suffix.split_once('?').map_or((suffix, None), |(p, q)| (p, Some(q)));
+        let mut below = self.clone();
+        below.url.set_path(&format!("{}/{path}", self.url.path().trim_end_matches('/')));
+        below.url.set_query(query);
+        Ok(below)
+    }
+
+    /// The repository of such a resource.
+    pub(crate) fn above(&self, suffix: &str) -> Option<Self> {
+        let path = suffix.split('?').next().unwrap_or_default();
+        let mut above = self.clone();
+        let repository = self.url.path().strip_suffix(path)?.trim_end_matches('/').to_owned();
+        above.url.set_path(&repository);
+        above.url.set_query(None);
+        Some(above)
+    }
+
+    /// Another repository as `.gitmodules` of this one names it. Credentials stay with the
+    /// server that they are for.
+    pub(crate) fn submodule(&self, url: &str) -> Option<Self> {
+        let is_relative = url.starts_with("./") || url.starts_with("../");
+        let address = match is_relative {
+            true => {
+                let mut base = self.url.clone();
+                base.set_path(&format!("{}/", self.url.path().trim_end_matches('/')));
+                base.join(url).ok()?
+            }
+            false => Url::parse(url).ok()?,
+        };
+        let mut target = Self::of_git(address.as_str()).ok()?;
+        let is_same = self.url.origin() == target.url.origin();
+        if target.credentials.is_none() && is_same {
+            target.credentials.clone_from(&self.credentials);
+        }
+        Some(target)
+    }
+
     /// Where an answer leads. Credentials stay with the server that they are for.
-    fn redirected(&self, next: Option<Url>, first: &Self) -> Result<Self, DownloadError> {
+    pub(crate) fn redirected(
+        &self,
+        next: Option<Url>,
+        first: &Self,
+    ) -> Result<Self, DownloadError> {
         let refuse = |reason| DownloadError::Redirect { address: first.to_string(), reason };
         let next = next.ok_or_else(|| refuse("its server redirects to what is no address"))?;
         match (self.url.scheme(), next.scheme()) {
@@ -409,6 +476,13 @@ impl fmt::Display for Target {
     }
 }
 
+/// Where an answer leads, if it leads on; nothing inside if that is no address.
+pub(crate) fn redirect_of(response: &Response, target: &Target) -> Option<Option<Url>> {
+    let location = response.headers().get(LOCATION)?;
+    let leads_on = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+    leads_on.then(|| location.to_str().ok().and_then(|next| target.url.join(next).ok()))
+}
+
 fn percent_decoded(text: &str) -> String {
     // A form's rules, but for the plus sign, which is itself.
     let text = text.replace('+', "%2B");
@@ -425,7 +499,7 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
 }
 
 /// What an HTTP client's error comes to: a name that was refused is no trouble of the network.
-fn failed(target: &Target, error: &reqwest::Error) -> DownloadError {
+pub(crate) fn failed(target: &Target, error: &reqwest::Error) -> DownloadError {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
         if let Some(Refused { host, what }) = error.downcast_ref() {
@@ -548,6 +622,33 @@ mod tests {
         }
         assert!(Target::parse("https://u:pa#ss@h/").is_err());
         assert!(Target::parse("ftp://h/").is_err());
+    }
+
+    #[test]
+    fn credentials_go_to_submodules_of_their_own_server_only() {
+        let base = Target::of_git("https://token@h/team/app.git").unwrap();
+        let credentials = base.credentials().unwrap();
+        assert_eq!((&*credentials.username, &*credentials.password), ("dummy", "token"));
+        for (url, expected, has_credentials) in [
+            ("../lib.git", Some("https://h/team/lib.git"), true),
+            ("../../other/lib.git", Some("https://h/other/lib.git"), true),
+            ("./lib.git", Some("https://h/team/app.git/lib.git"), true),
+            ("https://h/x.git", Some("https://h/x.git"), true),
+            ("https://other/x.git", Some("https://other/x.git"), false),
+            ("http://h/x.git", Some("http://h/x.git"), false),
+            ("git@h:x.git", None, false),
+            ("file:///etc", None, false),
+            ("/etc", None, false),
+        ] {
+            let target = base.submodule(url);
+            assert_eq!(target.as_ref().map(Target::to_string).as_deref(), expected, "{url}");
+            let found = target.is_some_and(|target| target.credentials().is_some());
+            assert_eq!(found, has_credentials, "{url}");
+        }
+        let refs = base.below("info/refs?service=x").unwrap();
+        assert_eq!(refs.url().as_str(), "https://h/team/app.git/info/refs?service=x");
+        assert_eq!(refs.above("info/refs?service=x").unwrap().url(), base.url());
+        assert!(refs.above("git-upload-pack").is_none());
     }
 
     #[tokio::test]

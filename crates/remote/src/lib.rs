@@ -16,11 +16,13 @@ mod auth;
 mod client;
 mod download;
 mod error;
+mod git;
 mod pull;
 mod reach;
 
 pub use client::{Credentials, Remote, RemoteSettings, Upstream};
 pub use download::{Download, DownloadError, DownloadSettings, Downloaded, Downloads, Validators};
 pub use error::RemoteError;
+pub use git::{GitError, GitFetched, GitHead, GitLimits, GitSource};
 pub use pull::{Pulled, Resolved};
 pub use reach::{BadNetwork, Network};

@@ -7,6 +7,7 @@
 
 mod command;
 mod filters;
+mod git;
 mod image;
 mod memory;
 mod registry;
@@ -18,6 +19,7 @@ mod validate;
 
 pub use command::{Invocation, Outcome, Running, until};
 pub use filters::filtered;
+pub use git::{COMMIT_TIME, GitHost, GitRepository};
 pub use image::{Image, Layer, busybox};
 pub use memory::{MemoryBound, peak_memory};
 pub use registry::RegistryClient;
