@@ -64,7 +64,8 @@ pub struct NamedContext {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum NamedContextContent {
-    /// The files of an upload, by its `relativePath`.
+    /// The files of an upload, by its `relativePath`, or of a git repository or an archive at
+    /// an address.
     Files { source_location: String },
     /// An image of any registry.
     Image { image: String },
@@ -74,7 +75,7 @@ pub enum NamedContextContent {
 }
 
 impl NamedContextContent {
-    /// The upload that it needs.
+    /// The upload or address that it needs.
     pub fn source_location(&self) -> Option<&str> {
         match self {
             Self::Files { source_location } | Self::Layout { source_location, .. } => {

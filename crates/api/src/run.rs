@@ -140,6 +140,12 @@ pub struct RunProperties {
     /// Ours: the manifest that the build made, also when it has no tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_digest: Option<String>,
+    /// Ours: the commit that was built, if the context was a git repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit_id: Option<String>,
+    /// Ours: its branch, if it was named by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch_name: Option<String>,
     /// Ours: what the run cost (architecture.md decision 13).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<serde_json::Value>,

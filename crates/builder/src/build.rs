@@ -31,7 +31,7 @@ use crate::image::{BaseImage, BaseImages, ImageError, StoredImage, stored_image}
 use crate::layers::Layers;
 use crate::record::{
     BaseRole, BuildCost, BuildRecord, RECORD_VERSION, RecordedBase, RecordedDownload,
-    RecordedOutput, RecordedStep,
+    RecordedOutput, RecordedRepository, RecordedStep,
 };
 use crate::secret::Secrets;
 use crate::stage;
@@ -75,6 +75,8 @@ pub struct BuildRequest {
     pub dockerfile_name: String,
     /// `None`: nothing to copy from.
     pub context: Option<ContextOptions>,
+    /// The git repository that the context comes from, for the record.
+    pub repository: Option<RecordedRepository>,
     /// Further ones, by the names that they take from stages and images.
     pub named_contexts: BTreeMap<String, NamedContext>,
     pub build_args: BTreeMap<String, String>,
@@ -129,6 +131,7 @@ impl BuildRequest {
             dockerfile: dockerfile.into(),
             dockerfile_name: "Dockerfile".to_owned(),
             context: None,
+            repository: None,
             named_contexts: BTreeMap::new(),
             build_args: BTreeMap::new(),
             secret_args: BTreeSet::new(),
@@ -522,6 +525,7 @@ impl<'a> Build<'a> {
             platform: self.request.platform.to_string(),
             definition: definition(self.request),
             context: self.context.get().map(|context| context.digest()),
+            repository: self.request.repository.clone(),
             named_contexts: (self.named_contexts.iter())
                 .filter_map(|(name, files)| Some(((*name).to_owned(), files.get()?.digest())))
                 .collect(),

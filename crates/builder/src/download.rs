@@ -1,27 +1,32 @@
-//! Files that `ADD` fetches: from an address to bytes in the store.
+//! What `ADD` fetches: from an address to bytes in the store.
 //!
 //! A file that was fetched before is asked for on condition, so that an unchanged one costs a
 //! request and nothing else. Instructions know it by its bytes, wherever they came from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use dockerfile::{Address, CopyOperation, Span};
+use dockerfile::{Address, CopyOperation, GitAddress, SourceAddress, Span};
 use oci::Digest;
-use remote::{Download, Validators};
+use remote::{Download, GitLimits, Validators};
 use serde::{Deserialize, Serialize};
 use store::{BlobStore, CacheEntry};
 
-use crate::build::{Build, milliseconds, tell_progress};
+use crate::archive::{self, ArchiveLimits};
+use crate::build::{Build, blocking, milliseconds, tell_progress};
 use crate::cache::KeyHasher;
+use crate::copy::{ArchiveEntry, CopyError};
 use crate::error::BuildError;
 use crate::event::StepNumber;
+use crate::layers::Slice;
 use crate::name::text_of;
 use crate::record::RecordedDownload;
-use crate::tree::{Node, NodeKind, Tree};
+use crate::repository::{Repository, RepositoryOptions};
+use crate::tree::{Node, NodeKind, Tree, file_name, parent};
 
 /// What a cache entry says of a file.
 #[derive(Clone, Serialize, Deserialize)]
@@ -37,9 +42,14 @@ struct Fetched {
 /// Paths of fetched files begin so, as none of a tree does.
 const MARK: char = '\0';
 
-/// Where a fetched file is in [`Downloads`].
-pub(crate) fn download_path(source: usize, address: &Address) -> String {
-    format!("{MARK}{source}/{}", text_of(address.file_name().as_bytes()))
+/// Where a fetched file, or the root of a repository, is in [`Downloads`].
+pub(crate) fn download_path(source: usize, address: &SourceAddress) -> String {
+    match address {
+        SourceAddress::File(address) => {
+            format!("{MARK}{source}/{}", text_of(address.file_name().as_bytes()))
+        }
+        SourceAddress::Repository(_) => format!("{MARK}{source}"),
+    }
 }
 
 /// Whether a path is that of a fetched file.
@@ -47,9 +57,13 @@ pub(crate) fn is_download(path: &str) -> bool {
     path.starts_with(MARK)
 }
 
-/// A tree, and the files that an instruction fetched.
+/// A tree, and what an instruction fetched.
 pub(crate) struct Downloads {
-    files: BTreeMap<String, Node>,
+    nodes: BTreeMap<String, Node>,
+    /// Of the folders of repositories.
+    names: HashMap<String, Vec<String>>,
+    /// Where the bytes of a repository's files are, and from where on in there.
+    unpacked: HashMap<String, (Arc<File>, u64)>,
     rest: Arc<dyn Tree>,
     blobs: Arc<dyn BlobStore>,
     runtime: tokio::runtime::Handle,
@@ -64,40 +78,89 @@ impl Downloads {
         at: Span,
         place: &Place,
     ) -> Result<Self, BuildError> {
+        let mut found = Self {
+            nodes: BTreeMap::new(),
+            names: HashMap::new(),
+            unpacked: HashMap::new(),
+            rest,
+            blobs: Arc::clone(&build.builder.blobs),
+            runtime: tokio::runtime::Handle::current(),
+        };
         let addresses = copy.sources.iter().enumerate().filter_map(|(number, source)| {
             let address = source.address.as_ref()?;
             Some((download_path(number, address), address))
         });
         let fetches = addresses.map(async |(path, address)| {
-            let fetched = fetch(build, address, copy.checksum.as_ref(), at, place).await?;
+            let fetched = match address {
+                SourceAddress::File(address) => {
+                    fetch(build, address, copy.checksum.as_ref(), at, place).await?
+                }
+                SourceAddress::Repository(address) => {
+                    fetch_repository(build, address, at, place).await?
+                }
+            };
+            Ok::<_, BuildError>((path, address, fetched))
+        });
+        for (path, address, fetched) in futures_util::future::try_join_all(fetches).await? {
             let kind = NodeKind::File { size: fetched.size, digest: fetched.digest };
             // A time of the server's would make other bytes of equal files.
             let fixed = build.request.source_date_epoch;
             let mtime = fixed.or(fetched.modified).unwrap_or(0);
             let xattrs = Vec::new();
             let node = Node { kind, mode: 0o600, uid: 0, gid: 0, mtime, xattrs, link: None };
-            Ok::<_, BuildError>((path, node))
-        });
-        let files = futures_util::future::try_join_all(fetches).await?;
-        Ok(Self {
-            files: files.into_iter().collect(),
-            rest,
-            blobs: Arc::clone(&build.builder.blobs),
-            runtime: tokio::runtime::Handle::current(),
-        })
+            found.nodes.insert(path.clone(), node);
+            if let SourceAddress::Repository(_) = address {
+                let spool = build.builder.layers.spool();
+                let spool = spool.map_err(|source| BuildError::Io {
+                    doing: "make a temporary file".to_owned(),
+                    source,
+                })?;
+                let unpacked;
+                (found, unpacked) = blocking(move || {
+                    let unpacked = found.unpack(&path, spool, mtime);
+                    (found, unpacked)
+                })
+                .await;
+                unpacked.map_err(|error| BuildError::Copy { error, at })?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Puts the files of a repository in the place of their archive. Blocking.
+    fn unpack(&mut self, root: &str, mut spool: File, mtime: i64) -> Result<(), CopyError> {
+        let entries = archive::unpack(self, root, &mut spool, ArchiveLimits::default())?;
+        let spool = Arc::new(spool);
+        let (kind, xattrs) = (NodeKind::Directory, Vec::new());
+        let folder = Node { kind, mode: 0o755, uid: 0, gid: 0, mtime, xattrs, link: None };
+        self.nodes.insert(root.to_owned(), folder);
+        for entry in entries {
+            // No archive of a repository has hard links.
+            let ArchiveEntry::Node { path, node, offset } = entry else { continue };
+            let path = format!("{root}/{path}");
+            let names = self.names.entry(parent(&path).to_owned()).or_default();
+            names.push(file_name(&path).to_owned());
+            self.unpacked.insert(path.clone(), (Arc::clone(&spool), offset));
+            self.nodes.insert(path, node);
+        }
+        self.names.values_mut().for_each(|names| names.sort_unstable());
+        Ok(())
     }
 }
 
 impl Tree for Downloads {
     fn node(&self, path: &str) -> Option<Node> {
         match is_download(path) {
-            true => self.files.get(path).cloned(),
+            true => self.nodes.get(path).cloned(),
             false => self.rest.node(path),
         }
     }
 
     fn children(&self, path: &str) -> Vec<String> {
-        self.rest.children(path)
+        match is_download(path) {
+            true => self.names.get(path).cloned().unwrap_or_default(),
+            false => self.rest.children(path),
+        }
     }
 
     /// Called from blocking threads only.
@@ -105,9 +168,13 @@ impl Tree for Downloads {
         if !is_download(path) {
             return self.rest.open(path);
         }
-        let Some(Node { kind: NodeKind::File { digest, .. }, .. }) = self.files.get(path) else {
+        let Some(Node { kind: NodeKind::File { digest, size }, .. }) = self.nodes.get(path) else {
             return Err(io::ErrorKind::NotFound.into());
         };
+        if let Some((file, offset)) = self.unpacked.get(path) {
+            let slice = Slice { file: Arc::clone(file), offset: *offset };
+            return Ok(Box::new(slice.take(*size)));
+        }
         let opened = self.runtime.block_on(self.blobs.open(digest, 0)).map_err(io::Error::other)?;
         Ok(opened.into_blocking())
     }
@@ -152,8 +219,43 @@ async fn fetch(
         line: at.line,
         address: shown(address),
         digest: fetched.digest.clone(),
+        commit: None,
     });
     Ok(fetched)
+}
+
+/// The archive of a repository's files.
+async fn fetch_repository(
+    build: &Build<'_>,
+    address: &GitAddress,
+    at: Span,
+    place: &Place,
+) -> Result<Fetched, BuildError> {
+    let ArchiveLimits { bytes_max, entries_max } = ArchiveLimits::default();
+    let options = RepositoryOptions {
+        keep_git_dir: address.keep_git_dir.unwrap_or(false),
+        no_cache: place.no_cache,
+        limits: GitLimits { bytes_max, entries_max },
+    };
+    let fetched = build.builder.fetch_repository(address, options).await;
+    let repository = fetched.map_err(|error| BuildError::Repository { error, at })?;
+    let Repository { archive: digest, size, time, commit, has_lfs, cached, .. } = repository;
+    if has_lfs {
+        let text = format!("`{address}` has files in Git LFS, which are not fetched");
+        build.events.warning(&text).await;
+    }
+    let mut notes = build.notes();
+    if !cached {
+        notes.cost.pulled += size;
+    }
+    notes.downloads.push(RecordedDownload {
+        stage: place.stage,
+        line: at.line,
+        address: address.to_string(),
+        digest: digest.clone(),
+        commit: Some(commit),
+    });
+    Ok(Fetched { digest, size, etag: None, last_modified: None, modified: Some(time) })
 }
 
 /// Asks the server, and keeps what it says.
@@ -223,5 +325,8 @@ fn shown(address: &Address) -> String {
 /// A message about the fetched file of a path, with its address.
 pub(crate) fn named(path: &str, copy: &CopyOperation) -> Option<String> {
     let number = path.strip_prefix(MARK)?.split('/').next()?.parse::<usize>().ok()?;
-    copy.sources.get(number)?.address.as_ref().map(shown)
+    Some(match copy.sources.get(number)?.address.as_ref()? {
+        SourceAddress::File(address) => shown(address),
+        SourceAddress::Repository(address) => address.to_string(),
+    })
 }

@@ -3,7 +3,7 @@
 use container::{ContainerError, Exit};
 use dockerfile::{DockerfileError, OperationsError, Span};
 use oci::Digest;
-use remote::DownloadError;
+use remote::{DownloadError, GitError};
 use store::StoreError;
 
 use crate::context::ContextError;
@@ -32,6 +32,9 @@ pub enum BuildError {
     /// An `ADD` did not get what it names by address.
     #[error("{error}")]
     Download { error: DownloadError, at: Span },
+    /// An `ADD` did not get a git repository.
+    #[error("{error}")]
+    Repository { error: GitError, at: Span },
     #[error("{error}")]
     User { error: UserError, at: Span },
     /// A `RUN` ended otherwise than with exit code 0.
@@ -117,6 +120,7 @@ impl BuildError {
             Self::Image { error, .. } => error.hint(),
             Self::Copy { error, .. } => error.hint(),
             Self::Download { error, .. } => error.hint(),
+            Self::Repository { error, .. } => error.hint(),
             Self::User { error, .. } => error.hint(),
             Self::Run { exit: Exit::OutOfMemory, .. } => {
                 Some("let the command use less, or raise the build's memory limit".to_owned())
@@ -179,6 +183,7 @@ impl BuildError {
             Self::Image { at, .. }
             | Self::Copy { at, .. }
             | Self::Download { at, .. }
+            | Self::Repository { at, .. }
             | Self::User { at, .. }
             | Self::Run { at, .. }
             | Self::Start { at, .. }
@@ -215,15 +220,8 @@ impl BuildError {
                     | ImageError::Damaged { .. }
                     | ImageError::Pull { refused: false, .. }
             ),
-            Self::Download { error, .. } => {
-                !error.is_transient()
-                    && !matches!(
-                        error,
-                        DownloadError::Store(_)
-                            | DownloadError::TooSlow { .. }
-                            | DownloadError::TimedOut { .. }
-                    )
-            }
+            Self::Download { error, .. } => error.is_users(),
+            Self::Repository { error, .. } => error.is_users(),
             Self::Start { error, .. } => !matches!(error, ContainerError::Setup { .. }),
             Self::NeedsStage(_)
             | Self::NoRuntime { .. }

@@ -13,6 +13,7 @@ mod tar_entry;
 mod unpack;
 mod writer;
 
+use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -473,6 +474,16 @@ impl Layers {
         self.inner.folder.join("layers").join(diff_id.hex())
     }
 
+    /// Where a temporary folder may be made, by whoever removes it.
+    pub(crate) fn scratch_path(&self) -> PathBuf {
+        self.inner.folder.join("changes").join(new_name())
+    }
+
+    /// A nameless file for what is needed for a while.
+    pub(crate) fn spool(&self) -> io::Result<File> {
+        nameless_file(&self.inner.folder.join("changes"))
+    }
+
     /// An empty upper folder for a process to write to.
     pub(crate) async fn begin_change(&self) -> Result<Change, BuildError> {
         let folder = Temporary::create(self.inner.folder.join("changes"))?;
@@ -721,14 +732,15 @@ impl Read for Stoppable<'_> {
 }
 
 /// A file from an offset on, without moving its cursor.
-struct Slice<'a> {
-    file: &'a File,
-    offset: u64,
+pub(crate) struct Slice<F> {
+    pub(crate) file: F,
+    pub(crate) offset: u64,
 }
 
-impl Read for Slice<'_> {
+impl<F: Borrow<File>> Read for Slice<F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buffer, self.offset)?;
+        let file: &File = self.file.borrow();
+        let read = file.read_at(buffer, self.offset)?;
         self.offset += read as u64;
         Ok(read)
     }
@@ -771,6 +783,12 @@ impl Change {
     }
 }
 
+/// A name for a temporary folder that no other has.
+fn new_name() -> String {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    COUNTER.fetch_add(1, Ordering::Relaxed).to_string()
+}
+
 /// A folder that is removed unless it was moved away.
 struct Temporary {
     path: PathBuf,
@@ -778,9 +796,7 @@ struct Temporary {
 
 impl Temporary {
     fn create(parent: PathBuf) -> Result<Self, BuildError> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(count.to_string());
+        let path = parent.join(new_name());
         std::fs::create_dir(&path).map_err(failed("make a temporary folder"))?;
         Ok(Self { path })
     }

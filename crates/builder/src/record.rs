@@ -26,6 +26,9 @@ pub struct BuildRecord {
     /// Digest of what the context held; absent when nothing was read from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<Digest>,
+    /// The git repository that was the context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<RecordedRepository>,
     /// The same of those named contexts that are files, as far as they were read.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub named_contexts: BTreeMap<String, Digest>,
@@ -37,6 +40,17 @@ pub struct BuildRecord {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub downloads: Vec<RecordedDownload>,
     pub output: RecordedOutput,
+}
+
+/// A commit that was built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordedRepository {
+    /// Without credentials.
+    pub address: String,
+    pub commit: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
 }
 
 /// An image that a stage used.
@@ -75,7 +89,7 @@ pub struct RecordedStep {
     pub diff_id: Digest,
 }
 
-/// A file that came from an address.
+/// A file, or the files of a git repository, that came from an address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordedDownload {
@@ -83,8 +97,11 @@ pub struct RecordedDownload {
     pub line: u32,
     /// Without credentials and query.
     pub address: String,
-    /// Of the file.
+    /// Of the file; of a repository's files, the archive of them.
     pub digest: Digest,
+    /// Of a repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,4 +1,5 @@
-//! The local context of a build: which files go to the server, and how.
+//! The context of a build: which files of this machine go to the server, and how, or the
+//! address from which the server fetches them itself.
 //!
 //! What leaves this machine is decided here (contexts.md section 5): the ignore file, the
 //! names that never travel, and the Dockerfile, which travels under a name of its own and so
@@ -13,6 +14,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use dockerfile::ContextAddress;
 use dockerfile::ignore::IgnoreFile;
 
 pub(crate) use named::{NamedContent, NamedContext};
@@ -38,6 +40,68 @@ const NEVER_ENTERED: &str = ".venv";
 
 /// An ignore file or a Dockerfile is not larger than this.
 const TEXT_SIZE_MAX: u64 = 4 << 20;
+
+/// Where a build's files are.
+pub(crate) enum Context {
+    Local(Source),
+    Remote(RemoteContext),
+}
+
+/// A context that the server fetches.
+pub(crate) struct RemoteContext {
+    /// With the credentials that may be in it.
+    pub(crate) address: String,
+    /// Where in it the Dockerfile is.
+    pub(crate) dockerfile_path: String,
+}
+
+impl Context {
+    /// Finds the parts. `file` is `--file`: relative to the working directory, or to the root of
+    /// a context that is elsewhere.
+    pub(crate) fn find(context: &str, file: Option<&Path>) -> Result<Self> {
+        let Some(address) = remote_address(context)? else {
+            return Ok(Self::Local(Source::find(context, file)?));
+        };
+        let file = file.unwrap_or(Path::new("Dockerfile")).to_string_lossy();
+        let is_inside = !file.starts_with('/') && file.split('/').all(|part| part != "..");
+        if !is_inside {
+            let message = format!("`--file {file}` is not in the context, which is remote");
+            return Err(Error::usage(message).with_hint("give the path inside of it"));
+        }
+        Ok(Self::Remote(RemoteContext { address, dockerfile_path: file.into_owned() }))
+    }
+
+    /// The context, for what needs its files here.
+    pub(crate) fn local(self) -> Result<Source> {
+        match self {
+            Self::Local(source) => Ok(source),
+            Self::Remote(_) => Err(Error::usage("a context that is remote cannot be checked")
+                .with_hint("fetch it, and check the local folder")),
+        }
+    }
+}
+
+/// The address of a context that is elsewhere; nothing if it is here. What is a folder here is
+/// one, whatever it is called.
+fn remote_address(context: &str) -> Result<Option<String>> {
+    if Path::new(context).exists() {
+        return Ok(None);
+    }
+    match ContextAddress::of(context) {
+        ContextAddress::Git(Ok(_)) | ContextAddress::Archive(_) => Ok(Some(context.to_owned())),
+        ContextAddress::Git(Err(error)) => {
+            let refused = Error::usage(error.to_string());
+            Err(match error.hint() {
+                Some(hint) => refused.with_hint(hint),
+                None => refused,
+            })
+        }
+        ContextAddress::Artifact => Err(Error::usage(format!(
+            "the context `{context}` is an artifact of a registry, which is not supported yet"
+        ))),
+        ContextAddress::Nothing | ContextAddress::Local => Ok(None),
+    }
+}
 
 /// What to send.
 pub(crate) struct Source {
@@ -125,19 +189,10 @@ fn local_folder(context: &str) -> Result<Option<PathBuf>> {
         Ok(found) if found.is_dir() => Ok(Some(folder.to_owned())),
         Ok(_) => Err(Error::usage(format!("the context `{context}` is not a folder"))
             .with_hint("name the Dockerfile with `--file`, and the folder to build from")),
-        Err(_) if is_remote(context) => Err(Error::usage(format!(
-            "the context `{context}` is remote, which is not supported yet"
-        ))
-        .with_hint("fetch it, and build from the local folder")),
         Err(error) => {
             Err(Error::usage(format!("the context `{context}` cannot be used")).caused_by(&error))
         }
     }
-}
-
-fn is_remote(context: &str) -> bool {
-    let prefixes = ["http://", "https://", "git://", "git@", "github.com/", "oci://"];
-    prefixes.iter().any(|prefix| context.starts_with(prefix))
 }
 
 fn read_dockerfile(file: &Path, folder: Option<&Path>) -> Result<Vec<u8>> {

@@ -5,7 +5,7 @@ use oci::Digest;
 use store::Millis;
 use tokio_util::sync::CancellationToken;
 
-use crate::{EventKind, OutputImage, Result, Run, RunLog, RunStatus, Runs};
+use crate::{Commit, EventKind, OutputImage, Result, Run, RunLog, RunStatus, Runs};
 
 /// Executes runs, one attempt at a time. Knows nothing of the queue.
 #[async_trait]
@@ -68,6 +68,8 @@ pub struct Outcome {
     /// What was pushed.
     pub images: Vec<OutputImage>,
     pub digest: Option<Digest>,
+    /// What was built of a git repository.
+    pub commit: Option<Commit>,
     /// A JSON object.
     pub cost: Option<serde_json::Value>,
 }
@@ -86,6 +88,6 @@ pub enum End {
 impl Outcome {
     /// An end without anything to show.
     pub fn of(end: End) -> Self {
-        Self { end, images: Vec::new(), digest: None, cost: None }
+        Self { end, images: Vec::new(), digest: None, commit: None, cost: None }
     }
 }

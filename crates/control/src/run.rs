@@ -174,8 +174,7 @@ pub struct BuildRequest {
     pub arguments: Vec<BuildArgument>,
     pub timeout: Duration,
     pub platform: Platform,
-    /// The uploaded context, a tar archive.
-    pub context: Digest,
+    pub context: ContextSource,
     pub source_date_epoch: Option<i64>,
     pub network: Option<String>,
     pub archived: bool,
@@ -216,20 +215,84 @@ pub struct BuildOptions {
 /// What a name stands for in a build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NamedContext {
-    /// The files of an upload.
-    Files { source: Digest },
+    Files {
+        source: ContextSource,
+    },
     /// The reference as the user wrote it.
-    Image { reference: String },
+    Image {
+        reference: String,
+    },
     /// An image whose blobs are in an upload.
-    Layout { source: Digest, manifest: Digest },
+    Layout {
+        source: Digest,
+        manifest: Digest,
+    },
 }
 
 impl NamedContext {
-    fn source(&self) -> Option<&Digest> {
+    fn upload(&self) -> Option<&Digest> {
         match self {
-            Self::Files { source } | Self::Layout { source, .. } => Some(source),
+            Self::Files { source } => source.upload(),
+            Self::Layout { source, .. } => Some(source),
             Self::Image { .. } => None,
         }
+    }
+
+    fn remote(&self) -> Option<&RemoteSource> {
+        match self {
+            Self::Files { source } => source.remote(),
+            Self::Layout { .. } | Self::Image { .. } => None,
+        }
+    }
+}
+
+/// Where the files of a context are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ContextSource {
+    /// The uploaded context, a tar archive.
+    Upload(Digest),
+    Remote(RemoteSource),
+}
+
+impl ContextSource {
+    fn upload(&self) -> Option<&Digest> {
+        match self {
+            Self::Upload(digest) => Some(digest),
+            Self::Remote(_) => None,
+        }
+    }
+
+    fn remote(&self) -> Option<&RemoteSource> {
+        match self {
+            Self::Upload(_) => None,
+            Self::Remote(remote) => Some(remote),
+        }
+    }
+
+    fn remote_mut(&mut self) -> Option<&mut RemoteSource> {
+        match self {
+            Self::Upload(_) => None,
+            Self::Remote(remote) => Some(remote),
+        }
+    }
+}
+
+/// A git repository, or an archive somewhere else.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteSource {
+    /// All of the address; empty when the run has ended and it has secrets.
+    pub address: String,
+    /// Without what is secret in it.
+    pub shown: String,
+    /// The parts that must not be seen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
+}
+
+impl fmt::Debug for RemoteSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
     }
 }
 
@@ -249,8 +312,13 @@ impl fmt::Debug for BuildSecret {
 impl BuildRequest {
     /// The uploads that the build reads.
     pub(crate) fn sources(&self) -> impl Iterator<Item = &Digest> {
-        let named = self.options.contexts.values().filter_map(NamedContext::source);
-        std::iter::once(&self.context).chain(named)
+        let named = self.options.contexts.values().filter_map(NamedContext::upload);
+        self.context.upload().into_iter().chain(named)
+    }
+
+    fn remotes(&self) -> impl Iterator<Item = &RemoteSource> {
+        let named = self.options.contexts.values().filter_map(NamedContext::remote);
+        self.context.remote().into_iter().chain(named)
     }
 
     /// The values that must not be seen.
@@ -259,7 +327,8 @@ impl BuildRequest {
         let secrets = self.options.secrets.iter();
         // What is not text cannot be in a log.
         let secrets = secrets.filter_map(|secret| std::str::from_utf8(&secret.value).ok());
-        arguments.map(|argument| &*argument.value).chain(secrets)
+        let remotes = self.remotes().flat_map(|remote| remote.secrets.iter().map(String::as_str));
+        arguments.map(|argument| &*argument.value).chain(secrets).chain(remotes)
     }
 
     /// Forgets them.
@@ -269,6 +338,16 @@ impl BuildRequest {
         }
         for secret in &mut self.options.secrets {
             secret.value.clear();
+        }
+        let named = self.options.contexts.values_mut().filter_map(|named| match named {
+            NamedContext::Files { source } => source.remote_mut(),
+            NamedContext::Layout { .. } | NamedContext::Image { .. } => None,
+        });
+        for remote in self.context.remote_mut().into_iter().chain(named) {
+            if !remote.secrets.is_empty() {
+                remote.address.clear();
+                remote.secrets.clear();
+            }
         }
         self
     }
@@ -298,6 +377,13 @@ pub struct OutputImage {
     pub digest: Digest,
 }
 
+/// A commit of a git repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    pub id: String,
+    pub branch: Option<String>,
+}
+
 /// One execution: what was asked for, where it stands, what came of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
@@ -317,6 +403,8 @@ pub struct Run {
     pub images: Vec<OutputImage>,
     /// The manifest that was built, also when it has no tag.
     pub digest: Option<Digest>,
+    /// The commit that was built, if the context was a git repository.
+    pub commit: Option<Commit>,
     /// What the run cost (architecture.md decision 13), a JSON object.
     pub cost: Option<serde_json::Value>,
 }
@@ -354,6 +442,22 @@ mod tests {
     fn statuses_compare_without_case() {
         assert_eq!("succeeded".parse::<RunStatus>().unwrap(), RunStatus::Succeeded);
         assert!("done".parse::<RunStatus>().is_err());
+    }
+
+    #[test]
+    fn where_a_context_comes_from_is_kept_without_its_secrets() {
+        let upload = ContextSource::Upload(Digest::of(b"x"));
+        let text = serde_json::to_string(&upload).unwrap();
+        assert_eq!(text, format!("\"{}\"", Digest::of(b"x")));
+        assert_eq!(serde_json::from_str::<ContextSource>(&text).unwrap(), upload);
+        let remote = ContextSource::Remote(RemoteSource {
+            address: "https://token@h/r.git".into(),
+            shown: "https://***@h/r.git".into(),
+            secrets: vec!["token".into()],
+        });
+        let text = serde_json::to_string(&remote).unwrap();
+        assert_eq!(serde_json::from_str::<ContextSource>(&text).unwrap(), remote);
+        assert_eq!(format!("{remote:?}"), "Remote(https://***@h/r.git)");
     }
 
     #[test]

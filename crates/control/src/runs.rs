@@ -502,7 +502,11 @@ impl Runs {
     ) -> Result<bool> {
         let now = self.shared.clock.now();
         let request = attempt.run.request.clone().without_secrets();
-        let output = Output { images: outcome.images.clone(), digest: outcome.digest.clone() };
+        let output = Output {
+            images: outcome.images.clone(),
+            digest: outcome.digest.clone(),
+            commit: outcome.commit.clone(),
+        };
         let cost = cost_of(&attempt.run, outcome, attempt.started_at, now);
         let statement = sqlx::query(
             "UPDATE runs SET status = $4, error = $5, output = $6, cost = $7, request = $8,
@@ -642,6 +646,8 @@ pub(crate) fn status_of(end: &End) -> (RunStatus, Option<String>) {
 struct Output {
     images: Vec<crate::OutputImage>,
     digest: Option<oci::Digest>,
+    #[serde(default)]
+    commit: Option<crate::Commit>,
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String> {
@@ -693,6 +699,7 @@ fn run_of(row: &SqliteRow) -> Result<Run> {
         error: column(row, "error")?,
         images: output.images,
         digest: output.digest,
+        commit: output.commit,
         cost: cost.map(from_json).transpose()?,
     })
 }

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use control::{
-    Attempt, BuildArgument, BuildRequest, Clock, ControlError, End, EventKind, Executor, LogKey,
-    Logs, Outcome, Run, RunFilter, RunId, RunSettings, RunStatus, Runs, Swept, Worker,
-    WorkerSettings,
+    Attempt, BuildArgument, BuildRequest, Clock, ContextSource, ControlError, End, EventKind,
+    Executor, LogKey, Logs, Outcome, Run, RunFilter, RunId, RunSettings, RunStatus, Runs, Swept,
+    Worker, WorkerSettings,
 };
 use oci::{Digest, Platform, RegistryName};
 use tempfile::TempDir;
@@ -37,7 +37,7 @@ fn request() -> BuildRequest {
         arguments: Vec::new(),
         timeout: Duration::from_secs(3600),
         platform: Platform::new("linux", "amd64", None),
-        context: Digest::of(b"context"),
+        context: ContextSource::Upload(Digest::of(b"context")),
         source_date_epoch: None,
         options: control::BuildOptions::default(),
         network: None,

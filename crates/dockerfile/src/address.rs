@@ -27,12 +27,6 @@ impl Address {
         secret_of(&self.0)
     }
 
-    /// Whether it is a repository: git's addresses end so.
-    pub(crate) fn is_git(&self) -> bool {
-        let end = self.0.find(['?', '#']).unwrap_or(self.0.len());
-        self.0[..end].ends_with(".git")
-    }
-
     /// The file's name: the last part of the path, as Go's `path.Base` has it.
     pub fn file_name(&self) -> String {
         let rest = self.0.split_once("://").map_or("", |(_, rest)| rest);

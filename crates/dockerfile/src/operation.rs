@@ -1,11 +1,13 @@
 //! What a build executes, all words expanded.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use oci::{ContainerConfig, ImageConfig};
 
 use crate::address::{Address, without_credentials};
+use crate::git::{GitAddress, commit_id};
 use crate::heredoc::{self, HereDocument};
 use crate::instruction::{
     Assignment, Command, Copy, Healthcheck, Instruction, InstructionKind, Run, RunNetwork, Word,
@@ -122,8 +124,25 @@ pub struct CopySource {
     pub pattern: String,
     /// With `--parents`, the folder below which the folders that are kept begin.
     pub pivot: String,
-    /// A file to be fetched; it is no path then.
-    pub address: Option<Address>,
+    /// What is to be fetched; it is no path then.
+    pub address: Option<SourceAddress>,
+}
+
+/// What `ADD` fetches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceAddress {
+    File(Address),
+    /// Its files.
+    Repository(GitAddress),
+}
+
+impl fmt::Display for SourceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(address) => address.fmt(f),
+            Self::Repository(address) => address.fmt(f),
+        }
+    }
 }
 
 impl StagePlan {
@@ -453,7 +472,7 @@ impl<'a> State<'a> {
         }
         // Patterns are taken as they are written: that is what the reference does.
         let excludes = copy.excludes.iter().map(|word| word.text.clone()).collect();
-        let checksum = self.checksum(copy, &sources)?;
+        let checksum = self.checksum(copy, &mut sources)?;
         Ok(CopyOperation {
             from,
             checksum,
@@ -470,8 +489,9 @@ impl<'a> State<'a> {
         })
     }
 
-    /// `--checksum`, which is for one address.
-    fn checksum(&self, copy: &Copy, sources: &[CopySource]) -> Result<Option<oci::Digest>> {
+    /// `--checksum`, which is for one address: the digest of a file. A repository keeps what it
+    /// says, a commit, itself.
+    fn checksum(&self, copy: &Copy, sources: &mut [CopySource]) -> Result<Option<oci::Digest>> {
         let Some(word) = &copy.checksum else { return Ok(None) };
         let refuse = |message: String| DockerfileError::new(word.at, message);
         if sources.len() + copy.documents.len() > 1 {
@@ -481,7 +501,18 @@ impl<'a> State<'a> {
             let message = "`--checksum` is for addresses, and this source is none";
             return Err(refuse(message.to_owned()));
         }
-        let digest = self.expand(word)?.parse::<oci::Digest>();
+        let text = self.expand(word)?;
+        let repository = sources.iter_mut().find_map(|source| match &mut source.address {
+            Some(SourceAddress::Repository(repository)) => Some(repository),
+            _ => None,
+        });
+        if let Some(repository) = repository {
+            let commit =
+                commit_id(&text).map_err(|reason| refuse(format!("`--checksum`: {reason}")))?;
+            repository.commit = Some(commit);
+            return Ok(None);
+        }
+        let digest = text.parse::<oci::Digest>();
         digest.map(Some).map_err(|error| {
             refuse(format!("`--checksum`: {error}"))
                 .with_hint("write it like `sha256:` and 64 digits")
@@ -509,22 +540,9 @@ impl<'a> State<'a> {
             true => error.with_hint("write paths with blanks as a list: `[\"a b\", \"/to\"]`"),
             false => error,
         })?;
-        let address = Address::new(&source);
-        let is_git = ["git@", "git://", "ssh://"].iter().any(|start| source.starts_with(start))
-            || address.as_ref().is_some_and(Address::is_git);
-        if is_git || address.is_some() {
-            let shown = without_credentials(&source);
-            let refuse = |message| Err(DockerfileError::new(word.at, message));
-            if !copy.is_add {
-                let message = format!("`COPY` takes no addresses, and `{shown}` is one");
-                return Err(DockerfileError::new(word.at, message).with_hint("use `ADD`"));
-            }
-            if is_git {
-                return refuse(format!(
-                    "`ADD` of `{shown}`: git repositories are not supported yet"
-                ));
-            }
-            return Ok(CopySource { pattern: String::new(), pivot: String::new(), address });
+        if let Some(address) = self.source_address(copy, word, &source)? {
+            let (pattern, pivot) = (String::new(), String::new());
+            return Ok(CopySource { pattern, pivot, address: Some(address) });
         }
         if source.is_empty() {
             let message = format!("`{}` expands to nothing", word.text);
@@ -541,6 +559,32 @@ impl<'a> State<'a> {
             Ok(path.trim_start_matches('/').to_owned())
         };
         Ok(CopySource { pattern: clean(pattern)?, pivot: clean(pivot)?, address: None })
+    }
+
+    /// What a source names elsewhere, if it does; `ADD` fetches it.
+    fn source_address(
+        &self,
+        copy: &Copy,
+        word: &Word,
+        source: &str,
+    ) -> Result<Option<SourceAddress>> {
+        let repository = GitAddress::of_add(source);
+        let file = Address::new(source);
+        if (repository.is_some() || file.is_some()) && !copy.is_add {
+            let shown = without_credentials(source);
+            let message = format!("`COPY` takes no addresses, and `{shown}` is one");
+            return Err(DockerfileError::new(word.at, message).with_hint("use `ADD`"));
+        }
+        let Some(repository) = repository else { return Ok(file.map(SourceAddress::File)) };
+        let mut repository = repository.map_err(|error| {
+            let refused = DockerfileError::new(word.at, error.to_string());
+            match error.hint() {
+                Some(hint) => refused.with_hint(hint),
+                None => refused,
+            }
+        })?;
+        repository.keep_git_dir = copy.keep_git_dir.or(repository.keep_git_dir);
+        Ok(Some(SourceAddress::Repository(repository)))
     }
 
     fn mode(&self, word: &Word) -> Result<ModeChange> {

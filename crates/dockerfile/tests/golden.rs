@@ -12,7 +12,7 @@ use dockerfile::ignore::IgnoreFile;
 use dockerfile::lint::{Finding, LintOptions, lint};
 use dockerfile::{
     DockerfileError, NamedContext, Operation, OperationKind, OperationsError, Plan, PlanOptions,
-    Span, StageId, parse, plan,
+    SourceAddress, Span, StageId, parse, plan,
 };
 use expect_test::expect_file;
 use oci::{ImageConfig, Platform};
@@ -83,9 +83,20 @@ fn show(out: &mut String, operation: &Operation) {
                 .unwrap();
             for address in copy.sources.iter().filter_map(|source| source.address.as_ref()) {
                 let (unpack, checksum) = (copy.unpack_downloads, &copy.checksum);
-                let name = address.file_name();
-                writeln!(out, "     fetch {address} as {name:?} unpack {unpack} {checksum:?}")
-                    .unwrap();
+                match address {
+                    SourceAddress::File(address) => {
+                        let name = address.file_name();
+                        writeln!(
+                            out,
+                            "     fetch {address} as {name:?} unpack {unpack} {checksum:?}"
+                        )
+                    }
+                    SourceAddress::Repository(git) => {
+                        let (keep, commit) = (git.keep_git_dir, &git.commit);
+                        writeln!(out, "     fetch repository {git} keep {keep:?} commit {commit:?}")
+                    }
+                }
+                .unwrap();
             }
             let (unpack, link) = (copy.unpack, copy.link);
             writeln!(out, "     unpack {unpack} link {link} excludes {:?}", copy.excludes).unwrap();

@@ -10,18 +10,20 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use builder::{
-    BuildError, BuildEvents, BuildRequest, Builder, ContextOptions, OwnNames, Secrets, StoredImage,
+    BuildError, BuildEvents, BuildRequest, Builder, ContextOptions, OwnNames, RecordedRepository,
+    Secrets, StoredImage,
 };
 use container::{Limits, Network};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName};
 use store::Catalog;
 use tokio_util::sync::CancellationToken;
 
+use crate::context::{ContextLoader, ContextSource, Loaded};
 use crate::layout::{LayoutError, store_layout};
 use crate::name::{Destination, NameError};
 use crate::platforms::{BuiltImages, PlatformEvents, ToldWarnings};
 use crate::publish::{Lease, Publication, PublishError, abandon, publish};
-use crate::unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
+use crate::unpack::{UnpackError, UnpackLimits, Unpacked};
 
 /// What runs need of the machine; shared by all runs of a registry.
 #[derive(Clone)]
@@ -58,8 +60,8 @@ pub struct BuildStep {
     pub image_names: Vec<String>,
     pub push: bool,
     pub no_cache: bool,
-    /// The blob of the uploaded context; `None`: an empty context.
-    pub context: Option<Digest>,
+    /// `None`: an empty context.
+    pub context: Option<ContextSource>,
     /// Where in the context the Dockerfile is.
     pub dockerfile_path: String,
     /// The Dockerfile's name as the user gave it. If it is another one than the path, the
@@ -98,9 +100,8 @@ pub struct BuildOptions {
 /// What a name stands for in a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NamedContext {
-    /// The files of an uploaded archive.
     Files {
-        source: Digest,
+        source: ContextSource,
     },
     Image(Reference),
     /// An image whose blobs are in an uploaded archive.
@@ -157,6 +158,8 @@ pub struct Output {
     pub built: BuiltImages,
     /// Names that now point at the image; empty if it was not pushed.
     pub pushed: Vec<Destination>,
+    /// The git repository that was the context.
+    pub repository: Option<RecordedRepository>,
 }
 
 /// Executes a run. When this returns its containers are gone and its workspace is removed; soon
@@ -188,7 +191,7 @@ pub async fn execute(
 }
 
 /// Why a run did not succeed, before it is put into words.
-enum Failure {
+pub(crate) enum Failure {
     User(String),
     Ours(String),
     Canceled,
@@ -218,11 +221,11 @@ impl Failure {
         }
     }
 
-    fn user(error: &dyn std::error::Error, hint: Option<String>) -> Self {
+    pub(crate) fn user(error: &dyn std::error::Error, hint: Option<String>) -> Self {
         Self::User(with_hint(error, hint))
     }
 
-    fn ours(error: &dyn std::error::Error) -> Self {
+    pub(crate) fn ours(error: &dyn std::error::Error) -> Self {
         Self::Ours(with_hint(error, None))
     }
 }
@@ -262,13 +265,20 @@ async fn run(
         tracing::error!(%error, run = request.run, "could not make a workspace");
         Failure::ours(&error)
     })?;
-    let mut used = Unpacked::default();
+    let mut loaded = Loaded::default();
+    let loader = ContextLoader { engine, no_cache: step.no_cache, events, stop };
     if let Some(context) = &step.context {
         let folder = workspace.path().join("context");
-        used = load_context(engine, context, folder, engine.unpack_limits, stop).await?;
+        loaded = loader.load(context, folder, engine.unpack_limits).await?;
     }
-    let named = load_named_contexts(engine, step, workspace.path(), used, stop).await?;
-    let build = build_request(engine, request, workspace.path(), named)?;
+    let named = load_named_contexts(&loader, step, workspace.path(), loaded.used).await?;
+    let mut build = build_request(engine, request, workspace.path(), named)?;
+    let repository = loaded.repository.map(|repository| {
+        // What a commit holds is as old as the commit (architecture.md decision 12).
+        build.source_date_epoch = build.source_date_epoch.or(Some(repository.time));
+        repository.record
+    });
+    build.repository.clone_from(&repository);
     let started = Instant::now();
     let built = build_images(engine, &build, step, events, stop).await?;
     tracing::debug!(run = request.run, elapsed = ?started.elapsed(), "built");
@@ -285,7 +295,7 @@ async fn run(
     if pushed.is_empty() {
         events.image(None, digest).await;
     }
-    Ok(Output { built, pushed })
+    Ok(Output { built, pushed, repository })
 }
 
 /// Builds for all platforms at once, and makes an index if there are several.
@@ -373,28 +383,15 @@ impl Drop for Workspace {
     }
 }
 
-async fn load_context(
-    engine: &Engine,
-    blob: &Digest,
-    folder: PathBuf,
-    limits: UnpackLimits,
-    stop: &CancellationToken,
-) -> Result<Unpacked, Failure> {
-    let reader = open_source(engine, blob).await?;
-    let stop = stop.clone();
-    let unpacked = blocking(move || unpack(reader, &folder, limits, &stop)).await?;
-    unpacked.map_err(|error| unpack_failure(error, engine.unpack_limits))
-}
-
 /// Brings named contexts where the builder can read them. All contexts of a build together
 /// have the bounds of one.
 async fn load_named_contexts(
-    engine: &Engine,
+    loader: &ContextLoader<'_>,
     step: &BuildStep,
     workspace: &Path,
     mut used: Unpacked,
-    stop: &CancellationToken,
 ) -> Result<BTreeMap<String, builder::NamedContext>, Failure> {
+    let ContextLoader { engine, stop, .. } = *loader;
     let mut named = BTreeMap::new();
     for (number, (name, context)) in step.options.contexts.iter().enumerate() {
         let limits = engine.unpack_limits.after(used);
@@ -403,9 +400,9 @@ async fn load_named_contexts(
             NamedContext::Files { source } => {
                 let root = workspace.join(format!("context-{number}"));
                 make_context_folder(&root).map_err(|error| Failure::ours(&error))?;
-                let loaded = load_context(engine, source, root.clone(), limits, stop).await;
+                let loaded = loader.load(source, root.clone(), limits).await;
                 let loaded =
-                    loaded.map_err(|failure| failure.of(format_args!("context `{name}`")))?;
+                    loaded.map_err(|failure| failure.of(format_args!("context `{name}`")))?.used;
                 used.bytes += loaded.bytes;
                 used.entries += loaded.entries;
                 let mut options = ContextOptions::new(root);
@@ -443,12 +440,15 @@ async fn load_layout(
     })
 }
 
-async fn open_source(engine: &Engine, blob: &Digest) -> Result<Box<dyn Read + Send>, Failure> {
+pub(crate) async fn open_source(
+    engine: &Engine,
+    blob: &Digest,
+) -> Result<Box<dyn Read + Send>, Failure> {
     let reader = engine.catalog.blobs().open(blob, 0).await;
     Ok(reader.map_err(|error| Failure::ours(&error))?.into_blocking())
 }
 
-fn unpack_failure(mut error: UnpackError, limits: UnpackLimits) -> Failure {
+pub(crate) fn unpack_failure(mut error: UnpackError, limits: UnpackLimits) -> Failure {
     // What was left for one context is nobody's setting.
     match &mut error {
         UnpackError::TooLarge { max } => *max = limits.bytes_max,
@@ -463,7 +463,7 @@ fn unpack_failure(mut error: UnpackError, limits: UnpackLimits) -> Failure {
 }
 
 /// Runs blocking code in a thread of its own; a panic there is a panic here.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {

@@ -1,8 +1,7 @@
 //! One run, from its context to what it publishes.
 //!
 //! A run has a workspace folder, a time-out, a cancel token and receivers for what it says.
-//! Here it is one build step: unpack the uploaded context, build, publish. Start with
-//! [`execute()`].
+//! Here it is one build step: bring the context, build, publish. Start with [`execute()`].
 //!
 //! Invariants:
 //! - Attempts may repeat, publishing may not: nothing is published unless the [`Lease`] of
@@ -11,6 +10,7 @@
 //!   and its workspace is removed.
 //! - Knows neither queue, database nor triggers.
 
+mod context;
 mod execute;
 mod layout;
 mod name;
@@ -18,6 +18,7 @@ mod platforms;
 mod publish;
 mod unpack;
 
+pub use context::ContextSource;
 pub use execute::{
     Argument, BuildOptions, BuildStep, Engine, NamedContext, Outcome, Output, RunEvents,
     RunRequest, execute,

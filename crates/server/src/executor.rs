@@ -14,9 +14,12 @@ use builder::{
     RunPolicy, Secret, TrustDomain,
 };
 use container::{Limits, Network, Runtime, RuntimeSettings};
-use control::{Attempt, End, Executor, Outcome, OutputImage};
-use engine::{BuildOptions, BuildStep, Engine, Lease, NamedContext, RunRequest, UnpackLimits};
-use oci::{Annotations, ReferenceError, RegistryName};
+use control::{Attempt, Commit, End, Executor, Outcome, OutputImage};
+use dockerfile::ContextAddress;
+use engine::{
+    BuildOptions, BuildStep, ContextSource, Engine, Lease, NamedContext, RunRequest, UnpackLimits,
+};
+use oci::{Annotations, RegistryName};
 use remote::{Credentials, DownloadSettings, Downloads, Remote, RemoteSettings, Upstream};
 use store::{Catalog, DataDir};
 use tokio::sync::Semaphore;
@@ -178,7 +181,7 @@ impl Executor for BuildExecutor {
         }
         let request = match run_request(attempt) {
             Ok(request) => request,
-            Err(error) => return Outcome::of(End::Error(error.to_string())),
+            Err(message) => return Outcome::of(End::Error(message)),
         };
         let events = LogEvents::new(attempt.log.clone());
         let lease = AttemptLease(attempt);
@@ -208,10 +211,8 @@ fn sentence(error: String) -> String {
     error.strip_prefix("error: ").map_or(error.clone(), str::to_owned)
 }
 
-/// What no longer can be read: all of it was checked when the run was queued.
-type RequestError = Box<dyn std::error::Error + Send + Sync>;
-
-fn run_request(attempt: &Attempt) -> Result<RunRequest, RequestError> {
+/// All of it was checked when the run was queued.
+fn run_request(attempt: &Attempt) -> Result<RunRequest, String> {
     let run = &attempt.run;
     let request = &run.request;
     let arguments = request.arguments.iter().map(|argument| engine::Argument {
@@ -225,7 +226,7 @@ fn run_request(attempt: &Attempt) -> Result<RunRequest, RequestError> {
             image_names: request.image_names.clone(),
             push: request.push,
             no_cache: request.no_cache,
-            context: Some(request.context.clone()),
+            context: Some(context_source(&request.context)?),
             dockerfile_path: request.dockerfile.clone(),
             dockerfile_name: dockerfile_name(&request.dockerfile, request.dockerfile_name.clone()),
             target: request.target.clone(),
@@ -248,7 +249,7 @@ fn run_request(attempt: &Attempt) -> Result<RunRequest, RequestError> {
     })
 }
 
-fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, RequestError> {
+fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, String> {
     let secrets = options.secrets.iter();
     Ok(BuildOptions {
         secrets: secrets
@@ -258,20 +259,36 @@ fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, Reques
         ulimits: options.ulimits.clone(),
         shm_size: options.shm_size,
         labels: options.labels.clone(),
-        annotations: Annotations::parse(&options.annotations)?,
+        annotations: Annotations::parse(&options.annotations).map_err(|error| error.to_string())?,
         no_cache_stages: options.no_cache_stages.clone(),
         explain_cache: options.explain_cache,
         force_compression: options.force_compression,
         contexts: (options.contexts.iter())
             .map(|(name, context)| Ok((name.clone(), named_context(context)?)))
-            .collect::<Result<_, ReferenceError>>()?,
+            .collect::<Result<_, String>>()?,
     })
 }
 
-fn named_context(context: &control::NamedContext) -> Result<NamedContext, ReferenceError> {
+fn context_source(source: &control::ContextSource) -> Result<ContextSource, String> {
+    Ok(match source {
+        control::ContextSource::Upload(digest) => ContextSource::Upload(digest.clone()),
+        control::ContextSource::Remote(remote) => match ContextAddress::of(&remote.address) {
+            ContextAddress::Git(Ok(address)) => ContextSource::Repository(address),
+            ContextAddress::Archive(address) => ContextSource::Address(address),
+            _ => return Err(format!("`{}` is no source of a context", remote.shown)),
+        },
+    })
+}
+
+fn named_context(context: &control::NamedContext) -> Result<NamedContext, String> {
     Ok(match context {
-        control::NamedContext::Files { source } => NamedContext::Files { source: source.clone() },
-        control::NamedContext::Image { reference } => NamedContext::Image(reference.parse()?),
+        control::NamedContext::Files { source } => {
+            NamedContext::Files { source: context_source(source)? }
+        }
+        control::NamedContext::Image { reference } => {
+            let reference = reference.parse();
+            NamedContext::Image(reference.map_err(|error: oci::ReferenceError| error.to_string())?)
+        }
         control::NamedContext::Layout { source, manifest } => {
             NamedContext::Layout { source: source.clone(), manifest: manifest.clone() }
         }
@@ -299,6 +316,10 @@ fn succeeded(engine: &Engine, output: &engine::Output) -> Outcome {
         end: End::Succeeded,
         images: images.collect(),
         digest: Some(digest.clone()),
+        commit: output.repository.as_ref().map(|repository| Commit {
+            id: repository.commit.clone(),
+            branch: repository.branch.clone(),
+        }),
         cost: serde_json::to_value(output.built.cost()).ok(),
     }
 }

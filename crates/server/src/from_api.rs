@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
-use control::{BuildArgument, BuildOptions, BuildRequest, BuildSecret, NamedContext, RunFilter};
+use control::{
+    BuildArgument, BuildOptions, BuildRequest, BuildSecret, ContextSource, NamedContext,
+    RemoteSource, RunFilter,
+};
+use dockerfile::ContextAddress;
 use oci::{Annotations, Compression, CompressionError, Digest, Platform, Reference};
 
 use crate::error::ApiError;
@@ -17,6 +21,9 @@ const CONTEXTS_MAX: usize = 100;
 
 /// Platforms of one build, all of which are built at once.
 const PLATFORMS_MAX: usize = 16;
+
+/// An address of a context, in bytes.
+const ADDRESS_SIZE_MAX: usize = 8 << 10;
 
 /// A secret of a build, in bytes.
 const SECRET_SIZE_MAX: usize = 500 << 10;
@@ -36,7 +43,7 @@ pub(crate) struct BuildDefaults {
 
 pub(crate) fn build_request(
     body: api::DockerBuildRequest,
-    context: Digest,
+    context: ContextSource,
     uploads: &Uploads,
     defaults: &BuildDefaults,
 ) -> Result<BuildRequest, ApiError> {
@@ -68,18 +75,55 @@ pub(crate) fn build_request(
     })
 }
 
-/// The path that an upload gave; nothing else can be a source yet.
-pub(crate) fn source_location(body: &api::DockerBuildRequest) -> Result<&str, ApiError> {
-    match body.source_location.as_deref() {
-        None | Some("") => Err(ApiError::invalid("a build needs a source")
-            .at("sourceLocation")
-            .hint("upload a context and give its `relativePath`")),
-        Some(url) if url.contains("://") || url.starts_with("git@") => {
-            Err(ApiError::invalid("a source from another host is not supported yet")
-                .at("sourceLocation")
-                .hint("fetch it, and build from the local folder"))
+/// Where a client says that the files of a context are.
+pub(crate) enum SourceLocation<'a> {
+    /// The path that an upload gave.
+    Upload(&'a str),
+    Remote(RemoteSource),
+}
+
+impl<'a> SourceLocation<'a> {
+    pub(crate) fn parse(location: &'a str) -> Result<Self, ApiError> {
+        if location.len() > ADDRESS_SIZE_MAX {
+            let message = format!("an address with more than {ADDRESS_SIZE_MAX} bytes");
+            return Err(ApiError::invalid(message).at("sourceLocation"));
         }
-        Some(path) => Ok(path),
+        let (shown, secret) = match ContextAddress::of(location) {
+            ContextAddress::Git(Ok(address)) => {
+                (address.to_string(), address.secret().map(str::to_owned))
+            }
+            ContextAddress::Git(Err(error)) => {
+                let refused = ApiError::invalid(error.to_string()).at("sourceLocation");
+                return Err(match error.hint() {
+                    Some(hint) => refused.hint(hint),
+                    None => refused,
+                });
+            }
+            ContextAddress::Archive(address) => {
+                (address.to_string(), address.secret().map(str::to_owned))
+            }
+            ContextAddress::Artifact => {
+                let message = "a context from a registry's artifact is not supported yet";
+                return Err(ApiError::invalid(message).at("sourceLocation"));
+            }
+            ContextAddress::Nothing | ContextAddress::Local => return Ok(Self::Upload(location)),
+        };
+        // The password alone too: it may be seen without its user.
+        let password = secret.as_deref().and_then(|secret| secret.split_once(':'));
+        let password = password.map(|(_, password)| password.to_owned());
+        let secrets = secret.into_iter().chain(password).filter(|secret| !secret.is_empty());
+        let (address, secrets) = (location.to_owned(), secrets.collect());
+        Ok(Self::Remote(RemoteSource { address, shown, secrets }))
+    }
+
+    /// Where the context of a build is.
+    pub(crate) fn of(body: &'a api::DockerBuildRequest) -> Result<Self, ApiError> {
+        match body.source_location.as_deref() {
+            None | Some("") => Err(ApiError::invalid("a build needs a source")
+                .at("sourceLocation")
+                .hint("upload a context and give its `relativePath`, or give an address")),
+            Some(location) => Self::parse(location),
+        }
     }
 }
 
@@ -132,15 +176,19 @@ fn argument(argument: api::Argument) -> Result<BuildArgument, ApiError> {
 }
 
 /// The uploads that named contexts need.
-pub(crate) fn named_locations(
-    body: &api::DockerBuildRequest,
-) -> Result<impl Iterator<Item = &str>, ApiError> {
+pub(crate) fn named_uploads(body: &api::DockerBuildRequest) -> Result<Vec<&str>, ApiError> {
     let contexts = &body.build_options.contexts;
     if contexts.len() > CONTEXTS_MAX {
         let message = format!("more than {CONTEXTS_MAX} named contexts");
         return Err(ApiError::invalid(message).at("buildOptions"));
     }
-    Ok(contexts.iter().filter_map(|context| context.content.source_location()))
+    let locations = contexts.iter().filter_map(|context| context.content.source_location());
+    let uploads = locations.filter_map(|location| match SourceLocation::parse(location) {
+        Ok(SourceLocation::Upload(location)) => Some(Ok(location)),
+        Ok(SourceLocation::Remote(_)) => None,
+        Err(error) => Some(Err(error)),
+    });
+    uploads.collect()
 }
 
 /// Names of one image are one name; of several contexts with it the last counts.
@@ -166,7 +214,11 @@ fn named_context(
     };
     let content = match context.content {
         Content::Files { source_location } => {
-            NamedContext::Files { source: upload(&source_location)? }
+            let source = match SourceLocation::parse(&source_location)? {
+                SourceLocation::Upload(location) => ContextSource::Upload(upload(location)?),
+                SourceLocation::Remote(remote) => ContextSource::Remote(remote),
+            };
+            NamedContext::Files { source }
         }
         Content::Layout { source_location, digest } => {
             let manifest = digest.parse::<Digest>();
@@ -393,15 +445,18 @@ mod tests {
             whole[key] = value.clone();
         }
         let body: api::DockerBuildRequest = serde_json::from_value(whole).unwrap();
-        source_location(&body)?;
+        let context = match SourceLocation::of(&body)? {
+            SourceLocation::Upload(_) => ContextSource::Upload(Digest::of(b"")),
+            SourceLocation::Remote(remote) => ContextSource::Remote(remote),
+        };
         let defaults = BuildDefaults {
             timeout: Duration::from_secs(3600),
             allow_host_network: false,
             compression: Compression::default(),
         };
         let uploads = [("source/named.tar.gz".to_owned(), Digest::of(b"named"))].into();
-        assert!(named_locations(&body)?.count() <= 1);
-        build_request(body, Digest::of(b""), &uploads, &defaults)
+        assert!(named_uploads(&body)?.len() <= 1);
+        build_request(body, context, &uploads, &defaults)
     }
 
     #[track_caller]
@@ -466,15 +521,30 @@ mod tests {
             ],
         );
         check_refused(
-            json!({ "sourceLocation": "https://example.com/x.git" }),
+            json!({ "sourceLocation": "git@example.com:x.git" }),
             expect![
-                "sourceLocation: a source from another host is not supported yet (fetch it, and build from the local folder)"
+                "sourceLocation: `git@example.com:x.git` is reached over SSH, which is not supported (use the repository's `https://` address, with a token if it is private: `https://TOKEN@HOST/PATH.git`)"
             ],
+        );
+        check_refused(
+            json!({ "sourceLocation": "oci://example.com/x" }),
+            expect!["sourceLocation: a context from a registry's artifact is not supported yet"],
         );
         check_refused(
             json!({ "arguments": [{ "name": "A=B", "value": "" }] }),
             expect!["arguments: `A=B` is not the name of an argument"],
         );
+    }
+
+    #[test]
+    fn sources_from_elsewhere_are_shown_without_their_secrets() {
+        let request = parse(json!({ "sourceLocation": "https://me:pw@example.com/x.git#main" }));
+        let request = request.unwrap();
+        assert_eq!(request.secrets().collect::<Vec<_>>(), ["me:pw", "pw"]);
+        let shown = format!("{:?}", request.context);
+        assert_eq!(shown, "Remote(https://***@example.com/x.git#main)");
+        let request = parse(json!({ "sourceLocation": "https://example.com/x.tar.gz" })).unwrap();
+        assert_eq!(request.secrets().count(), 0);
     }
 
     #[test]
@@ -486,7 +556,7 @@ mod tests {
         ]);
         let request = parse(json!({ "buildOptions": { "contexts": contexts } })).unwrap();
         let named: Vec<_> = request.options.contexts.iter().collect();
-        expect![[r#"[("app", Image { reference: "debian:13" }), ("files", Files { source: sha256:a157d36a739191c1826419da5c87aedf3dd0cd6828565ada2a38a6b68ed741e5 })]"#]]
+        expect![[r#"[("app", Image { reference: "debian:13" }), ("files", Files { source: Upload(sha256:a157d36a739191c1826419da5c87aedf3dd0cd6828565ada2a38a6b68ed741e5) })]"#]]
             .assert_eq(&format!("{named:?}"));
         let refused = |context: serde_json::Value, expected| {
             check_refused(json!({ "buildOptions": { "contexts": [context] } }), expected);

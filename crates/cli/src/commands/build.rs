@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::Session;
 use crate::OutputFormat;
 use crate::connection::Connection;
-use crate::context::{self, Archive, NamedContent, NamedContext, Source, Upload};
+use crate::context::{self, Archive, Context, NamedContent, NamedContext, Upload};
 use crate::error::{Error, ErrorKind, Result, could_not};
 use crate::export::{self, BuiltImage, Exports, can_write};
 use crate::follow::{self, Followed};
@@ -33,7 +33,8 @@ const TICK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder to build from, or /dev/null for none
+    /// Folder to build from; or address of a git repository or an archive, which the server
+    /// fetches; or /dev/null for none
     #[arg(default_value = ".", value_name = "CONTEXT")]
     context: String,
 
@@ -41,7 +42,8 @@ pub struct Args {
     #[arg(long = "image", short = 't', visible_alias = "tag", value_name = "NAME:TAG")]
     images: Vec<String>,
 
-    /// Dockerfile, relative to the working directory [default: CONTEXT/Dockerfile]
+    /// Dockerfile, relative to the working directory, or to the root of a context that is
+    /// elsewhere [default: CONTEXT/Dockerfile]
     #[arg(long, short, value_name = "FILE")]
     file: Option<PathBuf>,
 
@@ -77,10 +79,11 @@ pub struct Args {
     #[arg(long = "annotation", value_name = "[TYPE:]NAME=VALUE")]
     annotations: Vec<String>,
 
-    /// Name that stands for a folder, an image, or an image in an OCI layout
+    /// Name that stands for a folder, a git repository, an archive, an image, or an image in an
+    /// OCI layout
     #[arg(
         long = "build-context",
-        value_name = "NAME=PATH|docker-image://IMAGE|oci-layout://PATH[:TAG]"
+        value_name = "NAME=PATH|ADDRESS|docker-image://IMAGE|oci-layout://PATH[:TAG]"
     )]
     build_contexts: Vec<String>,
 
@@ -206,10 +209,15 @@ pub(super) async fn run(
     }
     let connection = session.connection()?;
     let mut request = request(&args, &exports, platforms, session)?;
-    let source = Source::find(&args.context, args.file.as_deref())?;
+    let context = Context::find(&args.context, args.file.as_deref())?;
     let contexts = NamedContext::find_all(&args.build_contexts)?;
-    request.docker_file_path.clone_from(&source.dockerfile_path);
-    request.docker_file_name = Some(source.dockerfile_name.clone());
+    match &context {
+        Context::Local(source) => {
+            request.docker_file_path.clone_from(&source.dockerfile_path);
+            request.docker_file_name = Some(source.dockerfile_name.clone());
+        }
+        Context::Remote(remote) => request.docker_file_path.clone_from(&remote.dockerfile_path),
+    }
     if !args.no_push && args.images.is_empty() && exports.is_empty() {
         session.printer.note("The image gets no name (`-t`), so it is not pushed");
     }
@@ -217,8 +225,13 @@ pub(super) async fn run(
     let mut display = Display::new(mode, session.printer, session.environment);
 
     let uploading = async {
-        let archive = Archive::Folder(source);
-        let location = upload(connection, session, "the context", archive, &mut display).await?;
+        let location = match context {
+            Context::Local(source) => {
+                let archive = Archive::Folder(source);
+                upload(connection, session, "the context", archive, &mut display).await?
+            }
+            Context::Remote(remote) => remote.address,
+        };
         let mut named = Vec::new();
         for context in contexts {
             named.push(upload_named(connection, session, context, &mut display).await?);
@@ -479,6 +492,7 @@ async fn upload_named(
     let what = format!("context `{}`", context.name);
     let content = match context.content {
         NamedContent::Image(image) => NamedContextContent::Image { image },
+        NamedContent::Remote(address) => NamedContextContent::Files { source_location: address },
         NamedContent::Folder(source) => {
             let archive = Archive::Folder(source);
             let source_location = upload(connection, session, &what, archive, display).await?;

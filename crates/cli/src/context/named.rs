@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
-use super::{Source, is_remote};
+use super::{Source, remote_address};
 use crate::error::{Error, Result};
 
 /// One `--build-context`.
@@ -14,6 +14,8 @@ pub(crate) struct NamedContext {
 
 pub(crate) enum NamedContent {
     Folder(Source),
+    /// The address of a git repository or an archive; the server fetches it.
+    Remote(String),
     /// A reference; the server knows what it means.
     Image(String),
     Layout(Layout),
@@ -42,15 +44,22 @@ impl NamedContext {
         let content = match value.split_once("://") {
             Some(("docker-image", image)) => NamedContent::Image(image.to_owned()),
             Some(("oci-layout", layout)) => NamedContent::Layout(find_layout(name, layout)?),
-            _ if is_remote(value) || value.contains("://") => {
-                let message = format!(
-                    "the context `{name}` is at `{}`, which is not supported yet",
-                    without_user(value)
-                );
-                return Err(Error::usage(message)
-                    .with_hint("a folder, `docker-image://` and `oci-layout://` can be used"));
+            _ => Self::find_files(name, value)?,
+        };
+        Ok(Self { name: name.to_owned(), content })
+    }
+
+    fn find_files(name: &str, value: &str) -> Result<NamedContent> {
+        Ok(match remote_address(value)? {
+            Some(address) => NamedContent::Remote(address),
+            None if value.contains("://") => {
+                let message = format!("the context `{name}`: `{value}` is not supported yet");
+                return Err(Error::usage(message).with_hint(
+                    "a folder, a git repository, an archive at an address, `docker-image://` and \
+                     `oci-layout://` can be used",
+                ));
             }
-            _ => {
+            None => {
                 let folder = Path::new(value);
                 if !folder.is_dir() {
                     let message = format!("the context `{name}`: `{value}` is not a folder");
@@ -58,8 +67,7 @@ impl NamedContext {
                 }
                 NamedContent::Folder(Source::of_folder(folder)?)
             }
-        };
-        Ok(Self { name: name.to_owned(), content })
+        })
     }
 }
 
@@ -77,16 +85,6 @@ fn find_layout(name: &str, text: &str) -> Result<Layout> {
         .map_err(|error| Error::usage(format!("the context `{name}`: {error}")))
 }
 
-/// An address without the credentials that may be in it.
-fn without_user(address: &str) -> String {
-    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    match rest[..end].rfind('@') {
-        Some(at) => format!("{scheme}://{}", &rest[at + 1..]),
-        None => address.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,13 +98,21 @@ mod tests {
         assert_eq!(refused("a"), "the context `a` has no name or no value");
         assert_eq!(refused("=b"), "the context `=b` has no name or no value");
         assert_eq!(refused("a=/no/such"), "the context `a`: `/no/such` is not a folder");
-        let yet = "the context `a` is at `https://h/x.git`, which is not supported yet";
-        assert_eq!(refused("a=https://h/x.git"), yet);
-        assert_eq!(refused("a=https://user:secret@h/x.git"), yet);
-        assert!(refused("a=git@github.com:u/r").contains("not supported yet"));
-        assert!(refused("a=github.com/u/r").contains("not supported yet"));
+        assert_eq!(
+            refused("a=git@github.com:u/r"),
+            "`git@github.com:u/r` is reached over SSH, which is not supported"
+        );
+        assert!(refused("a=oci://h/x").contains("not supported yet"));
         assert!(refused("a=target:b://").contains("not supported yet"));
         assert!(refused("a=oci-layout:///no/such").starts_with("the context `a`: `/no/such`"));
+    }
+
+    #[test]
+    fn what_the_server_fetches_is_an_address() {
+        for address in ["https://token@h/x.git#main:app", "github.com/u/r", "http://h/x.tar.gz"] {
+            let found = NamedContext::find(&format!("a={address}")).unwrap().content;
+            assert!(matches!(&found, NamedContent::Remote(found) if found == address), "{address}");
+        }
     }
 
     #[test]

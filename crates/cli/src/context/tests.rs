@@ -223,7 +223,6 @@ fn a_context_that_cannot_be_used_is_refused() {
         (root, None, "cannot be read"),
         (&*file, None, "is not a folder"),
         ("/nonexistent", None, "cannot be used"),
-        ("https://host/repo.git#main", None, "not supported yet"),
         ("/dev/null", None, "needs a Dockerfile"),
         (root, Some(Path::new("sub/Dockerfile")), "cannot be read"),
     ] {

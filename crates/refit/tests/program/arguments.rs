@@ -54,10 +54,10 @@ fn a_context_that_is_none_is_a_usage_error() {
         exit: 2
         -- stdout --
         -- stderr --
-        error: the context `https://example.com/app.git` is remote, which is not supported yet
-        hint: fetch it, and build from the local folder
+        error: `git@example.com:app.git` is reached over SSH, which is not supported
+        hint: use the repository's `https://` address, with a token if it is private: `https://TOKEN@HOST/PATH.git`
     "#]]
-    .assert_eq(&build("https://example.com/app.git"));
+    .assert_eq(&build("git@example.com:app.git"));
 }
 
 #[test]

@@ -124,10 +124,10 @@ fn contexts_from_elsewhere_are_refused_by_name() {
         exit: 2
         -- stdout --
         -- stderr --
-        error: the context `src` is at `https://example.com/src.git`, which is not supported yet
-        hint: a folder, `docker-image://` and `oci-layout://` can be used
+        error: `ssh://***@example.com/src.git` is reached over SSH, which is not supported
+        hint: use the repository's `https://` address, with a token if it is private: `https://TOKEN@HOST/PATH.git`
     "#]]
-    .assert_eq(&refused("src=https://user:password@example.com/src.git"));
+    .assert_eq(&refused("src=ssh://user:password@example.com/src.git"));
     expect![[r#"
         exit: 2
         -- stdout --

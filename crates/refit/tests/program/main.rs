@@ -14,6 +14,7 @@ mod determinism;
 mod doctor;
 mod explain;
 mod gc;
+mod git;
 mod login;
 mod memory;
 mod output;

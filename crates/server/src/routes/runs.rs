@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use builder::BuildError;
 use bytes::BytesMut;
-use control::{EventReader, LogKey, Run, RunId};
+use control::{ContextSource, EventReader, LogKey, Run, RunId};
 use futures_util::{Stream, StreamExt, stream};
 use oci::{Digest, Manifest, RegistryName};
 use serde::Deserialize;
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Json, Query};
 use crate::error::ApiError;
+use crate::from_api::SourceLocation;
 use crate::state::Shared;
 use crate::{from_api, to_api};
 
@@ -48,10 +49,14 @@ pub(crate) async fn schedule(
         return Err(ApiError::leaving());
     }
     let api::RunRequest::DockerBuildRequest(body) = body;
-    let location = from_api::source_location(&body)?;
-    let context = state.sources.resolve(&registry, location).await?;
+    let context = match SourceLocation::of(&body)? {
+        SourceLocation::Upload(location) => {
+            ContextSource::Upload(state.sources.resolve(&registry, location).await?)
+        }
+        SourceLocation::Remote(remote) => ContextSource::Remote(remote),
+    };
     let mut uploads = BTreeMap::new();
-    for location in from_api::named_locations(&body)? {
+    for location in from_api::named_uploads(&body)? {
         let digest = state.sources.resolve(&registry, location).await?;
         uploads.insert(location.to_owned(), digest);
     }

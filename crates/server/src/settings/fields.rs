@@ -137,7 +137,7 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             list(
                 "allow_addresses",
-                "Policy: `ADD` may fetch from these addresses or networks although they are this machine's or link-local.",
+                "Policy: `ADD` and contexts may be fetched from these addresses or networks although they are this machine's or link-local.",
             ),
             text(
                 "cache_mounts_size_max",
@@ -180,7 +180,11 @@ pub(super) const SECTIONS: &[Section] = &[
             text("source_keep", "1h", "How long an upload address is valid."),
             text("context_size_max", "10GiB", "A build context, unpacked."),
             bare("context_entries_max", "1000000", "Files and folders of a build context."),
-            text("download_size_max", "10GiB", "A file that `ADD` fetches."),
+            text(
+                "download_size_max",
+                "10GiB",
+                "A file that `ADD` fetches; an archive that is a context.",
+            ),
             bare("queue_length_max", "1000", "Runs waiting, per registry."),
             text(
                 "log_size_max",

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{Args, arguments, platforms};
 use crate::commands::Session;
-use crate::context::{NamedContext, Source};
+use crate::context::{Context, NamedContext};
 use crate::error::{Error, Result};
 use crate::sanitize::sanitize_text;
 
@@ -32,7 +32,7 @@ struct Warning {
 }
 
 pub(super) fn run(session: &Session<'_>, args: &Args) -> Result<()> {
-    let source = Source::find(&args.context, args.file.as_deref())?;
+    let source = Context::find(&args.context, args.file.as_deref())?.local()?;
     let (file, text) = (source.dockerfile_name.as_str(), source.dockerfile()?);
     let refused = |error: DockerfileError| {
         let shown = error.render(file, text);

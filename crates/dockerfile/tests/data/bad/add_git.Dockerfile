@@ -1,2 +1,0 @@
-FROM a
-ADD https://me:secret@example.com/x.git#main:dir /

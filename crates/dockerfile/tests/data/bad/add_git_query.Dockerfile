@@ -1,0 +1,2 @@
+FROM a
+ADD https://me:secret@example.com/x.git?depth=1 /

@@ -1,0 +1,365 @@
+//! Git repositories and archives at addresses, as contexts and as sources of `ADD`. The git host
+//! is git's own, on this machine.
+
+use std::net::TcpListener;
+use std::path::Path;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use testkit::{COMMIT_TIME, GitHost, GitRepository, Invocation, Outcome, Sandbox, validate};
+
+use crate::sandbox;
+
+/// A command that may ask the git host.
+fn allowed<'a>(sandbox: &Sandbox, args: impl IntoIterator<Item = &'a str>) -> Invocation {
+    sandbox.refit(args).env("REFIT_BUILD_ALLOW_ADDRESSES", "127.0.0.1")
+}
+
+fn build(sandbox: &Sandbox, context: &str) -> Outcome {
+    allowed(sandbox, ["build", context, "-t", "app"]).run()
+}
+
+/// What the image `app` has in a file.
+#[track_caller]
+fn text(sandbox: &Sandbox, path: &str) -> String {
+    let server = sandbox.server();
+    validate(&server.registry(), "app", "latest").text(path)
+}
+
+/// A repository with a Dockerfile that copies all.
+fn app(host: &GitHost) -> GitRepository {
+    let repository = host.repository("app");
+    repository.write("Dockerfile", "FROM scratch\nCOPY . /\n");
+    repository.write("f", "first");
+    repository.write("sub/Dockerfile", "FROM scratch\nCOPY . /\n");
+    repository.write("sub/f", "in a folder");
+    repository
+}
+
+#[test]
+fn as_root_a_repository_is_built_by_every_kind_of_reference() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let repository = app(&host);
+    let first = repository.commit("first");
+    repository.git(&["tag", "v1"]);
+    repository.git(&["tag", "--annotate", "--message", "a", "v1a"]);
+    repository.write("f", "second");
+    let second = repository.commit("second");
+    repository.git(&["update-ref", "refs/pull/7/head", &first]);
+    repository.git(&["branch", "release/one", &first]);
+    let address = format!("{}/app.git", host.url());
+    for (reference, commit, expected) in [
+        ("", &second, "second"),
+        ("#main", &second, "second"),
+        ("#refs/heads/main", &second, "second"),
+        ("#release/one", &first, "first"),
+        ("#v1", &first, "first"),
+        ("#v1a", &first, "first"),
+        ("#pull/7/head", &first, "first"),
+        (&format!("#{first}"), &first, "first"),
+        ("?ref=v1", &first, "first"),
+        ("#main:sub", &second, "in a folder"),
+        ("#:sub/../sub/", &second, "in a folder"),
+        ("?tag=v1&subdir=sub", &first, "in a folder"),
+    ] {
+        let context = format!("{address}{reference}");
+        let built = build(&sandbox, &context).success();
+        assert!(built.stderr.contains(&format!("commit {commit}")), "{context}: {}", built.stderr);
+        assert_eq!(text(&sandbox, "f"), expected, "{context}");
+    }
+    let missing = build(&sandbox, &format!("{address}#nowhere")).code(1);
+    missing.stderr_has(&format!("`{address}` has no branch, tag or commit `nowhere`"));
+    build(&sandbox, &format!("{address}#{}", "1".repeat(40))).code(1).stderr_has("has no branch");
+    build(&sandbox, &format!("{address}#:none")).code(1).stderr_has("has no folder `none`");
+    build(&sandbox, &format!("{address}#:f")).code(1).stderr_has("it is a file");
+    build(&sandbox, &format!("{}/none.git", host.url())).code(1).stderr_has("status 404");
+}
+
+#[test]
+fn as_root_a_commit_gives_the_same_image_everywhere_and_the_run_names_it() {
+    let host = GitHost::start();
+    let repository = app(&host);
+    let commit = repository.commit("first");
+    let address = format!("{}/app.git#main", host.url());
+    let digests = [sandbox(), sandbox()].map(|sandbox| {
+        let built = allowed(&sandbox, ["build", &address, "-t", "app", "-o", "json"]).run();
+        let run = built.success().json();
+        assert_eq!(run["properties"]["commitId"], commit.as_str());
+        assert_eq!(run["properties"]["branchName"], "main");
+        let server = sandbox.server();
+        let image = validate(&server.registry(), "app", "latest");
+        let created = image.config.created.clone().unwrap_or_default();
+        assert!(created.starts_with("2020-09-13T12:26:40"), "{created} is not {COMMIT_TIME}");
+        // As a clone has it.
+        let head = String::from_utf8_lossy(&image.files()[".git/HEAD"]).into_owned();
+        assert_eq!(head, "ref: refs/heads/main\n");
+        image.digest
+    });
+    assert_eq!(digests[0], digests[1]);
+}
+
+#[test]
+fn as_root_the_kept_git_folder_is_one_for_git() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let repository = app(&host);
+    let commit = repository.commit("first");
+    build(&sandbox, &format!("{}/app.git", host.url())).success();
+    let server = sandbox.server();
+    let files = validate(&server.registry(), "app", "latest").files();
+    let copy = host.repository("copy");
+    for (path, bytes) in files {
+        let path = copy.work().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    // Empty folders have no files.
+    std::fs::create_dir_all(copy.work().join(".git/refs/heads")).unwrap();
+    let git = |args: &[&str]| {
+        let folder = copy.work().join(".git");
+        let mut all = vec!["--git-dir", folder.to_str().unwrap()];
+        all.extend_from_slice(args);
+        copy.git(&all)
+    };
+    assert_eq!(git(&["rev-parse", "HEAD"]), commit);
+    assert_eq!(git(&["status", "--porcelain"]), "");
+    assert_eq!(git(&["log", "--format=%s"]), "first");
+}
+
+#[test]
+fn as_root_builds_reach_no_host_that_they_may_not() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    app(&host).commit("first");
+    let refused = "`127.0.0.1` is a loopback address, which builds may not reach";
+    for context in ["app.git", "app.tar.gz"] {
+        let context = format!("{}/{context}", host.url());
+        let build = sandbox.refit(["build", &context, "-t", "app"]).run().code(1);
+        build.stderr_has(refused).stderr_has("`build.allow_addresses`");
+    }
+    sandbox.write("app/Dockerfile", format!("FROM scratch\nADD {}/app.git /\n", host.url()));
+    let build = sandbox.refit(["build", "app", "-t", "app"]).run().code(1);
+    build.stderr_has(refused).stderr_has("Dockerfile:2");
+    assert!(host.requests().is_empty(), "{:?}", host.requests());
+}
+
+#[test]
+fn as_root_a_submodule_may_not_lead_where_builds_may_not_reach() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let repository = app(&host);
+    let commit = repository.commit("first");
+    for (url, expected) in [
+        ("http://127.0.0.2/x.git", "`127.0.0.2` is a loopback address"),
+        ("file:///etc", "its address is neither `https://` nor `http://` nor relative"),
+        ("git@127.0.0.1:x.git", "its address is neither `https://` nor `http://` nor relative"),
+    ] {
+        repository.write(".gitmodules", format!("[submodule \"m\"]\npath = m\nurl = {url}\n"));
+        repository.git(&["add", ".gitmodules"]);
+        repository.git(&["update-index", "--add", "--cacheinfo", &format!("160000,{commit},m")]);
+        repository.git(&["commit", "--quiet", "--message", "module"]);
+        let context = format!("{}/app.git", host.url());
+        build(&sandbox, &context).code(1).stderr_has(expected);
+        let without = build(&sandbox, &format!("{context}?submodules=false"));
+        without.success();
+    }
+}
+
+#[test]
+fn as_root_submodules_come_along() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let library = host.repository("library");
+    library.write("l", "library");
+    let used = library.commit("used");
+    library.write("l", "later");
+    library.commit("later");
+    let repository = app(&host);
+    repository.write(".gitmodules", "[submodule \"m\"]\npath = libs/m\nurl = ../library.git\n");
+    let entry = format!("160000,{used},libs/m");
+    repository.git(&["add", "--all"]);
+    repository.git(&["update-index", "--add", "--cacheinfo", &entry]);
+    repository.git(&["commit", "--quiet", "--message", "first"]);
+    build(&sandbox, &format!("{}/app.git", host.url())).success();
+    assert_eq!(text(&sandbox, "libs/m/l"), "library");
+}
+
+#[test]
+fn as_root_a_private_repository_needs_its_token_and_nobody_sees_it() {
+    let (sandbox, host) = (sandbox(), GitHost::private("hunter2secret"));
+    app(&host).commit("first");
+    let context = |credentials: &str| format!("{}/app.git", host.url_with(credentials));
+    let none = build(&sandbox, &format!("{}/app.git", host.url())).code(1);
+    none.stderr_has("asks for a user and a password, or a token");
+    let wrong = build(&sandbox, &context("wrongsecret")).code(1);
+    wrong.stderr_has("refuses the user and password, or the token").stderr_lacks("wrongsecret");
+    for credentials in ["hunter2secret", "me:hunter2secret"] {
+        let built = build(&sandbox, &context(credentials)).success();
+        assert!(!built.stderr.contains("hunter2secret"), "{}", built.stderr);
+        assert!(built.stderr.contains("https://***@") || built.stderr.contains("http://***@"));
+    }
+    // Neither in logs nor in what is stored. The database has forgotten it; the pages of its
+    // journal are written over later.
+    let mut found = holding(&sandbox.data(), b"hunter2secret");
+    found.retain(|path| path.file_name().is_none_or(|name| name != "refit.db-wal"));
+    assert!(found.is_empty(), "{found:?}");
+    sandbox
+        .write("add/Dockerfile", format!("FROM scratch\nADD {} /\n", context("me:hunter2secret")));
+    build(&sandbox, "add").success().stderr_lacks("hunter2secret");
+    assert_eq!(text(&sandbox, "f"), "first");
+}
+
+/// Files below a folder that hold some bytes.
+fn holding(folder: &Path, bytes: &[u8]) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder can be listed").flatten() {
+        let path = entry.path();
+        let kind = entry.file_type().expect("a file has a type");
+        if kind.is_dir() {
+            found.extend(holding(&path, bytes));
+        } else if kind.is_file() {
+            let content = std::fs::read(&path).unwrap_or_default();
+            if content.windows(bytes.len()).any(|window| window == bytes) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn as_root_add_takes_a_repository() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let repository = app(&host);
+    std::os::unix::fs::symlink("f", repository.work().join("link")).unwrap();
+    let commit = repository.commit("first");
+    let address = format!("{}/app.git", host.url());
+    let add = |dockerfile: String| {
+        sandbox.write("add/Dockerfile", format!("FROM scratch\n{dockerfile}\n"));
+        build(&sandbox, "add")
+    };
+    add(format!("ADD --exclude=sub --chown=7:8 --checksum={commit} {address}#main /to")).success();
+    let server = sandbox.server();
+    let files = validate(&server.registry(), "app", "latest").files();
+    drop(server);
+    let names: Vec<&str> = files.keys().map(String::as_str).collect();
+    assert_eq!(names, ["to/Dockerfile", "to/f"]);
+    add(format!("ADD --keep-git-dir {address} /")).success();
+    assert_eq!(text(&sandbox, ".git/HEAD"), "ref: refs/heads/main\n");
+    add(format!("ADD {address}?subdir=sub /")).success();
+    assert_eq!(text(&sandbox, "f"), "in a folder");
+
+    // What is fetched is one commit, however often; another commit is another layer.
+    let fetches = || host.requests().iter().filter(|r| r.starts_with("POST")).count();
+    let again = || add(format!("ADD {address} /")).success();
+    let first = again();
+    let before = fetches();
+    assert_eq!(again().digest(), first.digest());
+    assert_eq!(fetches(), before + 1, "only the list of references: {:?}", host.requests());
+    repository.write("f", "second");
+    repository.commit("second");
+    assert_ne!(again().digest(), first.digest());
+    let wrong = add(format!("ADD --checksum={commit} {address}#main /")).code(1);
+    wrong.stderr_has("is another commit than expected").stderr_has("Dockerfile:2");
+}
+
+#[test]
+fn as_root_a_named_context_is_a_repository() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    app(&host).commit("first");
+    sandbox.write("here/Dockerfile", "FROM scratch\nCOPY --from=src f /\n");
+    let named = format!("src={}/app.git#main:sub", host.url());
+    let args = ["build", "here", "-t", "app", "--build-context", &named];
+    allowed(&sandbox, args).run().success();
+    assert_eq!(text(&sandbox, "f"), "in a folder");
+}
+
+#[test]
+fn as_root_redirects_are_followed() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    app(&host).commit("first");
+    build(&sandbox, &format!("{}/moved/app.git", host.url())).success();
+    assert_eq!(text(&sandbox, "f"), "first");
+}
+
+#[test]
+fn as_root_links_of_a_repository_lead_nowhere_else() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let repository = app(&host);
+    let link = |target: &str, name: &str| {
+        std::os::unix::fs::symlink(target, repository.work().join(name)).unwrap();
+    };
+    link("/sub", "absolute");
+    link("../../../sub", "climbing");
+    link("/etc", "outside");
+    link("round", "round");
+    repository.commit("first");
+    let address = format!("{}/app.git", host.url());
+    for folder in ["absolute", "climbing", "absolute/../climbing"] {
+        build(&sandbox, &format!("{address}#:{folder}")).success();
+        assert_eq!(text(&sandbox, "f"), "in a folder", "{folder}");
+    }
+    for folder in ["outside", "round", "../../etc"] {
+        build(&sandbox, &format!("{address}#:{folder}")).code(1).stderr_has("has no folder");
+    }
+    // Names that git itself would not make.
+    let blob = repository.git_with(&["hash-object", "-w", "--stdin"], b"evil");
+    for name in ["..", ".git"] {
+        let line = format!("100644 blob {blob}\t{name}\n");
+        let tree = repository.git_with(&["mktree"], line.as_bytes());
+        let commit = repository.git(&["commit-tree", &tree, "-m", "evil"]);
+        repository.git(&["update-ref", "refs/heads/evil", &commit]);
+        let refused = build(&sandbox, &format!("{address}#evil")).code(1);
+        refused.stderr_has("with a name that cannot be used");
+    }
+}
+
+#[test]
+fn as_root_a_repository_has_bounds() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let repository = app(&host);
+    repository.write("large", vec![0; 3 << 20]);
+    repository.commit("first");
+    let address = format!("{}/app.git", host.url());
+    let bounded = |name: &str, value: &str| {
+        let command = allowed(&sandbox, ["build", &address, "-t", "app"]);
+        command.env(name, value).run().code(1)
+    };
+    bounded("REFIT_LIMITS_CONTEXT_SIZE_MAX", "2097152").stderr_has("more than 2097152 bytes");
+    bounded("REFIT_LIMITS_CONTEXT_ENTRIES_MAX", "3").stderr_has("more than 3 files and folders");
+}
+
+#[test]
+fn as_root_an_archive_at_an_address_is_built() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    for (name, bytes) in [("dir/Dockerfile", "FROM scratch\nCOPY dir/f /\n"), ("dir/f", "archived")]
+    {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(bytes.len() as u64);
+        tar.append_data(&mut header, name, bytes.as_bytes()).unwrap();
+    }
+    host.file("context.tar.gz", &tar.into_inner().unwrap().finish().unwrap());
+    host.file("context.tar.xz", b"\xfd7zXZ\0 and more");
+    let address = format!("{}/context.tar.gz", host.url());
+    let args = ["build", &address, "-f", "dir/Dockerfile", "-t", "app"];
+    allowed(&sandbox, args).run().success();
+    assert_eq!(text(&sandbox, "f"), "archived");
+    let other = build(&sandbox, &format!("{}/context.tar.xz", host.url())).code(1);
+    other.stderr_has("is not a tar archive, plain or compressed with gzip or zstd");
+    build(&sandbox, &format!("{}/none.tar", host.url())).code(1).stderr_has("status 404");
+    let outside = allowed(&sandbox, ["build", &address, "-f", "../Dockerfile"]).run().code(2);
+    outside.stderr_has("is not in the context, which is remote");
+}
+
+#[test]
+fn as_root_a_canceled_fetch_leaves_nothing() {
+    let sandbox = sandbox();
+    // A host that never answers.
+    let host = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}/app.git", host.local_addr().unwrap());
+    let building = allowed(&sandbox, ["build", &address, "-t", "app"]).start();
+    let asked = host.accept().unwrap();
+    building.interrupt();
+    building.wait().code(130);
+    drop(asked);
+    let left = std::fs::read_dir(sandbox.data().join("snapshots/changes")).unwrap();
+    assert_eq!(left.count(), 0);
+}
