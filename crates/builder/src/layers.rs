@@ -135,11 +135,16 @@ impl Layers {
         let same_boot = std::fs::read_to_string(folder.join("boot")).is_ok_and(|last| last == boot);
         let stale: &[&str] =
             if same_boot { &["changes", "partial"] } else { &["changes", "partial", "layers"] };
+        // Owners of files mean others for another user, and so do the marks of overlays.
+        let ids = container::ids();
+        let last = std::fs::read_to_string(folder.join("ids")).unwrap_or_default();
+        let stale = if last == ids { stale } else { &["changes", "partial", "layers", "mounts"] };
         discard(folder, stale)?;
         for name in ["changes", "layers", "partial"] {
             std::fs::create_dir_all(folder.join(name))?;
         }
         std::fs::write(folder.join("boot"), boot)?;
+        std::fs::write(folder.join("ids"), ids)?;
         // Image files keep their own owners and set-user-ID bits: nobody else may get there.
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         std::fs::set_permissions(folder, private)?;

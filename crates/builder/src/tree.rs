@@ -51,6 +51,10 @@ impl Node {
         self.kind == NodeKind::Directory
     }
 
+    pub(crate) fn is_device(&self) -> bool {
+        matches!(self.kind, NodeKind::CharDevice { .. } | NodeKind::BlockDevice { .. })
+    }
+
     /// Adds all that a copy of the node would have to a cache key: not the time. Other names
     /// of it are for the caller to add, who knows which are copied.
     pub(crate) fn add_to(&self, key: &mut KeyHasher) {

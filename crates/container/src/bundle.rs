@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::network::Uplink;
 use crate::process::{Rootfs, path_text};
-use crate::users::{self, IdMapping};
+use crate::users::{IdMapping, Mappings};
 use crate::{ContainerError, MountKind, Network, ProcessSpec, seccomp};
 
 /// The largest bundle file the helper reads. 500 layers and a long environment stay far below.
@@ -215,6 +216,8 @@ pub(crate) struct Extras {
     pub(crate) private_env: usize,
     /// `cgroup.procs` files that the process joins before it is executed.
     pub(crate) cgroup_procs: Vec<PathBuf>,
+    /// A program to start for the network namespace.
+    pub(crate) uplink: Option<Uplink>,
     /// An OCI runtime to execute instead of doing it ourselves.
     pub(crate) external: Option<PathBuf>,
     /// The container's name, for the external runtime.
@@ -276,8 +279,14 @@ pub(crate) struct Placement {
     pub(crate) cgroup_procs: Vec<PathBuf>,
     /// For the external runtime, relative to the control group mounts.
     pub(crate) cgroups_path: Option<String>,
-    /// The machine's id of the container's root; `None`: root itself.
-    pub(crate) root_user: Option<u32>,
+    /// What gives the network namespace its way out, if it needs a program for it.
+    pub(crate) uplink: Option<Uplink>,
+    /// The container's ids.
+    pub(crate) ids: Mappings,
+    /// Whether the process has them in a user namespace of its own.
+    pub(crate) user_namespace: bool,
+    /// Whether root here is not root of the machine.
+    pub(crate) rootless: bool,
 }
 
 impl Placement {
@@ -322,6 +331,7 @@ pub(crate) fn describe(
     let hidden = |paths: &[&str]| -> Vec<String> {
         if spec.privileged { Vec::new() } else { paths.iter().map(ToString::to_string).collect() }
     };
+    let namespace_ids = if place.user_namespace { place.ids.clone() } else { Mappings::default() };
     let config = Config {
         oci_version: "1.0.2".to_owned(),
         process: Process {
@@ -347,9 +357,13 @@ pub(crate) fn describe(
         mounts,
         linux: Linux {
             namespaces: namespaces(spec, place),
-            uid_mappings: place.root_user.map(users::mappings).unwrap_or_default(),
-            gid_mappings: place.root_user.map(users::mappings).unwrap_or_default(),
-            devices: if spec.privileged { machine_devices() } else { Vec::new() },
+            uid_mappings: namespace_ids.uids,
+            gid_mappings: namespace_ids.gids,
+            // Nobody but root of the machine can make them.
+            devices: match spec.privileged && !place.rootless {
+                true => machine_devices(),
+                false => Vec::new(),
+            },
             masked_paths: hidden(&MASKED_PATHS),
             readonly_paths: hidden(&READ_ONLY_PATHS),
             seccomp: (!spec.privileged).then(seccomp::Profile::standard),
@@ -372,6 +386,7 @@ pub(crate) fn describe(
         files,
         private_env,
         cgroup_procs: place.cgroup_procs.clone(),
+        uplink: place.uplink.clone(),
         external: place.external.clone(),
         name: spec.name.clone(),
     };
@@ -380,9 +395,12 @@ pub(crate) fn describe(
 
 /// `/proc`, `/dev` and `/sys`, in the order in which they are mounted.
 fn system_mounts(spec: &ProcessSpec, place: &Placement) -> Vec<MountEntry> {
-    let root = place.root_user.unwrap_or(0);
+    let root = place.ids.root();
     let owner = format!("uid={root},gid={root}");
-    let terminals = format!("gid={}", root + TERMINAL_GROUP);
+    let terminals = place.ids.group(TERMINAL_GROUP).map(|group| format!("gid={group}"));
+    let mut terminal_options =
+        vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    terminal_options.extend(terminals.as_deref());
     let shm_size = format!("size={}", spec.limits.shm_size.unwrap_or(SHM_SIZE_DEFAULT));
     let sys_mode = if spec.privileged { "rw" } else { "ro" };
     vec![
@@ -393,12 +411,7 @@ fn system_mounts(spec: &ProcessSpec, place: &Placement) -> Vec<MountEntry> {
             "tmpfs",
             &["nosuid", "strictatime", "mode=755", "size=65536k", &owner],
         ),
-        MountEntry::new(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", &terminals],
-        ),
+        MountEntry::new("/dev/pts", "devpts", "devpts", &terminal_options),
         MountEntry::new(
             "/dev/shm",
             "tmpfs",
@@ -406,7 +419,16 @@ fn system_mounts(spec: &ProcessSpec, place: &Placement) -> Vec<MountEntry> {
             &["nosuid", "noexec", "nodev", "mode=1777", &shm_size, &owner],
         ),
         MountEntry::new("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        MountEntry::new("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys_mode]),
+        match place.rootless && spec.network == Network::Host {
+            false => {
+                MountEntry::new("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys_mode])
+            }
+            // It shows the network's devices, and whoever mounts it needs rights over those.
+            true => {
+                let options = ["rbind", "nosuid", "noexec", "nodev", "ro"];
+                MountEntry::new("/sys", "bind", "/sys", &options)
+            }
+        },
     ]
 }
 
@@ -423,7 +445,7 @@ fn extra_mount(
     Ok(match &mount.kind {
         MountKind::Bind { source } => {
             let mut options = vec!["rbind", mode, "nosuid", device_files];
-            if place.root_user.is_some() {
+            if place.user_namespace {
                 options.push(TRANSLATED);
             }
             MountEntry::new(&mount.target, "bind", &path_text(source)?, &options)
@@ -431,7 +453,7 @@ fn extra_mount(
         MountKind::Tmpfs { size, mode: permissions } => {
             let size = format!("size={size}");
             let permissions = format!("mode={:o}", permissions & 0o7777);
-            let root = place.root_user.unwrap_or(0);
+            let root = place.ids.root();
             let owner = format!("uid={root},gid={root}");
             MountEntry::new(
                 &mount.target,
@@ -468,7 +490,7 @@ fn namespaces(spec: &ProcessSpec, place: &Placement) -> Vec<Namespace> {
     let mut namespaces: Vec<Namespace> = ["mount", "pid", "ipc", "uts", "cgroup"]
         .map(|kind| Namespace { kind: kind.to_owned(), path: None })
         .into();
-    if place.root_user.is_some() {
+    if place.user_namespace {
         namespaces.push(Namespace { kind: "user".to_owned(), path: None });
     }
     if spec.network != Network::Host {

@@ -12,9 +12,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::owner::Owner;
+use crate::rootless::is_rootless;
 use crate::{ContainerError, Limits, Usage};
 
 const FOLDER: &str = "refit";
+
+/// The group that a server moves to where its own has to be empty.
+const SERVER_FOLDER: &str = "refit-server";
 
 /// The period over which a processor limit is counted, in microseconds.
 const CPU_PERIOD: u64 = 100_000;
@@ -57,7 +61,7 @@ impl Hierarchy {
             return Self::V1(v1);
         }
         match cgroup_mounts(&mounts).find(|(kind, _, _)| *kind == "cgroup2") {
-            Some((_, point, _)) => Self::V2(Path::new(point).join(FOLDER)),
+            Some((_, point, _)) => Self::V2(v2_folder(point, &memberships, is_rootless())),
             None => Self::None,
         }
     }
@@ -162,6 +166,16 @@ fn cgroup_mounts(mounts: &str) -> impl Iterator<Item = (&str, &str, &str)> {
         let kind = filesystem.next().filter(|kind| kind.starts_with("cgroup"))?;
         Some((kind, mount.split(' ').nth(4)?, filesystem.nth(1)?))
     })
+}
+
+/// Where we make version 2 groups: at the top of the tree, or without root in this process' own
+/// group, which is the user's if any is.
+fn v2_folder(point: &str, memberships: &str, rootless: bool) -> PathBuf {
+    let own = memberships.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    // Where an earlier server went, to leave its group to others.
+    let own = own.strip_suffix(SERVER_FOLDER).unwrap_or(own);
+    let base = if rootless { Path::new(point).join(own) } else { PathBuf::from(point) };
+    base.join(FOLDER)
 }
 
 /// Where we make version 1 groups of a controller: below this process' own group where that
@@ -424,7 +438,7 @@ fn delegate(folder: &Path) -> Result<(), ContainerError> {
 
 /// Moves this server from `folder` to a group below it.
 fn leave(folder: &Path) -> Result<(), ContainerError> {
-    let own = folder.join("refit-server");
+    let own = folder.join(SERVER_FOLDER);
     make_folder(&own)?;
     write(&own.join("cgroup.procs"), &std::process::id().to_string(), "move of the server")
 }
@@ -507,5 +521,21 @@ fn remove(folder: &Path) {
             return;
         }
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_root_groups_are_made_where_the_user_may() {
+        let own = "12:misc:/\n0::/user.slice/user@1000.service/app.slice/refit.service\n";
+        let place = |memberships, rootless| v2_folder("/sys/fs/cgroup", memberships, rootless);
+        let expected = "/sys/fs/cgroup/user.slice/user@1000.service/app.slice/refit.service/refit";
+        assert_eq!(place(own, true), Path::new(expected));
+        assert_eq!(place(own, false), Path::new("/sys/fs/cgroup/refit"));
+        assert_eq!(place("0::/a/refit-server\n", true), Path::new("/sys/fs/cgroup/a/refit"));
+        assert_eq!(place("", true), Path::new("/sys/fs/cgroup/refit"));
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::bundle::OverlayLayers;
 use crate::cgroup::Hierarchy;
 use crate::emulation::Handler;
+use crate::rootless::{self, is_rootless};
 use crate::{Limits, RuntimeSettings, linux, network};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,20 +52,24 @@ impl Check {
 pub async fn diagnose(settings: &RuntimeSettings, limits: &Limits) -> Vec<Check> {
     let (settings, limits) = (settings.clone(), limits.clone());
     let checks = tokio::task::spawn_blocking(move || {
-        vec![
+        let mut checks = vec![
             root(),
             namespaces(),
             overlay(&settings.state_dir),
             layers(),
             control_groups(&limits),
             seccomp(),
-            iptables(),
-            forwarding(),
-            forward_policy(),
+        ];
+        match is_rootless() {
+            true => checks.extend([ids(), network_device()]),
+            false => checks.extend([iptables(), forwarding(), forward_policy()]),
+        }
+        checks.extend([
             external(settings.external.as_deref()),
             user_namespaces(&settings),
             foreign_programs(),
-        ]
+        ]);
+        checks
     });
     checks.await.unwrap_or_else(|error| {
         let advice = "report this as a bug";
@@ -76,11 +81,42 @@ pub async fn diagnose(settings: &RuntimeSettings, limits: &Limits) -> Vec<Check>
 const RUN_AS_ROOT: &str = "run the server as root";
 
 fn root() -> Check {
+    if is_rootless() {
+        return Check::ok("root", "an ordinary user, in a user namespace");
+    }
     if rustix::process::geteuid().is_root() {
         return Check::ok("root", "runs as root");
     }
-    let meaning = "does not run as root: no container starts";
-    Check::new("root", Verdict::Failed, meaning, RUN_AS_ROOT)
+    let meaning = "neither root nor in a user namespace: no container starts";
+    let advice = "let users make user namespaces (`user.max_user_namespaces`, \
+                  `kernel.unprivileged_userns_clone`, AppArmor), or run the server as root";
+    Check::new("root", Verdict::Failed, meaning, advice)
+}
+
+fn ids() -> Check {
+    const NAME: &str = "subordinate ids";
+    match rootless::lacks_ids() {
+        None => Check::ok(NAME, rootless::ids().trim()),
+        Some(reason) => Check::new(
+            NAME,
+            Verdict::Warning,
+            format!("{reason}: images whose files or users are not all root's fail in `RUN`"),
+            "install `uidmap`, and give the user a line in `/etc/subuid` and in `/etc/subgid`",
+        ),
+    }
+}
+
+fn network_device() -> Check {
+    const NAME: &str = "user network";
+    match network::find_uplink() {
+        Ok(uplink) => Check::ok(NAME, format!("by `{}`", uplink.program.display())),
+        Err(reason) => Check::new(
+            NAME,
+            Verdict::Warning,
+            "no container starts, unless its network is `none` or `host`",
+            reason,
+        ),
+    }
 }
 
 fn namespaces() -> Check {
@@ -179,6 +215,13 @@ fn control_groups(configured: &Limits) -> Check {
             let meaning = format!("{found}; {error}: not all limits are possible");
             Check::new(NAME, Verdict::Warning, meaning, ADVICE)
         }
+        (_, Err(error)) if is_rootless() => {
+            let meaning = format!(
+                "{found}; {error}: memory and processor time are not limited, and processes for \
+                 each user of a container"
+            );
+            Check::new(NAME, Verdict::Warning, meaning, ADVICE)
+        }
         (_, Err(error)) => {
             let meaning = format!("{found}; {error}: no container starts with the limits set");
             Check::new(NAME, Verdict::Failed, meaning, ADVICE)
@@ -249,6 +292,10 @@ fn external(chosen: Option<&Path>) -> Check {
         return Check::ok("runtime", "the embedded one");
     };
     let shown = program.display();
+    if is_rootless() {
+        let meaning = format!("`{shown}` needs root: no container starts");
+        return Check::new("runtime", Verdict::Failed, meaning, "leave the setting empty");
+    }
     match version(program) {
         Ok(()) => Check::ok("runtime", format!("`{shown}`")),
         Err(error) => Check::new(
@@ -310,6 +357,9 @@ fn user_namespaces(settings: &RuntimeSettings) -> Check {
     }
     if !settings.user_namespaces {
         return Check::ok(NAME, "switched off by the settings: root in a container is root");
+    }
+    if is_rootless() {
+        return Check::ok(NAME, "root in a container is this user, with few rights");
     }
     let folder = settings.state_dir.join(format!("doctor-{}", std::process::id()));
     match linux::try_users(&settings.helper, &folder) {

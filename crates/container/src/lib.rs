@@ -5,7 +5,8 @@
 //! tree. The server never forks into a namespace itself: it starts the same binary again as
 //! a single-threaded helper ([`helper_main`]), which makes the namespaces and executes.
 //!
-//! Start with [`Runtime::run`]; `linux` is the helper's side of it.
+//! Start with [`Runtime::run`]; `linux` is the helper's side of it. [`enter`] is for a program
+//! that is not root: all else then goes on as for root.
 //!
 //! Invariants:
 //! - Nothing but exec after a fork of the server.
@@ -19,6 +20,7 @@
 mod output;
 mod process;
 mod remove;
+mod rootless;
 mod runtime;
 
 mod bundle;
@@ -38,4 +40,5 @@ pub use network::BRIDGES;
 pub use output::{OutputSink, Stream};
 pub use process::{Exit, Limits, Mount, MountKind, Network, Private, ProcessSpec, Rootfs, User};
 pub use remove::remove_tree;
+pub use rootless::{enter, ids, is_rootless, program};
 pub use runtime::{ContainerError, HELPER_ARG, Runtime, RuntimeSettings, Usage};

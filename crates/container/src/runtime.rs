@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
@@ -23,8 +24,10 @@ use crate::cgroup::{Group, Hierarchy};
 use crate::linux::{self, Ending, Report};
 use crate::network::{self, Bridge, Endpoint, Subnet};
 use crate::owner::Owner;
-use crate::users::{IDS_MAX, Range, Ranges};
-use crate::{Exit, Network, OutputSink, ProcessSpec, Stream, User, output, process};
+use crate::users::{IDS_MAX, Mappings, Range, Ranges};
+use crate::{
+    Exit, Limits, Network, OutputSink, ProcessSpec, Stream, User, output, process, rootless,
+};
 
 /// How containers are run on this machine.
 #[derive(Debug, Clone)]
@@ -90,6 +93,8 @@ struct Inner {
     helper: Option<OwnedFd>,
     bridge: tokio::sync::OnceCell<Arc<Bridge>>,
     users: tokio::sync::Mutex<Users>,
+    /// Whether root here is not root of the machine, with whose rights containers are made.
+    is_rootless: bool,
     /// Supervisors that are not at their end.
     supervisors: TaskTracker,
 }
@@ -138,8 +143,21 @@ impl Runtime {
         let helper = helper.ok();
         let (bridge, users) = (tokio::sync::OnceCell::new(), tokio::sync::Mutex::default());
         let supervisors = TaskTracker::new();
-        let inner = Inner { settings, subnet, hierarchy, helper, bridge, users, supervisors };
+        let is_rootless = rootless::is_rootless();
+        let inner =
+            Inner { settings, subnet, hierarchy, helper, bridge, users, is_rootless, supervisors };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Why containers run without some of these limits, if they do. Without root that is no
+    /// reason to refuse them.
+    pub fn unlimited(&self, limits: &Limits) -> Option<String> {
+        let uncounted = Limits { pids: None, ..limits.clone() };
+        if !self.inner.is_rootless || (uncounted.memory, uncounted.cpus) == (None, None) {
+            return None;
+        }
+        let error = self.inner.hierarchy.try_out(&uncounted).err()?;
+        Some(format!("memory and processor time of containers are not limited: {error}"))
     }
 
     /// Runs one process to its end. Dropping the future kills it.
@@ -221,7 +239,10 @@ enum Stopped {
 }
 
 impl Supervisor {
-    async fn run(self, started: oneshot::Sender<Pipes>) -> Result<(Exit, Usage), ContainerError> {
+    async fn run(
+        mut self,
+        started: oneshot::Sender<Pipes>,
+    ) -> Result<(Exit, Usage), ContainerError> {
         let folder = self.make_folder()?;
         let mut holdings = Holdings { endpoint: None, group: None, range: None, folder };
         let result = self.run_in(&mut holdings, started).await;
@@ -258,20 +279,38 @@ impl Supervisor {
     }
 
     async fn run_in(
-        &self,
+        &mut self,
         holdings: &mut Holdings,
         started: oneshot::Sender<Pipes>,
     ) -> Result<(Exit, Usage), ContainerError> {
+        if self.inner.is_rootless
+            && let Some(program) = &self.inner.settings.external
+        {
+            let reason = "without root only the embedded runtime works";
+            return Err(setup(format!("use `{}`", program.display()), reason));
+        }
         if self.spec.network == Network::Isolated {
             holdings.endpoint = Some(self.attach().await?);
         }
-        holdings.group = self.inner.hierarchy.make(&self.spec.name, &self.spec.limits)?;
+        holdings.group = match self.inner.hierarchy.make(&self.spec.name, &self.spec.limits) {
+            Err(_) if self.inner.is_rootless => {
+                bound_processes(&mut self.spec.limits)?;
+                None
+            }
+            made => made?,
+        };
         if let Some(group) = &holdings.group {
             let listed = fs::write(
                 holdings.folder.join(GROUPS_FILE),
                 group.list(self.inner.settings.external.is_some()),
             );
             listed.map_err(|error| setup("note the control groups".to_owned(), error))?;
+        }
+        if self.inner.is_rootless
+            && let Some(id) = rootless::own_mappings().lacking(&self.spec.user)
+        {
+            let reason = format!("the id {id} of its user is none of those that there are here");
+            return Err(setup("accept the process", reason));
         }
         holdings.range = self.take_range().await?;
         self.write_bundle(holdings)?;
@@ -285,6 +324,9 @@ impl Supervisor {
     }
 
     async fn attach(&self) -> Result<Endpoint, ContainerError> {
+        if self.inner.is_rootless {
+            return network::attach_user().await;
+        }
         let bridge = self
             .inner
             .bridge
@@ -292,10 +334,15 @@ impl Supervisor {
         bridge.await?.attach().await
     }
 
+    fn has_user_namespace(&self) -> bool {
+        let settings = &self.inner.settings;
+        settings.user_namespaces && settings.external.is_none() && !self.spec.privileged
+    }
+
     /// User ids for a container that is not to have the machine's.
     async fn take_range(&self) -> Result<Option<Range>, ContainerError> {
         let settings = &self.inner.settings;
-        if self.spec.privileged || settings.external.is_some() || !settings.user_namespaces {
+        if self.inner.is_rootless || !self.has_user_namespace() {
             return Ok(None);
         }
         let mut users = self.inner.users.lock().await;
@@ -334,6 +381,12 @@ impl Supervisor {
         let folder = &holdings.folder;
         let group = holdings.group.as_ref();
         let external = self.inner.settings.external.clone();
+        let ids = match &holdings.range {
+            Some(range) => Mappings::range(range.base()),
+            // A user's ids are too few to divide, and their files cannot be seen through others.
+            None if self.inner.is_rootless => rootless::own_mappings(),
+            None => Mappings::default(),
+        };
         let place = Placement {
             folder: folder.clone(),
             network_namespace: holdings.endpoint.as_ref().map(Endpoint::namespace_path),
@@ -342,7 +395,11 @@ impl Supervisor {
                 None => group.map(Group::procs_files).unwrap_or_default(),
                 Some(_) => Vec::new(),
             },
-            root_user: holdings.range.as_ref().map(Range::base),
+            user_namespace: holdings.range.is_some()
+                || (self.inner.is_rootless && self.has_user_namespace()),
+            uplink: holdings.endpoint.as_ref().and_then(|endpoint| endpoint.uplink().cloned()),
+            ids,
+            rootless: self.inner.is_rootless,
             cgroups_path: external.as_ref().and(group).map(Group::path_for_external),
             external,
         };
@@ -480,6 +537,20 @@ async fn read_report(control: UnixStream) -> Option<Report> {
     let mut line = String::new();
     BufReader::new(control.take(REPORT_SIZE_MAX)).read_line(&mut line).await.ok()?;
     serde_json::from_str(&line).ok()
+}
+
+/// Bounds the number of processes where there is no control group for it: for each of the
+/// container's users, since that is how the kernel counts then.
+fn bound_processes(limits: &mut Limits) -> Result<(), ContainerError> {
+    let Some(pids) = limits.pids else { return Ok(()) };
+    if limits.ulimits.iter().any(|(name, ..)| name == "nproc") {
+        return Ok(());
+    }
+    let (_, own) = getrlimit(Resource::RLIMIT_NPROC)
+        .map_err(|error| setup("read the limit of processes", error))?;
+    let pids = u64::from(pids).min(own);
+    limits.ulimits.push(("nproc".to_owned(), pids, pids));
+    Ok(())
 }
 
 /// The container's `/etc/hosts`.

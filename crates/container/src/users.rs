@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ContainerError, lock};
+use crate::{ContainerError, User, lock};
 
 /// Where the ranges of containers begin, and their size.
 const FIRST: u32 = 1_000_000_000;
@@ -43,12 +43,39 @@ pub(crate) struct IdMapping {
     pub(crate) size: u32,
 }
 
-/// The ids of a container whose range begins at `base`.
-pub(crate) fn mappings(base: u32) -> Vec<IdMapping> {
-    vec![
-        IdMapping { container_id: 0, host_id: base, size: SIZE },
-        IdMapping { container_id: SIZE, host_id: HIGH_FIRST, size: IDS_MAX - SIZE },
-    ]
+/// How a container's ids stand for those of this process; without any they are the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Mappings {
+    pub(crate) uids: Vec<IdMapping>,
+    pub(crate) gids: Vec<IdMapping>,
+}
+
+impl Mappings {
+    /// The ids of a container whose range begins at `base`.
+    pub(crate) fn range(base: u32) -> Self {
+        let uids = vec![
+            IdMapping { container_id: 0, host_id: base, size: SIZE },
+            IdMapping { container_id: SIZE, host_id: HIGH_FIRST, size: IDS_MAX - SIZE },
+        ];
+        Self { gids: uids.clone(), uids }
+    }
+
+    /// Who is root of the container.
+    pub(crate) fn root(&self) -> u32 {
+        host_id(&self.uids, 0).unwrap_or(0)
+    }
+
+    pub(crate) fn group(&self, id: u32) -> Option<u32> {
+        host_id(&self.gids, id)
+    }
+
+    /// The first id of a user that there is not.
+    pub(crate) fn lacking(&self, user: &User) -> Option<u32> {
+        let has = |map: &[IdMapping], id: u32| host_id(map, id).is_some();
+        let gids = [user.gid].into_iter().chain(user.additional_gids.iter().copied());
+        let gid = gids.into_iter().find(|gid| !has(&self.gids, *gid));
+        Some(user.uid).filter(|uid| !has(&self.uids, *uid)).or(gid)
+    }
 }
 
 /// The machine's id for one of a container; without mappings they are the same.
@@ -131,7 +158,7 @@ mod tests {
     #[test]
     fn ids_of_containers_do_not_meet_each_other_or_those_of_the_machine() {
         let last_server = FIRST + (SERVERS_MAX - 1) * RANGES_MAX * SIZE;
-        let last = mappings(last_server + (RANGES_MAX - 1) * SIZE);
+        let last = Mappings::range(last_server + (RANGES_MAX - 1) * SIZE).uids;
         assert_eq!(host_id(&last, 0), Some(1_536_805_376));
         assert_eq!(host_id(&last, SIZE - 1), Some(1_536_870_911));
         assert_eq!(host_id(&last, SIZE), Some(2_000_065_536));

@@ -606,8 +606,8 @@ fn root_hint(error: &(dyn std::error::Error + 'static), is_root: bool) -> Option
         cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied)
     });
     (is_refused && !is_root).then_some(
-        "the server does not run as root, which `RUN` and whatever else needs the files of an \
-         image do; run it as root, or build on a server that does",
+        "the server is neither root nor in a user namespace, as `RUN` and whatever else needs \
+         the files of an image must be; `refit doctor` tells what to change",
     )
 }
 
@@ -616,12 +616,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_refused_without_root_learns_that_root_is_needed() {
+    fn who_is_refused_without_root_learns_what_is_needed() {
         let error = |errno: rustix::io::Errno| BuildError::Io {
             doing: "unpack a layer".into(),
             source: errno.into(),
         };
-        assert!(root_hint(&error(rustix::io::Errno::PERM), false).unwrap().contains("as root"));
+        assert!(
+            root_hint(&error(rustix::io::Errno::PERM), false).unwrap().contains("refit doctor")
+        );
         assert_eq!(root_hint(&error(rustix::io::Errno::PERM), true), None);
         assert_eq!(root_hint(&error(rustix::io::Errno::NOSPC), false), None);
     }

@@ -23,6 +23,8 @@ pub(crate) fn run(
         }
         Selected::Embedded => {
             let settings = embedded_settings(global)?;
+            // After the settings, some of which depend on the user.
+            container::enter();
             let runtime = crate::runtime(settings.server.worker_threads)?;
             let result = runtime.block_on(session.run_embedded(command, settings));
             // Work that blocks and was given up must not keep the program.

@@ -45,6 +45,7 @@ impl Check {
 
 pub(crate) fn run(global: &GlobalArgs, printer: Printer) -> Result<()> {
     let settings = embedded_settings(global)?;
+    container::enter();
     let mut checks = vec![folder(&settings.server.data), free_space(&settings.server.data)];
     checks.extend(container_checks(&settings)?);
     print(printer, &checks)?;
@@ -56,7 +57,7 @@ pub(crate) fn run(global: &GlobalArgs, printer: Printer) -> Result<()> {
 
 /// What containers need, as the server here would run them.
 fn container_checks(settings: &Settings) -> Result<Vec<Check>> {
-    let helper = std::env::current_exe()
+    let helper = container::program()
         .map_err(|error| Error::failed("this program does not know itself").caused_by(&error))?;
     let (memory, pids, cpus) = (settings.build.memory, settings.build.pids, settings.build.cpus);
     let limits = Limits { memory, pids, cpus, ..Limits::default() };

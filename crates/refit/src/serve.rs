@@ -11,6 +11,7 @@ pub(crate) fn run(args: ServeArgs, global: &GlobalArgs, printer: Printer) -> Res
         return printer.text(&settings.to_json(), settings.render());
     }
     crate::trace("info");
+    container::enter();
     let runtime = crate::runtime(settings.server.worker_threads)?;
     runtime.block_on(async {
         let shutdown = CancellationToken::new();

@@ -183,7 +183,7 @@ impl App {
         });
         let executor = match executor {
             Some(executor) => executor,
-            None => crate::executor::build(&settings, &state, &folder).await?,
+            None => crate::executor::build(&settings, &state, &folder, &mut notices).await?,
         };
         let worker_settings = WorkerSettings {
             concurrency: settings.build.concurrency_total,

@@ -44,6 +44,7 @@ pub(crate) async fn build(
     settings: &Settings,
     state: &Shared,
     folder: &DataDir,
+    notices: &mut Vec<String>,
 ) -> Result<Arc<dyn Executor>, ServeError> {
     let upstreams = settings.upstreams.iter().map(|(host, own)| (host.clone(), upstream(own)));
     let remote_settings =
@@ -55,6 +56,8 @@ pub(crate) async fn build(
     let upstream = Arc::new(KeptImages::new(pulled, state.catalog.clone()));
     let own = OwnNames::new(state.registries.own_names());
     let runtime = open_runtime(settings, folder.path()).await;
+    let limits = container_limits(&settings.build);
+    notices.extend(runtime.as_ref().and_then(|runtime| runtime.unlimited(&limits)));
     let caches = folder.snapshots().join("mounts");
     let cache_folders = CacheFolders::open(&caches, settings.build.cache_mounts_size_max)
         .map_err(ServeError::starting("open the folder of cache mounts"))?;
@@ -103,7 +106,7 @@ pub(crate) async fn build(
             bytes_max: settings.limits.context_size_max,
             entries_max: settings.limits.context_entries_max,
         },
-        container_limits: container_limits(&settings.build),
+        container_limits: limits.clone(),
         allow_host_network: settings.build.allow_host_network,
     };
     let engines = state.registries.iter().map(|(registry, _)| (registry.clone(), engine(registry)));
@@ -123,7 +126,7 @@ fn upstream(settings: &UpstreamSettings) -> Upstream {
 
 /// Without a runtime builds work that have no `RUN`; those that do are refused.
 async fn open_runtime(settings: &Settings, data: &Path) -> Option<Arc<Runtime>> {
-    let helper = match std::env::current_exe() {
+    let helper = match container::program() {
         Ok(helper) => helper,
         Err(error) => {
             tracing::warn!(%error, "this program's own file is not known: `RUN` is not possible");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::Server;
 use crate::Terminal;
 use crate::filters::Filters;
-use crate::sandbox::program;
+use crate::user::launcher;
 
 /// A command that takes longer hangs, unless it was given more time.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,9 +40,10 @@ impl Invocation {
             ("XDG_RUNTIME_DIR", format!("{root}/runtime")),
         ];
         let environment = environment.map(|(name, value)| (name.to_owned(), value));
+        let mut words = launcher(folder).into_iter();
         Self {
-            program: program(),
-            args: args.into_iter().map(str::to_owned).collect(),
+            program: words.next().map(PathBuf::from).expect("a program has a name"),
+            args: words.chain(args.into_iter().map(str::to_owned)).collect(),
             folder: folder.to_owned(),
             environment: environment.into(),
             stdin: None,
@@ -102,6 +103,15 @@ impl Invocation {
         let program = std::mem::replace(&mut self.program, PathBuf::from("/bin/sh"));
         let own = ["-c".to_owned(), script, program.display().to_string()];
         self.args.splice(0..0, own);
+        self
+    }
+
+    /// Runs it as `"$@"` of a shell script, in network and mount namespaces of its own.
+    #[must_use]
+    pub fn in_namespaces(mut self, script: &str) -> Self {
+        let program = std::mem::replace(&mut self.program, PathBuf::from("unshare"));
+        let own = ["--mount", "--net", "sh", "-c", script, "sh"].map(str::to_owned);
+        self.args.splice(0..0, own.into_iter().chain([program.display().to_string()]));
         self
     }
 

@@ -15,6 +15,7 @@ mod sandbox;
 mod server;
 mod terminal;
 mod tree;
+mod user;
 mod validate;
 
 pub use command::{Invocation, Outcome, Running, until};
@@ -27,6 +28,7 @@ pub use sandbox::Sandbox;
 pub use server::Server;
 pub use terminal::Terminal;
 pub use tree::{ImageTree, Node, tar_nodes};
+pub use user::UserMachine;
 pub use validate::{ValidImage, validate};
 
 /// Runs a future to its end on a small runtime of its own, so that tests are plain functions.

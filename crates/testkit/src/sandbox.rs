@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::{Invocation, Server};
+use crate::{Invocation, Server, UserMachine, user};
 
 /// Everything that a test writes lies here, and is gone with it.
 pub struct Sandbox {
@@ -23,6 +23,20 @@ impl Sandbox {
     pub fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("refit-test-").tempdir();
         Self { folder: folder.expect("a temporary folder can be made") }
+    }
+
+    /// One whose programs are run by an ordinary user, whose folder it is.
+    #[track_caller]
+    pub fn of_user(machine: UserMachine) -> Self {
+        let sandbox = Self::new();
+        user::give(sandbox.root(), machine);
+        sandbox
+    }
+
+    /// From now on the user has other subordinate ids.
+    #[track_caller]
+    pub fn change_ids(&self) {
+        user::change_ids(self.root());
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

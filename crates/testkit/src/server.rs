@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::command::until;
-use crate::sandbox::program;
+use crate::user::launcher;
 use crate::{Invocation, RegistryClient, Sandbox};
 
 /// A server; killed when dropped.
@@ -37,7 +37,9 @@ impl Server {
     #[track_caller]
     #[expect(clippy::disallowed_methods, reason = "tests run the program itself")]
     pub(crate) fn start_in(root: &Path, args: &[&str]) -> Self {
-        let mut child = Command::new(program())
+        let launcher = launcher(root);
+        let mut child = Command::new(&launcher[0])
+            .args(&launcher[1..])
             .args(["serve", "--listen", "127.0.0.1:0", "--data"])
             .arg(root.join("data"))
             .args(args)

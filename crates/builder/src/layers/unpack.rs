@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::index::{IndexEntry, LayerIndex};
 use crate::archive::node_of;
-use crate::name::{NAME_MAX, bytes_of, text_of};
+use crate::name::{NAME_MAX, bytes_of, shown, text_of};
 use crate::tar_reader::{TarKind, TarReader};
 use crate::tree::{Node, NodeKind};
 
@@ -97,7 +97,9 @@ fn read_tar(
                 let name = String::from_utf8_lossy(&target).into_owned();
                 return Err(io::Error::other(format!("it links to `{name}`, which it has not")));
             };
-            if let Some(folder) = &folder {
+            if let Some(folder) = &folder
+                && !is_left_out(&node)
+            {
                 folder.hard_link(&path, &target)?;
             }
             index.entries.push(IndexEntry::Node { path: text_of(&path), node });
@@ -118,7 +120,7 @@ fn read_tar(
             *digest = copy_hashed(&mut archive, file.as_mut())?;
         }
         if let (Some(file), Some(_)) = (&file, &folder) {
-            set_attributes(file, &node)?;
+            set_attributes(file, &node).map_err(|error| explained(error, &path, &node))?;
         }
         if node.is_directory() && folder.is_some() {
             dated.push((path.clone(), node.mtime));
@@ -190,11 +192,31 @@ fn times(mtime: i64) -> Timestamps {
     Timestamps { last_access: time, last_modification: time }
 }
 
+/// Whether a file is not unpacked: only root of the machine makes device files, and no process
+/// could use them anyway.
+fn is_left_out(node: &Node) -> bool {
+    node.is_device() && container::is_rootless()
+}
+
+/// Says whose file it is that cannot have its owner here.
+fn explained(error: io::Error, path: &[u8], node: &Node) -> io::Error {
+    let is_owner = error.raw_os_error() == Some(Errno::INVAL.raw_os_error());
+    if !is_owner || !container::is_rootless() {
+        return error;
+    }
+    let (uid, gid, path) = (node.uid, node.gid, text_of(path));
+    io::Error::other(format!(
+        "`{}` belongs to {uid}:{gid}, which is none of the ids that this user has; \
+         `refit doctor` tells more",
+        shown(&path)
+    ))
+}
+
 /// Owner first: changing it takes capabilities and set-user-ID bits away.
 fn set_attributes(file: &std::fs::File, node: &Node) -> io::Result<()> {
     rustix::fs::fchown(file, Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)))?;
     rustix::fs::fchmod(file, Mode::from(node.mode))?;
-    for (name, value) in &node.xattrs {
+    for (name, value) in node.xattrs.iter().filter(|(name, _)| !is_mark(name)) {
         rustix::fs::fsetxattr(file, &*bytes_of(name), value, XattrFlags::empty())?;
     }
     rustix::fs::futimens(file, &times(node.mtime))?;
@@ -273,6 +295,9 @@ impl Folder {
             return Ok(Some(std::fs::File::from(self.open_folder(path)?)));
         }
         remove(&parent, name)?;
+        if is_left_out(node) {
+            return Ok(None);
+        }
         let device = |kind, major, minor| {
             let device = rustix::fs::makedev(major, minor);
             rustix::fs::mknodat(&parent, name, kind, Mode::from(node.mode), device)
@@ -296,7 +321,8 @@ impl Folder {
             NodeKind::Directory => (),
         }
         let owner = (Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)));
-        rustix::fs::chownat(&parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
+        rustix::fs::chownat(&parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| explained(error.into(), path, node))?;
         if !matches!(node.kind, NodeKind::Symlink { .. }) {
             rustix::fs::chmodat(&parent, name, Mode::from(node.mode), AtFlags::empty())?;
         }
@@ -353,8 +379,20 @@ fn is_whiteout(parent: &OwnedFd, name: &[u8]) -> io::Result<bool> {
     Ok(kind == FileType::CharacterDevice && stat.st_rdev == 0)
 }
 
+/// What the attributes begin with by which overlayfs marks files: only root of the machine may
+/// set the usual ones.
+fn marks() -> &'static str {
+    if container::is_rootless() { "user.overlay." } else { "trusted.overlay." }
+}
+
+/// Whether an attribute of an image would tell overlayfs something.
+fn is_mark(name: &str) -> bool {
+    name.starts_with(marks())
+}
+
 fn set_opaque(folder: &OwnedFd) -> io::Result<()> {
-    Ok(rustix::fs::fsetxattr(folder, "trusted.overlay.opaque", b"y", XattrFlags::empty())?)
+    let name = format!("{}opaque", marks());
+    Ok(rustix::fs::fsetxattr(folder, name, b"y", XattrFlags::empty())?)
 }
 
 /// Removes what an earlier entry left under a name.

@@ -18,7 +18,7 @@ use super::overlay::mount_overlay;
 use super::points::MountPoints;
 use super::report::{Doing as _, Ending, Report};
 use super::users::{self, Users};
-use super::{external, init, sandbox};
+use super::{external, init, sandbox, uplink};
 use crate::ContainerError;
 use crate::bundle::{self, Config, Extras, Placement, RootfsEntry};
 use crate::users::host_id;
@@ -73,7 +73,7 @@ fn run(folder: &Path, control: &UnixStream) -> Result<Report, ContainerError> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .doing(|| "make mounts private".to_owned())?;
     let rootfs = Placement::rootfs(folder);
-    let users = Users::make(&config.linux.uid_mappings)?;
+    let users = Users::make(&config.linux.uid_mappings, &config.linux.gid_mappings)?;
     let private = take_private(folder, &mut config, &extras, control)
         .doing(|| "take what is private".to_owned())?;
     let users = users.as_ref();
@@ -83,13 +83,16 @@ fn run(folder: &Path, control: &UnixStream) -> Result<Report, ContainerError> {
     let mounted = mount_roots(&config, &extras, &rootfs, users)?;
     let owner = users.map_or(0, |users| users.root);
     let points = MountPoints::make(&rootfs, &extras.rootfs, &config.mounts, owner)?;
+    let mut uplink = start_uplink(&config, &extras, folder)?;
     let ending = match &extras.external {
         Some(program) => {
             let bundle = private.as_deref().unwrap_or(folder);
             external::run(program, folder, bundle, &extras.name, control)
         }
-        None => run_init(&config, &extras, &rootfs, users, control),
+        None => run_init(&config, &extras, &rootfs, users, &mut uplink, control),
     };
+    let (cpu_microseconds, memory_peak) = sandbox::children_usage();
+    drop(uplink);
     for path in mounted.iter().rev() {
         if umount2(path, MntFlags::empty()).is_err() {
             // Something still leaves; it will take the mount along.
@@ -97,7 +100,6 @@ fn run(folder: &Path, control: &UnixStream) -> Result<Report, ContainerError> {
         }
     }
     points.remove();
-    let (cpu_microseconds, memory_peak) = sandbox::children_usage();
     Ok(Report::Ended { ending: ending?, cpu_microseconds, memory_peak })
 }
 
@@ -135,8 +137,10 @@ fn take_private(
         let mut content = vec![0; file.size];
         control.read_exact(&mut content)?;
         std::fs::write(&file.at, content)?;
-        let id = |id| host_id(&config.linux.uid_mappings, id).ok_or("no container has this id");
-        std::os::unix::fs::chown(&file.at, Some(id(file.uid)?), Some(id(file.gid)?))?;
+        let id = |map, id| host_id(map, id).ok_or("no container has this id");
+        let uid = id(&config.linux.uid_mappings, file.uid)?;
+        let gid = id(&config.linux.gid_mappings, file.gid)?;
+        std::os::unix::fs::chown(&file.at, Some(uid), Some(gid))?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(file.mode);
         std::fs::set_permissions(&file.at, mode)?;
     }
@@ -183,11 +187,25 @@ fn bind_root(
     let attributes =
         sandbox::MountAttributes { no_devices: !devices, ..sandbox::MountAttributes::default() };
     sandbox::set_mount_attributes(&tree, attributes)?;
-    if let Some(users) = users {
-        sandbox::translate_ids(&tree, &users.files)?;
+    if let Some(files) = users.and_then(|users| users.files.as_ref()) {
+        sandbox::translate_ids(&tree, files)?;
     }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     Ok(move_mount(&tree, "", rustix::fs::CWD, rootfs, flags)?)
+}
+
+/// Before the helper enters the network namespace: the program works in the machine's.
+fn start_uplink(
+    config: &Config,
+    extras: &Extras,
+    folder: &Path,
+) -> Result<Option<uplink::Running>, ContainerError> {
+    let Some(uplink) = &extras.uplink else { return Ok(None) };
+    let mut namespaces = config.linux.namespaces.iter();
+    let network = namespaces.find(|namespace| namespace.kind == "network");
+    let path = network.and_then(|namespace| namespace.path.as_deref());
+    let path = path.ok_or("it has no namespace").doing(|| "find the network".to_owned())?;
+    uplink::start(uplink, path, folder).map(Some)
 }
 
 fn run_init(
@@ -195,9 +213,15 @@ fn run_init(
     extras: &Extras,
     rootfs: &Path,
     users: Option<&Users>,
+    uplink: &mut Option<uplink::Running>,
     control: &UnixStream,
 ) -> Result<Ending, ContainerError> {
     enter_namespaces(config)?;
+    if let Some(uplink) = uplink
+        && !uplink.wait(control)?
+    {
+        return Ok(Ending::Signal(nix::libc::SIGKILL));
+    }
     let (failure, failure_writer) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).doing(|| "make a pipe".to_owned())?;
     let child = match sandbox::fork().doing(|| "fork".to_owned())? {
@@ -207,7 +231,10 @@ fn run_init(
             // Before anything of the image is looked at: through `/proc/self/fd` each open
             // folder of ours would be a way out.
             let mut kept = vec![&failure_writer];
-            kept.extend(users.iter().flat_map(|users| [&users.own, &users.files]));
+            if let Some(users) = users {
+                kept.push(&users.own);
+                kept.extend(&users.files);
+            }
             if sandbox::close_all_but(&kept).is_err() {
                 std::process::exit(1);
             }

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid};
 use seccompiler::{
@@ -145,7 +145,14 @@ fn limit_resources(process: &Process) -> Result<(), ContainerError> {
     for limit in &process.rlimits {
         let doing = || format!("set the limit `{}`", limit.name);
         let resource = resource(&limit.name).ok_or("unknown limit").doing(doing)?;
-        setrlimit(resource, limit.soft, limit.hard).doing(doing)?;
+        setrlimit(resource, limit.soft, limit.hard)
+            .map_err(|error| match getrlimit(resource) {
+                Ok((_, hard)) if error == Errno::EPERM && limit.hard > hard => {
+                    format!("only root of the machine may raise it above {hard}")
+                }
+                _ => error.to_string(),
+            })
+            .doing(doing)?;
     }
     Ok(())
 }
@@ -190,9 +197,11 @@ fn change_identity(process: &Process) -> Result<(), ContainerError> {
         caps::drop(None, CapSet::Bounding, *capability).doing(doing)?;
     }
     nix::sys::prctl::set_keepcaps(true).doing(doing)?;
-    let gids: Vec<Gid> = process.user.additional_gids.iter().copied().map(Gid::from_raw).collect();
     let (uid, gid) = (Uid::from_raw(process.user.uid), Gid::from_raw(process.user.gid));
-    nix::unistd::setgroups(&gids).doing(|| "set the groups".to_owned())?;
+    let gids: Vec<Gid> = process.user.additional_gids.iter().copied().map(Gid::from_raw).collect();
+    if !(gids.iter().all(|other| *other == gid) && groups_are_fixed()) {
+        nix::unistd::setgroups(&gids).doing(|| "set the groups".to_owned())?;
+    }
     nix::unistd::setresgid(gid, gid, gid).doing(|| format!("become group {gid}"))?;
     nix::unistd::setresuid(uid, uid, uid).doing(|| format!("become user {uid}"))?;
     nix::sys::prctl::set_keepcaps(false).doing(doing)?;
@@ -200,6 +209,12 @@ fn change_identity(process: &Process) -> Result<(), ContainerError> {
     caps::clear(None, CapSet::Inheritable).doing(doing)?;
     caps::set(None, CapSet::Effective, &effective).doing(doing)?;
     caps::set(None, CapSet::Permitted, &permitted).doing(doing)
+}
+
+/// Whether groups cannot be left: so it is for a user who has no other ids.
+fn groups_are_fixed() -> bool {
+    let allowed = std::fs::read_to_string("/proc/self/setgroups");
+    allowed.is_ok_and(|text| text.trim() == "deny")
 }
 
 /// Gives the pipes of the output to the user, who may then open them by their names. Standard

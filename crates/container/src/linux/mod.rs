@@ -20,10 +20,11 @@ mod points;
 mod report;
 mod root;
 mod sandbox;
+mod uplink;
 mod users;
 
 pub use helper::helper_main;
 pub(crate) use overlay::{mount_overlay, takes_single_layers};
 pub(crate) use report::{Ending, Report};
-pub(crate) use sandbox::read_only_copy;
-pub(crate) use users::try_out as try_users;
+pub(crate) use sandbox::{Keeper, read_only_copy};
+pub(crate) use users::{start as start_keeper, try_out as try_users};

@@ -102,8 +102,8 @@ fn bind(entry: &MountEntry, rootfs: &Path, users: Option<&Users>) -> io::Result<
         no_execution: has("noexec"),
     };
     set_mount_attributes(&tree, attributes)?;
-    if let Some(users) = users.filter(|_| has(TRANSLATED)) {
-        translate_ids(&tree, &users.files)?;
+    if let Some(files) = users.and_then(|users| users.files.as_ref()).filter(|_| has(TRANSLATED)) {
+        translate_ids(&tree, files)?;
     }
     let owner = users.map_or(0, |users| users.root);
     let target = root::find(rootfs, &entry.destination, points::missing_kind(entry), owner)?;

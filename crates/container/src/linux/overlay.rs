@@ -20,8 +20,17 @@ use crate::bundle::OverlayLayers;
 
 /// What a directory that becomes a layer relies on: a changed file holds its data, and a
 /// renamed directory its content. Kernels are configured differently, so nothing is left open.
-const FIXED_OPTIONS: [(&str, &str); 4] =
-    [("metacopy", "off"), ("redirect_dir", "off"), ("index", "off"), ("xino", "off")];
+fn fixed_options() -> [(&'static str, &'static str); 4] {
+    // With marks of users only this is allowed.
+    let redirect = if crate::is_rootless() { "nofollow" } else { "off" };
+    [("metacopy", "off"), ("redirect_dir", redirect), ("index", "off"), ("xino", "off")]
+}
+
+/// Options without a value. Marks of an overlay are attributes that only root of the machine can
+/// set, or else those of users.
+fn flags() -> impl Iterator<Item = &'static str> {
+    ["volatile"].into_iter().chain(crate::is_rootless().then_some("userxattr"))
+}
 
 /// Mounts an overlay of `layers` at `target`.
 ///
@@ -36,10 +45,11 @@ pub(crate) fn mount_overlay(
     devices: bool,
     users: Option<&Users>,
 ) -> Result<(), ContainerError> {
+    let files = users.and_then(|users| users.files.as_ref());
     let open = |path: &Path| {
-        let opened = match users {
+        let opened = match files {
             None => open_layer(path),
-            Some(users) => attach_layer(path, users, target),
+            Some(files) => attach_layer(path, files, target),
         };
         opened.doing(|| format!("open layer `{}`", path.display()))
     };
@@ -51,7 +61,7 @@ pub(crate) fn mount_overlay(
         // A single layer without `lowerdir+` would be fine; the kernel wants no special case.
         names = vec![only.clone()];
     }
-    let (_change, upper_and_work) = match users {
+    let (_change, upper_and_work) = match files {
         None => {
             let (upper, work) = (open(&layers.upper)?, open(&layers.work)?);
             let names = [name(&upper), name(&work)];
@@ -82,10 +92,10 @@ fn open_layer(path: &Path) -> io::Result<OwnedFd> {
 
 /// Opens a copy of the mount that a layer is on, which translates ids. Before Linux 6.15 it has to
 /// be attached somewhere to be taken; where the overlay comes to lie over it, nobody sees it.
-fn attach_layer(path: &Path, users: &Users, target: &Path) -> io::Result<OwnedFd> {
+fn attach_layer(path: &Path, files: &OwnedFd, target: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let layer = open_tree(rustix::fs::CWD, path, flags)?;
-    translate_ids(&layer, &users.files)?;
+    translate_ids(&layer, files)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(&layer, "", rustix::fs::CWD, target, flags)?;
     Ok(layer)
@@ -124,10 +134,12 @@ fn mount_by_parts(
     }
     fsconfig_set_string(&context, "upperdir", upper).map_err(explain)?;
     fsconfig_set_string(&context, "workdir", work).map_err(explain)?;
-    for (key, value) in FIXED_OPTIONS {
+    for (key, value) in fixed_options() {
         fsconfig_set_string(&context, key, value).map_err(explain)?;
     }
-    fsconfig_set_flag(&context, "volatile").map_err(explain)?;
+    for flag in flags() {
+        fsconfig_set_flag(&context, flag).map_err(explain)?;
+    }
     fsconfig_create(&context).map_err(explain)?;
     let attributes =
         if devices { MountAttrFlags::empty() } else { MountAttrFlags::MOUNT_ATTR_NODEV };
@@ -156,9 +168,12 @@ fn mount_by_text(
     devices: bool,
 ) -> io::Result<()> {
     let lowers = lowers.join(":");
-    let mut options = format!("lowerdir={lowers},upperdir={upper},workdir={work},volatile");
-    for (key, value) in FIXED_OPTIONS {
+    let mut options = format!("lowerdir={lowers},upperdir={upper},workdir={work}");
+    for (key, value) in fixed_options() {
         options.push_str(&format!(",{key}={value}"));
+    }
+    for flag in flags() {
+        options.push_str(&format!(",{flag}"));
     }
     if options.len() >= 4096 {
         return Err(io::Error::other("too many layers for a kernel before Linux 6.7"));

@@ -101,6 +101,23 @@ pub(super) fn loopback_up() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Lets a child end when the helper does.
+pub(super) fn die_with_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt as _;
+    let parent = nix::unistd::getpid();
+    // SAFETY: the closure makes two system calls and touches no memory but its own; besides, the
+    // helper has a single thread.
+    unsafe {
+        command.pre_exec(move || {
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            match nix::unistd::getppid() == parent {
+                true => Ok(()),
+                false => Err(Errno::ESRCH.into()),
+            }
+        });
+    }
+}
+
 /// A child made by [`fork`].
 pub(super) enum Forked {
     Parent(Pid),
@@ -120,7 +137,7 @@ pub(super) fn fork() -> nix::Result<Forked> {
 /// A process that does nothing, in a user namespace of its own, until this is dropped.
 ///
 /// It lives in our memory: to copy that, and clear the copy away, takes longer than all the rest.
-pub(super) struct Keeper {
+pub(crate) struct Keeper {
     process: Pid,
     _stack: Vec<u8>,
 }
@@ -141,7 +158,7 @@ impl Keeper {
         Ok(Self { process: Pid::from_raw(Errno::result(process)?), _stack: stack })
     }
 
-    pub(super) fn process(&self) -> Pid {
+    pub(crate) fn process(&self) -> Pid {
         self.process
     }
 }

@@ -16,51 +16,64 @@ use super::sandbox::Keeper;
 use crate::ContainerError;
 use crate::bundle::OverlayLayers;
 use crate::owner::Owner;
-use crate::users::{IdMapping, MOUNTER, mappings};
+use crate::users::{IdMapping, MOUNTER, Mappings};
 
 /// The ids of one container.
 pub(crate) struct Users {
     /// What the process enters, last of all: everything is mounted by root of the machine.
     pub(crate) own: OwnedFd,
-    /// What files are seen through. It knows root of the machine too, by whom an overlay makes
-    /// what it needs itself.
-    pub(crate) files: OwnedFd,
+    /// What files are seen through, unless they have the container's ids. It knows root of the
+    /// machine too, by whom an overlay makes what it needs itself.
+    pub(crate) files: Option<OwnedFd>,
     /// The container's root.
     pub(crate) root: u32,
 }
 
 impl Users {
     /// Makes the namespaces that mappings ask for: none without.
-    pub(super) fn make(mappings: &[IdMapping]) -> Result<Option<Self>, ContainerError> {
-        let Some(root) = mappings.first().map(|mapping| mapping.host_id) else { return Ok(None) };
-        let mut map = String::new();
-        for mapping in mappings {
-            let (inside, outside) = (mapping.container_id, mapping.host_id);
-            map.push_str(&format!("{inside} {outside} {}\n", mapping.size));
-        }
+    pub(super) fn make(
+        uids: &[IdMapping],
+        gids: &[IdMapping],
+    ) -> Result<Option<Self>, ContainerError> {
+        let Some(root) = uids.first().map(|mapping| mapping.host_id) else { return Ok(None) };
+        let (uids, gids) = (map(uids), map(gids));
         let make = || -> io::Result<Self> {
+            if root == 0 {
+                let own = namespace(&start()?, &uids, &gids)?;
+                return Ok(Self { own, files: None, root });
+            }
             // Both start before either is needed.
             let keepers = [start()?, start()?];
-            let own = namespace(&keepers[0], &map)?;
-            let files = namespace(&keepers[1], &format!("{map}{MOUNTER} 0 1\n"))?;
-            Ok(Self { own, files, root })
+            let own = namespace(&keepers[0], &uids, &gids)?;
+            let mounter = format!("{MOUNTER} 0 1\n");
+            let files = namespace(&keepers[1], &(uids + &mounter), &(gids + &mounter))?;
+            Ok(Self { own, files: Some(files), root })
         };
         make().doing(|| "make a user namespace".to_owned()).map(Some)
     }
 }
 
-fn start() -> io::Result<Keeper> {
+/// Mappings in the kernel's words.
+fn map(mappings: &[IdMapping]) -> String {
+    let lines = mappings.iter().map(|mapping| {
+        let (inside, outside) = (mapping.container_id, mapping.host_id);
+        format!("{inside} {outside} {}\n", mapping.size)
+    });
+    lines.collect()
+}
+
+pub(crate) fn start() -> io::Result<Keeper> {
     Keeper::start().map_err(|error| match error {
         Errno::ENOSPC => io::Error::other("`user.max_user_namespaces` does not allow more"),
         error => error.into(),
     })
 }
 
-/// Gives the keeper's user namespace its map.
-fn namespace(keeper: &Keeper, map: &str) -> io::Result<OwnedFd> {
+/// Gives the keeper's user namespace its maps.
+fn namespace(keeper: &Keeper, uids: &str, gids: &str) -> io::Result<OwnedFd> {
     let process = Path::new("/proc").join(keeper.process().to_string());
-    fs::write(process.join("uid_map"), map)?;
-    fs::write(process.join("gid_map"), map)?;
+    fs::write(process.join("uid_map"), uids)?;
+    fs::write(process.join("gid_map"), gids)?;
     Ok(File::open(process.join("ns/user"))?.into())
 }
 
@@ -103,7 +116,8 @@ pub(super) fn try_here(folder: &Path) -> Result<(), ContainerError> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .doing(|| "make mounts private".to_owned())?;
-    let users = Users::make(&mappings(BASE))?;
+    let Mappings { uids, gids } = Mappings::range(BASE);
+    let users = Users::make(&uids, &gids)?;
     let layers = OverlayLayers {
         lowers: vec![folder.join("lower")],
         upper: folder.join("upper"),

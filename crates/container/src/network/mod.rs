@@ -14,6 +14,7 @@ mod dns;
 mod firewall;
 mod namespace;
 mod subnet;
+mod user_mode;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -33,6 +34,7 @@ pub(crate) use dns::{configuration as host_configuration, configuration_for};
 pub(crate) use firewall::listing as firewall_listing;
 pub(crate) use namespace::allow_users;
 pub(crate) use subnet::Subnet;
+pub(crate) use user_mode::{Uplink, attach as attach_user, find as find_uplink};
 
 use crate::{ContainerError, lock};
 
@@ -62,11 +64,19 @@ struct Taken {
     last: u32,
 }
 
-/// One container's place on the bridge. Dropping it frees the address and the namespace.
+/// One container's network. Dropping it frees the address and the namespace.
 pub(crate) struct Endpoint {
+    namespace: OwnedFd,
+    address: Ipv4Addr,
+    name_server: Ipv4Addr,
+    uplink: Option<Uplink>,
+    _place: Option<Place>,
+}
+
+/// An address on a bridge, free again when dropped.
+struct Place {
     bridge: Arc<Bridge>,
     host: u32,
-    namespace: OwnedFd,
 }
 
 impl Endpoint {
@@ -77,16 +87,21 @@ impl Endpoint {
 
     /// The name server to use.
     pub(crate) fn name_server(&self) -> Ipv4Addr {
-        self.bridge.subnet.gateway()
+        self.name_server
     }
 
     /// The container's own address.
     pub(crate) fn address(&self) -> Ipv4Addr {
-        self.bridge.subnet.host(self.host)
+        self.address
+    }
+
+    /// The program to start for it.
+    pub(crate) fn uplink(&self) -> Option<&Uplink> {
+        self.uplink.as_ref()
     }
 }
 
-impl Drop for Endpoint {
+impl Drop for Place {
     fn drop(&mut self) {
         self.bridge.taken().hosts.remove(&self.host);
     }
@@ -185,12 +200,15 @@ impl Bridge {
     pub(crate) async fn attach(self: &Arc<Self>) -> Result<Endpoint, ContainerError> {
         let namespace =
             namespace::make().await.map_err(|error| cannot("make a network namespace", error))?;
+        let host = self.take_host()?;
         let endpoint = Endpoint {
-            bridge: Arc::clone(self),
-            host: self.take_host()?,
             namespace: namespace.file,
+            address: self.subnet.host(host),
+            name_server: self.subnet.gateway(),
+            uplink: None,
+            _place: Some(Place { bridge: Arc::clone(self), host }),
         };
-        let link = format!("{}v{}", self.name, endpoint.host);
+        let link = format!("{}v{host}", self.name);
         self.make_link(&link, &endpoint)
             .await
             .map_err(|error| cannot("make a network device for the container", error))?;
@@ -321,6 +339,22 @@ async fn make_bridge(handle: &Handle, name: &str, subnet: Subnet) -> Result<u32,
     let up = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
     handle.link().set(up).execute().await?;
     Ok(index)
+}
+
+/// The machine's own addresses.
+async fn used_addresses(handle: &Handle) -> Result<Vec<Ipv4Addr>, rtnetlink::Error> {
+    let mut used = Vec::new();
+    let mut addresses = handle.address().get().execute();
+    while let Some(message) = addresses.try_next().await? {
+        for attribute in &message.attributes {
+            if let AddressAttribute::Address(std::net::IpAddr::V4(address))
+            | AddressAttribute::Local(std::net::IpAddr::V4(address)) = attribute
+            {
+                used.push(*address);
+            }
+        }
+    }
+    Ok(used)
 }
 
 /// The ranges that the machine's addresses and routes already use.

@@ -44,11 +44,15 @@ fn enter_new(runtime: &tokio::runtime::Handle) -> io::Result<Namespace> {
     Ok(Namespace { file, handle })
 }
 
+/// The highest group that the kernel takes here.
+const GROUP_MAX: u32 = i32::MAX.unsigned_abs();
+
 /// Lets everybody in this thread's network namespace use low ports and `ping`, as Docker does. The
 /// namespace is the machine's, not the container's own root's, who could not otherwise.
 pub(crate) fn allow_users() -> io::Result<()> {
     fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
-    fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
+    let last = crate::rootless::last_group().min(GROUP_MAX);
+    fs::write("/proc/sys/net/ipv4/ping_group_range", format!("0 {last}"))
 }
 
 /// Gives the namespace's `eth0` its address, and all devices a route.

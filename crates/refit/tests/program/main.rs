@@ -1,6 +1,6 @@
 //! The whole program, as its users meet it: the real binary, one file per command.
 //!
-//! Builds need root, as the program itself does for now: their tests say so by name.
+//! Tests that need root say so by name.
 
 mod add;
 mod arguments;
@@ -20,6 +20,7 @@ mod memory;
 mod output;
 mod platforms;
 mod repository;
+mod rootless;
 mod scrub;
 mod serve;
 mod task;
