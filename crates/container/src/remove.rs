@@ -11,16 +11,22 @@ use rustix::io::Errno;
 /// number of open files grows with what somebody nested.
 const DEPTH_MAX: usize = 32;
 
-/// Removes a folder and all in it, however deep. Links are not followed. A folder that is not
-/// there is no error. Blocking.
+/// Removes a folder and all in it, however deep. Links are not followed. What is not there, or
+/// not any more, is no error: the kernel clears the folders of an overlay that it unmounts.
+/// Blocking.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    let top = match open(CWD, path) {
-        Err(Errno::NOENT) => return Ok(()),
-        top => top?,
-    };
+    let Some(top) = unless_gone(open(CWD, path))? else { return Ok(()) };
     let mut moved = 0;
     while clear(&top, &top, 0, &mut moved)? {}
-    Ok(rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR)?)
+    unless_gone(rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR))?;
+    Ok(())
+}
+
+fn unless_gone<T>(result: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
+    match result {
+        Err(Errno::NOENT) => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 /// Empties a folder; whether something deep was moved up to `top`.
@@ -37,26 +43,27 @@ fn clear(folder: &OwnedFd, top: &OwnedFd, depth: usize, moved: &mut u64) -> io::
                 // Some file systems do not say what an entry is.
                 Err(Errno::ISDIR) => (),
                 result => {
-                    result?;
+                    unless_gone(result)?;
                     continue;
                 }
             }
         }
         if depth == DEPTH_MAX {
             // The names in `top` may be anybody's; one of them is free.
-            loop {
+            let _moved_or_gone = loop {
                 *moved += 1;
                 let aside = format!("removed-{moved}");
                 match rustix::fs::renameat(folder, name, top, aside.as_str()) {
                     Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => (),
-                    result => break result?,
+                    result => break unless_gone(result)?,
                 }
-            }
+            };
             again = true;
             continue;
         }
-        again |= clear(&open(folder, name)?, top, depth + 1, moved)?;
-        rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR)?;
+        let Some(inner) = unless_gone(open(folder, name))? else { continue };
+        again |= clear(&inner, top, depth + 1, moved)?;
+        unless_gone(rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR))?;
     }
     Ok(again)
 }
@@ -91,5 +98,22 @@ mod tests {
         assert!(!tree.exists());
         assert!(other.join("kept").exists());
         remove_tree(&tree).unwrap();
+    }
+
+    #[test]
+    fn a_tree_that_somebody_else_removes_too_is_gone_in_the_end() {
+        let outer = tempfile::tempdir().unwrap();
+        let tree = outer.path().join("tree");
+        for number in 0..500 {
+            std::fs::create_dir_all(tree.join(format!("{number}/inner"))).unwrap();
+            std::fs::write(tree.join(format!("{number}/file")), "").unwrap();
+        }
+        std::thread::scope(|scope| {
+            let removers = [(); 4].map(|()| scope.spawn(|| remove_tree(&tree)));
+            for remover in removers {
+                remover.join().unwrap().unwrap();
+            }
+        });
+        assert!(!tree.exists());
     }
 }
