@@ -581,9 +581,11 @@ impl Upload for DiskUpload {
             (None, None) => self.writer.settle().await?.hasher.algorithm(),
         };
         let stored = self.writer.finish(algorithm).await?;
-        let stored = publish(&self.shared, &self.path, stored, expected).await?;
+        // Placing goes on when the caller goes away, and needs the file.
         self.kept = true;
-        Ok(stored)
+        let placed = publish(&self.shared, &self.path, stored, expected).await;
+        self.kept = placed.is_ok();
+        placed
     }
 }
 

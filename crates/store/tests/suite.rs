@@ -854,3 +854,25 @@ async fn build_records_live_with_their_manifest(f: Fixture) {
     assert_eq!(f.catalog.layer_index(&Digest::of(b"layer")).await.unwrap(), None);
     assert_eq!(f.catalog.blobs().size(&index).await.unwrap(), None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_caller_goes_away_leaves_nothing_but_its_blob() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = DiskStore::open(folder.path(), db::Db::in_memory().await.unwrap()).await.unwrap();
+    for round in 0..200_u64 {
+        let mut upload = disk.begin_upload(Algorithm::Sha256).await.unwrap();
+        upload.write(round.to_string().into()).await.unwrap();
+        // Somewhere between the first write and the end.
+        let patience = std::time::Duration::from_micros(round * 15);
+        let _ended_or_not = tokio::time::timeout(patience, upload.commit(None)).await;
+    }
+    let uploads = folder.path().join("uploads");
+    let left = || std::fs::read_dir(&uploads).unwrap().count();
+    for _ in 0..500 {
+        if left() == 0 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("{} files are left", left());
+}
