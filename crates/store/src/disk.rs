@@ -300,12 +300,16 @@ impl BlobStore for DiskStore {
     async fn begin_upload(&self, algorithm: Algorithm) -> Result<Box<dyn Upload>> {
         let name = format!("{TEMPORARY}{}", uuid::Uuid::new_v4());
         let path = self.shared.uploads.join(name);
-        let (create, reserve) = (path.clone(), Arc::clone(&self.shared.reserve));
-        let create = move || reserve.keep().and_then(|()| File::create_new(create));
-        let file = blocking("start an upload", create).await?;
-        let writing = Writing { file, hasher: Hasher::new(algorithm), size: 0, kept: 0, sent: 0 };
-        let writer = PipelinedWriter::new(writing);
-        Ok(Box::new(DiskUpload { shared: Arc::clone(&self.shared), path, writer, kept: false }))
+        let shared = Arc::clone(&self.shared);
+        // Made as a whole there: when the caller goes away, so does the file.
+        let begin = move || {
+            shared.reserve.keep()?;
+            let file = File::create_new(&path)?;
+            let hasher = Hasher::new(algorithm);
+            let writer = PipelinedWriter::new(Writing { file, hasher, size: 0, kept: 0, sent: 0 });
+            Ok(DiskUpload { shared, path, writer, kept: false })
+        };
+        Ok(Box::new(blocking("start an upload", begin).await?))
     }
 
     async fn resume_upload(&self, name: &str) -> Result<Box<dyn NamedUpload>> {

@@ -856,15 +856,18 @@ async fn build_records_live_with_their_manifest(f: Fixture) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_whose_caller_goes_away_leaves_nothing_but_its_blob() {
+async fn an_upload_whose_caller_goes_away_leaves_nothing_but_its_blob() {
     let folder = tempfile::tempdir().unwrap();
     let disk = DiskStore::open(folder.path(), db::Db::in_memory().await.unwrap()).await.unwrap();
     for round in 0..200_u64 {
-        let mut upload = disk.begin_upload(Algorithm::Sha256).await.unwrap();
-        upload.write(round.to_string().into()).await.unwrap();
-        // Somewhere between the first write and the end.
+        let whole = async {
+            let mut upload = disk.begin_upload(Algorithm::Sha256).await.unwrap();
+            upload.write(round.to_string().into()).await.unwrap();
+            upload.commit(None).await.unwrap();
+        };
+        // Somewhere between the beginning and the end.
         let patience = std::time::Duration::from_micros(round * 15);
-        let _ended_or_not = tokio::time::timeout(patience, upload.commit(None)).await;
+        let _ended_or_not = tokio::time::timeout(patience, whole).await;
     }
     let uploads = folder.path().join("uploads");
     let left = || std::fs::read_dir(&uploads).unwrap().count();
