@@ -75,9 +75,11 @@ fn enter_new() -> io::Result<()> {
     Ok(nix::sys::prctl::set_dumpable(true)?)
 }
 
-/// Whether root here is not root of the machine.
+/// Whether root here is not root of the machine. What is found at the first call, after [`enter`],
+/// holds from then on: this is asked for each attribute of a file.
 pub fn is_rootless() -> bool {
-    !ids().is_empty()
+    static IS_ROOTLESS: OnceLock<bool> = OnceLock::new();
+    *IS_ROOTLESS.get_or_init(|| !ids().is_empty())
 }
 
 /// Which ids of the machine those of this process are, as text to compare with; empty if they
