@@ -16,7 +16,7 @@ use oci::Digest;
 use serde::{Deserialize, Serialize};
 use store::CacheEntry;
 use tokio::io::AsyncReadExt;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OnceCell, OwnedMutexGuard};
 
 use crate::archive;
 use crate::assemble::{ImageLayer, StageImage};
@@ -78,6 +78,8 @@ struct Stage<'a> {
     /// The names of the steps that made the layers on the base.
     made_by: Vec<String>,
     trail: Mutex<TrailUnderWay>,
+    /// Those of the trail, once they were asked for.
+    earlier_builds: OnceCell<Trail>,
 }
 
 /// What becomes a build of the stage's [`Trail`].
@@ -195,6 +197,7 @@ impl<'a> Stage<'a> {
             base: None,
             made_by: Vec::new(),
             trail: Mutex::default(),
+            earlier_builds: OnceCell::new(),
         };
         let role = match id == build.plan.target {
             true => BaseRole::Runtime,
@@ -826,7 +829,7 @@ impl<'a> Stage<'a> {
             return Ok(());
         }
         let build = TrailBuild { base: self.base.clone(), steps: under_way.steps };
-        let mut trail = self.earlier_builds().await?;
+        let mut trail = self.read_trail().await?;
         if trail.builds.contains(&build) {
             return Ok(());
         }
@@ -836,7 +839,12 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    async fn earlier_builds(&self) -> Result<Trail, BuildError> {
+    /// The builds before, as they were when the stage first asked for them.
+    async fn earlier_builds(&self) -> Result<&Trail, BuildError> {
+        self.earlier_builds.get_or_try_init(|| self.read_trail()).await
+    }
+
+    async fn read_trail(&self) -> Result<Trail, BuildError> {
         let entry = self.build.builder.cache.get(&self.trail_key()).await?;
         Ok(entry.map(|entry| Trail::parse(&entry.value)).unwrap_or_default())
     }
