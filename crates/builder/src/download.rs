@@ -239,11 +239,10 @@ async fn fetch_repository(
     };
     let fetched = build.builder.fetch_repository(address, options).await;
     let repository = fetched.map_err(|error| BuildError::Repository { error, at })?;
-    let Repository { archive: digest, size, time, commit, has_lfs, cached, .. } = repository;
-    if has_lfs {
-        let text = format!("`{address}` has files in Git LFS, which are not fetched");
+    if let Some(text) = repository.warning(address) {
         build.events.warning(&text).await;
     }
+    let Repository { archive: digest, size, time, commit, cached, .. } = repository;
     let mut notes = build.notes();
     if !cached {
         notes.cost.pulled += size;

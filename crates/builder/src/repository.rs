@@ -31,6 +31,14 @@ pub struct Repository {
     pub cached: bool,
 }
 
+impl Repository {
+    /// What the user should know of it.
+    pub fn warning(&self, address: &GitAddress) -> Option<String> {
+        let text = || format!("`{address}` has files in Git LFS, which are not fetched");
+        self.has_lfs.then(text)
+    }
+}
+
 /// How to fetch a repository.
 #[derive(Debug, Clone, Copy)]
 pub struct RepositoryOptions {

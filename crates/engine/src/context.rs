@@ -84,8 +84,7 @@ impl ContextLoader<'_> {
         })?;
         let commit = &fetched.commit;
         self.events.message(&format!("Fetched `{address}`: commit {commit}")).await;
-        if fetched.has_lfs {
-            let text = format!("`{address}` has files in Git LFS, which are not fetched");
+        if let Some(text) = fetched.warning(address) {
             self.events.warning(&text).await;
         }
         let record = RecordedRepository {
