@@ -307,12 +307,13 @@ async fn build_images(
     stop: &CancellationToken,
 ) -> Result<BuiltImages, Failure> {
     let (platforms, annotations) = (step.platforms.as_slice(), &step.options.annotations);
+    let request_for = |platform: &Platform| BuildRequest {
+        platform: platform.clone(),
+        annotations: annotations.of_manifest(platform),
+        ..request.clone()
+    };
     if let [platform] = platforms {
-        let request = BuildRequest {
-            platform: platform.clone(),
-            annotations: annotations.of_manifest(platform),
-            ..request.clone()
-        };
+        let request = request_for(platform);
         let built = builder::build(&engine.builder, &request, events, stop).await;
         let image = built.map_err(|error| build_failure(&error, &request))?;
         return Ok(BuiltImages { images: vec![image], index: None });
@@ -320,12 +321,8 @@ async fn build_images(
     let told = ToldWarnings::default();
     let count = u32::try_from(platforms.len()).unwrap_or(u32::MAX);
     let build = async |(place, platform): (u32, &Platform)| {
-        let request = BuildRequest {
-            platform: platform.clone(),
-            annotations: annotations.of_manifest(platform),
-            project: format!("{} {platform}", request.project),
-            ..request.clone()
-        };
+        let project = format!("{} {platform}", request.project);
+        let request = BuildRequest { project, ..request_for(platform) };
         let events = PlatformEvents { events, platform, place: (place, count), told: &told };
         let built = builder::build(&engine.builder, &request, &events, stop).await;
         built.map_err(|error| build_failure(&error, &request).of(platform))
@@ -395,14 +392,14 @@ async fn load_named_contexts(
     let mut named = BTreeMap::new();
     for (number, (name, context)) in step.options.contexts.iter().enumerate() {
         let limits = engine.unpack_limits.after(used);
+        let of_context = |failure: Failure| failure.of(format_args!("context `{name}`"));
         let loaded = match context {
             NamedContext::Image(reference) => builder::NamedContext::Image(reference.clone()),
             NamedContext::Files { source } => {
                 let root = workspace.join(format!("context-{number}"));
                 make_context_folder(&root).map_err(|error| Failure::ours(&error))?;
                 let loaded = loader.load(source, root.clone(), limits).await;
-                let loaded =
-                    loaded.map_err(|failure| failure.of(format_args!("context `{name}`")))?.used;
+                let loaded = loaded.map_err(of_context)?.used;
                 used.bytes += loaded.bytes;
                 used.entries += loaded.entries;
                 let mut options = ContextOptions::new(root);
@@ -412,8 +409,7 @@ async fn load_named_contexts(
             }
             NamedContext::Layout { source, manifest } => {
                 let loaded = load_layout(engine, source, limits, stop).await;
-                let (blobs, loaded) =
-                    loaded.map_err(|failure| failure.of(format_args!("context `{name}`")))?;
+                let (blobs, loaded) = loaded.map_err(of_context)?;
                 used.bytes += loaded.bytes;
                 used.entries += loaded.entries;
                 builder::NamedContext::Stored(StoredImage { top: manifest.clone(), blobs })
