@@ -1,6 +1,8 @@
 //! `force-compression`: layers that came with base images are compressed as those are that the
 //! build makes.
 
+use std::time::Instant;
+
 use oci::{CompressionFormat, Descriptor, Digest};
 use store::CacheEntry;
 
@@ -10,7 +12,6 @@ use crate::cache::KeyHasher;
 use crate::error::BuildError;
 use crate::event::StepEnd;
 use crate::layers::compressor;
-use std::time::Instant;
 
 impl Build<'_> {
     /// Replaces the layers that are compressed otherwise.

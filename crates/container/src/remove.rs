@@ -50,14 +50,17 @@ fn clear(folder: &OwnedFd, top: &OwnedFd, depth: usize, moved: &mut u64) -> io::
         }
         if depth == DEPTH_MAX {
             // The names in `top` may be anybody's; one of them is free.
-            let _moved_or_gone = loop {
+            loop {
                 *moved += 1;
                 let aside = format!("removed-{moved}");
                 match rustix::fs::renameat(folder, name, top, aside.as_str()) {
                     Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => (),
-                    result => break unless_gone(result)?,
+                    result => {
+                        unless_gone(result)?;
+                        break;
+                    }
                 }
-            };
+            }
             again = true;
             continue;
         }
