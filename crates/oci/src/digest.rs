@@ -72,9 +72,48 @@ impl Digest {
         &self.text
     }
 
+    /// The 32 bytes of a sha256: less than half of what its text takes, for whoever keeps very
+    /// many.
+    pub fn sha256_bytes(&self) -> Option<[u8; 32]> {
+        if self.algorithm != Algorithm::Sha256 {
+            return None;
+        }
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(self.hex().as_bytes().chunks_exact(2)) {
+            *byte = nibble(pair[0]) << 4 | nibble(pair[1]);
+        }
+        Some(bytes)
+    }
+
+    /// The sha256 of these bytes.
+    pub fn of_sha256_bytes(bytes: &[u8; 32]) -> Self {
+        Self::of_hash(Algorithm::Sha256, bytes)
+    }
+
+    fn of_hash(algorithm: Algorithm, hash: &[u8]) -> Self {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let name = algorithm.name();
+        let mut text = String::with_capacity(name.len() + 1 + algorithm.hex_len());
+        text.push_str(name);
+        text.push(':');
+        for byte in hash {
+            text.push(char::from(HEX[usize::from(byte >> 4)]));
+            text.push(char::from(HEX[usize::from(byte & 15)]));
+        }
+        Self { text: text.into(), algorithm }
+    }
+
     /// The first twelve hex digits, for people.
     pub fn short(&self) -> &str {
         &self.hex()[..12]
+    }
+}
+
+/// The value of a lower-case hex digit.
+fn nibble(digit: u8) -> u8 {
+    match digit {
+        b'0'..=b'9' => digit - b'0',
+        _ => digit.wrapping_sub(b'a').wrapping_add(10),
     }
 }
 
@@ -170,17 +209,7 @@ impl Hasher {
     }
 
     pub fn finish(self) -> Digest {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
-        let hash = self.context.finish();
-        let name = self.algorithm.name();
-        let mut text = String::with_capacity(name.len() + 1 + self.algorithm.hex_len());
-        text.push_str(name);
-        text.push(':');
-        for byte in hash.as_ref() {
-            text.push(char::from(HEX[usize::from(byte >> 4)]));
-            text.push(char::from(HEX[usize::from(byte & 15)]));
-        }
-        Digest { text: text.into(), algorithm: self.algorithm }
+        Digest::of_hash(self.algorithm, self.context.finish().as_ref())
     }
 }
 
@@ -224,6 +253,9 @@ mod tests {
             let algorithm = if wide { Algorithm::Sha512 } else { Algorithm::Sha256 };
             let digest = Digest::with(algorithm, &bytes);
             prop_assert_eq!(&digest.to_string().parse::<Digest>().unwrap(), &digest);
+            let short = digest.sha256_bytes();
+            prop_assert_eq!(short.is_none(), wide);
+            prop_assert!(short.is_none_or(|bytes| Digest::of_sha256_bytes(&bytes) == digest));
         }
 
         #[test]

@@ -20,6 +20,7 @@ mod error;
 mod gc;
 pub mod memory;
 mod model;
+mod pack;
 mod reserve;
 mod rows;
 mod schema;
@@ -32,6 +33,7 @@ pub use disk::DiskStore;
 pub use error::StoreError;
 pub use memory::MemoryStore;
 pub use model::*;
+pub use pack::{PACK_FILES_MAX, PACK_SIZE_MAX, PackError, PackedFile, Packs, copy_pack, pack_head};
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 

@@ -13,25 +13,32 @@ impl Catalog {
     /// leases, such as a run id; taking the same lease again extends it. `NotFound` when the
     /// blob is not stored.
     pub async fn lease_blob(&self, owner: &str, digest: &Digest, keep: Duration) -> Result<()> {
-        let (owner, digest) = (owner.to_owned(), digest.to_string());
+        self.lease_blobs(owner, std::slice::from_ref(digest), keep).await
+    }
+
+    /// As [`Self::lease_blob`], all of them or none.
+    pub async fn lease_blobs(&self, owner: &str, digests: &[Digest], keep: Duration) -> Result<()> {
+        let (owner, digests) = (owner.to_owned(), digests.to_vec());
         let ends_at = now().saturating_add(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX));
         self.write(move |connection| {
             Box::pin(async move {
-                let taken = sqlx::query(
-                    "INSERT INTO leases (owner, digest, ends_at)
-                     SELECT $1, digest, $3 FROM blobs WHERE digest = $2 AND location <> 'lost'
-                     ON CONFLICT (owner, digest) DO UPDATE SET ends_at = excluded.ends_at",
-                )
-                .bind(owner)
-                .bind(&digest)
-                .bind(ends_at)
-                .execute(&mut *connection)
-                .await
-                .map_err(database("lease a blob"))?;
-                match taken.rows_affected() {
-                    0 => Err(StoreError::NotFound { what: format!("blob {digest}") }),
-                    _ => Ok(()),
+                for digest in &digests {
+                    let taken = sqlx::query(
+                        "INSERT INTO leases (owner, digest, ends_at)
+                         SELECT $1, digest, $3 FROM blobs WHERE digest = $2 AND location <> 'lost'
+                         ON CONFLICT (owner, digest) DO UPDATE SET ends_at = excluded.ends_at",
+                    )
+                    .bind(&owner)
+                    .bind(digest.as_str())
+                    .bind(ends_at)
+                    .execute(&mut *connection)
+                    .await
+                    .map_err(database("lease a blob"))?;
+                    if taken.rows_affected() == 0 {
+                        return Err(StoreError::NotFound { what: format!("blob {digest}") });
+                    }
                 }
+                Ok(())
             })
         })
         .await
