@@ -87,6 +87,75 @@ pub struct SourceUpload {
     pub relative_path: String,
 }
 
+/// A line of the list that is the body of `POST .../sources`: what is at one path of a context.
+/// Folders come before what is in them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceEntry {
+    /// Relative to the context, without `.` and `..`.
+    pub path: String,
+    #[serde(flatten)]
+    pub kind: SourceEntryKind,
+    /// Seconds since 1970.
+    pub mtime: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum SourceEntryKind {
+    Directory {
+        mode: u32,
+    },
+    File {
+        mode: u32,
+        size: u64,
+        /// Its sha256, as `sha256:HEX`.
+        digest: String,
+        /// A number that all names of one file (hard links) have in common.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        link: Option<u64>,
+    },
+    Symlink {
+        target: String,
+    },
+}
+
+/// Answer of `POST .../sources`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListedSource {
+    pub id: String,
+    /// Digests of the files that the server lacks, each once.
+    pub missing: Vec<String>,
+}
+
+/// One file of a pack. A line with a list of them is in front of their bytes in the body of
+/// `POST .../sources/{id}/packs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackedFile {
+    pub digest: String,
+    pub size: u64,
+}
+
+/// At most so many files are in one pack.
+pub const PACK_FILES_MAX: usize = 65_536;
+
+/// Bytes of the files of a pack, unless it is one file.
+pub const PACK_SIZE_MAX: u64 = 64 << 20;
+
+/// Body of `POST .../sources/{id}/commit`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceCommit {
+    /// The digest of the list.
+    pub digest: String,
+}
+
+/// Answer of `POST .../sources/{id}/commit`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CommittedSource {
+    pub relative_path: String,
+}
+
 /// A run as the managed service shows it: an id envelope around `properties`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Run {

@@ -1,17 +1,19 @@
-//! The build context: a folder, listed once with what `.dockerignore` leaves of it.
+//! The build context: a folder or a list, seen once with what `.dockerignore` leaves of it.
 //!
 //! The folder's content is somebody's upload. It is walked and read with `openat2` and no
 //! link is ever followed by the kernel; [`crate::tree`] resolves links over the listing.
 //! Every file is hashed when the context is opened, and what is copied later is checked
 //! against that, so a file that changes meanwhile is an error and never a wrong cache entry.
+//! Of a [list](crate::listed) the digests are known.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dockerfile::ignore::IgnoreFile;
 use oci::{Digest, Hasher};
@@ -19,14 +21,14 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::KeyHasher;
+use crate::listed::{self, ListedFiles};
 use crate::name::{bytes_of, shown, text_of};
 use crate::tree::{FirstNames, LinkGroup, Node, NodeKind, Tree, ancestors, join, parent};
 
 /// What a build may read, apart from the Dockerfile itself.
 #[derive(Debug, Clone)]
 pub struct ContextOptions {
-    /// The context's root folder.
-    pub root: PathBuf,
+    pub files: ContextFiles,
     /// Where in the context the Dockerfile is, if it is: `NAME.dockerignore` beside it takes
     /// the place of `.dockerignore`.
     pub dockerfile: Option<String>,
@@ -37,10 +39,53 @@ pub struct ContextOptions {
     pub entries_max: usize,
 }
 
+/// Where the files of a context are.
+#[derive(Debug, Clone)]
+pub enum ContextFiles {
+    /// The context's root folder.
+    Folder(PathBuf),
+    Listed {
+        files: Arc<ListedFiles>,
+        folder: Arc<LazyFolder>,
+    },
+}
+
+/// A folder that is made of a list's files when something needs them as files: once, whichever
+/// platform of a build comes first.
+#[derive(Debug)]
+pub struct LazyFolder {
+    path: PathBuf,
+    is_written: Mutex<bool>,
+}
+
+impl LazyFolder {
+    /// What is at the path now goes away when the folder is made.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), is_written: Mutex::new(false) }
+    }
+
+    /// Blocking. All who ask want the same files.
+    fn path(&self, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<&Path> {
+        let mut is_written = self.is_written.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*is_written {
+            // What an attempt that failed has left.
+            container::remove_tree(&self.path)?;
+            std::fs::DirBuilder::new().mode(0o755).create(&self.path)?;
+            write(&self.path)?;
+            *is_written = true;
+        }
+        Ok(&self.path)
+    }
+}
+
 impl ContextOptions {
     pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self::of(ContextFiles::Folder(root.into()))
+    }
+
+    pub fn of(files: ContextFiles) -> Self {
         Self {
-            root: root.into(),
+            files,
             dockerfile: Some("Dockerfile".to_owned()),
             hidden: Vec::new(),
             entries_max: 1_000_000,
@@ -82,15 +127,19 @@ impl ContextError {
 
 /// A context, listed and hashed.
 pub(crate) struct BuildContext {
-    root: OwnedFd,
-    root_path: PathBuf,
+    files: Files,
     nodes: BTreeMap<String, Node>,
     names: HashMap<String, Vec<String>>,
     /// The ignore file that was used, for messages.
     ignore: Option<(String, IgnoreFile)>,
-    hidden: Vec<String>,
     /// What is there and not listed; of folders, the topmost.
     left_out: Vec<String>,
+}
+
+/// Where the bytes are.
+enum Files {
+    Folder { root: OwnedFd, path: PathBuf },
+    Listed { files: Arc<ListedFiles>, folder: Arc<LazyFolder> },
 }
 
 /// A file that is never larger than any sane list of patterns.
@@ -102,39 +151,48 @@ impl BuildContext {
         options: &ContextOptions,
         cancel: &CancellationToken,
     ) -> Result<Self, ContextError> {
-        let root = open_root(&options.root)?;
-        let ignore = read_ignore_file(&root, options.dockerfile.as_deref())?;
-        let mut found = Self {
-            root,
-            root_path: options.root.clone(),
-            left_out: Vec::new(),
-            nodes: BTreeMap::new(),
-            names: HashMap::new(),
-            ignore,
-            hidden: options.hidden.iter().map(|path| text_of(path.as_bytes())).collect(),
+        let files = Files::open(&options.files)?;
+        let ignore = files.read_ignore_file(options.dockerfile.as_deref())?;
+        let hidden = options.hidden.iter().map(|path| text_of(path.as_bytes())).collect();
+        let patterns = ignore.as_ref().map(|(_, patterns)| patterns);
+        let (nodes, left_out) = match &files {
+            Files::Folder { root, .. } => {
+                let selection = Selection::new(patterns, hidden, options.entries_max);
+                let (listing, left_out) = list(root, selection, cancel)?;
+                (hash_files(root, listing, cancel)?, left_out)
+            }
+            Files::Listed { files, .. } => {
+                let selection = Selection::new(patterns, hidden, options.entries_max);
+                select(files, selection)?
+            }
         };
-        let patterns = found.ignore.as_ref().map(|(_, patterns)| patterns);
-        let listing;
-        (listing, found.left_out) = found.list(patterns, options.entries_max, cancel)?;
-        found.nodes = hash_files(&found.root, listing, cancel)?;
-        for path in found.nodes.keys().filter(|path| !path.is_empty()) {
+        let mut names: HashMap<String, Vec<String>> = HashMap::new();
+        for path in nodes.keys().filter(|path| !path.is_empty()) {
             let name = crate::tree::file_name(path).to_owned();
-            found.names.entry(parent(path).to_owned()).or_default().push(name);
+            names.entry(parent(path).to_owned()).or_default().push(name);
         }
-        for names in found.names.values_mut() {
+        for names in names.values_mut() {
             names.sort_unstable();
         }
-        Ok(found)
+        Ok(Self { files, nodes, names, ignore, left_out })
     }
 
-    /// The context's folder. Not all that is in it may be seen: see [`Self::left_out`].
-    pub(crate) fn root_path(&self) -> PathBuf {
-        self.root_path.clone()
-    }
-
-    /// Paths in the folder that no instruction may see.
-    pub(crate) fn left_out(&self) -> Vec<String> {
-        self.left_out.clone()
+    /// The context as a folder, and paths in it that no instruction may see. Blocking; a listed
+    /// context is written when this is called first.
+    pub(crate) fn as_folder(
+        &self,
+        cancel: &CancellationToken,
+    ) -> Result<(PathBuf, Vec<String>), ContextError> {
+        let (files, folder) = match &self.files {
+            Files::Folder { path, .. } => return Ok((path.clone(), self.left_out.clone())),
+            Files::Listed { files, folder } => (files, folder),
+        };
+        let write = |path: &Path| files.write_to(path, &self.nodes, &|| cancel.is_cancelled());
+        let path = folder.path(write).map_err(|source| match source.kind() {
+            io::ErrorKind::Interrupted => ContextError::Canceled,
+            _ => ContextError::Io { doing: "write", path: ".".to_owned(), source },
+        })?;
+        Ok((path.to_owned(), Vec::new()))
     }
 
     /// The digest of all that the build may read: names, types, modes, bytes and hard links.
@@ -154,70 +212,134 @@ impl BuildContext {
         let (name, patterns) = self.ignore.as_ref()?;
         (!path.is_empty() && patterns.is_excluded(path)).then_some(name)
     }
+}
 
-    /// Walks the folder, giving each path that the patterns leave (files without digest), and
-    /// those that they do not.
-    fn list(
-        &self,
-        patterns: Option<&IgnoreFile>,
-        entries_max: usize,
-        cancel: &CancellationToken,
-    ) -> Result<(BTreeMap<String, Listed>, Vec<String>), ContextError> {
-        let mut left_out = Vec::new();
-        let mut kept = BTreeMap::new();
-        let root = stat(&self.root, "")?;
-        kept.insert(String::new(), root);
-        let mut folders = vec![String::new()];
-        let mut excluded_folders: HashMap<String, Listed> = HashMap::new();
-        let mut seen = 0_usize;
-        while let Some(folder) = folders.pop() {
-            if cancel.is_cancelled() {
-                return Err(ContextError::Canceled);
+impl Files {
+    fn open(files: &ContextFiles) -> Result<Self, ContextError> {
+        Ok(match files {
+            ContextFiles::Folder(path) => {
+                Self::Folder { root: open_root(path)?, path: path.clone() }
             }
-            for name in names_of(&self.root, &folder)? {
-                let path = join(&folder, &name);
-                seen += 1;
-                if seen > entries_max {
-                    return Err(ContextError::TooManyEntries { max: entries_max });
-                }
-                if self.hidden.contains(&path) {
-                    left_out.push(path);
-                    continue;
-                }
-                let listed = stat(&self.root, &path)?;
-                let excluded = patterns.is_some_and(|patterns| patterns.is_excluded(&shown(&path)));
-                let is_directory = matches!(listed.kind, ListedKind::Directory);
-                if is_directory {
-                    // An exclusion may be taken back for something below.
-                    let look = !excluded
-                        || patterns.is_some_and(|patterns| patterns.may_keep_below(&path));
-                    if look {
-                        folders.push(path.clone());
-                    }
-                }
-                if excluded {
-                    match is_directory {
-                        true => {
-                            excluded_folders.insert(path, listed);
-                        }
-                        false => left_out.push(path),
-                    }
-                    continue;
-                }
+            ContextFiles::Listed { files, folder } => {
+                Self::Listed { files: Arc::clone(files), folder: Arc::clone(folder) }
+            }
+        })
+    }
+
+    /// Opens a regular file; no link is followed.
+    fn read(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
+        match self {
+            Self::Folder { root, .. } => Ok(Box::new(open_file(root, path)?)),
+            Self::Listed { files, .. } => files.open_file(path),
+        }
+    }
+}
+
+/// Decides what of a context may be seen, asked for each path after the folder it is in.
+struct Selection<'a, T> {
+    patterns: Option<&'a IgnoreFile>,
+    hidden: Vec<String>,
+    entries_max: usize,
+    seen: usize,
+    kept: BTreeMap<String, T>,
+    left_out: Vec<String>,
+    excluded_folders: HashMap<String, T>,
+}
+
+impl<'a, T> Selection<'a, T> {
+    fn new(patterns: Option<&'a IgnoreFile>, hidden: Vec<String>, entries_max: usize) -> Self {
+        let (kept, left_out, excluded_folders) = Default::default();
+        Self { patterns, hidden, entries_max, seen: 0, kept, left_out, excluded_folders }
+    }
+
+    /// Whether a path can be seen; asked before [`Self::add`].
+    fn is_visible(&mut self, path: &str) -> Result<bool, ContextError> {
+        self.seen += 1;
+        if self.seen > self.entries_max {
+            return Err(ContextError::TooManyEntries { max: self.entries_max });
+        }
+        let is_hidden = self.hidden.iter().any(|hidden| hidden == path);
+        if is_hidden {
+            self.left_out.push(path.to_owned());
+        }
+        Ok(!is_hidden)
+    }
+
+    /// Takes a path or leaves it out; says whether what is in it is to be looked at.
+    fn add(&mut self, path: String, entry: T, is_directory: bool) -> bool {
+        let excluded = self.patterns.is_some_and(|patterns| patterns.is_excluded(&shown(&path)));
+        // An exclusion may be taken back for something below.
+        let look = is_directory
+            && (!excluded || self.patterns.is_some_and(|patterns| patterns.may_keep_below(&path)));
+        match (excluded, is_directory) {
+            (true, true) => {
+                self.excluded_folders.insert(path, entry);
+            }
+            (true, false) => self.left_out.push(path),
+            (false, _) => {
                 // A file that is kept keeps the folders it is in.
                 for above in ancestors(&path) {
-                    if let Some(listed) = excluded_folders.remove(above) {
-                        kept.insert(above.to_owned(), listed);
+                    if let Some(entry) = self.excluded_folders.remove(above) {
+                        self.kept.insert(above.to_owned(), entry);
                     }
                 }
-                kept.insert(path, listed);
+                self.kept.insert(path, entry);
             }
         }
+        look
+    }
+
+    /// What may be seen, and what not.
+    fn finish(self) -> (BTreeMap<String, T>, Vec<String>) {
+        let Self { kept, mut left_out, excluded_folders, .. } = self;
         left_out.extend(excluded_folders.into_keys());
         // What is in a folder that is left out goes with it.
         left_out.retain(|path| parent(path).is_empty() || kept.contains_key(parent(path)));
-        Ok((kept, left_out))
+        (kept, left_out)
     }
+}
+
+/// Walks a folder, giving each path that may be seen (files without digest), and those that not.
+fn list(
+    root: &OwnedFd,
+    mut selection: Selection<'_, Listed>,
+    cancel: &CancellationToken,
+) -> Result<(BTreeMap<String, Listed>, Vec<String>), ContextError> {
+    selection.kept.insert(String::new(), stat(root, "")?);
+    let mut folders = vec![String::new()];
+    while let Some(folder) = folders.pop() {
+        if cancel.is_cancelled() {
+            return Err(ContextError::Canceled);
+        }
+        for name in names_of(root, &folder)? {
+            let path = join(&folder, &name);
+            if !selection.is_visible(&path)? {
+                continue;
+            }
+            let listed = stat(root, &path)?;
+            let is_directory = matches!(listed.kind, ListedKind::Directory);
+            if selection.add(path.clone(), listed, is_directory) {
+                folders.push(path);
+            }
+        }
+    }
+    Ok(selection.finish())
+}
+
+/// As [`list`], of a list.
+fn select(
+    files: &ListedFiles,
+    mut selection: Selection<'_, Node>,
+) -> Result<(BTreeMap<String, Node>, Vec<String>), ContextError> {
+    selection.kept.insert(String::new(), listed::root());
+    let mut closed: HashSet<&str> = HashSet::new();
+    for (path, node) in files.nodes() {
+        let is_open = !closed.contains(parent(path)) && selection.is_visible(path)?;
+        if !is_open || !selection.add(path.clone(), node.clone(), node.is_directory()) {
+            closed.insert(path);
+        }
+    }
+    Ok(selection.finish())
 }
 
 impl Tree for BuildContext {
@@ -230,7 +352,7 @@ impl Tree for BuildContext {
     }
 
     fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
-        Ok(Box::new(open_file(&self.root, path)?))
+        self.files.read(path)
     }
 }
 
@@ -339,35 +461,38 @@ fn stat(root: &OwnedFd, path: &str) -> Result<Listed, ContextError> {
     Ok(Listed { kind, mode: stat.st_mode & 0o7777, mtime: stat.st_mtime })
 }
 
-/// The patterns that hold, and the name of the file they are from.
-fn read_ignore_file(
-    root: &OwnedFd,
-    dockerfile: Option<&str>,
-) -> Result<Option<(String, IgnoreFile)>, ContextError> {
-    let own = dockerfile.map(|name| format!("{name}.dockerignore"));
-    for name in own.into_iter().chain([".dockerignore".to_owned()]) {
-        let file = match open_file(root, &name) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(source) => {
-                return Err(ContextError::Io { doing: "read", path: name, source });
+impl Files {
+    /// The patterns that hold, and the name of the file they are from.
+    fn read_ignore_file(
+        &self,
+        dockerfile: Option<&str>,
+    ) -> Result<Option<(String, IgnoreFile)>, ContextError> {
+        let own = dockerfile.map(|name| format!("{name}.dockerignore"));
+        for name in own.into_iter().chain([".dockerignore".to_owned()]) {
+            let file = match self.read(&name) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => {
+                    return Err(ContextError::Io { doing: "read", path: name, source });
+                }
+            };
+            let mut text = Vec::new();
+            let read = file.take(IGNORE_SIZE_MAX + 1).read_to_end(&mut text);
+            read.map_err(|source| ContextError::Io { doing: "read", path: name.clone(), source })?;
+            if text.len() as u64 > IGNORE_SIZE_MAX {
+                let reason = format!("it is larger than {IGNORE_SIZE_MAX} bytes");
+                return Err(ContextError::BadIgnoreFile { path: name, reason });
             }
-        };
-        let mut text = Vec::new();
-        let read = file.take(IGNORE_SIZE_MAX + 1).read_to_end(&mut text);
-        read.map_err(|source| ContextError::Io { doing: "read", path: name.clone(), source })?;
-        if text.len() as u64 > IGNORE_SIZE_MAX {
-            let reason = format!("it is larger than {IGNORE_SIZE_MAX} bytes");
-            return Err(ContextError::BadIgnoreFile { path: name, reason });
+            let text = String::from_utf8_lossy(&text);
+            let bad = |reason: String| ContextError::BadIgnoreFile { path: name.clone(), reason };
+            let bad_line = |error: dockerfile::DockerfileError| {
+                bad(format!("line {}: {error}", error.at.line))
+            };
+            let patterns = IgnoreFile::parse(&text).map_err(bad_line)?;
+            return Ok(Some((name, patterns)));
         }
-        let text = String::from_utf8_lossy(&text);
-        let bad = |reason: String| ContextError::BadIgnoreFile { path: name.clone(), reason };
-        let bad_line =
-            |error: dockerfile::DockerfileError| bad(format!("line {}: {error}", error.at.line));
-        let patterns = IgnoreFile::parse(&text).map_err(bad_line)?;
-        return Ok(Some((name, patterns)));
+        Ok(None)
     }
-    Ok(None)
 }
 
 /// Files hashed at once: more readers only help until the disk or the cores are busy.

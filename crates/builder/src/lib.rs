@@ -22,6 +22,7 @@ mod archive;
 mod context;
 mod copy;
 mod download;
+mod listed;
 mod mounts;
 mod name;
 mod repository;
@@ -51,7 +52,7 @@ pub use assemble::{ImageIndexBytes, ImageLayer, index_of};
 pub use build::{BuildRequest, Builder, Built, InFlight, NamedContext, RunPolicy, build};
 pub use cache::{BuildCache, CatalogCache, TrustDomain};
 pub use caches::CacheFolders;
-pub use context::{ContextError, ContextOptions};
+pub use context::{ContextError, ContextFiles, ContextOptions, LazyFolder};
 pub use copy::CopyError;
 pub use dockerfile::{Address, GitAddress};
 pub use error::{BuildError, RunLimits};
@@ -62,6 +63,7 @@ pub use image::{
     read_config,
 };
 pub use layers::{LayerIndexes, Layers};
+pub use listed::{ContextLimits, ContextList, LIMITS_HINT, ListError, ListedFiles};
 pub use record::*;
 pub use remote::{DownloadError, GitError, GitLimits};
 pub use repository::{Repository, RepositoryOptions};

@@ -7,9 +7,10 @@ use container::MountKind as ContainerMount;
 use dockerfile::{Mount, MountKind, RunOperation, SCRIPTS, Source, Span};
 
 use crate::assemble::ImageLayer;
-use crate::build::Build;
+use crate::build::{Build, blocking};
 use crate::cache::KeyHasher;
 use crate::caches::CacheLease;
+use crate::context::BuildContext;
 use crate::error::BuildError;
 use crate::event::StepNumber;
 use crate::layers::Change;
@@ -41,8 +42,7 @@ struct MountSource {
 enum Files {
     /// The layers of an image, bottom first.
     Layers(Vec<ImageLayer>),
-    /// A folder of this machine, with the paths in it that are not to be seen.
-    Folder { root: PathBuf, hidden: Vec<String> },
+    Context(Arc<BuildContext>),
 }
 
 /// Mounts that are ready, and what keeps them so.
@@ -140,10 +140,7 @@ impl MountSource {
             Some(from) => build.named_files(from).await?,
         };
         let (tree, files): (Arc<dyn Tree>, Files) = match (context, from) {
-            (Some(context), _) => {
-                let (root, hidden) = (context.root_path(), context.left_out());
-                (context, Files::Folder { root, hidden })
-            }
+            (Some(context), _) => (Arc::clone(&context) as _, Files::Context(context)),
             (None, None) => (Arc::new(NoFiles), Files::Layers(Vec::new())),
             (None, Some(from)) => {
                 let plan = build.stage_plan(stage);
@@ -197,10 +194,14 @@ impl MountSource {
         let layers = &build.builder.layers;
         match &self.files {
             Files::Layers(image) => Ok((layers.unpacked(image, &build.stop).await?.paths(), None)),
-            Files::Folder { root, hidden } if hidden.is_empty() => Ok((vec![root.clone()], None)),
-            Files::Folder { root, hidden } => {
-                let mask = layers.mask(root, hidden).await?;
-                Ok((vec![mask.upper(), root.clone()], Some(mask)))
+            Files::Context(context) => {
+                let (context, stop) = (Arc::clone(context), build.stop.clone());
+                let (root, hidden) = blocking(move || context.as_folder(&stop)).await?;
+                if hidden.is_empty() {
+                    return Ok((vec![root], None));
+                }
+                let mask = layers.mask(&root, &hidden).await?;
+                Ok((vec![mask.upper(), root], Some(mask)))
             }
         }
     }

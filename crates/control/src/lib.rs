@@ -33,4 +33,4 @@ pub use run::{
     OutputImage, RemoteSource, Run, RunId, RunKind, RunStatus, UnknownStatus,
 };
 pub use runs::{RunFilter, RunSettings, Runs, Swept};
-pub use sources::{NewSource, SourceSettings, Sources};
+pub use sources::{ListedSource, NewSource, SourceSettings, Sources};

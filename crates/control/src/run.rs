@@ -230,11 +230,11 @@ pub enum NamedContext {
 }
 
 impl NamedContext {
-    fn upload(&self) -> Option<&Digest> {
+    fn blobs(&self) -> Vec<&Digest> {
         match self {
-            Self::Files { source } => source.upload(),
-            Self::Layout { source, .. } => Some(source),
-            Self::Image { .. } => None,
+            Self::Files { source } => source.blobs(),
+            Self::Layout { source, .. } => vec![source],
+            Self::Image { .. } => Vec::new(),
         }
     }
 
@@ -250,29 +250,36 @@ impl NamedContext {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ContextSource {
-    /// The uploaded context, a tar archive.
+    /// The blob of an uploaded tar archive.
     Upload(Digest),
+    /// The blob of an uploaded list, and packs that hold its files.
+    Listed {
+        list: Digest,
+        packs: Vec<Digest>,
+    },
     Remote(RemoteSource),
 }
 
 impl ContextSource {
-    fn upload(&self) -> Option<&Digest> {
+    /// The blobs of an upload.
+    fn blobs(&self) -> Vec<&Digest> {
         match self {
-            Self::Upload(digest) => Some(digest),
-            Self::Remote(_) => None,
+            Self::Upload(archive) => vec![archive],
+            Self::Listed { list, packs } => std::iter::once(list).chain(packs).collect(),
+            Self::Remote(_) => Vec::new(),
         }
     }
 
     fn remote(&self) -> Option<&RemoteSource> {
         match self {
-            Self::Upload(_) => None,
+            Self::Upload(_) | Self::Listed { .. } => None,
             Self::Remote(remote) => Some(remote),
         }
     }
 
     fn remote_mut(&mut self) -> Option<&mut RemoteSource> {
         match self {
-            Self::Upload(_) => None,
+            Self::Upload(_) | Self::Listed { .. } => None,
             Self::Remote(remote) => Some(remote),
         }
     }
@@ -310,10 +317,10 @@ impl fmt::Debug for BuildSecret {
 }
 
 impl BuildRequest {
-    /// The uploads that the build reads.
-    pub(crate) fn sources(&self) -> impl Iterator<Item = &Digest> {
-        let named = self.options.contexts.values().filter_map(NamedContext::upload);
-        self.context.upload().into_iter().chain(named)
+    /// The blobs of uploads that the build reads.
+    pub(crate) fn blobs(&self) -> Vec<Digest> {
+        let named = self.options.contexts.values().flat_map(NamedContext::blobs);
+        self.context.blobs().into_iter().chain(named).cloned().collect()
     }
 
     fn remotes(&self) -> impl Iterator<Item = &RemoteSource> {
@@ -450,6 +457,10 @@ mod tests {
         let text = serde_json::to_string(&upload).unwrap();
         assert_eq!(text, format!("\"{}\"", Digest::of(b"x")));
         assert_eq!(serde_json::from_str::<ContextSource>(&text).unwrap(), upload);
+        let packs = vec![Digest::of(b"p")];
+        let listed = ContextSource::Listed { list: Digest::of(b"l"), packs };
+        let text = serde_json::to_string(&listed).unwrap();
+        assert_eq!(serde_json::from_str::<ContextSource>(&text).unwrap(), listed);
         let remote = ContextSource::Remote(RemoteSource {
             address: "https://token@h/r.git".into(),
             shown: "https://***@h/r.git".into(),

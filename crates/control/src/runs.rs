@@ -582,10 +582,7 @@ impl Runs {
     pub(crate) async fn keep_context(&self, run: &Run) -> Result<()> {
         let Some(catalog) = &self.shared.catalog else { return Ok(()) };
         let keep = self.shared.settings.queue_keep + run.request.timeout + LEASE_SLACK;
-        for source in run.request.sources() {
-            catalog.lease_blob(&lease_owner(run), source, keep).await?;
-        }
-        Ok(())
+        Ok(catalog.lease_blobs(&lease_owner(run), &run.request.blobs(), keep).await?)
     }
 
     /// The attempt is over, and no later one of its run is meant.

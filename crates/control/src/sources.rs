@@ -2,17 +2,23 @@
 //!
 //! An address is given out, a tar archive is put there once, and `relative_path` names it
 //! in the request of a run. The bytes are a blob, kept by a lease until the address expires
-//! and from then on by the runs that use it.
+//! and from then on by the runs that use it. [`listed`] is the way by which only files travel
+//! that are not there yet.
+
+mod listed;
+
+pub use listed::ListedSource;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use db::Db;
+use engine::ContextLimits;
 use futures_util::{Stream, StreamExt};
 use oci::{Algorithm, Digest, RegistryName};
 use store::{Catalog, Millis};
 
-use crate::{Clock, ControlError, Result, table};
+use crate::{Clock, ContextSource, ControlError, Result, table};
 
 const SCHEMA: &[&str] = &[
     "CREATE TABLE sources (
@@ -24,6 +30,22 @@ const SCHEMA: &[&str] = &[
         digest TEXT
     )",
     "CREATE INDEX sources_by_expiry ON sources (expires_at)",
+    // `base`: the source that this one was made from. `committed`: all of its files are there.
+    "CREATE TABLE listed_sources (
+        id TEXT NOT NULL PRIMARY KEY,
+        registry TEXT NOT NULL,
+        list TEXT NOT NULL,
+        base TEXT,
+        committed BOOLEAN NOT NULL,
+        expires_at BIGINT NOT NULL
+    )",
+    "CREATE INDEX listed_sources_by_expiry ON listed_sources (expires_at)",
+    "CREATE TABLE source_packs (
+        source TEXT NOT NULL,
+        pack TEXT NOT NULL,
+        size BIGINT NOT NULL,
+        PRIMARY KEY (source, pack)
+    )",
 ];
 
 /// Addresses that may be open at once; each is a row, and clients may ask without end.
@@ -37,6 +59,11 @@ pub struct SourceSettings {
     pub size_max: u64,
     /// How long an address is valid.
     pub keep: Duration,
+    /// How long the files of a context are kept after it was last used, for its next upload.
+    pub reuse_keep: Duration,
+    /// Bytes of all files that are kept so.
+    pub reuse_size_max: u64,
+    pub context: ContextLimits,
 }
 
 /// An address to upload to.
@@ -73,15 +100,7 @@ impl Sources {
     /// Gives out an address, valid for a while and for one upload.
     pub async fn create(&self, registry: &RegistryName) -> Result<NewSource> {
         let failed = "give out an upload address";
-        let open: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM sources")
-            .fetch_one(self.db.reads())
-            .await
-            .map_err(ControlError::database(failed))?;
-        if open >= OPEN_MAX {
-            return Err(ControlError::Conflict {
-                message: "too many upload addresses are open; some expire within the hour".into(),
-            });
-        }
+        self.check_room("SELECT COUNT(*) FROM sources").await?;
         let id = uuid::Uuid::new_v4().simple().to_string();
         let signature = uuid::Uuid::new_v4().simple().to_string();
         let statement = sqlx::query(
@@ -95,6 +114,20 @@ impl Sources {
         table::execute(&self.db, failed, statement).await?;
         let relative_path = relative_path(&id);
         Ok(NewSource { id, signature, relative_path })
+    }
+
+    /// Refuses more than so many rows; `count` counts them.
+    async fn check_room(&self, count: &'static str) -> Result<()> {
+        let open: i64 = sqlx::query_scalar(count)
+            .fetch_one(self.db.reads())
+            .await
+            .map_err(ControlError::database("count uploads"))?;
+        match open < OPEN_MAX {
+            true => Ok(()),
+            false => Err(ControlError::Conflict {
+                message: "too many upload addresses are open; some expire within the hour".into(),
+            }),
+        }
     }
 
     /// Takes the bytes for an address. The address is used up by the first attempt: a
@@ -163,11 +196,14 @@ impl Sources {
     }
 
     /// The upload that a request's `sourceLocation` names.
-    pub async fn resolve(&self, registry: &RegistryName, location: &str) -> Result<Digest> {
+    pub async fn resolve(&self, registry: &RegistryName, location: &str) -> Result<ContextSource> {
         let unknown = || ControlError::Invalid {
             message: format!("there is no uploaded source `{}`", quoted(location)),
             hint: Some("upload it first: `POST .../listBuildSourceUploadUrl`, then `PUT`".into()),
         };
+        if let Some(id) = listed::source_id(location) {
+            return self.resolve_listed(registry, id).await?.ok_or_else(unknown);
+        }
         let id = source_id(location).ok_or_else(unknown)?;
         let digest: Option<Option<String>> = sqlx::query_scalar(
             "SELECT digest FROM sources WHERE id = $1 AND registry = $2 AND expires_at > $3",
@@ -178,12 +214,14 @@ impl Sources {
         .fetch_optional(self.db.reads())
         .await
         .map_err(ControlError::database("look up an upload"))?;
-        digest.flatten().and_then(|digest| digest.parse().ok()).ok_or_else(unknown)
+        let digest = digest.flatten().and_then(|digest| digest.parse().ok());
+        digest.map(ContextSource::Upload).ok_or_else(unknown)
     }
 
     /// Forgets addresses that have expired; their leases expire by themselves. An upload under
     /// way keeps its address for a day.
     pub async fn sweep(&self) -> Result<u64> {
+        let listed = self.sweep_listed().await?;
         let now = self.clock.now();
         let statement = sqlx::query(
             "DELETE FROM sources WHERE expires_at <= $1
@@ -191,11 +229,15 @@ impl Sources {
         )
         .bind(now)
         .bind(now.saturating_sub_unsigned(UPLOAD_TIME_MAX.as_millis() as u64));
-        table::execute(&self.db, "forget old uploads", statement).await
+        Ok(listed + table::execute(&self.db, "forget old uploads", statement).await?)
     }
 
     fn expiry(&self) -> Millis {
-        self.clock.now().saturating_add_unsigned(self.settings.keep.as_millis() as u64)
+        self.after(self.settings.keep)
+    }
+
+    fn after(&self, time: Duration) -> Millis {
+        self.clock.now().saturating_add_unsigned(time.as_millis() as u64)
     }
 }
 
@@ -204,8 +246,11 @@ fn relative_path(id: &str) -> String {
 }
 
 fn source_id(location: &str) -> Option<&str> {
-    let id = location.strip_prefix("source/")?.strip_suffix(".tar.gz")?;
-    (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
+    location.strip_prefix("source/")?.strip_suffix(".tar.gz").filter(|id| is_id(id))
+}
+
+fn is_id(id: &str) -> bool {
+    id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn lease_owner(id: &str) -> String {

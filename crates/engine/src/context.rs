@@ -1,30 +1,47 @@
 //! Where a context comes from: an upload, a git repository, an archive at an address.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use builder::{Address, GitAddress, GitError, GitLimits, RecordedRepository, RepositoryOptions};
+use builder::{
+    Address, ContextFiles, ContextLimits, GitAddress, GitError, GitLimits, LazyFolder, ListError,
+    ListedFiles, RecordedRepository, RepositoryOptions,
+};
 use oci::Digest;
 use remote::Download;
 use tokio_util::sync::CancellationToken;
 
 use crate::execute::{Engine, Failure, RunEvents, blocking, open_source, unpack_failure};
-use crate::unpack::{UnpackLimits, Unpacked, unpack};
+use crate::unpack::{Unpacked, unpack};
 
 /// Where the files of a context are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ContextSource {
     /// An uploaded archive, by the digest of its blob.
     Upload(Digest),
+    /// An uploaded list, by the digest of its blob, and the packs that hold its files.
+    Listed {
+        list: Digest,
+        packs: Vec<Digest>,
+    },
     Repository(GitAddress),
     /// An archive.
     Address(Address),
 }
 
-/// A context that is in its folder.
-#[derive(Default)]
+/// A context that the builder can read.
 pub(crate) struct Loaded {
+    pub(crate) files: ContextFiles,
     pub(crate) used: Unpacked,
     pub(crate) repository: Option<LoadedRepository>,
+}
+
+impl Loaded {
+    /// A context without files, in an empty folder.
+    pub(crate) fn empty(folder: PathBuf) -> Self {
+        let files = ContextFiles::Folder(folder);
+        Self { files, used: Unpacked::default(), repository: None }
+    }
 }
 
 pub(crate) struct LoadedRepository {
@@ -43,15 +60,18 @@ pub(crate) struct ContextLoader<'a> {
 }
 
 impl ContextLoader<'_> {
-    /// Unpacks a context into an existing empty folder.
+    /// Brings a context where the builder can read it; `folder` exists and is empty.
     pub(crate) async fn load(
         &self,
         source: &ContextSource,
         folder: PathBuf,
-        limits: UnpackLimits,
+        limits: ContextLimits,
     ) -> Result<Loaded, Failure> {
         let (blob, repository) = match source {
             ContextSource::Upload(blob) => (blob.clone(), None),
+            ContextSource::Listed { list, packs } => {
+                return self.open_listed(list, packs, folder, limits).await;
+            }
             ContextSource::Repository(address) => {
                 let (archive, repository) = self.fetch_repository(address, limits).await?;
                 (archive, Some(repository))
@@ -59,18 +79,33 @@ impl ContextLoader<'_> {
             ContextSource::Address(address) => (self.fetch_archive(address).await?, None),
         };
         let reader = open_source(self.engine, &blob).await?;
-        let stop = self.stop.clone();
-        let unpacked = blocking(move || unpack(reader, &folder, limits, &stop)).await?;
-        let used = unpacked.map_err(|error| unpack_failure(error, self.engine.unpack_limits))?;
-        Ok(Loaded { used, repository })
+        let (stop, root) = (self.stop.clone(), folder.clone());
+        let unpacked = blocking(move || unpack(reader, &root, limits, &stop)).await?;
+        let used = unpacked.map_err(|error| unpack_failure(error, self.engine.context_limits))?;
+        Ok(Loaded { files: ContextFiles::Folder(folder), used, repository })
+    }
+
+    async fn open_listed(
+        &self,
+        list: &Digest,
+        packs: &[Digest],
+        folder: PathBuf,
+        limits: ContextLimits,
+    ) -> Result<Loaded, Failure> {
+        let files = ListedFiles::open(self.engine.catalog.blobs(), list, packs, limits).await;
+        let files = files.map_err(|error| list_failure(error, self.engine.context_limits))?;
+        let used = Unpacked { bytes: files.list().bytes(), entries: files.list().entries() };
+        let folder = Arc::new(LazyFolder::new(folder));
+        let files = ContextFiles::Listed { files: Arc::new(files), folder };
+        Ok(Loaded { files, used, repository: None })
     }
 
     async fn fetch_repository(
         &self,
         address: &GitAddress,
-        limits: UnpackLimits,
+        limits: ContextLimits,
     ) -> Result<(Digest, LoadedRepository), Failure> {
-        let UnpackLimits { bytes_max, entries_max } = limits;
+        let ContextLimits { bytes_max, entries_max } = limits;
         let options = RepositoryOptions {
             keep_git_dir: address.keep_git_dir.unwrap_or(true),
             no_cache: self.no_cache,
@@ -106,5 +141,17 @@ impl ContextLoader<'_> {
         let Some(fetched) = fetched else { unreachable!("only what is known can be unchanged") };
         self.events.message(&format!("Fetched `{address}`: {} bytes", fetched.size)).await;
         Ok(fetched.digest)
+    }
+}
+
+fn list_failure(mut error: ListError, limits: ContextLimits) -> Failure {
+    match &mut error {
+        ListError::TooLarge { max } => *max = limits.bytes_max,
+        ListError::TooManyEntries { max } => *max = limits.entries_max,
+        _ => (),
+    }
+    match error.is_users() {
+        true => Failure::user(&error, error.hint()),
+        false => Failure::ours(&error),
     }
 }

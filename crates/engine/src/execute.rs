@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use builder::{
-    BuildError, BuildEvents, BuildRequest, Builder, ContextOptions, OwnNames, RecordedRepository,
-    Secrets, StoredImage,
+    BuildError, BuildEvents, BuildRequest, Builder, ContextFiles, ContextLimits, ContextOptions,
+    OwnNames, RecordedRepository, Secrets, StoredImage,
 };
 use container::{Limits, Network};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName};
@@ -23,7 +23,7 @@ use crate::layout::{LayoutError, store_layout};
 use crate::name::{Destination, NameError};
 use crate::platforms::{BuiltImages, PlatformEvents, ToldWarnings};
 use crate::publish::{Lease, Publication, PublishError, abandon, publish};
-use crate::unpack::{UnpackError, UnpackLimits, Unpacked};
+use crate::unpack::{UnpackError, Unpacked, after};
 
 /// What runs need of the machine; shared by all runs of a registry.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ pub struct Engine {
     pub own: OwnNames,
     /// Folder for the workspaces of runs.
     pub workspaces: PathBuf,
-    pub unpack_limits: UnpackLimits,
+    pub context_limits: ContextLimits,
     /// Bounds on each `RUN`.
     pub container_limits: Limits,
     /// Whether the policy lets builds use the host's network.
@@ -265,14 +265,15 @@ async fn run(
         tracing::error!(%error, run = request.run, "could not make a workspace");
         Failure::ours(&error)
     })?;
-    let mut loaded = Loaded::default();
     let loader = ContextLoader { engine, no_cache: step.no_cache, events, stop };
-    if let Some(context) = &step.context {
-        let folder = workspace.path().join("context");
-        loaded = loader.load(context, folder, engine.unpack_limits).await?;
-    }
+    let folder = workspace.path().join("context");
+    let loaded = match &step.context {
+        Some(context) => loader.load(context, folder, engine.context_limits).await?,
+        None => Loaded::empty(folder),
+    };
     let named = load_named_contexts(&loader, step, workspace.path(), loaded.used).await?;
-    let mut build = build_request(engine, request, workspace.path(), named)?;
+    let dockerfile = read_dockerfile(step, &loaded.files).await?;
+    let mut build = build_request(engine, request, loaded.files, named, dockerfile)?;
     let repository = loaded.repository.map(|repository| {
         // What a commit holds is as old as the commit (architecture.md decision 12).
         build.source_date_epoch = build.source_date_epoch.or(Some(repository.time));
@@ -391,20 +392,20 @@ async fn load_named_contexts(
     let ContextLoader { engine, stop, .. } = *loader;
     let mut named = BTreeMap::new();
     for (number, (name, context)) in step.options.contexts.iter().enumerate() {
-        let limits = engine.unpack_limits.after(used);
+        let limits = after(engine.context_limits, used);
         let of_context = |failure: Failure| failure.of(format_args!("context `{name}`"));
         let loaded = match context {
             NamedContext::Image(reference) => builder::NamedContext::Image(reference.clone()),
             NamedContext::Files { source } => {
                 let root = workspace.join(format!("context-{number}"));
                 make_context_folder(&root).map_err(|error| Failure::ours(&error))?;
-                let loaded = loader.load(source, root.clone(), limits).await;
-                let loaded = loaded.map_err(of_context)?.used;
+                let loaded = loader.load(source, root, limits).await.map_err(of_context)?;
+                let Loaded { files, used: loaded, .. } = loaded;
                 used.bytes += loaded.bytes;
                 used.entries += loaded.entries;
-                let mut options = ContextOptions::new(root);
+                let mut options = ContextOptions::of(files);
                 options.dockerfile = None;
-                options.entries_max = engine.unpack_limits.entries_max;
+                options.entries_max = engine.context_limits.entries_max;
                 builder::NamedContext::Files(options)
             }
             NamedContext::Layout { source, manifest } => {
@@ -423,14 +424,14 @@ async fn load_named_contexts(
 async fn load_layout(
     engine: &Engine,
     blob: &Digest,
-    limits: UnpackLimits,
+    limits: ContextLimits,
     stop: &CancellationToken,
 ) -> Result<(BTreeSet<Digest>, Unpacked), Failure> {
     let reader = open_source(engine, blob).await?;
     let (catalog, stop) = (engine.catalog.clone(), stop.clone());
     let stored = blocking(move || store_layout(reader, &catalog, limits, &stop)).await?;
     stored.map_err(|error| match error {
-        LayoutError::Archive(error) => unpack_failure(error, engine.unpack_limits),
+        LayoutError::Archive(error) => unpack_failure(error, engine.context_limits),
         LayoutError::Store(error) => Failure::ours(&error),
         error => Failure::user(&error, None),
     })
@@ -444,7 +445,7 @@ pub(crate) async fn open_source(
     Ok(reader.map_err(|error| Failure::ours(&error))?.into_blocking())
 }
 
-pub(crate) fn unpack_failure(mut error: UnpackError, limits: UnpackLimits) -> Failure {
+pub(crate) fn unpack_failure(mut error: UnpackError, limits: ContextLimits) -> Failure {
     // What was left for one context is nobody's setting.
     match &mut error {
         UnpackError::TooLarge { max } => *max = limits.bytes_max,
@@ -475,22 +476,19 @@ const DOCKERFILE_SIZE_MAX: u64 = 1 << 20;
 fn build_request(
     engine: &Engine,
     request: &RunRequest,
-    workspace: &Path,
+    context: ContextFiles,
     named_contexts: BTreeMap<String, builder::NamedContext>,
+    dockerfile: String,
 ) -> Result<BuildRequest, Failure> {
     let step = &request.step;
-    let root = workspace.join("context");
-    let path = clean_path(&step.dockerfile_path)
-        .ok_or_else(|| no_dockerfile(&step.dockerfile_path, "it is not in the context"))?;
-    let name = step.dockerfile_name.clone().unwrap_or_else(|| path.clone());
-    let dockerfile = read_dockerfile(&root, &path, &name)?;
-    let mut context = ContextOptions::new(root);
+    let (path, name) = dockerfile_names(step)?;
+    let mut context = ContextOptions::of(context);
     let only_travels = is_travel_name(&path) || clean_path(&name).as_ref() != Some(&path);
     context.dockerfile = clean_path(&name).or_else(|| Some(path.clone()));
     if only_travels {
         context.hidden.push(path);
     }
-    context.entries_max = engine.unpack_limits.entries_max;
+    context.entries_max = engine.context_limits.entries_max;
     let arguments = step.arguments.iter();
     let build_args: BTreeMap<_, _> =
         arguments.clone().map(|arg| (arg.name.clone(), arg.value.clone())).collect();
@@ -552,22 +550,53 @@ fn no_dockerfile(path: &str, reason: &str) -> Failure {
     Failure::User(format!("error: Dockerfile `{path}` cannot be read: {reason}"))
 }
 
+/// The Dockerfile's path in the context, and its name for the user.
+fn dockerfile_names(step: &BuildStep) -> Result<(String, String), Failure> {
+    let path = clean_path(&step.dockerfile_path)
+        .ok_or_else(|| no_dockerfile(&step.dockerfile_path, "it is not in the context"))?;
+    let name = step.dockerfile_name.clone().unwrap_or_else(|| path.clone());
+    Ok((path, name))
+}
+
 /// Reads the Dockerfile. A link is followed inside the context only.
-fn read_dockerfile(root: &Path, path: &str, name: &str) -> Result<String, Failure> {
+async fn read_dockerfile(step: &BuildStep, context: &ContextFiles) -> Result<String, Failure> {
+    let (path, name) = dockerfile_names(step)?;
+    let context = context.clone();
+    let read = move || {
+        let file = match &context {
+            ContextFiles::Folder(root) => open_in_folder(root, &path, &name)?,
+            ContextFiles::Listed { files, .. } => {
+                files.open_path(&path).map_err(|error| cannot_open(&name, &error))?
+            }
+        };
+        read_text(file, &name)
+    };
+    blocking(read).await?
+}
+
+fn cannot_open(name: &str, error: &std::io::Error) -> Failure {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => no_dockerfile(name, "there is no such file"),
+        _ => no_dockerfile(name, &error.to_string()),
+    }
+}
+
+fn open_in_folder(root: &Path, path: &str, name: &str) -> Result<Box<dyn Read + Send>, Failure> {
     use rustix::fs::{Mode, OFlags, ResolveFlags};
-    let refused = |reason: &str| no_dockerfile(name, reason);
     let root = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| Failure::ours(&errno))?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let file = rustix::fs::openat2(&root, path, flags, Mode::empty(), inside);
-    let file = std::fs::File::from(file.map_err(|errno| match errno {
-        rustix::io::Errno::NOENT => refused("there is no such file"),
-        errno => refused(&errno.to_string()),
-    })?);
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        return Err(refused("it is not a file"));
+    let file = std::fs::File::from(file.map_err(|errno| cannot_open(name, &errno.into()))?);
+    match file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        true => Ok(Box::new(file)),
+        false => Err(no_dockerfile(name, "it is not a file")),
     }
+}
+
+fn read_text(file: Box<dyn Read + Send>, name: &str) -> Result<String, Failure> {
+    let refused = |reason: &str| no_dockerfile(name, reason);
     let mut bytes = Vec::new();
     let read = file.take(DOCKERFILE_SIZE_MAX + 1).read_to_end(&mut bytes);
     read.map_err(|error| Failure::ours(&error))?;

@@ -8,12 +8,12 @@ use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::time::Duration;
 
-use builder::{TarEntry, TarKind, TarReader};
+use builder::{ContextLimits, TarEntry, TarKind, TarReader};
 use oci::{Digest, Hasher};
 use store::{BlobWriter, Catalog, StoreError};
 use tokio_util::sync::CancellationToken;
 
-use crate::unpack::{Counted, UnpackError, UnpackLimits, Unpacked, decompress};
+use crate::unpack::{Counted, UnpackError, Unpacked, decompress};
 
 /// How long the blobs are kept after a build used them: longer than a build can last, and the
 /// next build of the day need not store them again.
@@ -39,7 +39,7 @@ pub enum LayoutError {
 pub fn store_layout(
     archive: impl Read + Send,
     catalog: &Catalog,
-    limits: UnpackLimits,
+    limits: ContextLimits,
     cancel: &CancellationToken,
 ) -> Result<(BTreeSet<Digest>, Unpacked), LayoutError> {
     let mut counted = Counted { inner: decompress(archive)?, read: 0, max: limits.bytes_max };

@@ -18,6 +18,7 @@ mod platforms;
 mod publish;
 mod unpack;
 
+pub use builder::{ContextLimits, ContextList, ListError};
 pub use context::ContextSource;
 pub use execute::{
     Argument, BuildOptions, BuildStep, Engine, NamedContext, Outcome, Output, RunEvents,
@@ -27,4 +28,4 @@ pub use layout::{LayoutError, store_layout};
 pub use name::{Destination, NameError};
 pub use platforms::BuiltImages;
 pub use publish::{Lease, Publication, PublishError, publish};
-pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
+pub use unpack::{UnpackError, Unpacked, unpack};

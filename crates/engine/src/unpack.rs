@@ -8,23 +8,10 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use builder::{TarEntry, TarKind, TarReader};
+use builder::{ContextLimits, LIMITS_HINT, TarEntry, TarKind, TarReader};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
-
-/// How much an archive may hold (contexts.md section 3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UnpackLimits {
-    pub bytes_max: u64,
-    pub entries_max: usize,
-}
-
-impl Default for UnpackLimits {
-    fn default() -> Self {
-        Self { bytes_max: 10 << 30, entries_max: 1_000_000 }
-    }
-}
 
 /// Why a context was refused. `Display` is the user's sentence.
 #[derive(Debug, thiserror::Error)]
@@ -62,11 +49,7 @@ impl UnpackError {
     /// What the user can do about it, when we know.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::TooManyEntries { .. } | Self::TooLarge { .. } => Some(
-                "leave out what the build does not need with `.dockerignore`, or raise \
-                     `limits.context_entries_max` or `limits.context_size_max`"
-                    .to_owned(),
-            ),
+            Self::TooManyEntries { .. } | Self::TooLarge { .. } => Some(LIMITS_HINT.to_owned()),
             _ => None,
         }
     }
@@ -79,13 +62,11 @@ pub struct Unpacked {
     pub entries: usize,
 }
 
-impl UnpackLimits {
-    /// What is left of the limits.
-    pub(crate) fn after(self, used: Unpacked) -> Self {
-        Self {
-            bytes_max: self.bytes_max.saturating_sub(used.bytes),
-            entries_max: self.entries_max.saturating_sub(used.entries),
-        }
+/// What is left of the limits.
+pub(crate) fn after(limits: ContextLimits, used: Unpacked) -> ContextLimits {
+    ContextLimits {
+        bytes_max: limits.bytes_max.saturating_sub(used.bytes),
+        entries_max: limits.entries_max.saturating_sub(used.entries),
     }
 }
 
@@ -94,7 +75,7 @@ impl UnpackLimits {
 pub fn unpack(
     archive: impl Read + Send,
     folder: &Path,
-    limits: UnpackLimits,
+    limits: ContextLimits,
     cancel: &CancellationToken,
 ) -> Result<Unpacked, UnpackError> {
     let root = rustix::fs::open(

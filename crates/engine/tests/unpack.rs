@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use engine::{UnpackError, UnpackLimits, unpack};
+use engine::{ContextLimits, UnpackError, unpack};
 use proptest::prelude::*;
 use tokio_util::sync::CancellationToken;
 
@@ -64,7 +64,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn unpack_into(folder: &Path, bytes: &[u8]) -> Result<(), UnpackError> {
-    unpack(bytes, folder, UnpackLimits::default(), &CancellationToken::new()).map(|_| ())
+    unpack(bytes, folder, ContextLimits::default(), &CancellationToken::new()).map(|_| ())
 }
 
 /// Unpacks below a folder whose neighbours are looked at afterwards: nothing may be there.
@@ -210,7 +210,7 @@ fn what_is_no_archive_is_an_error_and_not_an_empty_context() {
 #[test]
 fn bombs_meet_their_bounds() {
     let folder_ = tempfile::tempdir().unwrap();
-    let limits = UnpackLimits { bytes_max: 100_000, entries_max: 10 };
+    let limits = ContextLimits { bytes_max: 100_000, entries_max: 10 };
     let never = CancellationToken::new();
     let bomb = gzip(&archive(&[file("zeros", &vec![0; 1 << 20])]));
     let error = unpack(&bomb[..], folder_.path(), limits, &never).unwrap_err();
@@ -242,7 +242,7 @@ fn a_canceled_run_stops_unpacking() {
     let canceled = CancellationToken::new();
     canceled.cancel();
     let bytes = archive(&[file("a", b"a")]);
-    let error = unpack(&bytes[..], folder.path(), UnpackLimits::default(), &canceled).unwrap_err();
+    let error = unpack(&bytes[..], folder.path(), ContextLimits::default(), &canceled).unwrap_err();
     assert!(matches!(error, UnpackError::Canceled));
 }
 

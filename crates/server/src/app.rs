@@ -319,6 +319,14 @@ async fn open_runs(
         .map_err(ServeError::starting("open the queue of runs"))
 }
 
+/// What one build context may hold.
+pub(crate) fn context_limits(settings: &Settings) -> engine::ContextLimits {
+    engine::ContextLimits {
+        bytes_max: settings.limits.context_size_max,
+        entries_max: settings.limits.context_entries_max,
+    }
+}
+
 async fn open_sources(
     settings: &Settings,
     db: db::Db,
@@ -328,6 +336,9 @@ async fn open_sources(
     let source_settings = SourceSettings {
         size_max: settings.limits.source_size_max,
         keep: settings.limits.source_keep,
+        reuse_keep: settings.limits.source_reuse_keep,
+        reuse_size_max: settings.limits.source_reuse_size_max,
+        context: context_limits(settings),
     };
     Sources::open(db, catalog.clone(), clock, source_settings)
         .await

@@ -16,14 +16,13 @@ use builder::{
 use container::{Limits, Network, Runtime, RuntimeSettings};
 use control::{Attempt, Commit, End, Executor, Outcome, OutputImage};
 use dockerfile::ContextAddress;
-use engine::{
-    BuildOptions, BuildStep, ContextSource, Engine, Lease, NamedContext, RunRequest, UnpackLimits,
-};
+use engine::{BuildOptions, BuildStep, ContextSource, Engine, Lease, NamedContext, RunRequest};
 use oci::{Annotations, RegistryName};
 use remote::{Credentials, DownloadSettings, Downloads, Remote, RemoteSettings, Upstream};
 use store::{Catalog, DataDir};
 use tokio::sync::Semaphore;
 
+use crate::app::context_limits;
 use crate::settings::{BuildSettings, Settings};
 use crate::state::Shared;
 use crate::{ServeError, UpstreamSettings};
@@ -102,10 +101,7 @@ pub(crate) async fn build(
         registry: registry.clone(),
         own: own.clone(),
         workspaces: folder.path().join("workspaces").join(registry.as_str()),
-        unpack_limits: UnpackLimits {
-            bytes_max: settings.limits.context_size_max,
-            entries_max: settings.limits.context_entries_max,
-        },
+        context_limits: context_limits(settings),
         container_limits: limits.clone(),
         allow_host_network: settings.build.allow_host_network,
     };
@@ -274,7 +270,10 @@ fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, String
 
 fn context_source(source: &control::ContextSource) -> Result<ContextSource, String> {
     Ok(match source {
-        control::ContextSource::Upload(digest) => ContextSource::Upload(digest.clone()),
+        control::ContextSource::Upload(archive) => ContextSource::Upload(archive.clone()),
+        control::ContextSource::Listed { list, packs } => {
+            ContextSource::Listed { list: list.clone(), packs: packs.clone() }
+        }
         control::ContextSource::Remote(remote) => match ContextAddress::of(&remote.address) {
             ContextAddress::Git(Ok(address)) => ContextSource::Repository(address),
             ContextAddress::Archive(address) => ContextSource::Address(address),

@@ -32,7 +32,7 @@ const SECRET_SIZE_MAX: usize = 500 << 10;
 const TIMEOUT_SECONDS: std::ops::RangeInclusive<u32> = 300..=28_800;
 
 /// Uploads by the locations that a request gives for them.
-pub(crate) type Uploads = BTreeMap<String, Digest>;
+pub(crate) type Uploads = BTreeMap<String, ContextSource>;
 
 /// What a build request needs besides what the client says.
 pub(crate) struct BuildDefaults {
@@ -215,7 +215,7 @@ fn named_context(
     let content = match context.content {
         Content::Files { source_location } => {
             let source = match SourceLocation::parse(&source_location)? {
-                SourceLocation::Upload(location) => ContextSource::Upload(upload(location)?),
+                SourceLocation::Upload(location) => upload(location)?,
                 SourceLocation::Remote(remote) => ContextSource::Remote(remote),
             };
             NamedContext::Files { source }
@@ -224,7 +224,13 @@ fn named_context(
             let manifest = digest.parse::<Digest>();
             let manifest =
                 manifest.map_err(|error| refuse(format!("context `{name}`: {error}")))?;
-            NamedContext::Layout { source: upload(&source_location)?, manifest }
+            match upload(&source_location)? {
+                ContextSource::Upload(source) => NamedContext::Layout { source, manifest },
+                ContextSource::Listed { .. } | ContextSource::Remote(_) => {
+                    let message = format!("context `{name}`: a layout is uploaded as an archive");
+                    return Err(refuse(message));
+                }
+            }
         }
         Content::Image { image } => {
             let parsed = image.parse::<Reference>();
@@ -454,7 +460,8 @@ mod tests {
             allow_host_network: false,
             compression: Compression::default(),
         };
-        let uploads = [("source/named.tar.gz".to_owned(), Digest::of(b"named"))].into();
+        let named = ContextSource::Upload(Digest::of(b"named"));
+        let uploads = [("source/named.tar.gz".to_owned(), named)].into();
         assert!(named_uploads(&body)?.len() <= 1);
         build_request(body, context, &uploads, &defaults)
     }

@@ -104,6 +104,8 @@ pub struct LimitSettings {
     pub blob_size_max: u64,
     pub source_size_max: u64,
     pub source_keep: Duration,
+    pub source_reuse_keep: Duration,
+    pub source_reuse_size_max: u64,
     pub context_size_max: u64,
     pub context_entries_max: usize,
     pub download_size_max: u64,

@@ -13,6 +13,7 @@ mod download;
 mod explain;
 mod image;
 mod language;
+mod listed;
 mod mounts;
 mod run;
 mod trust;

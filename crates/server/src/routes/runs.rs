@@ -50,9 +50,7 @@ pub(crate) async fn schedule(
     }
     let api::RunRequest::DockerBuildRequest(body) = body;
     let context = match SourceLocation::of(&body)? {
-        SourceLocation::Upload(location) => {
-            ContextSource::Upload(state.sources.resolve(&registry, location).await?)
-        }
+        SourceLocation::Upload(location) => state.sources.resolve(&registry, location).await?,
         SourceLocation::Remote(remote) => ContextSource::Remote(remote),
     };
     let mut uploads = BTreeMap::new();

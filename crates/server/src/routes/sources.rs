@@ -1,15 +1,21 @@
 //! Upload of build contexts.
 
+use std::io::{BufReader, Read};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::header::CONTENT_LENGTH;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use axum::http::{HeaderMap, StatusCode};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use bytes::Bytes;
+use flate2::bufread::MultiGzDecoder;
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use oci::Digest;
 use serde::Deserialize;
+use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::Query;
+use super::{Json, Query};
 use crate::error::ApiError;
 use crate::state::Shared;
 
@@ -43,15 +49,110 @@ pub(crate) async fn upload(
 ) -> Result<StatusCode, ApiError> {
     let (registry, _) = state.registry(&registry)?;
     let announced = headers.get(CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
-    let stall = state.body_stall;
+    let chunks = chunks(body, state.body_stall);
+    state.sources.upload(&registry, &id, &query.sig, announced, chunks).await?;
+    state.metrics.source_uploads.fetch_add(1, Ordering::Relaxed);
+    Ok(StatusCode::CREATED)
+}
+
+#[derive(Deserialize)]
+pub(crate) struct BaseQuery {
+    base: Option<String>,
+}
+
+/// `POST .../sources`: the list of a context's files; tells which of them are missing.
+pub(crate) async fn create_listed(
+    State(state): State<Shared>,
+    Path(registry): Path<String>,
+    Query(query): Query<BaseQuery>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, axum::Json<api::ListedSource>), ApiError> {
+    let (registry, _) = state.registry(&registry)?;
+    let list = plain_body(&headers, body, state.body_stall)?;
+    let source = state.sources.create_listed(&registry, query.base.as_deref(), list).await?;
+    let missing = source.missing.iter().map(|file| file.digest.to_string()).collect();
+    Ok((StatusCode::CREATED, axum::Json(api::ListedSource { id: source.id, missing })))
+}
+
+/// `POST .../sources/{id}/packs`: files, each compared with its digest as it comes.
+pub(crate) async fn add_pack(
+    State(state): State<Shared>,
+    Path((registry, id)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
+    let (registry, _) = state.registry(&registry)?;
+    let pack = plain_body(&headers, body, state.body_stall)?;
+    state.sources.add_pack(&registry, &id, BufReader::with_capacity(BUFFER_SIZE, pack)).await?;
+    Ok(StatusCode::CREATED)
+}
+
+/// `PUT .../sources/{id}/blobs/{digest}`: one file.
+pub(crate) async fn add_file(
+    State(state): State<Shared>,
+    Path((registry, id, digest)): Path<(String, String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
+    let (registry, _) = state.registry(&registry)?;
+    let digest: Digest =
+        digest.parse().map_err(|error: oci::DigestError| ApiError::invalid(error.to_string()))?;
+    let size = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let (Some(size), None) = (size, headers.get(CONTENT_ENCODING)) else {
+        return Err(ApiError::invalid("a file needs a `Content-Length`, and no encoding")
+            .hint("send it in a pack: `POST .../packs`"));
+    };
+    let file = store::PackedFile { digest, size };
+    let content = plain_body(&headers, body, state.body_stall)?;
+    state.sources.add_file(&registry, &id, file, content).await?;
+    Ok(StatusCode::CREATED)
+}
+
+/// `POST .../sources/{id}/commit`: the source's name for a run.
+pub(crate) async fn commit(
+    State(state): State<Shared>,
+    Path((registry, id)): Path<(String, String)>,
+    Json(body): Json<api::SourceCommit>,
+) -> Result<axum::Json<api::CommittedSource>, ApiError> {
+    let (registry, _) = state.registry(&registry)?;
+    let list: Digest = (body.digest.parse())
+        .map_err(|error: oci::DigestError| ApiError::invalid(error.to_string()).at("digest"))?;
+    let relative_path = state.sources.commit_listed(&registry, &id, &list).await?;
+    state.metrics.source_uploads.fetch_add(1, Ordering::Relaxed);
+    Ok(axum::Json(api::CommittedSource { relative_path }))
+}
+
+/// The pieces of a body; an error when none comes for too long.
+fn chunks(
+    body: Body,
+    stall: Duration,
+) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
     let chunks = body.into_data_stream().map_err(std::io::Error::other);
-    let chunks = stream::unfold(Box::pin(chunks), move |mut chunks| async move {
+    stream::unfold(Box::pin(chunks), move |mut chunks| async move {
         match tokio::time::timeout(stall, chunks.next()).await {
             Ok(chunk) => Some((chunk?, chunks)),
             Err(_) => Some((Err(std::io::Error::other("nothing came for too long")), chunks)),
         }
-    });
-    state.sources.upload(&registry, &id, &query.sig, announced, chunks).await?;
-    state.metrics.source_uploads.fetch_add(1, Ordering::Relaxed);
-    Ok(StatusCode::CREATED)
+    })
+}
+
+/// Read at once from a body.
+const BUFFER_SIZE: usize = 256 << 10;
+
+/// A body for blocking code, without the encoding in which it travelled.
+fn plain_body(
+    headers: &HeaderMap,
+    body: Body,
+    stall: Duration,
+) -> Result<Box<dyn Read + Send>, ApiError> {
+    let body = SyncIoBridge::new(StreamReader::new(Box::pin(chunks(body, stall))));
+    match headers.get(CONTENT_ENCODING).map(|encoding| encoding.as_bytes()) {
+        None => Ok(Box::new(body)),
+        Some(b"gzip") => {
+            let body = BufReader::with_capacity(BUFFER_SIZE, body);
+            Ok(Box::new(MultiGzDecoder::new(body)))
+        }
+        Some(_) => Err(ApiError::invalid("the only encoding of a body is `gzip`")),
+    }
 }

@@ -178,6 +178,12 @@ pub(super) const SECTIONS: &[Section] = &[
             text("blob_size_max", "200GiB", "A pushed blob."),
             text("source_size_max", "8GiB", "An uploaded build context, compressed."),
             text("source_keep", "1h", "How long an upload address is valid."),
+            text(
+                "source_reuse_keep",
+                "7d",
+                "How long the files of a context are kept after its last use, for the next upload.",
+            ),
+            text("source_reuse_size_max", "20GiB", "Files of all contexts that are kept so."),
             text("context_size_max", "10GiB", "A build context, unpacked."),
             bare("context_entries_max", "1000000", "Files and folders of a build context."),
             text(

@@ -378,6 +378,8 @@ impl Layers {
             blob_size_max: at.size("blob_size_max"),
             source_size_max: at.size("source_size_max"),
             source_keep: at.duration("source_keep"),
+            source_reuse_keep: at.duration("source_reuse_keep"),
+            source_reuse_size_max: at.size("source_reuse_size_max"),
             context_size_max: at.size("context_size_max"),
             context_entries_max: at.number("context_entries_max", 1, 100_000_000) as usize,
             download_size_max: at.size("download_size_max"),

@@ -6,4 +6,5 @@ mod access;
 mod content;
 mod lifecycle;
 mod runs;
+mod sources;
 mod support;

@@ -1,0 +1,438 @@
+//! A context that came as a list of its files, and packs that hold them.
+//!
+//! The store compared every file with its digest when it took the pack, so such a context is
+//! neither unpacked nor hashed: its list is read, and files are read where they are.
+//!
+//! The list is a client's. It is one line of JSON for each entry, folders before what is in them,
+//! and whatever the kernel would not have in a folder is refused here.
+
+use std::collections::btree_map::Entry as MapEntry;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{DirBuilder, File, Permissions};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use oci::Digest;
+use serde::Deserialize;
+use store::{BlobStore, PackedFile, Packs, StoreError};
+
+use crate::name::{NAME_MAX, bytes_of, shown, text_of};
+use crate::tree::{LinkGroup, Node, NodeKind, parent, resolve};
+
+/// How much a context may hold (contexts.md section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContextLimits {
+    pub bytes_max: u64,
+    pub entries_max: usize,
+}
+
+impl Default for ContextLimits {
+    fn default() -> Self {
+        Self { bytes_max: 10 << 30, entries_max: 1_000_000 }
+    }
+}
+
+/// A line of a list is not longer than this.
+const LINE_SIZE_MAX: u64 = 64 << 10;
+/// Bytes of a path, and of what a link says.
+const PATH_SIZE_MAX: usize = 4096;
+
+/// Why a list was refused. `Display` is the user's sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    #[error("line {line} of the context's list: {reason}")]
+    BadLine { line: usize, reason: String },
+    #[error("the context has more than {max} files and folders")]
+    TooManyEntries { max: usize },
+    #[error("the context has files of more than {max} bytes")]
+    TooLarge { max: u64 },
+    #[error("`{path}` of the context did not come with it")]
+    MissingFile { path: String },
+    #[error("could not read the context's list")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl ListError {
+    /// Whether the cause is the user's input.
+    pub fn is_users(&self) -> bool {
+        !matches!(self, Self::Io(_) | Self::Store(_))
+    }
+
+    /// What the user can do about it, when we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::TooManyEntries { .. } | Self::TooLarge { .. } => Some(LIMITS_HINT.to_owned()),
+            _ => None,
+        }
+    }
+}
+
+/// What to do about a context that is beyond its limits.
+pub const LIMITS_HINT: &str = "leave out what the build does not need with `.dockerignore`, or \
+     raise `limits.context_entries_max` or `limits.context_size_max`";
+
+/// The files of a context, without their bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ContextList {
+    entries: BTreeMap<String, Node>,
+    bytes: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    path: String,
+    #[serde(rename = "type")]
+    kind: Kind,
+    #[serde(default)]
+    mode: Option<u32>,
+    #[serde(default)]
+    mtime: i64,
+    #[serde(default)]
+    size: Option<u64>,
+    #[serde(default)]
+    digest: Option<Digest>,
+    /// The same for all names of one file.
+    #[serde(default)]
+    link: Option<LinkGroup>,
+    #[serde(default)]
+    target: Option<String>,
+}
+
+#[derive(Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Directory,
+    File,
+    Symlink,
+}
+
+impl ContextList {
+    /// Reads a list. Blocking.
+    pub fn parse(mut text: impl BufRead, limits: ContextLimits) -> Result<Self, ListError> {
+        let mut list = Self { entries: BTreeMap::new(), bytes: 0 };
+        let mut links: HashMap<LinkGroup, Node> = HashMap::new();
+        let mut bytes = Vec::new();
+        for line in 1.. {
+            bytes.clear();
+            if text.by_ref().take(LINE_SIZE_MAX).read_until(b'\n', &mut bytes)? == 0 {
+                break;
+            }
+            if list.entries.len() >= limits.entries_max {
+                return Err(ListError::TooManyEntries { max: limits.entries_max });
+            }
+            let bad = |reason: String| ListError::BadLine { line, reason };
+            if bytes.last() != Some(&b'\n') {
+                return Err(bad(format!("it has no end within {LINE_SIZE_MAX} bytes")));
+            }
+            let read = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+            let (path, node) = entry(read).map_err(bad)?;
+            list.check_place(&path).map_err(bad)?;
+            if !is_known_link(&node, &mut links).map_err(bad)?
+                && let NodeKind::File { size, .. } = node.kind
+            {
+                list.bytes = list.bytes.saturating_add(size);
+                if list.bytes > limits.bytes_max {
+                    return Err(ListError::TooLarge { max: limits.bytes_max });
+                }
+            }
+            match list.entries.entry(path) {
+                MapEntry::Vacant(place) => place.insert(node),
+                MapEntry::Occupied(there) => {
+                    return Err(bad(format!("`{}` is listed twice", shown(there.key()))));
+                }
+            };
+        }
+        Ok(list)
+    }
+
+    /// Every entry is in a folder that comes before it.
+    fn check_place(&self, path: &str) -> Result<(), String> {
+        let folder = parent(path);
+        match folder.is_empty() || self.entries.get(folder).is_some_and(Node::is_directory) {
+            true => Ok(()),
+            false => Err(format!(
+                "`{}` is in `{}`, which is not listed before it as a folder",
+                shown(path),
+                shown(folder)
+            )),
+        }
+    }
+
+    /// Digests and sizes of all files, in the order of their paths.
+    pub fn files(&self) -> impl Iterator<Item = PackedFile> {
+        self.entries.values().filter_map(|node| match &node.kind {
+            NodeKind::File { size, digest } => {
+                Some(PackedFile { digest: digest.clone(), size: *size })
+            }
+            _ => None,
+        })
+    }
+
+    pub fn entries(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Bytes in files; of a file with several names, once.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+fn entry(line: Line) -> Result<(String, Node), String> {
+    let Line { path, kind, mode, mtime, size, digest, link, target } = line;
+    let wrong = |what: &str| format!("`{path}` {what}");
+    let is_path = !path.is_empty() && path.len() <= PATH_SIZE_MAX && !path.contains('\0');
+    let is_name = |name: &str| !matches!(name, "" | "." | "..") && name.len() <= NAME_MAX;
+    if !is_path || !path.split('/').all(is_name) {
+        return Err(format!("`{}` is no path inside a context", path.escape_debug()));
+    }
+    let is_file = kind == Kind::File;
+    if is_file != (size.is_some() && digest.is_some()) || (link.is_some() && !is_file) {
+        return Err(wrong("must have a size and a digest if it is a file, and only then"));
+    }
+    if (kind == Kind::Symlink) != target.is_some() {
+        return Err(wrong("must have a target if it is a link, and only then"));
+    }
+    let kind = match (size, digest, target) {
+        (Some(size), Some(digest), _) => {
+            if digest.algorithm() != oci::Algorithm::Sha256 {
+                return Err(wrong("must have a sha256"));
+            }
+            NodeKind::File { size, digest }
+        }
+        (_, _, Some(target)) => {
+            if target.is_empty() || target.len() > PATH_SIZE_MAX || target.contains('\0') {
+                return Err(wrong("is a link to what is no path"));
+            }
+            NodeKind::Symlink { target: text_of(target.as_bytes()) }
+        }
+        _ => NodeKind::Directory,
+    };
+    // Links have no mode of their own.
+    let mode = match (&kind, mode) {
+        (NodeKind::Symlink { .. }, None) => 0o777,
+        (NodeKind::Directory | NodeKind::File { .. }, Some(mode)) if mode <= 0o7777 => mode,
+        _ => return Err(wrong("must have a mode of at most 7777 (octal) unless it is a link")),
+    };
+    let path = text_of(path.as_bytes());
+    // The context belongs to nobody in the image: what is copied is root's.
+    Ok((path, Node { kind, mode, uid: 0, gid: 0, mtime, xattrs: Vec::new(), link }))
+}
+
+/// Whether a node is another name of a file that came before. All names of one are equal.
+fn is_known_link(node: &Node, links: &mut HashMap<LinkGroup, Node>) -> Result<bool, String> {
+    let Some(group) = node.link else { return Ok(false) };
+    match links.insert(group, node.clone()) {
+        Some(first) if first != *node => Err(format!("names of file {group} differ")),
+        first => Ok(first.is_some()),
+    }
+}
+
+/// A context by its list, its files in packs.
+pub struct ListedFiles {
+    list: ContextList,
+    packs: Packs,
+}
+
+impl ListedFiles {
+    /// Reads the list and finds its files; which list and packs belong together is the caller's
+    /// to know.
+    pub async fn open(
+        blobs: &Arc<dyn BlobStore>,
+        list: &Digest,
+        packs: &[Digest],
+        limits: ContextLimits,
+    ) -> Result<Self, ListError> {
+        let text = BufReader::new(blobs.open(list, 0).await?.into_blocking());
+        let list = tokio::task::spawn_blocking(move || ContextList::parse(text, limits));
+        let list = list.await.map_err(io::Error::other)??;
+        let packs = Packs::open(Arc::clone(blobs), packs).await?;
+        for (path, node) in &list.entries {
+            let NodeKind::File { size, digest } = &node.kind else { continue };
+            if packs.find(digest).is_none_or(|(_, found)| found != *size) {
+                return Err(ListError::MissingFile { path: shown(path).into_owned() });
+            }
+        }
+        Ok(Self { list, packs })
+    }
+
+    pub fn list(&self) -> &ContextList {
+        &self.list
+    }
+
+    /// Opens a file, links on the way followed inside the context. Blocking.
+    pub fn open_path(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
+        let node = |path: &str| self.list.entries.get(path).cloned();
+        let found = resolve(&node, &text_of(path.as_bytes()), true);
+        self.open_file(&found.map_err(|_| io::Error::other("it leads in circles"))?)
+    }
+
+    /// Opens a file, no link followed. Blocking.
+    pub(crate) fn open_file(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
+        match self.list.entries.get(path).map(|node| &node.kind) {
+            Some(NodeKind::File { digest, .. }) => self.packs.read(digest),
+            Some(_) => Err(io::Error::other("it is not a file")),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// All entries by their paths; the root is none of them.
+    pub(crate) fn nodes(&self) -> &BTreeMap<String, Node> {
+        &self.list.entries
+    }
+
+    /// Writes some of the context into an empty folder of ours. Blocking.
+    pub(crate) fn write_to(
+        &self,
+        folder: &Path,
+        nodes: &BTreeMap<String, Node>,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
+        // Nothing but folders is ever gone through, since a list has entries in folders only.
+        let place = |path: &str| folder.join(std::ffi::OsStr::new(&*shown_name(path)));
+        let mut firsts: HashMap<LinkGroup, &str> = HashMap::new();
+        for (path, node) in nodes.iter().filter(|(path, _)| !path.is_empty()) {
+            if is_stopped() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            match &node.kind {
+                NodeKind::Directory => DirBuilder::new().mode(0o700).create(place(path))?,
+                NodeKind::Symlink { target } => {
+                    std::os::unix::fs::symlink(&*shown_name(target), place(path))?;
+                }
+                NodeKind::File { digest, .. } => {
+                    let first =
+                        node.link.map(|group| *firsts.entry(group).or_insert(path.as_str()));
+                    if let Some(first) = first.filter(|first| *first != path.as_str()) {
+                        std::fs::hard_link(place(first), place(path))?;
+                        continue;
+                    }
+                    let mut file = File::create_new(place(path))?;
+                    io::copy(&mut self.packs.read(digest)?, &mut file)?;
+                    file.set_permissions(Permissions::from_mode(node.mode))?;
+                    let time = Duration::from_secs(u64::try_from(node.mtime).unwrap_or(0));
+                    file.set_modified(UNIX_EPOCH + time)?;
+                }
+                _ => return Err(io::Error::other("a list has no devices")),
+            }
+        }
+        // At the end, so that a folder that cannot be written to could be filled.
+        for (path, node) in nodes.iter().rev().filter(|(_, node)| node.is_directory()) {
+            std::fs::set_permissions(place(path), Permissions::from_mode(node.mode))?;
+        }
+        Ok(())
+    }
+}
+
+/// A name as it is on disk: those of lists are always UTF-8.
+fn shown_name(text: &str) -> String {
+    String::from_utf8_lossy(&bytes_of(text)).into_owned()
+}
+
+/// The context's root, which is in no list.
+pub(crate) fn root() -> Node {
+    let kind = NodeKind::Directory;
+    Node { kind, mode: 0o755, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new(), link: None }
+}
+
+impl std::fmt::Debug for ListedFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ListedFiles").field("entries", &self.list.entries()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FILE: &str = r#""type":"file","mode":420,"size":3,"digest":"sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae""#;
+
+    fn parse(lines: &[&str]) -> Result<ContextList, String> {
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let limits = ContextLimits { bytes_max: 10, entries_max: 5 };
+        ContextList::parse(text.as_bytes(), limits).map_err(|error| error.to_string())
+    }
+
+    fn file(path: &str) -> String {
+        format!(r#"{{"path":"{path}",{FILE}}}"#)
+    }
+
+    fn linked(path: &str, group: u64) -> String {
+        format!(r#"{{"path":"{path}",{FILE},"link":{group}}}"#)
+    }
+
+    #[test]
+    fn a_list_is_read() {
+        let list = parse(&[
+            r#"{"path":"d","type":"directory","mode":493,"mtime":7}"#,
+            &linked("d/a", 1),
+            &linked("d/b", 1),
+            r#"{"path":"d/l","type":"symlink","target":"../../x"}"#,
+        ]);
+        let list = list.unwrap();
+        assert_eq!((list.entries(), list.bytes()), (4, 3));
+        assert_eq!(list.files().count(), 2);
+        assert_eq!(list.entries["d"].mtime, 7);
+    }
+
+    #[test]
+    fn what_no_folder_could_hold_is_refused() {
+        let refused = |lines: &[&str]| parse(lines).unwrap_err();
+        let long = "n".repeat(256);
+        for path in
+            ["", "/x", "x/", "a//b", ".", "..", "a/../b", "../x", "a\\u0000b", long.as_str()]
+        {
+            assert!(refused(&[&file(path)]).contains("is no path inside a context"), "{path}");
+        }
+        // Below a file or a link, or in a folder that is not there.
+        let link = r#"{"path":"x","type":"symlink","target":"/etc"}"#;
+        for above in [file("x").as_str(), link] {
+            assert!(refused(&[above, &file("x/y")]).contains("not listed before it as a folder"));
+        }
+        assert!(refused(&[&file("x/y")]).starts_with("line 1 of the context's list"));
+        assert!(refused(&[&file("x"), &file("x")]).contains("listed twice"));
+        assert!(
+            refused(&[&linked("x", 1), &linked("y", 1).replace("420", "421")])
+                .contains("names of file 1 differ")
+        );
+        assert!(refused(&[r#"{"path":"x","type":"file","mode":420}"#]).contains("a size and"));
+        assert!(refused(&[r#"{"path":"x","type":"fifo"}"#]).contains("unknown variant"));
+        assert!(refused(&[r#"{"path":"x","type":"directory"}"#]).contains("must have a mode"));
+        let mode = r#"{"path":"x","type":"directory","mode":32768}"#;
+        assert!(refused(&[mode]).contains("must have a mode"));
+        let empty = r#"{"path":"x","type":"symlink","target":""}"#;
+        assert!(refused(&[empty]).contains("no path"));
+    }
+
+    #[test]
+    fn a_list_has_bounds() {
+        let names = ["a", "b", "c", "d", "e", "f"];
+        let many = names.map(|name| linked(name, 1));
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(parse(&many[..5]).is_ok());
+        let error = parse(&many).unwrap_err();
+        assert_eq!(error, "the context has more than 5 files and folders");
+        let large = names.map(file);
+        let large: Vec<&str> = large.iter().map(String::as_str).collect();
+        assert!(parse(&large[..3]).is_ok());
+        let error = parse(&large[..4]).unwrap_err();
+        assert_eq!(error, "the context has files of more than 10 bytes");
+        let endless = " ".repeat(LINE_SIZE_MAX as usize);
+        assert!(parse(&[&endless]).unwrap_err().contains("no end"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "[\\[\\]{}\":,a-z0-9\n]{0,200}") {
+            let _ = parse(&[&text]);
+        }
+    }
+}
