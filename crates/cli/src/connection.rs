@@ -1,6 +1,6 @@
 //! A way to a server's API: over the network, or over the Unix socket of a data folder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -26,7 +26,8 @@ pub struct Connection {
     base: Url,
     registry: String,
     credential: Option<Credential>,
-    is_socket: bool,
+    /// The socket of a data folder.
+    socket: Option<PathBuf>,
 }
 
 impl Connection {
@@ -39,7 +40,13 @@ impl Connection {
             .build()
             .map_err(could_not("prepare a connection"))?;
         let base = Url::parse("http://localhost/").map_err(could_not("name the server"))?;
-        Ok(Self { client, base, registry: registry.into(), credential: None, is_socket: true })
+        Ok(Self {
+            client,
+            base,
+            registry: registry.into(),
+            credential: None,
+            socket: Some(socket.to_owned()),
+        })
     }
 
     /// A server by its URL, trusted by the system's certificates and those of `ca_file`.
@@ -57,12 +64,20 @@ impl Connection {
             builder = builder.tls_certs_merge(certificates(file)?);
         }
         let client = builder.build().map_err(could_not("prepare a connection"))?;
-        Ok(Self { client, base, registry: registry.into(), credential, is_socket: false })
+        Ok(Self { client, base, registry: registry.into(), credential, socket: None })
     }
 
     /// Whether bytes stay on this machine, so that making them fewer only costs time.
     pub(crate) fn is_local(&self) -> bool {
         is_loopback(&self.base)
+    }
+
+    /// Tells this registry of this server from others.
+    pub(crate) fn address(&self) -> String {
+        match &self.socket {
+            Some(socket) => format!("{} {}", socket.display(), self.registry),
+            None => format!("{} {}", self.base, self.registry),
+        }
     }
 
     /// `/api/v1/registries/{registry}/...`. Segments are escaped, slashes in them too.
@@ -89,7 +104,7 @@ impl Connection {
     /// A URL that the server gave, possibly relative or under another of its names.
     pub(crate) fn resolve(&self, url: &str) -> Result<Url> {
         let given = self.base.join(url).map_err(could_not(format!("read the URL `{url}`")))?;
-        if !self.is_socket {
+        if self.socket.is_none() {
             return Ok(given);
         }
         let mut local = self.base.clone();
@@ -117,7 +132,7 @@ impl Connection {
         body: &impl Serialize,
     ) -> Result<T> {
         let response = self.stream(self.request(Method::POST, url).json(body)).await?;
-        read_json(response).await
+        read_json(response, ANSWER_SIZE_MAX).await
     }
 
     /// A request without a body or an answer of interest.
@@ -149,11 +164,11 @@ impl Connection {
     }
 
     async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
-        read_json(self.stream(request.timeout(ANSWER_TIMEOUT)).await?).await
+        read_json(self.stream(request.timeout(ANSWER_TIMEOUT)).await?, ANSWER_SIZE_MAX).await
     }
 
     fn name(&self) -> &str {
-        match self.is_socket {
+        match self.socket.is_some() {
             true => "the server of the data folder",
             false => self.base.as_str().trim_end_matches('/'),
         }
@@ -168,7 +183,7 @@ impl Connection {
             Some(cause) => told.caused_by(cause),
             None => told.caused_by(error),
         };
-        match (self.is_socket, error.is_connect()) {
+        match (self.socket.is_some(), error.is_connect()) {
             (false, true) => told.with_hint(
                 "check the address, or leave `--server` away to work on the local data folder",
             ),
@@ -182,11 +197,11 @@ impl Connection {
             StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => ErrorKind::Usage,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ErrorKind::Unauthorized,
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => ErrorKind::Unreachable,
-            StatusCode::NOT_FOUND => ErrorKind::NotFound,
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => ErrorKind::NotFound,
             StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED => ErrorKind::Conflict,
             _ => ErrorKind::Failed,
         };
-        let body = read_body(response).await.unwrap_or_default();
+        let body = read_body(response, ANSWER_SIZE_MAX).await.unwrap_or_default();
         let Ok(api::ErrorBody { error }) = serde_json::from_slice(&body) else {
             return Error::new(kind, format!("`{}` answered {status}", self.name()));
         };
@@ -221,17 +236,21 @@ fn certificates(file: &Path) -> Result<Vec<reqwest::Certificate>> {
     }
 }
 
-async fn read_json<T: DeserializeOwned>(response: Response) -> Result<T> {
-    let body = read_body(response).await?;
+/// Reads the JSON of an answer of at most so many bytes.
+pub(crate) async fn read_json<T: DeserializeOwned>(
+    response: Response,
+    size_max: usize,
+) -> Result<T> {
+    let body = read_body(response, size_max).await?;
     serde_json::from_slice(&body)
         .map_err(could_not("understand the server's answer"))
         .map_err(|error| error.with_hint("is it a Refit server of this version?"))
 }
 
-async fn read_body(mut response: Response) -> Result<Vec<u8>> {
+async fn read_body(mut response: Response, size_max: usize) -> Result<Vec<u8>> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(could_not("read the answer"))? {
-        if body.len() + chunk.len() > ANSWER_SIZE_MAX {
+        if body.len() + chunk.len() > size_max {
             return Err(Error::failed("the server's answer has no end"));
         }
         body.extend_from_slice(&chunk);

@@ -5,10 +5,14 @@
 //! names that never travel, and the Dockerfile, which travels under a name of its own and so
 //! may lie anywhere.
 
+mod file;
+mod files;
+mod index;
 mod layout;
+mod listing;
 mod named;
-mod pack;
 mod upload;
+mod walk;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -17,9 +21,9 @@ use std::path::{Path, PathBuf};
 use dockerfile::ContextAddress;
 use dockerfile::ignore::IgnoreFile;
 
+pub(crate) use file::file_header;
 pub(crate) use named::{NamedContent, NamedContext};
-pub(crate) use pack::file_header;
-pub(crate) use upload::{Archive, Upload, upload};
+pub(crate) use upload::{Content, Summary, Upload, upload};
 
 use crate::error::{Error, Result, could_not};
 
@@ -113,7 +117,7 @@ pub(crate) struct Source {
     leaves_out_usual_ignore_file: bool,
     /// A named context has none.
     dockerfile: Option<Vec<u8>>,
-    /// The Dockerfile's name in the archive.
+    /// The Dockerfile's name where it travels.
     pub(crate) dockerfile_path: String,
     /// Its name as the user knows it.
     pub(crate) dockerfile_name: String,
@@ -136,8 +140,8 @@ impl Source {
         Ok(Self {
             patterns: ignore.patterns()?,
             leaves_out_usual_ignore_file: ignore.is_dockerfiles_own,
+            dockerfile_path: hidden_name(&dockerfile),
             dockerfile: Some(dockerfile),
-            dockerfile_path: hidden_name(),
             dockerfile_name: shown_name(&dockerfile_file, folder.as_deref()),
             folder,
         })
@@ -222,9 +226,10 @@ fn read_bounded(file: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// A name that no file of a context has.
-fn hidden_name() -> String {
-    format!("{}{}", api::HIDDEN_DOCKERFILE_PREFIX, uuid::Uuid::new_v4().simple())
+/// A name that no file of a context has; the same for the same text, so that a context that has
+/// not changed has the same list.
+fn hidden_name(text: &[u8]) -> String {
+    format!("{}{}", api::HIDDEN_DOCKERFILE_PREFIX, &oci::Digest::of(text).hex()[..32])
 }
 
 /// `Dockerfile` or `sub/Dockerfile` inside the context, else as the user wrote it.

@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 pub struct Environment {
     /// `refit` in the user's folder for settings.
     pub(crate) config_folder: Option<PathBuf>,
+    /// `refit` in the user's folder for what can be found out again.
+    pub(crate) cache_folder: Option<PathBuf>,
     /// Where a server of this user leaves its token.
     pub(crate) runtime_folder: Option<PathBuf>,
     pub(crate) user: u32,
@@ -37,6 +39,7 @@ impl Environment {
         let variable = |name: &str| variables.get(name).filter(|value| !value.is_empty());
         let folder = |name: &str| variable(name).map(PathBuf::from);
         let config = folder("XDG_CONFIG_HOME").or_else(|| Some(folder("HOME")?.join(".config")));
+        let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
         let runtime = folder("XDG_RUNTIME_DIR").map(|folder| folder.join("refit"));
         let usual_runtime = match user {
             0 => PathBuf::from("/run/refit"),
@@ -44,6 +47,7 @@ impl Environment {
         };
         Self {
             config_folder: config.map(|folder| folder.join("refit")),
+            cache_folder: cache.map(|folder| folder.join("refit")),
             runtime_folder: Some(runtime.unwrap_or(usual_runtime)),
             user,
             terminal_moves: variable("TERM").is_some_and(|term| term != "dumb"),
@@ -95,6 +99,7 @@ mod tests {
     fn folders_follow_the_xdg_rules() {
         let home = environment(&[("HOME", "/home/u"), ("XDG_RUNTIME_DIR", "")], 7);
         assert_eq!(home.config_folder, Some("/home/u/.config/refit".into()));
+        assert_eq!(home.cache_folder, Some("/home/u/.cache/refit".into()));
         assert_eq!(home.runtime_folder, Some("/tmp/refit-7".into()));
         let xdg = environment(&[("XDG_CONFIG_HOME", "/c"), ("XDG_RUNTIME_DIR", "/r")], 0);
         assert_eq!(xdg.config_folder, Some("/c/refit".into()));

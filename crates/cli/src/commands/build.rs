@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::Session;
 use crate::OutputFormat;
 use crate::connection::Connection;
-use crate::context::{self, Archive, Context, NamedContent, NamedContext, Upload};
+use crate::context::{self, Content, Context, NamedContent, NamedContext, Upload};
 use crate::error::{Error, ErrorKind, Result, could_not};
 use crate::export::{self, BuiltImage, Exports, can_write};
 use crate::follow::{self, Followed};
@@ -227,8 +227,8 @@ pub(super) async fn run(
     let uploading = async {
         let location = match context {
             Context::Local(source) => {
-                let archive = Archive::Folder(source);
-                upload(connection, session, "the context", archive, &mut display).await?
+                let content = Content::Folder(source);
+                upload(connection, session, "the context", content, &mut display).await?
             }
             Context::Remote(remote) => remote.address,
         };
@@ -494,14 +494,14 @@ async fn upload_named(
         NamedContent::Image(image) => NamedContextContent::Image { image },
         NamedContent::Remote(address) => NamedContextContent::Files { source_location: address },
         NamedContent::Folder(source) => {
-            let archive = Archive::Folder(source);
-            let source_location = upload(connection, session, &what, archive, display).await?;
+            let content = Content::Folder(source);
+            let source_location = upload(connection, session, &what, content, display).await?;
             NamedContextContent::Files { source_location }
         }
         NamedContent::Layout(layout) => {
             let digest = layout.digest.clone();
-            let archive = Archive::Layout(layout);
-            let source_location = upload(connection, session, &what, archive, display).await?;
+            let content = Content::Layout(layout);
+            let source_location = upload(connection, session, &what, content, display).await?;
             NamedContextContent::Layout { source_location, digest }
         }
     };
@@ -513,11 +513,12 @@ async fn upload(
     connection: &Connection,
     session: &Session<'_>,
     what: &str,
-    archive: Archive,
+    content: Content,
     display: &mut Display,
 ) -> Result<String> {
     let sent = Arc::new(AtomicU64::new(0));
-    let uploading = context::upload(connection, archive, Arc::clone(&sent));
+    let cache = session.environment.cache_folder.as_deref();
+    let uploading = context::upload(connection, content, cache, Arc::clone(&sent));
     tokio::pin!(uploading);
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -528,9 +529,14 @@ async fn upload(
         }
     };
     display.uploaded();
-    let Upload { relative_path, summary } = uploaded?;
+    let Upload { relative_path, summary, travelled } = uploaded?;
     let files = if summary.files == 1 { "file" } else { "files" };
-    display.note(&format!("Sent {what}: {} {files}, {}", summary.files, size(summary.size)));
+    let sent = match travelled {
+        Some((0, _)) => ", none of which changed".to_owned(),
+        Some((count, bytes)) if bytes < summary.size => format!(" ({count} new, {})", size(bytes)),
+        _ => String::new(),
+    };
+    display.note(&format!("Sent {what}: {} {files}, {}{sent}", summary.files, size(summary.size)));
     for path in &summary.skipped {
         session.printer.warning(&format!("`{path}` is no file, folder or link, and is left out"));
     }

@@ -14,7 +14,8 @@ use flate2::write::GzEncoder;
 use serde::Deserialize;
 use tar::Builder;
 
-use super::pack::{Exactly, PackSummary, file_header, open_regular, packing};
+use super::Summary;
+use super::file::{Exactly, file_header, open_regular, packing};
 use crate::error::{Result, could_not};
 
 /// An index or manifest is not larger than this.
@@ -119,9 +120,9 @@ impl Layout {
     }
 
     /// Writes the archive of the blobs. They are compressed as they are. Blocking.
-    pub(super) fn pack(&self, out: impl Write) -> Result<PackSummary> {
+    pub(super) fn pack(&self, out: impl Write) -> Result<Summary> {
         let mut archive = Builder::new(GzEncoder::new(out, Compression::none()));
-        let mut summary = PackSummary::default();
+        let mut summary = Summary::default();
         for digest in &self.blobs {
             let path = blob_path(digest).expect("noted blobs have one");
             let file = open_regular(&self.folder.join(&path)).map_err(packing(&path))?;

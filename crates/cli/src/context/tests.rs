@@ -1,40 +1,46 @@
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-use flate2::Compression;
-use flate2::read::GzDecoder;
+use api::{SourceEntry, SourceEntryKind};
+use oci::Digest;
 
 use super::*;
 
-/// Entries of the archive of a context: path to what it is. The Dockerfile's own name,
-/// which differs every time, is `<dockerfile>`.
-fn packed(context: &Path, file: Option<&Path>) -> BTreeMap<String, String> {
+/// The list of a context.
+fn listed(context: &Path, file: Option<&Path>) -> (Source, listing::Listing) {
     let source = Source::find(context.to_str().unwrap(), file).unwrap();
-    let mut archive = Vec::new();
-    pack::pack(&source, Compression::fast(), &mut archive).unwrap();
+    let listing = listing::list(&source, &mut index::Index::default()).unwrap();
+    (source, listing)
+}
+
+/// Entries of a context: path to what it is. The Dockerfile's own name, which differs every
+/// time, is `<dockerfile>`; of a file with several names the first has its bytes.
+fn entries(context: &Path, file: Option<&Path>) -> BTreeMap<String, String> {
+    let (source, listing) = listed(context, file);
+    let mut links = BTreeMap::new();
     let mut entries = BTreeMap::new();
-    let mut archive = tar::Archive::new(GzDecoder::new(archive.as_slice()));
-    for entry in archive.entries().unwrap() {
-        let mut entry = entry.unwrap();
-        assert_eq!((entry.header().uid().unwrap(), entry.header().gid().unwrap()), (0, 0));
-        let path = entry.path().unwrap().to_string_lossy().into_owned();
-        let path = path.replace(&source.dockerfile_path, "<dockerfile>");
-        let kind = match entry.header().entry_type() {
-            tar::EntryType::Directory => "folder".into(),
-            tar::EntryType::Symlink => {
-                format!("-> {}", entry.link_name().unwrap().unwrap().display())
-            }
-            tar::EntryType::Link => {
-                format!("= {}", entry.link_name().unwrap().unwrap().display())
-            }
-            _ => {
-                let mode = entry.header().mode().unwrap();
-                let mut text = String::new();
-                entry.read_to_string(&mut text).unwrap();
-                format!("{mode:o} {text}")
+    for line in listing.text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let SourceEntry { path, kind, .. } = serde_json::from_slice(line).unwrap();
+        let is_dockerfile = path == source.dockerfile_path;
+        let text = || match (is_dockerfile, &source.folder) {
+            (false, Some(folder)) => fs::read_to_string(folder.join(&path)).unwrap(),
+            _ => String::from_utf8(source.dockerfile.clone().unwrap()).unwrap(),
+        };
+        let kind = match kind {
+            SourceEntryKind::Directory { .. } => "folder".to_owned(),
+            SourceEntryKind::Symlink { target } => format!("-> {target}"),
+            SourceEntryKind::File { mode, size, digest, link } => {
+                let first = link.map(|link| links.entry(link).or_insert(path.clone()).clone());
+                let text = text();
+                assert_eq!(digest, Digest::of(text.as_bytes()).to_string());
+                assert_eq!(size, text.len() as u64);
+                match first.filter(|first| *first != path) {
+                    Some(first) => format!("= {first}"),
+                    None => format!("{mode:o} {text}"),
+                }
             }
         };
+        let path = if is_dockerfile { "<dockerfile>".to_owned() } else { path };
         entries.insert(path, kind);
     }
     entries
@@ -70,22 +76,17 @@ fn a_context_travels_with_modes_and_links_but_without_version_control() {
     fs::set_permissions(folder.path().join("src/main.c"), fs::Permissions::from_mode(0o755))
         .unwrap();
     symlink("/etc/passwd", folder.path().join("link")).unwrap();
-    let entries = packed(folder.path(), None);
+    let entries = entries(folder.path(), None);
     let expected = [
         ("<dockerfile>", "644 FROM scratch\n"),
         ("Dockerfile", "644 FROM scratch\n"),
-        ("empty/", "folder"),
+        ("empty", "folder"),
         ("link", "-> /etc/passwd"),
-        ("src/", "folder"),
+        ("src", "folder"),
         ("src/main.c", "755 int main;"),
     ];
     let expected = expected.map(|(path, kind)| (path.to_owned(), kind.to_owned()));
-    assert_eq!(trimmed(entries), trimmed(expected.into()));
-}
-
-/// Folder names with or without their final slash are the same.
-fn trimmed(entries: BTreeMap<String, String>) -> BTreeMap<String, String> {
-    entries.into_iter().map(|(path, kind)| (path.trim_end_matches('/').into(), kind)).collect()
+    assert_eq!(entries, expected.into());
 }
 
 #[test]
@@ -106,7 +107,7 @@ fn the_ignore_file_decides_and_may_take_back() {
             (".git/HEAD", ""),
         ],
     );
-    let entries = trimmed(packed(folder.path(), None));
+    let entries = entries(folder.path(), None);
     assert_eq!(
         names(&entries),
         [
@@ -132,7 +133,7 @@ fn a_dockerfile_outside_travels_with_its_own_ignore_file() {
         &[("other.Dockerfile", "FROM x\n"), ("other.Dockerfile.dockerignore", "lost\n")],
     );
     let file = folder.path().join("other.Dockerfile");
-    let entries = packed(&context, Some(&file));
+    let entries = entries(&context, Some(&file));
     assert_eq!(names(&entries), ["<dockerfile>", "kept"]);
     assert_eq!(entries["<dockerfile>"], "644 FROM x\n");
 }
@@ -146,15 +147,10 @@ fn targets_of_links_travel_as_they_are() {
     for (number, target) in targets.iter().enumerate() {
         symlink(target, folder.path().join(format!("{number}"))).unwrap();
     }
-    let source = Source::find(folder.path().to_str().unwrap(), None).unwrap();
-    let mut archive = Vec::new();
-    pack::pack(&source, Compression::fast(), &mut archive).unwrap();
-    let mut archive = tar::Archive::new(GzDecoder::new(archive.as_slice()));
-    let found = archive.entries().unwrap().filter_map(|entry| {
-        let link = entry.unwrap().link_name_bytes()?.into_owned();
-        Some(String::from_utf8(link).unwrap())
-    });
-    assert_eq!(found.collect::<Vec<_>>(), targets);
+    let entries = entries(folder.path(), None);
+    for (number, target) in targets.iter().enumerate() {
+        assert_eq!(entries[&number.to_string()], format!("-> {target}"));
+    }
 }
 
 #[test]
@@ -173,7 +169,7 @@ fn a_file_with_several_names_travels_once() {
     fs::hard_link(folder.path().join("Dockerfile"), folder.path().join("e")).unwrap();
     symlink("b", folder.path().join("link")).unwrap();
     fs::hard_link(folder.path().join("link"), folder.path().join("link2")).unwrap();
-    let mut entries = trimmed(packed(folder.path(), None));
+    let mut entries = entries(folder.path(), None);
     entries.retain(|_, kind| kind != "folder");
     // The name that stays here is not the one that the others link to.
     let expected = [
@@ -189,8 +185,7 @@ fn a_file_with_several_names_travels_once() {
     ];
     let expected = expected.map(|(path, kind)| (path.to_owned(), kind.to_owned()));
     assert_eq!(entries, expected.into());
-    let source = Source::find(folder.path().to_str().unwrap(), None).unwrap();
-    let summary = pack::pack(&source, Compression::fast(), io::sink()).unwrap();
+    let summary = listed(folder.path(), None).1.summary;
     assert_eq!((summary.files, summary.size), (6, 14));
 }
 
@@ -198,7 +193,7 @@ fn a_file_with_several_names_travels_once() {
 fn no_context_is_the_dockerfile_alone() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), &[("Dockerfile", "FROM scratch\n")]);
-    let entries = packed(Path::new("/dev/null"), Some(&folder.path().join("Dockerfile")));
+    let entries = entries(Path::new("/dev/null"), Some(&folder.path().join("Dockerfile")));
     assert_eq!(names(&entries), ["<dockerfile>"]);
 }
 
@@ -207,8 +202,7 @@ fn what_is_no_file_is_left_out_and_told() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), &[("Dockerfile", "FROM scratch\n")]);
     let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap();
-    let source = Source::find(folder.path().to_str().unwrap(), None).unwrap();
-    let summary = pack::pack(&source, Compression::fast(), io::sink()).unwrap();
+    let summary = listed(folder.path(), None).1.summary;
     assert_eq!(summary.skipped, ["socket"]);
     assert_eq!((summary.files, summary.size), (1, 13));
 }

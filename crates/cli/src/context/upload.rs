@@ -1,18 +1,18 @@
-//! The archive on its way: packed on one thread, sent on another, a bounded queue between.
+//! A context on its way: written on one thread, sent on another, a bounded queue between.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use flate2::Compression;
 use futures_util::stream;
-use reqwest::{Body, Method, header};
+use reqwest::{Body, Method, RequestBuilder, Response, header};
 use tokio::sync::mpsc;
 
 use super::Source;
+use super::files::upload_files;
 use super::layout::Layout;
-use super::pack::{PackSummary, pack};
 use crate::connection::Connection;
 use crate::error::{Error, Result, could_not};
 
@@ -20,65 +20,90 @@ const CHUNK_SIZE: usize = 256 << 10;
 /// Chunks waiting to be sent: enough to keep both sides busy.
 const CHUNKS_MAX: usize = 8;
 
+/// What a context holds, for the user.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Summary {
+    pub(crate) files: u64,
+    /// Bytes in files; of a file with several names, once.
+    pub(crate) size: u64,
+    /// Sockets, pipes and devices, which no context holds.
+    pub(crate) skipped: Vec<String>,
+}
+
 /// An upload that is done.
 pub(crate) struct Upload {
     pub(crate) relative_path: String,
-    pub(crate) summary: PackSummary,
+    pub(crate) summary: Summary,
+    /// Files and their bytes that travelled, if not all did.
+    pub(crate) travelled: Option<(u64, u64)>,
 }
 
 /// What an upload is made of.
-pub(crate) enum Archive {
+pub(crate) enum Content {
     Folder(Source),
     Layout(Layout),
 }
 
-impl Archive {
-    fn pack(&self, compression: Compression, out: impl Write) -> Result<PackSummary> {
-        match self {
-            Self::Folder(source) => pack(source, compression, out),
-            Self::Layout(layout) => layout.pack(out),
-        }
+/// Sends a context; `sent` counts bytes as they leave. In `cache` is remembered what a server has.
+pub(crate) async fn upload(
+    connection: &Connection,
+    content: Content,
+    cache: Option<&Path>,
+    sent: Arc<AtomicU64>,
+) -> Result<Upload> {
+    match content {
+        Content::Folder(source) => upload_files(connection, &Arc::new(source), cache, &sent).await,
+        Content::Layout(layout) => upload_layout(connection, layout, &sent).await,
     }
 }
 
-/// Sends a context; `sent` counts bytes as they leave.
-pub(crate) async fn upload(
+/// Sends all of a layout, whatever the server has.
+async fn upload_layout(
     connection: &Connection,
-    archive: Archive,
-    sent: Arc<AtomicU64>,
+    layout: Layout,
+    sent: &Arc<AtomicU64>,
 ) -> Result<Upload> {
     let route = connection.route(&["listBuildSourceUploadUrl"]);
     let place: api::SourceUpload = connection.post(route, &serde_json::json!({})).await?;
-    // On this machine the bytes only change hands.
-    let compression = if connection.is_local() { Compression::none() } else { Compression::fast() };
-    let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
-    let packing = tokio::task::spawn_blocking(move || {
-        let mut out = Chunks { sender, pending: Vec::with_capacity(CHUNK_SIZE) };
-        let packed = archive.pack(compression, &mut out);
-        // An archive that is not whole must not look so: the request ends in an error.
-        let ended = match &packed {
-            Ok(_) => out.flush(),
-            Err(_) => {
-                out.sender.blocking_send(Err(io::ErrorKind::Interrupted.into())).map_err(|_| gone())
-            }
-        };
-        packed.and_then(|summary| ended.map(|()| summary).map_err(could_not("send the context")))
-    });
     let url = connection.resolve(&place.upload_url)?;
     let request = connection
         .request(Method::PUT, url)
         .header(header::CONTENT_TYPE, "application/gzip")
         // What the managed service's storage asks of every upload.
-        .header("x-ms-blob-type", "BlockBlob")
-        .body(body(chunks, sent));
-    let answered = connection.stream(request).await;
-    let packed = packing.await.map_err(could_not("pack the context"))?;
-    match (packed, answered) {
-        // A refusal explains why nobody took the rest of the archive.
+        .header("x-ms-blob-type", "BlockBlob");
+    let pack = move |out: &mut Chunks| layout.pack(out);
+    let (_, summary) = send(connection, request, sent, pack).await?;
+    Ok(Upload { relative_path: place.relative_path, summary, travelled: None })
+}
+
+/// Sends a body while it is written.
+pub(super) async fn send<T: Send + 'static>(
+    connection: &Connection,
+    request: RequestBuilder,
+    sent: &Arc<AtomicU64>,
+    write: impl FnOnce(&mut Chunks) -> Result<T> + Send + 'static,
+) -> Result<(Response, T)> {
+    let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
+    let writing = tokio::task::spawn_blocking(move || {
+        let mut out = Chunks { sender, pending: Vec::with_capacity(CHUNK_SIZE) };
+        let written = write(&mut out);
+        // A body that is not whole must not look so: the request ends in an error.
+        let ended = match &written {
+            Ok(_) => out.flush(),
+            Err(_) => {
+                out.sender.blocking_send(Err(io::ErrorKind::Interrupted.into())).map_err(|_| gone())
+            }
+        };
+        written.and_then(|value| ended.map(|()| value).map_err(could_not("send the context")))
+    });
+    let answered = connection.stream(request.body(body(chunks, Arc::clone(sent)))).await;
+    let written = writing.await.map_err(could_not("pack the context"))?;
+    match (written, answered) {
+        // A refusal explains why nobody took the rest of the body.
         (Err(_), Err(refused)) if refused.kind() != crate::ErrorKind::Unreachable => Err(refused),
         (Err(error), Err(unreachable)) => Err(worse(error, unreachable)),
         (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
-        (Ok(summary), Ok(_)) => Ok(Upload { relative_path: place.relative_path, summary }),
+        (Ok(value), Ok(response)) => Ok((response, value)),
     }
 }
 
@@ -106,7 +131,7 @@ fn gone() -> io::Error {
 }
 
 /// A writer whose bytes go to the sender in chunks. Waits while the queue is full.
-struct Chunks {
+pub(super) struct Chunks {
     sender: mpsc::Sender<io::Result<Bytes>>,
     pending: Vec<u8>,
 }

@@ -130,9 +130,9 @@ fn as_root_an_upload_that_ends_early_leaves_nothing() {
     let build = begin();
     build.signal(Signal::STOP);
     world.check_nothing_remains();
+    // The server has given it up by now; the client takes it up again.
     build.signal(Signal::CONT);
-    let ended = build.wait().stderr_has("error: ");
-    assert!(ended.code.is_some_and(|code| code != 0), "{ended:?}");
+    build.wait().success();
 }
 
 #[test]

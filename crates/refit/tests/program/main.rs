@@ -24,6 +24,7 @@ mod rootless;
 mod scrub;
 mod serve;
 mod task;
+mod upload;
 mod version;
 
 use testkit::Sandbox;
