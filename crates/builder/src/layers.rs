@@ -47,6 +47,7 @@ use crate::user::Owner;
 use blocks::{BlockMap, BlockWriter};
 pub(crate) use blocks::{EarlierBlocks, compressor};
 use diff::{NotInLayer, write_diff};
+pub use files::FilesOf;
 use index::{INDEX_FORMAT, LayerIndex, Merged};
 pub(crate) use unpack::read_layer;
 use unpack::read_plain;

@@ -62,7 +62,7 @@ pub use image::{
     BaseImage, BaseImages, CatalogImages, ImageError, OwnNames, StoredImage, parse_config,
     read_config,
 };
-pub use layers::{LayerIndexes, Layers};
+pub use layers::{FilesOf, LayerIndexes, Layers};
 pub use listed::{ContextLimits, ContextList, LIMITS_HINT, ListError, ListedFiles};
 pub use record::*;
 pub use remote::{DownloadError, GitError, GitLimits};

@@ -44,8 +44,10 @@ enum Target {
 impl Target {
     fn is_of_one_platform(&self) -> bool {
         match self {
-            Self::Registry { .. } | Self::Image { form: ImageForm::Oci, .. } => false,
-            Self::Image { form: ImageForm::Docker, .. } | Self::Files { .. } => true,
+            Self::Image { form: ImageForm::Docker, .. } => true,
+            Self::Image { form: ImageForm::Oci, .. }
+            | Self::Registry { .. }
+            | Self::Files { .. } => false,
         }
     }
 }
@@ -204,9 +206,8 @@ impl Exports {
                 place.check()?;
             }
             if platforms > 1 && export.target.is_of_one_platform() {
-                let told =
-                    "only `--output type=oci` and `type=image` have room for several platforms";
-                return Err(Error::usage(told).with_hint("build for one at a time"));
+                let told = "`--output type=docker` has no room for several platforms";
+                return Err(Error::usage(told).with_hint("write `type=oci`, or build for one"));
             }
         }
         let exports = Self { exports, images: images.to_vec() };

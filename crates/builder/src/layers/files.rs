@@ -1,4 +1,4 @@
-//! All files of an image as one tar, made from its layers as they are read.
+//! All files of images as one tar, made from their layers as they are read.
 //!
 //! Folders come first, then the files of each layer that no layer above hides, then what has no
 //! bytes: so no name in the tar ever leads through a link. Nothing is unpacked, and memory holds
@@ -21,38 +21,58 @@ use crate::build::blocking;
 use crate::error::BuildError;
 use crate::name::{bytes_of, text_of};
 use crate::tar_reader::{TarKind, TarReader};
-use crate::tree::{LinkGroup, NodeKind};
+use crate::tree::{LinkGroup, NodeKind, join};
+
+/// An image of which all files are wanted.
+pub struct FilesOf {
+    pub manifest: ImageManifest,
+    pub config: ImageConfig,
+    /// The folder of the tar that gets them; `None`: its root.
+    pub folder: Option<String>,
+}
 
 impl Layers {
-    /// Writes all files of an image as a tar, and gives `out` back. What cannot be written is an
+    /// Writes all files of images as one tar, and gives `out` back. What cannot be written is an
     /// error of `out`, which cancels `stop` to say so.
     pub async fn write_files<W: Write + Send + 'static>(
         &self,
-        manifest: &ImageManifest,
-        config: &ImageConfig,
+        images: &[FilesOf],
+        mut out: W,
+        stop: &CancellationToken,
+    ) -> Result<W, BuildError> {
+        for image in images {
+            out = self.write_files_of(image, out, stop).await?;
+        }
+        let end = move || {
+            write_end(&mut out)?;
+            Ok(out)
+        };
+        blocking(end).await.map_err(not_written(stop))
+    }
+
+    async fn write_files_of<W: Write + Send + 'static>(
+        &self,
+        image: &FilesOf,
         out: W,
         stop: &CancellationToken,
     ) -> Result<W, BuildError> {
-        let layers =
-            image_layers(manifest, config).map_err(|reason| BuildError::BadLayer { reason })?;
+        let layers = image_layers(&image.manifest, &image.config)
+            .map_err(|reason| BuildError::BadLayer { reason })?;
         let ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let merged = self.merged(&layers, &ids, stop).await?;
-        let written = |source| match stop.is_cancelled() {
-            true => BuildError::Canceled,
-            false => BuildError::Io { doing: "send files".to_owned(), source },
-        };
-        let files = Arc::clone(&merged);
-        let folders = blocking(move || write_folders(&files, out));
-        let mut out = folders.await.map_err(written)?;
+        let names = Names { folder: image.folder.clone() };
+        let (files, names_) = (Arc::clone(&merged), names.clone());
+        let folders = blocking(move || write_folders(&files, &names_, out));
+        let mut out = folders.await.map_err(not_written(stop))?;
         for (number, layer) in layers.iter().enumerate() {
-            let files = LayerFiles::of(&merged, number);
+            let files = LayerFiles::of(&merged, number, names.clone());
             if files.count == 0 {
                 continue;
             }
             out = self.write_layer_files(layer, files, Arc::clone(&merged), out, stop).await?;
         }
-        let others = blocking(move || write_others(&merged, out));
-        others.await.map_err(written)
+        let others = blocking(move || write_others(&merged, &names, out));
+        others.await.map_err(not_written(stop))
     }
 
     async fn write_layer_files<W: Write + Send + 'static>(
@@ -76,23 +96,46 @@ impl Layers {
     }
 }
 
-fn write_folders<W: Write>(merged: &Merged, mut out: W) -> io::Result<W> {
+fn not_written(stop: &CancellationToken) -> impl Fn(io::Error) -> BuildError {
+    |source| match stop.is_cancelled() {
+        true => BuildError::Canceled,
+        false => BuildError::Io { doing: "send files".to_owned(), source },
+    }
+}
+
+/// What the names in the tar begin with.
+#[derive(Clone)]
+struct Names {
+    folder: Option<String>,
+}
+
+impl Names {
+    fn of(&self, path: &str) -> Vec<u8> {
+        match &self.folder {
+            Some(folder) if path.is_empty() => folder.clone().into_bytes(),
+            Some(folder) => bytes_of(&join(folder, path)).into_owned(),
+            None => bytes_of(path).into_owned(),
+        }
+    }
+}
+
+fn write_folders<W: Write>(merged: &Merged, names: &Names, mut out: W) -> io::Result<W> {
     for (path, placed) in merged.iter() {
-        if placed.node.is_directory() && !path.is_empty() {
-            write_header(&mut out, &bytes_of(path), &placed.node, None)?;
+        let is_named = !path.is_empty() || names.folder.is_some();
+        if placed.node.is_directory() && is_named {
+            write_header(&mut out, &names.of(path), &placed.node, None)?;
         }
     }
     Ok(out)
 }
 
 /// Links, devices and pipes.
-fn write_others<W: Write>(merged: &Merged, mut out: W) -> io::Result<W> {
+fn write_others<W: Write>(merged: &Merged, names: &Names, mut out: W) -> io::Result<W> {
     for (path, placed) in merged.iter() {
         if !matches!(placed.node.kind, NodeKind::Directory | NodeKind::File { .. }) {
-            write_header(&mut out, &bytes_of(path), &placed.node, None)?;
+            write_header(&mut out, &names.of(path), &placed.node, None)?;
         }
     }
-    write_end(&mut out)?;
     Ok(out)
 }
 
@@ -100,18 +143,19 @@ fn write_others<W: Write>(merged: &Merged, mut out: W) -> io::Result<W> {
 struct LayerFiles {
     layer: usize,
     count: usize,
-    /// All names of those that may have several, sorted.
-    names: HashMap<LinkGroup, Vec<String>>,
+    /// All paths of those that may have several, sorted.
+    linked: HashMap<LinkGroup, Vec<String>>,
+    names: Names,
 }
 
 impl LayerFiles {
-    fn of(merged: &Merged, layer: usize) -> Self {
-        let mut files = Self { layer, count: 0, names: HashMap::new() };
+    fn of(merged: &Merged, layer: usize, names: Names) -> Self {
+        let mut files = Self { layer, count: 0, linked: HashMap::new(), names };
         for (path, placed) in merged.iter() {
             if placed.layer == layer && matches!(placed.node.kind, NodeKind::File { .. }) {
                 files.count += 1;
                 if let Some(group) = placed.node.link {
-                    files.names.entry(group).or_default().push(path.to_owned());
+                    files.linked.entry(group).or_default().push(path.to_owned());
                 }
             }
         }
@@ -142,17 +186,18 @@ impl LayerFiles {
             entries += 1;
             let NodeKind::File { size, .. } = node.kind else { continue };
             let path = text_of(&clean(&entry.path)?);
-            let names = match self.names.get(&group) {
-                Some(names) => names.clone(),
+            let paths = match self.linked.get(&group) {
+                Some(paths) => paths.clone(),
                 None if self.shows(merged, &path) => vec![path],
                 None => continue,
             };
-            let (first, others) = names.split_first().expect("a group has a name");
-            write_header(out, &bytes_of(first), &node, None)?;
+            let mut names = paths.iter().map(|path| self.names.of(path));
+            let Some(first) = names.next() else { continue };
+            write_header(out, &first, &node, None)?;
             io::copy(&mut archive, out)?;
             write_padding(out, size)?;
-            for other in others {
-                write_header(out, &bytes_of(other), &node, Some(&bytes_of(first)))?;
+            for other in names {
+                write_header(out, &other, &node, Some(&first))?;
             }
         }
         Ok(())

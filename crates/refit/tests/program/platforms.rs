@@ -164,11 +164,37 @@ fn as_root_a_program_for_another_processor_is_told_with_a_hint() {
 }
 
 #[test]
-fn some_outputs_have_room_for_one_platform() {
+fn as_root_the_files_of_each_platform_have_a_folder() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    sandbox.write("app/linux_amd64", "one");
+    sandbox.write("app/linux_arm64", "other");
+    sandbox
+        .write("app/Dockerfile", "FROM scratch\nARG TARGETARCH\nCOPY linux_$TARGETARCH /etc/app\n");
+    let args =
+        ["build", "app", "--platform", BOTH, "-o", "type=tar,dest=app.tar", "-o", "./folder"];
+    sandbox.refit(args).on(&server).run().success();
+    let folder = sandbox.path("folder");
+    for (platform, text) in [("linux_amd64", "one"), ("linux_arm64", "other")] {
+        let file = folder.join(platform).join("etc/app");
+        assert_eq!(fs::read_to_string(file).unwrap(), text);
+    }
+    let tar = tool(&sandbox, "tar", &["-tf", "app.tar"]).expect("tar is there");
+    let names = [
+        "linux_amd64/",
+        "linux_amd64/etc/",
+        "linux_amd64/etc/app",
+        "linux_arm64/",
+        "linux_arm64/etc/",
+        "linux_arm64/etc/app",
+    ];
+    assert_eq!(tar.lines().collect::<Vec<_>>(), names);
+}
+
+#[test]
+fn a_docker_archive_has_room_for_one_platform() {
     let sandbox = sandbox();
     scratch_app(&sandbox);
-    for output in ["type=docker,dest=app.tar", "type=tar,dest=app.tar", "./folder"] {
-        let args = ["build", "app", "--platform", BOTH, "-o", output];
-        sandbox.refit(args).run().code(2).stderr_has("room for several platforms");
-    }
+    let args = ["build", "app", "--platform", BOTH, "-o", "type=docker,dest=app.tar"];
+    sandbox.refit(args).run().code(2).stderr_has("no room for several platforms");
 }

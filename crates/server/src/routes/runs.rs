@@ -10,11 +10,11 @@ use axum::extract::{Path, State};
 use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use builder::BuildError;
+use builder::{BuildError, FilesOf};
 use bytes::BytesMut;
 use control::{ContextSource, EventReader, LogKey, Run, RunId};
 use futures_util::{Stream, StreamExt, stream};
-use oci::{Digest, Manifest, RegistryName};
+use oci::{Descriptor, Digest, ImageManifest, Manifest, RegistryName};
 use serde::Deserialize;
 use store::StoreError;
 use tokio::io::AsyncReadExt as _;
@@ -254,8 +254,9 @@ async fn is_part(state: &Shared, built: &Digest, wanted: &Digest) -> Result<bool
     Ok(false)
 }
 
-/// All files of the image that a run has built, as a tar. It ends early, with an error of the
-/// connection, if something is wrong with them.
+/// All files of the image that a run has built, as a tar; of an index those of every image, in
+/// folders with the names of their platforms. It ends early, with an error of the connection, if
+/// something is wrong with them.
 pub(crate) async fn files(
     State(state): State<Shared>,
     Path((registry, id)): Path<(String, String)>,
@@ -263,18 +264,28 @@ pub(crate) async fn files(
     let run = find(&state, &registry, &id).await?;
     let missing = |what: &str| ApiError::not_found(format!("{what} of run `{}`", run.id));
     let built = run.digest.clone().ok_or_else(|| missing("an image"))?;
-    let Manifest::Image(manifest) = read_manifest(&state, &built).await? else {
-        return Err(missing("an image for one platform"));
+    let images = match read_manifest(&state, &built).await? {
+        Manifest::Image(manifest) => vec![files_of(&state, &built, manifest, None).await?],
+        Manifest::Index(index) => {
+            let mut images = Vec::with_capacity(index.manifests.len());
+            for Descriptor { digest, platform, .. } in index.manifests {
+                let Manifest::Image(manifest) = read_manifest(&state, &digest).await? else {
+                    return Err(missing("an index of images"));
+                };
+                let platform = platform.ok_or_else(|| missing("an index of platforms"))?;
+                let folder = platform.to_string().replace('/', "_");
+                images.push(files_of(&state, &digest, manifest, Some(folder)).await?);
+            }
+            images
+        }
+        Manifest::Artifact(_) => return Err(missing("an image")),
     };
-    let blobs = &**state.catalog.blobs();
-    let config = builder::read_config(built.as_str(), &manifest, blobs).await;
-    let config = config.map_err(|_| missing("a readable image config"))?;
     let (sender, receiver) = mpsc::channel(FILE_CHUNKS);
     let stop = CancellationToken::new();
     let out = Chunks { sender, stop: stop.clone(), buffer: BytesMut::new() };
     let layers = Arc::clone(&state.layers);
     tokio::spawn(async move {
-        let written = layers.write_files(&manifest, &config, out, &stop).await;
+        let written = layers.write_files(&images, out, &stop).await;
         match written {
             Ok(out) => out.finish().await,
             Err(BuildError::Canceled) => (),
@@ -293,6 +304,18 @@ pub(crate) async fn files(
         }
     });
     Ok(stream_response("application/x-tar", chunks))
+}
+
+async fn files_of(
+    state: &Shared,
+    digest: &Digest,
+    manifest: Box<ImageManifest>,
+    folder: Option<String>,
+) -> Result<FilesOf, ApiError> {
+    let config = builder::read_config(digest.as_str(), &manifest, &**state.catalog.blobs()).await;
+    let config =
+        config.map_err(|_| ApiError::not_found(format!("a readable image config of {digest}")))?;
+    Ok(FilesOf { manifest: *manifest, config, folder })
 }
 
 /// Chunks of files on their way, of [`BLOB_CHUNK`] bytes each.
