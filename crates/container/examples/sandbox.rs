@@ -12,8 +12,8 @@ use std::process::ExitCode;
 use async_trait::async_trait;
 use bytes::Bytes;
 use container::{
-    Exit, HELPER_ARG, Limits, Network, OutputSink, ProcessSpec, Rootfs, Runtime, RuntimeSettings,
-    Stream, User, Verdict,
+    Exit, ExternalRuntime, HELPER_ARG, Limits, Network, OutputSink, ProcessSpec, Rootfs, Runtime,
+    RuntimeSettings, Stream, User, Verdict,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -52,7 +52,10 @@ fn main() -> ExitCode {
 
 fn settings(state_dir: PathBuf, external: Option<&str>) -> RuntimeSettings {
     RuntimeSettings {
-        external: external.map(PathBuf::from),
+        external: external.map(|program| ExternalRuntime {
+            program: PathBuf::from(program),
+            arguments: Vec::new(),
+        }),
         helper: std::env::current_exe().expect("the program has a path"),
         state_dir,
         subnet: "10.89.0.0/24".to_owned(),

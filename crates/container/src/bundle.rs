@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::network::Uplink;
 use crate::process::{Rootfs, path_text};
 use crate::users::{IdMapping, Mappings};
-use crate::{ContainerError, MountKind, Network, ProcessSpec, seccomp};
+use crate::{ContainerError, ExternalRuntime, MountKind, Network, ProcessSpec, seccomp};
 
 /// The largest bundle file the helper reads. 500 layers and a long environment stay far below.
 const BUNDLE_FILE_SIZE_MAX: u64 = 16 << 20;
@@ -134,7 +134,7 @@ pub(crate) struct MountEntry {
 pub(crate) const TRANSLATED: &str = "idmap";
 
 impl MountEntry {
-    fn new(destination: &str, kind: &str, source: &str, options: &[&str]) -> Self {
+    pub(crate) fn new(destination: &str, kind: &str, source: &str, options: &[&str]) -> Self {
         Self {
             destination: destination.to_owned(),
             kind: kind.to_owned(),
@@ -219,7 +219,7 @@ pub(crate) struct Extras {
     /// A program to start for the network namespace.
     pub(crate) uplink: Option<Uplink>,
     /// An OCI runtime to execute instead of doing it ourselves.
-    pub(crate) external: Option<PathBuf>,
+    pub(crate) external: Option<ExternalRuntime>,
     /// The container's name, for the external runtime.
     pub(crate) name: String,
 }
@@ -273,7 +273,7 @@ pub(crate) fn private_bytes(spec: &ProcessSpec) -> Vec<u8> {
 /// What the server decided about one container besides its specification.
 pub(crate) struct Placement {
     pub(crate) folder: PathBuf,
-    pub(crate) external: Option<PathBuf>,
+    pub(crate) external: Option<ExternalRuntime>,
     /// Path of the network namespace to join.
     pub(crate) network_namespace: Option<String>,
     pub(crate) cgroup_procs: Vec<PathBuf>,
@@ -393,31 +393,33 @@ pub(crate) fn describe(
     Ok((config, extras))
 }
 
+/// Whose a file system in memory is, if not root's.
+fn owner_options(place: &Placement) -> Vec<String> {
+    match place.ids.root() {
+        0 => Vec::new(),
+        root => vec![format!("uid={root}"), format!("gid={root}")],
+    }
+}
+
 /// `/proc`, `/dev` and `/sys`, in the order in which they are mounted.
 fn system_mounts(spec: &ProcessSpec, place: &Placement) -> Vec<MountEntry> {
-    let root = place.ids.root();
-    let owner = format!("uid={root},gid={root}");
+    let owner = owner_options(place);
+    let owner = owner.iter().map(String::as_str);
     let terminals = place.ids.group(TERMINAL_GROUP).map(|group| format!("gid={group}"));
     let mut terminal_options =
         vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
     terminal_options.extend(terminals.as_deref());
     let shm_size = format!("size={}", spec.limits.shm_size.unwrap_or(SHM_SIZE_DEFAULT));
     let sys_mode = if spec.privileged { "rw" } else { "ro" };
+    let mut dev_options = vec!["nosuid", "strictatime", "mode=755", "size=65536k"];
+    dev_options.extend(owner.clone());
+    let mut shm_options = vec!["nosuid", "noexec", "nodev", "mode=1777", &*shm_size];
+    shm_options.extend(owner);
     vec![
         MountEntry::new("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        MountEntry::new(
-            "/dev",
-            "tmpfs",
-            "tmpfs",
-            &["nosuid", "strictatime", "mode=755", "size=65536k", &owner],
-        ),
+        MountEntry::new("/dev", "tmpfs", "tmpfs", &dev_options),
         MountEntry::new("/dev/pts", "devpts", "devpts", &terminal_options),
-        MountEntry::new(
-            "/dev/shm",
-            "tmpfs",
-            "shm",
-            &["nosuid", "noexec", "nodev", "mode=1777", &shm_size, &owner],
-        ),
+        MountEntry::new("/dev/shm", "tmpfs", "shm", &shm_options),
         MountEntry::new("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         match place.rootless && spec.network == Network::Host {
             false => {
@@ -453,14 +455,10 @@ fn extra_mount(
         MountKind::Tmpfs { size, mode: permissions } => {
             let size = format!("size={size}");
             let permissions = format!("mode={:o}", permissions & 0o7777);
-            let root = place.ids.root();
-            let owner = format!("uid={root},gid={root}");
-            MountEntry::new(
-                &mount.target,
-                "tmpfs",
-                "tmpfs",
-                &["nosuid", "nodev", mode, &size, &permissions, &owner],
-            )
+            let owner = owner_options(place);
+            let mut options = vec!["nosuid", "nodev", mode, &size, &permissions];
+            options.extend(owner.iter().map(String::as_str));
+            MountEntry::new(&mount.target, "tmpfs", "tmpfs", &options)
         }
         MountKind::File { content, uid, gid, mode: permissions } => {
             let at = Placement::files(&place.folder).join(number.to_string());

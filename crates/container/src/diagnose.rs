@@ -8,7 +8,7 @@ use crate::bundle::OverlayLayers;
 use crate::cgroup::Hierarchy;
 use crate::emulation::Handler;
 use crate::rootless::{self, is_rootless};
-use crate::{Limits, RuntimeSettings, linux, network};
+use crate::{ExternalRuntime, Limits, RuntimeSettings, linux, network};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -65,7 +65,7 @@ pub async fn diagnose(settings: &RuntimeSettings, limits: &Limits) -> Vec<Check>
             false => checks.extend([iptables(), forwarding(), forward_policy()]),
         }
         checks.extend([
-            external(settings.external.as_deref()),
+            external(settings.external.as_ref()),
             user_namespaces(&settings),
             foreign_programs(),
         ]);
@@ -287,8 +287,8 @@ fn forward_policy() -> Check {
     Check::ok("FORWARD policy", "nothing is dropped by default")
 }
 
-fn external(chosen: Option<&Path>) -> Check {
-    let Some(program) = chosen else {
+fn external(chosen: Option<&ExternalRuntime>) -> Check {
+    let Some(ExternalRuntime { program, .. }) = chosen else {
         return Check::ok("runtime", "the embedded one");
     };
     let shown = program.display();

@@ -41,4 +41,4 @@ pub use output::{OutputSink, Stream};
 pub use process::{Exit, Limits, Mount, MountKind, Network, Private, ProcessSpec, Rootfs, User};
 pub use remove::remove_tree;
 pub use rootless::{enter, ids, is_rootless, program};
-pub use runtime::{ContainerError, HELPER_ARG, Runtime, RuntimeSettings, Usage};
+pub use runtime::{ContainerError, ExternalRuntime, HELPER_ARG, Runtime, RuntimeSettings, Usage};

@@ -32,8 +32,8 @@ use crate::{
 /// How containers are run on this machine.
 #[derive(Debug, Clone)]
 pub struct RuntimeSettings {
-    /// Empty: the embedded runtime. Else an OCI runtime such as `/usr/bin/runc`.
-    pub external: Option<PathBuf>,
+    /// Empty: the embedded runtime.
+    pub external: Option<ExternalRuntime>,
     /// The program that becomes the helper: this binary, started with [`HELPER_ARG`] first.
     pub helper: PathBuf,
     /// Folder for bundles and sockets of running containers.
@@ -43,6 +43,14 @@ pub struct RuntimeSettings {
     /// Whether root in a container is nobody on the machine, where that is possible. Not with an
     /// external runtime.
     pub user_namespaces: bool,
+}
+
+/// An OCI runtime such as runc or runsc.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ExternalRuntime {
+    pub program: PathBuf,
+    /// What comes before its command, such as `--platform=ptrace`.
+    pub arguments: Vec<String>,
 }
 
 /// First argument that makes the binary a helper.
@@ -284,7 +292,7 @@ impl Supervisor {
         started: oneshot::Sender<Pipes>,
     ) -> Result<(Exit, Usage), ContainerError> {
         if self.inner.is_rootless
-            && let Some(program) = &self.inner.settings.external
+            && let Some(ExternalRuntime { program, .. }) = &self.inner.settings.external
         {
             let reason = "without root only the embedded runtime works";
             return Err(setup(format!("use `{}`", program.display()), reason));

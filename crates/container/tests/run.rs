@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use container::{
-    ContainerError, Exit, Limits, Mount, MountKind, Network, OutputSink, Private, ProcessSpec,
-    Rootfs, Runtime, RuntimeSettings, Stream, Usage, User,
+    ContainerError, Exit, ExternalRuntime, Limits, Mount, MountKind, Network, OutputSink, Private,
+    ProcessSpec, Rootfs, Runtime, RuntimeSettings, Stream, Usage, User,
 };
 use expect_test::{Expect, expect};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
@@ -74,9 +74,15 @@ fn helper() -> PathBuf {
     helper
 }
 
+/// Of another runtime, its program and arguments.
 fn settings(state_dir: PathBuf, external: Option<&str>) -> RuntimeSettings {
+    let external = external.map(|command| {
+        let mut words = command.split(' ').map(str::to_owned);
+        let program = PathBuf::from(words.next().unwrap());
+        ExternalRuntime { program, arguments: words.collect() }
+    });
     RuntimeSettings {
-        external: external.map(PathBuf::from),
+        external,
         helper: helper(),
         state_dir,
         subnet: "10.89.0.0/24".to_owned(),
@@ -925,6 +931,69 @@ async fn as_root_a_killed_server_leaves_no_process_and_the_next_sweeps() {
         // What is killed leaves its group a moment later.
         wait_until("no group is left below the session's", || fs::remove_dir(session).is_ok());
     }
+}
+
+/// What a build needs of gVisor. Its own network does not work on every kernel: it is told to use
+/// that of the namespace.
+const GVISOR: &str = "/usr/bin/runsc --platform=ptrace --network=host";
+
+#[tokio::test]
+async fn as_root_gvisor_runs_steps() {
+    let machine = Machine::with(Some(GVISOR)).await;
+    fs::create_dir_all(machine.path("lower/tmp")).unwrap();
+    let mut spec = machine.spec("echo out; echo err >&2; exit 7");
+    machine.check(&spec, expect!["out\nstderr: err\nCode(7)\n"]).await;
+    spec.args = vec!["/no-such-program".to_owned()];
+    let error = machine.run(&spec).await.unwrap_err();
+    assert!(matches!(error, ContainerError::CannotExecute { .. }), "{error}");
+
+    // Another kernel than the machine's, and the layer of a build.
+    let mut spec = machine.spec(
+        "busybox uname -r; echo new > new; rm /old/file; touch /tmp/kept /data/x; id; \
+         cat /key; echo $TOKEN; ls /sys/class/net",
+    );
+    spec.user = User { uid: 0, gid: 7, additional_gids: Vec::new() };
+    spec.private_env = vec![Private::new(b"TOKEN=the token")];
+    fs::create_dir(machine.path("data")).unwrap();
+    let mount =
+        |target: &str, read_only, kind| Mount { target: target.to_owned(), read_only, kind };
+    let (content, uid, gid, mode) = (Private::new(b"the key\n"), 0, 7, 0o440);
+    spec.mounts = vec![
+        mount("/data", false, MountKind::Bind { source: machine.path("data") }),
+        mount("/key", true, MountKind::File { content, uid, gid, mode }),
+        mount("/memory", false, MountKind::Tmpfs { size: 1 << 20, mode: 0o700 }),
+    ];
+    let expected = expect![[r#"
+        4.4.0
+        uid=0 gid=7
+        the key
+        the token
+        lo
+        Code(0)
+    "#]];
+    machine.check(&spec, expected).await;
+    assert_eq!(machine.changes(), ["new", "old/", "old/file gone", "tmp/", "tmp/kept"]);
+    assert!(machine.path("data/x").is_file());
+    assert_eq!(fs::read_dir(machine.path("state")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn as_root_a_step_in_gvisor_is_bounded_and_ends() {
+    let machine = Machine::with(Some(GVISOR)).await;
+    let mut spec = machine.spec("exec dd if=/dev/zero of=/dev/null bs=400M count=1");
+    spec.limits.memory = Some(128 << 20);
+    let (exit, _, _) = machine.run(&spec).await.unwrap();
+    assert_eq!(exit, Exit::OutOfMemory);
+    let mut spec = machine.spec("trap '' TERM; sleep 1000 & sleep 1000");
+    spec.limits.timeout = Some(Duration::from_secs(2));
+    machine.check(&spec, expect!["TimedOut\n"]).await;
+    let left = fs::read_dir("/proc").unwrap().flatten().filter(|process| {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.contains("runsc") && line.contains(&spec.name)
+    });
+    assert_eq!(left.count(), 0);
+    assert_eq!(fs::read_dir(machine.path("state")).unwrap().count(), 0);
 }
 
 /// runc makes groups in trees that we do not use; they are found by what is noted of them.

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use container::ExternalRuntime;
 use oci::{Compression, RegistryName};
 use remote::Network;
 
@@ -75,7 +76,7 @@ pub struct BuildSettings {
     pub attempts_max: u32,
     pub timeout: Duration,
     pub queue_keep: Duration,
-    pub runtime: Option<PathBuf>,
+    pub runtime: Option<ExternalRuntime>,
     pub memory: Option<u64>,
     pub pids: Option<u32>,
     pub cpus: Option<f64>,

@@ -1,4 +1,4 @@
-//! Handing the prepared bundle to an OCI runtime such as `runc`.
+//! Handing the prepared bundle to an OCI runtime such as `runc` or `runsc`.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,8 @@ use nix::unistd::Pid;
 
 use super::helper::{Woken, wait_readable};
 use super::report::{Doing as _, Ending};
-use crate::ContainerError;
+use crate::bundle::{self, Config, MountEntry, Placement};
+use crate::{ContainerError, ExternalRuntime};
 
 const LOG_SIZE_MAX: u64 = 256 << 10;
 
@@ -21,14 +22,17 @@ const END_WAIT_MAX: Duration = Duration::from_secs(8);
 
 /// Runs the bundle in the folder `bundle` to its end; the runtime's own files are in `folder`.
 pub(super) fn run(
-    program: &Path,
+    runtime: &ExternalRuntime,
     folder: &Path,
     bundle: &Path,
     name: &str,
     control: &UnixStream,
 ) -> Result<Ending, ContainerError> {
-    let doing = || format!("run `{}`", program.display());
-    let mut child = command(program, folder)
+    let doing = || format!("run `{}`", runtime.program.display());
+    if runtime.program.file_name().is_some_and(|name| name == "runsc") {
+        keep_temporary_folder(folder, bundle).doing(doing)?;
+    }
+    let mut child = command(runtime, folder)
         .arg("run")
         .arg("--bundle")
         .arg(bundle)
@@ -47,7 +51,7 @@ pub(super) fn run(
     }
     let status = child.wait().doing(doing)?;
     if !status.success() {
-        let mut delete = command(program, folder);
+        let mut delete = command(runtime, folder);
         delete.args(["delete", "--force"]).arg(name).stderr(Stdio::null());
         let _gone_already = delete.status();
     }
@@ -61,14 +65,31 @@ pub(super) fn run(
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is how `container` runs untrusted code")]
-fn command(program: &Path, folder: &Path) -> Command {
-    let mut command = Command::new(program);
+fn command(runtime: &ExternalRuntime, folder: &Path) -> Command {
+    let mut command = Command::new(&runtime.program);
     command.arg("--root").arg(folder.join("runtime"));
     command.arg("--log").arg(folder.join("runtime.log")).args(["--log-format", "json"]);
+    command.args(&runtime.arguments);
     // The runtime needs a search path and nothing else from us.
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     command.stdin(Stdio::null()).process_group(0);
     command
+}
+
+/// gVisor puts a file system in memory over a `/tmp` that is empty, and what a step writes there
+/// would be lost. It does not if something is mounted there: the folder itself.
+fn keep_temporary_folder(folder: &Path, bundle: &Path) -> std::io::Result<()> {
+    let at = Placement::config_file(bundle);
+    let mut config: Config = bundle::read(&at)?;
+    let is_tmp = |mount: &MountEntry| mount.destination.trim_end_matches('/') == "/tmp";
+    let temporary = Placement::rootfs(folder).join("tmp");
+    let is_folder = temporary.symlink_metadata().is_ok_and(|found| found.is_dir());
+    if is_folder && !config.mounts.iter().any(is_tmp) {
+        let source = temporary.to_string_lossy();
+        config.mounts.push(MountEntry::new("/tmp", "bind", &source, &["rbind", "rw"]));
+        std::fs::write(at, serde_json::to_vec(&config)?)?;
+    }
+    Ok(())
 }
 
 /// Kills the container, whose process id appears once the runtime has made it.
@@ -105,15 +126,19 @@ fn first_error(folder: &Path) -> Option<String> {
 
 fn explain(folder: &Path, message: String) -> ContainerError {
     let is_foreign = message.contains("exec format error");
+    let is_about = |words: &str| {
+        // What runc says, and gVisor.
+        let executes = message.contains("exec") || message.contains("failed to load");
+        executes && message.contains(words)
+    };
     let about_program = is_foreign
         || message.contains("executable file not found")
-        || (message.contains("exec") && message.contains("no such file or directory"))
-        || (message.contains("exec") && message.contains("permission denied"));
+        || is_about("no such file or directory")
+        || is_about("permission denied");
     if !about_program {
         return ContainerError::Setup { doing: "run the container".to_owned(), reason: message };
     }
-    let config: Option<crate::bundle::Config> =
-        crate::bundle::read(&crate::bundle::Placement::config_file(folder)).ok();
+    let config: Option<Config> = bundle::read(&Placement::config_file(folder)).ok();
     let program = config.and_then(|config| config.process.args.into_iter().next());
     let program = program.unwrap_or_default();
     match is_foreign {

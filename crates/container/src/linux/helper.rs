@@ -85,9 +85,9 @@ fn run(folder: &Path, control: &UnixStream) -> Result<Report, ContainerError> {
     let points = MountPoints::make(&rootfs, &extras.rootfs, &config.mounts, owner)?;
     let mut uplink = start_uplink(&config, &extras, folder)?;
     let ending = match &extras.external {
-        Some(program) => {
+        Some(runtime) => {
             let bundle = private.as_deref().unwrap_or(folder);
-            external::run(program, folder, bundle, &extras.name, control)
+            external::run(runtime, folder, bundle, &extras.name, control)
         }
         None => run_init(&config, &extras, &rootfs, users, &mut uplink, control),
     };

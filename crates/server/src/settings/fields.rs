@@ -121,6 +121,7 @@ pub(super) const SECTIONS: &[Section] = &[
                 "",
                 "Path of an OCI runtime such as `/usr/bin/runc`. Empty: the embedded one.",
             ),
+            list("runtime_arguments", "What comes before its command, such as `--platform=kvm`."),
             text("memory", "", "Memory bound of one container, such as `4GiB`. Empty: none."),
             bare("pids", "4096", "Processes and threads of one container. 0: no bound."),
             text("cpus", "", "Processors' worth of time of one container. Empty: no bound."),

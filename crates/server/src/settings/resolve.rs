@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use container::ExternalRuntime;
 use oci::{Compression, CompressionFormat, RegistryName};
 use remote::Network;
 
@@ -354,7 +355,7 @@ impl Layers {
             attempts_max: at.number("attempts_max", 1, 100),
             timeout: at.parsed("timeout", run_timeout, Duration::from_secs(3600)),
             queue_keep: at.duration("queue_keep"),
-            runtime: at.path("runtime"),
+            runtime: at.runtime(),
             memory: at.optional("memory", units::size),
             pids: Some(at.number("pids", 0, u32::MAX)).filter(|pids| *pids > 0),
             cpus: at.optional("cpus", cpus),
@@ -552,6 +553,11 @@ impl At<'_> {
             _ => Err(format!("`{text}` is not a number from {min} to {max}")),
         };
         self.parsed(key, parse, min)
+    }
+
+    fn runtime(&mut self) -> Option<ExternalRuntime> {
+        let arguments = self.list("runtime_arguments", |text| Ok(text.to_owned()));
+        self.path("runtime").map(|program| ExternalRuntime { program, arguments })
     }
 
     fn compression(&mut self) -> Compression {
