@@ -20,7 +20,19 @@ impl Default for Sandbox {
 }
 
 impl Sandbox {
+    /// One of root, or of an ordinary user if `REFIT_TEST_USER` says that this run of the tests is
+    /// for those.
+    #[expect(clippy::disallowed_methods, reason = "it belongs to the tests")]
     pub fn new() -> Self {
+        match std::env::var_os("REFIT_TEST_USER") {
+            Some(_) => {
+                Self::of_user(UserMachine { uplink: Some("slirp4netns"), ..Default::default() })
+            }
+            None => Self::of_root(),
+        }
+    }
+
+    pub fn of_root() -> Self {
         let folder = tempfile::Builder::new().prefix("refit-test-").tempdir();
         Self { folder: folder.expect("a temporary folder can be made") }
     }
@@ -28,7 +40,7 @@ impl Sandbox {
     /// One whose programs are run by an ordinary user, whose folder it is.
     #[track_caller]
     pub fn of_user(machine: UserMachine) -> Self {
-        let sandbox = Self::new();
+        let sandbox = Self::of_root();
         user::give(sandbox.root(), machine);
         sandbox
     }
