@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use container::{Limits, Network, Runtime};
+use dockerfile::lint::{Findings, LintOptions, lint};
 use dockerfile::{
     Dockerfile, DockerfileError, Plan, PlanOptions, Source, Span, StageId, StagePlan,
 };
@@ -189,10 +190,11 @@ pub async fn build(
     // Layers that are found damaged count as missing from then on: beginning again fetches
     // them, executes their instructions, or says whose they are.
     let mut damaged = BTreeSet::new();
+    tell(&findings(&dockerfile, request)?, request, events).await?;
     loop {
-        let plan = plan(&dockerfile, request, &also)?;
+        let plan = dockerfile::plan(&dockerfile, &plan_options(request, &also))?;
         if also.is_empty() && damaged.is_empty() {
-            warn(&plan, request, events).await;
+            warn(&plan, events).await;
         }
         let build = Build::new(builder, request, &plan, events, cancel);
         let built = tokio::select! {
@@ -215,20 +217,43 @@ pub async fn build(
     }
 }
 
-fn plan(
-    dockerfile: &Dockerfile,
-    request: &BuildRequest,
-    also: &BTreeSet<usize>,
-) -> Result<Plan, BuildError> {
-    let options = PlanOptions {
+fn plan_options(request: &BuildRequest, also: &BTreeSet<usize>) -> PlanOptions {
+    PlanOptions {
         build_args: request.build_args.clone(),
         target: request.target.clone(),
         platform: request.platform.clone(),
         build_platform: Platform::host(),
         contexts: request.named_contexts.iter().map(planned_context).collect(),
         also: also.clone(),
-    };
-    Ok(dockerfile::plan(dockerfile, &options)?)
+    }
+}
+
+/// What the lint rules find. What base images set is not known here, and neither is the ignore
+/// file; then the rules say nothing.
+fn findings(dockerfile: &Dockerfile, request: &BuildRequest) -> Result<Findings, DockerfileError> {
+    let plan = plan_options(request, &BTreeSet::new());
+    lint(dockerfile, &LintOptions { plan: &plan, base_env: &|_| None, ignore: None })
+}
+
+/// Tells what was found, which is an error if the Dockerfile says so.
+async fn tell(
+    found: &Findings,
+    request: &BuildRequest,
+    events: &dyn BuildEvents,
+) -> Result<(), BuildError> {
+    for finding in &found.findings {
+        let (file, line) = (&request.dockerfile_name, finding.at.line);
+        let text = format!("{file}:{line}: {} ({})", finding.message, finding.rule);
+        events.warning(&text).await;
+    }
+    match found.findings.first() {
+        Some(first) if found.is_error => {
+            let message = format!("{} ({})", first.message, first.rule);
+            let hint = "`# check=error=true` makes an error of every warning".to_owned();
+            Err(DockerfileError { message, at: first.at, hint: Some(hint) }.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn planned_context(
@@ -241,11 +266,7 @@ fn planned_context(
     (name.clone(), planned)
 }
 
-async fn warn(plan: &Plan, request: &BuildRequest, events: &dyn BuildEvents) {
-    for warning in &plan.warnings {
-        let text = warning.render(&request.dockerfile_name, &request.dockerfile);
-        events.warning(&text).await;
-    }
+async fn warn(plan: &Plan, events: &dyn BuildEvents) {
     for name in &plan.unused_args {
         let text = format!("build argument `{name}` is not used: no `ARG {name}` declares it");
         events.warning(&text).await;
@@ -405,7 +426,10 @@ impl<'a> Build<'a> {
         let own = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
         let differs = (&own.os, &own.architecture) != (&platform.os, &platform.architecture);
         if differs && !own.architecture.is_empty() {
-            let text = format!("`{name}` is made for {own}, and the build is for {platform}");
+            let text = format!(
+                "`{name}` is made for {own}, and the build is for {platform} \
+                 (InvalidBaseImagePlatform)"
+            );
             self.events.warning(&text).await;
         }
     }

@@ -48,8 +48,6 @@ pub struct Plan {
     pub target: StageId,
     /// Build arguments that no `ARG` declares.
     pub unused_args: Vec<String>,
-    /// Notes for the user with positions.
-    pub warnings: Vec<DockerfileError>,
 }
 
 /// Where a stage starts, or a `COPY --from` reads.
@@ -173,7 +171,6 @@ pub fn plan(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<Plan> {
         stages: needed.iter().map(|number| stage(*number)).collect(),
         target: StageId(position(&needed, target)),
         unused_args: unused_args(dockerfile, options),
-        warnings: Vec::new(),
     })
 }
 

@@ -113,6 +113,23 @@ async fn secret_arguments_are_in_no_history_and_no_record() {
 }
 
 #[tokio::test]
+async fn checks_warn_and_end_a_build_that_wants_so() {
+    let fixture = Fixture::empty().await;
+    let run = fixture.build("FROM scratch AS One\nLABEL a=b\n").await;
+    let told = "Dockerfile:1: Stage name 'One' should be lowercase (StageNameCasing)";
+    assert_eq!(run.events.warnings(), [told]);
+    let request = fixture.request("# check=error=true\nFROM scratch AS One\nLABEL a=b\n");
+    let (result, events) = fixture.try_build(&request).await;
+    let error = result.unwrap_err();
+    assert_eq!(error.to_string(), "Stage name 'One' should be lowercase (StageNameCasing)");
+    assert_eq!((error.at().unwrap().line, error.is_users()), (2, true));
+    assert_eq!(events.warnings().len(), 1);
+    let request = fixture
+        .request("# check=skip=StageNameCasing;error=true\nFROM scratch AS One\nLABEL a=b\n");
+    fixture.try_build(&request).await.0.unwrap();
+}
+
+#[tokio::test]
 async fn arguments_that_nothing_declares_are_warned_of() {
     let fixture = Fixture::empty().await;
     let mut request = fixture.request("FROM scratch\nENV A=1");
@@ -129,8 +146,6 @@ async fn a_base_for_another_platform_is_warned_of() {
     request.platform = oci::Platform::new("linux", "s390x", None);
     let run = fixture.build_request(&request).await;
     let warnings = run.events.warnings();
-    assert!(
-        warnings.len() == 1 && warnings[0].ends_with("the build is for linux/s390x"),
-        "{warnings:?}"
-    );
+    let told = "the build is for linux/s390x (InvalidBaseImagePlatform)";
+    assert!(warnings.len() == 1 && warnings[0].ends_with(told), "{warnings:?}");
 }
