@@ -383,14 +383,19 @@ impl Gate<'_> {
             .header(WWW_AUTHENTICATE, &challenge)
     }
 
-    /// The requested scopes, cut down to what the principal may do.
+    /// The requested scopes, cut down to what the principal may do. Repositories have their full
+    /// names, as requests have when they are let in: some clients make scopes of what was typed.
     async fn grant(&self, request: &TokenRequest, principal: Principal) -> Result<Grant, ApiError> {
         let credential = self.credential(&principal).ok_or_else(|| self.wrong_credentials())?;
         let mut scopes = Vec::with_capacity(request.scopes.len());
         for scope in &request.scopes {
-            let actions = self.permitted(&principal, &scope.resource, scope.actions).await;
+            let resource = match scope.resource.clone() {
+                Resource::Repository(name) => Resource::Repository(self.server.full_name(name)),
+                resource => resource,
+            };
+            let actions = self.permitted(&principal, &resource, scope.actions).await;
             if !actions.is_empty() {
-                scopes.push(Scope { resource: scope.resource.clone(), actions });
+                scopes.push(Scope { resource, actions });
             }
         }
         let (kind, registry) = (TokenKind::Access, self.registry.clone());

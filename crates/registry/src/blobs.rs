@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::body::BlobBody;
 use crate::error::{ApiError, Code};
+use crate::pull_through::{Coming, PullThrough, Source};
 use crate::range::{self, ByteRange};
 use crate::router::Call;
 
@@ -26,34 +27,85 @@ pub(crate) async fn get(
     digest: &str,
 ) -> Result<Response, ApiError> {
     let digest: Digest = digest.parse()?;
-    let size = call.catalog().blob_size(call.registry, name, &digest).await;
+    match (stored(call, name, &digest).await, &call.copy) {
+        (Err(error), Some((pull_through, source))) if error.code() == Code::BlobUnknown => {
+            pulled(call, name, &digest, pull_through, source).await
+        }
+        (answer, _) => answer,
+    }
+}
+
+/// A blob of the store.
+async fn stored(
+    call: &Call<'_>,
+    name: &RepositoryName,
+    digest: &Digest,
+) -> Result<Response, ApiError> {
+    let size = call.catalog().blob_size(call.registry, name, digest).await;
     let size = size.map_err(|error| ApiError::from_store(error, Code::BlobUnknown))?;
-    let size = size.ok_or_else(|| unknown(name, &digest))?;
-    if matches_etag(call, &digest) {
-        return respond(not_modified(&digest), Body::empty());
+    let size = size.ok_or_else(|| unknown(name, digest))?;
+    if matches_etag(call, digest) {
+        return respond(not_modified(digest), Body::empty());
     }
     let is_head = call.head.method == Method::HEAD;
     if is_head {
         // A client that is told that the blob is there will not push it.
-        let there = call.catalog().blobs().stat(&digest).await;
+        let there = call.catalog().blobs().stat(digest).await;
         let there = there.map_err(|error| ApiError::from_store(error, Code::BlobUnknown))?;
-        there.ok_or_else(|| unknown(name, &digest))?;
+        there.ok_or_else(|| unknown(name, digest))?;
     }
-    let (start, len, head) = part(call, &digest, size)?;
-    let head = head
-        .header(CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable"))
-        .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
-        .header(CONTENT_LENGTH, len);
+    let (start, len, head) = blob_part(call, digest, size)?;
     if is_head || len == 0 {
         return respond(head, Body::empty());
     }
-    let blob = call.catalog().blobs().open(&digest, start).await;
+    let blob = call.catalog().blobs().open(digest, start).await;
     let blob = blob.map_err(|error| ApiError::from_store(error, Code::BlobUnknown))?;
     let body = BlobBody::new(blob, len, Arc::clone(&call.server.buffers)).map_err(|source| {
         let doing = "read a blob".to_owned();
         ApiError::from_store(store::StoreError::Io { doing, source }, Code::BlobUnknown)
     })?;
     respond(head, Body::new(body))
+}
+
+/// A blob that only the upstream has: given out while it comes.
+async fn pulled(
+    call: &Call<'_>,
+    name: &RepositoryName,
+    digest: &Digest,
+    pull_through: &Arc<PullThrough>,
+    source: &Source,
+) -> Result<Response, ApiError> {
+    if call.head.method == Method::HEAD {
+        let size = pull_through.blob_size(source, digest).await;
+        let size = size.map_err(|error| ApiError::from_remote(&error, Code::BlobUnknown))?;
+        if let Some(size) = size {
+            let (_, _, head) = blob_part(call, digest, size)?;
+            return respond(head, Body::empty());
+        }
+        // It does not say how long the blob is.
+    }
+    let coming = pull_through.fetch(call.registry, source, digest).await;
+    match coming.map_err(|error| ApiError::from_remote(&error, Code::BlobUnknown))? {
+        Coming::Stored => stored(call, name, digest).await,
+        Coming::Flight(following) => {
+            let (start, len, head) = blob_part(call, digest, following.size)?;
+            respond(head, following.body(start, len))
+        }
+    }
+}
+
+/// As [`part`], with what is said of blobs.
+fn blob_part(
+    call: &Call<'_>,
+    digest: &Digest,
+    size: u64,
+) -> Result<(u64, u64, http::response::Builder), ApiError> {
+    let (start, len, head) = part(call, digest, size)?;
+    let head = head
+        .header(CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable"))
+        .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
+        .header(CONTENT_LENGTH, len);
+    Ok((start, len, head))
 }
 
 /// `DELETE /v2/<name>/blobs/<digest>`: only this repository loses it.

@@ -4,8 +4,9 @@ use std::error::Error;
 
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use oci::{DigestError, ManifestError, ReferenceError};
+use remote::RemoteError;
 use serde_json::{Value, json};
 use store::StoreError;
 
@@ -114,6 +115,39 @@ impl ApiError {
             self.0.headers.push((name, value));
         }
         self
+    }
+
+    pub(crate) fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// Another registry's error; `unknown` says what was looked for.
+    pub(crate) fn from_remote(error: &RemoteError, unknown: Code) -> Self {
+        let answer = match error {
+            RemoteError::NotFound { .. } | RemoteError::Store(StoreError::NotFound { .. }) => {
+                Self::new(unknown, error.to_string())
+            }
+            RemoteError::Denied { .. } => Self::new(Code::Denied, error.to_string()),
+            RemoteError::RateLimited { retry_after, .. } => {
+                let answer = Self::new(Code::TooManyRequests, error.to_string());
+                match retry_after {
+                    Some(pause) => answer.header(RETRY_AFTER, &pause.as_secs().max(1).to_string()),
+                    None => answer,
+                }
+            }
+            RemoteError::Store(StoreError::NoSpace(_)) => {
+                Self::new(Code::Unknown, error.to_string()).status(StatusCode::INSUFFICIENT_STORAGE)
+            }
+            RemoteError::Store(error) => {
+                log(error);
+                Self::new(Code::Unknown, error.to_string())
+            }
+            error => Self::new(Code::Unknown, error.to_string()).status(StatusCode::BAD_GATEWAY),
+        };
+        match error.hint() {
+            Some(hint) => answer.detail(json!({ "hint": hint })),
+            None => answer,
+        }
     }
 
     /// The store's error; `unknown` says what was looked for.

@@ -13,6 +13,8 @@
 //!   that has it and that the principal may pull.
 //! - Bodies stream: memory per request does not grow with the size of a blob. What is
 //!   received whole, a manifest, waits until there is room for it.
+//! - What another registry sends is served only after it was checked against its digest, but for
+//!   a blob on its way, which nobody gets to its end before.
 //! - Manifests are served byte for byte as they came.
 
 mod access;
@@ -23,6 +25,7 @@ mod error;
 mod hosts;
 mod listings;
 mod manifests;
+mod pull_through;
 mod range;
 mod referrers;
 mod room;
@@ -36,5 +39,6 @@ pub use access::{
     same_secret,
 };
 pub use hosts::Hosts;
+pub use pull_through::{PullThrough, PullThroughSettings, Upstream};
 pub use router::{Limits, RegistryState, router};
 pub use token::{Grant, Scope, TokenError, TokenKind, TokenSigner};

@@ -48,6 +48,10 @@ pub(crate) async fn get(
     reference: &str,
 ) -> Result<Response, ApiError> {
     let wanted = find_reference(name, reference)?;
+    if let Some((pull_through, source)) = &call.copy {
+        let refreshed = pull_through.refresh(call.registry, source, &wanted).await;
+        refreshed.map_err(|error| ApiError::from_remote(&error, Code::ManifestUnknown))?;
+    }
     let found = call.catalog().manifest(call.registry, name, &wanted).await;
     let found = found.map_err(|error| ApiError::from_store(error, Code::ManifestUnknown))?;
     let manifest = found.ok_or_else(|| unknown(name, reference))?;

@@ -44,6 +44,19 @@ impl<'a> Route<'a> {
         }
     }
 
+    /// The repository that it is about.
+    pub(crate) fn name_mut(&mut self) -> Option<&mut RepositoryName> {
+        match self {
+            Self::Base | Self::Catalog => None,
+            Self::Tags(name)
+            | Self::Manifest(name, _)
+            | Self::Blob(name, _)
+            | Self::Uploads(name)
+            | Self::Upload(name, _)
+            | Self::Referrers(name, _) => Some(name),
+        }
+    }
+
     fn in_repository(path: &'a str) -> Result<Option<Self>, ApiError> {
         let Some((front, last)) = path.rsplit_once('/') else { return Ok(None) };
         let last = decode(last);

@@ -10,7 +10,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use http::header::{EXPECT, HeaderName, HeaderValue};
 use http::{Method, StatusCode, request};
-use oci::RegistryName;
+use oci::{RegistryName, RepositoryName};
+use serde_json::json;
 use store::{Catalog, Cause, Millis};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -20,6 +21,7 @@ use crate::auth::{self, Caller, Gate};
 use crate::body::{Buffers, with_rest};
 use crate::error::{ApiError, Code};
 use crate::hosts::Hosts;
+use crate::pull_through::{PullThrough, Source};
 use crate::room::Room;
 use crate::route::Route;
 use crate::token::TokenSigner;
@@ -28,6 +30,8 @@ use crate::{blobs, listings, manifests, referrers, uploads};
 /// What the registry needs from the server around it.
 pub struct RegistryState {
     pub catalog: Catalog,
+    /// Images of other registries, if any are kept.
+    pub pull_through: Option<Arc<PullThrough>>,
     pub hosts: Hosts,
     pub access: Arc<dyn Access>,
     pub signer: TokenSigner,
@@ -135,6 +139,37 @@ impl Server {
     }
 }
 
+impl Server {
+    /// What the repository of a request is a copy of, if it is one. It has its full name from
+    /// then on: clients that were told to ask us instead of another registry say so with `ns`,
+    /// and names of Docker Hub have a short form.
+    fn find_copy<'a>(
+        &'a self,
+        route: &mut Route<'_>,
+        head: &request::Parts,
+    ) -> Option<(&'a Arc<PullThrough>, Source)> {
+        let pull_through = self.state.pull_through.as_ref()?;
+        let name = route.name_mut()?;
+        let query = head.uri.query().unwrap_or_default();
+        let ns = url::form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "ns");
+        if let Some(mirrored) = ns.and_then(|(_, host)| pull_through.mirrored(&host, name)) {
+            *name = mirrored;
+        }
+        let source = pull_through.source(name)?;
+        *name = source.local.clone();
+        Some((pull_through, source))
+    }
+
+    /// The name that the catalog and permissions know a repository by.
+    pub(crate) fn full_name(&self, name: RepositoryName) -> RepositoryName {
+        let pull_through = self.state.pull_through.as_ref();
+        match pull_through.and_then(|pull_through| pull_through.source(&name)) {
+            Some(source) => source.local,
+            None => name,
+        }
+    }
+}
+
 /// A request that was let in: what handlers work with.
 pub(crate) struct Call<'a> {
     pub(crate) server: &'a Server,
@@ -142,6 +177,8 @@ pub(crate) struct Call<'a> {
     pub(crate) caller: &'a Caller,
     pub(crate) gate: &'a Gate<'a>,
     pub(crate) head: &'a request::Parts,
+    /// What its repository is a copy of, and who brings it up to date.
+    pub(crate) copy: Option<(&'a Arc<PullThrough>, Source)>,
 }
 
 impl Call<'_> {
@@ -214,10 +251,19 @@ async fn handle(server: Arc<Server>, request: Request) -> Response {
 }
 
 async fn answer(server: &Server, head: &request::Parts, body: Body) -> Result<Response, ApiError> {
-    let route = Route::parse(head.uri.path())?;
+    let mut route = Route::parse(head.uri.path())?;
+    let copy = server.find_copy(&mut route, head);
     let gate = server.gate(head)?;
     let caller = gate.admit(&route, &head.method, &head.headers).await?;
-    let call = Call { server, registry: gate.registry, caller: &caller, gate: &gate, head };
+    if let Some((_, source)) = &copy
+        && !matches!(head.method, Method::GET | Method::HEAD | Method::DELETE)
+    {
+        let (local, host) = (&source.local, &source.host);
+        let message = format!("repository `{local}` holds copies of `{host}` and takes no pushes");
+        return Err(ApiError::new(Code::Unsupported, message)
+            .detail(json!({ "hint": format!("push to `{host}`, or under another name") })));
+    }
+    let call = Call { server, registry: gate.registry, caller: &caller, gate: &gate, head, copy };
     match (&head.method, route) {
         (&Method::GET | &Method::HEAD, Route::Base) => Ok(base()),
         (&Method::GET | &Method::HEAD, Route::Catalog) => listings::catalog(&call).await,

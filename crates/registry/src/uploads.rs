@@ -65,7 +65,7 @@ async fn mount(
     let catalog = call.catalog();
     let failed = |error| ApiError::from_store(error, Code::BlobUnknown);
     let mut sources: Vec<RepositoryName> = Vec::new();
-    match from.map(|from| from.parse::<RepositoryName>()) {
+    match from.map(|from| from.parse().map(|from| call.server.full_name(from))) {
         // Before it is looked for there, so that the challenge does not tell what is there.
         Some(Ok(from)) if call.gate.may_mount(call.caller, name, &from).await? => {
             sources.push(from);

@@ -186,6 +186,7 @@ impl Remote {
         let (host, image) = (host.to_owned(), image.to_owned());
         let error = match status {
             StatusCode::NOT_FOUND => RemoteError::NotFound { host, image },
+            StatusCode::TOO_MANY_REQUESTS => RemoteError::RateLimited { host, retry_after: wait },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let with_credentials = self.inner.credentials(&host).is_some();
                 RemoteError::Denied { host, image, with_credentials }

@@ -1,4 +1,8 @@
+use std::time::Duration;
+
 use oci::Digest;
+
+use crate::client::RETRY_DELAY_MAX;
 
 /// Why another registry did not give what was asked for. `Display` names the registry and
 /// the image and is safe to show.
@@ -12,6 +16,9 @@ pub enum RemoteError {
     NoPlatform { image: String, wanted: String, offered: Vec<String> },
     #[error("`{host}` answered {status} for `{image}`")]
     Status { host: String, image: String, status: u16 },
+    /// It asks to be left alone, for as long as it says.
+    #[error("`{host}` was asked too often")]
+    RateLimited { host: String, retry_after: Option<Duration> },
     #[error("could not reach `{host}`: {reason}")]
     Unreachable { host: String, reason: String },
     #[error("`{host}` sent fewer than {floor} bytes a second for {seconds} s")]
@@ -61,10 +68,14 @@ impl RemoteError {
     }
 
     /// Whether trying again can help.
-    pub(crate) fn is_transient(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
-            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
+            Self::Status { status, .. } => matches!(status, 408 | 500..=599),
+            // One that wants a longer pause would only say so again.
+            Self::RateLimited { retry_after, .. } => {
+                retry_after.is_none_or(|pause| pause <= RETRY_DELAY_MAX)
+            }
             _ => false,
         }
     }

@@ -1,6 +1,7 @@
 //! Other servers: resolving references, and copying images and files into the store.
 //!
-//! Start with [`Remote::pull`], or with [`Downloads::fetch`] for files by address. Whatever a registry answers is checked: a manifest against
+//! Start with [`Remote::pull`], with [`Remote::fetch_manifest`] and [`Remote::open_blob`] for what an
+//! image is made of, or with [`Downloads::fetch`] for files by address. Whatever a registry answers is checked: a manifest against
 //! the digest that named it, a blob against size and digest while it streams, so a lying or
 //! broken peer costs an error and never a wrong byte in the store.
 //!
@@ -13,6 +14,7 @@
 //!   names over HTTPS (or loopback); they never appear in an error.
 
 mod auth;
+mod blob;
 mod client;
 mod download;
 mod error;
@@ -20,9 +22,10 @@ mod git;
 mod pull;
 mod reach;
 
+pub use blob::{IncomingBlob, SizeRule};
 pub use client::{Credentials, Remote, RemoteSettings, Upstream};
 pub use download::{Download, DownloadError, DownloadSettings, Downloaded, Downloads, Validators};
 pub use error::RemoteError;
 pub use git::{GitError, GitFetched, GitHead, GitLimits, GitSource};
-pub use pull::{Pulled, Resolved};
+pub use pull::{Pulled, RemoteManifest, Resolved};
 pub use reach::{BadNetwork, Network};

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use oci::{Descriptor, Digest, ImageManifest, MANIFEST_SIZE_MAX, Manifest, Platform, Reference};
+use reqwest::Method;
 use store::BlobStore;
 
+use crate::blob::SizeRule;
 use crate::client::{Ask, read_bounded};
 use crate::{Remote, RemoteError};
 
@@ -14,7 +16,18 @@ use crate::{Remote, RemoteError};
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.oci.image.manifest.v1+json, \
-    application/vnd.docker.distribution.manifest.v2+json";
+    application/vnd.docker.distribution.manifest.v2+json, \
+    application/vnd.oci.artifact.manifest.v1+json";
+
+/// A manifest of another registry.
+#[derive(Debug, Clone)]
+pub struct RemoteManifest {
+    pub digest: Digest,
+    pub media_type: String,
+    /// As they came.
+    pub bytes: Bytes,
+    pub manifest: Manifest,
+}
 
 /// An image found on a registry: which manifest a reference means for a platform.
 #[derive(Debug, Clone)]
@@ -37,6 +50,19 @@ pub struct Pulled {
     pub fetched: u64,
 }
 
+/// What stands for an image in the path of a request.
+fn manifest_name(reference: &Reference) -> String {
+    match (&reference.digest, reference.tag_or_latest()) {
+        (Some(digest), _) => digest.to_string(),
+        (None, Some(tag)) => tag.to_string(),
+        (None, None) => "latest".to_owned(),
+    }
+}
+
+fn manifest_path(reference: &Reference, name: &str) -> String {
+    format!("/v2/{}/manifests/{name}", reference.repository)
+}
+
 /// An image config is at most this large, in bytes.
 const CONFIG_SIZE_MAX: u64 = 8 << 20;
 
@@ -48,14 +74,9 @@ impl Remote {
         platform: &Platform,
     ) -> Result<Resolved, RemoteError> {
         let image = reference.to_string();
-        let name = match (&reference.digest, reference.tag_or_latest()) {
-            (Some(digest), _) => digest.to_string(),
-            (None, Some(tag)) => tag.to_string(),
-            (None, None) => "latest".to_owned(),
-        };
-        let (top, bytes, manifest) =
-            self.manifest(reference, &name, reference.digest.as_ref()).await?;
-        match manifest {
+        let fetched = self.fetch_manifest(reference).await?;
+        let (top, bytes) = (fetched.digest, fetched.bytes);
+        match fetched.manifest {
             Manifest::Image(manifest) => {
                 Ok(Resolved { digest: top.clone(), top, manifest: *manifest, bytes })
             }
@@ -67,8 +88,10 @@ impl Remote {
                     return Err(RemoteError::NoPlatform { image, wanted, offered });
                 };
                 let digest = chosen.digest.clone();
-                match self.manifest(reference, digest.as_str(), Some(&digest)).await? {
-                    (digest, bytes, Manifest::Image(manifest)) => {
+                let chosen = self.manifest(reference, digest.as_str(), Some(&digest)).await?;
+                match chosen.manifest {
+                    Manifest::Image(manifest) => {
+                        let bytes = chosen.bytes;
                         Ok(Resolved { top, digest, manifest: *manifest, bytes })
                     }
                     _ => Err(self.bad_manifest(reference, "an index inside an index")),
@@ -113,8 +136,6 @@ impl Remote {
     }
 
     /// Brings one blob into the store, unless it is there whole. Returns the bytes fetched.
-    ///
-    /// A broken connection is taken up where it stopped.
     async fn fetch_blob(
         &self,
         reference: &Reference,
@@ -122,95 +143,58 @@ impl Remote {
         blobs: &dyn BlobStore,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<u64, RemoteError> {
-        if blobs.stat(&descriptor.digest).await? == Some(descriptor.size) {
+        let (digest, size) = (&descriptor.digest, descriptor.size);
+        if blobs.stat(digest).await? == Some(size) {
             return Ok(0);
         }
-        let host = &reference.host;
-        let mut upload = blobs.begin_upload(descriptor.digest.algorithm()).await?;
-        let mut got = 0;
-        for attempt in 1.. {
-            let result = self.stream(reference, descriptor, &mut *upload, &mut got, progress).await;
-            match result {
-                Ok(()) => break,
-                Err(error) if attempt >= self.inner.settings.attempts => return Err(error),
-                Err(error) if !error.is_transient() => return Err(error),
-                Err(error) => {
-                    tracing::debug!(host, digest = %descriptor.digest, %error, got, "going on");
-                }
-            }
+        let mut blob = self.open_blob(reference, digest, SizeRule::Exact(size)).await?;
+        let mut upload = blobs.begin_upload(digest.algorithm()).await?;
+        while let Some(chunk) = blob.chunk().await? {
+            progress(chunk.len() as u64);
+            upload.write(chunk).await?;
         }
-        match upload.commit(Some(&descriptor.digest)).await {
-            Ok(_) => Ok(got),
+        match upload.commit(Some(digest)).await {
+            Ok(_) => Ok(blob.got()),
             Err(store::StoreError::DigestMismatch { expected, actual }) => {
-                Err(RemoteError::WrongDigest { host: host.clone(), expected, actual })
+                Err(RemoteError::WrongDigest { host: reference.host.clone(), expected, actual })
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Streams a blob from `got` on into an upload, holding the peer to its size and pace.
-    async fn stream(
+    /// What a reference means, if the registry tells without sending the manifest.
+    pub async fn manifest_digest(
         &self,
         reference: &Reference,
-        descriptor: &Descriptor,
-        upload: &mut dyn store::Upload,
-        got: &mut u64,
-        progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<(), RemoteError> {
-        let host = &reference.host;
-        let wrong_size = |got| RemoteError::WrongSize {
-            host: host.clone(),
-            digest: descriptor.digest.clone(),
-            expected: descriptor.size,
-            got,
+    ) -> Result<Option<Digest>, RemoteError> {
+        let path = manifest_path(reference, &manifest_name(reference));
+        let ask = Ask { method: Method::HEAD, accept: Some(ACCEPT), ..Ask::get(path) };
+        let response = match self.ask(reference, &ask).await {
+            Err(RemoteError::Status { status: 405 | 501, .. }) => return Ok(None),
+            response => response?,
         };
-        let path = format!("/v2/{}/blobs/{}", reference.repository, descriptor.digest);
-        let ask = Ask { offset: *got, ..Ask::get(path) };
-        let image = reference.to_string();
-        let mut response = self.request(host, reference.repository.as_str(), &image, &ask).await?;
-        // A server that ignores the range sends all of it again: skip what we have.
-        let partial = response.status() == reqwest::StatusCode::PARTIAL_CONTENT;
-        let mut skip = if partial { 0 } else { *got };
-        let settings = &self.inner.settings;
-        let mut pace = Pace::start(settings.idle_timeout, settings.rate_min);
-        loop {
-            let chunk = response.chunk().await;
-            match chunk.map_err(|error| crate::client::unreachable(host, &error))? {
-                Some(chunk) => {
-                    let skipped = skip.min(chunk.len() as u64);
-                    skip -= skipped;
-                    // Both fit: a chunk is in memory.
-                    let chunk = chunk.slice(skipped as usize..);
-                    let now = *got + chunk.len() as u64;
-                    if now > descriptor.size {
-                        return Err(wrong_size(now));
-                    }
-                    if let Some(seconds) = pace.is_too_slow(chunk.len() as u64) {
-                        let (host, floor) = (host.clone(), settings.rate_min);
-                        return Err(RemoteError::TooSlow { host, floor, seconds });
-                    }
-                    progress(chunk.len() as u64);
-                    upload.write(chunk).await?;
-                    *got = now;
-                }
-                None if *got == descriptor.size => return Ok(()),
-                None => return Err(wrong_size(*got)),
-            }
-        }
+        let digest = response.headers().get("docker-content-digest");
+        Ok(digest.and_then(|digest| digest.to_str().ok()?.parse().ok()))
     }
 
-    /// A manifest by tag or digest, checked against the digest where there is one.
+    /// A manifest of any kind, by digest or else by tag, checked against the digest where there
+    /// is one.
+    pub async fn fetch_manifest(
+        &self,
+        reference: &Reference,
+    ) -> Result<RemoteManifest, RemoteError> {
+        self.manifest(reference, &manifest_name(reference), reference.digest.as_ref()).await
+    }
+
     async fn manifest(
         &self,
         reference: &Reference,
         name: &str,
         expected: Option<&Digest>,
-    ) -> Result<(Digest, Bytes, Manifest), RemoteError> {
+    ) -> Result<RemoteManifest, RemoteError> {
         let host = &reference.host;
-        let image = reference.to_string();
-        let path = format!("/v2/{}/manifests/{name}", reference.repository);
-        let ask = Ask { accept: Some(ACCEPT), ..Ask::get(path) };
-        let response = self.request(host, reference.repository.as_str(), &image, &ask).await?;
+        let ask = Ask { accept: Some(ACCEPT), ..Ask::get(manifest_path(reference, name)) };
+        let response = self.ask(reference, &ask).await?;
         let content_type = response.headers().get(reqwest::header::CONTENT_TYPE);
         let content_type = content_type.and_then(|value| value.to_str().ok()).map(str::to_owned);
         let bytes = read_bounded(host, response, "a manifest", MANIFEST_SIZE_MAX).await?;
@@ -224,12 +208,15 @@ impl Remote {
             let expected = expected.clone();
             return Err(RemoteError::WrongDigest { host: host.clone(), expected, actual });
         }
+        let content_type = content_type.as_deref().and_then(|text| text.split(';').next());
         // Some registries send manifests as plain text: what is inside decides then.
         let known = |kind: &&str| kind.contains("manifest") || kind.contains("index");
-        let manifest = Manifest::parse(&bytes, content_type.as_deref().filter(known));
+        let content_type = content_type.map(str::trim).filter(known);
+        let manifest = Manifest::parse(&bytes, content_type);
         let manifest =
             manifest.map_err(|error| self.bad_manifest(reference, &error.to_string()))?;
-        Ok((actual, bytes.into(), manifest))
+        let media_type = content_type.unwrap_or(manifest.media_type()).to_owned();
+        Ok(RemoteManifest { digest: actual, media_type, bytes: bytes.into(), manifest })
     }
 
     fn bad_manifest(&self, reference: &Reference, reason: &str) -> RemoteError {

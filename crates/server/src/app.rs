@@ -11,6 +11,8 @@ use axum::Router;
 use control::{
     Clock, Executor, Logs, RunSettings, Runs, SourceSettings, Sources, Worker, WorkerSettings,
 };
+use registry::{PullThrough, PullThroughSettings};
+use remote::Remote;
 use store::{Catalog, DataDir, DataDirError, DiskStore, GcOptions, socket_path};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
@@ -158,11 +160,15 @@ impl App {
             notices.push(format!("run `{}` was interrupted and is taken up again", run.id));
         }
         let token_files = publish(&settings, &bound, &keys);
+        let remote = crate::executor::open_remote(&settings)?;
+        let pull_through = open_pull_through(&settings, &remote, &catalog);
         let state = Arc::new(State {
             runs: runs.clone(),
             sources,
             layers: crate::executor::open_layers(&catalog, &folder).await?,
             catalog,
+            remote,
+            pull_through,
             registries,
             keys: Arc::new(keys),
             build_defaults: BuildDefaults {
@@ -220,7 +226,12 @@ impl App {
         }
         let period = self.settings.store.garbage_period;
         parts.spawn(background::sweep(Arc::clone(&self.state), shutdown.clone()));
-        parts.spawn(background::collect_garbage(Arc::clone(&self.state), period, shutdown.clone()));
+        parts.spawn(background::collect_garbage(
+            Arc::clone(&self.state),
+            period,
+            self.settings.store.copy_keep,
+            shutdown.clone(),
+        ));
         let scrub = background::ScrubSettings {
             period: self.settings.store.scrub_period,
             rate: self.settings.store.scrub_rate,
@@ -345,10 +356,30 @@ async fn open_sources(
         .map_err(ServeError::starting("open the uploaded sources"))
 }
 
+/// The registries whose images are kept, if there are any.
+fn open_pull_through(
+    settings: &Settings,
+    remote: &Remote,
+    catalog: &Catalog,
+) -> Option<Arc<PullThrough>> {
+    let kept = settings.upstreams.iter().filter_map(|(host, upstream)| {
+        let (host, prefix) = (host.clone(), upstream.pull_through.clone()?);
+        Some(registry::Upstream { host, prefix, tag_keep: upstream.tag_keep })
+    });
+    let upstreams: Vec<_> = kept.collect();
+    if upstreams.is_empty() {
+        return None;
+    }
+    let blob_size_max = settings.limits.blob_size_max;
+    let settings = PullThroughSettings { upstreams, blob_size_max };
+    Some(Arc::new(PullThrough::new(remote.clone(), catalog.clone(), settings)))
+}
+
 /// The `/v2/` protocol over the same store.
 fn open_registry(settings: &Settings, state: &Shared, clock: Clock) -> Router {
     registry::router(registry::RegistryState {
         catalog: state.catalog.clone(),
+        pull_through: state.pull_through.clone(),
         hosts: state.registries.hosts(),
         access: Arc::new(ServerAccess {
             keys: Arc::clone(&state.keys),

@@ -30,13 +30,23 @@ pub(crate) async fn sweep(state: Shared, shutdown: CancellationToken) {
 
 /// Collects garbage until `shutdown`. First when nothing counts any more that clients were told
 /// by an earlier process to be there, since who was told is not remembered.
-pub(crate) async fn collect_garbage(state: Shared, period: Duration, shutdown: CancellationToken) {
+pub(crate) async fn collect_garbage(
+    state: Shared,
+    period: Duration,
+    copy_keep: Duration,
+    shutdown: CancellationToken,
+) {
     let mut wait = period.max(state.garbage.grace);
     loop {
         pause(wait, &shutdown).await;
         wait = period;
         if shutdown.is_cancelled() {
             return;
+        }
+        match state.catalog.expire_copies(copy_keep).await {
+            Ok(0) => (),
+            Ok(copies) => tracing::info!(copies, "copies that nobody pulled are gone"),
+            Err(error) => tracing::error!(%error, "old copies could not be removed"),
         }
         match state.catalog.collect_garbage(&state.garbage).await {
             Ok(report) if report.blobs.is_empty() => (),
@@ -109,6 +119,17 @@ async fn scrub_once(state: &Shared, settings: &ScrubSettings) -> store::Result<(
         damaged = pass.damaged,
         "stored content was read again"
     );
+    fetch_again(state).await
+}
+
+/// Brings what was lost of copies of other registries' images.
+async fn fetch_again(state: &Shared) -> store::Result<()> {
+    let Some(pull_through) = &state.pull_through else { return Ok(()) };
+    for lost in state.catalog.lost_blobs().await? {
+        for (registry, repository) in &lost.repositories {
+            pull_through.restore(registry, repository, &lost.digest).await;
+        }
+    }
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Runs meet the builder: what `control` asks for becomes what `engine` does.
 
+mod copies;
 mod events;
 mod images;
 
@@ -10,8 +11,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use builder::{
-    Builder, CacheFolders, CatalogCache, CatalogImages, InFlight, Layers, OwnNames, RemoteImages,
-    RunPolicy, Secret, TrustDomain,
+    BaseImages, Builder, CacheFolders, CatalogCache, CatalogImages, InFlight, Layers, OwnNames,
+    RemoteImages, RunPolicy, Secret, TrustDomain,
 };
 use container::{Limits, Network, Runtime, RuntimeSettings};
 use control::{Attempt, Commit, End, Executor, Outcome, OutputImage};
@@ -26,6 +27,7 @@ use crate::app::context_limits;
 use crate::settings::{BuildSettings, Settings};
 use crate::state::Shared;
 use crate::{ServeError, UpstreamSettings};
+use copies::CopiedImages;
 use events::LogEvents;
 use images::KeptImages;
 
@@ -45,13 +47,8 @@ pub(crate) async fn build(
     folder: &DataDir,
     notices: &mut Vec<String>,
 ) -> Result<Arc<dyn Executor>, ServeError> {
-    let upstreams = settings.upstreams.iter().map(|(host, own)| (host.clone(), upstream(own)));
-    let remote_settings =
-        RemoteSettings { upstreams: upstreams.collect(), ..RemoteSettings::default() };
-    let remote = Remote::new(remote_settings)
-        .map_err(ServeError::starting("prepare for pulling from other registries"))?;
     let blobs = Arc::clone(state.catalog.blobs());
-    let pulled = RemoteImages::new(remote, Arc::clone(&blobs));
+    let pulled = RemoteImages::new(state.remote.clone(), Arc::clone(&blobs));
     let upstream = Arc::new(KeptImages::new(pulled, state.catalog.clone()));
     let own = OwnNames::new(state.registries.own_names());
     let runtime = open_runtime(settings, folder.path()).await;
@@ -78,12 +75,7 @@ pub(crate) async fn build(
     let engine = |registry: &RegistryName| Engine {
         builder: Arc::new(Builder {
             blobs: Arc::clone(&blobs),
-            images: Arc::new(CatalogImages::new(
-                state.catalog.clone(),
-                registry.clone(),
-                own.clone(),
-                Some(Arc::clone(&upstream) as Arc<dyn builder::BaseImages>),
-            )),
+            images: base_images(state, registry, &own, &upstream),
             cache: Arc::new(CatalogCache::new(
                 state.catalog.clone(),
                 registry,
@@ -107,6 +99,31 @@ pub(crate) async fn build(
     };
     let engines = state.registries.iter().map(|(registry, _)| (registry.clone(), engine(registry)));
     Ok(Arc::new(BuildExecutor { engines: engines.collect(), runtime: runtime.clone() }))
+}
+
+/// Where the builds of a registry get base images.
+fn base_images(
+    state: &Shared,
+    registry: &RegistryName,
+    own: &OwnNames,
+    upstream: &Arc<KeptImages>,
+) -> Arc<dyn BaseImages> {
+    let upstream = Arc::clone(upstream) as Arc<dyn BaseImages>;
+    let (catalog, registry, own) = (state.catalog.clone(), registry.clone(), own.clone());
+    let images = CatalogImages::new(catalog, registry, own.clone(), Some(upstream));
+    match state.pull_through.clone() {
+        None => Arc::new(images),
+        Some(pull_through) => Arc::new(CopiedImages { images, own, pull_through }),
+    }
+}
+
+/// Access to other registries, as the settings say.
+pub(crate) fn open_remote(settings: &Settings) -> Result<Remote, ServeError> {
+    let upstreams = settings.upstreams.iter().map(|(host, own)| (host.clone(), upstream(own)));
+    let remote_settings =
+        RemoteSettings { upstreams: upstreams.collect(), ..RemoteSettings::default() };
+    Remote::new(remote_settings)
+        .map_err(ServeError::starting("prepare for pulling from other registries"))
 }
 
 fn upstream(settings: &UpstreamSettings) -> Upstream {

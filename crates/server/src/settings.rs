@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use container::ExternalRuntime;
-use oci::{Compression, RegistryName};
+use oci::{Compression, RegistryName, RepositoryName};
 use remote::Network;
 
 pub use resolve::{Problem, SettingsError, Sources};
@@ -65,6 +65,8 @@ pub struct StoreSettings {
     pub scrub_period: Option<Duration>,
     /// Bytes a second; 0: no bound.
     pub scrub_rate: u64,
+    /// For copies of other registries' images.
+    pub copy_keep: Duration,
     pub log_keep: Duration,
     pub run_keep: Duration,
 }
@@ -125,6 +127,9 @@ pub struct UpstreamSettings {
     pub plain_http: bool,
     pub username: Option<String>,
     pub password: Option<Secret>,
+    /// Its images are kept below this name, and served from there.
+    pub pull_through: Option<RepositoryName>,
+    pub tag_keep: Duration,
 }
 
 /// Text that is never printed.

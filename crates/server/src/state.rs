@@ -5,10 +5,11 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
-use builder::Layers;
+use builder::{Layers, OwnNames};
 use control::{Runs, Sources};
-use oci::RegistryName;
-use registry::Peer;
+use oci::{RegistryName, RepositoryName};
+use registry::{Peer, PullThrough};
+use remote::Remote;
 use store::{Catalog, GcOptions};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::ApiError;
 use crate::from_api::{BuildDefaults, cut};
 use crate::keys::{Keys, Principal};
-use crate::registries::{OwnNames, Registries};
+use crate::registries::{self, Registries};
 
 /// One per server.
 pub(crate) struct State {
@@ -24,6 +25,9 @@ pub(crate) struct State {
     pub(crate) sources: Sources,
     pub(crate) catalog: Catalog,
     pub(crate) layers: Arc<Layers>,
+    pub(crate) remote: Remote,
+    /// Images of other registries, if any are kept.
+    pub(crate) pull_through: Option<Arc<PullThrough>>,
     pub(crate) registries: Registries,
     pub(crate) keys: Arc<Keys>,
     pub(crate) build_defaults: BuildDefaults,
@@ -52,7 +56,10 @@ pub(crate) struct Metrics {
 
 impl State {
     /// The registry that a path names, if this server hosts it.
-    pub(crate) fn registry(&self, name: &str) -> Result<(RegistryName, &OwnNames), ApiError> {
+    pub(crate) fn registry(
+        &self,
+        name: &str,
+    ) -> Result<(RegistryName, &registries::OwnNames), ApiError> {
         let found = name.parse::<RegistryName>().ok().and_then(|name| {
             let own = self.registries.get(&name)?;
             Some((name, own))
@@ -62,6 +69,23 @@ impl State {
             ApiError::not_found(format!("registry `{}`", cut(name)))
                 .hint(format!("this server has `{}`", names.join("`, `")))
         })
+    }
+
+    /// Every name of this server's registries.
+    pub(crate) fn own_names(&self) -> OwnNames {
+        OwnNames::new(self.registries.own_names())
+    }
+
+    /// Copies of another registry's images are what that registry says.
+    pub(crate) fn refuse_copy(&self, repository: &RepositoryName) -> Result<(), ApiError> {
+        match self.pull_through.as_ref().is_some_and(|kept| kept.holds(repository)) {
+            false => Ok(()),
+            true => {
+                let message =
+                    format!("repository `{repository}` holds copies of another registry's images");
+                Err(ApiError::invalid(message).hint("choose another name"))
+            }
+        }
     }
 
     /// Who may use the REST API: the owner of the data folder, and who has a credential.

@@ -89,6 +89,12 @@ pub trait Upload: Send {
     /// Appends bytes. Returns when the store has taken them, so a slow disk slows the writer.
     async fn write(&mut self, chunk: Bytes) -> Result<()>;
 
+    /// The bytes as a file that grows, if the store has such: what was written before the last
+    /// chunk is in it, and it stays readable when the upload has become a blob.
+    async fn file(&mut self) -> Result<Option<std::fs::File>> {
+        Ok(None)
+    }
+
     /// Makes the blob durable and visible, after checking it against `expected` if given.
     async fn commit(self: Box<Self>, expected: Option<&Digest>) -> Result<Stored>;
 }

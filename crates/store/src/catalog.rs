@@ -1,6 +1,7 @@
 //! Which repositories, tags and manifests there are, and what they refer to.
 
 pub(crate) mod cache;
+mod copies;
 mod documents;
 mod hot;
 pub(crate) mod manifests;

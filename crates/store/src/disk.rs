@@ -578,6 +578,11 @@ impl Upload for DiskUpload {
         self.writer.write(chunk).await
     }
 
+    async fn file(&mut self) -> Result<Option<File>> {
+        let path = self.path.clone();
+        blocking("read an upload", move || File::open(path)).await.map(Some)
+    }
+
     async fn commit(mut self: Box<Self>, expected: Option<&Digest>) -> Result<Stored> {
         let algorithm = match (&self.writer.idle, expected) {
             (_, Some(expected)) => expected.algorithm(),

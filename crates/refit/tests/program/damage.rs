@@ -30,6 +30,13 @@ pub(crate) fn flip(sandbox: &Sandbox, digest: &Digest) {
     fs::write(blob_file(sandbox, digest), bytes).expect("the blob can be written");
 }
 
+/// The digest of an image's last layer.
+pub(crate) fn last_blob(server: &Server, repository: &str, reference: &str) -> Digest {
+    let (bytes, media_type) = server.registry().manifest(repository, reference);
+    let manifest = Manifest::parse(&bytes, Some(&media_type)).expect("a manifest");
+    manifest.references().blobs.last().expect("it has a layer").digest.clone()
+}
+
 pub(crate) const DAMAGES: [fn(&Sandbox, &Digest); 3] = [remove, truncate, flip];
 
 /// Copies an image with a client that checks all digests and is none of ours.

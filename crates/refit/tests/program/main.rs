@@ -19,6 +19,7 @@ mod login;
 mod memory;
 mod output;
 mod platforms;
+mod pull_through;
 mod repository;
 mod rootless;
 mod scrub;

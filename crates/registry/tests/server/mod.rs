@@ -10,9 +10,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use oci::RegistryName;
 use registry::{
-    Access, Actions, Credentials, Hosts, Limits, Peer, Principal, RegistryState, RequestContext,
-    Resource, TokenSigner, is_local, same_secret,
+    Access, Actions, Credentials, Hosts, Limits, Peer, Principal, PullThrough, PullThroughSettings,
+    RegistryState, RequestContext, Resource, TokenSigner, is_local, same_secret,
 };
+use remote::{Remote, RemoteSettings};
 use store::{BlobStore, Catalog, DiskStore, MemoryStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -29,7 +30,8 @@ pub(crate) struct TestServer {
     pub(crate) catalog: Catalog,
     /// Milliseconds; tests move it.
     pub(crate) clock: Arc<AtomicI64>,
-    _folder: tempfile::TempDir,
+    pub(crate) pull_through: Option<Arc<PullThrough>>,
+    pub(crate) folder: tempfile::TempDir,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -46,6 +48,7 @@ pub(crate) struct Options {
     pub(crate) hosts: Hosts,
     pub(crate) limits: Limits,
     pub(crate) peer: Peer,
+    pub(crate) upstreams: Option<(RemoteSettings, PullThroughSettings)>,
 }
 
 impl Options {
@@ -57,6 +60,7 @@ impl Options {
             hosts: Hosts::only(RegistryName::default()),
             limits: Limits::default(),
             peer: Peer::Tcp(([127, 0, 0, 1], 1).into()),
+            upstreams: None,
         }
     }
 
@@ -69,10 +73,15 @@ impl Options {
     pub(crate) async fn start(self) -> TestServer {
         let folder = tempfile::tempdir().unwrap();
         let catalog = open_catalog(self.kind, folder.path()).await;
+        let pull_through = self.upstreams.map(|(remote, settings)| {
+            let remote = Remote::new(remote).unwrap();
+            Arc::new(PullThrough::new(remote, catalog.clone(), settings))
+        });
         let clock = Arc::new(AtomicI64::new(1_700_000_000_000));
         let time = Arc::clone(&clock);
         let router = registry::router(RegistryState {
             catalog: catalog.clone(),
+            pull_through: pull_through.clone(),
             hosts: self.hosts,
             access: self.access,
             signer: TokenSigner::hmac(b"a key for tests"),
@@ -83,7 +92,7 @@ impl Options {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        TestServer { address, catalog, clock, _folder: folder, serving }
+        TestServer { address, catalog, clock, pull_through, folder, serving }
     }
 }
 
@@ -115,8 +124,9 @@ impl Access for LoopbackOnly {
     }
 }
 
-/// `admin` may everything; `alice` everything in `team/`; `bob` may pull from `team/`;
-/// everybody may pull from `public`. Tests change all passwords by counting them up.
+/// `admin` may everything; `alice` everything in `team/`; `bob` may pull from `team/` and from
+/// one copy of an image of Docker Hub; everybody may pull from `public`. Tests change all
+/// passwords by counting them up.
 #[derive(Default)]
 pub(crate) struct Accounts {
     pub(crate) passwords: AtomicI64,
@@ -158,6 +168,7 @@ impl Access for Accounts {
             ("admin", _) => Actions::ALL,
             ("alice", name) if name.starts_with("team/") => Actions::ALL,
             ("bob", name) if name.starts_with("team/") => Actions::PULL,
+            ("bob", "mirror/library/x") => Actions::PULL,
             (_, "public") => Actions::PULL,
             _ => Actions::NONE,
         };

@@ -58,6 +58,13 @@ pub(crate) async fn schedule(
         let digest = state.sources.resolve(&registry, location).await?;
         uploads.insert(location.to_owned(), digest);
     }
+    let own = state.own_names();
+    for name in &body.image_names {
+        // One that cannot be read is refused below.
+        if let Ok(destination) = engine::Destination::parse(name, &registry, &own) {
+            state.refuse_copy(&destination.repository)?;
+        }
+    }
     let request = from_api::build_request(body, context, &uploads, &state.build_defaults)?;
     let run = state.runs.submit(&registry, request).await?;
     state.metrics.runs_submitted.fetch_add(1, Ordering::Relaxed);

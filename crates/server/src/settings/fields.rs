@@ -98,6 +98,11 @@ pub(super) const SECTIONS: &[Section] = &[
                 "16MiB",
                 "Bytes a second that are read at most for that. 0: no bound.",
             ),
+            text(
+                "copy_keep",
+                "30d",
+                "Copies of other registries' images that were not pulled for this long go.",
+            ),
             text("log_keep", "30d", "How long the text of a run's log is kept."),
             text("run_keep", "400d", "How long a run's record is kept."),
         ],
@@ -215,7 +220,7 @@ pub(super) const SECTIONS: &[Section] = &[
     },
     Section {
         name: "upstream",
-        about: "Another registry that base images come from.",
+        about: "Another registry, that base images come from or whose images are kept.",
         named: Some("\"registry.example.com\""),
         fields: &[
             bare("plain_http", "false", "It speaks no TLS."),
@@ -227,6 +232,12 @@ pub(super) const SECTIONS: &[Section] = &[
                 about: "Password or access token for pulling from it.",
             },
             text("password_file", "", "A file that holds the password."),
+            text(
+                "pull_through",
+                "",
+                "Keep its images, in repositories that begin with this name, such as `docker.io`. Empty: no.",
+            ),
+            text("tag_keep", "1m", "For how long it is not asked again what a kept tag means."),
         ],
     },
 ];

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use container::ExternalRuntime;
-use oci::{Compression, CompressionFormat, RegistryName};
+use oci::{Compression, CompressionFormat, RegistryName, RepositoryName};
 use remote::Network;
 
 use super::fields::{FOREIGN_VARIABLES, Field, Kind, SECTIONS, Section, nearest, section};
@@ -342,6 +342,7 @@ impl Layers {
             garbage_grace: at.duration("garbage_grace"),
             scrub_period: Some(at.duration("scrub_period")).filter(|period| !period.is_zero()),
             scrub_rate: at.size("scrub_rate"),
+            copy_keep: at.duration("copy_keep"),
             log_keep: at.duration("log_keep"),
             run_keep: at.duration("run_keep"),
         }
@@ -433,14 +434,42 @@ impl Layers {
             let inline = at.optional("password", |text| Ok(Secret::new(text)));
             let from_file = at.optional("password_file", password_file);
             let password = inline.or(from_file);
+            let repository =
+                |text: &str| text.parse::<RepositoryName>().map_err(|error| error.to_string());
+            let pull_through = at.optional("pull_through", repository);
+            let tag_keep = at.duration("tag_keep");
             match host(&name) {
                 Ok(host) => {
-                    upstreams.insert(host, UpstreamSettings { plain_http, username, password });
+                    let settings =
+                        UpstreamSettings { plain_http, username, password, pull_through, tag_keep };
+                    upstreams.insert(host, settings);
                 }
                 Err(message) => self.refuse(format!("`[upstream]`: {message}"), None),
             }
         }
+        self.check_pull_through(&upstreams);
         upstreams
+    }
+
+    /// A repository is a copy of one other.
+    fn check_pull_through(&mut self, upstreams: &BTreeMap<String, UpstreamSettings>) {
+        let mut names: BTreeMap<&str, &str> = BTreeMap::new();
+        let own =
+            upstreams.iter().filter_map(|(host, own)| Some((host, own.pull_through.as_ref()?)));
+        for (host, prefix) in own {
+            let below = |name: &str, other: &str| {
+                name == other || name.strip_prefix(other).is_some_and(|rest| rest.starts_with('/'))
+            };
+            let prefix = prefix.as_str();
+            let other = names.iter().find(|(name, _)| below(name, prefix) || below(prefix, name));
+            if let Some((name, other)) = other {
+                let message = format!(
+                    "`upstream.{host}.pull_through`: `{prefix}` and `{name}` of `{other}` overlap"
+                );
+                self.refuse(message, None);
+            }
+            names.insert(prefix, host);
+        }
     }
 
     fn names(&self, section: &str) -> Vec<String> {
@@ -928,6 +957,8 @@ mod tests {
             username = "me"
             password = "(hidden)"
             password_file = ""
+            pull_through = ""
+            tag_keep = "1m"
         "#]]
         .assert_eq(shown);
         let upstream = &settings.upstreams["registry.example.com"];

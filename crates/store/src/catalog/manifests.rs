@@ -9,7 +9,8 @@ use super::repositories::count;
 use super::{Catalog, hot, job, parsed, tags};
 use crate::error::database;
 use crate::model::{
-    Cause, Deleted, Expected, ManifestEntry, ManifestInfo, ManifestRef, NewManifest, Referrer,
+    Cause, Deleted, Expected, ManifestEntry, ManifestInfo, ManifestRef, Millis, NewManifest,
+    Referrer,
 };
 use crate::{Result, StoreError, gc, now};
 
@@ -26,12 +27,19 @@ struct NewRow {
     subject: Option<Digest>,
     /// As JSON. Only lists of referrers show them, so without a subject there are none.
     annotations: String,
+    /// Of a copy of another registry's: when it was last pulled.
+    used_at: Option<Millis>,
     blobs: Vec<Digest>,
     manifests: Vec<Digest>,
 }
 
 impl NewRow {
-    fn new(registry: &RegistryName, repository: &RepositoryName, new: &NewManifest<'_>) -> Self {
+    fn new(
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        new: &NewManifest<'_>,
+        used_at: Option<Millis>,
+    ) -> Self {
         let references = new.manifest.references();
         let digests = |list: &[Descriptor]| list.iter().map(|d| d.digest.clone()).collect();
         let config_media_type = match new.manifest {
@@ -53,6 +61,7 @@ impl NewRow {
             artifact_type: new.manifest.artifact_type().map(str::to_owned),
             config_media_type,
             annotations,
+            used_at,
             blobs: digests(&references.blobs),
             manifests: digests(&references.manifests),
             subject: references.subject,
@@ -72,10 +81,23 @@ impl Catalog {
         tags: &[(Tag, Expected)],
         cause: &Cause,
     ) -> Result<()> {
+        self.put(registry, repository, new, tags, cause, None).await
+    }
+
+    /// `used_at` makes it a copy of another registry's manifest.
+    pub(super) async fn put(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        new: NewManifest<'_>,
+        tags: &[(Tag, Expected)],
+        cause: &Cause,
+        used_at: Option<Millis>,
+    ) -> Result<()> {
         let mut upload = self.blobs.begin_upload(new.digest.algorithm()).await?;
         upload.write(new.bytes.clone()).await?;
         upload.commit(Some(new.digest)).await?;
-        let row = NewRow::new(registry, repository, &new);
+        let row = NewRow::new(registry, repository, &new, used_at);
         let (moves, cause) = (tags.to_vec(), cause.clone());
         let keys = forgotten(registry, repository, new.digest, tags.iter().map(|(tag, _)| tag));
         let has_moved = !tags.is_empty();
@@ -394,6 +416,9 @@ async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
             true => "manifest",
             // Build caches are indexes that list layers and a config, which are blobs.
             false if has_blob(connection, row, digest).await? => "blob",
+            // The rest of a copy comes when somebody asks for it.
+            false if row.used_at.is_some() && may_be_manifest => "manifest",
+            false if row.used_at.is_some() => "blob",
             false => {
                 let (repository, digest) = (row.repository.clone(), digest.clone());
                 return Err(StoreError::MissingReference { repository, digest });
@@ -404,9 +429,10 @@ async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
     // The bytes were stored a moment ago; were they collected since, this refuses.
     sqlx::query(
         "INSERT INTO manifests (registry, repository, digest, media_type, size, image_size,
-            artifact_type, config_media_type, subject, annotations, pushed_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-         ON CONFLICT (registry, repository, digest) DO UPDATE SET media_type = excluded.media_type",
+            artifact_type, config_media_type, subject, annotations, pushed_at, used_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+         ON CONFLICT (registry, repository, digest) DO UPDATE
+         SET media_type = excluded.media_type, used_at = excluded.used_at",
     )
     .bind(registry)
     .bind(repository)
@@ -419,6 +445,7 @@ async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
     .bind(row.subject.as_ref().map(Digest::as_str))
     .bind(&row.annotations)
     .bind(now())
+    .bind(row.used_at)
     .execute(&mut *connection)
     .await
     .map_err(failed())?;
