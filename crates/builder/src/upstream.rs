@@ -1,24 +1,22 @@
 //! Base images from other registries.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use oci::{Platform, Reference};
 use remote::{Remote, RemoteError};
-use store::BlobStore;
+use store::Catalog;
 
 use crate::image::{BaseImage, BaseImages, ImageError, parse_config};
 
-/// Pulls images into the blob store. What is there already is not fetched again, but the
-/// registry is asked each time what a tag means.
+/// Pulls images into the store. What the same repository has sent before is not fetched again,
+/// but the registry is asked each time what a tag means.
 pub struct RemoteImages {
     remote: Remote,
-    blobs: Arc<dyn BlobStore>,
+    catalog: Catalog,
 }
 
 impl RemoteImages {
-    pub fn new(remote: Remote, blobs: Arc<dyn BlobStore>) -> Self {
-        Self { remote, blobs }
+    pub fn new(remote: Remote, catalog: Catalog) -> Self {
+        Self { remote, catalog }
     }
 }
 
@@ -31,7 +29,7 @@ impl BaseImages for RemoteImages {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<BaseImage, ImageError> {
         let name = reference.familiar();
-        let pulled = self.remote.pull(reference, platform, &*self.blobs, progress).await;
+        let pulled = self.remote.pull(reference, platform, &self.catalog, progress).await;
         let pulled = pulled.map_err(|error| translate(&name, platform, error))?;
         let config = parse_config(&name, &pulled.resolved.manifest, &pulled.config)?;
         let (top, digest) = (pulled.resolved.top, pulled.resolved.digest);

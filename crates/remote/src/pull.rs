@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use oci::{Descriptor, Digest, ImageManifest, MANIFEST_SIZE_MAX, Manifest, Platform, Reference};
 use reqwest::Method;
-use store::BlobStore;
+use store::{BlobStore, Catalog, StoreError};
 
 use crate::blob::SizeRule;
 use crate::client::{Ask, read_bounded};
@@ -65,6 +65,14 @@ fn manifest_path(reference: &Reference, name: &str) -> String {
 
 /// An image config is at most this large, in bytes.
 const CONFIG_SIZE_MAX: u64 = 8 << 20;
+/// How long blobs are kept after they were used: longer than a build or an import can last, and
+/// the next one of the day finds them here.
+const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The owner of the leases on what a repository of another registry has sent.
+fn sender(reference: &Reference) -> String {
+    format!("sent-by/{}/{}", reference.host, reference.repository)
+}
 
 impl Remote {
     /// Finds the manifest that a reference means on a platform.
@@ -101,14 +109,12 @@ impl Remote {
         }
     }
 
-    /// Brings an image's config and layers into the store, several at once, skipping those
-    /// that are there and, as far as that can be told without reading them, whole. `progress`
-    /// is told of bytes as they come.
+    /// Brings an image's config and layers into the store, as [`Self::fetch_blobs`] does.
     pub async fn pull(
         &self,
         reference: &Reference,
         platform: &Platform,
-        blobs: &dyn BlobStore,
+        catalog: &Catalog,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Pulled, RemoteError> {
         let resolved = self.resolve(reference, platform).await?;
@@ -116,35 +122,57 @@ impl Remote {
         if config.size > CONFIG_SIZE_MAX {
             return Err(self.bad_manifest(reference, "its image config is too large"));
         }
+        let blobs = catalog.blobs();
         if blobs.stat(&config.digest).await? == Some(config.size) {
             // It is small and read in any case; one that is damaged is fetched again.
             blobs.verify(&config.digest).await?;
         }
         let wanted = std::iter::once(config).chain(&resolved.manifest.layers);
+        let fetched = self.fetch_blobs(reference, wanted, catalog, progress).await?;
+        let config = read_blob(&**blobs, config).await?;
+        Ok(Pulled { resolved, config, fetched })
+    }
+
+    /// Brings blobs of an image into the store, several at once, and keeps them there for
+    /// a day. Gives the bytes fetched; `progress` is told of them as they come.
+    ///
+    /// A blob of the store stands for one of the other registry only if the same repository of
+    /// it has sent that blob before, and the store has it whole. That the store has it is not
+    /// enough: a registry that knows the digest of somebody's blob could name it in a manifest,
+    /// and whoever pulls that would get content which that registry never had (architecture.md
+    /// decision 7). The leases that keep blobs say which repository has sent what.
+    pub async fn fetch_blobs<'a>(
+        &self,
+        reference: &Reference,
+        wanted: impl IntoIterator<Item = &'a Descriptor>,
+        catalog: &Catalog,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<u64, RemoteError> {
         // Made before they are streamed: a stream that maps with a closure over references
         // gives a future that the compiler cannot prove to be `Send`.
-        let fetches: Vec<_> = wanted
-            .map(|descriptor| self.fetch_blob(reference, descriptor, blobs, progress))
+        let fetches: Vec<_> = (wanted.into_iter())
+            .map(|descriptor| self.fetch_blob(reference, descriptor, catalog, progress))
             .collect();
         let fetched: Vec<u64> = futures_util::stream::iter(fetches)
             .buffer_unordered(self.inner.settings.parallel)
             .try_collect()
             .await?;
-        let fetched = fetched.iter().sum();
-        let config = read_blob(blobs, config).await?;
-        Ok(Pulled { resolved, config, fetched })
+        Ok(fetched.iter().sum())
     }
 
-    /// Brings one blob into the store, unless it is there whole. Returns the bytes fetched.
+    /// Brings one blob into the store. Gives the bytes fetched.
     async fn fetch_blob(
         &self,
         reference: &Reference,
         descriptor: &Descriptor,
-        blobs: &dyn BlobStore,
+        catalog: &Catalog,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<u64, RemoteError> {
         let (digest, size) = (&descriptor.digest, descriptor.size);
-        if blobs.stat(digest).await? == Some(size) {
+        let (blobs, sender) = (catalog.blobs(), sender(reference));
+        if catalog.renew_lease(&sender, digest, KEEP).await?
+            && blobs.stat(digest).await? == Some(size)
+        {
             return Ok(0);
         }
         let mut blob = self.open_blob(reference, digest, SizeRule::Exact(size)).await?;
@@ -154,12 +182,14 @@ impl Remote {
             upload.write(chunk).await?;
         }
         match upload.commit(Some(digest)).await {
-            Ok(_) => Ok(blob.got()),
-            Err(store::StoreError::DigestMismatch { expected, actual }) => {
-                Err(RemoteError::WrongDigest { host: reference.host.clone(), expected, actual })
+            Err(StoreError::DigestMismatch { expected, actual }) => {
+                let host = reference.host.clone();
+                return Err(RemoteError::WrongDigest { host, expected, actual });
             }
-            Err(error) => Err(error.into()),
-        }
+            stored => stored?,
+        };
+        catalog.lease_blob(&sender, digest, KEEP).await?;
+        Ok(blob.got())
     }
 
     /// What a reference means, if the registry tells without sending the manifest.
@@ -234,7 +264,7 @@ async fn read_blob(blobs: &dyn BlobStore, descriptor: &Descriptor) -> Result<Byt
     let mut bytes = Vec::new();
     let reader = blobs.open(&descriptor.digest, 0).await?.into_async();
     let read = reader.take(descriptor.size).read_to_end(&mut bytes).await;
-    read.map_err(|source| store::StoreError::Io { doing: "read an image config".into(), source })?;
+    read.map_err(|source| StoreError::Io { doing: "read an image config".into(), source })?;
     Ok(bytes.into())
 }
 

@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use oci::{Descriptor, Digest, ImageManifest, Platform, Reference, media_type};
 use remote::{Credentials, Remote, RemoteError, RemoteSettings, Upstream};
-use store::{BlobStore, MemoryStore};
+use store::{BlobStore, Catalog, MemoryStore};
 use tokio::io::AsyncReadExt;
 
 /// How a registry misbehaves.
@@ -34,6 +34,7 @@ enum Vice {
     NeedsToken,
     NeedsBasic,
     NamesForeignRealm,
+    LacksLayer,
 }
 
 struct Peer {
@@ -147,7 +148,7 @@ async fn answer(State(peer): State<Arc<Peer>>, request: Request) -> Response {
             (manifest_type, [&peer.manifest[..], extra].concat()).into_response()
         }
         path if path == config => peer.config.clone().into_response(),
-        path if path == layer => peer.blob(&headers),
+        path if path == layer && peer.vice != Vice::LacksLayer => peer.blob(&headers),
         _ => StatusCode::NOT_FOUND.into_response(),
     }
 }
@@ -170,23 +171,61 @@ fn settings(host: &str, credentials: Option<Credentials>) -> RemoteSettings {
     }
 }
 
-struct Outcome {
-    result: Result<remote::Pulled, RemoteError>,
-    store: MemoryStore,
+/// A registry, and a store for what comes from it.
+struct Pair {
     peer: Arc<Peer>,
     host: String,
+    store: Arc<MemoryStore>,
+    catalog: Catalog,
+}
+
+impl Pair {
+    async fn start(vice: Vice) -> Self {
+        let (peer, host) = start(vice).await;
+        let db = db::Db::in_memory().await.unwrap();
+        let store = Arc::new(MemoryStore::open(db.clone()).await.unwrap());
+        let catalog = Catalog::open(db, Arc::clone(&store) as Arc<dyn BlobStore>).await.unwrap();
+        Self { peer, host, store, catalog }
+    }
+
+    async fn pull(
+        &self,
+        image: &str,
+        credentials: Option<Credentials>,
+    ) -> Result<remote::Pulled, RemoteError> {
+        let image = image.replace("MANIFEST", Digest::of(&self.peer.manifest).as_str());
+        let reference: Reference = format!("{}/{image}", self.host).parse().unwrap();
+        let remote = Remote::new(settings(&self.host, credentials)).unwrap();
+        let platform = Platform::new("linux", "amd64", None);
+        let pulling = remote.pull(&reference, &platform, &self.catalog, &|_| ());
+        tokio::time::timeout(Duration::from_secs(60), pulling).await.unwrap()
+    }
+
+    /// Stores the layer as another one's.
+    async fn store_layer(&self) {
+        let layer = &self.peer.layer;
+        let mut upload = self.store.begin_upload(oci::Algorithm::Sha256).await.unwrap();
+        upload.write(layer.clone()).await.unwrap();
+        upload.commit(Some(&self.peer.layer_digest())).await.unwrap();
+    }
+}
+
+struct Outcome {
+    result: Result<remote::Pulled, RemoteError>,
+    pair: Pair,
+}
+
+impl std::ops::Deref for Outcome {
+    type Target = Pair;
+
+    fn deref(&self) -> &Pair {
+        &self.pair
+    }
 }
 
 async fn pull_as(vice: Vice, image: &str, credentials: Option<Credentials>) -> Outcome {
-    let (peer, host) = start(vice).await;
-    let image = image.replace("MANIFEST", Digest::of(&peer.manifest).as_str());
-    let reference: Reference = format!("{host}/{image}").parse().unwrap();
-    let remote = Remote::new(settings(&host, credentials)).unwrap();
-    let store = MemoryStore::open(db::Db::in_memory().await.unwrap()).await.unwrap();
-    let platform = Platform::new("linux", "amd64", None);
-    let pulling = remote.pull(&reference, &platform, &store, &|_| ());
-    let result = tokio::time::timeout(Duration::from_secs(60), pulling).await.unwrap();
-    Outcome { result, store, peer, host }
+    let pair = Pair::start(vice).await;
+    Outcome { result: pair.pull(image, credentials).await, pair }
 }
 
 async fn pull(vice: Vice) -> Outcome {
@@ -230,19 +269,25 @@ async fn an_image_comes_with_all_its_blobs() {
 #[tokio::test]
 async fn a_blob_that_is_there_is_not_fetched() {
     let outcome = pull(Vice::None).await;
-    let reference: Reference = format!("{}/team/app:1", outcome.host).parse().unwrap();
-    let remote = Remote::new(settings(&outcome.host, None)).unwrap();
-    let platform = Platform::new("linux", "amd64", None);
-    let again = remote.pull(&reference, &platform, &outcome.store, &|_| ()).await.unwrap();
-    assert_eq!(again.fetched, 0);
+    assert_eq!(outcome.pull("team/app:1", None).await.unwrap().fetched, 0);
+}
+
+#[tokio::test]
+async fn a_blob_of_somebody_else_is_used_only_when_the_registry_has_sent_it_too() {
+    let pair = Pair::start(Vice::LacksLayer).await;
+    pair.store_layer().await;
+    let error = pair.pull("team/app:1", None).await.unwrap_err().to_string();
+    assert!(error.contains("does not exist on"), "{error}");
+    let pair = Pair::start(Vice::None).await;
+    pair.store_layer().await;
+    let fetched = pair.pull("team/app:1", None).await.unwrap().fetched;
+    assert!(fetched > LAYER_SIZE as u64, "{fetched}");
+    assert_eq!(pair.pull("team/app:1", None).await.unwrap().fetched, 0);
 }
 
 #[tokio::test]
 async fn a_blob_that_is_not_whole_is_fetched_again() {
     let outcome = pull(Vice::None).await;
-    let reference: Reference = format!("{}/team/app:1", outcome.host).parse().unwrap();
-    let remote = Remote::new(settings(&outcome.host, None)).unwrap();
-    let platform = Platform::new("linux", "amd64", None);
     let peer = &outcome.peer;
     let (layer, config) = (peer.layer_digest(), Digest::of(&peer.config));
     for (digest, damaged, size) in [
@@ -252,7 +297,7 @@ async fn a_blob_that_is_not_whole_is_fetched_again() {
         (&config, Some(Bytes::from(vec![b' '; peer.config.len()])), peer.config.len()),
     ] {
         outcome.store.damage(digest, damaged);
-        let again = remote.pull(&reference, &platform, &outcome.store, &|_| ()).await.unwrap();
+        let again = outcome.pull("team/app:1", None).await.unwrap();
         assert_eq!(again.fetched, size as u64);
         assert_eq!(again.config, peer.config);
         assert!(outcome.store.verify(digest).await.unwrap());

@@ -2,7 +2,6 @@
 
 mod copies;
 mod events;
-mod images;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,7 +28,6 @@ use crate::state::Shared;
 use crate::{ServeError, UpstreamSettings};
 use copies::CopiedImages;
 use events::LogEvents;
-use images::KeptImages;
 
 /// The queue's own clock ends a run; the engine's is only there should that fail.
 const TIMEOUT_SLACK: Duration = Duration::from_secs(60);
@@ -48,8 +46,7 @@ pub(crate) async fn build(
     notices: &mut Vec<String>,
 ) -> Result<Arc<dyn Executor>, ServeError> {
     let blobs = Arc::clone(state.catalog.blobs());
-    let pulled = RemoteImages::new(state.remote.clone(), Arc::clone(&blobs));
-    let upstream = Arc::new(KeptImages::new(pulled, state.catalog.clone()));
+    let upstream = Arc::new(RemoteImages::new(state.remote.clone(), state.catalog.clone()));
     let own = OwnNames::new(state.registries.own_names());
     let runtime = open_runtime(settings, folder.path()).await;
     let limits = container_limits(&settings.build);
@@ -106,7 +103,7 @@ fn base_images(
     state: &Shared,
     registry: &RegistryName,
     own: &OwnNames,
-    upstream: &Arc<KeptImages>,
+    upstream: &Arc<RemoteImages>,
 ) -> Arc<dyn BaseImages> {
     let upstream = Arc::clone(upstream) as Arc<dyn BaseImages>;
     let (catalog, registry, own) = (state.catalog.clone(), registry.clone(), own.clone());

@@ -4,6 +4,7 @@
 
 mod add;
 mod arguments;
+mod bases;
 mod build;
 mod cancel;
 mod completions;

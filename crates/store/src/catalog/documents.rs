@@ -6,7 +6,13 @@ use oci::{Digest, RegistryName};
 
 use super::{Catalog, parsed};
 use crate::error::database;
+use crate::model::Millis;
 use crate::{Result, StoreError, gc, now};
+
+/// When a lease that is taken now ends.
+fn end(keep: Duration) -> Millis {
+    now().saturating_add(i64::try_from(keep.as_millis()).unwrap_or(Millis::MAX))
+}
 
 impl Catalog {
     /// Keeps a blob from collection until the lease ends or is released. `owner` groups
@@ -19,7 +25,7 @@ impl Catalog {
     /// As [`Self::lease_blob`], all of them or none.
     pub async fn lease_blobs(&self, owner: &str, digests: &[Digest], keep: Duration) -> Result<()> {
         let (owner, digests) = (owner.to_owned(), digests.to_vec());
-        let ends_at = now().saturating_add(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX));
+        let ends_at = end(keep);
         self.write(move |connection| {
             Box::pin(async move {
                 for digest in &digests {
@@ -39,6 +45,25 @@ impl Catalog {
                     }
                 }
                 Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Extends a lease; says whether the owner has it.
+    pub async fn renew_lease(&self, owner: &str, digest: &Digest, keep: Duration) -> Result<bool> {
+        let (owner, digest) = (owner.to_owned(), digest.to_string());
+        self.write(move |connection| {
+            Box::pin(async move {
+                let renewed =
+                    sqlx::query("UPDATE leases SET ends_at = $3 WHERE owner = $1 AND digest = $2")
+                        .bind(owner)
+                        .bind(digest)
+                        .bind(end(keep))
+                        .execute(&mut *connection)
+                        .await
+                        .map_err(database("renew a lease"))?;
+                Ok(renewed.rows_affected() > 0)
             })
         })
         .await

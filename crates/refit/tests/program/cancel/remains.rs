@@ -12,9 +12,9 @@ use testkit::Server;
 const TEMPORARY: &[&str] =
     &["containers", "snapshots/changes", "snapshots/partial", "uploads", "workspaces/local"];
 
-/// Leases that end by their time: of uploaded contexts as long as their addresses are valid, and of
-/// what was pulled or came along for a day.
-const KEPT: &[&str] = &["source/", "base-images", "layouts"];
+/// Leases that end by their time: of uploaded contexts as long as their addresses are valid, of
+/// what came along for a day, and of what was pulled.
+const KEPT: &[&str] = &["source/", "sent-by/", "layouts"];
 
 /// A line for each thing: processes, mounts, control groups, networks, files and leases.
 pub(crate) fn remains(server: &Server, data: &Path) -> Vec<String> {
