@@ -6,12 +6,14 @@
 mod build_options;
 mod error;
 mod event;
+mod import;
 mod registry;
 mod run;
 
 pub use build_options::{BuildOptions, BuildSecret, NamedContext, NamedContextContent};
 pub use error::{ErrorBody, ErrorDetail};
 pub use event::{Event, EventKind, OutputStream};
+pub use import::*;
 pub use registry::*;
 pub use run::*;
 

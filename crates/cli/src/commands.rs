@@ -4,6 +4,7 @@ mod build;
 mod completions;
 mod gc;
 mod image;
+mod import;
 mod login;
 mod logout;
 mod manifest;
@@ -41,6 +42,8 @@ pub enum Command {
     Gc(gc::Args),
     /// Read all content again, and tell what is damaged
     Scrub(scrub::Args),
+    /// Copy an image of another registry, an OCI layout or an archive into this registry
+    Import(import::Args),
     /// Remember credentials for a server, and use it from now on
     Login(login::Args),
     /// Forget the credentials for a server
@@ -109,6 +112,7 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Task(command) => task::run(session, command).await,
         Command::Gc(args) => gc::run(session, args).await,
         Command::Scrub(args) => scrub::run(session, args).await,
+        Command::Import(args) => import::run(session, args).await,
         Command::Login(args) => login::run(session, args).await,
         Command::Logout(args) => logout::run(session, args),
         Command::Version(args) => version::run(session, args).await,

@@ -193,6 +193,13 @@ impl Connection {
 
     /// The error that an answer carries, in the server's words.
     async fn refusal(&self, status: StatusCode, response: Response) -> Error {
+        let body = read_body(response, ANSWER_SIZE_MAX).await.unwrap_or_default();
+        let error = serde_json::from_slice(&body).ok().map(|api::ErrorBody { error }| error);
+        self.told(status, error)
+    }
+
+    /// An error of the server as ours.
+    pub(crate) fn told(&self, status: StatusCode, error: Option<api::ErrorDetail>) -> Error {
         let kind = match status {
             StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => ErrorKind::Usage,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ErrorKind::Unauthorized,
@@ -201,8 +208,7 @@ impl Connection {
             StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED => ErrorKind::Conflict,
             _ => ErrorKind::Failed,
         };
-        let body = read_body(response, ANSWER_SIZE_MAX).await.unwrap_or_default();
-        let Ok(api::ErrorBody { error }) = serde_json::from_slice(&body) else {
+        let Some(error) = error else {
             return Error::new(kind, format!("`{}` answered {status}", self.name()));
         };
         let told = Error::new(kind, error.message);

@@ -22,6 +22,7 @@ use dockerfile::ContextAddress;
 use dockerfile::ignore::IgnoreFile;
 
 pub(crate) use file::file_header;
+pub(crate) use layout::Layout;
 pub(crate) use named::{NamedContent, NamedContext};
 pub(crate) use upload::{Content, Summary, Upload, upload};
 

@@ -111,13 +111,14 @@ impl Events {
                 }
                 Err(error) => return End::Broken(error),
             };
-            for record in records.push(&chunk) {
+            let complete = match records.push(&chunk) {
+                Ok(complete) => complete,
+                Err(error) => return End::Broken(error),
+            };
+            for record in complete {
                 if let Some(end) = self.take(&record).await {
                     return end;
                 }
-            }
-            if records.pending.len() > RECORD_LEN_MAX {
-                return End::Broken(Error::failed("the server sent something that is no event"));
             }
         }
     }
@@ -150,12 +151,13 @@ fn known_id(record: &[u8]) -> Option<u64> {
 
 /// Parts a stream of NDJSON into its records.
 #[derive(Default)]
-struct Records {
+pub(crate) struct Records {
     pending: Vec<u8>,
 }
 
 impl Records {
-    fn push(&mut self, chunk: &[u8]) -> Vec<Vec<u8>> {
+    /// The records that end with a chunk.
+    pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<Vec<Vec<u8>>> {
         let mut records = Vec::new();
         for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
             self.pending.extend_from_slice(piece);
@@ -163,7 +165,10 @@ impl Records {
                 records.push(std::mem::take(&mut self.pending));
             }
         }
-        records
+        match self.pending.len() > RECORD_LEN_MAX {
+            true => Err(Error::failed("the server sent something that is no record")),
+            false => Ok(records),
+        }
     }
 }
 

@@ -162,6 +162,18 @@ impl Printer {
         self.err(&format!("{}\n", sanitize_text(text)));
     }
 
+    /// A line that the next one takes the place of, where there is a terminal.
+    pub(crate) fn passing(&self, text: &str) {
+        if io::stderr().is_terminal() {
+            self.err(&format!("\r\x1b[K{}", sanitize_text(text)));
+        }
+    }
+
+    /// Takes a passing line away.
+    pub(crate) fn passed(&self) {
+        self.passing("");
+    }
+
     pub fn warning(&self, text: &str) {
         let label = self.painted("33", "warning");
         self.err(&format!("{label}: {}\n", sanitize_text(text)));

@@ -5,19 +5,19 @@
 //! and the image may use none but those that the archive had.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use builder::{ContextLimits, TarEntry, TarKind, TarReader};
-use oci::{Digest, Hasher};
-use store::{BlobWriter, Catalog, StoreError};
+use oci::{Algorithm, Digest, Hasher};
+use store::{BlobWriter, Catalog, StoreError, Stored};
 use tokio_util::sync::CancellationToken;
 
 use crate::unpack::{Counted, UnpackError, Unpacked, decompress};
 
-/// How long the blobs are kept after a build used them: longer than a build can last, and the
-/// next build of the day need not store them again.
-const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long the blobs are kept after a build used them: longer than a build or an import can
+/// last, and the next build of the day need not store them again.
+pub(crate) const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Owner of the leases on them.
 const LEASE_OWNER: &str = "layouts";
@@ -42,105 +42,142 @@ pub fn store_layout(
     limits: ContextLimits,
     cancel: &CancellationToken,
 ) -> Result<(BTreeSet<Digest>, Unpacked), LayoutError> {
+    let mut blobs = BTreeSet::new();
+    let unpacked = read_archive(archive, limits, cancel, |entry, content| {
+        if matches!(entry.kind, TarKind::Directory | TarKind::Other) {
+            return Ok(());
+        }
+        let path = String::from_utf8_lossy(&entry.path);
+        let Some(digest) = blob_name(&path).filter(|_| entry.kind == TarKind::File) else {
+            return Err(LayoutError::NoBlob { path: path.into_owned() });
+        };
+        store_blob(content, entry.size, Some(&digest), catalog, LEASE_OWNER)?;
+        blobs.insert(digest);
+        Ok(())
+    })?;
+    Ok((blobs, unpacked))
+}
+
+/// The digest that a path says: `blobs/ALGORITHM/HEX`.
+pub(crate) fn blob_name(path: &str) -> Option<Digest> {
+    let (algorithm, hex) = path.strip_prefix("blobs/")?.split_once('/')?;
+    format!("{algorithm}:{hex}").parse().ok()
+}
+
+/// Gives `each` the entries of an archive, and the bytes of those that are files. Blocking.
+pub(crate) fn read_archive<E: From<UnpackError>>(
+    archive: impl Read + Send,
+    limits: ContextLimits,
+    cancel: &CancellationToken,
+    mut each: impl FnMut(&TarEntry, &mut Content<'_>) -> Result<(), E>,
+) -> Result<Unpacked, E> {
     let mut counted = Counted { inner: decompress(archive)?, read: 0, max: limits.bytes_max };
     let mut tar = TarReader::new(&mut counted);
-    let mut blobs = BTreeSet::new();
     let mut entries = 0;
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::QuotaExceeded => UnpackError::TooLarge { max: limits.bytes_max },
-        _ if cancel.is_cancelled() => UnpackError::Canceled,
-        _ => UnpackError::Damaged(error.to_string()),
-    };
-    while let Some(entry) = tar.next_entry().map_err(failed)? {
+    while let Some(entry) = tar.next_entry().map_err(|error| failed(error, limits))? {
         if entries >= limits.entries_max {
             return Err(UnpackError::TooManyEntries { max: limits.entries_max }.into());
         }
         entries += 1;
-        // A sparse blob is larger than what the archive has of it.
+        // A sparse file is larger than what the archive has of it.
         if entry.size > limits.bytes_max {
             return Err(UnpackError::TooLarge { max: limits.bytes_max }.into());
         }
-        if matches!(entry.kind, TarKind::Directory | TarKind::Other) {
-            continue;
-        }
-        let digest = blob_name(&entry)?;
-        let mut content = Stoppable { inner: &mut tar, cancel };
-        store_blob(&mut content, entry.size, &digest, catalog, &failed)?;
-        blobs.insert(digest);
+        each(&entry, &mut Content { inner: &mut tar, limits, cancel })?;
     }
-    let bytes = counted.read;
-    Ok((blobs, Unpacked { bytes, entries }))
+    Ok(Unpacked { bytes: counted.read, entries })
 }
 
-/// The digest that an entry's path says: `blobs/ALGORITHM/HEX`.
-fn blob_name(entry: &TarEntry) -> Result<Digest, LayoutError> {
-    let path = String::from_utf8_lossy(&entry.path);
-    let name = path.strip_prefix("blobs/").and_then(|name| name.split_once('/'));
-    let digest = name.and_then(|(algorithm, hex)| format!("{algorithm}:{hex}").parse().ok());
-    match digest {
-        Some(digest) if entry.kind == TarKind::File => Ok(digest),
-        _ => Err(LayoutError::NoBlob { path: path.into_owned() }),
+fn failed(error: io::Error, limits: ContextLimits) -> UnpackError {
+    match error.kind() {
+        io::ErrorKind::QuotaExceeded => UnpackError::TooLarge { max: limits.bytes_max },
+        _ => UnpackError::Damaged(error.to_string()),
     }
 }
 
-fn store_blob(
-    content: &mut impl Read,
-    size: u64,
-    digest: &Digest,
-    catalog: &Catalog,
-    failed: &dyn Fn(io::Error) -> UnpackError,
-) -> Result<(), LayoutError> {
-    let runtime = tokio::runtime::Handle::current();
-    let blobs = catalog.blobs();
-    let lease = || runtime.block_on(catalog.lease_blob(LEASE_OWNER, digest, KEEP));
-    if runtime.block_on(blobs.stat(digest))? == Some(size) {
-        // It need not be written again, but whoever sends it must have it.
-        lease()?;
-        let mut hasher = Hashing(Hasher::new(digest.algorithm()));
-        io::copy(content, &mut hasher).map_err(failed)?;
-        let actual = hasher.0.finish();
-        return match actual == *digest {
-            true => Ok(()),
-            false => Err(LayoutError::WrongDigest { expected: digest.clone(), actual }),
-        };
-    }
-    let upload = runtime.block_on(blobs.begin_upload(digest.algorithm()))?;
-    let mut writer = BlobWriter::new(upload);
-    io::copy(content, &mut writer).map_err(failed)?;
-    match writer.commit(Some(digest)) {
-        Ok(_) => Ok(lease()?),
-        Err(StoreError::DigestMismatch { expected, actual }) => {
-            Err(LayoutError::WrongDigest { expected, actual })
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-struct Hashing(Hasher);
-
-impl io::Write for Hashing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Reads until a run ends.
-struct Stoppable<'a, R> {
-    inner: R,
+/// The bytes of one file of an archive, until whoever wants them gives up.
+pub(crate) struct Content<'a> {
+    inner: &'a mut dyn Read,
+    limits: ContextLimits,
     cancel: &'a CancellationToken,
 }
 
-impl<R: Read> Read for Stoppable<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.cancel.is_cancelled() {
-            // Copying tries again what was only interrupted.
-            true => Err(io::Error::other("the run has ended")),
-            false => self.inner.read(buffer),
+/// Read at once.
+const CHUNK: usize = 256 << 10;
+
+impl Content<'_> {
+    /// Whatever is left; `take` says what becomes of it.
+    fn read<E: From<UnpackError>>(
+        &mut self,
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            if self.cancel.is_cancelled() {
+                return Err(UnpackError::Canceled.into());
+            }
+            match self.inner.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => take(&buffer[..count])?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Err(failed(error, self.limits).into()),
+            }
         }
     }
+
+    /// All of it, in memory: for files whose size was looked at.
+    pub(crate) fn read_all(&mut self) -> Result<Vec<u8>, UnpackError> {
+        let mut bytes = Vec::new();
+        self.read::<UnpackError>(|chunk| {
+            bytes.extend_from_slice(chunk);
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+}
+
+/// Stores a file of `size` bytes under a lease. `expected` is the digest that its name says.
+pub(crate) fn store_blob(
+    content: &mut Content<'_>,
+    size: u64,
+    expected: Option<&Digest>,
+    catalog: &Catalog,
+    owner: &str,
+) -> Result<Stored, LayoutError> {
+    let runtime = tokio::runtime::Handle::current();
+    let blobs = catalog.blobs();
+    let lease = |digest: &Digest| runtime.block_on(catalog.lease_blob(owner, digest, KEEP));
+    if let Some(digest) = expected
+        && runtime.block_on(blobs.stat(digest))? == Some(size)
+    {
+        // It need not be written again, but whoever sends it must have it.
+        lease(digest)?;
+        let mut hasher = Hasher::new(digest.algorithm());
+        content.read::<LayoutError>(|chunk| {
+            hasher.update(chunk);
+            Ok(())
+        })?;
+        let (expected, actual) = (digest.clone(), hasher.finish());
+        return match actual == expected {
+            true => Ok(Stored { digest: expected, size }),
+            false => Err(LayoutError::WrongDigest { expected, actual }),
+        };
+    }
+    let algorithm = expected.map_or(Algorithm::Sha256, Digest::algorithm);
+    let mut writer = BlobWriter::new(runtime.block_on(blobs.begin_upload(algorithm))?);
+    content.read::<LayoutError>(|chunk| Ok(writer.write_all(chunk).map_err(not_written)?))?;
+    let stored = match writer.commit(expected) {
+        Err(StoreError::DigestMismatch { expected, actual }) => {
+            return Err(LayoutError::WrongDigest { expected, actual });
+        }
+        stored => stored?,
+    };
+    lease(&stored.digest)?;
+    Ok(stored)
+}
+
+/// What the store said, when it took bytes as a writer.
+fn not_written(error: io::Error) -> StoreError {
+    let other = |source| StoreError::Io { doing: "store a blob".to_owned(), source };
+    error.downcast::<StoreError>().unwrap_or_else(other)
 }

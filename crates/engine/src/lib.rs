@@ -2,6 +2,7 @@
 //!
 //! A run has a workspace folder, a time-out, a cancel token and receivers for what it says.
 //! Here it is one build step: bring the context, build, publish. Start with [`execute()`].
+//! Beside it stands [`import()`], which publishes what was built elsewhere.
 //!
 //! Invariants:
 //! - Attempts may repeat, publishing may not: nothing is published unless the [`Lease`] of
@@ -12,6 +13,7 @@
 
 mod context;
 mod execute;
+mod import;
 mod layout;
 mod name;
 mod platforms;
@@ -23,6 +25,10 @@ pub use context::ContextSource;
 pub use execute::{
     Argument, BuildOptions, BuildStep, Engine, NamedContext, Outcome, Output, RunEvents,
     RunRequest, execute,
+};
+pub use import::{
+    ImageArchive, ImageArchiveError, ImportError, ImportSource, ImportTarget, Imported, import,
+    read_image_archive,
 };
 pub use layout::{LayoutError, store_layout};
 pub use name::{Destination, NameError};

@@ -121,6 +121,14 @@ impl Remote {
         Ok(Self { inner: Arc::new(Inner { http, settings, tokens }) })
     }
 
+    /// The same, with other credentials for one host.
+    pub fn with_credentials(&self, host: &str, credentials: Credentials) -> Self {
+        let mut settings = self.inner.settings.clone();
+        settings.upstreams.entry(host.to_owned()).or_default().credentials = Some(credentials);
+        let (http, tokens) = (self.inner.http.clone(), Mutex::default());
+        Self { inner: Arc::new(Inner { http, settings, tokens }) }
+    }
+
     /// One request about `image` in `repository` on `host`, signed in if the host asks for
     /// it, tried again where that can help. Gives any answer with a 2xx status.
     pub(crate) async fn request(
@@ -299,7 +307,7 @@ impl Inner {
         declared.unwrap_or_else(|| is_loopback(host))
     }
 
-    fn base_url(&self, host: &str) -> String {
+    pub(crate) fn base_url(&self, host: &str) -> String {
         let scheme = if self.is_plain(host) { "http" } else { "https" };
         // The name of Docker Hub in references is not the name of its server.
         let address = if host == "docker.io" { "registry-1.docker.io" } else { host };

@@ -31,6 +31,10 @@ pub enum RemoteError {
     BadManifest { host: String, image: String, reason: String },
     #[error("`{host}` sent {what} of more than {limit} bytes")]
     TooLarge { host: String, what: &'static str, limit: usize },
+    #[error("`{host}` sent a list of more than {entries} entries or {pages} pages")]
+    TooLong { host: String, entries: usize, pages: usize },
+    #[error("`{host}` sent a list that cannot be read: {reason}")]
+    BadList { host: String, reason: String },
     #[error("`{host}` asks for a token from `{realm}`, which is not an HTTPS address")]
     UnsafeRealm { host: String, realm: String },
     #[error("settings for `{host}`: {reason}")]

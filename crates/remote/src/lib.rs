@@ -19,6 +19,7 @@ mod client;
 mod download;
 mod error;
 mod git;
+mod lists;
 mod pull;
 mod reach;
 

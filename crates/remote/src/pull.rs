@@ -216,7 +216,7 @@ impl Remote {
         self.manifest(reference, &manifest_name(reference), reference.digest.as_ref()).await
     }
 
-    async fn manifest(
+    pub(crate) async fn manifest(
         &self,
         reference: &Reference,
         name: &str,

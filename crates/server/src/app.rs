@@ -49,6 +49,9 @@ const SOCKET_PATH_LEN: usize = 108;
 /// How long a cancelled run may take to end (runs.md section 7).
 const CANCEL_GRACE: Duration = Duration::from_secs(10);
 
+/// Files of an archive that an image is imported from.
+const ARCHIVE_ENTRIES_MAX: usize = 100_000;
+
 /// Connections over the socket of the data folder: this user's own commands.
 const SOCKET_CONNECTIONS_MAX: usize = 256;
 
@@ -182,6 +185,10 @@ impl App {
                 cache_size_max: settings.store.cache_size_max,
             },
             scrub: tokio::sync::Notify::new(),
+            archive_limits: engine::ContextLimits {
+                bytes_max: settings.limits.blob_size_max,
+                entries_max: ARCHIVE_ENTRIES_MAX,
+            },
             body_stall: settings.limits.body_stall,
             metrics: crate::state::Metrics::default(),
             leaving: CancellationToken::new(),

@@ -5,6 +5,8 @@ use axum::http::StatusCode;
 use axum::http::header::{HeaderValue, WWW_AUTHENTICATE};
 use axum::response::{IntoResponse, Response};
 use control::ControlError;
+use engine::{ImageArchiveError, ImportError};
+use remote::RemoteError;
 use store::StoreError;
 
 /// What a handler may fail with. `code` is for programs, `message` and `hint` for people.
@@ -56,6 +58,11 @@ impl ApiError {
         self
     }
 
+    /// Work that did not come to its end.
+    pub(crate) fn interrupted(error: &dyn std::error::Error) -> Self {
+        Self::internal(error)
+    }
+
     /// Ours: the client learns that much, the operator's log the rest.
     fn internal(error: &dyn std::error::Error) -> Self {
         let mut chain = error.to_string();
@@ -91,6 +98,27 @@ impl From<ControlError> for ApiError {
     }
 }
 
+impl From<ImportError> for ApiError {
+    fn from(error: ImportError) -> Self {
+        let (status, code) = match error {
+            ImportError::Store(error) | ImportError::Archive(ImageArchiveError::Store(error)) => {
+                return error.into();
+            }
+            ImportError::TagExists { .. } => (StatusCode::CONFLICT, "Conflict"),
+            ImportError::Remote(RemoteError::NotFound { .. }) => {
+                (StatusCode::NOT_FOUND, "NotFound")
+            }
+            ImportError::Remote(RemoteError::RateLimited { .. }) => {
+                (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests")
+            }
+            ImportError::Remote(_) => (StatusCode::BAD_GATEWAY, "UpstreamFailed"),
+            _ => (StatusCode::BAD_REQUEST, "InvalidRequest"),
+        };
+        let hint = error.hint();
+        Self { status, code, message: error.to_string(), target: None, hint }
+    }
+}
+
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         let (status, code) = match &error {
@@ -108,17 +136,23 @@ impl From<StoreError> for ApiError {
     }
 }
 
+impl From<ApiError> for api::ErrorDetail {
+    fn from(error: ApiError) -> Self {
+        Self {
+            code: error.code.to_owned(),
+            message: error.message,
+            target: error.target,
+            details: Vec::new(),
+            hint: error.hint,
+        }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let error = api::ErrorDetail {
-            code: self.code.to_owned(),
-            message: self.message,
-            target: self.target,
-            details: Vec::new(),
-            hint: self.hint,
-        };
-        let mut response = (self.status, Json(api::ErrorBody { error })).into_response();
-        if self.status == StatusCode::UNAUTHORIZED {
+        let status = self.status;
+        let mut response = (status, Json(api::ErrorBody { error: self.into() })).into_response();
+        if status == StatusCode::UNAUTHORIZED {
             let challenge = HeaderValue::from_static("Bearer realm=\"refit\"");
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         }

@@ -4,12 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
+use builder::OwnNames;
 use control::{
     BuildArgument, BuildOptions, BuildRequest, BuildSecret, ContextSource, NamedContext,
     RemoteSource, RunFilter,
 };
 use dockerfile::ContextAddress;
-use oci::{Annotations, Compression, CompressionError, Digest, Platform, Reference};
+use engine::Destination;
+use oci::{
+    Annotations, Compression, CompressionError, Digest, Platform, Reference, RegistryName,
+    RepositoryName,
+};
 
 use crate::error::ApiError;
 
@@ -146,6 +151,95 @@ fn image_name(name: &str) -> Result<(), ApiError> {
                 .hint("name a tag instead"))
         }
         None => Ok(()),
+    }
+}
+
+/// An import as it was asked for.
+pub(crate) struct Import {
+    pub(crate) from: ImportedFrom,
+    pub(crate) tags: Vec<Destination>,
+    pub(crate) untagged: Vec<RepositoryName>,
+    pub(crate) force: bool,
+    pub(crate) platform: Option<Platform>,
+}
+
+pub(crate) enum ImportedFrom {
+    Image {
+        reference: Reference,
+        credentials: Option<api::ImportCredentials>,
+    },
+    /// An upload, and which image of it.
+    Archive {
+        location: String,
+        digest: Option<Digest>,
+    },
+}
+
+impl std::fmt::Display for ImportedFrom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Image { reference, .. } => write!(f, "{reference}"),
+            Self::Archive { .. } => f.write_str("an archive"),
+        }
+    }
+}
+
+pub(crate) fn import_request(
+    body: api::ImportRequest,
+    registry: &RegistryName,
+    own: &OwnNames,
+) -> Result<Import, ApiError> {
+    if body.target_tags.len() + body.untagged_target_repositories.len() > ITEMS_MAX {
+        return Err(ApiError::invalid(format!("more than {ITEMS_MAX} names")));
+    }
+    if body.target_tags.is_empty() && body.untagged_target_repositories.is_empty() {
+        return Err(ApiError::invalid("the image would have no name").at("targetTags"));
+    }
+    let tag = |name: &String| {
+        Destination::parse(name, registry, own).map_err(|error| {
+            let refused = ApiError::invalid(error.to_string()).at("targetTags");
+            match error.hint() {
+                Some(hint) => refused.hint(hint),
+                None => refused,
+            }
+        })
+    };
+    let repository = |name: &String| {
+        name.parse::<RepositoryName>()
+            .map_err(|error| ApiError::invalid(error.to_string()).at("untaggedTargetRepositories"))
+    };
+    let platform = body.platform.as_deref().map(str::parse::<Platform>).transpose();
+    let platform = platform.map_err(|error| ApiError::invalid(error.to_string()).at("platform"))?;
+    Ok(Import {
+        from: imported_from(body.source)?,
+        tags: body.target_tags.iter().map(tag).collect::<Result<_, _>>()?,
+        untagged: body
+            .untagged_target_repositories
+            .iter()
+            .map(repository)
+            .collect::<Result<_, _>>()?,
+        force: body.mode == api::ImportMode::Force,
+        platform,
+    })
+}
+
+pub(crate) fn imported_from(source: api::ImportSource) -> Result<ImportedFrom, ApiError> {
+    let refuse = |message: String| ApiError::invalid(message).at("source");
+    match (source.source_image, source.source_location) {
+        (Some(image), None) => {
+            let name = match &source.registry_uri {
+                Some(host) => format!("{host}/{image}"),
+                None => image,
+            };
+            let reference = name.parse::<Reference>().map_err(|error| refuse(error.to_string()))?;
+            Ok(ImportedFrom::Image { reference, credentials: source.credentials })
+        }
+        (None, Some(location)) => {
+            let digest = source.digest.as_deref().map(str::parse::<Digest>).transpose();
+            let digest = digest.map_err(|error| refuse(error.to_string()))?;
+            Ok(ImportedFrom::Archive { location, digest })
+        }
+        _ => Err(refuse("either `sourceImage` or `sourceLocation` names the image".to_owned())),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod content;
 mod health;
+mod import;
 mod runs;
 mod scrub;
 mod sources;
@@ -47,6 +48,8 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
         .route("/repositories/{name}/manifests/{reference}", get(content::manifest))
         .route("/repositories/{name}/manifests/{reference}", delete(content::delete_manifest))
         .route("/gc", post(content::collect_garbage))
+        .route("/import", post(import::import))
+        .route("/import/tags", post(import::tags))
         .route("/scrub", get(scrub::of_registry).post(scrub::begin_for_registry))
         .layer(middleware::from_fn_with_state(Shared::clone(&state), authenticate));
     let of_server = Router::new()

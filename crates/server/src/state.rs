@@ -5,9 +5,10 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
-use builder::{Layers, OwnNames};
+use builder::{ContextLimits, Layers, OwnNames};
 use control::{Runs, Sources};
-use oci::{RegistryName, RepositoryName};
+
+use oci::{Reference, RegistryName, RepositoryName};
 use registry::{Peer, PullThrough};
 use remote::Remote;
 use store::{Catalog, GcOptions};
@@ -34,6 +35,8 @@ pub(crate) struct State {
     pub(crate) garbage: GcOptions,
     /// A pass over stored content was begun.
     pub(crate) scrub: Notify,
+    /// How much an archive of an image may hold.
+    pub(crate) archive_limits: ContextLimits,
     /// A body that brings nothing for this long is given up.
     pub(crate) body_stall: Duration,
     pub(crate) metrics: Metrics,
@@ -74,6 +77,13 @@ impl State {
     /// Every name of this server's registries.
     pub(crate) fn own_names(&self) -> OwnNames {
         OwnNames::new(self.registries.own_names())
+    }
+
+    /// Where an image is: one that is named by its copy here, on the registry that it is a copy of.
+    pub(crate) fn origin(&self, own: &OwnNames, reference: &Reference) -> Reference {
+        let pull_through = self.pull_through.as_ref().filter(|_| own.registry(reference).is_some());
+        let origin = pull_through.and_then(|pull_through| pull_through.origin(reference));
+        origin.unwrap_or_else(|| reference.clone())
     }
 
     /// Copies of another registry's images are what that registry says.

@@ -1,12 +1,14 @@
 //! Words of the domain become words of the API.
 
 use control::{Event, EventKind, Run, RunStatus, Stream};
+use engine::Imported;
 use oci::RegistryName;
 use store::{
     Deleted, GcReport, LostBlob, ManifestEntry, ManifestInfo, Millis, ScrubPass, StoredSize,
     TagInfo,
 };
 
+use crate::from_api::Import;
 use crate::registries::{OwnNames, Registries};
 
 pub(crate) fn run(run: &Run) -> api::Run {
@@ -164,6 +166,24 @@ pub(crate) fn garbage(report: &GcReport, dry_run: bool) -> api::GarbageReport {
         cache_entries: report.cache_entries,
         uploads: report.uploads,
         bytes: report.bytes,
+    }
+}
+
+pub(crate) fn import(
+    imported: &Imported,
+    request: &Import,
+    login_server: &str,
+) -> api::ImportReport {
+    let tagged = request.tags.iter().map(|at| at.reference.clone());
+    let untagged = (request.untagged.iter())
+        .map(|repository| format!("{login_server}/{repository}@{}", imported.digest));
+    api::ImportReport {
+        digest: imported.digest.to_string(),
+        media_type: imported.media_type.clone(),
+        manifests: imported.manifests,
+        referrers: imported.referrers,
+        fetched: imported.fetched,
+        images: tagged.chain(untagged).collect(),
     }
 }
 

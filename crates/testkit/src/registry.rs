@@ -77,17 +77,31 @@ impl RegistryClient {
             for blob in image.blobs() {
                 self.push_blob(repository, &blob).await;
             }
-            let (manifest, media_type) = image.manifest();
+        });
+        let (manifest, media_type) = image.manifest();
+        self.push_manifest(repository, tag, &manifest, media_type)
+    }
+
+    /// Pushes a manifest whose blobs are there; its digest.
+    #[track_caller]
+    pub fn push_manifest(
+        &self,
+        repository: &str,
+        reference: &str,
+        bytes: &[u8],
+        media_type: &str,
+    ) -> Digest {
+        wait(async {
             let response = client()
-                .put(format!("{}/v2/{repository}/manifests/{tag}", self.url))
+                .put(format!("{}/v2/{repository}/manifests/{reference}", self.url))
                 .header(header::CONTENT_TYPE, media_type)
-                .body(manifest.clone())
+                .body(bytes.to_vec())
                 .send()
                 .await
                 .expect("the registry answers");
             assert_eq!(response.status(), StatusCode::CREATED, "{}", text(response).await);
-            Digest::of(&manifest)
-        })
+        });
+        Digest::of(bytes)
     }
 
     async fn push_blob(&self, repository: &str, blob: &[u8]) {

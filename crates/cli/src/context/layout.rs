@@ -55,6 +55,19 @@ struct Descriptor {
 }
 
 impl Layout {
+    /// Finds what `PATH[:TAG][@DIGEST]` names.
+    pub(crate) fn parse(text: &str) -> std::result::Result<Self, String> {
+        let (place, digest) = match text.rsplit_once('@') {
+            Some((place, digest)) if digest.contains(':') => (place, Some(digest)),
+            _ => (text, None),
+        };
+        let (folder, tag) = match place.rsplit_once(':') {
+            Some((folder, tag)) if !tag.contains('/') => (folder, Some(tag)),
+            _ => (place, None),
+        };
+        Self::find(PathBuf::from(folder), tag, digest)
+    }
+
     /// Finds an image by digest, by tag, or as the only one there is.
     pub(super) fn find(
         folder: PathBuf,

@@ -1,6 +1,6 @@
 //! `--build-context NAME=...`: what a name stands for instead of a stage or an image.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::layout::Layout;
 use super::{Source, remote_address};
@@ -71,18 +71,8 @@ impl NamedContext {
     }
 }
 
-/// `PATH[:TAG][@DIGEST]`.
 fn find_layout(name: &str, text: &str) -> Result<Layout> {
-    let (place, digest) = match text.rsplit_once('@') {
-        Some((place, digest)) if digest.contains(':') => (place, Some(digest)),
-        _ => (text, None),
-    };
-    let (folder, tag) = match place.rsplit_once(':') {
-        Some((folder, tag)) if !tag.contains('/') => (folder, Some(tag)),
-        _ => (place, None),
-    };
-    Layout::find(PathBuf::from(folder), tag, digest)
-        .map_err(|error| Error::usage(format!("the context `{name}`: {error}")))
+    Layout::parse(text).map_err(|error| Error::usage(format!("the context `{name}`: {error}")))
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! A context on its way: written on one thread, sent on another, a bounded queue between.
 
+use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,6 +43,8 @@ pub(crate) struct Upload {
 pub(crate) enum Content {
     Folder(Source),
     Layout(Layout),
+    /// An archive that is there already.
+    File(PathBuf),
 }
 
 /// Sends a context; `sent` counts bytes as they leave. In `cache` is remembered what a server has.
@@ -53,15 +56,27 @@ pub(crate) async fn upload(
 ) -> Result<Upload> {
     match content {
         Content::Folder(source) => upload_files(connection, &Arc::new(source), cache, &sent).await,
-        Content::Layout(layout) => upload_layout(connection, layout, &sent).await,
+        Content::Layout(layout) => {
+            upload_archive(connection, &sent, move |out| layout.pack(out)).await
+        }
+        Content::File(path) => {
+            upload_archive(connection, &sent, move |out| copy_file(&path, out)).await
+        }
     }
 }
 
-/// Sends all of a layout, whatever the server has.
-async fn upload_layout(
+fn copy_file(path: &Path, out: &mut Chunks) -> Result<Summary> {
+    let reading = || could_not(format!("read `{}`", path.display()));
+    let mut file = File::open(path).map_err(reading())?;
+    let size = io::copy(&mut file, out).map_err(reading())?;
+    Ok(Summary { files: 1, size, ..Summary::default() })
+}
+
+/// Sends all of an archive, whatever the server has.
+async fn upload_archive(
     connection: &Connection,
-    layout: Layout,
     sent: &Arc<AtomicU64>,
+    write: impl FnOnce(&mut Chunks) -> Result<Summary> + Send + 'static,
 ) -> Result<Upload> {
     let route = connection.route(&["listBuildSourceUploadUrl"]);
     let place: api::SourceUpload = connection.post(route, &serde_json::json!({})).await?;
@@ -71,8 +86,7 @@ async fn upload_layout(
         .header(header::CONTENT_TYPE, "application/gzip")
         // What the managed service's storage asks of every upload.
         .header("x-ms-blob-type", "BlockBlob");
-    let pack = move |out: &mut Chunks| layout.pack(out);
-    let (_, summary) = send(connection, request, sent, pack).await?;
+    let (_, summary) = send(connection, request, sent, write).await?;
     Ok(Upload { relative_path: place.relative_path, summary, travelled: None })
 }
 

@@ -16,6 +16,7 @@ mod doctor;
 mod explain;
 mod gc;
 mod git;
+mod import;
 mod login;
 mod memory;
 mod output;

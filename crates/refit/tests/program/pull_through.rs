@@ -70,12 +70,15 @@ fn images_of_another_refit_outlive_it() {
     testkit::validate(&server.registry(), "kept/team/app", "1");
     skopeo(&pulled, &format!("docker://{}/kept/mine:1", server.host())).expect_err("no pushes");
     skopeo(&remote, &format!("docker://{}/mine:1", server.host())).expect("it can be copied");
-    // As a base it is the image that it is a copy of.
+    // As a base, and as the source of an import, it is the image that it is a copy of.
     sandbox.write("app/Dockerfile", format!("FROM {}/kept/team/other:1\n", server.host()));
     let build = || sandbox.refit(["build", "app", "-t", "built:1"]).on(&server).run();
     build().code(1).stderr_has("team/other:1").stderr_has("does not exist on");
     upstream.registry().push("team/other", "1", &image());
     build().success();
+    let source = format!("{}/kept/team/fresh:1", server.host());
+    upstream.registry().push("team/fresh", "1", &image());
+    sandbox.refit(["import", &source, "-t", "imported:1"]).on(&server).run().success();
     // A damaged layer is fetched again by the scrub.
     flip(&sandbox, &last_blob(&server, "mine", "1"));
     // Its exit code says whether that was done when it ended.

@@ -141,11 +141,7 @@ pub(crate) async fn logs(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let run = find(&state, &registry, &id).await?;
-    let accepts_events = headers
-        .get(ACCEPT)
-        .and_then(|accept| accept.to_str().ok())
-        .is_some_and(|accept| accept.contains("text/event-stream"));
-    if accepts_events {
+    if accepts(&headers, "text/event-stream") {
         return server_sent_events(&state, &run, &query, &headers).await;
     }
     let reader = state.runs.logs().read_text(&log_key(&run), query.offset, query.follow).await?;
@@ -173,7 +169,7 @@ pub(crate) async fn events(
         }
         Ok::<_, std::io::Error>(Bytes::from(lines))
     });
-    Ok(stream_response("application/x-ndjson", lines))
+    Ok(stream_response(NDJSON, lines))
 }
 
 /// The same as events with ids; the last one carries the final status. A client that lost
@@ -375,7 +371,16 @@ async fn read_manifest(state: &Shared, digest: &Digest) -> Result<Manifest, ApiE
         .map_err(|_| ApiError::not_found(format!("a readable manifest {digest}")))
 }
 
-fn stream_response<S, E>(content_type: &'static str, chunks: S) -> Response
+/// JSON texts, one per line.
+pub(super) const NDJSON: &str = "application/x-ndjson";
+
+/// Whether a client names a form of answer that is not the usual one.
+pub(super) fn accepts(headers: &HeaderMap, form: &str) -> bool {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    accept.is_some_and(|accept| accept.contains(form))
+}
+
+pub(super) fn stream_response<S, E>(content_type: &'static str, chunks: S) -> Response
 where
     S: Stream<Item = Result<Bytes, E>> + Send + 'static,
     E: Into<axum::BoxError> + Send + 'static,
