@@ -10,13 +10,13 @@ use http::header::HOST;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use registry::{Peer, Secure};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::Service as _;
 
 /// Where connections come from.
@@ -87,7 +87,7 @@ pub(crate) async fn serve(
     ends: Ends,
 ) {
     let places = Arc::new(Semaphore::new(settings.connections_max));
-    let graceful = GracefulShutdown::new();
+    let connections = TaskTracker::new();
     loop {
         // A place first: connections beyond the bound wait in the kernel's queue.
         let place = tokio::select! {
@@ -107,16 +107,16 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let (router, settings) = (router.clone(), settings.clone());
-        let watcher = graceful.watcher();
-        tokio::spawn(async move {
-            connection.serve(router, &settings, watcher).await;
+        let (router, settings, close) = (router.clone(), settings.clone(), ends.close.clone());
+        connections.spawn(async move {
+            connection.serve(router, &settings, close).await;
             drop(place);
         });
     }
     drop(listener);
+    connections.close();
     tokio::select! {
-        () = graceful.shutdown() => (),
+        () = connections.wait() => (),
         // What is still open is dropped with the runtime.
         () = ends.cut.cancelled() => (),
     }
@@ -149,19 +149,14 @@ async fn accept(listener: &Listener) -> std::io::Result<Connection> {
 }
 
 impl Connection {
-    async fn serve(
-        self,
-        router: Router,
-        settings: &ConnectionSettings,
-        watcher: hyper_util::server::graceful::Watcher,
-    ) {
+    async fn serve(self, router: Router, settings: &ConnectionSettings, close: CancellationToken) {
         match self {
             Self::Clear(stream, address) => {
                 let peer = Peer::Tcp(address);
-                serve_http(stream, peer, false, router, settings, watcher).await;
+                serve_http(stream, peer, false, router, settings, close).await;
             }
             Self::Socket(stream, client) => {
-                serve_http(stream, Peer::Unix, false, router, settings, watcher).await;
+                serve_http(stream, Peer::Unix, false, router, settings, close).await;
                 drop(client);
             }
             Self::Tls(stream, address, acceptor) => {
@@ -170,7 +165,7 @@ impl Connection {
                 match handshake.await {
                     Ok(Ok(stream)) => {
                         let peer = Peer::Tcp(address);
-                        serve_http(stream, peer, true, router, settings, watcher).await;
+                        serve_http(stream, peer, true, router, settings, close).await;
                     }
                     Ok(Err(error)) => tracing::debug!(%address, %error, "a TLS handshake failed"),
                     Err(_) => tracing::debug!(%address, "a TLS handshake took too long"),
@@ -186,7 +181,7 @@ async fn serve_http<S>(
     tls: bool,
     router: Router,
     settings: &ConnectionSettings,
-    watcher: hyper_util::server::graceful::Watcher,
+    close: CancellationToken,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -209,8 +204,17 @@ async fn serve_http<S>(
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(settings.header_timeout)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = watcher.watch(connection).await {
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = close.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
     }
 }
