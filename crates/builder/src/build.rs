@@ -21,6 +21,7 @@ use store::BlobStore;
 use tokio::sync::{OnceCell, Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::agents::SshAgents;
 use crate::assemble::{ImageLayer, StageImage, assemble};
 use crate::cache::{BuildCache, KeyHasher};
 use crate::caches::CacheFolders;
@@ -95,6 +96,8 @@ pub struct BuildRequest {
     pub project: String,
     /// What `RUN --mount=type=secret` may use.
     pub secrets: Secrets,
+    /// What `RUN --mount=type=ssh` may use.
+    pub ssh_agents: Option<Arc<dyn SshAgents>>,
     /// Added to `/etc/hosts` of every `RUN`.
     pub extra_hosts: Vec<(String, IpAddr)>,
     pub network: Network,
@@ -143,6 +146,7 @@ impl BuildRequest {
             explain_cache: false,
             project: String::new(),
             secrets: Secrets::new(),
+            ssh_agents: None,
             extra_hosts: Vec::new(),
             network: Network::default(),
             limits: Limits::default(),

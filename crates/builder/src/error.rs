@@ -51,6 +51,8 @@ pub enum BuildError {
     Mount { reason: String, at: Span },
     #[error("secret `{id}` is required, and the build was given none")]
     NoSecret { id: String, at: Span },
+    #[error("ssh agent `{id}` is required, and the build was given none")]
+    NoSshAgent { id: String, at: Span },
     /// The server does not allow it.
     #[error("`{flag}` is not allowed by this server")]
     NotAllowed { flag: &'static str, setting: &'static str, at: Span },
@@ -153,6 +155,9 @@ impl BuildError {
             Self::NoSecret { id, .. } => {
                 Some(format!("give it with `--secret id={id},src=FILE` or `id={id},env=NAME`"))
             }
+            Self::NoSshAgent { id, .. } => {
+                Some(format!("give it with `--ssh {id}`, or `--ssh {id}=` and a socket or keys"))
+            }
             Self::NotAllowed { setting, .. } => {
                 Some(format!("its operator can allow it with `{setting} = true`"))
             }
@@ -190,6 +195,7 @@ impl BuildError {
             | Self::NotInLayer { at, .. }
             | Self::Mount { at, .. }
             | Self::NoSecret { at, .. }
+            | Self::NoSshAgent { at, .. }
             | Self::NotAllowed { at, .. }
             | Self::NoRuntime { at }
             | Self::Changed { at, .. } => Some(*at),
@@ -208,6 +214,7 @@ impl BuildError {
             | Self::NotInLayer { .. }
             | Self::Mount { .. }
             | Self::NoSecret { .. }
+            | Self::NoSshAgent { .. }
             | Self::NotAllowed { .. }
             | Self::Changed { .. }
             | Self::BadLayer { .. } => true,

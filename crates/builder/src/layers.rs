@@ -502,6 +502,11 @@ impl Layers {
         Ok(Change { folder })
     }
 
+    /// A folder for something that a process needs while it goes on.
+    pub(crate) fn begin_folder(&self) -> Result<Temporary, BuildError> {
+        Temporary::create(self.inner.folder.join("changes"))
+    }
+
     /// A layer of whiteouts that hides paths of a folder, to be stacked on it.
     pub(crate) async fn mask(&self, root: &Path, hidden: &[String]) -> Result<Change, BuildError> {
         let change = self.begin_change().await?;
@@ -796,7 +801,7 @@ fn new_name() -> String {
 }
 
 /// A folder that is removed unless it was moved away.
-struct Temporary {
+pub(crate) struct Temporary {
     path: PathBuf,
 }
 
@@ -805,6 +810,10 @@ impl Temporary {
         let path = parent.join(new_name());
         std::fs::create_dir(&path).map_err(failed("make a temporary folder"))?;
         Ok(Self { path })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 }
 

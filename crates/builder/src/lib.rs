@@ -18,6 +18,7 @@
 mod build;
 mod stage;
 
+mod agents;
 mod archive;
 mod context;
 mod copy;
@@ -48,6 +49,7 @@ mod recompress;
 mod record;
 mod secret;
 
+pub use agents::{AgentConnection, SshAgents};
 pub use assemble::{ImageIndexBytes, ImageLayer, index_of};
 pub use build::{BuildRequest, Builder, Built, InFlight, NamedContext, RunPolicy, build};
 pub use cache::{BuildCache, CatalogCache, TrustDomain};

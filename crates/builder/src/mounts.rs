@@ -6,6 +6,7 @@ use std::sync::Arc;
 use container::MountKind as ContainerMount;
 use dockerfile::{Mount, MountKind, RunOperation, SCRIPTS, Source, Span};
 
+use crate::agents::AgentSocket;
 use crate::assemble::ImageLayer;
 use crate::build::{Build, blocking};
 use crate::cache::KeyHasher;
@@ -21,6 +22,9 @@ use crate::tree::{FirstNames, NoFiles, Node, NodeKind, Tree, join, resolve};
 
 /// A file that a mount brings has at most this many bytes.
 const SECRET_SIZE_MAX: usize = 500 << 10;
+
+/// Where the sockets of agents are that have no target; a dot and a number follow.
+const SSH_SOCKETS: &str = "/run/buildkit/ssh_agent";
 
 /// What the mounts of a `RUN` read from, found before its cache key is made.
 pub(crate) struct Sources {
@@ -51,6 +55,11 @@ pub(crate) struct Mounts {
     pub(crate) mounts: Vec<container::Mount>,
     /// `NAME=value` of secrets.
     pub(crate) env: Vec<container::Private>,
+    /// Where the first ssh mount is.
+    pub(crate) ssh_auth_sock: Option<String>,
+    /// Ssh mounts so far, with those that bring nothing.
+    ssh_mounts: usize,
+    _agents: Vec<AgentSocket>,
     _leases: Vec<CacheLease>,
     _changes: Vec<Change>,
 }
@@ -80,7 +89,7 @@ impl Sources {
     }
 
     /// Adds to a cache key all of the mounts that can change what the command does. What is in
-    /// cache folders and secrets does not count.
+    /// cache folders and secrets does not count, nor which keys an agent has.
     pub(crate) fn add_to(&self, run: &RunOperation, key: &mut KeyHasher) {
         key.number("mounts", run.mounts.len() as u64);
         for (mount, source) in run.mounts.iter().zip(&self.sources) {
@@ -104,11 +113,10 @@ impl Sources {
         self,
         build: &Build<'_>,
         run: &RunOperation,
-        at: Span,
     ) -> Result<Mounts, BuildError> {
         let mut ready = Mounts::default();
         for (mount, source) in run.mounts.iter().zip(self.sources) {
-            ready.add(build, mount, source, at).await?;
+            ready.add(build, mount, source).await?;
         }
         if let Some(script) = &run.script {
             ready.mounts.push(container::Mount {
@@ -259,7 +267,6 @@ impl Mounts {
         build: &Build<'_>,
         mount: &Mount,
         source: Option<MountSource>,
-        at: Span,
     ) -> Result<(), BuildError> {
         let io = |source| BuildError::Io { doing: "make a cache folder".to_owned(), source };
         match &mount.kind {
@@ -308,10 +315,29 @@ impl Mounts {
                 };
                 self.secret(id, secret, target.as_deref(), env.as_deref(), *owner, mount.at)?;
             }
-            MountKind::Ssh { required, .. } => {
-                if *required {
-                    let reason = "forwarding of an ssh agent is not supported yet".to_owned();
-                    return Err(BuildError::Mount { reason, at });
+            MountKind::Ssh { id, target, required, owner } => {
+                let number = self.ssh_mounts;
+                self.ssh_mounts += 1;
+                let agents = build.request.ssh_agents.as_ref();
+                let Some(agents) = agents.filter(|agents| agents.has(id)) else {
+                    return match required {
+                        true => Err(BuildError::NoSshAgent { id: id.clone(), at: mount.at }),
+                        false => Ok(()),
+                    };
+                };
+                let folder = build.builder.layers.begin_folder()?;
+                let socket = AgentSocket::open(folder, *owner, Arc::clone(agents), id);
+                let socket = socket.map_err(|source| {
+                    let doing = format!("open a socket for the ssh agent `{id}`");
+                    BuildError::Io { doing, source }
+                })?;
+                let default = || format!("{SSH_SOCKETS}.{number}");
+                let target = target.clone().unwrap_or_else(default);
+                let kind = ContainerMount::Bind { source: socket.path().to_owned() };
+                self.push(&target, true, kind);
+                self._agents.push(socket);
+                if number == 0 {
+                    self.ssh_auth_sock = Some(target);
                 }
             }
         }

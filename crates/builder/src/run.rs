@@ -51,7 +51,7 @@ pub(crate) async fn execute(
             work: change.work(),
         },
         args: run.args.clone(),
-        env: environment(run, &identity),
+        env: environment(run, &identity, mounts.ssh_auth_sock.as_deref()),
         cwd: run.cwd.clone(),
         user: User {
             uid: identity.uid,
@@ -107,8 +107,13 @@ impl OutputSink for Output<'_> {
     }
 }
 
-/// The operation's environment, with `PATH` and `HOME` where the image sets none.
-fn environment(run: &RunOperation, identity: &Identity) -> Vec<String> {
+/// The operation's environment, with `PATH`, `HOME` and the socket of an ssh agent where the image
+/// sets none.
+fn environment(
+    run: &RunOperation,
+    identity: &Identity,
+    ssh_auth_sock: Option<&str>,
+) -> Vec<String> {
     let mut env = run.env.clone();
     let has = |env: &[String], name: &str| env.iter().any(|entry| entry.starts_with(name));
     if !has(&env, "PATH=") {
@@ -117,6 +122,11 @@ fn environment(run: &RunOperation, identity: &Identity) -> Vec<String> {
     if !has(&env, "HOME=") {
         let home = identity.home.as_deref().unwrap_or("/");
         env.push(format!("HOME={home}"));
+    }
+    if let Some(socket) = ssh_auth_sock
+        && !has(&env, "SSH_AUTH_SOCK=")
+    {
+        env.push(format!("SSH_AUTH_SOCK={socket}"));
     }
     env
 }
@@ -164,10 +174,17 @@ mod tests {
 
     #[test]
     fn path_and_home_are_set_where_the_image_sets_none() {
-        let env = |env: &[&str], home| environment(&run(&[], env), &identity(home));
+        let env = |env: &[&str], home| environment(&run(&[], env), &identity(home), None);
         assert_eq!(env(&["A=1"], Some("/root")), ["A=1", PATH, "HOME=/root"]);
         assert_eq!(env(&["HOME=/h", "PATH=/p"], Some("/root")), ["HOME=/h", "PATH=/p"]);
         assert_eq!(env(&["PATH=/p"], None), ["PATH=/p", "HOME=/"]);
+    }
+
+    #[test]
+    fn the_socket_of_an_agent_is_named_unless_the_image_names_one() {
+        let env = |env: &[&str]| environment(&run(&[], env), &identity(None), Some("/s")).join(" ");
+        assert_eq!(env(&["PATH=/p"]), "PATH=/p HOME=/ SSH_AUTH_SOCK=/s");
+        assert_eq!(env(&["PATH=/p", "SSH_AUTH_SOCK=/a"]), "PATH=/p SSH_AUTH_SOCK=/a HOME=/");
     }
 
     #[test]

@@ -436,7 +436,7 @@ impl<'a> Stage<'a> {
         let accounts = self.accounts().await?;
         let identity = accounts.identity(&run.user);
         let identity = identity.map_err(|error| BuildError::User { error, at })?;
-        let mounts = sources.prepare(self.build, run, at).await?;
+        let mounts = sources.prepare(self.build, run).await?;
         let below = &self.image.layers;
         run::execute(self.build, below, operation, run, identity, mounts, step, earlier).await
     }

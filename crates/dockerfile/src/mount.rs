@@ -185,7 +185,7 @@ pub(crate) fn mount(
                 return Err(refuse("a mount of type `ssh` has no `source`".to_owned()));
             }
             MountKind::Ssh {
-                id: fields.id.clone().unwrap_or_else(|| "default".to_owned()),
+                id: fields.id.clone().filter(|id| !id.is_empty()).unwrap_or("default".to_owned()),
                 target: target_if_any(),
                 required: fields.required.unwrap_or(false),
                 owner: fields.owner,
