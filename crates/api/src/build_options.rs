@@ -13,6 +13,10 @@ pub struct BuildOptions {
     /// end.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<BuildSecret>,
+    /// Ids of the ssh agents that the client has for `RUN --mount=type=ssh`. It keeps a connection
+    /// to `GET .../runs/{id}/agents/{agent}` open for each, see [`AGENT_PROTOCOL`](crate::AGENT_PROTOCOL).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ssh: Vec<String>,
     /// `name=address` lines for `/etc/hosts` of every `RUN`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub extra_hosts: Vec<String>,

@@ -242,3 +242,9 @@ pub struct Page<T> {
 /// A `dockerFilePath` whose last part begins so names a file that travels along with the
 /// context and is no part of it: no instruction sees it.
 pub const HIDDEN_DOCKERFILE_PREFIX: &str = ".refit-dockerfile-";
+
+/// What a request to `.../runs/{id}/agents/{agent}` upgrades its connection to. It waits then until
+/// a `RUN` has something to ask; from there on the server passes on the messages of one connection
+/// to an ssh agent, as they are, and the client answers. It opens the next connection as soon as
+/// the first byte comes.
+pub const AGENT_PROTOCOL: &str = "refit-ssh-agent";

@@ -186,6 +186,9 @@ pub struct BuildRequest {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct BuildOptions {
     pub secrets: Vec<BuildSecret>,
+    /// Ids of the ssh agents that the client has.
+    #[serde(default)]
+    pub ssh: BTreeSet<String>,
     /// Names with their addresses.
     pub extra_hosts: Vec<(String, IpAddr)>,
     /// Name, soft and hard limit.

@@ -281,6 +281,19 @@ impl Runs {
         }
     }
 
+    /// Returns once a run has ended, or is no more.
+    pub async fn ended(&self, registry: &RegistryName, id: RunId) -> Result<()> {
+        let mut ended = self.shared.ended.subscribe();
+        loop {
+            ended.borrow_and_update();
+            if self.get(registry, id).await?.is_none_or(|run| run.status.is_final()) {
+                return Ok(());
+            }
+            // The sender lives as long as `self`.
+            let _ = ended.changed().await;
+        }
+    }
+
     /// Runs that wait or are under way, oldest first.
     pub async fn unfinished(&self) -> Result<Vec<Run>> {
         let rows = sqlx::query(

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use builder::{
     BuildError, BuildEvents, BuildRequest, Builder, ContextFiles, ContextLimits, ContextOptions,
-    OwnNames, RecordedRepository, Secrets, StoredImage,
+    OwnNames, RecordedRepository, Secrets, SshAgents, StoredImage,
 };
 use container::{Limits, Network};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName};
@@ -81,6 +81,7 @@ pub struct BuildStep {
 #[derive(Debug, Clone, Default)]
 pub struct BuildOptions {
     pub secrets: Secrets,
+    pub ssh_agents: Option<Arc<dyn SshAgents>>,
     pub extra_hosts: Vec<(String, IpAddr)>,
     /// Name, soft and hard limit.
     pub ulimits: Vec<(String, u64, u64)>,
@@ -510,6 +511,7 @@ fn build_request(
         network: step.network,
         limits,
         secrets: options.secrets.clone(),
+        ssh_agents: options.ssh_agents.clone(),
         extra_hosts: options.extra_hosts.clone(),
         labels: options.labels.clone(),
         no_cache_stages: options.no_cache_stages.clone(),

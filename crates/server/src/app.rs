@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::ServerAccess;
+use crate::agents::Agents;
 use crate::from_api::BuildDefaults;
 use crate::keys::{Keys, publish_token};
 use crate::listen::{self, Clients, ConnectionSettings, Ends, Listener};
@@ -169,6 +170,7 @@ impl App {
             runs: runs.clone(),
             sources,
             layers: crate::executor::open_layers(&catalog, &folder).await?,
+            agents: Agents::new(runs.clone()),
             catalog,
             remote,
             pull_through,

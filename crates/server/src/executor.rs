@@ -22,6 +22,7 @@ use remote::{Credentials, DownloadSettings, Downloads, Remote, RemoteSettings, U
 use store::{Catalog, DataDir};
 use tokio::sync::Semaphore;
 
+use crate::agents::Agents;
 use crate::app::context_limits;
 use crate::settings::{BuildSettings, Settings};
 use crate::state::Shared;
@@ -35,6 +36,7 @@ const TIMEOUT_SLACK: Duration = Duration::from_secs(60);
 /// Executes runs with the engine, one per registry over what they share.
 struct BuildExecutor {
     engines: BTreeMap<RegistryName, Engine>,
+    agents: Agents,
     runtime: Option<Arc<Runtime>>,
 }
 
@@ -95,7 +97,8 @@ pub(crate) async fn build(
         allow_host_network: settings.build.allow_host_network,
     };
     let engines = state.registries.iter().map(|(registry, _)| (registry.clone(), engine(registry)));
-    Ok(Arc::new(BuildExecutor { engines: engines.collect(), runtime: runtime.clone() }))
+    let (engines, agents) = (engines.collect(), state.agents.clone());
+    Ok(Arc::new(BuildExecutor { engines, agents, runtime: runtime.clone() }))
 }
 
 /// Where the builds of a registry get base images.
@@ -192,10 +195,11 @@ impl Executor for BuildExecutor {
         if let Err(error) = attempt.running().await {
             return Outcome::of(End::Error(error.to_string()));
         }
-        let request = match run_request(attempt) {
+        let mut request = match run_request(attempt) {
             Ok(request) => request,
             Err(message) => return Outcome::of(End::Error(message)),
         };
+        request.step.options.ssh_agents = Some(self.agents.of(run));
         let events = LogEvents::new(attempt.log.clone());
         let lease = AttemptLease(attempt);
         match engine::execute(engine, &request, &events, &lease, &attempt.cancel).await {
@@ -268,6 +272,8 @@ fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, String
         secrets: secrets
             .map(|secret| (secret.id.clone(), Secret::new(secret.value.clone())))
             .collect(),
+        // They belong to the run.
+        ssh_agents: None,
         extra_hosts: options.extra_hosts.clone(),
         ulimits: options.ulimits.clone(),
         shm_size: options.shm_size,

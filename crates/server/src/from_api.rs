@@ -24,6 +24,10 @@ const ITEMS_MAX: usize = 1000;
 /// Named contexts of one build; each may be an upload.
 const CONTEXTS_MAX: usize = 100;
 
+/// Ssh agents of one build, and bytes of the id of one.
+const SSH_AGENTS_MAX: usize = 16;
+const SSH_ID_LEN_MAX: usize = 64;
+
 /// Platforms of one build, all of which are built at once.
 const PLATFORMS_MAX: usize = 16;
 
@@ -335,6 +339,22 @@ fn named_context(
     Ok((name, content))
 }
 
+/// What an ssh agent is called.
+fn ssh_id(id: String) -> Result<String, ApiError> {
+    let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    let starts_well = id.starts_with(|first: char| first.is_ascii_alphanumeric());
+    match starts_well && id.len() <= SSH_ID_LEN_MAX && id.bytes().all(is_fine) {
+        true => Ok(id),
+        false => {
+            let message = format!("`{}` is not the id of an ssh agent", cut(&id));
+            Err(ApiError::invalid(message).at("buildOptions").hint(format!(
+                "an id has at most {SSH_ID_LEN_MAX} letters, digits, `_`, `-` and `.`, and begins \
+                 with one of the first two"
+            )))
+        }
+    }
+}
+
 fn build_options(
     options: api::BuildOptions,
     uploads: &Uploads,
@@ -403,9 +423,13 @@ fn build_options(
         let message = "annotations of an index need several platforms".to_owned();
         return Err(refuse(message).hint("without a type they are the manifest's"));
     }
+    if options.ssh.len() > SSH_AGENTS_MAX {
+        return Err(refuse(format!("more than {SSH_AGENTS_MAX} ssh agents")));
+    }
     Ok(BuildOptions {
         platforms,
         secrets,
+        ssh: options.ssh.into_iter().map(ssh_id).collect::<Result<_, _>>()?,
         extra_hosts: options.extra_hosts.iter().map(host).collect::<Result<_, _>>()?,
         ulimits: options.ulimits.iter().map(ulimit).collect::<Result<_, _>>()?,
         shm_size: options.shm_size,

@@ -13,6 +13,7 @@
 mod settings;
 
 mod access;
+mod agents;
 mod app;
 mod background;
 mod error;

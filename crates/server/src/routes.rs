@@ -1,5 +1,6 @@
 //! The REST API: wire to domain, decide, domain to wire.
 
+mod agents;
 mod content;
 mod health;
 mod import;
@@ -38,6 +39,7 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
         .route("/runs/{id}/events", get(runs::events))
         .route("/runs/{id}/blobs/{digest}", get(runs::blob))
         .route("/runs/{id}/files", get(runs::files))
+        .route("/runs/{id}/agents/{agent}", get(agents::attach))
         .route("/repositories", get(content::repositories))
         .route("/repositories/{name}", get(content::repository))
         .route("/repositories/{name}", delete(content::delete_repository))

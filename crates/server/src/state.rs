@@ -15,6 +15,7 @@ use store::{Catalog, GcOptions};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::agents::Agents;
 use crate::error::ApiError;
 use crate::from_api::{BuildDefaults, cut};
 use crate::keys::{Keys, Principal};
@@ -29,6 +30,7 @@ pub(crate) struct State {
     pub(crate) remote: Remote,
     /// Images of other registries, if any are kept.
     pub(crate) pull_through: Option<Arc<PullThrough>>,
+    pub(crate) agents: Agents,
     pub(crate) registries: Registries,
     pub(crate) keys: Arc<Keys>,
     pub(crate) build_defaults: BuildDefaults,

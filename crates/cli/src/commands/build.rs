@@ -393,6 +393,7 @@ fn build_options(
     }
     Ok(BuildOptions {
         secrets: args.secrets.iter().map(secret).collect::<Result<_>>()?,
+        ssh: Vec::new(),
         extra_hosts: args.extra_hosts.clone(),
         ulimits: args.ulimits.clone(),
         shm_size,

@@ -389,7 +389,7 @@ where
     (headers, Body::from_stream(chunks)).into_response()
 }
 
-async fn find(state: &Shared, registry: &str, id: &str) -> Result<Run, ApiError> {
+pub(super) async fn find(state: &Shared, registry: &str, id: &str) -> Result<Run, ApiError> {
     let (registry, _): (RegistryName, _) = state.registry(registry)?;
     let run = state.runs.get(&registry, run_id(id)?).await?;
     run.ok_or_else(|| ApiError::not_found(format!("run `{id}`")))
