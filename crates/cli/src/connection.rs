@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::header::{CONNECTION, UPGRADE};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Upgraded};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
@@ -28,6 +29,8 @@ pub struct Connection {
     credential: Option<Credential>,
     /// The socket of a data folder.
     socket: Option<PathBuf>,
+    /// With certificates to trust besides the system's.
+    ca_file: Option<PathBuf>,
 }
 
 impl Connection {
@@ -46,6 +49,7 @@ impl Connection {
             registry: registry.into(),
             credential: None,
             socket: Some(socket.to_owned()),
+            ca_file: None,
         })
     }
 
@@ -56,15 +60,21 @@ impl Connection {
         registry: &str,
         credential: Option<Credential>,
     ) -> Result<Self> {
-        let mut builder = builder();
-        if base.scheme() == "http" {
-            builder = builder.tls_certs_only([]);
+        let client = client(builder(), &base, ca_file)?;
+        let (registry, ca_file) = (registry.into(), ca_file.map(Path::to_owned));
+        Ok(Self { client, base, registry, credential, socket: None, ca_file })
+    }
+
+    /// The same, for [`Self::upgrade`], which HTTP/2 knows not: a proxy might offer that.
+    pub(crate) fn for_upgrades(&self) -> Result<Self> {
+        match self.base.scheme() {
+            "http" => Ok(self.clone()),
+            _ => {
+                let ca_file = self.ca_file.as_deref();
+                let client = client(builder().http1_only(), &self.base, ca_file)?;
+                Ok(Self { client, ..self.clone() })
+            }
         }
-        if let Some(file) = ca_file {
-            builder = builder.tls_certs_merge(certificates(file)?);
-        }
-        let client = builder.build().map_err(could_not("prepare a connection"))?;
-        Ok(Self { client, base, registry: registry.into(), credential, socket: None })
     }
 
     /// Whether bytes stay on this machine, so that making them fewer only costs time.
@@ -163,6 +173,19 @@ impl Connection {
         }
     }
 
+    /// Makes a connection one of another protocol.
+    pub(crate) async fn upgrade(&self, url: Url, protocol: &str) -> Result<Upgraded> {
+        let request = self.request(Method::GET, url);
+        let request = request.header(CONNECTION, "upgrade").header(UPGRADE, protocol);
+        let response = request.send().await.map_err(|error| self.explain(&error))?;
+        match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS => response.upgrade().await.map_err(|error| {
+                Error::new(ErrorKind::Unreachable, "the connection broke").caused_by(&error)
+            }),
+            status => Err(self.refusal(status, response).await),
+        }
+    }
+
     async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
         read_json(self.stream(request.timeout(ANSWER_TIMEOUT)).await?, ANSWER_SIZE_MAX).await
     }
@@ -220,6 +243,20 @@ impl Connection {
             (None, _) => told,
         }
     }
+}
+
+fn client(
+    mut builder: reqwest::ClientBuilder,
+    base: &Url,
+    ca_file: Option<&Path>,
+) -> Result<reqwest::Client> {
+    if base.scheme() == "http" {
+        builder = builder.tls_certs_only([]);
+    }
+    if let Some(file) = ca_file {
+        builder = builder.tls_certs_merge(certificates(file)?);
+    }
+    builder.build().map_err(could_not("prepare a connection"))
 }
 
 fn builder() -> reqwest::ClientBuilder {

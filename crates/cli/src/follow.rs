@@ -175,12 +175,28 @@ impl Records {
 /// How long to go on trying.
 struct Patience {
     since: Instant,
-    delay: Duration,
+    delay: RetryDelay,
+}
+
+/// Waits longer each time.
+pub(crate) struct RetryDelay(Duration);
+
+impl Default for RetryDelay {
+    fn default() -> Self {
+        Self(RETRY_DELAY_MIN)
+    }
+}
+
+impl RetryDelay {
+    pub(crate) async fn wait(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(RETRY_DELAY_MAX);
+    }
 }
 
 impl Patience {
     fn new() -> Self {
-        Self { since: Instant::now(), delay: RETRY_DELAY_MIN }
+        Self { since: Instant::now(), delay: RetryDelay::default() }
     }
 
     fn lasts(&self) -> bool {
@@ -188,8 +204,7 @@ impl Patience {
     }
 
     async fn wait(&mut self) {
-        tokio::time::sleep(self.delay).await;
-        self.delay = (self.delay * 2).min(RETRY_DELAY_MAX);
+        self.delay.wait().await;
     }
 }
 

@@ -23,6 +23,7 @@ mod progress;
 mod prompt;
 mod sanitize;
 mod select;
+mod ssh;
 
 pub use commands::{Command, run};
 pub use connection::Connection;

@@ -140,9 +140,17 @@ const APPLETS: &[&str] = &[
     "mv", "rm", "rmdir", "seq", "sh", "sleep", "stat", "test", "touch", "tr", "true", "wc",
 ];
 
+/// What images with programs have as theirs.
+pub(crate) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// A base image with a shell, made from this machine's static busybox.
 #[track_caller]
 pub fn busybox() -> Image {
+    Image::new([busybox_layer()]).env(PATH)
+}
+
+#[track_caller]
+pub(crate) fn busybox_layer() -> Layer {
     let program = std::fs::read("/bin/busybox").expect("busybox-static is installed");
     let mut layer = Layer::new()
         .folder("bin/", 0o755)
@@ -155,5 +163,5 @@ pub fn busybox() -> Image {
     for applet in APPLETS {
         layer = layer.link(&format!("bin/{applet}"), "busybox");
     }
-    Image::new([layer]).env("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    layer
 }

@@ -45,6 +45,11 @@ impl Sandbox {
         sandbox
     }
 
+    /// The number of the user whose folder it is.
+    pub fn user(&self) -> u32 {
+        user::USER
+    }
+
     /// From now on the user has other subordinate ids.
     #[track_caller]
     pub fn change_ids(&self) {

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::sandbox::program;
 
 /// The number of the user, and of the only group.
-const USER: u32 = 70_001;
+pub(crate) const USER: u32 = 70_001;
 
 /// Programs that connect the networks of users.
 const UPLINKS: [&str; 2] = ["pasta", "slirp4netns"];

@@ -24,6 +24,7 @@ use crate::follow::{self, Followed};
 use crate::interrupt::Interrupts;
 use crate::printer::Table;
 use crate::progress::{Display, ProgressMode, size};
+use crate::ssh::{Agents, Forwarding};
 
 /// A secret has at most this many bytes.
 const SECRET_SIZE_MAX: usize = 500 << 10;
@@ -58,6 +59,11 @@ pub struct Args {
     /// Value for `RUN --mount=type=secret`: a file, or a variable of the environment
     #[arg(long = "secret", value_name = "id=ID[,src=FILE|,env=NAME]")]
     secrets: Vec<String>,
+
+    /// Agent for `RUN --mount=type=ssh`: that of SSH_AUTH_SOCK, or one by its socket, or one that
+    /// is started for private keys; may be given several times
+    #[arg(long = "ssh", value_name = "default|ID[=SOCKET|KEY[,KEY]]")]
+    ssh: Vec<String>,
 
     /// Line for /etc/hosts of every `RUN`
     #[arg(long = "add-host", value_name = "NAME=ADDRESS")]
@@ -151,8 +157,6 @@ pub struct Args {
 /// Flags of later versions: refused, never ignored.
 #[derive(Debug, clap::Args)]
 struct Unsupported {
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "default")]
-    ssh: Vec<String>,
     #[arg(long, hide = true)]
     agent_pool: Option<String>,
     #[arg(long, hide = true)]
@@ -166,7 +170,6 @@ struct Unsupported {
 impl Unsupported {
     fn refuse(&self) -> Result<()> {
         let given = [
-            ("--ssh", !self.ssh.is_empty()),
             ("--agent-pool", self.agent_pool.is_some()),
             ("--log-template", self.log_template.is_some()),
             ("--auth-mode", self.auth_mode.is_some()),
@@ -196,6 +199,10 @@ pub(super) async fn run(
     }
     let platforms = platforms(&args)?;
     let exports = Exports::prepare(session.global.exports(), &args.images, platforms.len())?;
+    if args.no_wait && !args.ssh.is_empty() {
+        return Err(Error::usage("`--ssh` needs this command until the run's end")
+            .with_hint("leave `--no-wait` away"));
+    }
     if args.no_wait && exports.are_written() {
         return Err(Error::usage("`--output type=…` needs the end of the run")
             .with_hint("leave `--no-wait` away"));
@@ -218,6 +225,11 @@ pub(super) async fn run(
         }
         Context::Remote(remote) => request.docker_file_path.clone_from(&remote.dockerfile_path),
     }
+    let agents = tokio::select! {
+        agents = Agents::open(&args.ssh, session.environment) => agents?,
+        () = interrupts.next() => return Err(Error::interrupted()),
+    };
+    request.build_options.ssh = agents.ids();
     if !args.no_push && args.images.is_empty() && exports.is_empty() {
         session.printer.note("The image gets no name (`-t`), so it is not pushed");
     }
@@ -253,7 +265,11 @@ pub(super) async fn run(
         return session.printer.result(&run, &Table::lines([id]));
     }
     display.note(&format!("Queued a build with ID: {id}"));
-    let ended = wait(connection, &id, &mut display, interrupts).await;
+    let ended = match agents.forward(connection, &id) {
+        Ok(forwarding) => wait(connection, &id, &mut display, interrupts, forwarding).await,
+        Err(error) => Err(error),
+    };
+    drop(agents);
     display.close();
     let ended = ended?;
     let run = match connection.get(connection.route(&["runs", &id])).await {
@@ -563,6 +579,7 @@ async fn wait(
     id: &str,
     display: &mut Display,
     interrupts: &mut Interrupts,
+    mut forwarding: Forwarding,
 ) -> Result<Ended> {
     let mut events = follow::events(connection.clone(), id.to_owned());
     let mut ticks = interval(TICK);
@@ -582,6 +599,7 @@ async fn wait(
                 _ => (),
             },
             _ = ticks.tick() => display.tick(),
+            Some(note) = forwarding.note() => display.note(&note),
             () = interrupts.next() => {
                 if let Some(asked) = canceling {
                     // At once, but not before the server knows: the next owner of the data

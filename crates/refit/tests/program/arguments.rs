@@ -26,8 +26,7 @@ fn flags_of_later_versions_are_refused_by_name() {
     sandbox.write("app/Dockerfile", "FROM scratch\n");
     let server = "http://127.0.0.1:9";
     for (flags, name) in [
-        (&["--ssh"][..], "`--ssh`"),
-        (&["--agent-pool", "pool"], "`--agent-pool`"),
+        (&["--agent-pool", "pool"][..], "`--agent-pool`"),
         (&["--platform", "linux/amd64,,"], "`` is not a platform"),
         (&["--timeout", "5"], "`--timeout 5`"),
     ] {

@@ -13,7 +13,8 @@ use rustix::process::Signal;
 use testkit::{Image, Layer, Running, Sandbox, Server, busybox, until};
 
 use crate::sandbox;
-use remains::{is_empty, is_under_way, remains, send};
+pub(crate) use remains::is_under_way;
+use remains::{is_empty, remains, send};
 use stalling::Stalling;
 
 /// `ADD` may fetch from the tests' own server, and uploads that stall end soon.

@@ -26,6 +26,7 @@ mod repository;
 mod rootless;
 mod scrub;
 mod serve;
+mod ssh;
 mod task;
 mod upload;
 mod version;

@@ -102,7 +102,7 @@ fn as_root_an_embedded_build_sends_only_what_changed_too() {
 }
 
 /// A way to a server that can be cut.
-struct Wire {
+pub(crate) struct Wire {
     address: String,
     server: Arc<Mutex<String>>,
     /// Bytes that clients may still send.
@@ -111,7 +111,7 @@ struct Wire {
 }
 
 impl Wire {
-    fn to(server: &Server) -> Self {
+    pub(crate) fn to(server: &Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let to = Arc::new(Mutex::new(server.host()));
@@ -130,12 +130,17 @@ impl Wire {
         wire
     }
 
+    /// From now on connections lead to another server.
+    pub(crate) fn lead_to(&self, server: &Server) {
+        *self.server.lock().unwrap() = server.host();
+    }
+
     /// Cuts the connection after so many more bytes; the next one holds.
     fn cut_after(&self, bytes: u64) {
         self.left.store(bytes, Ordering::SeqCst);
     }
 
-    fn command(&self, sandbox: &Sandbox) -> Invocation {
+    pub(crate) fn command(&self, sandbox: &Sandbox) -> Invocation {
         let token = fs::read_to_string(sandbox.data().join("keys/api-token")).unwrap();
         let command = sandbox.refit(["build", "app", "-t", "app:1"]);
         let command = command.env("REFIT_SERVER", format!("http://{}", self.address));
@@ -212,7 +217,7 @@ fn as_root_what_came_before_the_server_was_killed_need_not_come_again() {
     building.wait();
 
     let server = sandbox.server();
-    *wire.server.lock().unwrap() = server.host();
+    wire.lead_to(&server);
     wire.cut_after(u64::MAX);
     let sent = before();
     wire.command(&sandbox).run().success();
