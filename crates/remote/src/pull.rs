@@ -66,8 +66,8 @@ fn manifest_path(reference: &Reference, name: &str) -> String {
 /// An image config is at most this large, in bytes.
 const CONFIG_SIZE_MAX: u64 = 8 << 20;
 /// How long blobs are kept after they were used: longer than a build or an import can last, and
-/// the next one of the day finds them here.
-const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
+/// what is done every night or every week finds them here.
+const KEEP: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 
 /// The owner of the leases on what a repository of another registry has sent.
 fn sender(reference: &Reference) -> String {
@@ -134,7 +134,7 @@ impl Remote {
     }
 
     /// Brings blobs of an image into the store, several at once, and keeps them there for
-    /// a day. Gives the bytes fetched; `progress` is told of them as they come.
+    /// eight days. Gives the bytes fetched; `progress` is told of them as they come.
     ///
     /// A blob of the store stands for one of the other registry only if the same repository of
     /// it has sent that blob before, and the store has it whole. That the store has it is not

@@ -50,9 +50,18 @@ impl Catalog {
         .await
     }
 
-    /// Extends a lease; says whether the owner has it.
+    /// Extends a lease to `keep` if less than half of that is left; says whether the owner has it.
     pub async fn renew_lease(&self, owner: &str, digest: &Digest, keep: Duration) -> Result<bool> {
         let (owner, digest) = (owner.to_owned(), digest.to_string());
+        let query = "SELECT ends_at FROM leases WHERE owner = $1 AND digest = $2";
+        let query = sqlx::query_scalar(query).bind(&owner).bind(&digest);
+        let ends_at: Option<Millis> =
+            query.fetch_optional(self.db.reads()).await.map_err(database("look up a lease"))?;
+        match ends_at {
+            None => return Ok(false),
+            Some(ends_at) if ends_at >= end(keep / 2) => return Ok(true),
+            Some(_) => (),
+        }
         self.write(move |connection| {
             Box::pin(async move {
                 let renewed =
