@@ -181,8 +181,8 @@ fn noise(sandbox: &Sandbox, path: &str) {
     sandbox.write(path, bytes);
 }
 
-#[test]
-fn as_root_of_an_upload_that_was_cut_only_the_rest_travels() {
+/// A context of two packs, and a wire that breaks in the second.
+fn to_be_cut() -> (Sandbox, Server, Wire) {
     let sandbox = sandbox();
     let server = sandbox.server();
     sandbox.write("app/Dockerfile", "FROM scratch\nCOPY a /\n");
@@ -190,6 +190,12 @@ fn as_root_of_an_upload_that_was_cut_only_the_rest_travels() {
     noise(&sandbox, "app/b");
     let wire = Wire::to(&server);
     wire.cut_after((LARGE + LARGE / 2) as u64);
+    (sandbox, server, wire)
+}
+
+#[test]
+fn as_root_of_an_upload_that_was_cut_only_the_rest_travels() {
+    let (sandbox, server, wire) = to_be_cut();
     wire.command(&sandbox).run().success();
     let sent = wire.sent.load(Ordering::SeqCst) as usize;
     println!("{} MiB travelled", sent / MIB);
@@ -200,13 +206,7 @@ fn as_root_of_an_upload_that_was_cut_only_the_rest_travels() {
 
 #[test]
 fn as_root_what_came_before_the_server_was_killed_need_not_come_again() {
-    let sandbox = sandbox();
-    let server = sandbox.server();
-    sandbox.write("app/Dockerfile", "FROM scratch\nCOPY a /\n");
-    noise(&sandbox, "app/a");
-    noise(&sandbox, "app/b");
-    let wire = Wire::to(&server);
-    wire.cut_after((LARGE + LARGE / 2) as u64);
+    let (sandbox, server, wire) = to_be_cut();
     let before = || wire.sent.load(Ordering::SeqCst) as usize;
     let building = wire.command(&sandbox).start();
     // The first pack is there when the second has begun.
