@@ -227,3 +227,28 @@ fn as_root_what_came_before_the_server_was_killed_need_not_come_again() {
     let image = validate(&server.registry(), "app", "1");
     assert_eq!(image.files()["a"], fs::read(sandbox.path("app/a")).unwrap());
 }
+
+#[test]
+fn as_root_what_travels_to_another_machine_is_compressed() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    sandbox.write("app/Dockerfile", "FROM scratch\nCOPY . /\n");
+    sandbox.write("app/zeros", vec![0; LARGE]);
+    let wire = Wire::to(&server);
+    // Clients do not see that this is their own machine.
+    let address = wire.address.replace("127.0.0.1", "[::ffff:127.0.0.1]");
+    let build = || {
+        let build = wire.command(&sandbox).env("REFIT_SERVER", format!("http://{address}"));
+        build.arg("--allow-http")
+    };
+    build().run().success().stderr_has("Sent the context: 2 files");
+    let sent = wire.sent.load(Ordering::SeqCst) as usize;
+    assert!(sent < MIB, "{sent} bytes travelled");
+    for index in 0..2_000 {
+        sandbox.write(&format!("app/many/{index}"), format!("{index}"));
+    }
+    build().run().success().stderr_has("(2000 new");
+    let image = validate(&server.registry(), "app", "1");
+    assert_eq!(image.files()["zeros"], vec![0; LARGE]);
+    assert_eq!(image.text("many/1999"), "1999");
+}

@@ -1,6 +1,6 @@
 //! Upload of build contexts.
 
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -151,8 +151,24 @@ fn plain_body(
         None => Ok(Box::new(body)),
         Some(b"gzip") => {
             let body = BufReader::with_capacity(BUFFER_SIZE, body);
-            Ok(Box::new(MultiGzDecoder::new(body)))
+            Ok(Box::new(Gunzip { body: Some(body), decoder: None }))
         }
         Some(_) => Err(ApiError::invalid("the only encoding of a body is `gzip`")),
+    }
+}
+
+/// What a gzip stream holds. The decoder reads from the body already where it is made, so that it
+/// is made where the body may block.
+struct Gunzip<R> {
+    body: Option<R>,
+    decoder: Option<MultiGzDecoder<R>>,
+}
+
+impl<R: BufRead> Read for Gunzip<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if let Some(body) = self.body.take() {
+            self.decoder = Some(MultiGzDecoder::new(body));
+        }
+        self.decoder.as_mut().map_or(Ok(0), |decoder| decoder.read(buffer))
     }
 }
