@@ -15,6 +15,9 @@ pub enum ControlError {
     /// The request cannot be right.
     #[error("{message}")]
     Invalid { message: String, hint: Option<String> },
+    /// What was sent did not come to its end; to send it again may help.
+    #[error("the upload broke off: {source}")]
+    BrokenOff { source: std::io::Error, hint: &'static str },
     #[error("{waiting} runs are waiting already")]
     QueueFull { waiting: u64 },
     #[error("{what} is larger than {max} bytes")]
@@ -40,6 +43,7 @@ impl ControlError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Invalid { hint, .. } => hint.clone(),
+            Self::BrokenOff { hint, .. } => Some((*hint).into()),
             Self::QueueFull { .. } => {
                 Some("try again later, or raise `limits.queue_length_max`".into())
             }

@@ -146,9 +146,9 @@ impl Sources {
         let mut size = 0u64;
         let mut body = std::pin::pin!(body);
         while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|error| ControlError::Invalid {
-                message: format!("the upload broke off after {size} bytes: {error}"),
-                hint: Some("ask for a new upload address and try again".into()),
+            let chunk = chunk.map_err(|source| ControlError::BrokenOff {
+                source,
+                hint: "ask for a new upload address and try again",
             })?;
             size += chunk.len() as u64;
             self.check_size(size)?;

@@ -37,6 +37,11 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", message)
     }
 
+    /// The request did not arrive in time.
+    pub(crate) fn late(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "RequestTimeout", message)
+    }
+
     pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message)
     }
@@ -83,6 +88,7 @@ impl From<ControlError> for ApiError {
             ControlError::NotFound { .. } => (StatusCode::NOT_FOUND, "NotFound"),
             ControlError::Conflict { .. } => (StatusCode::CONFLICT, "Conflict"),
             ControlError::Invalid { .. } => (StatusCode::BAD_REQUEST, "InvalidRequest"),
+            ControlError::BrokenOff { .. } => (StatusCode::REQUEST_TIMEOUT, "UploadBrokeOff"),
             ControlError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "QueueFull"),
             ControlError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "TooLarge"),
             ControlError::Store(_) => {

@@ -121,7 +121,7 @@ where
                 Err(ApiError::too_large(error.body_text()))
             }
             Ok(Err(error)) => Err(ApiError::invalid(error.body_text())),
-            Err(_) => Err(ApiError::invalid("the body did not arrive in time")),
+            Err(_) => Err(ApiError::late("nothing came for too long")),
         }
     }
 }

@@ -9,7 +9,7 @@
 //! digest is all that he knows.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 
 use engine::{ContextList, ListError};
 use oci::{Algorithm, Digest, RegistryName};
@@ -453,9 +453,13 @@ fn pack_error(error: PackError) -> ControlError {
 fn body_error(error: io::Error) -> ControlError {
     match error.downcast::<StoreError>() {
         Ok(error) => error.into(),
-        Err(error) => ControlError::Invalid {
-            message: format!("the upload broke off: {error}"),
-            hint: Some("send the list again, with this source as base".into()),
+        // What came is no archive.
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData) => {
+            ControlError::Invalid { message: error.to_string(), hint: None }
+        }
+        Err(source) => ControlError::BrokenOff {
+            source,
+            hint: "send the list again, with this source as base",
         },
     }
 }

@@ -1,7 +1,9 @@
 //! The upload by which only missing files travel, and clients that lie.
 
+use futures_util::{StreamExt, stream};
 use oci::Digest;
-use reqwest::{Method, RequestBuilder, StatusCode};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use reqwest::{Body, Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::{Server, answer, build_request};
@@ -84,6 +86,33 @@ async fn only_missing_files_travel_and_an_upload_goes_on_where_it_broke_off() {
     let (changed, missing) = begin(&server, Some(&id), &two).await;
     assert_eq!(missing, [Digest::of(b"changed").to_string()]);
     refused(commit(&server, &changed, &one), StatusCode::CONFLICT, "another list").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn of_a_body_that_stalls_the_answer_says_to_try_again() {
+    let server = Server::start_with("[limits]\nbody_stall = \"200ms\"\n", &[]).await;
+    let (id, _) = begin(&server, None, &list(&[file("a", "aaa")])).await;
+    let place = server.request(Method::POST, "/listBuildSourceUploadUrl").json(&json!({}));
+    let place = answer(place.send().await.unwrap(), StatusCode::OK).await;
+    let stalled = || {
+        let begun = stream::iter([Ok::<_, std::io::Error>("{")]);
+        Body::wrap_stream(begun.chain(stream::pending()))
+    };
+    let requests = [
+        server.request(Method::POST, "/sources"),
+        server.request(Method::POST, &format!("/sources/{id}/packs")),
+        server.plain(Method::PUT, place["uploadUrl"].as_str().unwrap()),
+    ];
+    for request in requests {
+        refused(request.body(stalled()), StatusCode::REQUEST_TIMEOUT, "nothing came").await;
+    }
+    let run = server.request(Method::POST, "/scheduleRun");
+    let run = run.header(CONTENT_TYPE, "application/json").body(stalled());
+    refused(run, StatusCode::REQUEST_TIMEOUT, "nothing came").await;
+    // What is no archive does not become one by being sent again.
+    let broken = send_pack(&server, &id, "no archive".into()).header(CONTENT_ENCODING, "gzip");
+    refused(broken, StatusCode::BAD_REQUEST, "gzip").await;
     server.stop().await;
 }
 
