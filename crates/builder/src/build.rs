@@ -306,6 +306,8 @@ pub(crate) struct Notes {
     pub(crate) bases: Vec<RecordedBase>,
     pub(crate) steps: Vec<RecordedStep>,
     pub(crate) downloads: Vec<RecordedDownload>,
+    /// Digests of contexts, by name, that were read by an earlier build.
+    pub(crate) remembered_contexts: BTreeMap<Option<String>, Digest>,
     /// Layers that this build has written.
     pub(crate) made: BTreeSet<Digest>,
     pub(crate) cost: BuildCost,
@@ -552,10 +554,13 @@ impl<'a> Build<'a> {
             builder: env!("CARGO_PKG_VERSION").to_owned(),
             platform: self.request.platform.to_string(),
             definition: definition(self.request),
-            context: self.context.get().map(|context| context.digest()),
+            context: context_digest(None, &self.context, &notes),
             repository: self.request.repository.clone(),
             named_contexts: (self.named_contexts.iter())
-                .filter_map(|(name, files)| Some(((*name).to_owned(), files.get()?.digest())))
+                .filter_map(|(name, files)| {
+                    let digest = context_digest(Some(*name), files, &notes)?;
+                    Some(((*name).to_owned(), digest))
+                })
                 .collect(),
             source_date_epoch: self.request.source_date_epoch,
             bases: notes.bases,
@@ -577,6 +582,18 @@ impl<'a> Build<'a> {
             record,
             cost: notes.cost,
         })
+    }
+}
+
+/// The digest of what the build may read of a context; none if nothing was read of it.
+fn context_digest(
+    name: Option<&str>,
+    context: &OnceCell<Arc<BuildContext>>,
+    notes: &Notes,
+) -> Option<Digest> {
+    match context.get() {
+        Some(context) => Some(context.digest()),
+        None => notes.remembered_contexts.get(&name.map(str::to_owned)).cloned(),
     }
 }
 

@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use dockerfile::ignore::IgnoreFile;
 use oci::{Digest, Hasher};
@@ -21,7 +21,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::KeyHasher;
-use crate::listed::{self, ListedFiles};
+use crate::listed::{self, ListError, ListedFiles, OpenFiles};
 use crate::name::{bytes_of, shown, text_of};
 use crate::tree::{FirstNames, LinkGroup, Node, NodeKind, Tree, ancestors, join, parent};
 
@@ -109,6 +109,8 @@ pub enum ContextError {
     BadName { path: String },
     #[error("`{path}` cannot be used: {reason}")]
     BadIgnoreFile { path: String, reason: String },
+    #[error(transparent)]
+    List(#[from] ListError),
     #[error("the build was canceled")]
     Canceled,
 }
@@ -120,7 +122,17 @@ impl ContextError {
                 Some("leave out what the build does not need with `.dockerignore`".to_owned())
             }
             Self::BadName { .. } => Some("rename it, or exclude its folder".to_owned()),
+            Self::List(error) => error.hint(),
             _ => None,
+        }
+    }
+
+    /// Whether the cause is the user's input.
+    pub(crate) fn is_users(&self) -> bool {
+        match self {
+            Self::Io { .. } => false,
+            Self::List(error) => error.is_users(),
+            _ => true,
         }
     }
 }
@@ -134,12 +146,13 @@ pub(crate) struct BuildContext {
     ignore: Option<(String, IgnoreFile)>,
     /// What is there and not listed; of folders, the topmost.
     left_out: Vec<String>,
+    digest: OnceLock<Digest>,
 }
 
 /// Where the bytes are.
 enum Files {
     Folder { root: OwnedFd, path: PathBuf },
-    Listed { files: Arc<ListedFiles>, folder: Arc<LazyFolder> },
+    Listed { files: Arc<OpenFiles>, folder: Arc<LazyFolder> },
 }
 
 /// A file that is never larger than any sane list of patterns.
@@ -174,7 +187,7 @@ impl BuildContext {
         for names in names.values_mut() {
             names.sort_unstable();
         }
-        Ok(Self { files, nodes, names, ignore, left_out })
+        Ok(Self { files, nodes, names, ignore, left_out, digest: OnceLock::new() })
     }
 
     /// The context as a folder, and paths in it that no instruction may see. Blocking; a listed
@@ -197,13 +210,16 @@ impl BuildContext {
 
     /// The digest of all that the build may read: names, types, modes, bytes and hard links.
     pub(crate) fn digest(&self) -> Digest {
-        let mut key = KeyHasher::new("context");
-        let mut names = FirstNames::default();
-        for (path, node) in &self.nodes {
-            key.text("path", path);
-            names.add_to(path, node, &mut key);
-        }
-        key.finish()
+        let compute = || {
+            let mut key = KeyHasher::new("context");
+            let mut names = FirstNames::default();
+            for (path, node) in &self.nodes {
+                key.text("path", path);
+                names.add_to(path, node, &mut key);
+            }
+            key.finish()
+        };
+        self.digest.get_or_init(compute).clone()
     }
 
     /// The ignore file that keeps a path from the build, if it is there at all: a client may have
@@ -221,7 +237,7 @@ impl Files {
                 Self::Folder { root: open_root(path)?, path: path.clone() }
             }
             ContextFiles::Listed { files, folder } => {
-                Self::Listed { files: Arc::clone(files), folder: Arc::clone(folder) }
+                Self::Listed { files: files.open()?, folder: Arc::clone(folder) }
             }
         })
     }
@@ -328,7 +344,7 @@ fn list(
 
 /// As [`list`], of a list.
 fn select(
-    files: &ListedFiles,
+    files: &OpenFiles,
     mut selection: Selection<'_, Node>,
 ) -> Result<(BTreeMap<String, Node>, Vec<String>), ContextError> {
     selection.kept.insert(String::new(), listed::root());

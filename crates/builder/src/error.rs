@@ -218,9 +218,7 @@ impl BuildError {
             | Self::NotAllowed { .. }
             | Self::Changed { .. }
             | Self::BadLayer { .. } => true,
-            Self::Context(error) | Self::NamedContext { error, .. } => {
-                !matches!(error, ContextError::Io { .. })
-            }
+            Self::Context(error) | Self::NamedContext { error, .. } => error.is_users(),
             Self::Image { error, .. } => !matches!(
                 error,
                 ImageError::Store { .. }

@@ -24,6 +24,7 @@ mod context;
 mod copy;
 mod download;
 mod listed;
+mod memo;
 mod mounts;
 mod name;
 mod repository;

@@ -12,7 +12,7 @@ use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use oci::Digest;
@@ -234,45 +234,126 @@ fn is_known_link(node: &Node, links: &mut HashMap<LinkGroup, Node>) -> Result<bo
     }
 }
 
-/// A context by its list, its files in packs.
+/// A context by its list, its files in packs. Neither is read before something needs it: a build
+/// that finds all in the cache needs no more than the list's digest.
 pub struct ListedFiles {
+    blobs: Arc<dyn BlobStore>,
+    list: Digest,
+    packs: Vec<Digest>,
+    limits: ContextLimits,
+    opened: Mutex<Opened>,
+    runtime: tokio::runtime::Handle,
+}
+
+/// As far as it was opened.
+#[derive(Default)]
+struct Opened {
+    packs: Option<Arc<Packs>>,
+    files: Option<Arc<OpenFiles>>,
+}
+
+/// The files of a list that was read.
+pub(crate) struct OpenFiles {
     list: ContextList,
-    packs: Packs,
+    packs: Arc<Packs>,
 }
 
 impl ListedFiles {
-    /// Reads the list and finds its files; which list and packs belong together is the caller's
-    /// to know.
-    pub async fn open(
-        blobs: &Arc<dyn BlobStore>,
-        list: &Digest,
-        packs: &[Digest],
+    /// Which list and packs belong together is the caller's to know. To be called, and used, where
+    /// a runtime is entered.
+    pub fn new(
+        blobs: Arc<dyn BlobStore>,
+        list: Digest,
+        packs: Vec<Digest>,
         limits: ContextLimits,
-    ) -> Result<Self, ListError> {
-        let text = BufReader::new(blobs.open(list, 0).await?.into_blocking());
-        let list = tokio::task::spawn_blocking(move || ContextList::parse(text, limits));
-        let list = list.await.map_err(io::Error::other)??;
-        let packs = Packs::open(Arc::clone(blobs), packs).await?;
+    ) -> Self {
+        let (opened, runtime) = (Mutex::default(), tokio::runtime::Handle::current());
+        Self { blobs, list, packs, limits, opened, runtime }
+    }
+
+    /// Names what is in the context: equal lists have equal files.
+    pub(crate) fn digest(&self) -> &Digest {
+        &self.list
+    }
+
+    /// Bytes in files, and entries. Blocking.
+    pub fn size(&self) -> Result<(u64, usize), ListError> {
+        let files = self.open()?;
+        Ok((files.list.bytes, files.list.entries()))
+    }
+
+    /// Opens a file, links on the way followed inside the context. Blocking.
+    pub fn open_path(&self, path: &str) -> Result<Box<dyn Read + Send>, ListError> {
+        let path = text_of(path.as_bytes());
+        if let Some(file) = self.open_first(&path)? {
+            return Ok(file);
+        }
+        let files = self.open()?;
+        let node = |path: &str| files.list.entries.get(path).cloned();
+        let found = resolve(&node, &path, true);
+        Ok(files.open_file(&found.map_err(|_| io::Error::other("it leads in circles"))?)?)
+    }
+
+    /// Opens a file if the list begins with it, as those of our clients do with the Dockerfile: then
+    /// nothing more of the list is read.
+    fn open_first(&self, path: &str) -> Result<Option<Box<dyn Read + Send>>, ListError> {
+        let mut line = Vec::new();
+        self.text()?.take(LINE_SIZE_MAX).read_until(b'\n', &mut line)?;
+        let Some((first, node)) =
+            serde_json::from_slice(&line).ok().and_then(|line| entry(line).ok())
+        else {
+            return Ok(None);
+        };
+        match node.kind {
+            NodeKind::File { digest, .. } if first == path => {
+                let packs = self.packs(&mut self.opened())?;
+                Ok(packs.find(&digest).is_some().then(|| packs.read(&digest)).transpose()?)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Reads the list and finds its files, when it is called first. Blocking.
+    pub(crate) fn open(&self) -> Result<Arc<OpenFiles>, ListError> {
+        let mut opened = self.opened();
+        if let Some(files) = &opened.files {
+            return Ok(Arc::clone(files));
+        }
+        let list = ContextList::parse(self.text()?, self.limits)?;
+        let packs = self.packs(&mut opened)?;
         for (path, node) in &list.entries {
             let NodeKind::File { size, digest } = &node.kind else { continue };
             if packs.find(digest).is_none_or(|(_, found)| found != *size) {
                 return Err(ListError::MissingFile { path: shown(path).into_owned() });
             }
         }
-        Ok(Self { list, packs })
+        let files = Arc::new(OpenFiles { list, packs });
+        opened.files = Some(Arc::clone(&files));
+        Ok(files)
     }
 
-    pub fn list(&self) -> &ContextList {
-        &self.list
+    fn opened(&self) -> MutexGuard<'_, Opened> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a file, links on the way followed inside the context. Blocking.
-    pub fn open_path(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
-        let node = |path: &str| self.list.entries.get(path).cloned();
-        let found = resolve(&node, &text_of(path.as_bytes()), true);
-        self.open_file(&found.map_err(|_| io::Error::other("it leads in circles"))?)
+    fn text(&self) -> Result<impl BufRead + use<>, ListError> {
+        let list = self.runtime.block_on(self.blobs.open(&self.list, 0))?;
+        let _context = self.runtime.enter();
+        Ok(BufReader::new(list.into_blocking()))
     }
 
+    fn packs(&self, opened: &mut Opened) -> Result<Arc<Packs>, ListError> {
+        if let Some(packs) = &opened.packs {
+            return Ok(Arc::clone(packs));
+        }
+        let packs = Packs::open(Arc::clone(&self.blobs), &self.packs);
+        let packs = Arc::new(self.runtime.block_on(packs)?);
+        opened.packs = Some(Arc::clone(&packs));
+        Ok(packs)
+    }
+}
+
+impl OpenFiles {
     /// Opens a file, no link followed. Blocking.
     pub(crate) fn open_file(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
         match self.list.entries.get(path).map(|node| &node.kind) {
@@ -343,7 +424,7 @@ pub(crate) fn root() -> Node {
 
 impl std::fmt::Debug for ListedFiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ListedFiles").field("entries", &self.list.entries()).finish_non_exhaustive()
+        f.debug_struct("ListedFiles").field("list", &self.list).finish_non_exhaustive()
     }
 }
 

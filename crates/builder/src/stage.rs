@@ -20,7 +20,7 @@ use tokio::sync::{OnceCell, OwnedMutexGuard};
 
 use crate::archive;
 use crate::assemble::{ImageLayer, StageImage};
-use crate::build::{Build, blocking, milliseconds};
+use crate::build::{Build, NamedContext, blocking, milliseconds};
 use crate::cache::KeyHasher;
 use crate::context::BuildContext;
 use crate::copy::{CopyError, CopyPlan, CopyRequest, plan, plan_folder};
@@ -32,6 +32,7 @@ use crate::explain::{
     TrailStep, base_cause,
 };
 use crate::layers::{self, EarlierBlocks, NewLayer, compressor};
+use crate::memo::{self, Memo, Remembered};
 use crate::mounts::Sources;
 use crate::record::{BaseRole, RecordedStep, StepCost};
 use crate::run;
@@ -459,6 +460,12 @@ impl<'a> Stage<'a> {
         step: &Step,
     ) -> Result<Made, BuildError> {
         let (build, at) = (self.build, operation.at);
+        let memo = self.memo(copy);
+        if let Some(memo) = &memo
+            && let Some(made) = self.remembered(memo, at, step).await?
+        {
+            return Ok(made);
+        }
         let context = match &copy.from {
             // Nothing is read from a context that nothing is copied from.
             None if copy.sources.iter().all(|source| source.address.is_some()) => None,
@@ -520,8 +527,14 @@ impl<'a> Stage<'a> {
             let text = format!("`{pattern}` of line {} matches nothing", at.line);
             build.events.warning(&text).await;
         }
-        let made = self.write_layer("copy", plan, source, image, owner, at, step);
-        made.await.map_err(|error| name_download(error, copy))
+        let key = self.copy_key("copy", &plan, owner);
+        let memo = memo.filter(|_| memo::is_all_of(&plan));
+        let made = self.write_layer(key.clone(), plan, source, image, owner, at, step);
+        let made = made.await.map_err(|error| name_download(error, copy))?;
+        if let (Some(memo), Some(context)) = (&memo, &context) {
+            self.remember(memo, key, context).await?;
+        }
+        Ok(made)
     }
 
     /// What is copied from, with the files that the instruction fetches.
@@ -576,14 +589,15 @@ impl<'a> Stage<'a> {
             return Ok(None);
         }
         let image = Arc::new(NoFiles);
-        self.write_layer("copy", plan, source, image, None, at, step).await.map(Some)
+        let key = self.copy_key("copy", &plan, None);
+        self.write_layer(key, plan, source, image, None, at, step).await.map(Some)
     }
 
     /// Finds the layer of a plan, or writes it.
     #[expect(clippy::too_many_arguments, reason = "all that a layer is written from")]
     async fn write_layer(
         &self,
-        kind: &str,
+        key: Digest,
         plan: CopyPlan,
         source: Arc<dyn Tree>,
         image: Arc<dyn Tree>,
@@ -591,7 +605,6 @@ impl<'a> Stage<'a> {
         at: Span,
         step: &Step,
     ) -> Result<Made, BuildError> {
-        let key = self.copy_key(kind, &plan, owner);
         let miss = match self.find(at, step, key).await? {
             Found::Layer(made) => return Ok(*made),
             Found::Nothing(miss) => miss,
@@ -651,7 +664,8 @@ impl<'a> Stage<'a> {
             return Ok(None);
         }
         let source = Arc::clone(&image);
-        self.write_layer("workdir", plan, source, image, owner, at, step).await.map(Some)
+        let key = self.copy_key("workdir", &plan, owner);
+        self.write_layer(key, plan, source, image, owner, at, step).await.map(Some)
     }
 
     /// Who owns a folder that `WORKDIR` makes: the stage's user.
@@ -681,25 +695,94 @@ impl<'a> Stage<'a> {
         let build = self.build;
         let alone = build.builder.in_flight.enter(&key).await;
         self.trail().steps.push(TrailStep::new(&self.hide_secrets(&step.text), key.clone()));
-        let found = match (build.request.no_cache, self.no_cache) {
-            (true, _) => Lookup::Nothing(WhyMissed::NotAsked("--no-cache")),
-            (_, true) => Lookup::Nothing(WhyMissed::NotAsked("--no-cache-filter")),
-            _ => self.cached(&key).await?,
+        let found = match self.cache_is_off() {
+            Some(flag) => Lookup::Nothing(WhyMissed::NotAsked(flag)),
+            None => self.cached(&key).await?,
         };
         match found {
             Lookup::Hit(cached, cost) => {
-                self.note_hit(&cached, step).await;
-                let layer = ImageLayer { descriptor: cached.layer, diff_id: cached.diff_id };
-                let mut notes = build.notes();
-                notes.cost.cache_hits += 1;
-                notes.cost.saved_milliseconds += cost;
-                drop(notes);
-                let made = Made { layer, created: cached.created, cached: true, cpu: 0 };
-                self.record(at, key, &made.layer);
-                Ok(Found::Layer(Box::new(made)))
+                Ok(Found::Layer(Box::new(self.hit(at, step, key, *cached, cost).await)))
             }
             Lookup::Nothing(why) => Ok(Found::Nothing(Miss { key, why, _alone: alone })),
         }
+    }
+
+    /// The flag by which nothing is looked for.
+    fn cache_is_off(&self) -> Option<&'static str> {
+        match (self.build.request.no_cache, self.no_cache) {
+            (true, _) => Some("--no-cache"),
+            (_, true) => Some("--no-cache-filter"),
+            _ => None,
+        }
+    }
+
+    /// Notes what was found, after its step was added to the trail.
+    async fn hit(
+        &self,
+        at: Span,
+        step: &Step,
+        key: Digest,
+        cached: CachedLayer,
+        cost: u64,
+    ) -> Made {
+        self.note_hit(&cached, step).await;
+        let layer = ImageLayer { descriptor: cached.layer, diff_id: cached.diff_id };
+        {
+            let mut notes = self.build.notes();
+            notes.cost.cache_hits += 1;
+            notes.cost.saved_milliseconds += cost;
+        }
+        self.record(at, key, &layer);
+        Made { layer, created: cached.created, cached: true, cpu: 0 }
+    }
+
+    /// The layer of a `COPY` that was planned before from the same list, on the same layers.
+    async fn remembered(
+        &self,
+        memo: &Memo,
+        at: Span,
+        step: &Step,
+    ) -> Result<Option<Made>, BuildError> {
+        if self.cache_is_off().is_some() {
+            return Ok(None);
+        }
+        let Some(entry) = self.build.builder.cache.get(&memo.key).await? else { return Ok(None) };
+        let Some(remembered) = Remembered::parse(&entry.value) else { return Ok(None) };
+        let Lookup::Hit(cached, cost) = self.cached(&remembered.layer).await? else {
+            return Ok(None);
+        };
+        let key = remembered.layer;
+        self.trail().steps.push(TrailStep::new(&self.hide_secrets(&step.text), key.clone()));
+        let context = memo.context.clone();
+        self.build.notes().remembered_contexts.insert(context, remembered.context);
+        Ok(Some(self.hit(at, step, key, *cached, cost).await))
+    }
+
+    /// Where the key of a `COPY`'s layer is remembered, if it can be.
+    fn memo(&self, copy: &CopyOperation) -> Option<Memo> {
+        let request = self.build.request;
+        let (options, context) = match &copy.from {
+            None => (request.context.as_ref()?, None),
+            Some(Source::Context { name, .. }) => match request.named_contexts.get(name)? {
+                NamedContext::Files(options) => (options, Some(name.clone())),
+                _ => return None,
+            },
+            Some(_) => return None,
+        };
+        let layers = self.image.layers.iter().map(|layer| &layer.diff_id);
+        let key = memo::key(self.key("memo"), copy, options, layers)?;
+        Some(Memo { key, context })
+    }
+
+    async fn remember(
+        &self,
+        memo: &Memo,
+        layer: Digest,
+        context: &BuildContext,
+    ) -> Result<(), BuildError> {
+        let value = Remembered { layer, context: context.digest() }.to_json();
+        let entry = CacheEntry { value, blobs: Vec::new(), cost: TRAIL_COST };
+        Ok(self.build.builder.cache.put(&memo.key, &entry).await?)
     }
 
     /// Makes a layer and puts it into the cache.

@@ -32,7 +32,8 @@ pub enum ContextSource {
 /// A context that the builder can read.
 pub(crate) struct Loaded {
     pub(crate) files: ContextFiles,
-    pub(crate) used: Unpacked,
+    /// What came out of an archive.
+    unpacked: Unpacked,
     pub(crate) repository: Option<LoadedRepository>,
 }
 
@@ -40,7 +41,16 @@ impl Loaded {
     /// A context without files, in an empty folder.
     pub(crate) fn empty(folder: PathBuf) -> Self {
         let files = ContextFiles::Folder(folder);
-        Self { files, used: Unpacked::default(), repository: None }
+        Self { files, unpacked: Unpacked::default(), repository: None }
+    }
+
+    /// How much the context holds. A list is read for it.
+    pub(crate) async fn used(&self, limits: ContextLimits) -> Result<Unpacked, Failure> {
+        let ContextFiles::Listed { files, .. } = &self.files else { return Ok(self.unpacked) };
+        let files = Arc::clone(files);
+        let size = blocking(move || files.size()).await?;
+        let (bytes, entries) = size.map_err(|error| list_failure(error, limits))?;
+        Ok(Unpacked { bytes, entries })
     }
 }
 
@@ -70,7 +80,11 @@ impl ContextLoader<'_> {
         let (blob, repository) = match source {
             ContextSource::Upload(blob) => (blob.clone(), None),
             ContextSource::Listed { list, packs } => {
-                return self.open_listed(list, packs, folder, limits).await;
+                let blobs = Arc::clone(self.engine.catalog.blobs());
+                let files = ListedFiles::new(blobs, list.clone(), packs.clone(), limits);
+                let folder = Arc::new(LazyFolder::new(folder));
+                let files = ContextFiles::Listed { files: Arc::new(files), folder };
+                return Ok(Loaded { files, unpacked: Unpacked::default(), repository: None });
             }
             ContextSource::Repository(address) => {
                 let (archive, repository) = self.fetch_repository(address, limits).await?;
@@ -81,23 +95,9 @@ impl ContextLoader<'_> {
         let reader = open_source(self.engine, &blob).await?;
         let (stop, root) = (self.stop.clone(), folder.clone());
         let unpacked = blocking(move || unpack(reader, &root, limits, &stop)).await?;
-        let used = unpacked.map_err(|error| unpack_failure(error, self.engine.context_limits))?;
-        Ok(Loaded { files: ContextFiles::Folder(folder), used, repository })
-    }
-
-    async fn open_listed(
-        &self,
-        list: &Digest,
-        packs: &[Digest],
-        folder: PathBuf,
-        limits: ContextLimits,
-    ) -> Result<Loaded, Failure> {
-        let files = ListedFiles::open(self.engine.catalog.blobs(), list, packs, limits).await;
-        let files = files.map_err(|error| list_failure(error, self.engine.context_limits))?;
-        let used = Unpacked { bytes: files.list().bytes(), entries: files.list().entries() };
-        let folder = Arc::new(LazyFolder::new(folder));
-        let files = ContextFiles::Listed { files: Arc::new(files), folder };
-        Ok(Loaded { files, used, repository: None })
+        let unpacked =
+            unpacked.map_err(|error| unpack_failure(error, self.engine.context_limits))?;
+        Ok(Loaded { files: ContextFiles::Folder(folder), unpacked, repository })
     }
 
     async fn fetch_repository(
@@ -144,7 +144,8 @@ impl ContextLoader<'_> {
     }
 }
 
-fn list_failure(mut error: ListError, limits: ContextLimits) -> Failure {
+/// `limits` are those of all contexts of a build together.
+pub(crate) fn list_failure(mut error: ListError, limits: ContextLimits) -> Failure {
     match &mut error {
         ListError::TooLarge { max } => *max = limits.bytes_max,
         ListError::TooManyEntries { max } => *max = limits.entries_max,

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use builder::{
     BuildError, BuildEvents, BuildRequest, Builder, ContextFiles, ContextLimits, ContextOptions,
-    OwnNames, RecordedRepository, Secrets, SshAgents, StoredImage,
+    ListError, OwnNames, RecordedRepository, Secrets, SshAgents, StoredImage,
 };
 use container::{Limits, Network};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName};
 use store::Catalog;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::{ContextLoader, ContextSource, Loaded};
+use crate::context::{ContextLoader, ContextSource, Loaded, list_failure};
 use crate::layout::{LayoutError, store_layout};
 use crate::name::{Destination, NameError};
 use crate::platforms::{BuiltImages, PlatformEvents, ToldWarnings};
@@ -272,8 +272,8 @@ async fn run(
         Some(context) => loader.load(context, folder, engine.context_limits).await?,
         None => Loaded::empty(folder),
     };
-    let named = load_named_contexts(&loader, step, workspace.path(), loaded.used).await?;
-    let dockerfile = read_dockerfile(step, &loaded.files).await?;
+    let named = load_named_contexts(&loader, step, workspace.path(), &loaded).await?;
+    let dockerfile = read_dockerfile(step, &loaded.files, engine.context_limits).await?;
     let mut build = build_request(engine, request, loaded.files, named, dockerfile)?;
     let repository = loaded.repository.map(|repository| {
         // What a commit holds is as old as the commit (architecture.md decision 12).
@@ -388,10 +388,14 @@ async fn load_named_contexts(
     loader: &ContextLoader<'_>,
     step: &BuildStep,
     workspace: &Path,
-    mut used: Unpacked,
+    main: &Loaded,
 ) -> Result<BTreeMap<String, builder::NamedContext>, Failure> {
     let ContextLoader { engine, stop, .. } = *loader;
     let mut named = BTreeMap::new();
+    if step.options.contexts.is_empty() {
+        return Ok(named);
+    }
+    let mut used = main.used(engine.context_limits).await?;
     for (number, (name, context)) in step.options.contexts.iter().enumerate() {
         let limits = after(engine.context_limits, used);
         let of_context = |failure: Failure| failure.of(format_args!("context `{name}`"));
@@ -401,10 +405,10 @@ async fn load_named_contexts(
                 let root = workspace.join(format!("context-{number}"));
                 make_context_folder(&root).map_err(|error| Failure::ours(&error))?;
                 let loaded = loader.load(source, root, limits).await.map_err(of_context)?;
-                let Loaded { files, used: loaded, .. } = loaded;
-                used.bytes += loaded.bytes;
-                used.entries += loaded.entries;
-                let mut options = ContextOptions::of(files);
+                let its_size = loaded.used(engine.context_limits).await.map_err(of_context)?;
+                used.bytes += its_size.bytes;
+                used.entries += its_size.entries;
+                let mut options = ContextOptions::of(loaded.files);
                 options.dockerfile = None;
                 options.entries_max = engine.context_limits.entries_max;
                 builder::NamedContext::Files(options)
@@ -561,14 +565,21 @@ fn dockerfile_names(step: &BuildStep) -> Result<(String, String), Failure> {
 }
 
 /// Reads the Dockerfile. A link is followed inside the context only.
-async fn read_dockerfile(step: &BuildStep, context: &ContextFiles) -> Result<String, Failure> {
+async fn read_dockerfile(
+    step: &BuildStep,
+    context: &ContextFiles,
+    limits: ContextLimits,
+) -> Result<String, Failure> {
     let (path, name) = dockerfile_names(step)?;
     let context = context.clone();
     let read = move || {
         let file = match &context {
             ContextFiles::Folder(root) => open_in_folder(root, &path, &name)?,
             ContextFiles::Listed { files, .. } => {
-                files.open_path(&path).map_err(|error| cannot_open(&name, &error))?
+                files.open_path(&path).map_err(|error| match error {
+                    ListError::Io(error) => cannot_open(&name, &error),
+                    error => list_failure(error, limits),
+                })?
             }
         };
         read_text(file, &name)

@@ -57,7 +57,7 @@ async fn listed(fixture: &Fixture) -> (ContextOptions, Vec<Digest>) {
         packs.push(put(blobs, &[head, files.concat()].concat()).await);
     }
     let limits = ContextLimits::default();
-    let files = Arc::new(ListedFiles::open(blobs, &list, &packs, limits).await.unwrap());
+    let files = Arc::new(ListedFiles::new(Arc::clone(blobs), list, packs.clone(), limits));
     let folder = Arc::new(LazyFolder::new(fixture.context().with_file_name("written")));
     (ContextOptions::of(ContextFiles::Listed { files, folder }), packs)
 }
@@ -134,10 +134,106 @@ async fn as_root_a_pack_that_is_damaged_makes_no_layer() {
         let (context, packs) = listed(&fixture).await;
         let request =
             BuildRequest { context: Some(context), ..fixture.request("FROM scratch\nCOPY a /\n") };
+        // After it was found to be there.
+        let Some(ContextFiles::Listed { files, .. }) =
+            request.context.as_ref().map(|context| &context.files)
+        else {
+            panic!("a list was asked for")
+        };
+        let files = Arc::clone(files);
+        tokio::task::spawn_blocking(move || files.size()).await.unwrap().unwrap();
         for pack in packs {
             fixture.damage(&pack, damage).await;
         }
         let error = fixture.try_build(&request).await.0.unwrap_err().to_string();
         assert!(error.contains("`a/"), "{error}");
     }
+}
+
+/// Whether a build read a context's list.
+fn has_read_context(run: &Run) -> bool {
+    run.steps().contains("load build context")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_has_not_changed_is_not_read_again() {
+    let fixture = Fixture::with_base().await;
+    fill(&fixture);
+    let dockerfile = "FROM registry.test/base\nCOPY a /a\nCOPY --chmod=600 out/* /out/\n\
+        COPY --link --exclude=b a /b\nCOPY <<end a-b /c/\ntext\nend\nADD a-b /d\n";
+    let build =
+        async |dockerfile: &str| fixture.build_request(&request(&fixture, dockerfile).await).await;
+    let first = build(dockerfile).await;
+    assert!(has_read_context(&first));
+    let again = build(dockerfile).await;
+    assert!(!has_read_context(&again), "{}", again.steps());
+    assert_eq!(again.built.descriptor, first.built.descriptor);
+    assert_eq!(again.built.record, first.built.record);
+    assert_eq!(again.built.cost.cache_hits, 5);
+
+    // Whatever an instruction says is looked at.
+    for (one, other) in [
+        ("a /a", "a /e"),
+        ("COPY a /a", "COPY --chown=1:2 a /a"),
+        ("chmod=600", "chmod=644"),
+        ("--exclude=b", "--exclude=script"),
+        ("--link --exclude", "--exclude"),
+        ("\ntext", "\nother"),
+        ("a-b /d", "a/b /d"),
+    ] {
+        let changed = build(&dockerfile.replace(one, other)).await;
+        assert!(has_read_context(&changed), "{other}");
+        let mut anew = request(&fixture, &dockerfile.replace(one, other)).await;
+        anew.no_cache = true;
+        let anew = fixture.build_request(&anew).await;
+        assert!(has_read_context(&anew));
+        let (changed, anew) =
+            (fixture.files(&changed.built).await, fixture.files(&anew.built).await);
+        assert_eq!(changed.below(""), anew.below(""), "{other}");
+    }
+    // And so is the context.
+    fixture.write("a/b/c", "other");
+    let changed = build(dockerfile).await;
+    assert!(has_read_context(&changed));
+    assert_eq!(fixture.files(&changed.built).await.at("a/b/c"), "644 0:0 \"other\"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_below_a_copy_is_looked_at_unless_it_stands_by_itself() {
+    let fixture = Fixture::with_base().await;
+    fill(&fixture);
+    for (copy, looks_below) in
+        [("COPY a /x/y", true), ("COPY --link a /x/z", false), ("COPY --link --chown=1 a /q", true)]
+    {
+        for (base, is_known) in [("registry.test/base", false), ("scratch", !looks_below)] {
+            let dockerfile = format!("FROM {base}\n{copy}\n");
+            let run = fixture.build_request(&request(&fixture, &dockerfile).await).await;
+            assert_eq!(has_read_context(&run), !is_known, "{dockerfile}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_plan_has_to_tell_is_told_each_time() {
+    let fixture = Fixture::with_base().await;
+    fill(&fixture);
+    let dockerfile = "FROM registry.test/base\nCOPY a none* /x/\n";
+    for _ in 0..3 {
+        let run = fixture.build_request(&request(&fixture, dockerfile).await).await;
+        assert!(run.events.warnings().iter().any(|text| text.contains("none*")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_gone_is_made_again_whatever_is_remembered() {
+    let fixture = Fixture::with_base().await;
+    fill(&fixture);
+    let request = request(&fixture, "FROM registry.test/base\nCOPY a /a\n").await;
+    let first = fixture.build_request(&request).await;
+    fixture.damage(&first.built.layers.last().unwrap().descriptor.digest, Damage::Gone).await;
+    let again = fixture.build_request(&request).await;
+    assert!(has_read_context(&again));
+    assert_eq!(again.built.cost.cache_misses, 1);
+    assert_eq!(again.built.descriptor, first.built.descriptor);
+    assert!(fixture.is_whole(&again.built.layers.last().unwrap().descriptor.digest).await);
 }
