@@ -124,8 +124,9 @@ pub enum SourceEntryKind {
 #[serde(rename_all = "camelCase")]
 pub struct ListedSource {
     pub id: String,
-    /// Digests of the files that the server lacks, each once.
-    pub missing: Vec<String>,
+    /// The files that the server lacks, each content once: rows of them, each with the number of its
+    /// first file and how many there are. Files are counted from 0, in the order of the list.
+    pub missing: Vec<(u64, u64)>,
 }
 
 /// One file of a pack. A line with a list of them is in front of their bytes in the body of

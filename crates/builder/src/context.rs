@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dockerfile::ignore::IgnoreFile;
 use oci::{Digest, Hasher};
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::KeyHasher;
 use crate::listed::{self, ListError, ListedFiles, OpenFiles};
 use crate::name::{bytes_of, shown, text_of};
+use crate::path_map::PathMap;
 use crate::tree::{FirstNames, LinkGroup, Node, NodeKind, Tree, ancestors, join, parent};
 
 /// What a build may read, apart from the Dockerfile itself.
@@ -140,13 +141,70 @@ impl ContextError {
 /// A context, listed and hashed.
 pub(crate) struct BuildContext {
     files: Files,
-    nodes: BTreeMap<String, Node>,
-    names: HashMap<String, Vec<String>>,
+    entries: Entries,
     /// The ignore file that was used, for messages.
     ignore: Option<(String, IgnoreFile)>,
     /// What is there and not listed; of folders, the topmost.
     left_out: Vec<String>,
-    digest: OnceLock<Digest>,
+    digest: Digest,
+}
+
+/// What is in a context.
+enum Entries {
+    Folder(PathMap<Node>),
+    Listed {
+        files: Arc<OpenFiles>,
+        /// What may be seen, by number; everything if nothing is left out.
+        kept: Option<Vec<bool>>,
+    },
+}
+
+impl Entries {
+    /// The number of a path that may be seen.
+    fn find(&self, path: &str) -> Option<usize> {
+        match self {
+            Self::Folder(nodes) => nodes.find(path),
+            Self::Listed { files, .. } => files.find(path).filter(|number| self.is_kept(*number)),
+        }
+    }
+
+    fn is_kept(&self, number: usize) -> bool {
+        match self {
+            Self::Listed { kept: Some(kept), .. } => kept[number],
+            _ => true,
+        }
+    }
+
+    fn node(&self, number: usize) -> Option<Node> {
+        match self {
+            Self::Folder(nodes) => Some(nodes.value(number).clone()),
+            Self::Listed { files, .. } => files.node_of(number),
+        }
+    }
+
+    /// Why something could not be read, if that happened.
+    fn failure(&self) -> Option<io::Error> {
+        match self {
+            Self::Folder(_) => None,
+            Self::Listed { files, .. } => files.failure(),
+        }
+    }
+
+    /// The digest of all that may be seen: names, types, modes, bytes and hard links.
+    fn digest(&self) -> io::Result<Digest> {
+        let mut key = KeyHasher::new("context");
+        let mut names = FirstNames::default();
+        let walk: Box<dyn Iterator<Item = (String, usize)>> = match self {
+            Self::Folder(nodes) => Box::new(nodes.walk()),
+            Self::Listed { files, .. } => Box::new(files.walk()),
+        };
+        for (path, number) in walk.filter(|(_, number)| self.is_kept(*number)) {
+            let Some(node) = self.node(number) else { break };
+            key.text("path", &path);
+            names.add_to(&path, &node, &mut key);
+        }
+        self.failure().map_or_else(|| Ok(key.finish()), Err)
+    }
 }
 
 /// Where the bytes are.
@@ -168,26 +226,19 @@ impl BuildContext {
         let ignore = files.read_ignore_file(options.dockerfile.as_deref())?;
         let hidden = options.hidden.iter().map(|path| text_of(path.as_bytes())).collect();
         let patterns = ignore.as_ref().map(|(_, patterns)| patterns);
-        let (nodes, left_out) = match &files {
+        let (entries, left_out) = match &files {
             Files::Folder { root, .. } => {
                 let selection = Selection::new(patterns, hidden, options.entries_max);
                 let (listing, left_out) = list(root, selection, cancel)?;
-                (hash_files(root, listing, cancel)?, left_out)
+                (Entries::Folder(hash_files(root, listing, cancel)?), left_out)
             }
             Files::Listed { files, .. } => {
-                let selection = Selection::new(patterns, hidden, options.entries_max);
-                select(files, selection)?
+                let kept = select(files, patterns, &hidden, options.entries_max)?;
+                (Entries::Listed { files: Arc::clone(files), kept }, Vec::new())
             }
         };
-        let mut names: HashMap<String, Vec<String>> = HashMap::new();
-        for path in nodes.keys().filter(|path| !path.is_empty()) {
-            let name = crate::tree::file_name(path).to_owned();
-            names.entry(parent(path).to_owned()).or_default().push(name);
-        }
-        for names in names.values_mut() {
-            names.sort_unstable();
-        }
-        Ok(Self { files, nodes, names, ignore, left_out, digest: OnceLock::new() })
+        let digest = entries.digest().map_err(ListError::Io)?;
+        Ok(Self { files, entries, ignore, left_out, digest })
     }
 
     /// The context as a folder, and paths in it that no instruction may see. Blocking; a listed
@@ -200,7 +251,8 @@ impl BuildContext {
             Files::Folder { path, .. } => return Ok((path.clone(), self.left_out.clone())),
             Files::Listed { files, folder } => (files, folder),
         };
-        let write = |path: &Path| files.write_to(path, &self.nodes, &|| cancel.is_cancelled());
+        let is_kept = |number: usize| self.entries.is_kept(number);
+        let write = |path: &Path| files.write_to(path, &is_kept, &|| cancel.is_cancelled());
         let path = folder.path(write).map_err(|source| match source.kind() {
             io::ErrorKind::Interrupted => ContextError::Canceled,
             _ => ContextError::Io { doing: "write", path: ".".to_owned(), source },
@@ -208,18 +260,9 @@ impl BuildContext {
         Ok((path.to_owned(), Vec::new()))
     }
 
-    /// The digest of all that the build may read: names, types, modes, bytes and hard links.
+    /// The digest of all that the build may read.
     pub(crate) fn digest(&self) -> Digest {
-        let compute = || {
-            let mut key = KeyHasher::new("context");
-            let mut names = FirstNames::default();
-            for (path, node) in &self.nodes {
-                key.text("path", path);
-                names.add_to(path, node, &mut key);
-            }
-            key.finish()
-        };
-        self.digest.get_or_init(compute).clone()
+        self.digest.clone()
     }
 
     /// The ignore file that keeps a path from the build, if it is there at all: a client may have
@@ -252,17 +295,17 @@ impl Files {
 }
 
 /// Decides what of a context may be seen, asked for each path after the folder it is in.
-struct Selection<'a, T> {
+struct Selection<'a> {
     patterns: Option<&'a IgnoreFile>,
     hidden: Vec<String>,
     entries_max: usize,
     seen: usize,
-    kept: BTreeMap<String, T>,
+    kept: BTreeMap<String, Listed>,
     left_out: Vec<String>,
-    excluded_folders: HashMap<String, T>,
+    excluded_folders: HashMap<String, Listed>,
 }
 
-impl<'a, T> Selection<'a, T> {
+impl<'a> Selection<'a> {
     fn new(patterns: Option<&'a IgnoreFile>, hidden: Vec<String>, entries_max: usize) -> Self {
         let (kept, left_out, excluded_folders) = Default::default();
         Self { patterns, hidden, entries_max, seen: 0, kept, left_out, excluded_folders }
@@ -282,7 +325,8 @@ impl<'a, T> Selection<'a, T> {
     }
 
     /// Takes a path or leaves it out; says whether what is in it is to be looked at.
-    fn add(&mut self, path: String, entry: T, is_directory: bool) -> bool {
+    fn add(&mut self, path: String, entry: Listed) -> bool {
+        let is_directory = matches!(entry.kind, ListedKind::Directory);
         let excluded = self.patterns.is_some_and(|patterns| patterns.is_excluded(&shown(&path)));
         // An exclusion may be taken back for something below.
         let look = is_directory
@@ -306,7 +350,7 @@ impl<'a, T> Selection<'a, T> {
     }
 
     /// What may be seen, and what not.
-    fn finish(self) -> (BTreeMap<String, T>, Vec<String>) {
+    fn finish(self) -> (BTreeMap<String, Listed>, Vec<String>) {
         let Self { kept, mut left_out, excluded_folders, .. } = self;
         left_out.extend(excluded_folders.into_keys());
         // What is in a folder that is left out goes with it.
@@ -318,7 +362,7 @@ impl<'a, T> Selection<'a, T> {
 /// Walks a folder, giving each path that may be seen (files without digest), and those that not.
 fn list(
     root: &OwnedFd,
-    mut selection: Selection<'_, Listed>,
+    mut selection: Selection<'_>,
     cancel: &CancellationToken,
 ) -> Result<(BTreeMap<String, Listed>, Vec<String>), ContextError> {
     selection.kept.insert(String::new(), stat(root, "")?);
@@ -333,8 +377,7 @@ fn list(
                 continue;
             }
             let listed = stat(root, &path)?;
-            let is_directory = matches!(listed.kind, ListedKind::Directory);
-            if selection.add(path.clone(), listed, is_directory) {
+            if selection.add(path.clone(), listed) {
                 folders.push(path);
             }
         }
@@ -342,33 +385,85 @@ fn list(
     Ok(selection.finish())
 }
 
-/// As [`list`], of a list.
+/// As [`list`], of a list: what may be seen, by number.
 fn select(
     files: &OpenFiles,
-    mut selection: Selection<'_, Node>,
-) -> Result<(BTreeMap<String, Node>, Vec<String>), ContextError> {
-    selection.kept.insert(String::new(), listed::root());
-    let mut closed: HashSet<&str> = HashSet::new();
-    for (path, node) in files.nodes() {
-        let is_open = !closed.contains(parent(path)) && selection.is_visible(path)?;
-        if !is_open || !selection.add(path.clone(), node.clone(), node.is_directory()) {
-            closed.insert(path);
+    patterns: Option<&IgnoreFile>,
+    hidden: &[String],
+    entries_max: usize,
+) -> Result<Option<Vec<bool>>, ContextError> {
+    let too_many = || ContextError::TooManyEntries { max: entries_max };
+    if patterns.is_none() && hidden.is_empty() {
+        return if files.len() > entries_max + 1 { Err(too_many()) } else { Ok(None) };
+    }
+    let mut kept = vec![false; files.len()];
+    kept[0] = true;
+    let mut seen = 0;
+    // The folders around an entry, and the last one that is not looked into.
+    let (mut above, mut closed): (Vec<(String, usize)>, Option<String>) = (Vec::new(), None);
+    for (path, number) in files.walk().skip(1) {
+        if closed.as_ref().is_some_and(|closed| is_below(&path, closed)) {
+            continue;
+        }
+        seen += 1;
+        if seen > entries_max {
+            return Err(too_many());
+        }
+        if hidden.contains(&path) {
+            closed = Some(path);
+            continue;
+        }
+        while above.last().is_some_and(|(folder, _)| !is_below(&path, folder)) {
+            above.pop();
+        }
+        let excluded = patterns.is_some_and(|patterns| patterns.is_excluded(&shown(&path)));
+        if !excluded {
+            kept[number] = true;
+            // A file that is kept keeps the folders it is in.
+            for (_, folder) in &above {
+                kept[*folder] = true;
+            }
+        }
+        if files.is_directory(number) {
+            // An exclusion may be taken back for something below.
+            if excluded && !patterns.is_some_and(|patterns| patterns.may_keep_below(&path)) {
+                closed = Some(path);
+            } else {
+                above.push((path, number));
+            }
         }
     }
-    Ok(selection.finish())
+    Ok(Some(kept))
+}
+
+fn is_below(path: &str, folder: &str) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
 }
 
 impl Tree for BuildContext {
     fn node(&self, path: &str) -> Option<Node> {
-        self.nodes.get(path).cloned()
+        self.entries.node(self.entries.find(path)?)
     }
 
     fn children(&self, path: &str) -> Vec<String> {
-        self.names.get(path).cloned().unwrap_or_default()
+        let Some(folder) = self.entries.find(path) else { return Vec::new() };
+        match &self.entries {
+            Entries::Folder(nodes) => {
+                nodes.below(folder).map(|(_, name)| name.to_owned()).collect()
+            }
+            Entries::Listed { files, .. } => (files.children(folder))
+                .filter(|(number, _)| self.entries.is_kept(*number))
+                .map(|(_, name)| name.to_owned())
+                .collect(),
+        }
     }
 
     fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
         self.files.read(path)
+    }
+
+    fn failure(&self) -> Option<io::Error> {
+        self.entries.failure()
     }
 }
 
@@ -518,7 +613,7 @@ fn hash_files(
     root: &OwnedFd,
     listing: BTreeMap<String, Listed>,
     cancel: &CancellationToken,
-) -> Result<BTreeMap<String, Node>, ContextError> {
+) -> Result<PathMap<Node>, ContextError> {
     // A file is read once, however many names it has.
     let mut seen = HashSet::new();
     let files: Vec<&str> = (listing.iter())
@@ -578,7 +673,14 @@ fn hash_files(
         let (mode, mtime) = (listed.mode, listed.mtime);
         (path, Node { kind, mode, uid: 0, gid: 0, mtime, xattrs: Vec::new(), link })
     });
-    Ok(nodes.collect())
+    let mut map = PathMap::new(listed::root());
+    for (path, node) in nodes {
+        // A walk finds each path once, in a folder that it found before.
+        if !path.is_empty() && map.insert(&path, node).is_err() {
+            return Err(ContextError::TooManyEntries { max: u32::MAX as usize });
+        }
+    }
+    Ok(map)
 }
 
 fn hash_file(root: &OwnedFd, path: &str, buffer: &mut [u8]) -> io::Result<(u64, Digest)> {

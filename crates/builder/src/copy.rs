@@ -763,6 +763,10 @@ mod tests {
         fn open(&self, _: &str) -> io::Result<Box<dyn io::Read + Send>> {
             unreachable!("planning reads no file")
         }
+
+        fn failure(&self) -> Option<io::Error> {
+            None
+        }
     }
 
     const CONTEXT: &str = "

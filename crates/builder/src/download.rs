@@ -178,6 +178,10 @@ impl Tree for Downloads {
         let opened = self.runtime.block_on(self.blobs.open(digest, 0)).map_err(io::Error::other)?;
         Ok(opened.into_blocking())
     }
+
+    fn failure(&self) -> Option<io::Error> {
+        self.rest.failure()
+    }
 }
 
 /// Where an instruction stands.

@@ -865,4 +865,8 @@ impl Tree for View {
         let file = rustix::fs::openat2(&root, &*bytes_of(path), flags, Mode::empty(), resolve)?;
         Ok(Box::new(File::from(file)))
     }
+
+    fn failure(&self) -> Option<io::Error> {
+        None
+    }
 }

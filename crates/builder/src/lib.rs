@@ -27,6 +27,7 @@ mod listed;
 mod memo;
 mod mounts;
 mod name;
+mod path_map;
 mod repository;
 mod run;
 mod tar_reader;

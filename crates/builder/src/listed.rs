@@ -6,11 +6,11 @@
 //! The list is a client's. It is one line of JSON for each entry, folders before what is in them,
 //! and whatever the kernel would not have in a folder is refused here.
 
-use std::collections::btree_map::Entry as MapEntry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
@@ -20,6 +20,7 @@ use serde::Deserialize;
 use store::{BlobStore, PackedFile, Packs, StoreError};
 
 use crate::name::{NAME_MAX, bytes_of, shown, text_of};
+use crate::path_map::{NoPlace, PathMap};
 use crate::tree::{LinkGroup, Node, NodeKind, parent, resolve};
 
 /// How much a context may hold (contexts.md section 3).
@@ -76,11 +77,19 @@ impl ListError {
 pub const LIMITS_HINT: &str = "leave out what the build does not need with `.dockerignore`, or \
      raise `limits.context_entries_max` or `limits.context_size_max`";
 
-/// The files of a context, without their bytes.
+/// What is in a context: names, and where in the list there is more of each.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ContextList {
-    entries: BTreeMap<String, Node>,
+    places: PathMap<Place>,
     bytes: u64,
+}
+
+/// Of an entry of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    /// Where its line begins. The root has none.
+    line: u32,
+    is_directory: bool,
 }
 
 #[derive(Deserialize)]
@@ -113,75 +122,84 @@ enum Kind {
 }
 
 impl ContextList {
-    /// Reads a list. Blocking.
-    pub fn parse(mut text: impl BufRead, limits: ContextLimits) -> Result<Self, ListError> {
-        let mut list = Self { entries: BTreeMap::new(), bytes: 0 };
-        let mut links: HashMap<LinkGroup, Node> = HashMap::new();
-        let mut bytes = Vec::new();
+    /// Reads a list, and gives each of its files to `each` as it comes. Blocking.
+    pub fn parse(
+        mut text: impl BufRead,
+        limits: ContextLimits,
+        each: &mut dyn FnMut(&str, PackedFile),
+    ) -> Result<Self, ListError> {
+        let root = Place { line: 0, is_directory: true };
+        let mut list = Self { places: PathMap::new(root), bytes: 0 };
+        let mut links: HashMap<LinkGroup, Names> = HashMap::new();
+        let (mut bytes, mut last) = (Vec::new(), String::new());
+        let mut next = 0_usize;
         for line in 1.. {
             bytes.clear();
             if text.by_ref().take(LINE_SIZE_MAX).read_until(b'\n', &mut bytes)? == 0 {
                 break;
             }
-            if list.entries.len() >= limits.entries_max {
+            if list.entries() >= limits.entries_max {
                 return Err(ListError::TooManyEntries { max: limits.entries_max });
             }
             let bad = |reason: String| ListError::BadLine { line, reason };
             if bytes.last() != Some(&b'\n') {
                 return Err(bad(format!("it has no end within {LINE_SIZE_MAX} bytes")));
             }
-            let read = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
-            let (path, node) = entry(read).map_err(bad)?;
-            list.check_place(&path).map_err(bad)?;
-            if !is_known_link(&node, &mut links).map_err(bad)?
-                && let NodeKind::File { size, .. } = node.kind
-            {
-                list.bytes = list.bytes.saturating_add(size);
+            let here = u32::try_from(next);
+            let here = here.map_err(|_| bad("the list is larger than 4 GiB".to_owned()))?;
+            next += bytes.len();
+            let (path, node) = parse_line(&bytes).map_err(bad)?;
+            list.add(&path, here, &node, &last).map_err(bad)?;
+            // The first may be a file that is no part of the folder.
+            if line > 1 {
+                last = path.clone();
+            }
+            let is_known = is_known_link(&node, &mut links).map_err(bad)?;
+            if let NodeKind::File { size, digest } = node.kind {
+                list.bytes = list.bytes.saturating_add(if is_known { 0 } else { size });
                 if list.bytes > limits.bytes_max {
                     return Err(ListError::TooLarge { max: limits.bytes_max });
                 }
+                each(&path, PackedFile { digest, size });
             }
-            match list.entries.entry(path) {
-                MapEntry::Vacant(place) => place.insert(node),
-                MapEntry::Occupied(there) => {
-                    return Err(bad(format!("`{}` is listed twice", shown(there.key()))));
-                }
-            };
         }
         Ok(list)
     }
 
-    /// Every entry is in a folder that comes before it.
-    fn check_place(&self, path: &str) -> Result<(), String> {
+    /// Every entry is in a folder that comes before it, and behind those whose names are before its
+    /// own.
+    fn add(&mut self, path: &str, line: u32, node: &Node, last: &str) -> Result<(), String> {
         let folder = parent(path);
-        match folder.is_empty() || self.entries.get(folder).is_some_and(Node::is_directory) {
-            true => Ok(()),
-            false => Err(format!(
+        if !self.places.get(folder).is_some_and(|folder| folder.is_directory) {
+            return Err(format!(
                 "`{}` is in `{}`, which is not listed before it as a folder",
                 shown(path),
                 shown(folder)
-            )),
+            ));
+        }
+        let place = Place { line, is_directory: node.is_directory() };
+        match self.places.insert(path, place) {
+            Ok(_) if path.split('/').lt(last.split('/')) => {
+                Err(format!("`{}` belongs before `{}`", shown(path), shown(last)))
+            }
+            Ok(_) => Ok(()),
+            Err(NoPlace::Taken) => Err(format!("`{}` is listed twice", shown(path))),
+            Err(NoPlace::NoFolder | NoPlace::Full) => Err("there is no room for it".to_owned()),
         }
     }
 
-    /// Digests and sizes of all files, in the order of their paths.
-    pub fn files(&self) -> impl Iterator<Item = PackedFile> {
-        self.entries.values().filter_map(|node| match &node.kind {
-            NodeKind::File { size, digest } => {
-                Some(PackedFile { digest: digest.clone(), size: *size })
-            }
-            _ => None,
-        })
-    }
-
     pub fn entries(&self) -> usize {
-        self.entries.len()
+        self.places.len() - 1
     }
 
     /// Bytes in files; of a file with several names, once.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+}
+
+fn parse_line(line: &[u8]) -> Result<(String, Node), String> {
+    entry(serde_json::from_slice(line).map_err(|error| error.to_string())?)
 }
 
 fn entry(line: Line) -> Result<(String, Node), String> {
@@ -225,11 +243,17 @@ fn entry(line: Line) -> Result<(String, Node), String> {
     Ok((path, Node { kind, mode, uid: 0, gid: 0, mtime, xattrs: Vec::new(), link }))
 }
 
+/// What all names of one file have in common: sha256, size, mode and time.
+type Names = (Option<[u8; 32]>, u64, u32, i64);
+
 /// Whether a node is another name of a file that came before. All names of one are equal.
-fn is_known_link(node: &Node, links: &mut HashMap<LinkGroup, Node>) -> Result<bool, String> {
-    let Some(group) = node.link else { return Ok(false) };
-    match links.insert(group, node.clone()) {
-        Some(first) if first != *node => Err(format!("names of file {group} differ")),
+fn is_known_link(node: &Node, links: &mut HashMap<LinkGroup, Names>) -> Result<bool, String> {
+    let (Some(group), NodeKind::File { size, digest }) = (node.link, &node.kind) else {
+        return Ok(false);
+    };
+    let names = (digest.sha256_bytes(), *size, node.mode, node.mtime);
+    match links.insert(group, names) {
+        Some(first) if first != names => Err(format!("names of file {group} differ")),
         first => Ok(first.is_some()),
     }
 }
@@ -252,10 +276,77 @@ struct Opened {
     files: Option<Arc<OpenFiles>>,
 }
 
-/// The files of a list that was read.
+/// The files of a list that was read. What the list says of each is read when it is asked for.
 pub(crate) struct OpenFiles {
     list: ContextList,
+    lines: Lines,
     packs: Arc<Packs>,
+}
+
+/// The text of a list, of which lines are read mostly in their order.
+struct Lines {
+    text: Text,
+    /// What was read last, and where it is.
+    block: Mutex<(u64, Vec<u8>)>,
+    /// Why a line could not be read.
+    failure: Mutex<Option<io::Error>>,
+}
+
+enum Text {
+    File(File),
+    /// Of a store that has no files.
+    Memory(Vec<u8>),
+}
+
+impl Lines {
+    fn new(text: Text) -> Self {
+        Self { text, block: Mutex::default(), failure: Mutex::default() }
+    }
+
+    fn read(&self, line: u32) -> io::Result<Node> {
+        let line = u64::from(line);
+        let mut block = self.block.lock().unwrap_or_else(PoisonError::into_inner);
+        let (start, bytes) = &mut *block;
+        let skipped = line.checked_sub(*start).and_then(|skipped| usize::try_from(skipped).ok());
+        let read = skipped.and_then(|skipped| whole_line(bytes.get(skipped..)?));
+        let read = match read {
+            Some(read) => read,
+            None => {
+                *start = line;
+                bytes.resize(LINE_SIZE_MAX as usize, 0);
+                let count = self.read_at(bytes, line)?;
+                bytes.truncate(count);
+                whole_line(bytes).ok_or(io::ErrorKind::UnexpectedEof)?
+            }
+        };
+        let (_, node) = parse_line(read).map_err(io::Error::other)?;
+        Ok(node)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let file = match &self.text {
+            Text::File(file) => file,
+            Text::Memory(text) => {
+                let from = usize::try_from(at).ok().and_then(|at| text.get(at..));
+                return from.unwrap_or_default().read(buffer);
+            }
+        };
+        let mut count = 0;
+        while count < buffer.len() {
+            match file.read_at(&mut buffer[count..], at + count as u64) {
+                Ok(0) => break,
+                Ok(read) => count += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(count)
+    }
+}
+
+fn whole_line(bytes: &[u8]) -> Option<&[u8]> {
+    let end = bytes.iter().position(|byte| *byte == b'\n')?;
+    Some(&bytes[..end])
 }
 
 impl ListedFiles {
@@ -279,7 +370,7 @@ impl ListedFiles {
     /// Bytes in files, and entries. Blocking.
     pub fn size(&self) -> Result<(u64, usize), ListError> {
         let files = self.open()?;
-        Ok((files.list.bytes, files.list.entries()))
+        Ok((files.list.bytes(), files.list.entries()))
     }
 
     /// Opens a file, links on the way followed inside the context. Blocking.
@@ -289,8 +380,7 @@ impl ListedFiles {
             return Ok(file);
         }
         let files = self.open()?;
-        let node = |path: &str| files.list.entries.get(path).cloned();
-        let found = resolve(&node, &path, true);
+        let found = resolve(&|path: &str| files.node(path), &path, true);
         Ok(files.open_file(&found.map_err(|_| io::Error::other("it leads in circles"))?)?)
     }
 
@@ -319,17 +409,31 @@ impl ListedFiles {
         if let Some(files) = &opened.files {
             return Ok(Arc::clone(files));
         }
-        let list = ContextList::parse(self.text()?, self.limits)?;
         let packs = self.packs(&mut opened)?;
-        for (path, node) in &list.entries {
-            let NodeKind::File { size, digest } = &node.kind else { continue };
-            if packs.find(digest).is_none_or(|(_, found)| found != *size) {
-                return Err(ListError::MissingFile { path: shown(path).into_owned() });
+        let mut missing = None;
+        let list = ContextList::parse(self.text()?, self.limits, &mut |path, file| {
+            let is_there = || packs.find(&file.digest).is_some_and(|(_, found)| found == file.size);
+            if missing.is_none() && !is_there() {
+                missing = Some(shown(path).into_owned());
             }
+        })?;
+        if let Some(path) = missing {
+            return Err(ListError::MissingFile { path });
         }
-        let files = Arc::new(OpenFiles { list, packs });
+        let files = Arc::new(OpenFiles { list, lines: Lines::new(self.lines()?), packs });
         opened.files = Some(Arc::clone(&files));
         Ok(files)
+    }
+
+    fn lines(&self) -> Result<Text, ListError> {
+        match self.runtime.block_on(self.blobs.open(&self.list, 0))?.into_file() {
+            Ok(file) => Ok(Text::File(file)),
+            Err(_) => {
+                let mut text = Vec::new();
+                self.text()?.read_to_end(&mut text)?;
+                Ok(Text::Memory(text))
+            }
+        }
     }
 
     fn opened(&self) -> MutexGuard<'_, Opened> {
@@ -354,47 +458,100 @@ impl ListedFiles {
 }
 
 impl OpenFiles {
-    /// Opens a file, no link followed. Blocking.
-    pub(crate) fn open_file(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
-        match self.list.entries.get(path).map(|node| &node.kind) {
-            Some(NodeKind::File { digest, .. }) => self.packs.read(digest),
-            Some(_) => Err(io::Error::other("it is not a file")),
-            None => Err(io::ErrorKind::NotFound.into()),
+    /// What is at a path. One that cannot be read counts as absent, and [`Self::failure`] says why.
+    pub(crate) fn node(&self, path: &str) -> Option<Node> {
+        self.node_of(self.list.places.find(path)?)
+    }
+
+    /// As [`Self::node`], by the number of the entry.
+    pub(crate) fn node_of(&self, number: usize) -> Option<Node> {
+        if number == 0 {
+            return Some(root());
+        }
+        match self.lines.read(self.list.places.value(number).line) {
+            Ok(node) => Some(node),
+            Err(error) => {
+                let mut failure = self.lines.failure.lock().unwrap_or_else(PoisonError::into_inner);
+                failure.get_or_insert(error);
+                None
+            }
         }
     }
 
-    /// All entries by their paths; the root is none of them.
-    pub(crate) fn nodes(&self) -> &BTreeMap<String, Node> {
-        &self.list.entries
+    /// Why something of the list could not be read, if that happened.
+    pub(crate) fn failure(&self) -> Option<io::Error> {
+        self.lines.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(crate) fn find(&self, path: &str) -> Option<usize> {
+        self.list.places.find(path)
+    }
+
+    pub(crate) fn is_directory(&self, number: usize) -> bool {
+        self.list.places.value(number).is_directory
+    }
+
+    /// Numbers and names of what is in a folder, in order.
+    pub(crate) fn children(&self, folder: usize) -> impl Iterator<Item = (usize, &str)> {
+        self.list.places.below(folder)
+    }
+
+    /// All entries with their numbers, in order, the root first.
+    pub(crate) fn walk(&self) -> impl Iterator<Item = (String, usize)> {
+        self.list.places.walk()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.list.places.len()
+    }
+
+    /// Opens a file, no link followed. Blocking.
+    pub(crate) fn open_file(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
+        match self.node(path).map(|node| node.kind) {
+            Some(NodeKind::File { digest, .. }) => self.packs.read(&digest),
+            Some(_) => Err(io::Error::other("it is not a file")),
+            None => Err(self.failure().unwrap_or_else(|| io::ErrorKind::NotFound.into())),
+        }
     }
 
     /// Writes some of the context into an empty folder of ours. Blocking.
     pub(crate) fn write_to(
         &self,
         folder: &Path,
-        nodes: &BTreeMap<String, Node>,
+        is_kept: &dyn Fn(usize) -> bool,
         is_stopped: &dyn Fn() -> bool,
     ) -> io::Result<()> {
         // Nothing but folders is ever gone through, since a list has entries in folders only.
         let place = |path: &str| folder.join(std::ffi::OsStr::new(&*shown_name(path)));
-        let mut firsts: HashMap<LinkGroup, &str> = HashMap::new();
-        for (path, node) in nodes.iter().filter(|(path, _)| !path.is_empty()) {
+        let mut firsts: HashMap<LinkGroup, String> = HashMap::new();
+        let mut folders = Vec::new();
+        for (path, number) in self.walk().skip(1).filter(|(_, number)| is_kept(*number)) {
             if is_stopped() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
+            let unreadable = || self.failure().unwrap_or_else(|| io::ErrorKind::NotFound.into());
+            let node = self.node_of(number).ok_or_else(unreadable)?;
             match &node.kind {
-                NodeKind::Directory => DirBuilder::new().mode(0o700).create(place(path))?,
+                NodeKind::Directory => {
+                    DirBuilder::new().mode(0o700).create(place(&path))?;
+                    folders.push((place(&path), node.mode));
+                }
                 NodeKind::Symlink { target } => {
-                    std::os::unix::fs::symlink(&*shown_name(target), place(path))?;
+                    std::os::unix::fs::symlink(&*shown_name(target), place(&path))?;
                 }
                 NodeKind::File { digest, .. } => {
-                    let first =
-                        node.link.map(|group| *firsts.entry(group).or_insert(path.as_str()));
-                    if let Some(first) = first.filter(|first| *first != path.as_str()) {
-                        std::fs::hard_link(place(first), place(path))?;
-                        continue;
+                    if let Some(group) = node.link {
+                        match firsts.entry(group) {
+                            Entry::Occupied(first) => {
+                                std::fs::hard_link(place(first.get()), place(&path))?;
+                                continue;
+                            }
+                            Entry::Vacant(first) => {
+                                first.insert(path.clone());
+                            }
+                        }
                     }
-                    let mut file = File::create_new(place(path))?;
+                    let mut file = File::create_new(place(&path))?;
                     io::copy(&mut self.packs.read(digest)?, &mut file)?;
                     file.set_permissions(Permissions::from_mode(node.mode))?;
                     let time = Duration::from_secs(u64::try_from(node.mtime).unwrap_or(0));
@@ -404,8 +561,8 @@ impl OpenFiles {
             }
         }
         // At the end, so that a folder that cannot be written to could be filled.
-        for (path, node) in nodes.iter().rev().filter(|(_, node)| node.is_directory()) {
-            std::fs::set_permissions(place(path), Permissions::from_mode(node.mode))?;
+        for (folder, mode) in folders.into_iter().rev() {
+            std::fs::set_permissions(folder, Permissions::from_mode(mode))?;
         }
         Ok(())
     }
@@ -436,10 +593,14 @@ mod tests {
 
     const FILE: &str = r#""type":"file","mode":420,"size":3,"digest":"sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae""#;
 
-    fn parse(lines: &[&str]) -> Result<ContextList, String> {
+    fn parse(lines: &[&str]) -> Result<(ContextList, Vec<String>), String> {
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         let limits = ContextLimits { bytes_max: 10, entries_max: 5 };
-        ContextList::parse(text.as_bytes(), limits).map_err(|error| error.to_string())
+        let mut files = Vec::new();
+        let list = ContextList::parse(text.as_bytes(), limits, &mut |path, _| {
+            files.push(path.to_owned());
+        });
+        list.map(|list| (list, files)).map_err(|error| error.to_string())
     }
 
     fn file(path: &str) -> String {
@@ -452,16 +613,15 @@ mod tests {
 
     #[test]
     fn a_list_is_read() {
-        let list = parse(&[
-            r#"{"path":"d","type":"directory","mode":493,"mtime":7}"#,
-            &linked("d/a", 1),
-            &linked("d/b", 1),
-            r#"{"path":"d/l","type":"symlink","target":"../../x"}"#,
-        ]);
-        let list = list.unwrap();
+        let folder = r#"{"path":"d","type":"directory","mode":493,"mtime":7}"#;
+        let (a, b) = (linked("d/a", 1), linked("d/b", 1));
+        let link = r#"{"path":"d/l","type":"symlink","target":"../../x"}"#;
+        let (list, files) = parse(&[folder, &a, &b, link]).unwrap();
         assert_eq!((list.entries(), list.bytes()), (4, 3));
-        assert_eq!(list.files().count(), 2);
-        assert_eq!(list.entries["d"].mtime, 7);
+        assert_eq!(files, ["d/a", "d/b"]);
+        assert!(list.places.get("d").unwrap().is_directory);
+        let line = list.places.get("d/b").unwrap().line as usize;
+        assert_eq!(line, folder.len() + a.len() + 2);
     }
 
     #[test]
@@ -480,6 +640,10 @@ mod tests {
         }
         assert!(refused(&[&file("x/y")]).starts_with("line 1 of the context's list"));
         assert!(refused(&[&file("x"), &file("x")]).contains("listed twice"));
+        // Out of order; only the first may be.
+        assert!(refused(&[&file("x"), &file("y"), &file("x")]).contains("listed twice"));
+        assert!(refused(&[&file("z"), &file("y"), &file("x")]).contains("`x` belongs before `y`"));
+        assert!(parse(&[&file("z"), &file("x"), &file("y")]).is_ok());
         assert!(
             refused(&[&linked("x", 1), &linked("y", 1).replace("420", "421")])
                 .contains("names of file 1 differ")

@@ -18,7 +18,7 @@ use crate::layers::Change;
 use crate::name::{bytes_of, text_of};
 use crate::record::BaseRole;
 use crate::secret::Secret;
-use crate::tree::{FirstNames, NoFiles, Node, NodeKind, Tree, join, resolve};
+use crate::tree::{FirstNames, NoFiles, Node, NodeKind, Tree, check_read, join, resolve};
 
 /// A file that a mount brings has at most this many bytes.
 const SECRET_SIZE_MAX: usize = 500 << 10;
@@ -97,6 +97,11 @@ impl Sources {
         }
     }
 
+    /// Whether all that went into keys could be read.
+    pub(crate) fn check_read(&self) -> Result<(), BuildError> {
+        self.sources.iter().flatten().try_for_each(|source| check_read(&*source.tree))
+    }
+
     /// The digest of each mount by its target.
     pub(crate) fn digests(&self, run: &RunOperation) -> Vec<(String, oci::Digest)> {
         let mounts = run.mounts.iter().zip(&self.sources);
@@ -165,7 +170,9 @@ impl MountSource {
         };
         let path = resolve(&node, &text_of(source.as_bytes()), true)
             .map_err(|_| wrong("leads in circles"))?;
-        let Some(node) = tree.node(&path) else { return Err(wrong("not found")) };
+        let node = tree.node(&path);
+        check_read(&*tree)?;
+        let Some(node) = node else { return Err(wrong("not found")) };
         match node.kind {
             NodeKind::Directory | NodeKind::File { .. } => {
                 let real_path = String::from_utf8(bytes_of(&path).into_owned());

@@ -36,7 +36,7 @@ use crate::memo::{self, Memo, Remembered};
 use crate::mounts::Sources;
 use crate::record::{BaseRole, RecordedStep, StepCost};
 use crate::run;
-use crate::tree::{NoFiles, Tree, resolve};
+use crate::tree::{NoFiles, Tree, check_read, resolve};
 use crate::user::{Accounts, Owner};
 
 /// Executes a stage to its end.
@@ -324,6 +324,7 @@ impl<'a> Stage<'a> {
         }
         let sources = Sources::find(self.build, self.id, run, step.number).await?;
         let key = self.run_key(run, &sources);
+        sources.check_read()?;
         let miss = match self.find(at, step, key).await? {
             Found::Layer(made) => return Ok(*made),
             Found::Nothing(miss) => miss,
@@ -514,10 +515,13 @@ impl<'a> Stage<'a> {
                     is_archive: &is_archive,
                     folder_time,
                 };
-                plan(&request).map(|plan| (plan, source))
+                let planned = plan(&request);
+                (planned, source)
             });
-            match planned.await {
-                Ok(planned) => planned,
+            let (planned, source) = planned.await;
+            check_read(&*source)?;
+            match planned {
+                Ok(plan) => (plan, source),
                 Err(error) => {
                     return Err(name_download(copy_error(error, context.as_deref(), at), copy));
                 }
@@ -582,9 +586,12 @@ impl<'a> Stage<'a> {
                 is_archive: &|_| Ok(false),
                 folder_time,
             };
-            plan(&request).map(|plan| (plan, source))
+            let planned = plan(&request);
+            (planned, source)
         });
-        let (plan, source) = planned.await.map_err(|error| BuildError::Copy { error, at })?;
+        let (plan, source) = planned.await;
+        check_read(&*source)?;
+        let plan = plan.map_err(|error| BuildError::Copy { error, at })?;
         if plan.entries.is_empty() {
             return Ok(None);
         }

@@ -13,6 +13,7 @@ use oci::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::KeyHasher;
+use crate::error::BuildError;
 
 /// One file, folder or link. Paths are relative to the root, without a leading slash; the
 /// root itself is the empty path. Names and targets are [text](crate::name).
@@ -119,6 +120,16 @@ pub(crate) trait Tree: Send + Sync {
     /// The bytes of a file. What is read must be checked against the node's digest by
     /// whoever relies on it.
     fn open(&self, path: &str) -> io::Result<Box<dyn io::Read + Send>>;
+
+    /// Why a node could not be read, if that happened since this was asked last: it counted as
+    /// absent, and nothing may be concluded from that. To be asked by whoever has looked at many.
+    fn failure(&self) -> Option<io::Error>;
+}
+
+/// Whether all that was looked at in a tree could be read.
+pub(crate) fn check_read(tree: &dyn Tree) -> Result<(), BuildError> {
+    let doing = || "read the list of the context".to_owned();
+    tree.failure().map_or(Ok(()), |source| Err(BuildError::Io { doing: doing(), source }))
 }
 
 /// A tree with nothing in it.
@@ -135,6 +146,10 @@ impl Tree for NoFiles {
 
     fn open(&self, _: &str) -> io::Result<Box<dyn io::Read + Send>> {
         Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn failure(&self) -> Option<io::Error> {
+        None
     }
 }
 

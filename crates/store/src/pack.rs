@@ -5,8 +5,6 @@
 //! in that order. Every file is compared with its digest while the pack is written, so whoever
 //! reads one later need not hash it again.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt as _;
@@ -126,25 +124,33 @@ impl<W: Write> Write for Hashing<W> {
 pub struct Packs {
     blobs: Arc<dyn BlobStore>,
     packs: Vec<Digest>,
-    /// By the sha256 of the file.
-    places: HashMap<[u8; 32], Place>,
+    /// Sorted by file: there may be a million.
+    places: Vec<Place>,
     /// The pack that was read from last: files that are read in their order are in one.
-    last: Mutex<Option<(usize, Arc<File>)>>,
+    last: Mutex<Option<(u32, Arc<File>)>>,
     runtime: tokio::runtime::Handle,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
-    pack: usize,
+    file: FileName,
+    pack: u32,
     offset: u64,
     size: u64,
+}
+
+/// Of the sha256 of a file so much that nobody finds two alike.
+type FileName = [u8; 20];
+
+fn name_of(file: &Digest) -> Option<FileName> {
+    file.sha256_bytes()?.first_chunk().copied()
 }
 
 impl Packs {
     /// Reads the lists of packs. Of a file that is in several, the first counts.
     pub async fn open(blobs: Arc<dyn BlobStore>, packs: &[Digest]) -> Result<Self> {
-        let mut places = HashMap::new();
-        for (pack, digest) in packs.iter().enumerate() {
+        let mut places = Vec::new();
+        for (pack, digest) in (0..).zip(packs) {
             let reader = blobs.open(digest, 0).await?.into_blocking();
             let read = tokio::task::spawn_blocking(move || read_head(&mut BufReader::new(reader)));
             let damaged = |error: PackError| StoreError::Io {
@@ -154,15 +160,16 @@ impl Packs {
             let files = read.await.map_err(|error| damaged(io::Error::other(error).into()))?;
             let files = files.map_err(damaged)?;
             let mut offset = pack_head(&files).len() as u64;
+            places.reserve_exact(files.len());
             for PackedFile { digest, size } in files {
-                if let Some(bytes) = digest.sha256_bytes()
-                    && let Entry::Vacant(place) = places.entry(bytes)
-                {
-                    place.insert(Place { pack, offset, size });
+                if let Some(file) = name_of(&digest) {
+                    places.push(Place { file, pack, offset, size });
                 }
                 offset += size;
             }
         }
+        places.sort_unstable();
+        places.dedup_by_key(|place| place.file);
         let runtime = tokio::runtime::Handle::current();
         Ok(Self { blobs, packs: packs.to_vec(), places, last: Mutex::default(), runtime })
     }
@@ -170,11 +177,13 @@ impl Packs {
     /// The pack that a file is in, if it is in one, and the file's size.
     pub fn find(&self, file: &Digest) -> Option<(&Digest, u64)> {
         let place = self.place(file)?;
-        Some((&self.packs[place.pack], place.size))
+        Some((&self.packs[place.pack as usize], place.size))
     }
 
     fn place(&self, file: &Digest) -> Option<Place> {
-        self.places.get(&file.sha256_bytes()?).copied()
+        let file = name_of(file)?;
+        let found = self.places.binary_search_by_key(&file, |place| place.file).ok()?;
+        Some(self.places[found])
     }
 
     /// The bytes of a file. Blocking, outside of async code.
@@ -185,7 +194,7 @@ impl Packs {
         {
             return Ok(Box::new(Slice::of(file, place)));
         }
-        let opened = self.blobs.open(&self.packs[place.pack], place.offset);
+        let opened = self.blobs.open(&self.packs[place.pack as usize], place.offset);
         let opened = self.runtime.block_on(opened).map_err(io::Error::other)?;
         match opened.into_file() {
             Ok(file) => {
@@ -201,7 +210,7 @@ impl Packs {
         }
     }
 
-    fn last(&self) -> std::sync::MutexGuard<'_, Option<(usize, Arc<File>)>> {
+    fn last(&self) -> std::sync::MutexGuard<'_, Option<(u32, Arc<File>)>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -26,7 +26,7 @@ const RETRY_DELAYS: [Duration; 5] = [
     Duration::from_secs(4),
 ];
 /// An answer that lists the missing files is not larger than this.
-const MISSING_SIZE_MAX: usize = 256 << 20;
+const MISSING_SIZE_MAX: usize = 32 << 20;
 
 /// Sends a context.
 pub(super) async fn upload_files(

@@ -29,6 +29,8 @@ pub(super) struct Listing {
     pub(super) text: Bytes,
     pub(super) digest: Digest,
     contents: Vec<Content>,
+    /// The content of each file in the list, in its order.
+    files: Vec<usize>,
     pub(super) summary: Summary,
     /// Files that were read; digests of the others were known.
     pub(super) hashed: usize,
@@ -96,15 +98,20 @@ pub(super) fn list(source: &Source, index: &mut Index) -> Result<Listing> {
     summary.size = files.iter().map(|file| file.key.size).sum();
     let mut text = Vec::with_capacity(192 * (entries.len() + 1));
     let mut contents = Vec::with_capacity(files.len() + 1);
+    let mut numbers = Vec::with_capacity(files.len() + 1);
     if let Some(dockerfile) = &source.dockerfile {
         let (digest, size) = (Digest::of(dockerfile), dockerfile.len() as u64);
         let kind =
             SourceEntryKind::File { mode: 0o644, size, digest: digest.to_string(), link: None };
         let path = source.dockerfile_path.clone();
         write_line(&mut text, &SourceEntry { path, kind, mtime: 0 })?;
+        numbers.push(0);
         contents.push(Content { place: Place::Text(dockerfile.clone().into()), digest, size });
     }
     for entry in entries {
+        if let EntryKind::File { content, .. } = entry.kind {
+            numbers.push(contents.len() + content);
+        }
         write_line(&mut text, &wire_entry(entry, &files)?)?;
     }
     let mut remembered = Vec::with_capacity(files.len());
@@ -115,7 +122,7 @@ pub(super) fn list(source: &Source, index: &mut Index) -> Result<Listing> {
     }
     index.set_files(began, remembered.into_iter());
     let text = Bytes::from(text);
-    Ok(Listing { digest: Digest::of(&text), text, contents, summary, hashed })
+    Ok(Listing { digest: Digest::of(&text), text, contents, files: numbers, summary, hashed })
 }
 
 #[derive(Default)]
@@ -239,16 +246,25 @@ impl Pack {
 
 impl Listing {
     /// Missing files in packs, each within its bounds.
-    pub(super) fn packs(&self, missing: &[String]) -> Result<Vec<Pack>> {
-        let numbers = self.contents.iter().enumerate();
-        let numbers: HashMap<&str, usize> =
-            numbers.map(|(number, content)| (content.digest.as_str(), number)).collect();
+    pub(super) fn packs(&self, missing: &[(u64, u64)]) -> Result<Vec<Pack>> {
         let mut packs: Vec<Pack> = Vec::new();
-        for digest in missing {
-            let Some(number) = numbers.get(digest.as_str()).copied() else {
-                let message = format!("the server wants `{digest}`, which is not in the context");
+        for (first, count) in missing {
+            let row = usize::try_from(*first).ok().zip(usize::try_from(*count).ok());
+            let row =
+                row.and_then(|(first, count)| self.files.get(first..first.checked_add(count)?));
+            let Some(row) = row else {
+                let message = format!(
+                    "the server wants {count} files from {first} on, of which there are fewer"
+                );
                 return Err(Error::failed(message));
             };
+            self.add_to_packs(row, &mut packs);
+        }
+        Ok(packs)
+    }
+
+    fn add_to_packs(&self, contents: &[usize], packs: &mut Vec<Pack>) {
+        for number in contents.iter().copied() {
             let size = self.contents[number].size;
             match packs.last_mut() {
                 Some(pack) if pack.has_room_for(size) => {
@@ -258,7 +274,6 @@ impl Listing {
                 _ => packs.push(Pack { contents: vec![number], size }),
             }
         }
-        Ok(packs)
     }
 
     /// Writes a pack. A file that is not what was listed is a conflict. Blocking.

@@ -36,8 +36,24 @@ const USUAL_PACK_SIZE: u64 = 16 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedSource {
     pub id: String,
-    /// Files that must come before it can be committed, each once.
-    pub missing: Vec<PackedFile>,
+    /// Files that must come before it can be committed, each content once: the number of the first
+    /// of a row, in the order of the list, and how many there are.
+    pub missing: Vec<(u64, u64)>,
+}
+
+/// A file of a list, of which there may be a million.
+#[derive(Clone, Copy)]
+struct ListedFile {
+    sha256: [u8; 32],
+    size: u64,
+}
+
+impl ListedFile {
+    /// The pack that has it.
+    fn find<'a>(&self, packs: &'a Packs) -> Option<&'a Digest> {
+        let (pack, size) = packs.find(&Digest::of_sha256_bytes(&self.sha256))?;
+        (size == self.size).then_some(pack)
+    }
 }
 
 struct ListedRow {
@@ -66,7 +82,7 @@ impl Sources {
         let digests: Vec<Digest> = there.iter().map(|(digest, _)| digest.clone()).collect();
         let packs = Packs::open(self.catalog.blobs().clone(), &digests).await?;
         let reused = reused_packs(&files, &packs);
-        let missing = missing(files, &packs, &reused);
+        let missing = missing(&files, &packs, &reused);
         let there = there.into_iter().filter(|(digest, _)| reused.contains(digest));
         let there: Vec<(Digest, u64)> = there.collect();
         let id = uuid::Uuid::new_v4().simple().to_string();
@@ -99,16 +115,22 @@ impl Sources {
     async fn store_list(
         &self,
         list: impl Read + Send + 'static,
-    ) -> Result<(Digest, Vec<PackedFile>)> {
+    ) -> Result<(Digest, Vec<ListedFile>)> {
         let limits = self.settings.context;
         let size_max = ENTRY_SIZE.saturating_mul(limits.entries_max as u64);
         let upload = self.catalog.blobs().begin_upload(Algorithm::Sha256).await?;
         let mut writer = BlobWriter::new(upload);
         let parse = move || {
             let copied = Copied { from: list, to: &mut writer, left: size_max };
-            let files = ContextList::parse(BufReader::with_capacity(128 << 10, copied), limits)
+            let mut files = Vec::new();
+            let text = BufReader::with_capacity(128 << 10, copied);
+            let mut each = |_: &str, PackedFile { digest, size }: PackedFile| {
+                // Lists have no other digests.
+                files.extend(digest.sha256_bytes().map(|sha256| ListedFile { sha256, size }));
+            };
+            ContextList::parse(text, limits, &mut each)
                 .map_err(|error| list_error(error, size_max))?;
-            Ok::<_, ControlError>((writer.commit(None)?.digest, files.files().collect()))
+            Ok::<_, ControlError>((writer.commit(None)?.digest, files))
         };
         blocking(parse).await?
     }
@@ -227,12 +249,16 @@ impl Sources {
     async fn check_complete(&self, list: &Digest, packs: &[Digest]) -> Result<()> {
         let text = self.catalog.blobs().open(list, 0).await?.into_blocking();
         let limits = self.settings.context;
-        let files = blocking(move || ContextList::parse(BufReader::new(text), limits)).await?;
-        let files = files.map_err(|error| list_error(error, u64::MAX))?;
         let packs = Packs::open(self.catalog.blobs().clone(), packs).await?;
-        let is_missing =
-            |file: &PackedFile| packs.find(&file.digest).is_none_or(|(_, size)| size != file.size);
-        match files.files().filter(is_missing).count() {
+        let count = move || {
+            let mut missing = 0;
+            let mut count = |_: &str, file: PackedFile| {
+                let found = packs.find(&file.digest);
+                missing += u64::from(found.is_none_or(|(_, size)| size != file.size));
+            };
+            ContextList::parse(BufReader::new(text), limits, &mut count).map(|_| missing)
+        };
+        match blocking(count).await?.map_err(|error| list_error(error, u64::MAX))? {
             0 => Ok(()),
             count => Err(ControlError::Conflict {
                 message: format!("{count} files of this source did not come yet"),
@@ -351,11 +377,11 @@ impl Sources {
 }
 
 /// The packs from which files are used again.
-fn reused_packs(files: &[PackedFile], packs: &Packs) -> HashSet<Digest> {
+fn reused_packs(files: &[ListedFile], packs: &Packs) -> HashSet<Digest> {
     let mut used: HashMap<&Digest, u64> = HashMap::new();
     for file in files {
-        if let Some((pack, size)) = packs.find(&file.digest) {
-            *used.entry(pack).or_default() += size;
+        if let Some(pack) = file.find(packs) {
+            *used.entry(pack).or_default() += file.size;
         }
     }
     let allowed = SMALL_PACKS_MAX + used.values().sum::<u64>() / USUAL_PACK_SIZE;
@@ -368,16 +394,24 @@ fn reused_packs(files: &[PackedFile], packs: &Packs) -> HashSet<Digest> {
     used.into_iter().map(|(pack, _)| pack.clone()).collect()
 }
 
-/// The files that are in no pack that is used again, each once and in their order.
-fn missing(files: Vec<PackedFile>, packs: &Packs, reused: &HashSet<Digest>) -> Vec<PackedFile> {
-    let mut seen = HashSet::new();
-    let is_missing = |file: &PackedFile| {
-        let found = packs.find(&file.digest).filter(|(pack, _)| reused.contains(pack));
-        found.is_none_or(|(_, size)| size != file.size)
-    };
-    let mut missing: Vec<PackedFile> = files.into_iter().filter(is_missing).collect();
-    missing.retain(|file| seen.insert(file.digest.clone()));
-    missing
+/// The files that are in no pack that is used again, each content once.
+fn missing(files: &[ListedFile], packs: &Packs, reused: &HashSet<Digest>) -> Vec<(u64, u64)> {
+    let is_missing =
+        |file: &ListedFile| !file.find(packs).is_some_and(|pack| reused.contains(pack));
+    let mut missing: Vec<usize> =
+        (0..files.len()).filter(|number| is_missing(&files[*number])).collect();
+    missing.sort_unstable_by_key(|number| (files[*number].sha256, *number));
+    missing.dedup_by_key(|number| files[*number].sha256);
+    missing.sort_unstable();
+    let mut rows: Vec<(u64, u64)> = Vec::new();
+    for number in missing {
+        let number = number as u64;
+        match rows.last_mut() {
+            Some((first, count)) if *first + *count == number => *count += 1,
+            _ => rows.push((number, 1)),
+        }
+    }
+    rows
 }
 
 fn add_pack_row<'q>(

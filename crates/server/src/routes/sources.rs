@@ -71,8 +71,8 @@ pub(crate) async fn create_listed(
     let (registry, _) = state.registry(&registry)?;
     let list = plain_body(&headers, body, state.body_stall)?;
     let source = state.sources.create_listed(&registry, query.base.as_deref(), list).await?;
-    let missing = source.missing.iter().map(|file| file.digest.to_string()).collect();
-    Ok((StatusCode::CREATED, axum::Json(api::ListedSource { id: source.id, missing })))
+    let control::ListedSource { id, missing } = source;
+    Ok((StatusCode::CREATED, axum::Json(api::ListedSource { id, missing })))
 }
 
 /// `POST .../sources/{id}/packs`: files, each compared with its digest as it comes.

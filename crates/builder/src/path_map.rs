@@ -1,0 +1,199 @@
+//! A map from paths to small values, for a million of them: a name and some twenty bytes each,
+//! where a map of strings takes ten times as much.
+//!
+//! Paths are in the order of a walk: a folder, then what is in it, names by their bytes.
+
+/// Why a path has no place in a map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// The path above it is not there.
+    NoFolder,
+    Taken,
+    /// The map counts in 32 bits.
+    Full,
+}
+
+/// Paths are relative, without a leading slash; the empty path is the root, which is always there.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PathMap<V> {
+    entries: Vec<Entry<V>>,
+    /// All names, one after the other.
+    names: String,
+    /// For each entry that has some, those below it, by name.
+    below: Vec<Vec<u32>>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Entry<V> {
+    name_start: u32,
+    name_len: u16,
+    /// A place in `below`, or [`NOTHING`].
+    below: u32,
+    value: V,
+}
+
+const NOTHING: u32 = u32::MAX;
+
+impl<V> PathMap<V> {
+    pub(crate) fn new(root: V) -> Self {
+        let root = Entry { name_start: 0, name_len: 0, below: NOTHING, value: root };
+        Self { entries: vec![root], names: String::new(), below: Vec::new() }
+    }
+
+    /// Adds a path below one that is there, and gives its number: they are counted from 0, which is
+    /// the root.
+    pub(crate) fn insert(&mut self, path: &str, value: V) -> Result<usize, NoPlace> {
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let folder = self.find(folder).ok_or(NoPlace::NoFolder)?;
+        let (Ok(number), Ok(name_start), Ok(name_len)) = (
+            u32::try_from(self.entries.len()),
+            u32::try_from(self.names.len()),
+            u16::try_from(name.len()),
+        ) else {
+            return Err(NoPlace::Full);
+        };
+        let siblings = self.siblings(folder);
+        let place = match siblings.last().map(|last| self.name(*last)) {
+            // Mostly they come in order.
+            Some(last) if last < name => Err(siblings.len()),
+            _ => siblings.binary_search_by(|sibling| self.name(*sibling).cmp(name)),
+        };
+        let Err(place) = place else { return Err(NoPlace::Taken) };
+        if self.entries[folder].below == NOTHING {
+            self.entries[folder].below =
+                u32::try_from(self.below.len()).map_err(|_| NoPlace::Full)?;
+            self.below.push(Vec::new());
+        }
+        let siblings = self.entries[folder].below as usize;
+        self.below[siblings].insert(place, number);
+        self.names.push_str(name);
+        self.entries.push(Entry { name_start, name_len, below: NOTHING, value });
+        Ok(number as usize)
+    }
+
+    /// The number of a path.
+    pub(crate) fn find(&self, path: &str) -> Option<usize> {
+        let mut entry = 0;
+        for name in path.split('/').filter(|_| !path.is_empty()) {
+            let siblings = self.siblings(entry);
+            let found = siblings.binary_search_by(|sibling| self.name(*sibling).cmp(name)).ok()?;
+            entry = siblings[found] as usize;
+        }
+        Some(entry)
+    }
+
+    /// The value of a path, by its number.
+    pub(crate) fn value(&self, number: usize) -> &V {
+        &self.entries[number].value
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Option<&V> {
+        Some(self.value(self.find(path)?))
+    }
+
+    /// Numbers and names of what is directly below a path, in order.
+    pub(crate) fn below(&self, number: usize) -> impl Iterator<Item = (usize, &str)> {
+        self.siblings(number).iter().map(|below| (*below as usize, self.name(*below)))
+    }
+
+    /// How many paths there are, the root among them.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// All paths with their numbers, in order, the root first.
+    pub(crate) fn walk(&self) -> Walk<'_, V> {
+        Walk { map: self, path: String::new(), next: vec![(0, 0)] }
+    }
+
+    fn siblings(&self, folder: usize) -> &[u32] {
+        let below = self.entries[folder].below as usize;
+        self.below.get(below).map_or(&[], Vec::as_slice)
+    }
+
+    fn name(&self, entry: u32) -> &str {
+        let entry = &self.entries[entry as usize];
+        let start = entry.name_start as usize;
+        &self.names[start..start + usize::from(entry.name_len)]
+    }
+}
+
+/// See [`PathMap::walk`].
+pub(crate) struct Walk<'a, V> {
+    map: &'a PathMap<V>,
+    /// Where the walk is.
+    path: String,
+    /// Entries to come, the next one last, with the length of the path above each.
+    next: Vec<(u32, usize)>,
+}
+
+impl<V> Iterator for Walk<'_, V> {
+    type Item = (String, usize);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (entry, above) = self.next.pop()?;
+        self.path.truncate(above);
+        if above > 0 {
+            self.path.push('/');
+        }
+        self.path.push_str(self.map.name(entry));
+        let (number, length) = (entry as usize, self.path.len());
+        self.next.extend(self.map.siblings(number).iter().rev().map(|below| (*below, length)));
+        Some((self.path.clone(), number))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn walked(map: &PathMap<u32>) -> Vec<(String, u32)> {
+        map.walk().map(|(path, number)| (path, *map.value(number))).collect()
+    }
+
+    #[test]
+    fn paths_are_in_the_order_of_a_walk() {
+        let mut map = PathMap::new(0);
+        for (value, path) in ["b", "a", "a/z", "a-b", "a/b", "a/b/c", "a0"].iter().enumerate() {
+            map.insert(path, value as u32 + 1).unwrap();
+        }
+        let paths: Vec<String> = map.walk().map(|(path, _)| path).collect();
+        assert_eq!(paths, ["", "a", "a/b", "a/b/c", "a/z", "a-b", "a0", "b"]);
+        assert_eq!((map.len(), map.get("a/b/c"), map.get("a/c")), (8, Some(&6), None));
+        assert_eq!(
+            map.below(map.find("a").unwrap()).map(|(_, name)| name).collect::<Vec<_>>(),
+            ["b", "z"]
+        );
+        assert_eq!(map.insert("a/b", 9), Err(NoPlace::Taken));
+        assert_eq!(map.insert("c/b", 9), Err(NoPlace::NoFolder));
+        assert_eq!(map.insert(&"n".repeat(70_000), 9), Err(NoPlace::Full));
+        assert_eq!(walked(&map).len(), 8);
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_a_map(paths in proptest::collection::vec("[a-c-]{1,2}(/[a-c-]{1,2}){0,3}", 0..40)) {
+            let (mut map, mut model) = (PathMap::new(0), BTreeMap::from([(Vec::new(), 0)]));
+            for (value, path) in paths.iter().enumerate() {
+                let (value, parts) = (value as u32 + 1, path.split('/').collect::<Vec<_>>());
+                let expected = match (model.contains_key(&parts[..parts.len() - 1]), model.contains_key(&parts)) {
+                    (false, _) => Err(NoPlace::NoFolder),
+                    (true, true) => Err(NoPlace::Taken),
+                    (true, false) => Ok(model.len()),
+                };
+                prop_assert_eq!(map.insert(path, value), expected);
+                if expected.is_ok() {
+                    model.insert(parts, value);
+                }
+                prop_assert_eq!(map.get(path), model.get(&path.split('/').collect::<Vec<_>>()));
+            }
+            let model: Vec<(String, u32)> =
+                model.into_iter().map(|(parts, value)| (parts.join("/"), value)).collect();
+            prop_assert_eq!(walked(&map), model);
+        }
+    }
+}
