@@ -4,6 +4,9 @@
 //! An unpacked layer is a folder named by its diff ID that overlayfs stacks; it holds the
 //! image's own uids (architecture.md decision 10). All of it is a cache: removing it while
 //! no build goes on costs time and nothing else.
+//!
+//! What an image says of a layer's diff ID counts only once the layer was read and unpacked to
+//! it: cache keys, folders and views are made from diff IDs, and are shared by all builds.
 
 mod blocks;
 mod diff;
@@ -22,7 +25,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -33,7 +36,7 @@ use oci::{Compression, Descriptor, Digest};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use store::{BlobStore, BlobWriter, Catalog, StoreError};
+use store::{BlobStore, BlobWriter, Catalog, ReadLayer, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::{self, ArchiveLimits};
@@ -57,22 +60,22 @@ use writer::{LayerWriter, Written};
 /// the earliest that zip files can hold, 1980-01-01.
 pub(crate) const FOLDER_TIME: i64 = 315_532_800;
 
-/// The blob that says what is in a layer, by the layer's blob.
+/// What reading layers has shown, by the layer's blob.
 #[async_trait]
 pub trait LayerIndexes: Send + Sync {
-    async fn get(&self, layer: &Digest) -> store::Result<Option<Digest>>;
+    async fn get(&self, layer: &Digest) -> store::Result<Option<ReadLayer>>;
 
-    async fn put(&self, layer: &Digest, index: &Digest) -> store::Result<()>;
+    async fn put(&self, layer: &Digest, read: &ReadLayer) -> store::Result<()>;
 }
 
 #[async_trait]
 impl LayerIndexes for Catalog {
-    async fn get(&self, layer: &Digest) -> store::Result<Option<Digest>> {
-        self.layer_index(layer).await
+    async fn get(&self, layer: &Digest) -> store::Result<Option<ReadLayer>> {
+        self.read_layer(layer).await
     }
 
-    async fn put(&self, layer: &Digest, index: &Digest) -> store::Result<()> {
-        self.put_layer_index(layer, index).await
+    async fn put(&self, layer: &Digest, read: &ReadLayer) -> store::Result<()> {
+        self.put_read_layer(layer, read).await
     }
 }
 
@@ -92,6 +95,8 @@ struct Inner {
     unpacking: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     /// When this process has read a layer's blob whole and found it right.
     verified: Mutex<HashMap<Digest, Instant>>,
+    /// What layers unpack to, by their blobs: those that this process has asked for.
+    diff_ids: Mutex<HashMap<Digest, Digest>>,
 }
 
 /// Layers of at most this many bytes are read whole before an image that uses them again is
@@ -103,6 +108,8 @@ const VERIFY_BUILD_MAX: u64 = 256 << 20;
 const VERIFIED_KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 /// Verified layers remembered at once; the others are read again.
 const VERIFIED_MAX: usize = 16_384;
+/// Diff IDs remembered at once; the others are looked up again.
+const DIFF_IDS_MAX: usize = 16_384;
 /// Layers verified at once.
 const VERIFY_PARALLEL: usize = 4;
 /// Changes when layers are unpacked otherwise; those of another version are removed.
@@ -157,6 +164,7 @@ impl Layers {
                 views: Mutex::default(),
                 unpacking: Mutex::default(),
                 verified: Mutex::default(),
+                diff_ids: Mutex::default(),
             }),
         })
     }
@@ -190,6 +198,7 @@ impl Layers {
             let longest = known.max_by_key(|(view, _)| view.len());
             longest.map_or((0, None), |(view, merged)| (view.len(), Some(Arc::clone(merged))))
         };
+        self.prove(&layers[..known], stop).await?;
         if let Some(merged) = &below
             && known == ids.len()
         {
@@ -222,14 +231,58 @@ impl Layers {
         stop: &CancellationToken,
     ) -> Result<LayerIndex, BuildError> {
         let digest = &layer.descriptor.digest;
-        if let Some(index) = self.inner.indexes.get(digest).await?
-            && let Some(index) = self.stored_index(&index).await?
+        if let Some(read) = self.inner.indexes.get(digest).await?
+            && read.diff_id == layer.diff_id
+            && let Some(index) = self.stored_index(&read.index).await?
         {
             return Ok(index);
         }
         let index = self.read(layer, None, stop).await?;
         self.keep_index(layer, &index).await?;
         Ok(index)
+    }
+
+    /// Makes sure that layers unpack to what images say, by reading those that nobody has read
+    /// yet. Before this, a diff ID is no more than a claim.
+    pub(crate) async fn prove(
+        &self,
+        layers: &[ImageLayer],
+        stop: &CancellationToken,
+    ) -> Result<(), BuildError> {
+        for layer in layers {
+            if !self.is_proven(layer).await? {
+                let index = self.read(layer, None, stop).await?;
+                self.keep_index(layer, &index).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a layer was read and unpacks to what its image says.
+    async fn is_proven(&self, layer: &ImageLayer) -> Result<bool, BuildError> {
+        let digest = &layer.descriptor.digest;
+        let known = self.diff_ids().get(digest).cloned();
+        let diff_id = match known {
+            Some(diff_id) => diff_id,
+            None => {
+                let Some(read) = self.inner.indexes.get(digest).await? else { return Ok(false) };
+                self.note_diff_id(digest, &read.diff_id);
+                read.diff_id
+            }
+        };
+        Ok(diff_id == layer.diff_id)
+    }
+
+    fn note_diff_id(&self, layer: &Digest, diff_id: &Digest) {
+        let mut diff_ids = self.diff_ids();
+        if diff_ids.len() >= DIFF_IDS_MAX {
+            diff_ids.clear();
+        }
+        diff_ids.insert(layer.clone(), diff_id.clone());
+    }
+
+    fn diff_ids(&self) -> MutexGuard<'_, HashMap<Digest, Digest>> {
+        self.inner.diff_ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads an index, unless it is gone, damaged, or of another version.
@@ -244,8 +297,16 @@ impl Layers {
         index: &LayerIndex,
     ) -> Result<Digest, BuildError> {
         let stored = self.keep_packed(index).await?;
-        self.inner.indexes.put(&layer.descriptor.digest, &stored).await?;
+        self.keep_read(layer, &stored).await?;
         Ok(stored)
+    }
+
+    /// Notes what reading or writing a layer has shown.
+    async fn keep_read(&self, layer: &ImageLayer, index: &Digest) -> Result<(), BuildError> {
+        let read = ReadLayer { index: index.clone(), diff_id: layer.diff_id.clone() };
+        self.inner.indexes.put(&layer.descriptor.digest, &read).await?;
+        self.note_diff_id(&layer.descriptor.digest, &layer.diff_id);
+        Ok(())
     }
 
     /// Reads what [`Self::keep_packed`] stored, unless it is gone or damaged.
@@ -359,11 +420,12 @@ impl Layers {
         let media_type = compression.format.media_type();
         let descriptor = Descriptor::new(media_type, stored.digest, stored.size);
         // What is in it is the same.
-        let index = self.inner.indexes.get(&layer.descriptor.digest).await?;
-        if let Some(index) = &index {
-            self.inner.indexes.put(&descriptor.digest, index).await?;
-        }
+        let read = self.inner.indexes.get(&layer.descriptor.digest).await?;
+        let index = read.map(|read| read.index);
         let layer = ImageLayer { descriptor, diff_id: layer.diff_id.clone() };
+        if let Some(index) = &index {
+            self.keep_read(&layer, index).await?;
+        }
         Ok(NewLayer { layer, index, blocks: None, reused: 0, usage: Usage::default() })
     }
 
@@ -456,6 +518,8 @@ impl Layers {
     ) -> Result<PathBuf, BuildError> {
         let folder = self.layer_folder(&layer.diff_id);
         if folder.exists() {
+            // What it holds may have come from another blob.
+            self.prove(std::slice::from_ref(layer), stop).await?;
             return Ok(folder);
         }
         let lock = {
@@ -465,11 +529,12 @@ impl Layers {
         };
         let _alone = lock.lock().await;
         if folder.exists() {
+            self.prove(std::slice::from_ref(layer), stop).await?;
             return Ok(folder);
         }
         let partial = Temporary::create(self.inner.folder.join("partial"))?;
         let index = self.read(layer, Some(partial.path.clone()), stop).await?;
-        if self.inner.indexes.get(&layer.descriptor.digest).await?.is_none() {
+        if !self.is_proven(layer).await? {
             self.keep_index(layer, &index).await?;
         }
         std::fs::rename(&partial.path, &folder).map_err(failed("keep an unpacked layer"))?;

@@ -323,6 +323,8 @@ impl<'a> Stage<'a> {
             return Err(BuildError::NotAllowed { flag, setting, at });
         }
         let sources = Sources::find(self.build, self.id, run, step.number).await?;
+        // Their diff IDs are in the key.
+        self.build.builder.layers.prove(&self.image.layers, &self.build.stop).await?;
         let key = self.run_key(run, &sources);
         sources.check_read()?;
         let miss = match self.find(at, step, key).await? {

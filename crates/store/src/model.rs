@@ -104,6 +104,15 @@ pub struct NewManifest<'a> {
     pub manifest: &'a Manifest,
 }
 
+/// What reading a layer has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadLayer {
+    /// The blob that says what is in it (architecture.md decision 10).
+    pub index: Digest,
+    /// What it unpacks to, whatever images say.
+    pub diff_id: Digest,
+}
+
 /// A cached result of one instruction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheEntry {

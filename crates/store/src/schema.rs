@@ -3,7 +3,7 @@
 use crate::Result;
 
 /// Applied in order, each once; never changed after a release, only added to.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
 -- Bytes that exist, and where.
 CREATE TABLE blobs (
@@ -150,6 +150,10 @@ CREATE INDEX blobs_lost ON blobs (digest) WHERE location = 'lost';
 -- When the copy of another registry's manifest was last pulled. NULL: it was pushed here.
 ALTER TABLE manifests ADD COLUMN used_at BIGINT;
 CREATE INDEX manifests_used ON manifests (used_at) WHERE used_at IS NOT NULL;
+",
+    "
+-- What the layer was found to unpack to when its index was made. NULL: not looked at yet.
+ALTER TABLE layer_indexes ADD COLUMN diff_id TEXT;
 ",
 ];
 

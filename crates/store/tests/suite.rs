@@ -13,7 +13,7 @@ use oci::{
 };
 use store::{
     BlobStore, CacheEntry, Catalog, Cause, DiskStore, Expected, GcOptions, ManifestRef,
-    MemoryStore, NewManifest, ScrubPass, StoreError, StoredSize,
+    MemoryStore, NewManifest, ReadLayer, ScrubPass, StoreError, StoredSize,
 };
 use tokio::io::AsyncReadExt;
 
@@ -837,13 +837,14 @@ async fn build_records_live_with_their_manifest(f: Fixture) {
     let digest = push(&f.catalog, "app", "v1", b"layer").await;
     f.catalog.put_build_record(&registry(), &digest, "{\"bases\":[]}").await.unwrap();
     let index = put(&f.catalog, b"path index").await;
-    f.catalog.put_layer_index(&Digest::of(b"layer"), &index).await.unwrap();
+    let read = ReadLayer { index: index.clone(), diff_id: Digest::of(b"unpacked") };
+    f.catalog.put_read_layer(&Digest::of(b"layer"), &read).await.unwrap();
     a_moment().await;
     f.catalog.collect_garbage(&now_or_never()).await.unwrap();
     let record = f.catalog.build_record(&registry(), &digest).await.unwrap();
     assert_eq!(record.as_deref(), Some("{\"bases\":[]}"));
-    let found = f.catalog.layer_index(&Digest::of(b"layer")).await.unwrap();
-    assert_eq!(found, Some(index.clone()));
+    let found = f.catalog.read_layer(&Digest::of(b"layer")).await.unwrap();
+    assert_eq!(found, Some(read));
     let (registry, name) = (registry(), repository("app"));
     f.catalog.delete_manifest(&registry, &name, &digest, &push_cause()).await.unwrap();
     for _ in 0..2 {
@@ -851,7 +852,7 @@ async fn build_records_live_with_their_manifest(f: Fixture) {
         f.catalog.collect_garbage(&now_or_never()).await.unwrap();
     }
     assert_eq!(f.catalog.build_record(&registry, &digest).await.unwrap(), None);
-    assert_eq!(f.catalog.layer_index(&Digest::of(b"layer")).await.unwrap(), None);
+    assert_eq!(f.catalog.read_layer(&Digest::of(b"layer")).await.unwrap(), None);
     assert_eq!(f.catalog.blobs().size(&index).await.unwrap(), None);
 }
 

@@ -2,6 +2,7 @@
 
 use expect_test::expect;
 use oci::media_type;
+use store::ReadLayer;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::*;
@@ -310,11 +311,12 @@ async fn an_index_of_another_version_is_made_anew() {
     let layer = oci::Digest::of(&tar(&files));
     let old = r#"{"entries":[{"n":{"path":"a","node":{"kind":"Fifo","mode":0,"uid":0,"gid":0,"mtime":0}}}]}"#;
     let old = put(fixture.catalog.blobs(), &zstd::encode_all(old.as_bytes(), 1).unwrap()).await;
-    fixture.catalog.put_layer_index(&layer, &old).await.unwrap();
+    let old = ReadLayer { index: old, diff_id: layer.clone() };
+    fixture.catalog.put_read_layer(&layer, &old).await.unwrap();
     let run = fixture.build("FROM scratch\nCOPY --from=registry.test/base / /").await;
     let expected = ["a 644 0:0 1000000000", "b 644 0:0 1000000000 = a"];
     assert_eq!(fixture.last_layer(&run.built).await, expected);
-    assert_ne!(fixture.catalog.layer_index(&layer).await.unwrap(), Some(old));
+    assert_ne!(fixture.catalog.read_layer(&layer).await.unwrap(), Some(old));
 }
 
 #[tokio::test]

@@ -130,7 +130,7 @@ async fn a_damaged_index_of_a_layer_is_made_again() {
     let first = fixture.build_request(&request).await.built;
     for damage in DAMAGES {
         let layer = &first.layers[0].descriptor.digest;
-        let index = fixture.catalog.layer_index(layer).await.unwrap().unwrap();
+        let index = fixture.catalog.read_layer(layer).await.unwrap().unwrap().index;
         fixture.damage(&index, damage).await;
         fixture.restart().await;
         assert_eq!(fixture.build_request(&request).await.built.cost.cache_misses, 0);

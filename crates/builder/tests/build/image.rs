@@ -149,3 +149,38 @@ async fn a_base_for_another_platform_is_warned_of() {
     let told = "the build is for linux/s390x (InvalidBaseImagePlatform)";
     assert!(warnings.len() == 1 && warnings[0].ends_with(told), "{warnings:?}");
 }
+
+/// A store with `registry.test/base`, `registry.test/other`, both of which builds have read, and
+/// `registry.test/liar`: the second one's layer under the first one's diff ID.
+async fn with_liar() -> Fixture {
+    let fixture = Fixture::with_base().await;
+    let other =
+        [file("etc/passwd", 0o644, (0, 0), b"app:x:7:7::/:\n"), folder("bin", 0o700, (7, 7))];
+    fixture.put_image("other", &other, &[], media_type::OCI_LAYER_GZIP).await;
+    let claimed = vec![oci::Digest::of(&tar(&base_files()))];
+    fixture.put_claiming("liar", &[&other], claimed, &[], media_type::OCI_LAYER_GZIP).await;
+    fixture.write("x", "x");
+    std::fs::write(fixture.context().join("x.tar"), tar(&[file("y", 0o644, (0, 0), b"y")]))
+        .unwrap();
+    for image in ["base", "other"] {
+        fixture.build(&format!("FROM registry.test/{image}\nCOPY --chown=app x /")).await;
+    }
+    fixture
+}
+
+#[tokio::test]
+async fn what_an_image_says_of_its_layers_is_checked_before_anything_is_kept_for_it() {
+    let mut fixture = with_liar().await;
+    for instruction in ["COPY --chown=app x /", "ADD x.tar /bin/", "WORKDIR /n"] {
+        for base in
+            ["FROM registry.test/liar", "FROM registry.test/base AS b\nFROM registry.test/liar"]
+        {
+            let error = fixture.error(&format!("{base}\n{instruction}")).await;
+            assert!(error.contains("a layer of the image is not usable"), "{instruction}: {error}");
+            assert!(error.contains("it unpacks to sha256:"), "{instruction}: {error}");
+            fixture.restart().await;
+        }
+    }
+    let error = fixture.error("FROM scratch\nCOPY --from=registry.test/liar /bin /").await;
+    assert!(error.contains("it unpacks to sha256:"), "{error}");
+}

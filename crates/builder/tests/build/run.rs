@@ -56,6 +56,23 @@ pub(crate) async fn error(fixture: &Fixture, dockerfile: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn as_root_a_run_is_not_found_by_layers_that_an_image_only_claims_to_have() {
+    let fixture = with_runtime().await;
+    let claimed = vec![oci::Digest::of(&tar(&busybox_files()))];
+    let other = [file("etc/passwd", 0o644, (0, 0), b"root:x:0:0::/:\n")];
+    fixture.put_claiming("liar", &[&other], claimed, &[], media_type::OCI_LAYER_GZIP).await;
+    // What is in that layer is known.
+    fixture.put_image("other", &other, &[], media_type::OCI_LAYER_GZIP).await;
+    build(&fixture, "FROM registry.test/other\nWORKDIR /known").await;
+    // It unpacks the layer, and its result is kept.
+    build(&fixture, "FROM registry.test/busybox\nRUN echo a > /a").await;
+    for command in ["echo a > /a", "cat /etc/passwd"] {
+        let error = error(&fixture, &format!("FROM registry.test/liar\nRUN {command}")).await;
+        assert!(error.contains("it unpacks to sha256:"), "{command}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn as_root_a_run_s_changes_become_a_layer() {
     let fixture = with_runtime().await;
     let run = build(

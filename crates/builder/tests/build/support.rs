@@ -163,14 +163,26 @@ impl Fixture {
         env: &[&str],
         layer_type: &str,
     ) -> Digest {
-        let layers: Vec<Vec<u8>> = layers.iter().map(|files| tar(files)).collect();
-        let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
+        let diff_ids = layers.iter().map(|files| Digest::of(&tar(files))).collect();
+        self.put_claiming(name, layers, diff_ids, env, layer_type).await
+    }
+
+    /// Stores an image whose config says of its layers what it likes.
+    pub(crate) async fn put_claiming(
+        &self,
+        name: &str,
+        layers: &[&[File]],
+        diff_ids: Vec<Digest>,
+        env: &[&str],
+        layer_type: &str,
+    ) -> Digest {
+        let layers = layers.iter().map(|files| tar(files));
         let pack = |layer: Vec<u8>| match layer_type {
             media_type::OCI_LAYER_TAR | media_type::DOCKER_LAYER_TAR => layer,
             media_type::OCI_LAYER_ZSTD => zstd::encode_all(&layer[..], 1).unwrap(),
             _ => gzip(&layer),
         };
-        let packed: Vec<Vec<u8>> = layers.into_iter().map(pack).collect();
+        let packed: Vec<Vec<u8>> = layers.map(pack).collect();
         let mut config = ImageConfig::scratch(&Platform::host());
         config.created = Some("2001-02-03T04:05:06Z".to_owned());
         config.config.env = env.iter().map(|text| (*text).to_owned()).collect();

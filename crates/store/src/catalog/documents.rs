@@ -6,7 +6,7 @@ use oci::{Digest, RegistryName};
 
 use super::{Catalog, parsed};
 use crate::error::database;
-use crate::model::Millis;
+use crate::model::{Millis, ReadLayer};
 use crate::{Result, StoreError, gc, now};
 
 /// When a lease that is taken now ends.
@@ -140,9 +140,9 @@ impl Catalog {
             .map_err(database("look up a build record"))
     }
 
-    /// The path index of a layer (decision 10), itself a blob; lives as long as the layer.
-    pub async fn put_layer_index(&self, layer: &Digest, index: &Digest) -> Result<()> {
-        let (layer, index) = (layer.to_string(), index.to_string());
+    /// Keeps what reading a layer has shown; lives as long as the layer.
+    pub async fn put_read_layer(&self, layer: &Digest, read: &ReadLayer) -> Result<()> {
+        let (layer, read) = (layer.to_string(), read.clone());
         self.write(move |connection| {
             Box::pin(async move {
                 let failed = || database("keep a layer index");
@@ -156,25 +156,32 @@ impl Catalog {
                 if let Some(replaced) = replaced {
                     gc::add_candidate(connection, &replaced, now()).await?;
                 }
-                sqlx::query("INSERT INTO layer_indexes (layer, path_index) VALUES ($1, $2)")
-                    .bind(layer)
-                    .bind(index)
-                    .execute(connection)
-                    .await
-                    .map_err(failed())?;
+                sqlx::query(
+                    "INSERT INTO layer_indexes (layer, path_index, diff_id) VALUES ($1, $2, $3)",
+                )
+                .bind(layer)
+                .bind(read.index.as_str())
+                .bind(read.diff_id.as_str())
+                .execute(connection)
+                .await
+                .map_err(failed())?;
                 Ok(())
             })
         })
         .await
     }
 
-    pub async fn layer_index(&self, layer: &Digest) -> Result<Option<Digest>> {
-        let index: Option<String> =
-            sqlx::query_scalar("SELECT path_index FROM layer_indexes WHERE layer = $1")
-                .bind(layer.as_str())
-                .fetch_optional(self.db.reads())
-                .await
-                .map_err(database("look up a layer index"))?;
-        index.as_deref().map(parsed).transpose()
+    /// What is known of a layer, if it was read.
+    pub async fn read_layer(&self, layer: &Digest) -> Result<Option<ReadLayer>> {
+        let row: Option<(String, String)> = sqlx::query_as(
+            "SELECT path_index, diff_id FROM layer_indexes
+             WHERE layer = $1 AND diff_id IS NOT NULL",
+        )
+        .bind(layer.as_str())
+        .fetch_optional(self.db.reads())
+        .await
+        .map_err(database("look up a layer index"))?;
+        let Some((index, diff_id)) = row else { return Ok(None) };
+        Ok(Some(ReadLayer { index: parsed(&index)?, diff_id: parsed(&diff_id)? }))
     }
 }
