@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use oci::{
-    Digest, ImageConfig, ImageIndex, ImageManifest, MANIFEST_SIZE_MAX, Manifest, Platform,
-    Reference, RegistryName, media_type,
+    Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, MANIFEST_SIZE_MAX, Manifest,
+    Platform, Reference, RegistryName, media_type,
 };
 use store::{BlobStore, Catalog, ManifestRef, StoreError};
 
@@ -77,6 +77,18 @@ pub trait BaseImages: Send + Sync {
         platform: &Platform,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<BaseImage, ImageError>;
+
+    /// The manifest that a reference names, of whatever kind.
+    async fn manifest(&self, reference: &Reference) -> Result<Manifest, ImageError>;
+
+    /// Brings a blob of such a manifest where the blob store can read it, under the same rules as
+    /// those of images.
+    async fn fetch(
+        &self,
+        reference: &Reference,
+        blob: &Descriptor,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), ImageError>;
 }
 
 /// Which host names mean a registry of this server (architecture.md, *Several registries*).
@@ -122,8 +134,34 @@ impl CatalogImages {
         Self { catalog, registry, own, upstream }
     }
 
-    /// An image of one of our registries. A run sees its own registry only: the name of
+    /// A manifest of one of our registries. A run sees its own registry only: the name of
     /// another one on this server finds nothing (decision 7).
+    async fn own_manifest(
+        &self,
+        registry: &RegistryName,
+        reference: &Reference,
+    ) -> Result<(Digest, Manifest), ImageError> {
+        let name = reference.familiar();
+        if *registry != self.registry {
+            return Err(ImageError::NotFound { reference: name });
+        }
+        let wanted = match (&reference.digest, reference.tag_or_latest()) {
+            (Some(digest), _) => ManifestRef::Digest(digest.clone()),
+            (None, Some(tag)) => ManifestRef::Tag(tag),
+            (None, None) => ManifestRef::Tag(oci::Tag::latest()),
+        };
+        let entry = self.catalog.manifest(registry, &reference.repository, &wanted).await;
+        let entry = entry.map_err(|source| match source {
+            // The catalog knows the manifest, and its bytes are gone.
+            StoreError::NotFound { what } => damaged(&name, what),
+            source => ImageError::Store { reference: name.clone(), source },
+        })?;
+        let Some(entry) = entry else { return Err(ImageError::NotFound { reference: name }) };
+        let manifest = parse(&name, &entry.bytes, &entry.media_type)?;
+        Ok((entry.digest, manifest))
+    }
+
+    /// An image of one of our registries.
     async fn own_image(
         &self,
         registry: &RegistryName,
@@ -131,33 +169,13 @@ impl CatalogImages {
         platform: &Platform,
     ) -> Result<BaseImage, ImageError> {
         let name = reference.familiar();
-        if *registry != self.registry {
-            return Err(ImageError::NotFound { reference: name });
-        }
-        let failed = |source| match source {
-            // The catalog knows the manifest, and its bytes are gone.
-            StoreError::NotFound { what } => damaged(&name, what),
-            source => ImageError::Store { reference: name.clone(), source },
-        };
-        let wanted = match (&reference.digest, reference.tag_or_latest()) {
-            (Some(digest), _) => ManifestRef::Digest(digest.clone()),
-            (None, Some(tag)) => ManifestRef::Tag(tag),
-            (None, None) => ManifestRef::Tag(oci::Tag::latest()),
-        };
-        let repository = &reference.repository;
-        let entry = self.catalog.manifest(registry, repository, &wanted).await.map_err(failed)?;
-        let Some(entry) = entry else {
-            return Err(ImageError::NotFound { reference: name });
-        };
-        let (top, mut digest) = (entry.digest.clone(), entry.digest);
-        let mut manifest = parse(&name, &entry.bytes, &entry.media_type)?;
+        let failed = |source| ImageError::Store { reference: name.clone(), source };
+        let (top, mut manifest) = self.own_manifest(registry, reference).await?;
+        let mut digest = top.clone();
         if let Manifest::Index(index) = &manifest {
             digest = for_platform(&name, index, platform)?.digest.clone();
-            let wanted = ManifestRef::Digest(digest.clone());
-            let entry =
-                self.catalog.manifest(registry, repository, &wanted).await.map_err(failed)?;
-            let entry = entry.ok_or(ImageError::NotFound { reference: name.clone() })?;
-            manifest = parse(&name, &entry.bytes, &entry.media_type)?;
+            let chosen = Reference { digest: Some(digest.clone()), ..reference.clone() };
+            (_, manifest) = self.own_manifest(registry, &chosen).await?;
         }
         let Manifest::Image(manifest) = manifest else {
             return Err(unusable(&name, "it is an index inside an index, or an artifact"));
@@ -170,6 +188,29 @@ impl CatalogImages {
             }
         }
         Ok(BaseImage { top, digest, manifest: *manifest, config })
+    }
+
+    /// Says so if the own registry has what a bare name was meant to be.
+    async fn with_namesake(&self, reference: &Reference, error: ImageError) -> ImageError {
+        match error {
+            ImageError::Pull { reference: name, reason, hint, refused } => {
+                let own = self.own_namesake(reference).await;
+                let hint = own.map(|own| own_hint(&own)).or(hint);
+                ImageError::Pull { reference: name, reason, hint, refused }
+            }
+            error => error,
+        }
+    }
+
+    /// Where images of other registries come from.
+    async fn upstream(&self, reference: &Reference) -> Result<&dyn BaseImages, ImageError> {
+        match &self.upstream {
+            Some(upstream) => Ok(&**upstream),
+            None => {
+                let own = self.own_namesake(reference).await;
+                Err(ImageError::NoPulling { reference: reference.familiar(), own })
+            }
+        }
     }
 
     /// The name under which the own registry has what a bare name was meant to be.
@@ -198,17 +239,45 @@ impl BaseImages for CatalogImages {
         if let Some(registry) = self.own.registry(reference) {
             return self.own_image(registry, reference, platform).await;
         }
-        let Some(upstream) = &self.upstream else {
-            let own = self.own_namesake(reference).await;
-            return Err(ImageError::NoPulling { reference: reference.familiar(), own });
+        let resolved = self.upstream(reference).await?.resolve(reference, platform, progress).await;
+        match resolved {
+            Err(error) => Err(self.with_namesake(reference, error).await),
+            resolved => resolved,
+        }
+    }
+
+    async fn manifest(&self, reference: &Reference) -> Result<Manifest, ImageError> {
+        if let Some(registry) = self.own.registry(reference) {
+            return Ok(self.own_manifest(registry, reference).await?.1);
+        }
+        match self.upstream(reference).await?.manifest(reference).await {
+            Err(error) => Err(self.with_namesake(reference, error).await),
+            manifest => manifest,
+        }
+    }
+
+    /// What the own registry has is there already; the repository must have it.
+    async fn fetch(
+        &self,
+        reference: &Reference,
+        blob: &Descriptor,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), ImageError> {
+        let Some(registry) = self.own.registry(reference) else {
+            return self.upstream(reference).await?.fetch(reference, blob, progress).await;
         };
-        match upstream.resolve(reference, platform, progress).await {
-            Err(ImageError::Pull { reference: name, reason, hint, refused }) => {
-                let own = self.own_namesake(reference).await;
-                let hint = own.map(|own| own_hint(&own)).or(hint);
-                Err(ImageError::Pull { reference: name, reason, hint, refused })
+        let name = reference.familiar();
+        let size = match *registry == self.registry {
+            true => {
+                let repository = &reference.repository;
+                self.catalog.blob_size(registry, repository, &blob.digest).await
             }
-            result => result,
+            false => Ok(None),
+        };
+        match size {
+            Ok(Some(size)) if size == blob.size => Ok(()),
+            Ok(_) => Err(damaged(&name, format!("blob {}", blob.digest))),
+            Err(source) => Err(ImageError::Store { reference: name, source }),
         }
     }
 }
@@ -366,7 +435,11 @@ pub fn parse_config(
 }
 
 /// Reads a small blob whole.
-async fn store_read(blobs: &dyn BlobStore, digest: &Digest, size: u64) -> store::Result<Vec<u8>> {
+pub(crate) async fn store_read(
+    blobs: &dyn BlobStore,
+    digest: &Digest,
+    size: u64,
+) -> store::Result<Vec<u8>> {
     use tokio::io::AsyncReadExt;
     let mut bytes = Vec::new();
     let reader = blobs.open(digest, 0).await?.into_async();

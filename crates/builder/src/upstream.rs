@@ -1,7 +1,7 @@
 //! Base images from other registries.
 
 use async_trait::async_trait;
-use oci::{Platform, Reference};
+use oci::{Descriptor, Manifest, Platform, Reference};
 use remote::{Remote, RemoteError};
 use store::Catalog;
 
@@ -30,18 +30,33 @@ impl BaseImages for RemoteImages {
     ) -> Result<BaseImage, ImageError> {
         let name = reference.familiar();
         let pulled = self.remote.pull(reference, platform, &self.catalog, progress).await;
-        let pulled = pulled.map_err(|error| translate(&name, platform, error))?;
+        let pulled = pulled.map_err(|error| translate(&name, error))?;
         let config = parse_config(&name, &pulled.resolved.manifest, &pulled.config)?;
         let (top, digest) = (pulled.resolved.top, pulled.resolved.digest);
         Ok(BaseImage { top, digest, manifest: pulled.resolved.manifest, config })
     }
+
+    async fn manifest(&self, reference: &Reference) -> Result<Manifest, ImageError> {
+        let fetched = self.remote.fetch_manifest(reference).await;
+        fetched.map(|fetched| fetched.manifest).map_err(|e| translate(&reference.familiar(), e))
+    }
+
+    async fn fetch(
+        &self,
+        reference: &Reference,
+        blob: &Descriptor,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), ImageError> {
+        let fetched = self.remote.fetch_blobs(reference, [blob], &self.catalog, progress).await;
+        fetched.map(|_| ()).map_err(|error| translate(&reference.familiar(), error))
+    }
 }
 
-fn translate(name: &str, platform: &Platform, error: RemoteError) -> ImageError {
+fn translate(name: &str, error: RemoteError) -> ImageError {
     let reference = name.to_owned();
     match error {
-        RemoteError::NoPlatform { offered, .. } => {
-            ImageError::NoPlatform { reference, wanted: platform.to_string(), offered }
+        RemoteError::NoPlatform { wanted, offered, .. } => {
+            ImageError::NoPlatform { reference, wanted, offered }
         }
         RemoteError::BadManifest { reason, .. } => ImageError::Unusable { reference, reason },
         RemoteError::Store(source) => ImageError::Store { reference, source },

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use builder::{BaseImage, BaseImages, CatalogImages, ImageError, OwnNames};
-use oci::{Platform, Reference};
+use oci::{Descriptor, Manifest, Platform, Reference};
 use registry::PullThrough;
 
 /// A copy may lack what nobody has pulled yet, so its image comes from where it is a copy of;
@@ -15,6 +15,14 @@ pub(super) struct CopiedImages {
     pub(super) pull_through: Arc<PullThrough>,
 }
 
+impl CopiedImages {
+    /// What a reference is a copy of, if it is one.
+    fn origin(&self, reference: &Reference) -> Option<Reference> {
+        let own = self.own.registry(reference);
+        own.and_then(|_| self.pull_through.origin(reference))
+    }
+}
+
 #[async_trait]
 impl BaseImages for CopiedImages {
     async fn resolve(
@@ -23,8 +31,7 @@ impl BaseImages for CopiedImages {
         platform: &Platform,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<BaseImage, ImageError> {
-        let own = self.own.registry(reference);
-        let Some(origin) = own.and_then(|_| self.pull_through.origin(reference)) else {
+        let Some(origin) = self.origin(reference) else {
             return self.images.resolve(reference, platform, progress).await;
         };
         match self.images.resolve(&origin, platform, progress).await {
@@ -35,5 +42,20 @@ impl BaseImages for CopiedImages {
             }
             resolved => resolved,
         }
+    }
+
+    async fn manifest(&self, reference: &Reference) -> Result<Manifest, ImageError> {
+        let origin = self.origin(reference);
+        self.images.manifest(origin.as_ref().unwrap_or(reference)).await
+    }
+
+    async fn fetch(
+        &self,
+        reference: &Reference,
+        blob: &Descriptor,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), ImageError> {
+        let origin = self.origin(reference);
+        self.images.fetch(origin.as_ref().unwrap_or(reference), blob, progress).await
     }
 }
