@@ -33,18 +33,21 @@ pub(crate) struct StageImage {
     pub(crate) newest: Option<i64>,
     /// Build arguments that stages built on this one have too.
     pub(crate) args: Vec<(String, String)>,
+    /// A secret build argument may have had a part in it.
+    pub(crate) has_secret: bool,
 }
 
 impl StageImage {
     pub(crate) fn scratch(platform: &oci::Platform) -> Self {
         let config = ImageConfig::scratch(platform);
-        Self { layers: Vec::new(), config, newest: None, args: Vec::new() }
+        Self { layers: Vec::new(), config, newest: None, args: Vec::new(), has_secret: false }
     }
 
     /// Starts on a base image. Refuses layers that no builder can read.
     pub(crate) fn on(base: &BaseImage) -> Result<Self, String> {
         let layers = image_layers(&base.manifest, &base.config)?;
-        Ok(Self { layers, config: base.config.clone(), newest: None, args: Vec::new() })
+        let config = base.config.clone();
+        Ok(Self { layers, config, newest: None, args: Vec::new(), has_secret: false })
     }
 
     /// Takes over what an instruction makes of the config.
@@ -190,7 +193,7 @@ pub(crate) fn image_layers(
 }
 
 /// Docker's layers are OCI's under another name.
-fn oci_layer_type(media_type: &str) -> Result<&'static str, String> {
+pub(crate) fn oci_layer_type(media_type: &str) -> Result<&'static str, String> {
     match media_type {
         media_type::OCI_LAYER_TAR | media_type::DOCKER_LAYER_TAR => Ok(media_type::OCI_LAYER_TAR),
         media_type::OCI_LAYER_GZIP | media_type::DOCKER_LAYER_GZIP => {

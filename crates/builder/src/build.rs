@@ -28,12 +28,13 @@ use crate::caches::CacheFolders;
 use crate::context::{BuildContext, ContextError, ContextOptions};
 use crate::error::BuildError;
 use crate::event::{BuildEvents, StepEnd, StepNumber};
+use crate::exchange::CacheImports;
 use crate::explain::CacheExplanation;
 use crate::image::{BaseImage, BaseImages, ImageError, StoredImage, stored_image};
 use crate::layers::Layers;
 use crate::record::{
     BaseRole, BuildCost, BuildRecord, RECORD_VERSION, RecordedBase, RecordedDownload,
-    RecordedOutput, RecordedRepository, RecordedStep,
+    RecordedOutput, RecordedRepository, RecordedStep, StepResult,
 };
 use crate::secret::Secrets;
 use crate::stage;
@@ -92,6 +93,8 @@ pub struct BuildRequest {
     pub no_cache_stages: BTreeSet<String>,
     /// Tell for each step why the cache had its result or not.
     pub explain_cache: bool,
+    /// Caches of others, besides the own one.
+    pub imports: Arc<CacheImports>,
     /// Builds of one project are compared for that.
     pub project: String,
     /// What `RUN --mount=type=secret` may use.
@@ -144,6 +147,7 @@ impl BuildRequest {
             no_cache: false,
             no_cache_stages: BTreeSet::new(),
             explain_cache: false,
+            imports: Arc::default(),
             project: String::new(),
             secrets: Secrets::new(),
             ssh_agents: None,
@@ -175,6 +179,9 @@ pub struct Built {
     pub platform: Platform,
     pub layers: Vec<ImageLayer>,
     pub record: BuildRecord,
+    /// Of all stages; without those that a secret build argument may have had a part in: a key
+    /// must not help to guess its value.
+    pub results: Vec<StepResult>,
     pub cost: BuildCost,
 }
 
@@ -305,6 +312,7 @@ pub(crate) struct Build<'a> {
 pub(crate) struct Notes {
     pub(crate) bases: Vec<RecordedBase>,
     pub(crate) steps: Vec<RecordedStep>,
+    pub(crate) results: Vec<StepResult>,
     pub(crate) downloads: Vec<RecordedDownload>,
     /// Digests of contexts, by name, that were read by an earlier build.
     pub(crate) remembered_contexts: BTreeMap<Option<String>, Digest>,
@@ -580,6 +588,7 @@ impl<'a> Build<'a> {
             platform: stage.config.platform(),
             layers: stage.layers,
             record,
+            results: notes.results,
             cost: notes.cost,
         })
     }

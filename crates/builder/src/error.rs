@@ -72,6 +72,9 @@ pub enum BuildError {
         #[source]
         source: std::io::Error,
     },
+    /// A part of an imported cache could not be had; the build goes on without it.
+    #[error("{error}")]
+    Import { error: ImageError },
     #[error("a layer of the image is not usable: {reason}")]
     BadLayer { reason: String },
     /// The store did not keep a layer as it was; the build begins again without it.
@@ -233,6 +236,7 @@ impl BuildError {
             | Self::Canceled
             | Self::Store(_)
             | Self::DamagedLayer { .. }
+            | Self::Import { .. }
             | Self::Io { .. } => false,
         }
     }

@@ -36,6 +36,11 @@ pub enum CacheCause {
         run: String,
         at: i64,
     },
+    /// A hit of an imported cache, by the name it was given, and when its layer was made.
+    Imported {
+        from: String,
+        at: i64,
+    },
     /// The entry to hit or to compare with has no detail.
     OlderVersion,
     /// The instruction's own words.
@@ -137,6 +142,9 @@ impl CacheCause {
     fn sentence(&self, hit: bool) -> String {
         let what = match self {
             Self::MadeBy { run, at } => format!("made by run {run} at {}", rfc3339(*at)),
+            Self::Imported { from, at } => {
+                format!("imported from `{from}`, made at {}", rfc3339(*at))
+            }
             Self::OlderVersion => "made by an older version, no detail".to_owned(),
             Self::Text { before } => format!("the instruction changed, it was `{before}`"),
             Self::Step { name } => format!("because {name} changed"),

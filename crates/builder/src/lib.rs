@@ -36,6 +36,7 @@ mod user;
 
 mod cache;
 mod caches;
+mod exchange;
 mod image;
 mod layers;
 mod upstream;
@@ -61,6 +62,7 @@ pub use copy::CopyError;
 pub use dockerfile::{Address, GitAddress};
 pub use error::{BuildError, RunLimits};
 pub use event::{BuildEvents, NoEvents, StepEnd, StepNumber};
+pub use exchange::{CacheImage, CacheImports, cache_image};
 pub use explain::{BaseName, CacheCause, CacheExplanation, FileChange, FilePart};
 pub use image::{
     BaseImage, BaseImages, CatalogImages, ImageError, OwnNames, StoredImage, parse_config,

@@ -41,6 +41,8 @@ struct MountSource {
     /// The same as it is on disk.
     real_path: String,
     node: Node,
+    /// See [`StageImage::has_secret`](crate::assemble::StageImage::has_secret).
+    has_secret: bool,
 }
 
 enum Files {
@@ -86,6 +88,11 @@ impl Sources {
             sources.push(source);
         }
         Ok(Self { sources })
+    }
+
+    /// Whether a secret build argument may have had a part in what they read.
+    pub(crate) fn have_secret(&self) -> bool {
+        self.sources.iter().flatten().any(|source| source.has_secret)
     }
 
     /// Adds to a cache key all of the mounts that can change what the command does. What is in
@@ -152,6 +159,7 @@ impl MountSource {
             None => Some(build.context().await?),
             Some(from) => build.named_files(from).await?,
         };
+        let mut has_secret = false;
         let (tree, files): (Arc<dyn Tree>, Files) = match (context, from) {
             (Some(context), _) => (Arc::clone(&context) as _, Files::Context(context)),
             (None, None) => (Arc::new(NoFiles), Files::Layers(Vec::new())),
@@ -159,6 +167,7 @@ impl MountSource {
                 let plan = build.stage_plan(stage);
                 let role = BaseRole::Buildtime;
                 let image = build.source_image(from, plan, mount.at, role, step).await?;
+                has_secret = image.has_secret;
                 let view = build.builder.layers.view(&image.layers, &build.stop).await?;
                 (view, Files::Layers(image.layers.clone()))
             }
@@ -178,7 +187,7 @@ impl MountSource {
                 let real_path = String::from_utf8(bytes_of(&path).into_owned());
                 let real_path =
                     real_path.map_err(|_| wrong("leads to a name that is not UTF-8"))?;
-                Ok(Self { tree, files, path, real_path, node })
+                Ok(Self { tree, files, path, real_path, node, has_secret })
             }
             _ => Err(wrong("is neither a folder nor a file")),
         }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use oci::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::assemble::ImageLayer;
 use crate::explain::CacheExplanation;
 
 /// Changes when members change their meaning.
@@ -87,6 +88,15 @@ pub struct RecordedStep {
     pub key: Digest,
     pub layer: Digest,
     pub diff_id: Digest,
+}
+
+/// A step's result by its cache key, which builds elsewhere may be given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepResult {
+    pub key: Digest,
+    pub layer: ImageLayer,
+    /// Seconds since 1970.
+    pub created: i64,
 }
 
 /// A file, or the files of a git repository, that came from an address.

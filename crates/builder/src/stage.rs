@@ -27,6 +27,7 @@ use crate::copy::{CopyError, CopyPlan, CopyRequest, plan, plan_folder};
 use crate::download::{self, Downloads, Place, is_download};
 use crate::error::BuildError;
 use crate::event::{StepEnd, StepNumber};
+use crate::exchange::ImportedResult;
 use crate::explain::{
     Base, CacheCause, CacheExplanation, Detail, Earlier, InputKind, Missed, Trail, TrailBuild,
     TrailStep, base_cause,
@@ -34,7 +35,7 @@ use crate::explain::{
 use crate::layers::{self, EarlierBlocks, NewLayer, compressor};
 use crate::memo::{self, Memo, Remembered};
 use crate::mounts::Sources;
-use crate::record::{BaseRole, RecordedStep, StepCost};
+use crate::record::{BaseRole, RecordedStep, StepCost, StepResult};
 use crate::run;
 use crate::tree::{NoFiles, Tree, check_read, resolve};
 use crate::user::{Accounts, Owner};
@@ -277,6 +278,8 @@ impl<'a> Stage<'a> {
     }
 
     async fn operation(&mut self, operation: &Operation) -> Result<(), BuildError> {
+        let secrets = &self.build.request.secret_args;
+        self.image.has_secret |= operation.args.iter().any(|name| secrets.contains(name));
         let layer = match &operation.kind {
             OperationKind::Config => None,
             OperationKind::Run(run) => self.run(operation, run).await?,
@@ -305,7 +308,7 @@ impl<'a> Stage<'a> {
     }
 
     async fn run_layer(
-        &self,
+        &mut self,
         operation: &Operation,
         run: &RunOperation,
         step: &Step,
@@ -323,6 +326,7 @@ impl<'a> Stage<'a> {
             return Err(BuildError::NotAllowed { flag, setting, at });
         }
         let sources = Sources::find(self.build, self.id, run, step.number).await?;
+        self.image.has_secret |= sources.have_secret();
         // Their diff IDs are in the key.
         self.build.builder.layers.prove(&self.image.layers, &self.build.stop).await?;
         let key = self.run_key(run, &sources);
@@ -482,6 +486,7 @@ impl<'a> Stage<'a> {
                 let stage = build.stage_plan(self.id);
                 let role = BaseRole::Buildtime;
                 let image = build.source_image(from, stage, at, role, step.number).await?;
+                self.image.has_secret |= image.has_secret;
                 self.view_of(&image.layers).await?
             }
         };
@@ -702,12 +707,25 @@ impl<'a> Stage<'a> {
     /// Finds a layer in the cache.
     async fn find(&self, at: Span, step: &Step, key: Digest) -> Result<Found, BuildError> {
         let build = self.build;
-        let alone = build.builder.in_flight.enter(&key).await;
+        let mut alone = build.builder.in_flight.enter(&key).await;
         self.trail().steps.push(TrailStep::new(&self.hide_secrets(&step.text), key.clone()));
-        let found = match self.cache_is_off() {
+        let mut found = match self.cache_is_off() {
             Some(flag) => Lookup::Nothing(WhyMissed::NotAsked(flag)),
             None => self.cached(&key).await?,
         };
+        if let Lookup::Nothing(WhyMissed::Absent | WhyMissed::Damaged) = found
+            && !build.request.imports.is_empty()
+        {
+            // A registry of this build's choice may take its time, and others want this key too.
+            drop(alone);
+            if let Some(imported) = build.imported(&key, step.number).await? {
+                return Ok(Found::Layer(Box::new(
+                    self.take_imported(at, step, key, imported).await,
+                )));
+            }
+            alone = build.builder.in_flight.enter(&key).await;
+            found = self.cached(&key).await?;
+        }
         match found {
             Lookup::Hit(cached, cost) => {
                 Ok(Found::Layer(Box::new(self.hit(at, step, key, *cached, cost).await)))
@@ -741,7 +759,7 @@ impl<'a> Stage<'a> {
             notes.cost.cache_hits += 1;
             notes.cost.saved_milliseconds += cost;
         }
-        self.record(at, key, &layer);
+        self.record(at, key, &layer, cached.created);
         Made { layer, created: cached.created, cached: true, cpu: 0 }
     }
 
@@ -794,6 +812,26 @@ impl<'a> Stage<'a> {
         Ok(self.build.builder.cache.put(&memo.key, &entry).await?)
     }
 
+    /// Uses a result of another cache. The own one does not hear of it.
+    async fn take_imported(
+        &self,
+        at: Span,
+        step: &Step,
+        key: Digest,
+        imported: ImportedResult,
+    ) -> Made {
+        let ImportedResult { layer, created, from } = imported;
+        // Only what is in the own cache can be evicted from it.
+        self.trail().steps.pop();
+        if self.build.request.explain_cache {
+            let cause = CacheCause::Imported { from, at: created };
+            self.explain(step.number, CacheExplanation::hit(cause)).await;
+        }
+        self.build.notes().cost.cache_hits += 1;
+        self.record(at, key, &layer, created);
+        Made { layer, created, cached: true, cpu: 0 }
+    }
+
     /// Makes a layer and puts it into the cache.
     async fn make<W: Future<Output = Result<NewLayer, BuildError>>>(
         &self,
@@ -831,12 +869,16 @@ impl<'a> Stage<'a> {
             notes.cost.cpu_milliseconds += cpu;
             notes.cost.memory_peak = notes.cost.memory_peak.max(new.usage.memory_peak);
         }
-        self.record(at, miss.key, &new.layer);
+        self.record(at, miss.key, &new.layer, created);
         Ok(Made { layer: new.layer, created, cached: false, cpu })
     }
 
-    fn record(&self, at: Span, key: Digest, layer: &ImageLayer) {
-        self.build.notes().steps.push(RecordedStep {
+    fn record(&self, at: Span, key: Digest, layer: &ImageLayer, created: i64) {
+        let mut notes = self.build.notes();
+        if !self.image.has_secret {
+            notes.results.push(StepResult { key: key.clone(), layer: layer.clone(), created });
+        }
+        notes.steps.push(RecordedStep {
             stage: self.build.stage_plan(self.id).number,
             line: at.line,
             key,

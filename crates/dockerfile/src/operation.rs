@@ -43,6 +43,8 @@ pub struct Operation {
     pub config: ContainerConfig,
     /// The author, after `MAINTAINER`.
     pub author: Option<String>,
+    /// Names of the build arguments in scope.
+    pub args: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -279,6 +281,7 @@ impl<'a> State<'a> {
             kind,
             config: self.config.clone(),
             author: self.author.clone(),
+            args: self.args.iter().map(|(name, _)| name.clone()).collect(),
         })
     }
 

@@ -10,6 +10,7 @@ mod contexts;
 mod copy;
 mod damage;
 mod download;
+mod exchange;
 mod explain;
 mod image;
 mod language;

@@ -364,7 +364,7 @@ pub(crate) async fn put(blobs: &Arc<dyn BlobStore>, bytes: &[u8]) -> Digest {
     upload.commit(None).await.unwrap().digest
 }
 
-async fn read(catalog: &Catalog, digest: &Digest) -> Vec<u8> {
+pub(crate) async fn read(catalog: &Catalog, digest: &Digest) -> Vec<u8> {
     let reader = catalog.blobs().open(digest, 0).await.unwrap();
     let mut bytes = Vec::new();
     tokio::io::AsyncReadExt::read_to_end(&mut reader.into_async(), &mut bytes).await.unwrap();
