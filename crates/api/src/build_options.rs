@@ -39,6 +39,12 @@ pub struct BuildOptions {
     /// `explained`, and in the run's cost.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub explain_cache: bool,
+    /// Images of any registry that hold build caches to take results from, besides the server's own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cache_from: Vec<String>,
+    /// Images of the server's own registry to put a build cache into.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cache_to: Vec<CacheExport>,
     /// How new layers are compressed: `uncompressed`, `gzip` or `zstd`; else as the server is
     /// set.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,6 +61,25 @@ pub struct BuildOptions {
     /// Build for these instead of the request's `platform`, and make one index of the images.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<PlatformProperties>,
+}
+
+/// Where to put what a build found or made, for builds of other servers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheExport {
+    pub image: String,
+    #[serde(default)]
+    pub mode: CacheMode,
+}
+
+/// What is put there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// The steps whose layers are in the image.
+    #[default]
+    Min,
+    /// All steps, of all stages.
+    Max,
 }
 
 /// One name of a `--build-context`.

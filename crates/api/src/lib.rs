@@ -10,7 +10,9 @@ mod import;
 mod registry;
 mod run;
 
-pub use build_options::{BuildOptions, BuildSecret, NamedContext, NamedContextContent};
+pub use build_options::{
+    BuildOptions, BuildSecret, CacheExport, CacheMode, NamedContext, NamedContextContent,
+};
 pub use error::{ErrorBody, ErrorDetail};
 pub use event::{Event, EventKind, OutputStream};
 pub use import::*;

@@ -29,8 +29,8 @@ pub use executor::{Attempt, End, Executor, LeaseLost, Outcome};
 pub use log::{Event, EventKind, EventReader, LogKey, Logs, Mask, RunLog, Stream, TextReader};
 pub use queue::{Worker, WorkerSettings};
 pub use run::{
-    BuildArgument, BuildOptions, BuildRequest, BuildSecret, Commit, ContextSource, NamedContext,
-    OutputImage, RemoteSource, Run, RunId, RunKind, RunStatus, UnknownStatus,
+    BuildArgument, BuildOptions, BuildRequest, BuildSecret, CacheExport, Commit, ContextSource,
+    NamedContext, OutputImage, RemoteSource, Run, RunId, RunKind, RunStatus, UnknownStatus,
 };
 pub use runs::{RunFilter, RunSettings, Runs, Swept};
 pub use sources::{ListedSource, NewSource, SourceSettings, Sources};

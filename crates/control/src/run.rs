@@ -201,6 +201,11 @@ pub struct BuildOptions {
     pub no_cache_stages: BTreeSet<String>,
     #[serde(default)]
     pub explain_cache: bool,
+    /// References of images that hold build caches.
+    #[serde(default)]
+    pub cache_from: Vec<String>,
+    #[serde(default)]
+    pub cache_to: Vec<CacheExport>,
     /// How new layers are compressed.
     #[serde(default)]
     pub compression: Compression,
@@ -213,6 +218,15 @@ pub struct BuildOptions {
     /// Instead of the request's one, if there are several.
     #[serde(default)]
     pub platforms: Vec<Platform>,
+}
+
+/// Where a build cache is put.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheExport {
+    /// As the user wrote it.
+    pub image_name: String,
+    /// Also the steps whose layers are not in the image.
+    pub all_steps: bool,
 }
 
 /// What a name stands for in a build.

@@ -150,10 +150,7 @@ fn printable(text: &str) -> String {
 }
 
 /// The name that is most like a wrong one, if any is near enough to be meant.
-pub(crate) fn nearest<'a>(
-    wrong: &str,
-    names: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let wrong = wrong.to_lowercase();
     let scored = names.into_iter().map(|name| (distance(&wrong, &name.to_lowercase()), name));
     let (score, name) = scored.min_by_key(|(score, _)| *score)?;

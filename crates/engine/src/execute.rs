@@ -10,17 +10,18 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use builder::{
-    BuildError, BuildEvents, BuildRequest, Builder, ContextFiles, ContextLimits, ContextOptions,
-    ListError, OwnNames, RecordedRepository, Secrets, SshAgents, StoredImage,
+    BuildError, BuildEvents, BuildRequest, Builder, CacheImports, ContextFiles, ContextLimits,
+    ContextOptions, ListError, OwnNames, RecordedRepository, Secrets, SshAgents, StoredImage,
 };
 use container::{Limits, Network};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName};
 use store::Catalog;
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::{CacheExport, NamedCache, cache_of};
 use crate::context::{ContextLoader, ContextSource, Loaded, list_failure};
 use crate::layout::{LayoutError, store_layout};
-use crate::name::{Destination, NameError};
+use crate::name::Destination;
 use crate::platforms::{BuiltImages, PlatformEvents, ToldWarnings};
 use crate::publish::{Lease, Publication, PublishError, abandon, publish};
 use crate::unpack::{UnpackError, Unpacked, after};
@@ -92,6 +93,9 @@ pub struct BuildOptions {
     /// By name or number.
     pub no_cache_stages: BTreeSet<String>,
     pub explain_cache: bool,
+    /// Images that hold caches of others.
+    pub cache_from: Vec<Reference>,
+    pub cache_to: Vec<CacheExport>,
     /// Also of layers of base images.
     pub force_compression: bool,
     /// By the names that they take from stages and images.
@@ -254,7 +258,18 @@ async fn run(
 ) -> Result<Output, Failure> {
     let step = &request.step;
     // Whatever can be refused is refused before anything is done.
-    let names = image_names(engine, step)?;
+    let destination = |name: &String| destination(engine, name);
+    let names: Vec<_> = step.image_names.iter().map(destination).collect::<Result<_, _>>()?;
+    let exports = step.options.cache_to.iter();
+    let cache_names: Vec<_> =
+        exports.map(|export| destination(&export.image_name)).collect::<Result<_, _>>()?;
+    if let Some(name) = cache_names.iter().find(|name| step.push && names.contains(name)) {
+        return Err(Failure::User(format!(
+            "error: `{}` cannot name both the image and a cache\n\
+             hint: give the cache a tag of its own",
+            name.reference
+        )));
+    }
     if step.network == Network::Host && !engine.allow_host_network {
         return Err(Failure::User(
             "error: this server does not let builds use the host's network\n\
@@ -284,8 +299,13 @@ async fn run(
     let started = Instant::now();
     let built = build_images(engine, &build, step, events, stop).await?;
     tracing::debug!(run = request.run, elapsed = ?started.elapsed(), "built");
+    for unused in build.imports.unused() {
+        events.warning(&unused).await;
+    }
+    let caches = caches(engine, step, cache_names, &built, events).await?;
     let pushed = if step.push { names } else { Vec::new() };
-    let publication = Publication { run: &request.run, registry: &engine.registry, names: &pushed };
+    let (run, registry) = (request.run.as_str(), &engine.registry);
+    let publication = Publication { run, registry, names: &pushed, caches: &caches };
     publish(&engine.catalog, &built, &publication, lease).await.map_err(|error| match error {
         PublishError::LeaseLost => Failure::Superseded,
         PublishError::Store(error) => Failure::ours(&error),
@@ -296,6 +316,17 @@ async fn run(
     }
     if pushed.is_empty() {
         events.image(None, digest).await;
+    }
+    for NamedCache { name, image } in &caches {
+        let (digest, count) = (&image.descriptor.digest, image.results);
+        let results = if count == 1 { "result" } else { "results" };
+        let text = format!("Put {count} {results} into cache `{}@{digest}`", name.reference);
+        events.message(&text).await;
+        if image.left_out > 0 {
+            let text =
+                format!("cache `{}` has no room for {} more", name.reference, image.left_out);
+            events.warning(&text).await;
+        }
     }
     Ok(Output { built, pushed, repository })
 }
@@ -334,10 +365,31 @@ async fn build_images(
     Ok(BuiltImages { images, index: Some(index) })
 }
 
-fn image_names(engine: &Engine, step: &BuildStep) -> Result<Vec<Destination>, Failure> {
-    let parse = |name: &String| Destination::parse(name, &engine.registry, &engine.own);
-    let names: Result<Vec<_>, NameError> = step.image_names.iter().map(parse).collect();
-    names.map_err(|error| Failure::user(&error, error.hint()))
+fn destination(engine: &Engine, name: &str) -> Result<Destination, Failure> {
+    let parsed = Destination::parse(name, &engine.registry, &engine.own);
+    parsed.map_err(|error| Failure::user(&error, error.hint()))
+}
+
+/// What is to be put into caches.
+async fn caches(
+    engine: &Engine,
+    step: &BuildStep,
+    names: Vec<Destination>,
+    built: &BuiltImages,
+    events: &dyn RunEvents,
+) -> Result<Vec<NamedCache>, Failure> {
+    let mut caches = Vec::new();
+    for (name, export) in names.into_iter().zip(&step.options.cache_to) {
+        let image = cache_of(&engine.catalog, built, export.all_steps).await;
+        match image.map_err(|error| Failure::ours(&error))? {
+            Some(image) => caches.push(NamedCache { name, image }),
+            None => {
+                let told = format!("no step has a result for cache `{}`", name.reference);
+                events.warning(&told).await;
+            }
+        }
+    }
+    Ok(caches)
 }
 
 /// A run's own folder, gone when the run is.
@@ -520,6 +572,7 @@ fn build_request(
         labels: options.labels.clone(),
         no_cache_stages: options.no_cache_stages.clone(),
         explain_cache: options.explain_cache,
+        imports: Arc::new(CacheImports::new(options.cache_from.iter().cloned())),
         project: step.image_names.first().map_or("", |name| project(name)).to_owned(),
         compression: step.compression,
         force_compression: options.force_compression,

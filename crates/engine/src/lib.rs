@@ -11,6 +11,7 @@
 //!   and its workspace is removed.
 //! - Knows neither queue, database nor triggers.
 
+mod cache;
 mod context;
 mod execute;
 mod import;
@@ -21,6 +22,7 @@ mod publish;
 mod unpack;
 
 pub use builder::{ContextLimits, ContextList, ListError};
+pub use cache::{CacheExport, NamedCache};
 pub use context::ContextSource;
 pub use execute::{
     Argument, BuildOptions, BuildStep, Engine, NamedContext, Outcome, Output, RunEvents,

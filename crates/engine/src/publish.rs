@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use builder::Built;
+use builder::{Built, CacheImage};
 use bytes::Bytes;
 use oci::{Descriptor, Digest, Manifest, RegistryName};
 use store::{Catalog, Cause, Expected, NewManifest, StoreError};
 
-use crate::{BuiltImages, Destination};
+use crate::{BuiltImages, Destination, NamedCache};
 
 /// The right of an attempt to publish: held by one attempt of a run at a time.
 #[async_trait]
@@ -24,6 +24,8 @@ pub struct Publication<'a> {
     pub registry: &'a RegistryName,
     /// Empty: nowhere; the image is kept for a day by a lease.
     pub names: &'a [Destination],
+    /// Published after the image, each on its own.
+    pub caches: &'a [NamedCache],
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -50,14 +52,18 @@ pub async fn publish(
     let registry = publication.registry;
     let cause = Cause::Build { run: publication.run.to_owned() };
     let blobs = blobs_of(built);
+    for NamedCache { image, .. } in publication.caches {
+        store_blob(catalog, &image.config, &image.config_descriptor.digest).await?;
+    }
     // Nothing is collected while it is on its way, nor for a day if it has no name.
     let owner = lease_owner(registry, publication.run);
-    for digest in &blobs {
+    let of_caches = publication.caches.iter().flat_map(|cache| cache_blobs(&cache.image));
+    for digest in blobs.iter().chain(of_caches) {
         catalog.lease_blob(&owner, digest, UNNAMED_KEEP).await?;
     }
     let manifests = manifests_of(built);
     if publication.names.is_empty() {
-        return keep_unnamed(catalog, &manifests, &owner).await;
+        keep_unnamed(catalog, &manifests, &owner).await?;
     }
     let mut repositories: Vec<_> = publication.names.iter().map(|name| &name.repository).collect();
     repositories.sort();
@@ -77,20 +83,66 @@ pub async fn publish(
                 .filter(|name| is_named && name.repository == *repository)
                 .map(|name| (name.tag.clone(), Expected::Any))
                 .collect();
-            let new = NewManifest {
-                digest: &descriptor.digest,
-                media_type: &descriptor.media_type,
-                bytes: bytes.clone(),
-                manifest: &manifest,
-            };
+            let new = new_manifest(descriptor, bytes, &manifest);
             catalog.put_manifest(registry, repository, new, &tags, &cause).await?;
         }
     }
-    for image in &built.images {
-        let record = serde_json::to_string(&image.record).expect("plain structs serialize");
-        catalog.put_build_record(registry, &image.descriptor.digest, &record).await?;
+    if !publication.names.is_empty() {
+        for image in &built.images {
+            let record = serde_json::to_string(&image.record).expect("plain structs serialize");
+            catalog.put_build_record(registry, &image.descriptor.digest, &record).await?;
+        }
     }
-    catalog.release_leases(&owner).await?;
+    for cache in publication.caches {
+        if !lease.holds().await {
+            return Err(PublishError::LeaseLost);
+        }
+        publish_cache(catalog, registry, cache, &cause).await?;
+    }
+    // Without a name the image has nothing else that keeps it.
+    if !publication.names.is_empty() {
+        catalog.release_leases(&owner).await?;
+    }
+    Ok(())
+}
+
+/// Publishes a cache whose blobs are stored, as an image is.
+async fn publish_cache(
+    catalog: &Catalog,
+    registry: &RegistryName,
+    cache: &NamedCache,
+    cause: &Cause,
+) -> Result<(), PublishError> {
+    let NamedCache { name, image } = cache;
+    for digest in cache_blobs(image) {
+        catalog.link_blob(registry, &name.repository, digest).await?;
+    }
+    let descriptor = &image.descriptor;
+    let manifest = Manifest::parse(&image.manifest, Some(&descriptor.media_type))
+        .expect("the builder writes valid manifests");
+    let new = new_manifest(descriptor, &image.manifest, &manifest);
+    let tags = [(name.tag.clone(), Expected::Any)];
+    catalog.put_manifest(registry, &name.repository, new, &tags, cause).await?;
+    Ok(())
+}
+
+fn new_manifest<'a>(
+    descriptor: &'a Descriptor,
+    bytes: &Bytes,
+    manifest: &'a Manifest,
+) -> NewManifest<'a> {
+    let (digest, media_type) = (&descriptor.digest, descriptor.media_type.as_str());
+    NewManifest { digest, media_type, bytes: bytes.clone(), manifest }
+}
+
+fn cache_blobs(image: &CacheImage) -> impl Iterator<Item = &Digest> {
+    image.layers.iter().chain([&image.config_descriptor]).map(|descriptor| &descriptor.digest)
+}
+
+async fn store_blob(catalog: &Catalog, bytes: &Bytes, digest: &Digest) -> store::Result<()> {
+    let mut upload = catalog.blobs().begin_upload(oci::Algorithm::Sha256).await?;
+    upload.write(bytes.clone()).await?;
+    upload.commit(Some(digest)).await?;
     Ok(())
 }
 
@@ -114,9 +166,7 @@ async fn keep_unnamed(
     owner: &str,
 ) -> Result<(), PublishError> {
     for (descriptor, bytes) in manifests {
-        let mut upload = catalog.blobs().begin_upload(oci::Algorithm::Sha256).await?;
-        upload.write(bytes.clone()).await?;
-        upload.commit(Some(&descriptor.digest)).await?;
+        store_blob(catalog, bytes, &descriptor.digest).await?;
         catalog.lease_blob(owner, &descriptor.digest, UNNAMED_KEEP).await?;
     }
     Ok(())

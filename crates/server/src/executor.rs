@@ -16,7 +16,9 @@ use builder::{
 use container::{Limits, Network, Runtime, RuntimeSettings};
 use control::{Attempt, Commit, End, Executor, Outcome, OutputImage};
 use dockerfile::ContextAddress;
-use engine::{BuildOptions, BuildStep, ContextSource, Engine, Lease, NamedContext, RunRequest};
+use engine::{
+    BuildOptions, BuildStep, CacheExport, ContextSource, Engine, Lease, NamedContext, RunRequest,
+};
 use oci::{Annotations, RegistryName};
 use remote::{Credentials, DownloadSettings, Downloads, Remote, RemoteSettings, Upstream};
 use store::{Catalog, DataDir};
@@ -281,6 +283,16 @@ fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, String
         annotations: Annotations::parse(&options.annotations).map_err(|error| error.to_string())?,
         no_cache_stages: options.no_cache_stages.clone(),
         explain_cache: options.explain_cache,
+        cache_from: (options.cache_from.iter())
+            .map(|image| image.parse())
+            .collect::<Result<_, oci::ReferenceError>>()
+            .map_err(|error| error.to_string())?,
+        cache_to: (options.cache_to.iter())
+            .map(|export| CacheExport {
+                image_name: export.image_name.clone(),
+                all_steps: export.all_steps,
+            })
+            .collect(),
         force_compression: options.force_compression,
         contexts: (options.contexts.iter())
             .map(|(name, context)| Ok((name.clone(), named_context(context)?)))

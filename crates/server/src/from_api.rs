@@ -6,8 +6,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use builder::OwnNames;
 use control::{
-    BuildArgument, BuildOptions, BuildRequest, BuildSecret, ContextSource, NamedContext,
-    RemoteSource, RunFilter,
+    BuildArgument, BuildOptions, BuildRequest, BuildSecret, CacheExport, ContextSource,
+    NamedContext, RemoteSource, RunFilter,
 };
 use dockerfile::ContextAddress;
 use engine::Destination;
@@ -27,6 +27,9 @@ const CONTEXTS_MAX: usize = 100;
 /// Ssh agents of one build, and bytes of the id of one.
 const SSH_AGENTS_MAX: usize = 16;
 const SSH_ID_LEN_MAX: usize = 64;
+
+/// Caches that one build takes results from, and as many that it is put into.
+const CACHES_MAX: usize = 16;
 
 /// Platforms of one build, all of which are built at once.
 const PLATFORMS_MAX: usize = 16;
@@ -426,6 +429,17 @@ fn build_options(
     if options.ssh.len() > SSH_AGENTS_MAX {
         return Err(refuse(format!("more than {SSH_AGENTS_MAX} ssh agents")));
     }
+    if options.cache_from.len() > CACHES_MAX || options.cache_to.len() > CACHES_MAX {
+        return Err(refuse(format!("more than {CACHES_MAX} caches")));
+    }
+    for image in &options.cache_from {
+        image.parse::<Reference>().map_err(|error| refuse(format!("cache: {error}")))?;
+    }
+    let cache_export = |export: api::CacheExport| {
+        image_name(&export.image)?;
+        let all_steps = export.mode == api::CacheMode::Max;
+        Ok::<_, ApiError>(CacheExport { image_name: export.image, all_steps })
+    };
     Ok(BuildOptions {
         platforms,
         secrets,
@@ -437,6 +451,8 @@ fn build_options(
         annotations: options.annotations,
         no_cache_stages: options.no_cache_stages.into_iter().collect(),
         explain_cache: options.explain_cache,
+        cache_from: options.cache_from,
+        cache_to: options.cache_to.into_iter().map(cache_export).collect::<Result<_, _>>()?,
         compression,
         force_compression: options.force_compression,
         contexts: (options.contexts.into_iter())

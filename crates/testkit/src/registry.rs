@@ -75,11 +75,18 @@ impl RegistryClient {
     pub fn push(&self, repository: &str, tag: &str, image: &Image) -> Digest {
         wait(async {
             for blob in image.blobs() {
-                self.push_blob(repository, &blob).await;
+                self.send_blob(repository, &blob).await;
             }
         });
         let (manifest, media_type) = image.manifest();
         self.push_manifest(repository, tag, &manifest, media_type)
+    }
+
+    /// Pushes a blob; its digest.
+    #[track_caller]
+    pub fn push_blob(&self, repository: &str, blob: &[u8]) -> Digest {
+        wait(self.send_blob(repository, blob));
+        Digest::of(blob)
     }
 
     /// Pushes a manifest whose blobs are there; its digest.
@@ -104,7 +111,7 @@ impl RegistryClient {
         Digest::of(bytes)
     }
 
-    async fn push_blob(&self, repository: &str, blob: &[u8]) {
+    async fn send_blob(&self, repository: &str, blob: &[u8]) {
         let begun = client()
             .post(format!("{}/v2/{repository}/blobs/uploads/", self.url))
             .header(header::CONTENT_LENGTH, 0)

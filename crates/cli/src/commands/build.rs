@@ -1,5 +1,6 @@
 //! `refit build`: context up, run queued, events followed, result told.
 
+mod cache;
 mod check;
 
 use std::path::{Path, PathBuf};
@@ -109,6 +110,16 @@ pub struct Args {
     /// Execute every instruction of these stages again
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     no_cache_filter: Vec<String>,
+
+    /// Image with a build cache, of any registry, to take results from that are not in the own cache;
+    /// may be given several times
+    #[arg(long = "cache-from", value_name = "type=registry,ref=IMAGE|IMAGE")]
+    cache_from: Vec<String>,
+
+    /// Image of the registry to put the build's results into, for builds of other servers: those of
+    /// the image, or all with mode=max
+    #[arg(long = "cache-to", value_name = "type=registry,ref=IMAGE[,mode=min|max]|IMAGE")]
+    cache_to: Vec<String>,
 
     /// Tell for each instruction why the cache had its result, or what changed
     #[arg(long)]
@@ -417,6 +428,12 @@ fn build_options(
         annotations: args.annotations.iter().map(pair).collect(),
         no_cache_stages: args.no_cache_filter.iter().map(|stage| stage.to_lowercase()).collect(),
         explain_cache: args.cache_explain,
+        cache_from: args
+            .cache_from
+            .iter()
+            .map(|text| cache::import(text))
+            .collect::<Result<_>>()?,
+        cache_to: args.cache_to.iter().map(|text| cache::export(text)).collect::<Result<_>>()?,
         compression: layers.compression.map(|format| format.as_str().to_owned()),
         compression_level: layers.level,
         force_compression: layers.force,

@@ -6,6 +6,7 @@ mod add;
 mod arguments;
 mod bases;
 mod build;
+mod cache_exchange;
 mod cancel;
 mod completions;
 mod contexts;

@@ -21,14 +21,14 @@ fn keeping(sandbox: &Sandbox, host: &str) -> Server {
 }
 
 /// Debian's registry, the one that Docker wrote.
-struct DockerRegistry {
+pub(crate) struct DockerRegistry {
     child: Child,
-    host: String,
+    pub(crate) host: String,
 }
 
 impl DockerRegistry {
     #[expect(clippy::disallowed_methods, reason = "a test runs another registry")]
-    fn start(sandbox: &Sandbox) -> Self {
+    pub(crate) fn start(sandbox: &Sandbox) -> Self {
         let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("there is a free port");
         let host = free.local_addr().expect("it is bound").to_string();
         drop(free);
