@@ -20,6 +20,8 @@ pub(crate) struct Memo {
     pub(crate) key: Digest,
     /// The name of the context; of the main one, none.
     pub(crate) context: Option<String>,
+    /// The image's layers are in the key.
+    pub(crate) looks_below: bool,
 }
 
 /// What it says.
@@ -45,6 +47,11 @@ impl Remembered {
 /// Whether nothing is told by a plan but its entries.
 pub(crate) fn is_all_of(plan: &CopyPlan) -> bool {
     plan.archives.is_empty() && plan.unmatched.is_empty()
+}
+
+/// Whether what is below an instruction counts: with `--link` only for the names of owners.
+pub(crate) fn looks_below(copy: &CopyOperation) -> bool {
+    !copy.link || copy.chown.is_some()
 }
 
 /// The key of a memo; none for what is copied from elsewhere than a list. `key` is begun with what
@@ -96,10 +103,9 @@ pub(crate) fn key<'a>(
     key.number("link", u64::from(*link));
     key.number("parents", u64::from(*parents));
     key.list("excludes", excludes);
-    // With `--link` they count only for the names of owners.
-    let layers: Vec<&str> = match *link && chown.is_none() {
-        true => Vec::new(),
-        false => layers.map(Digest::as_str).collect(),
+    let layers: Vec<&str> = match looks_below(copy) {
+        true => layers.map(Digest::as_str).collect(),
+        false => Vec::new(),
     };
     key.list("layers", &layers);
     Some(key.finish())

@@ -775,6 +775,10 @@ impl<'a> Stage<'a> {
         }
         let Some(entry) = self.build.builder.cache.get(&memo.key).await? else { return Ok(None) };
         let Some(remembered) = Remembered::parse(&entry.value) else { return Ok(None) };
+        if memo.looks_below {
+            // Their diff IDs are in the key.
+            self.build.builder.layers.prove(&self.image.layers, &self.build.stop).await?;
+        }
         let Lookup::Hit(cached, cost) = self.cached(&remembered.layer).await? else {
             return Ok(None);
         };
@@ -798,7 +802,7 @@ impl<'a> Stage<'a> {
         };
         let layers = self.image.layers.iter().map(|layer| &layer.diff_id);
         let key = memo::key(self.key("memo"), copy, options, layers)?;
-        Some(Memo { key, context })
+        Some(Memo { key, context, looks_below: memo::looks_below(copy) })
     }
 
     async fn remember(

@@ -237,3 +237,19 @@ async fn a_layer_that_is_gone_is_made_again_whatever_is_remembered() {
     assert_eq!(again.built.descriptor, first.built.descriptor);
     assert!(fixture.is_whole(&again.built.layers.last().unwrap().descriptor.digest).await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_base_only_claims_to_be_finds_nothing_that_is_remembered() {
+    let fixture = Fixture::with_base().await;
+    fill(&fixture);
+    let other = [folder("bin", 0o700, (7, 7))];
+    let claimed = vec![Digest::of(&tar(&base_files()))];
+    let layer_type = oci::media_type::OCI_LAYER_GZIP;
+    fixture.put_claiming("liar", &[&other], claimed, &[], layer_type).await;
+    let copy = "COPY a /bin/a";
+    let dockerfile = format!("FROM registry.test/base\n{copy}\n");
+    fixture.build_request(&request(&fixture, &dockerfile).await).await;
+    let lie = request(&fixture, &dockerfile.replace("base", "liar")).await;
+    let error = fixture.try_build(&lie).await.0.unwrap_err().to_string();
+    assert!(error.contains("it unpacks to sha256:"), "{error}");
+}
