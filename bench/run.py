@@ -530,6 +530,9 @@ def w3(tool, work):
     (context / "Dockerfile").write_text(f"FROM {tool.registry}/base/busybox:1\nCOPY tree /srv/tree\n")
     run("cp", "-r", work / "tree", context / "tree")
     (context / "tree/d000/sub/f000.dat").write_text(unique())
+    # As a user's files have: what has just been written may change within the clock's tick, and
+    # has to be read once more.
+    time.sleep(3)
 
     def touch():
         (context / "tree/d100/sub/f050.dat").write_text(unique())
