@@ -12,7 +12,7 @@ use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use oci::Digest;
@@ -288,8 +288,8 @@ struct Lines {
     text: Text,
     /// What was read last, and where it is.
     block: Mutex<(u64, Vec<u8>)>,
-    /// Why a line could not be read.
-    failure: Mutex<Option<io::Error>>,
+    /// Why a line could not be read, the first time.
+    failure: OnceLock<io::Error>,
 }
 
 enum Text {
@@ -300,7 +300,18 @@ enum Text {
 
 impl Lines {
     fn new(text: Text) -> Self {
-        Self { text, block: Mutex::default(), failure: Mutex::default() }
+        Self { text, block: Mutex::default(), failure: OnceLock::new() }
+    }
+
+    /// What a line says; nothing if it cannot be read, and [`Self::failure`] says why.
+    fn node(&self, line: u32) -> Option<Node> {
+        let read = self.read(line);
+        read.map_err(|error| self.failure.get_or_init(|| error)).ok()
+    }
+
+    fn failure(&self) -> Option<io::Error> {
+        let failure = self.failure.get()?;
+        Some(io::Error::new(failure.kind(), failure.to_string()))
     }
 
     fn read(&self, line: u32) -> io::Result<Node> {
@@ -468,19 +479,12 @@ impl OpenFiles {
         if number == 0 {
             return Some(root());
         }
-        match self.lines.read(self.list.places.value(number).line) {
-            Ok(node) => Some(node),
-            Err(error) => {
-                let mut failure = self.lines.failure.lock().unwrap_or_else(PoisonError::into_inner);
-                failure.get_or_insert(error);
-                None
-            }
-        }
+        self.lines.node(self.list.places.value(number).line)
     }
 
     /// Why something of the list could not be read, if that happened.
     pub(crate) fn failure(&self) -> Option<io::Error> {
-        self.lines.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.lines.failure()
     }
 
     pub(crate) fn find(&self, path: &str) -> Option<usize> {
@@ -655,6 +659,20 @@ mod tests {
         assert!(refused(&[mode]).contains("must have a mode"));
         let empty = r#"{"path":"x","type":"symlink","target":""}"#;
         assert!(refused(&[empty]).contains("no path"));
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_is_not_forgotten() {
+        let text = format!("{}\n{}", file("a"), file("cut"));
+        let cut = file("a").len() as u32 + 1;
+        let lines = Lines::new(Text::Memory(text.into_bytes()));
+        assert!(lines.node(0).is_some() && lines.failure().is_none());
+        assert!(lines.node(cut).is_none());
+        // Whoever asks learns it, however many do.
+        for _ in 0..2 {
+            assert_eq!(lines.failure().unwrap().kind(), io::ErrorKind::UnexpectedEof);
+        }
+        assert!(lines.node(0).is_some() && lines.failure().is_some());
     }
 
     #[test]

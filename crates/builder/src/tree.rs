@@ -121,8 +121,8 @@ pub(crate) trait Tree: Send + Sync {
     /// whoever relies on it.
     fn open(&self, path: &str) -> io::Result<Box<dyn io::Read + Send>>;
 
-    /// Why a node could not be read, if that happened since this was asked last: it counted as
-    /// absent, and nothing may be concluded from that. To be asked by whoever has looked at many.
+    /// Why a node could not be read, if that ever happened: it counted as absent, and nothing may be
+    /// concluded from that. To be asked by whoever has looked at some.
     fn failure(&self) -> Option<io::Error>;
 }
 
