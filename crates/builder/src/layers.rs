@@ -12,6 +12,7 @@ mod blocks;
 mod diff;
 mod files;
 mod index;
+mod recent;
 mod tar_entry;
 mod unpack;
 mod writer;
@@ -20,7 +21,7 @@ use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -32,10 +33,8 @@ use async_trait::async_trait;
 use container::Usage;
 use dockerfile::Span;
 use futures_util::StreamExt;
-use oci::{Compression, Descriptor, Digest};
+use oci::{Compression, Descriptor, Digest, Hasher};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use store::{BlobStore, BlobWriter, Catalog, ReadLayer, StoreError};
 use tokio_util::sync::CancellationToken;
 
@@ -51,9 +50,11 @@ use blocks::{BlockMap, BlockWriter};
 pub(crate) use blocks::{EarlierBlocks, compressor};
 use diff::{NotInLayer, write_diff};
 pub use files::FilesOf;
-use index::{INDEX_FORMAT, LayerIndex, Merged};
+pub(crate) use index::LayerIndex;
+use index::Merged;
+use recent::RecentIndexes;
 pub(crate) use unpack::read_layer;
-use unpack::read_plain;
+use unpack::{Hashed, read_plain};
 use writer::{LayerWriter, Written};
 
 /// The time of folders that instructions make or pass through, when the user gives none:
@@ -89,8 +90,7 @@ struct Inner {
     blobs: Arc<dyn BlobStore>,
     indexes: Arc<dyn LayerIndexes>,
     folder: PathBuf,
-    /// Views made lately, by diff IDs, newest last.
-    views: Mutex<Vec<(Vec<Digest>, Arc<Merged>)>>,
+    recent: Mutex<RecentIndexes>,
     /// Layers that are being unpacked just now.
     unpacking: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     /// When this process has read a layer's blob whole and found it right.
@@ -112,11 +112,10 @@ const VERIFIED_MAX: usize = 16_384;
 const DIFF_IDS_MAX: usize = 16_384;
 /// Layers verified at once.
 const VERIFY_PARALLEL: usize = 4;
+/// How hard what is noted of layers is compressed, by zstd.
+const PACKED_LEVEL: i32 = 3;
 /// Changes when layers are unpacked otherwise; those of another version are removed.
 const UNPACKED_FORMAT: u32 = 2;
-
-/// Views kept in memory at once.
-const VIEWS_MAX: usize = 16;
 
 /// A layer that an instruction has made.
 pub(crate) struct NewLayer {
@@ -161,7 +160,7 @@ impl Layers {
                 blobs,
                 indexes,
                 folder: folder.to_owned(),
-                views: Mutex::default(),
+                recent: Mutex::default(),
                 unpacking: Mutex::default(),
                 verified: Mutex::default(),
                 diff_ids: Mutex::default(),
@@ -175,10 +174,8 @@ impl Layers {
         layers: &[ImageLayer],
         stop: &CancellationToken,
     ) -> Result<Arc<dyn Tree>, BuildError> {
-        let ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        let merged = self.merged(layers, &ids, stop).await?;
         Ok(Arc::new(View {
-            merged,
+            merged: self.merged(layers, stop).await?,
             image: layers.to_vec(),
             layers: self.clone(),
             stop: stop.clone(),
@@ -189,39 +186,13 @@ impl Layers {
     async fn merged(
         &self,
         layers: &[ImageLayer],
-        ids: &[Digest],
         stop: &CancellationToken,
-    ) -> Result<Arc<Merged>, BuildError> {
-        let (known, below) = {
-            let views = self.inner.views.lock().unwrap_or_else(PoisonError::into_inner);
-            let known = views.iter().filter(|(view, _)| ids.starts_with(view));
-            let longest = known.max_by_key(|(view, _)| view.len());
-            longest.map_or((0, None), |(view, merged)| (view.len(), Some(Arc::clone(merged))))
-        };
-        self.prove(&layers[..known], stop).await?;
-        if let Some(merged) = &below
-            && known == ids.len()
-        {
-            return Ok(Arc::clone(merged));
-        }
-        let mut indexes = Vec::new();
-        for layer in &layers[known..] {
+    ) -> Result<Merged, BuildError> {
+        let mut indexes = Vec::with_capacity(layers.len());
+        for layer in layers {
             indexes.push(self.index(layer, stop).await?);
         }
-        let merged = blocking(move || {
-            let mut merged = below.map_or_else(Merged::new, |below| Merged::clone(&below));
-            for (number, index) in indexes.iter().enumerate() {
-                merged.add(index, known + number);
-            }
-            Arc::new(merged)
-        });
-        let merged = merged.await;
-        let mut views = self.inner.views.lock().unwrap_or_else(PoisonError::into_inner);
-        if views.len() >= VIEWS_MAX {
-            views.remove(0);
-        }
-        views.push((ids.to_vec(), Arc::clone(&merged)));
-        Ok(merged)
+        Ok(Merged::new(indexes))
     }
 
     /// What is in a layer: its index as it was stored, else read from the layer and stored.
@@ -229,17 +200,28 @@ impl Layers {
         &self,
         layer: &ImageLayer,
         stop: &CancellationToken,
-    ) -> Result<LayerIndex, BuildError> {
-        let digest = &layer.descriptor.digest;
-        if let Some(read) = self.inner.indexes.get(digest).await?
+    ) -> Result<Arc<LayerIndex>, BuildError> {
+        // Of layers that were read; but this one may claim to be another.
+        let recent = self.recent().get(&layer.diff_id);
+        if let Some(index) = recent {
+            self.prove(std::slice::from_ref(layer), stop).await?;
+            return Ok(index);
+        }
+        if let Some(read) = self.inner.indexes.get(&layer.descriptor.digest).await?
             && read.diff_id == layer.diff_id
             && let Some(index) = self.stored_index(&read.index).await?
         {
+            let index = Arc::new(index);
+            self.recent().put(&layer.diff_id, &index);
             return Ok(index);
         }
-        let index = self.read(layer, None, stop).await?;
+        let index = Arc::new(self.read(layer, None, stop).await?);
         self.keep_index(layer, &index).await?;
         Ok(index)
+    }
+
+    fn recent(&self) -> MutexGuard<'_, RecentIndexes> {
+        self.inner.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes sure that layers unpack to what images say, by reading those that nobody has read
@@ -252,7 +234,7 @@ impl Layers {
         for layer in layers {
             if !self.is_proven(layer).await? {
                 let index = self.read(layer, None, stop).await?;
-                self.keep_index(layer, &index).await?;
+                self.keep_index(layer, &Arc::new(index)).await?;
             }
         }
         Ok(())
@@ -287,16 +269,21 @@ impl Layers {
 
     /// Reads an index, unless it is gone, damaged, or of another version.
     async fn stored_index(&self, digest: &Digest) -> Result<Option<LayerIndex>, BuildError> {
-        let index = self.packed::<LayerIndex>(digest).await?;
-        Ok(index.filter(|index| index.format == INDEX_FORMAT))
+        let spools = self.spools();
+        let index = self.packed(digest, move |text| LayerIndex::read(text, &spools)).await?;
+        Ok(index.flatten())
     }
 
+    /// Stores the index of a layer that was read or written.
     async fn keep_index(
         &self,
         layer: &ImageLayer,
-        index: &LayerIndex,
+        index: &Arc<LayerIndex>,
     ) -> Result<Digest, BuildError> {
-        let stored = self.keep_packed(index).await?;
+        self.recent().put(&layer.diff_id, index);
+        let index = Arc::clone(index);
+        let stored =
+            self.keep_packed(move |out| io::copy(&mut index.text(), out).map(|_| ())).await?;
         self.keep_read(layer, &stored).await?;
         Ok(stored)
     }
@@ -310,26 +297,26 @@ impl Layers {
     }
 
     /// Reads what [`Self::keep_packed`] stored, unless it is gone or damaged.
-    async fn packed<T: DeserializeOwned + Send + 'static>(
+    async fn packed<T: Send + 'static>(
         &self,
         digest: &Digest,
+        read: impl FnOnce(&mut dyn BufRead) -> io::Result<T> + Send + 'static,
     ) -> Result<Option<T>, BuildError> {
         let blob = match self.inner.blobs.open(digest, 0).await {
             Err(StoreError::NotFound { .. }) => return Ok(None),
             result => result?.into_blocking(),
         };
         let expected = digest.clone();
-        let parsed = blocking(move || {
-            let mut blob = blob;
-            let mut bytes = Vec::new();
-            blob.read_to_end(&mut bytes)?;
-            if Digest::with(expected.algorithm(), &bytes) != expected {
-                return Err(io::Error::other("its bytes are not those that were stored"));
+        let value = blocking(move || {
+            let hasher = Some(Hasher::new(expected.algorithm()));
+            let mut blob = Hashed { inner: blob, hasher };
+            let value = read(&mut BufReader::new(zstd::Decoder::new(&mut blob)?));
+            match blob.finish()? == Some(expected) {
+                true => value,
+                false => Err(io::Error::other("its bytes are not those that were stored")),
             }
-            let reader = io::BufReader::new(zstd::Decoder::new(&bytes[..])?);
-            serde_json::from_reader(reader).map_err(io::Error::from)
         });
-        match parsed.await {
+        match value.await {
             Ok(value) => Ok(Some(value)),
             Err(error) => {
                 tracing::warn!(%digest, %error, "what was noted of a layer is not readable");
@@ -339,12 +326,24 @@ impl Layers {
         }
     }
 
-    async fn keep_packed(&self, value: &impl Serialize) -> Result<Digest, BuildError> {
-        let json = serde_json::to_vec(value).expect("plain structs serialize");
-        let packed = zstd::encode_all(&json[..], 3).expect("memory takes all bytes");
-        let mut upload = self.inner.blobs.begin_upload(oci::Algorithm::Sha256).await?;
-        upload.write(packed.into()).await?;
-        Ok(upload.commit(None).await?.digest)
+    /// Stores what `write` writes, compressed.
+    async fn keep_packed(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
+    ) -> Result<Digest, BuildError> {
+        let out = BlobWriter::new(self.inner.blobs.begin_upload(oci::Algorithm::Sha256).await?);
+        let packed = blocking(move || {
+            let mut out = zstd::Encoder::new(out, PACKED_LEVEL)?;
+            write(&mut out)?;
+            out.finish()
+        });
+        let packed = packed.await.map_err(failed("note what is in a layer"))?;
+        Ok(blocking(move || packed.commit(None)).await?.digest)
+    }
+
+    /// Where text goes that is too much for memory.
+    fn spools(&self) -> PathBuf {
+        self.inner.folder.join("changes")
     }
 
     async fn read(
@@ -355,9 +354,10 @@ impl Layers {
     ) -> Result<LayerIndex, BuildError> {
         let blob = self.open_layer(layer).await?;
         let (descriptor, diff_id) = (layer.descriptor.clone(), layer.diff_id.clone());
-        let stopped = stop.clone();
-        let read =
-            blocking(move || read_layer(blob, &descriptor, &diff_id, folder.as_deref(), &stopped));
+        let (spools, stopped) = (self.spools(), stop.clone());
+        let read = blocking(move || {
+            read_layer(blob, &descriptor, &diff_id, folder.as_deref(), &spools, &stopped)
+        });
         self.was_read(layer, read.await, "unpack a layer", stop).await
     }
 
@@ -535,7 +535,7 @@ impl Layers {
         let partial = Temporary::create(self.inner.folder.join("partial"))?;
         let index = self.read(layer, Some(partial.path.clone()), stop).await?;
         if !self.is_proven(layer).await? {
-            self.keep_index(layer, &index).await?;
+            self.keep_index(layer, &Arc::new(index)).await?;
         }
         std::fs::rename(&partial.path, &folder).map_err(failed("keep an unpacked layer"))?;
         Ok(folder)
@@ -552,7 +552,7 @@ impl Layers {
 
     /// A nameless file for what is needed for a while.
     pub(crate) fn spool(&self) -> io::Result<File> {
-        nameless_file(&self.inner.folder.join("changes"))
+        nameless_file(&self.spools())
     }
 
     /// An empty upper folder for a process to write to.
@@ -642,17 +642,21 @@ impl Layers {
         let blob = BlobWriter::new(upload);
         let request = build.request;
         let (compression, time_max) = (request.compression, request.source_date_epoch);
+        let spools = self.spools();
         let written: Result<Written, BuildError> = blocking(move || {
-            let writer = LayerWriter::new(blob, compression, earlier, time_max);
+            let writer = LayerWriter::new(blob, compression, earlier, time_max, &spools);
             let mut writer = writer.map_err(failed("write a layer"))?;
             fill(&mut writer)?;
             Ok(writer.finish()?)
         })
         .await;
         let Written { layer, index, blocks, reused } = written?;
-        let index = self.keep_index(&layer, &index).await?;
+        let index = self.keep_index(&layer, &Arc::new(index)).await?;
         let blocks = match blocks.filter(BlockMap::is_worth_keeping) {
-            Some(blocks) => Some(self.keep_packed(&blocks).await?),
+            Some(blocks) => {
+                let write = move |out: &mut dyn Write| Ok(serde_json::to_writer(out, &blocks)?);
+                Some(self.keep_packed(write).await?)
+            }
             None => None,
         };
         Ok(NewLayer { layer, index: Some(index), blocks, reused, usage: Usage::default() })
@@ -666,7 +670,8 @@ impl Layers {
         compression: Compression,
     ) -> Option<EarlierBlocks> {
         // Without them the layer only takes longer.
-        let map = self.packed::<BlockMap>(blocks).await.ok().flatten()?;
+        let read = |text: &mut dyn BufRead| Ok(serde_json::from_reader::<_, BlockMap>(text)?);
+        let map = self.packed(blocks, read).await.ok().flatten()?;
         let blob = self.inner.blobs.open(&layer.digest, 0).await.ok()?;
         // Over a network nothing would be won.
         Some(EarlierBlocks::new(blob.into_file().ok()?, map, compression))
@@ -713,7 +718,7 @@ pub(crate) async fn write_copy(
     earlier: Option<Arc<EarlierBlocks>>,
 ) -> Result<NewLayer, BuildError> {
     let layers = &build.builder.layers;
-    let (spools, stop) = (layers.inner.folder.join("changes"), build.stop.clone());
+    let (spools, stop) = (layers.spools(), build.stop.clone());
     let folder_time = build.request.source_date_epoch.unwrap_or(FOLDER_TIME);
     let fill = move |writer: &mut LayerWriter| {
         let mut plan = plan;
@@ -897,7 +902,7 @@ impl Drop for Temporary {
 
 /// An image as a tree of files: paths from the indexes, bytes from unpacked layers.
 struct View {
-    merged: Arc<Merged>,
+    merged: Merged,
     image: Vec<ImageLayer>,
     layers: Layers,
     /// Ends with the build that looks.
@@ -907,7 +912,7 @@ struct View {
 
 impl Tree for View {
     fn node(&self, path: &str) -> Option<Node> {
-        self.merged.get(path).map(|placed| Node::clone(&placed.node))
+        self.merged.get(path).map(|placed| placed.node)
     }
 
     fn children(&self, path: &str) -> Vec<String> {
@@ -932,6 +937,6 @@ impl Tree for View {
     }
 
     fn failure(&self) -> Option<io::Error> {
-        None
+        self.merged.failure()
     }
 }

@@ -23,6 +23,7 @@ mod archive;
 mod context;
 mod copy;
 mod download;
+mod lines;
 mod listed;
 mod memo;
 mod mounts;

@@ -10,15 +10,16 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use oci::Digest;
 use serde::Deserialize;
 use store::{BlobStore, PackedFile, Packs, StoreError};
 
+use crate::lines::Lines;
 use crate::name::{NAME_MAX, bytes_of, shown, text_of};
 use crate::path_map::{NoPlace, PathMap};
 use crate::tree::{LinkGroup, Node, NodeKind, parent, resolve};
@@ -283,83 +284,6 @@ pub(crate) struct OpenFiles {
     packs: Arc<Packs>,
 }
 
-/// The text of a list, of which lines are read mostly in their order.
-struct Lines {
-    text: Text,
-    /// What was read last, and where it is.
-    block: Mutex<(u64, Vec<u8>)>,
-    /// Why a line could not be read, the first time.
-    failure: OnceLock<io::Error>,
-}
-
-enum Text {
-    File(File),
-    /// Of a store that has no files.
-    Memory(Vec<u8>),
-}
-
-impl Lines {
-    fn new(text: Text) -> Self {
-        Self { text, block: Mutex::default(), failure: OnceLock::new() }
-    }
-
-    /// What a line says; nothing if it cannot be read, and [`Self::failure`] says why.
-    fn node(&self, line: u32) -> Option<Node> {
-        let read = self.read(line);
-        read.map_err(|error| self.failure.get_or_init(|| error)).ok()
-    }
-
-    fn failure(&self) -> Option<io::Error> {
-        let failure = self.failure.get()?;
-        Some(io::Error::new(failure.kind(), failure.to_string()))
-    }
-
-    fn read(&self, line: u32) -> io::Result<Node> {
-        let line = u64::from(line);
-        let mut block = self.block.lock().unwrap_or_else(PoisonError::into_inner);
-        let (start, bytes) = &mut *block;
-        let skipped = line.checked_sub(*start).and_then(|skipped| usize::try_from(skipped).ok());
-        let read = skipped.and_then(|skipped| whole_line(bytes.get(skipped..)?));
-        let read = match read {
-            Some(read) => read,
-            None => {
-                *start = line;
-                bytes.resize(LINE_SIZE_MAX as usize, 0);
-                let count = self.read_at(bytes, line)?;
-                bytes.truncate(count);
-                whole_line(bytes).ok_or(io::ErrorKind::UnexpectedEof)?
-            }
-        };
-        let (_, node) = parse_line(read).map_err(io::Error::other)?;
-        Ok(node)
-    }
-
-    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-        let file = match &self.text {
-            Text::File(file) => file,
-            Text::Memory(text) => {
-                let from = usize::try_from(at).ok().and_then(|at| text.get(at..));
-                return from.unwrap_or_default().read(buffer);
-            }
-        };
-        let mut count = 0;
-        while count < buffer.len() {
-            match file.read_at(&mut buffer[count..], at + count as u64) {
-                Ok(0) => break,
-                Ok(read) => count += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(count)
-    }
-}
-
-fn whole_line(bytes: &[u8]) -> Option<&[u8]> {
-    let end = bytes.iter().position(|byte| *byte == b'\n')?;
-    Some(&bytes[..end])
-}
-
 impl ListedFiles {
     /// Which list and packs belong together is the caller's to know. To be called, and used, where
     /// a runtime is entered.
@@ -431,18 +355,19 @@ impl ListedFiles {
         if let Some(path) = missing {
             return Err(ListError::MissingFile { path });
         }
-        let files = Arc::new(OpenFiles { list, lines: Lines::new(self.lines()?), packs });
+        let files = Arc::new(OpenFiles { list, lines: self.lines()?, packs });
         opened.files = Some(Arc::clone(&files));
         Ok(files)
     }
 
-    fn lines(&self) -> Result<Text, ListError> {
+    fn lines(&self) -> Result<Lines, ListError> {
         match self.runtime.block_on(self.blobs.open(&self.list, 0))?.into_file() {
-            Ok(file) => Ok(Text::File(file)),
+            Ok(file) => Ok(Lines::of_file(file)?),
+            // Of a store that has no files.
             Err(_) => {
                 let mut text = Vec::new();
                 self.text()?.read_to_end(&mut text)?;
-                Ok(Text::Memory(text))
+                Ok(Lines::of_text(text))
             }
         }
     }
@@ -479,7 +404,11 @@ impl OpenFiles {
         if number == 0 {
             return Some(root());
         }
-        self.lines.node(self.list.places.value(number).line)
+        let line = self.list.places.value(number).line;
+        self.lines.get(line.into(), |text| {
+            let (_, node) = parse_line(text).map_err(io::Error::other)?;
+            Ok(node)
+        })
     }
 
     /// Why something of the list could not be read, if that happened.
@@ -659,20 +588,6 @@ mod tests {
         assert!(refused(&[mode]).contains("must have a mode"));
         let empty = r#"{"path":"x","type":"symlink","target":""}"#;
         assert!(refused(&[empty]).contains("no path"));
-    }
-
-    #[test]
-    fn a_line_that_cannot_be_read_is_not_forgotten() {
-        let text = format!("{}\n{}", file("a"), file("cut"));
-        let cut = file("a").len() as u32 + 1;
-        let lines = Lines::new(Text::Memory(text.into_bytes()));
-        assert!(lines.node(0).is_some() && lines.failure().is_none());
-        assert!(lines.node(cut).is_none());
-        // Whoever asks learns it, however many do.
-        for _ in 0..2 {
-            assert_eq!(lines.failure().unwrap().kind(), io::ErrorKind::UnexpectedEof);
-        }
-        assert!(lines.node(0).is_some() && lines.failure().is_some());
     }
 
     #[test]

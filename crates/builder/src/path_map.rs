@@ -3,6 +3,8 @@
 //!
 //! Paths are in the order of a walk: a folder, then what is in it, names by their bytes.
 
+use std::cmp::Ordering;
+
 /// Why a path has no place in a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoPlace {
@@ -34,6 +36,12 @@ struct Entry<V> {
 
 const NOTHING: u32 = u32::MAX;
 
+impl<V: Default> Default for PathMap<V> {
+    fn default() -> Self {
+        Self::new(V::default())
+    }
+}
+
 impl<V> PathMap<V> {
     pub(crate) fn new(root: V) -> Self {
         let root = Entry { name_start: 0, name_len: 0, below: NOTHING, value: root };
@@ -45,6 +53,66 @@ impl<V> PathMap<V> {
     pub(crate) fn insert(&mut self, path: &str, value: V) -> Result<usize, NoPlace> {
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
         let folder = self.find(folder).ok_or(NoPlace::NoFolder)?;
+        match self.child(folder, name) {
+            Ok(_) => Err(NoPlace::Taken),
+            Err(place) => self.insert_child(folder, place, name, value),
+        }
+    }
+
+    /// The number of a path, which is added if it is not there, and so are those above it.
+    pub(crate) fn find_or_insert(
+        &mut self,
+        path: &str,
+        value: impl Fn() -> V,
+    ) -> Result<usize, NoPlace> {
+        let mut entry = 0;
+        for name in path.split('/').filter(|_| !path.is_empty()) {
+            entry = match self.child(entry, name) {
+                Ok(child) => child,
+                Err(place) => self.insert_child(entry, place, name, value())?,
+            };
+        }
+        Ok(entry)
+    }
+
+    /// Takes away all that is below a path; the numbers of the others stay.
+    pub(crate) fn remove_below(&mut self, number: usize) {
+        self.entries[number].below = NOTHING;
+    }
+
+    /// The number of a path.
+    pub(crate) fn find(&self, path: &str) -> Option<usize> {
+        let mut entry = 0;
+        for name in path.split('/').filter(|_| !path.is_empty()) {
+            entry = self.find_below(entry, name)?;
+        }
+        Some(entry)
+    }
+
+    /// The number of what has a name in a folder, which is given by its number.
+    pub(crate) fn find_below(&self, folder: usize, name: &str) -> Option<usize> {
+        self.child(folder, name).ok()
+    }
+
+    /// The number of a name in a folder, or where among the others it belongs.
+    fn child(&self, folder: usize, name: &str) -> Result<usize, usize> {
+        let siblings = self.siblings(folder);
+        // Mostly they come in order.
+        let place = match siblings.last().map(|last| self.name(*last).cmp(name)) {
+            Some(Ordering::Less) => Err(siblings.len()),
+            Some(Ordering::Equal) => Ok(siblings.len() - 1),
+            _ => siblings.binary_search_by(|sibling| self.name(*sibling).cmp(name)),
+        };
+        place.map(|found| siblings[found] as usize)
+    }
+
+    fn insert_child(
+        &mut self,
+        folder: usize,
+        place: usize,
+        name: &str,
+        value: V,
+    ) -> Result<usize, NoPlace> {
         let (Ok(number), Ok(name_start), Ok(name_len)) = (
             u32::try_from(self.entries.len()),
             u32::try_from(self.names.len()),
@@ -52,13 +120,6 @@ impl<V> PathMap<V> {
         ) else {
             return Err(NoPlace::Full);
         };
-        let siblings = self.siblings(folder);
-        let place = match siblings.last().map(|last| self.name(*last)) {
-            // Mostly they come in order.
-            Some(last) if last < name => Err(siblings.len()),
-            _ => siblings.binary_search_by(|sibling| self.name(*sibling).cmp(name)),
-        };
-        let Err(place) = place else { return Err(NoPlace::Taken) };
         if self.entries[folder].below == NOTHING {
             self.entries[folder].below =
                 u32::try_from(self.below.len()).map_err(|_| NoPlace::Full)?;
@@ -71,20 +132,13 @@ impl<V> PathMap<V> {
         Ok(number as usize)
     }
 
-    /// The number of a path.
-    pub(crate) fn find(&self, path: &str) -> Option<usize> {
-        let mut entry = 0;
-        for name in path.split('/').filter(|_| !path.is_empty()) {
-            let siblings = self.siblings(entry);
-            let found = siblings.binary_search_by(|sibling| self.name(*sibling).cmp(name)).ok()?;
-            entry = siblings[found] as usize;
-        }
-        Some(entry)
-    }
-
     /// The value of a path, by its number.
     pub(crate) fn value(&self, number: usize) -> &V {
         &self.entries[number].value
+    }
+
+    pub(crate) fn value_mut(&mut self, number: usize) -> &mut V {
+        &mut self.entries[number].value
     }
 
     pub(crate) fn get(&self, path: &str) -> Option<&V> {
@@ -96,9 +150,15 @@ impl<V> PathMap<V> {
         self.siblings(number).iter().map(|below| (*below as usize, self.name(*below)))
     }
 
-    /// How many paths there are, the root among them.
+    /// How many paths there are, the root among them, and those that were taken away.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// About how many bytes of memory it takes.
+    pub(crate) fn memory(&self) -> usize {
+        let entry = size_of::<Entry<V>>() + size_of::<u32>();
+        self.entries.len() * entry + self.names.len() + self.below.len() * size_of::<Vec<u32>>()
     }
 
     /// All paths with their numbers, in order, the root first.
@@ -172,6 +232,12 @@ mod tests {
         assert_eq!(map.insert("c/b", 9), Err(NoPlace::NoFolder));
         assert_eq!(map.insert(&"n".repeat(70_000), 9), Err(NoPlace::Full));
         assert_eq!(walked(&map).len(), 8);
+        let number = map.find_or_insert("a/b/d/e", || 7).unwrap();
+        assert_eq!((map.get("a/b/d"), map.find("a/b/d/e")), (Some(&7), Some(number)));
+        assert_eq!(map.find_or_insert("a/b", || 7).map(|number| *map.value(number)), Ok(5));
+        map.remove_below(map.find("a/b").unwrap());
+        assert_eq!((map.get("a/b"), map.get("a/b/c"), walked(&map).len()), (Some(&5), None, 7));
+        assert!(map.insert("a/b/c", 8).is_ok());
     }
 
     proptest! {

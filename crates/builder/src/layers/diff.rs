@@ -32,8 +32,8 @@ pub(crate) fn write_diff(
 
 struct Walk<'a> {
     writer: &'a mut LayerWriter,
-    /// Files with several names, by device and inode: the number of the entry of the first.
-    links: HashMap<(u64, u64), usize>,
+    /// Files with several names, by device and inode: the entry of the first.
+    links: HashMap<(u64, u64), u64>,
     stop: &'a CancellationToken,
 }
 

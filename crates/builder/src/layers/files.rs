@@ -11,17 +11,17 @@ use std::sync::Arc;
 use oci::{ImageConfig, ImageManifest};
 use tokio_util::sync::CancellationToken;
 
-use super::index::Merged;
+use super::index::{IndexEntry, Merged, Placed};
 use super::tar_entry::{write_end, write_header, write_padding};
-use super::unpack::{clean, read_plain};
+use super::unpack::read_plain;
 use super::{ImageLayer, Layers};
 use crate::archive::node_of;
 use crate::assemble::image_layers;
 use crate::build::blocking;
 use crate::error::BuildError;
-use crate::name::{bytes_of, text_of};
+use crate::name::bytes_of;
 use crate::tar_reader::{TarKind, TarReader};
-use crate::tree::{LinkGroup, NodeKind, join};
+use crate::tree::{NodeKind, join};
 
 /// An image of which all files are wanted.
 pub struct FilesOf {
@@ -58,17 +58,12 @@ impl Layers {
     ) -> Result<W, BuildError> {
         let layers = image_layers(&image.manifest, &image.config)
             .map_err(|reason| BuildError::BadLayer { reason })?;
-        let ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        let merged = self.merged(&layers, &ids, stop).await?;
+        let merged = Arc::new(self.merged(&layers, stop).await?);
         let names = Names { folder: image.folder.clone() };
-        let (files, names_) = (Arc::clone(&merged), names.clone());
-        let folders = blocking(move || write_folders(&files, &names_, out));
-        let mut out = folders.await.map_err(not_written(stop))?;
-        for (number, layer) in layers.iter().enumerate() {
-            let files = LayerFiles::of(&merged, number, names.clone());
-            if files.count == 0 {
-                continue;
-            }
+        let (walked, names_) = (Arc::clone(&merged), names.clone());
+        let folders = blocking(move || write_folders(&walked, &names_, out));
+        let (mut out, files) = folders.await.map_err(not_written(stop))?;
+        for (layer, files) in layers.iter().zip(files).filter(|(_, files)| files.count > 0) {
             out = self.write_layer_files(layer, files, Arc::clone(&merged), out, stop).await?;
         }
         let others = blocking(move || write_others(&merged, &names, out));
@@ -119,23 +114,33 @@ impl Names {
     }
 }
 
-fn write_folders<W: Write>(merged: &Merged, names: &Names, mut out: W) -> io::Result<W> {
-    for (path, placed) in merged.iter() {
-        let is_named = !path.is_empty() || names.folder.is_some();
-        if placed.node.is_directory() && is_named {
-            write_header(&mut out, &names.of(path), &placed.node, None)?;
+/// Writes all folders, and looks which files of each layer show.
+fn write_folders<W: Write>(
+    merged: &Merged,
+    names: &Names,
+    mut out: W,
+) -> io::Result<(W, Vec<LayerFiles>)> {
+    let layers = 0..merged.layers().len();
+    let mut files: Vec<_> = layers.map(|layer| LayerFiles::new(layer, names.clone())).collect();
+    merged.walk(&mut |path, placed| {
+        match placed.node.kind {
+            NodeKind::Directory if !path.is_empty() || names.folder.is_some() => {
+                write_header(&mut out, &names.of(path), &placed.node, None)?;
+            }
+            NodeKind::File { .. } => files[placed.layer].add(path, &placed),
+            _ => (),
         }
-    }
-    Ok(out)
+        Ok(())
+    })?;
+    Ok((out, files))
 }
 
 /// Links, devices and pipes.
 fn write_others<W: Write>(merged: &Merged, names: &Names, mut out: W) -> io::Result<W> {
-    for (path, placed) in merged.iter() {
-        if !matches!(placed.node.kind, NodeKind::Directory | NodeKind::File { .. }) {
-            write_header(&mut out, &names.of(path), &placed.node, None)?;
-        }
-    }
+    merged.walk(&mut |path, placed| match placed.node.kind {
+        NodeKind::Directory | NodeKind::File { .. } => Ok(()),
+        _ => write_header(&mut out, &names.of(path), &placed.node, None),
+    })?;
     Ok(out)
 }
 
@@ -143,23 +148,21 @@ fn write_others<W: Write>(merged: &Merged, names: &Names, mut out: W) -> io::Res
 struct LayerFiles {
     layer: usize,
     count: usize,
-    /// All paths of those that may have several, sorted.
-    linked: HashMap<LinkGroup, Vec<String>>,
+    /// All paths of those that may have several, by entry.
+    linked: HashMap<u64, Vec<String>>,
     names: Names,
 }
 
 impl LayerFiles {
-    fn of(merged: &Merged, layer: usize, names: Names) -> Self {
-        let mut files = Self { layer, count: 0, linked: HashMap::new(), names };
-        for (path, placed) in merged.iter() {
-            if placed.layer == layer && matches!(placed.node.kind, NodeKind::File { .. }) {
-                files.count += 1;
-                if let Some(group) = placed.node.link {
-                    files.linked.entry(group).or_default().push(path.to_owned());
-                }
-            }
+    fn new(layer: usize, names: Names) -> Self {
+        Self { layer, count: 0, linked: HashMap::new(), names }
+    }
+
+    fn add(&mut self, path: &str, placed: &Placed) {
+        self.count += 1;
+        if let (Some(_), Some(entry)) = (placed.node.link, placed.entry) {
+            self.linked.entry(entry).or_default().push(path.to_owned());
         }
-        files
     }
 
     /// Writes them as they come in the layer's tar.
@@ -171,24 +174,24 @@ impl LayerFiles {
         stop: &CancellationToken,
     ) -> io::Result<()> {
         let mut archive = TarReader::new(tar);
-        // Counted as in the layer's index, where numbers name files with several names.
-        let mut entries = 0;
+        let mut index = merged.layers()[self.layer].entries();
         while let Some(entry) = archive.next_entry()? {
             if stop.is_cancelled() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            if entry.kind == TarKind::HardLink {
-                entries += 1;
-                continue;
+            let is_link = entry.kind == TarKind::HardLink;
+            let node = node_of(&entry)?;
+            if node.is_none() && !is_link {
+                continue; // Of a kind that no index has.
             }
-            let Some(node) = node_of(&entry)? else { continue };
-            let group = (self.layer as LinkGroup) << 32 | entries;
-            entries += 1;
+            let noted = index.next().transpose()?;
+            let (Some(node), Some((number, IndexEntry::Node { path, .. }))) = (node, noted) else {
+                continue;
+            };
             let NodeKind::File { size, .. } = node.kind else { continue };
-            let path = text_of(&clean(&entry.path)?);
-            let paths = match self.linked.get(&group) {
+            let paths = match self.linked.get(&number) {
                 Some(paths) => paths.clone(),
-                None if self.shows(merged, &path) => vec![path],
+                None if self.shows(merged, &path, number) => vec![path],
                 None => continue,
             };
             let mut names = paths.iter().map(|path| self.names.of(path));
@@ -203,10 +206,9 @@ impl LayerFiles {
         Ok(())
     }
 
-    fn shows(&self, merged: &Merged, path: &str) -> bool {
-        merged.get(path).is_some_and(|placed| {
-            let is_file = matches!(placed.node.kind, NodeKind::File { .. });
-            placed.layer == self.layer && is_file && placed.node.link.is_none()
-        })
+    fn shows(&self, merged: &Merged, path: &str, entry: u64) -> bool {
+        merged
+            .get(path)
+            .is_some_and(|placed| placed.layer == self.layer && placed.entry == Some(entry))
     }
 }

@@ -1,160 +1,57 @@
 //! What is in a layer, without its bytes; and what layers upon each other give.
+//!
+//! A layer may have a million entries, so names are in memory and the rest is text in a file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::io::{self, BufRead, Read as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::tree::{LinkGroup, Node, file_name, parent};
+use crate::lines::{LINE_SIZE_MAX, Lines};
+use crate::path_map::{NoPlace, PathMap};
+use crate::tree::{LinkGroup, Node, ancestors, file_name, join, parent};
 
 /// Changes when indexes say more, or say it otherwise; an older one is made anew from its
 /// layer.
-pub(crate) const INDEX_FORMAT: u32 = 4;
+const INDEX_FORMAT: u32 = 5;
 
-/// Every path of a layer (architecture.md decision 10), in the order of its tar.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// The first line of an index.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    format: u32,
+}
+
+const HEAD_SIZE_MAX: u64 = 64;
+
+/// The lines of two layers differ in the bits from here on when they name files with several
+/// names.
+const LAYER_SHIFT: u32 = 40;
+
+/// Every path of a layer (architecture.md decision 10), in the order of its tar: lines of JSON, one
+/// for each entry. An entry is named by the byte at which its line begins.
+#[derive(Debug)]
 pub(crate) struct LayerIndex {
-    /// Absent in the first.
-    #[serde(default)]
-    pub(crate) format: u32,
-    pub(crate) entries: Vec<IndexEntry>,
-}
-
-impl Default for LayerIndex {
-    fn default() -> Self {
-        Self { format: INDEX_FORMAT, entries: Vec::new() }
-    }
-}
-
-impl LayerIndex {
-    /// What another name of an entry has: the path that it links to, and the same node. The
-    /// number of a file's first entry is what its names have in common.
-    pub(crate) fn link(&mut self, entry: usize) -> Option<(String, Node)> {
-        let Some(IndexEntry::Node { path, node }) = self.entries.get_mut(entry) else {
-            return None;
-        };
-        if node.is_directory() {
-            return None;
-        }
-        node.link.get_or_insert(entry as LinkGroup);
-        Some((path.clone(), node.clone()))
-    }
+    paths: PathMap<Slot>,
+    lines: Lines,
+    /// Entries that have other names.
+    linked: HashSet<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum IndexEntry {
     #[serde(rename = "n")]
     Node { path: String, node: Node },
+    /// Another name of an entry before it.
+    #[serde(rename = "l")]
+    Link { path: String, first: u64 },
     /// The path is gone from the layers below.
     #[serde(rename = "w")]
     Whiteout { path: String },
     /// All that the layers below have in the folder is gone.
     #[serde(rename = "o")]
     Opaque { path: String },
-}
-
-/// The files of an image: all its layers upon each other.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Merged {
-    /// By path; the folders above a path are always there.
-    nodes: BTreeMap<String, Placed>,
-}
-
-/// A node and the layer it comes from, counted from the bottom.
-#[derive(Debug, Clone)]
-pub(crate) struct Placed {
-    pub(crate) node: Arc<Node>,
-    pub(crate) layer: usize,
-}
-
-impl Merged {
-    /// An image without files has a root folder all the same.
-    pub(crate) fn new() -> Self {
-        let root = crate::copy::new_folder(None, 0);
-        let placed = Placed { node: Arc::new(root), layer: 0 };
-        Self { nodes: BTreeMap::from([(String::new(), placed)]) }
-    }
-
-    /// Puts a layer on top.
-    pub(crate) fn add(&mut self, index: &LayerIndex, layer: usize) {
-        for entry in &index.entries {
-            match entry {
-                IndexEntry::Whiteout { path } => self.remove(path, true),
-                IndexEntry::Opaque { path } => self.remove(path, false),
-                IndexEntry::Node { .. } => (),
-            }
-        }
-        for entry in &index.entries {
-            let IndexEntry::Node { path, node } = entry else { continue };
-            if path.is_empty() && !node.is_directory() {
-                continue;
-            }
-            if !node.is_directory() {
-                self.remove(path, false);
-            }
-            self.add_parents(path, layer);
-            let mut node = node.clone();
-            // Numbers are those of one layer; a layer has far fewer than 2³² entries.
-            node.link = node.link.map(|link| (layer as LinkGroup) << 32 | link);
-            self.nodes.insert(path.clone(), Placed { node: Arc::new(node), layer });
-        }
-    }
-
-    /// Folders that a layer takes for granted.
-    fn add_parents(&mut self, path: &str, layer: usize) {
-        for above in crate::tree::ancestors(path) {
-            let is_folder = self.nodes.get(above).is_some_and(|there| there.node.is_directory());
-            if !is_folder {
-                let node = Arc::new(crate::copy::new_folder(None, 0));
-                self.nodes.insert(above.to_owned(), Placed { node, layer });
-            }
-        }
-    }
-
-    /// Removes what is below a path, and the path itself too.
-    fn remove(&mut self, path: &str, itself: bool) {
-        let below = if path.is_empty() { String::new() } else { format!("{path}/") };
-        let gone: Vec<String> = (self.nodes.range(below.clone()..))
-            .map(|(path, _)| path)
-            .take_while(|path| path.starts_with(&below))
-            .filter(|path| !path.is_empty())
-            .cloned()
-            .collect();
-        for path in &gone {
-            self.nodes.remove(path);
-        }
-        if itself && !path.is_empty() {
-            self.nodes.remove(path);
-        }
-    }
-
-    /// All paths, folders before what is in them.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Placed)> {
-        self.nodes.iter().map(|(path, placed)| (path.as_str(), placed))
-    }
-
-    pub(crate) fn get(&self, path: &str) -> Option<&Placed> {
-        self.nodes.get(path)
-    }
-
-    /// The names in a folder, sorted.
-    pub(crate) fn names(&self, folder: &str) -> Vec<String> {
-        let below = if folder.is_empty() { String::new() } else { format!("{folder}/") };
-        let mut names = Vec::new();
-        let mut from = below.clone();
-        // What lies deeper is jumped over: `0` follows `/`.
-        while let Some((path, _)) = self.nodes.range(from..).find(|(path, _)| !path.is_empty()) {
-            let Some(rest) = path.strip_prefix(&below) else { break };
-            match rest.split_once('/') {
-                None => {
-                    names.push(rest.to_owned());
-                    from = format!("{path}\0");
-                }
-                Some((name, _)) => from = format!("{below}{name}0"),
-            }
-        }
-        names
-    }
 }
 
 impl IndexEntry {
@@ -165,71 +62,540 @@ impl IndexEntry {
             return Self::Opaque { path: parent(&path).to_owned() };
         }
         match name.strip_prefix(".wh.") {
-            Some(gone) => Self::Whiteout { path: crate::tree::join(parent(&path), gone) },
+            Some(gone) => Self::Whiteout { path: join(parent(&path), gone) },
             None => Self::Node { path, node },
         }
     }
 }
 
+/// What a layer says of one path: an entry, of 40 bits, and marks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Slot {
+    entry: [u8; 5],
+    marks: u8,
+}
+
+impl Slot {
+    /// The layer has an entry for it.
+    const ENTRY: u8 = 1;
+    /// That is a folder.
+    const FOLDER: u8 = 2;
+    /// Something below it has an entry: so it is a folder, whatever the layers below say.
+    const IMPLIED: u8 = 4;
+    /// The layers below have nothing to say of it, nor of what is below it.
+    const HIDDEN: u8 = 8;
+    /// Nor of what is below it.
+    const OPAQUE: u8 = 16;
+
+    fn is(self, marks: u8) -> bool {
+        self.marks & marks != 0
+    }
+
+    fn is_file(self) -> bool {
+        self.is(Self::ENTRY) && !self.is(Self::FOLDER)
+    }
+
+    fn entry(self) -> u64 {
+        let [a, b, c, d, e] = self.entry;
+        u64::from_le_bytes([a, b, c, d, e, 0, 0, 0])
+    }
+
+    fn set_entry(&mut self, entry: u64, is_folder: bool) {
+        // A file that was here has hidden all below it.
+        let was_file = if self.is_file() { Self::HIDDEN } else { 0 };
+        let [a, b, c, d, e, ..] = entry.to_le_bytes();
+        self.entry = [a, b, c, d, e];
+        let hiding = self.marks & (Self::HIDDEN | Self::OPAQUE) | was_file;
+        self.marks = hiding | Self::ENTRY | if is_folder { Self::FOLDER } else { 0 };
+    }
+
+    /// Makes it a folder, unless it is one.
+    fn imply(&mut self) {
+        if self.is_file() {
+            self.marks = Self::HIDDEN;
+        }
+        self.marks |= Self::IMPLIED;
+    }
+}
+
+/// What a layer says of a path, and of what is below it.
+struct Look {
+    /// Its number, unless the layer does not speak of it.
+    number: Option<usize>,
+    /// What the layer says; nothing if that is all there is.
+    slot: Slot,
+    /// Whether layers below have nothing to add.
+    is_hidden: bool,
+}
+
+impl LayerIndex {
+    /// Reads what [`Self::text`] gave; nothing if it is of another version. `spools` is as for
+    /// [`IndexWriter::new`].
+    pub(crate) fn read(mut text: impl BufRead, spools: &Path) -> io::Result<Option<Self>> {
+        let mut line = Vec::new();
+        text.by_ref().take(HEAD_SIZE_MAX).read_until(b'\n', &mut line)?;
+        if !serde_json::from_slice(&line).is_ok_and(|head: Head| head.format == INDEX_FORMAT) {
+            return Ok(None);
+        }
+        let mut writer = IndexWriter::new(spools);
+        loop {
+            line.clear();
+            text.by_ref().take(LINE_SIZE_MAX as u64).read_until(b'\n', &mut line)?;
+            if line.is_empty() {
+                return Ok(Some(writer.finish()));
+            }
+            let entry = serde_json::from_slice(&line)?;
+            writer.push_line(&entry, |text| {
+                text.extend_from_slice(&line);
+                Ok(())
+            })?;
+        }
+    }
+
+    /// All that it says.
+    pub(crate) fn text(&self) -> impl BufRead + '_ {
+        self.lines.text()
+    }
+
+    /// All entries in order.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = io::Result<(u64, IndexEntry)>> + '_ {
+        let mut text = self.lines.text();
+        let mut line = Vec::new();
+        let mut next = text.read_until(b'\n', &mut line).map(|size| size as u64);
+        std::iter::from_fn(move || {
+            let mut read = || {
+                let here = *next.as_ref().map_err(|error| io::Error::from(error.kind()))?;
+                line.clear();
+                let size = text.read_until(b'\n', &mut line)? as u64;
+                next = Ok(here + size);
+                let entry = || serde_json::from_slice(&line).map(|entry| (here, entry));
+                (size > 0).then(entry).transpose().map_err(io::Error::from)
+            };
+            read().transpose()
+        })
+    }
+
+    /// About how many bytes of memory it takes.
+    pub(crate) fn memory(&self) -> usize {
+        self.paths.memory() + self.lines.memory() + self.linked.len() * 16
+    }
+
+    fn look(&self, path: &str) -> Look {
+        let (mut number, mut is_hidden) = (0, false);
+        for name in path.split('/').filter(|_| !path.is_empty()) {
+            let above = *self.paths.value(number);
+            // Nothing is below a file.
+            is_hidden |= above.is_file() || above.is(Slot::HIDDEN | Slot::OPAQUE);
+            match self.paths.find_below(number, name) {
+                Some(found) => number = found,
+                None => return Look { number: None, slot: Slot::default(), is_hidden },
+            }
+        }
+        let slot = *self.paths.value(number);
+        Look { number: Some(number), slot, is_hidden: is_hidden || slot.is(Slot::HIDDEN) }
+    }
+
+    /// An entry that is no mark, with its path.
+    fn entry(&self, entry: u64) -> io::Result<(String, Node)> {
+        self.lines.read(entry, parse_node)
+    }
+
+    /// As [`Self::entry`]; nothing if it cannot be read, which [`Lines::failure`] then tells.
+    fn node(&self, entry: u64) -> Option<Node> {
+        let (_, mut node) = self.lines.get(entry, parse_node)?;
+        node.link = self.linked.contains(&entry).then_some(entry);
+        Some(node)
+    }
+}
+
+fn parse_node(line: &[u8]) -> io::Result<(String, Node)> {
+    match serde_json::from_slice(line)? {
+        IndexEntry::Node { path, node } => Ok((path, node)),
+        _ => Err(io::Error::other("an entry of a layer's index is no file")),
+    }
+}
+
+/// An index that is being made.
+pub(crate) struct IndexWriter {
+    index: LayerIndex,
+    count: usize,
+    spools: PathBuf,
+}
+
+impl IndexWriter {
+    /// What is too much for memory goes into a nameless file in the folder `spools`.
+    pub(crate) fn new(spools: &Path) -> Self {
+        let head = serde_json::to_vec(&Head { format: INDEX_FORMAT });
+        let mut head = head.expect("plain structs serialize");
+        head.push(b'\n');
+        let (paths, linked) = Default::default();
+        let index = LayerIndex { paths, lines: Lines::of_text(head), linked };
+        Self { index, count: 0, spools: spools.to_owned() }
+    }
+
+    /// How many entries there are.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// What the next entry will be named by.
+    pub(crate) fn next(&self) -> u64 {
+        self.index.lines.end()
+    }
+
+    pub(crate) fn push(&mut self, entry: &IndexEntry) -> io::Result<()> {
+        self.push_line(entry, |text| {
+            serde_json::to_writer(&mut *text, entry)?;
+            text.push(b'\n');
+            Ok(())
+        })
+    }
+
+    fn push_line(
+        &mut self,
+        entry: &IndexEntry,
+        write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let here = self.next();
+        if here >> LAYER_SHIFT > 0 {
+            return Err(io::Error::other("what it says of its entries is more than 1 TiB"));
+        }
+        self.note(here, entry).map_err(|_| io::Error::other("it has more names than we count"))?;
+        self.count += 1;
+        self.index.lines.push(write, || super::nameless_file(&self.spools))
+    }
+
+    /// The entry of a file, by its latest path.
+    pub(crate) fn find(&self, path: &str) -> Option<u64> {
+        let slot = self.index.paths.get(path)?;
+        slot.is_file().then(|| slot.entry())
+    }
+
+    /// An entry that another name is to be given, and its path.
+    pub(crate) fn entry(&self, entry: u64) -> io::Result<(String, Node)> {
+        self.index.entry(entry)
+    }
+
+    pub(crate) fn finish(self) -> LayerIndex {
+        self.index
+    }
+
+    fn note(&mut self, here: u64, entry: &IndexEntry) -> Result<(), NoPlace> {
+        match entry {
+            IndexEntry::Node { path, node } => self.place(path, here, node.is_directory()),
+            IndexEntry::Link { path, first } => {
+                self.index.linked.insert(*first);
+                self.place(path, *first, false)
+            }
+            IndexEntry::Whiteout { path } if !path.is_empty() => self.mark(path, Slot::HIDDEN),
+            IndexEntry::Whiteout { path } | IndexEntry::Opaque { path } => {
+                self.mark(path, Slot::OPAQUE)
+            }
+        }
+    }
+
+    fn mark(&mut self, path: &str, mark: u8) -> Result<(), NoPlace> {
+        let paths = &mut self.index.paths;
+        let number = paths.find_or_insert(path, Slot::default)?;
+        paths.value_mut(number).marks |= mark;
+        Ok(())
+    }
+
+    fn place(&mut self, path: &str, entry: u64, is_folder: bool) -> Result<(), NoPlace> {
+        let paths = &mut self.index.paths;
+        if path.is_empty() {
+            if is_folder {
+                paths.value_mut(0).set_entry(entry, true);
+            }
+            return Ok(());
+        }
+        // Folders that the layer takes for granted. Those above a folder are folders.
+        let above = paths.get(parent(path));
+        if !above.is_some_and(|above| above.is(Slot::FOLDER | Slot::IMPLIED)) {
+            for above in ancestors(path) {
+                let number = paths.find_or_insert(above, Slot::default)?;
+                paths.value_mut(number).imply();
+            }
+        }
+        let number = paths.find_or_insert(path, Slot::default)?;
+        if !is_folder {
+            paths.remove_below(number);
+        }
+        paths.value_mut(number).set_entry(entry, is_folder);
+        Ok(())
+    }
+}
+
+/// The files of an image: all its layers upon each other, the lowest first.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Merged {
+    layers: Vec<Arc<LayerIndex>>,
+}
+
+/// A node and the layer it comes from, counted from the bottom.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    pub(crate) node: Node,
+    pub(crate) layer: usize,
+    /// The entry of that layer; none for a folder that it takes for granted.
+    pub(crate) entry: Option<u64>,
+}
+
+impl Placed {
+    fn folder(layer: usize) -> Self {
+        Self { node: crate::copy::new_folder(None, 0), layer, entry: None }
+    }
+}
+
+impl Merged {
+    pub(crate) fn new(layers: Vec<Arc<LayerIndex>>) -> Self {
+        Self { layers }
+    }
+
+    pub(crate) fn layers(&self) -> &[Arc<LayerIndex>] {
+        &self.layers
+    }
+
+    /// What is at a path. What cannot be read counts as absent, and [`Self::failure`] says why.
+    pub(crate) fn get(&self, path: &str) -> Option<Placed> {
+        // An image without files has a root folder all the same.
+        let mut implied = path.is_empty().then_some(0);
+        for (layer, index) in self.layers.iter().enumerate().rev() {
+            let Look { slot, is_hidden, .. } = index.look(path);
+            if slot.is_file() && implied.is_some() {
+                break;
+            }
+            if slot.is(Slot::ENTRY) {
+                let entry = slot.entry();
+                let mut node = index.node(entry)?;
+                node.link = node.link.map(|link| (layer as LinkGroup) << LAYER_SHIFT | link);
+                return Some(Placed { node, layer, entry: Some(entry) });
+            }
+            if slot.is(Slot::IMPLIED) {
+                implied = Some(layer);
+            }
+            if is_hidden {
+                break;
+            }
+        }
+        implied.map(Placed::folder)
+    }
+
+    /// The names in a folder, sorted.
+    pub(crate) fn names(&self, folder: &str) -> Vec<String> {
+        let mut names = BTreeMap::new();
+        for index in self.layers.iter().rev() {
+            let Look { number, slot, is_hidden } = index.look(folder);
+            if slot.is_file() {
+                break;
+            }
+            for (number, name) in number.into_iter().flat_map(|number| index.paths.below(number)) {
+                let below = index.paths.value(number);
+                let is_there = below.is(Slot::ENTRY | Slot::IMPLIED);
+                if is_there || below.is(Slot::HIDDEN) {
+                    names.entry(name).or_insert(is_there);
+                }
+            }
+            if is_hidden || slot.is(Slot::OPAQUE) {
+                break;
+            }
+        }
+        let there = names.into_iter().filter(|(_, is_there)| *is_there);
+        there.map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// Gives all paths to `each`, folders before what is in them.
+    pub(crate) fn walk(
+        &self,
+        each: &mut dyn FnMut(&str, Placed) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut next = vec![String::new()];
+        while let Some(path) = next.pop() {
+            let unreadable = || self.failure().unwrap_or_else(|| io::ErrorKind::NotFound.into());
+            let placed = self.get(&path).ok_or_else(unreadable)?;
+            if placed.node.is_directory() {
+                next.extend(self.names(&path).iter().rev().map(|name| join(&path, name)));
+            }
+            each(&path, placed)?;
+        }
+        Ok(())
+    }
+
+    /// Why something could not be read, if that ever happened.
+    pub(crate) fn failure(&self) -> Option<io::Error> {
+        self.layers.iter().find_map(|index| index.lines.failure())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::tree::NodeKind;
 
+    /// Paths in words: those with a slash at the end are folders, those with `=` other names of
+    /// what follows it.
     fn layer(text: &str) -> LayerIndex {
-        let entries = text.split_whitespace().map(|word| {
-            let (path, kind) = match word.strip_suffix('/') {
-                Some(path) => (path, NodeKind::Directory),
-                None => (word, NodeKind::Fifo),
+        let mut writer = IndexWriter::new(&std::env::temp_dir());
+        for word in text.split_whitespace() {
+            let entry = match word.split_once('=') {
+                Some((path, first)) => {
+                    let first = writer.find(first).unwrap();
+                    IndexEntry::Link { path: path.to_owned(), first }
+                }
+                None => of_tar(word),
             };
-            let node = Node { kind, ..crate::copy::new_folder(None, 0) };
-            IndexEntry::from_tar(path.to_owned(), node)
-        });
-        LayerIndex { entries: entries.collect(), ..LayerIndex::default() }
+            writer.push(&entry).unwrap();
+        }
+        writer.finish()
+    }
+
+    fn of_tar(word: &str) -> IndexEntry {
+        let (path, kind) = match word.strip_suffix('/') {
+            Some(path) => (path, NodeKind::Directory),
+            None => (word, NodeKind::Fifo),
+        };
+        IndexEntry::from_tar(path.to_owned(), Node { kind, ..crate::copy::new_folder(None, 0) })
+    }
+
+    fn of_layers(layers: &[&str]) -> Merged {
+        Merged::new(layers.iter().map(|text| Arc::new(layer(text))).collect())
+    }
+
+    /// Paths with the layers they come from, and a slash for folders.
+    fn all(merged: &Merged) -> Vec<String> {
+        let mut all = Vec::new();
+        let mut each = |path: &str, placed: Placed| {
+            let slash = if placed.node.is_directory() { "/" } else { "" };
+            all.push(format!("{path}{slash}:{}", placed.layer));
+            Ok(())
+        };
+        merged.walk(&mut each).unwrap();
+        all.remove(0);
+        all.sort();
+        all
     }
 
     fn merged(layers: &[&str]) -> String {
-        let mut merged = Merged::new();
-        for (number, text) in layers.iter().enumerate() {
-            merged.add(&layer(text), number);
-        }
-        // Names must tell of the same paths as nodes.
-        let mut found = Vec::new();
-        let mut folders = vec![String::new()];
-        while let Some(folder) = folders.pop() {
-            for name in merged.names(&folder) {
-                let path = crate::tree::join(&folder, &name);
-                let placed = merged.get(&path).unwrap();
-                found.push(format!("{path}:{}", placed.layer));
-                folders.push(path);
-            }
-        }
-        assert_eq!(found.len() + 1, merged.nodes.len());
-        assert!(found.len() == found.iter().collect::<std::collections::BTreeSet<_>>().len());
-        found.sort();
-        found.join(" ")
+        all(&of_layers(layers)).join(" ")
     }
 
     #[test]
     fn whiteouts_hide_what_is_below_and_nothing_else() {
-        assert_eq!(merged(&["a/ a/x a/y b", "a/ a/.wh.x c"]), "a/y:0 a:1 b:0 c:1");
-        assert_eq!(merged(&["a/ a/x", "a/ a/new a/.wh..wh..opq"]), "a/new:1 a:1");
+        assert_eq!(merged(&["a/ a/x a/y b", "a/ a/.wh.x c"]), "a/:1 a/y:0 b:0 c:1");
+        assert_eq!(merged(&["a/ a/x", "a/ a/new a/.wh..wh..opq"]), "a/:1 a/new:1");
         assert_eq!(merged(&["a/ a/b/ a/b/c", ".wh.a"]), "");
-        assert_eq!(merged(&["a/ a/x", ".wh.a a/ a/y"]), "a/y:1 a:1");
+        assert_eq!(merged(&["a/ a/x", ".wh.a a/ a/y"]), "a/:1 a/y:1");
+        assert_eq!(merged(&["a/ a/x b", ".wh..wh..opq c"]), "c:1");
+        assert_eq!(merged(&["a/ a/x", "a/.wh.x/y"]), "a/.wh.x/:1 a/.wh.x/y:1 a/:0 a/x:0");
     }
 
     #[test]
     fn a_file_hides_a_folder_and_a_folder_joins_one() {
         assert_eq!(merged(&["a/ a/x", "a"]), "a:1");
-        assert_eq!(merged(&["a", "a/ a/x"]), "a/x:1 a:1");
-        assert_eq!(merged(&["a/ a/x", "a/y"]), "a/x:0 a/y:1 a:0");
+        assert_eq!(merged(&["a", "a/ a/x"]), "a/:1 a/x:1");
+        assert_eq!(merged(&["a/ a/x", "a/y"]), "a/:0 a/x:0 a/y:1");
+        assert_eq!(merged(&["a/ a/x", "a", "a/y"]), "a/:2 a/y:2");
+        // Within one layer, the last word counts.
+        assert_eq!(merged(&["a/ a/x", "a a/y"]), "a/:1 a/y:1");
+        assert_eq!(merged(&["a/ a/x", "a/y a"]), "a:1");
     }
 
-    proptest::proptest! {
+    #[test]
+    fn an_image_without_layers_has_a_root() {
+        let merged = Merged::default();
+        assert!(merged.get("").unwrap().node.is_directory());
+        assert!(merged.get("a").is_none() && merged.names("").is_empty());
+    }
+
+    #[test]
+    fn names_of_one_file_have_a_number_in_common() {
+        let merged = of_layers(&["a b=a c", "d/ d/e d/f=d/e"]);
+        let link = |path| merged.get(path).unwrap().node.link;
+        assert!(link("a").is_some() && link("a") == link("b") && link("c").is_none());
+        assert!(link("d/e").is_some() && link("d/e") == link("d/f") && link("a") != link("d/e"));
+    }
+
+    #[test]
+    fn an_index_is_read_as_it_was_written() {
+        let index = layer("a b=a d/ d/.wh.x e/.wh..wh..opq");
+        let mut text = Vec::new();
+        index.text().read_to_end(&mut text).unwrap();
+        let read = LayerIndex::read(&text[..], &std::env::temp_dir()).unwrap().unwrap();
+        let entries = |index: &LayerIndex| index.entries().collect::<io::Result<Vec<_>>>().unwrap();
+        assert_eq!(entries(&read), entries(&index));
+        assert_eq!((&read.paths, &read.linked), (&index.paths, &index.linked));
+        let first = entries(&index)[0].clone();
+        assert_eq!(entries(&index)[1].1, IndexEntry::Link { path: "b".to_owned(), first: first.0 });
+        let read = |text: &str| LayerIndex::read(text.as_bytes(), &std::env::temp_dir());
+        assert!(read("{\"format\":4,\"entries\":[]}").unwrap().is_none());
+        assert!(read("").unwrap().is_none());
+        assert!(read(&format!("{{\"format\":{INDEX_FORMAT}}}\nno entry")).is_err());
+        let cut = &text[..text.len() - 2];
+        assert!(LayerIndex::read(cut, &std::env::temp_dir()).is_err());
+    }
+
+    /// The same as plain as can be.
+    #[derive(Default)]
+    struct Model(BTreeMap<String, (bool, usize)>);
+
+    impl Model {
+        fn add(&mut self, layer: &str, number: usize) {
+            let entries: Vec<IndexEntry> = layer.split_whitespace().map(of_tar).collect();
+            for entry in &entries {
+                match entry {
+                    IndexEntry::Whiteout { path } => {
+                        self.remove_below(path);
+                        self.0.remove(path);
+                    }
+                    IndexEntry::Opaque { path } => self.remove_below(path),
+                    _ => (),
+                }
+            }
+            for entry in &entries {
+                let IndexEntry::Node { path, node } = entry else { continue };
+                if !node.is_directory() {
+                    self.remove_below(path);
+                }
+                for above in ancestors(path) {
+                    let above = self.0.entry(above.to_owned()).or_insert((true, number));
+                    if !above.0 {
+                        *above = (true, number);
+                    }
+                }
+                self.0.insert(path.clone(), (node.is_directory(), number));
+            }
+        }
+
+        fn remove_below(&mut self, path: &str) {
+            let below = if path.is_empty() { String::new() } else { format!("{path}/") };
+            self.0.retain(|path, _| !path.starts_with(&below));
+        }
+
+        fn all(&self) -> Vec<String> {
+            let slash = |is_folder: bool| if is_folder { "/" } else { "" };
+            let all = self.0.iter();
+            let mut all: Vec<String> = all
+                .map(|(path, (is_folder, layer))| format!("{path}{}:{layer}", slash(*is_folder)))
+                .collect();
+            all.sort();
+            all
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
-        fn names_tell_of_all_paths(layers in proptest::collection::vec("([a0-]{1,2}(/[a0-]{1,2}){0,2}/? ){0,8}", 1..4)) {
+        fn layers_give_what_they_give_one_after_the_other(layers in proptest::collection::vec(
+            "((([ab0-]|ab)/){0,2}((\\.wh\\.)?([ab0-]|ab)/?|\\.wh\\.\\.wh\\.\\.opq) ){0,8}", 1..5))
+        {
             let layers: Vec<&str> = layers.iter().map(String::as_str).collect();
-            merged(&layers);
+            let mut model = Model::default();
+            for (number, layer) in layers.iter().enumerate() {
+                model.add(layer, number);
+            }
+            prop_assert_eq!(all(&of_layers(&layers)), model.all());
         }
     }
 }

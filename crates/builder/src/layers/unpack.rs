@@ -3,7 +3,6 @@
 //! A base image's layer may be anybody's. Paths are opened from the folder with `openat2`
 //! and no link is followed.
 
-use std::collections::HashMap;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -15,7 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
-use super::index::{IndexEntry, LayerIndex};
+use super::index::{IndexEntry, IndexWriter, LayerIndex};
 use crate::archive::node_of;
 use crate::name::{NAME_MAX, bytes_of, shown, text_of};
 use crate::tar_reader::{TarKind, TarReader};
@@ -25,15 +24,16 @@ use crate::tree::{Node, NodeKind};
 const ENTRIES_MAX: usize = 5_000_000;
 
 /// Reads a layer: gives its index, and unpacks it into `folder` if there is one. The digest of
-/// its blob and its diff ID are checked.
+/// its blob and its diff ID are checked. `spools` is as for [`IndexWriter::new`].
 pub(crate) fn read_layer(
     blob: impl Read,
     layer: &Descriptor,
     diff_id: &Digest,
     folder: Option<&Path>,
+    spools: &Path,
     stop: &CancellationToken,
 ) -> io::Result<LayerIndex> {
-    read_plain(blob, layer, diff_id, |tar| read_tar(tar, folder, stop))
+    read_plain(blob, layer, diff_id, |tar| read_tar(tar, folder, spools, stop))
 }
 
 /// Gives a layer's tar to `take`. The digest of its blob and its diff ID are checked after that.
@@ -75,57 +75,56 @@ pub(super) fn read_plain<T>(
 fn read_tar(
     tar: &mut dyn Read,
     folder: Option<&Path>,
+    spools: &Path,
     stop: &CancellationToken,
 ) -> io::Result<LayerIndex> {
     let folder = folder.map(Folder::open).transpose()?;
-    let mut index = LayerIndex::default();
-    let mut links = Links::default();
+    let mut index = IndexWriter::new(spools);
     let mut dated = Vec::new();
     let mut archive = TarReader::new(tar);
     while let Some(entry) = archive.next_entry()? {
         if stop.is_cancelled() {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        if index.entries.len() >= ENTRIES_MAX {
+        if index.len() >= ENTRIES_MAX {
             return Err(io::Error::other(format!("it has more than {ENTRIES_MAX} entries")));
         }
         let path = clean(&entry.path)?;
         if entry.kind == TarKind::HardLink {
             let target = clean(&entry.link)?;
-            let first = links.entry(&index, &target);
-            let Some((_, node)) = first.and_then(|first| index.link(first)) else {
+            let Some(first) = index.find(&text_of(&target)) else {
                 let name = String::from_utf8_lossy(&target).into_owned();
                 return Err(io::Error::other(format!("it links to `{name}`, which it has not")));
             };
             if let Some(folder) = &folder
-                && !is_left_out(&node)
+                && !is_left_out(&index.entry(first)?.1)
             {
                 folder.hard_link(&path, &target)?;
             }
-            index.entries.push(IndexEntry::Node { path: text_of(&path), node });
+            index.push(&IndexEntry::Link { path: text_of(&path), first })?;
             continue;
         }
-        let Some(mut node) = node_of(&entry)? else { continue };
-        let entry_index = |node: Node| IndexEntry::from_tar(text_of(&path), node);
-        let is_mark = !matches!(entry_index(node.clone()), IndexEntry::Node { .. });
+        let Some(node) = node_of(&entry)? else { continue };
+        let mut noted = IndexEntry::from_tar(text_of(&path), node);
+        let IndexEntry::Node { node, .. } = &mut noted else {
+            folder.as_ref().map_or(Ok(()), |folder| folder.mark(&noted))?;
+            index.push(&noted)?;
+            continue;
+        };
         let mut file = match &folder {
-            Some(folder) if is_mark => {
-                folder.mark(&entry_index(node.clone()))?;
-                None
-            }
-            Some(folder) => folder.make(&path, &node)?,
+            Some(folder) => folder.make(&path, node)?,
             None => None,
         };
         if let NodeKind::File { digest, .. } = &mut node.kind {
             *digest = copy_hashed(&mut archive, file.as_mut())?;
         }
-        if let (Some(file), Some(_)) = (&file, &folder) {
-            set_attributes(file, &node).map_err(|error| explained(error, &path, &node))?;
+        if let Some(file) = &file {
+            set_attributes(file, node).map_err(|error| explained(error, &path, node))?;
         }
         if node.is_directory() && folder.is_some() {
             dated.push((path.clone(), node.mtime));
         }
-        index.entries.push(entry_index(node));
+        index.push(&noted)?;
     }
     if let Some(folder) = &folder {
         // Last, since every entry that is made changes its folder's time.
@@ -134,27 +133,7 @@ fn read_tar(
             rustix::fs::futimens(&fd, &times(*mtime))?;
         }
     }
-    Ok(index)
-}
-
-/// Where hard links lead: entries by their path, of those that were looked at so far.
-#[derive(Default)]
-struct Links {
-    entries: HashMap<String, usize>,
-    seen: usize,
-}
-
-impl Links {
-    /// The number of the entry at a path; of the latest, if there are several.
-    fn entry(&mut self, index: &LayerIndex, target: &[u8]) -> Option<usize> {
-        for (at, entry) in index.entries.iter().enumerate().skip(self.seen) {
-            if let IndexEntry::Node { path, .. } = entry {
-                self.entries.insert(path.clone(), at);
-            }
-        }
-        self.seen = index.entries.len();
-        self.entries.get(&text_of(target)).copied()
-    }
+    Ok(index.finish())
 }
 
 /// Names of links are compared in the order they came, so a tar's last word counts.
@@ -368,7 +347,7 @@ impl Folder {
                 }
                 set_opaque(&self.open_folder(path)?)
             }
-            IndexEntry::Node { .. } => Ok(()),
+            IndexEntry::Node { .. } | IndexEntry::Link { .. } => Ok(()),
         }
     }
 }
@@ -405,14 +384,14 @@ fn remove(parent: impl AsFd, name: &[u8]) -> io::Result<()> {
 }
 
 /// Hashes what passes, if asked to.
-struct Hashed<R> {
-    inner: R,
-    hasher: Option<Hasher>,
+pub(super) struct Hashed<R> {
+    pub(super) inner: R,
+    pub(super) hasher: Option<Hasher>,
 }
 
 impl<R: Read> Hashed<R> {
     /// The digest of all there is to read.
-    fn finish(&mut self) -> io::Result<Option<Digest>> {
+    pub(super) fn finish(&mut self) -> io::Result<Option<Digest>> {
         io::copy(self, &mut io::sink())?;
         Ok(self.hasher.take().map(Hasher::finish))
     }

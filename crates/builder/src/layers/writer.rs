@@ -1,23 +1,29 @@
 //! Writes a layer in one pass: tar, diff ID, compression, digest, store, index.
 
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::sync::Arc;
 
 use oci::{Compression, Descriptor, Digest, Hasher};
 use store::BlobWriter;
 
 use super::blocks::{BlockMap, BlockWriter, EarlierBlocks, Finished};
-use super::index::{IndexEntry, LayerIndex};
+use super::index::{IndexEntry, IndexWriter, LayerIndex};
 use super::tar_entry::{write_end, write_header, write_padding};
 use crate::assemble::ImageLayer;
 use crate::name::{bytes_of, text_of};
 use crate::tree::{Node, NodeKind};
 
+/// Read at once of a file.
+const BUFFER_SIZE: usize = 128 << 10;
+
 /// A layer being written. Blocking; used in a thread of its own.
 pub(crate) struct LayerWriter {
     out: Hashing<BlockWriter<BlobWriter>>,
     media_type: &'static str,
-    index: LayerIndex,
+    index: IndexWriter,
+    /// For bytes of files.
+    buffer: Vec<u8>,
     /// No time is later than this.
     time_max: Option<i64>,
 }
@@ -32,24 +38,26 @@ pub(crate) struct Written {
 }
 
 impl LayerWriter {
+    /// `spools` is as for [`IndexWriter::new`].
     pub(crate) fn new(
         blob: BlobWriter,
         compression: Compression,
         earlier: Option<Arc<EarlierBlocks>>,
         time_max: Option<i64>,
+        spools: &Path,
     ) -> io::Result<Self> {
         let encoder = BlockWriter::new(blob, compression)?.noting(earlier);
         let media_type = compression.format.media_type();
         let out = Hashing { inner: encoder, hasher: Hasher::sha256() };
-        Ok(Self { out, media_type, index: LayerIndex::default(), time_max })
+        let (index, buffer) = (IndexWriter::new(spools), vec![0; BUFFER_SIZE]);
+        Ok(Self { out, media_type, index, buffer, time_max })
     }
 
     /// Adds a folder, link or device.
     pub(crate) fn add(&mut self, path: &[u8], node: &Node) -> io::Result<()> {
         let node = self.clamped(node);
         self.header(path, &node, None)?;
-        self.note(path, node);
-        Ok(())
+        self.note(path, node)
     }
 
     /// Adds a file, reading exactly as many bytes as its node says. Gives the digest of what
@@ -65,11 +73,11 @@ impl LayerWriter {
         node.kind = NodeKind::File { size, digest: Digest::of(b"") };
         self.header(path, &node, None)?;
         let mut hasher = Hasher::sha256();
-        let mut buffer = vec![0; 128 << 10];
         let mut left = size;
         while left > 0 {
-            let want = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let read = content.read(&mut buffer[..want])?;
+            let want = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let buffer = &mut self.buffer[..want];
+            let read = content.read(buffer)?;
             if read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -80,24 +88,20 @@ impl LayerWriter {
         write_padding(&mut self.out, size)?;
         let digest = hasher.finish();
         node.kind = NodeKind::File { size, digest: digest.clone() };
-        self.note(path, node);
+        self.note(path, node)?;
         Ok(digest)
     }
 
-    /// The number that the next entry will have.
-    pub(crate) fn next_entry(&self) -> usize {
-        self.index.entries.len()
+    /// What the next entry will be named by.
+    pub(crate) fn next_entry(&self) -> u64 {
+        self.index.next()
     }
 
-    /// Adds another name of an entry, which is given by its number.
-    pub(crate) fn add_hard_link(&mut self, path: &[u8], first: usize) -> io::Result<()> {
-        let node = self.index.link(first);
-        let Some((target, node)) = node else {
-            return Err(io::Error::other(format!("entry {first} cannot have another name")));
-        };
+    /// Adds another name of an entry.
+    pub(crate) fn add_hard_link(&mut self, path: &[u8], first: u64) -> io::Result<()> {
+        let (target, node) = self.index.entry(first)?;
         self.header(path, &node, Some(&*bytes_of(&target)))?;
-        self.note(path, node);
-        Ok(())
+        self.index.push(&IndexEntry::Link { path: text_of(path), first })
     }
 
     /// Adds the mark that a path of the layers below is gone.
@@ -105,8 +109,7 @@ impl LayerWriter {
         let kind = NodeKind::File { size: 0, digest: Digest::of(b"") };
         let node = Node { kind, mode: 0, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new(), link: None };
         self.header(path, &node, None)?;
-        self.note(path, node);
-        Ok(())
+        self.note(path, node)
     }
 
     /// Ends the layer; its blob is durable afterwards.
@@ -118,7 +121,7 @@ impl LayerWriter {
         let stored = out.commit(None)?;
         let descriptor = Descriptor::new(self.media_type, stored.digest, stored.size);
         let layer = ImageLayer { descriptor, diff_id };
-        Ok(Written { layer, index: self.index, blocks, reused })
+        Ok(Written { layer, index: self.index.finish(), blocks, reused })
     }
 
     /// Begins an entry. `link`: as for [`write_header`].
@@ -139,8 +142,8 @@ impl LayerWriter {
         node
     }
 
-    fn note(&mut self, path: &[u8], node: Node) {
-        self.index.entries.push(IndexEntry::from_tar(text_of(path), node));
+    fn note(&mut self, path: &[u8], node: Node) -> io::Result<()> {
+        self.index.push(&IndexEntry::from_tar(text_of(path), Node { link: None, ..node }))
     }
 }
 
