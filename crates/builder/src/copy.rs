@@ -5,7 +5,8 @@
 //! what it only passes through). The rules are those of BuildKit's copy, including which
 //! links are followed: those that a source or the destination names, none below them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::io;
 use std::rc::Rc;
 
 use dockerfile::ignore::IgnoreFile;
@@ -15,6 +16,7 @@ use oci::Digest;
 use crate::cache::KeyHasher;
 use crate::download::download_path;
 use crate::name::{NAME_MAX, bytes_of, shown, text_of};
+use crate::path_map::PathMap;
 use crate::tree::{
     LinkGroup, Node, NodeKind, Tree, ancestors, components, file_name, join, parent, resolve,
 };
@@ -42,31 +44,59 @@ pub(crate) struct CopyRequest<'a> {
     pub(crate) folder_time: i64,
 }
 
-/// The entries of a layer, parents before children.
+/// The entries of a layer. There may be a million, so those that are copied as they are say only
+/// from where; what they are is asked of the source.
 #[derive(Debug, Default)]
 pub(crate) struct CopyPlan {
-    pub(crate) entries: BTreeMap<String, Planned>,
+    entries: PathMap<Option<Planned>>,
+    origins: Vec<Origin>,
+    own: Vec<OwnEntry>,
+    /// What the instruction gives to what it copies.
+    owner: Option<Owner>,
+    mode: Option<ModeChange>,
     pub(crate) archives: Vec<PlannedArchive>,
     /// Patterns that match nothing.
     pub(crate) unmatched: Vec<String>,
-    /// Link groups given to entries so far.
+    /// Link groups given to entries of the plan's own so far.
     groups: LinkGroup,
 }
 
-/// An entry in its place.
-pub(crate) struct LinkedEntry<'a> {
-    pub(crate) path: &'a str,
-    pub(crate) planned: &'a Planned,
-    /// An entry before it of which it is a hard link.
-    pub(crate) first: Option<&'a str>,
+/// Where an entry comes from.
+#[derive(Debug, Clone, Copy)]
+enum Planned {
+    /// From the same place below an origin, by its number.
+    Copied(u32),
+    /// A number in `own`.
+    Own(u32),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Planned {
-    /// Its link group is of the plan, not of the source.
+/// A path of the source that is copied, with what is below it.
+#[derive(Debug)]
+struct Origin {
+    from: String,
+    to: String,
+    /// The number of the source argument: names that come with one argument stay those of one file,
+    /// as with other builders.
+    argument: usize,
+}
+
+/// An entry that is not just a copy.
+#[derive(Debug, Clone)]
+struct OwnEntry {
+    node: Node,
+    content: Option<Content>,
+}
+
+/// An entry in its place, the source asked.
+#[derive(Debug)]
+pub(crate) struct PlannedEntry {
+    pub(crate) path: String,
+    /// Its link group means nothing outside the plan.
     pub(crate) node: Node,
     /// Where a file's bytes are.
     pub(crate) content: Option<Content>,
+    /// An entry before it of which it is a hard link.
+    pub(crate) first: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +153,8 @@ pub enum CopyError {
     LongName { path: String },
     #[error("`{pattern}` is not a valid pattern")]
     BadPattern { pattern: String },
+    #[error("it would copy more files than a layer can have")]
+    TooMany,
     #[error("archive `{}` cannot be unpacked: {reason}", shown(path))]
     Archive { path: String, reason: String, hint: Option<String> },
 }
@@ -149,45 +181,139 @@ impl CopyError {
 impl CopyPlan {
     /// Adds to a cache key what the layer will hold. Times are left out: a file that was
     /// only touched is the same file.
-    pub(crate) fn add_to(&self, key: &mut KeyHasher) {
-        key.number("entries", self.entries.len() as u64);
-        for LinkedEntry { path, planned, first } in self.linked_entries() {
-            key.text("path", path);
-            planned.node.add_to(key);
+    pub(crate) fn add_to(&self, source: &dyn Tree, key: &mut KeyHasher) -> io::Result<()> {
+        let mut count = 0;
+        for entry in self.entries(source) {
+            let PlannedEntry { path, node, first, .. } = entry?;
+            count += 1;
+            key.text("path", &path);
+            node.add_to(key);
             if let Some(first) = first {
-                key.text("hard link", first);
+                key.text("hard link", &first);
             }
         }
+        key.number("entries", count);
         key.number("archives", self.archives.len() as u64);
         for archive in &self.archives {
             key.text("folder", &archive.folder);
             archive.node.add_to(key);
         }
+        Ok(())
     }
 
-    /// The entries in the order in which they are written. Of a file with several names, the
-    /// first that is written has the bytes.
-    pub(crate) fn linked_entries(&self) -> impl Iterator<Item = LinkedEntry<'_>> {
-        let mut names = HashMap::new();
-        self.entries.iter().map(move |(path, planned)| {
-            let first = (planned.node.link)
-                .map(|group| *names.entry(group).or_insert(path.as_str()))
+    pub(crate) fn is_empty(&self) -> bool {
+        self.planned().next().is_none()
+    }
+
+    /// How many entries there are, or some more.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The entries in the order in which they are written, folders before what is in them. Of a file
+    /// with several names, the first that is written has the bytes.
+    pub(crate) fn entries(
+        &self,
+        source: &dyn Tree,
+    ) -> impl Iterator<Item = io::Result<PlannedEntry>> {
+        let mut firsts: HashMap<(Option<usize>, LinkGroup), (String, Node)> = HashMap::new();
+        self.planned().map(move |(path, planned)| {
+            let Some(OwnEntry { node, content }) = self.entry(&path, planned, source) else {
+                return Err(source.failure().unwrap_or_else(|| io::ErrorKind::NotFound.into()));
+            };
+            let mut first = None;
+            if let Some(group) = node.link {
+                let group = (self.argument(planned), group);
+                let before = firsts.entry(group).or_insert_with(|| (path.clone(), node.clone()));
                 // A hard link has nothing of its own: whatever differs is another file.
-                .filter(|first| *first != path && self.entries[*first].node == planned.node);
-            LinkedEntry { path, planned, first }
+                if before.0 != path && before.1 == node {
+                    first = Some(before.0.clone());
+                }
+            }
+            Ok(PlannedEntry { path, node, content, first })
         })
     }
 
-    fn new_group(&mut self) -> LinkGroup {
-        self.groups += 1;
-        self.groups
+    fn planned(&self) -> impl Iterator<Item = (String, Planned)> {
+        let all = self.entries.walk();
+        all.filter_map(|(path, number)| Some((path, (*self.entries.value(number))?)))
+    }
+
+    /// What is planned at a path, if anything is.
+    fn node(&self, path: &str, source: &dyn Tree) -> Option<Node> {
+        let planned = (*self.entries.get(path)?)?;
+        Some(self.entry(path, planned, source)?.node)
+    }
+
+    fn entry(&self, path: &str, planned: Planned, source: &dyn Tree) -> Option<OwnEntry> {
+        let origin = match planned {
+            Planned::Own(number) => return Some(self.own[number as usize].clone()),
+            Planned::Copied(number) => &self.origins[number as usize],
+        };
+        let below = path[origin.to.len()..].trim_start_matches('/');
+        let from = if below.is_empty() { origin.from.clone() } else { join(&origin.from, below) };
+        let node = self.changed(source.node(&from)?);
+        let is_file = matches!(node.kind, NodeKind::File { .. });
+        // Devices come from images only: a context holds none.
+        let node = Node { link: node.link.filter(|_| is_file), ..node };
+        Some(OwnEntry { node, content: is_file.then_some(Content::Source(from)) })
+    }
+
+    fn argument(&self, planned: Planned) -> Option<usize> {
+        match planned {
+            Planned::Copied(number) => Some(self.origins[number as usize].argument),
+            Planned::Own(_) => None,
+        }
+    }
+
+    /// A node with the owner that the instruction asks for.
+    fn owned(&self, mut node: Node) -> Node {
+        if let Some(owner) = self.owner {
+            (node.uid, node.gid) = (owner.uid, owner.gid);
+        }
+        node
+    }
+
+    /// A node with the owner and mode that the instruction asks for.
+    fn changed(&self, node: Node) -> Node {
+        let mut node = self.owned(node);
+        // A link has no mode of its own.
+        if let Some(mode) = &self.mode
+            && !matches!(node.kind, NodeKind::Symlink { .. })
+        {
+            node.mode = mode.apply(node.mode, node.is_directory());
+        }
+        node
+    }
+
+    fn put(&mut self, path: &str, planned: Planned) -> Result<(), CopyError> {
+        if path.is_empty() {
+            return Ok(()); // The root has no entry.
+        }
+        let number = self.entries.find_or_insert(path, || None);
+        let number = number.map_err(|_| CopyError::TooMany)?;
+        *self.entries.value_mut(number) = Some(planned);
+        Ok(())
+    }
+
+    fn put_own(
+        &mut self,
+        path: &str,
+        node: Node,
+        content: Option<Content>,
+    ) -> Result<(), CopyError> {
+        let number = u32::try_from(self.own.len()).map_err(|_| CopyError::TooMany)?;
+        self.own.push(OwnEntry { node, content });
+        self.put(path, Planned::Own(number))
     }
 }
 
 /// Decides what a `COPY` writes.
 pub(crate) fn plan(request: &CopyRequest<'_>) -> Result<CopyPlan, CopyError> {
     let exclude = patterns(request.excludes)?;
-    let mut planner = Planner::new(request, CopyPlan::default());
+    let plan =
+        CopyPlan { owner: request.owner, mode: request.mode.cloned(), ..CopyPlan::default() };
+    let mut planner = Planner::new(request, plan);
     let mut matches = Vec::new();
     for (argument, source) in request.sources.iter().enumerate() {
         // With `--parents` it is the pivot that is copied, as far as the pattern matches.
@@ -240,6 +366,12 @@ struct Filter {
     exclude: Option<IgnoreFile>,
 }
 
+/// What is copied of one source.
+struct Copy<'a> {
+    origin: Planned,
+    filter: &'a Filter,
+}
+
 /// What a [`Filter`] says of one path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -277,15 +409,11 @@ struct Planner<'a> {
     plan: CopyPlan,
     /// The number of the source argument that is copied.
     argument: usize,
-    /// Link groups of the plan, by argument and link group of the source: names that come
-    /// with one argument stay those of one file, as with other builders.
-    groups: HashMap<(usize, LinkGroup), LinkGroup>,
 }
 
 /// A folder that is made only if something is copied into it.
 struct Pending {
     path: String,
-    node: Node,
     overwrite: bool,
     is_made: bool,
 }
@@ -293,7 +421,7 @@ struct Pending {
 impl<'a> Planner<'a> {
     fn new(request: &'a CopyRequest<'a>, plan: CopyPlan) -> Self {
         let destination = text_of(request.destination.as_bytes());
-        Self { request, destination, plan, argument: 0, groups: HashMap::new() }
+        Self { request, destination, plan, argument: 0 }
     }
 
     /// With `--parents`, what is named without wildcards must be there.
@@ -369,10 +497,8 @@ impl<'a> Planner<'a> {
     }
 
     fn image_node(&self, path: &str) -> Option<Node> {
-        match self.plan.entries.get(path) {
-            Some(planned) => Some(planned.node.clone()),
-            None => self.request.image.node(path),
-        }
+        let planned = self.plan.node(path, self.request.source);
+        planned.or_else(|| self.request.image.node(path))
     }
 
     /// Copies one source: a folder's contents, or a file into or as the destination.
@@ -392,7 +518,11 @@ impl<'a> Planner<'a> {
             return Ok(());
         }
         let target = self.target(path, node.is_directory())?;
-        self.copy(&followed, "", node, target, filter, &mut Vec::new())
+        let origin = u32::try_from(self.plan.origins.len()).map_err(|_| CopyError::TooMany)?;
+        let (from, to) = (followed.clone(), target.clone());
+        self.plan.origins.push(Origin { from, to, argument: self.argument });
+        let copy = Copy { origin: Planned::Copied(origin), filter };
+        self.copy(&copy, &followed, "", &node, target, &mut Vec::new())
     }
 
     /// Copies a file whose text is in the Dockerfile.
@@ -406,8 +536,8 @@ impl<'a> Planner<'a> {
         let mtime = self.request.folder_time;
         let node =
             Node { kind, mode: 0o644, uid: 0, gid: 0, mtime, xattrs: Vec::new(), link: None };
-        self.put(&target, &node, Some(Content::Text(document.text.clone())));
-        Ok(())
+        let node = self.plan.changed(node);
+        self.plan.put_own(&target, node, Some(Content::Text(document.text.clone())))
     }
 
     /// Where a source goes: as the destination, or into it. The folders above are made.
@@ -432,82 +562,57 @@ impl<'a> Planner<'a> {
     /// is there already takes on the mode and owner of its source only below the destination.
     fn copy(
         &mut self,
+        copy: &Copy<'_>,
         from: &str,
         below: &str,
-        node: Node,
+        node: &Node,
         to: String,
-        filter: &Filter,
         above: &mut Vec<Pending>,
     ) -> Result<(), CopyError> {
-        let verdict = filter.verdict(below);
+        let verdict = copy.filter.verdict(below);
         if verdict == Verdict::LeftOut || verdict == Verdict::Entered && !node.is_directory() {
             return Ok(());
         }
         if verdict == Verdict::Copied {
             for pending in above.iter_mut().filter(|pending| !pending.is_made) {
                 pending.is_made = true;
-                let Pending { path, node, overwrite, .. } = pending;
-                self.merge_folder(path, node, *overwrite)?;
+                self.merge_folder(copy, &pending.path, pending.overwrite)?;
             }
         }
         if !node.is_directory() {
             if self.image_node(&to).is_some_and(|there| there.is_directory()) {
                 return Err(CopyError::FolderInTheWay { path: to });
             }
-            // Devices come from images only: a context holds none.
-            let is_file = matches!(node.kind, NodeKind::File { .. });
-            let mut node = node;
-            node.link = node.link.filter(|_| is_file).map(|link| self.group(link));
-            self.put(&to, &node, is_file.then(|| Content::Source(from.to_owned())));
-            return Ok(());
+            return self.plan.put(&to, copy.origin);
         }
         let overwrite = !below.is_empty();
         let is_made = verdict == Verdict::Copied;
         if is_made {
-            self.merge_folder(&to, &node, overwrite)?;
+            self.merge_folder(copy, &to, overwrite)?;
         }
-        above.push(Pending { path: to.clone(), node, overwrite, is_made });
+        above.push(Pending { path: to.clone(), overwrite, is_made });
         for name in self.request.source.children(from) {
             let path = join(from, &name);
             let Some(child) = self.request.source.node(&path) else { continue };
-            self.copy(&path, &join(below, &name), child, join(&to, &name), filter, above)?;
+            self.copy(copy, &path, &join(below, &name), &child, join(&to, &name), above)?;
         }
         above.pop();
         Ok(())
     }
 
-    /// The plan's link group for one of the source.
-    fn group(&mut self, link: LinkGroup) -> LinkGroup {
-        *self.groups.entry((self.argument, link)).or_insert_with(|| self.plan.new_group())
-    }
-
-    fn merge_folder(&mut self, to: &str, node: &Node, overwrite: bool) -> Result<(), CopyError> {
+    fn merge_folder(
+        &mut self,
+        copy: &Copy<'_>,
+        to: &str,
+        overwrite: bool,
+    ) -> Result<(), CopyError> {
         match self.image_node(to) {
             Some(there) if !there.is_directory() => {
-                return Err(CopyError::NotAFolder { path: to.to_owned() });
+                Err(CopyError::NotAFolder { path: to.to_owned() })
             }
-            Some(_) if !overwrite => (),
-            _ => self.put(to, node, None),
+            Some(_) if !overwrite => Ok(()),
+            _ => self.plan.put(to, copy.origin),
         }
-        Ok(())
-    }
-
-    /// Plans an entry with the owner and mode that the instruction asks for.
-    fn put(&mut self, path: &str, node: &Node, content: Option<Content>) {
-        let mut node = node.clone();
-        if let Some(owner) = self.request.owner {
-            (node.uid, node.gid) = (owner.uid, owner.gid);
-        }
-        // A link has no mode of its own.
-        if let Some(mode) = self.request.mode
-            && !matches!(node.kind, NodeKind::Symlink { .. })
-        {
-            node.mode = mode.apply(node.mode, node.is_directory());
-        }
-        if path.is_empty() {
-            return; // The root has no entry.
-        }
-        self.plan.entries.insert(path.to_owned(), Planned { node, content });
     }
 
     /// Makes a folder and those above it, where they are missing. `path` has no links left.
@@ -521,8 +626,7 @@ impl<'a> Planner<'a> {
                     if let Some(mode) = self.request.mode.and_then(ModeChange::octal) {
                         node.mode = mode;
                     }
-                    let planned = Planned { node, content: None };
-                    self.plan.entries.insert(folder.to_owned(), planned);
+                    self.plan.put_own(folder, node, None)?;
                 }
             }
         }
@@ -537,34 +641,42 @@ impl<'a> Planner<'a> {
             }
             ArchiveEntry::HardLink { path, target } => {
                 let target = self.place(folder, &target)?;
-                let new_group = self.plan.groups + 1;
-                match self.plan.entries.get_mut(&target) {
-                    Some(planned) => {
-                        if !planned.node.is_directory() {
-                            planned.node.link.get_or_insert(new_group);
-                            self.plan.groups = new_group;
-                        }
-                        (path, planned.node.clone(), planned.content.clone())
-                    }
-                    None => {
-                        return Err(CopyError::NotFound {
-                            path: target,
-                            nearest: None,
-                            ignored_by: None,
-                        });
-                    }
-                }
+                let Some(OwnEntry { node, content }) = self.first_name(&target)? else {
+                    return Err(CopyError::NotFound {
+                        path: target,
+                        nearest: None,
+                        ignored_by: None,
+                    });
+                };
+                (path, node, content)
             }
         };
         let target = self.place(folder, &path)?;
         self.make_folder(parent(&target))?;
-        if !node.is_directory() {
+        if !node.is_directory()
+            && let Some(number) = self.plan.entries.find(&target)
+        {
             // What was planned below a folder that is now replaced goes with it.
-            let below = format!("{target}/");
-            self.plan.entries.retain(|path, _| !path.starts_with(&below));
+            self.plan.entries.remove_below(number);
         }
-        self.put(&target, &node, content);
-        Ok(())
+        // Its modes are the archive's.
+        let node = self.plan.owned(node);
+        self.plan.put_own(&target, node, content)
+    }
+
+    /// An entry that gets another name, if it is there.
+    fn first_name(&mut self, path: &str) -> Result<Option<OwnEntry>, CopyError> {
+        let planned = self.plan.entries.get(path).copied().flatten();
+        let entry = planned.and_then(|planned| self.plan.entry(path, planned, self.request.source));
+        let Some(mut entry) = entry else { return Ok(None) };
+        // Numbers of the source mean something else.
+        let has_group = matches!(planned, Some(Planned::Own(_))) && entry.node.link.is_some();
+        if !has_group && !entry.node.is_directory() {
+            self.plan.groups += 1;
+            entry.node.link = Some(self.plan.groups);
+            self.plan.put_own(path, entry.node.clone(), entry.content.clone())?;
+        }
+        Ok(Some(entry))
     }
 
     /// Where an entry of an archive goes: links above it are followed, itself it is not.
@@ -575,14 +687,14 @@ impl<'a> Planner<'a> {
 
     /// The plan, if an image can have all of it.
     fn finish(mut self) -> Result<CopyPlan, CopyError> {
-        self.add_folders_above();
-        for path in self.plan.entries.keys() {
-            let name = file_name(path);
+        self.add_folders_above()?;
+        for (path, _) in self.plan.planned() {
+            let name = file_name(&path);
             if name.starts_with(".wh.") {
-                return Err(CopyError::WhiteoutName { path: path.clone() });
+                return Err(CopyError::WhiteoutName { path });
             }
             if bytes_of(name).len() > NAME_MAX {
-                return Err(CopyError::LongName { path: path.clone() });
+                return Err(CopyError::LongName { path });
             }
         }
         Ok(self.plan)
@@ -590,23 +702,17 @@ impl<'a> Planner<'a> {
 
     /// Adds the folders that the entries are in, as the image has them: a layer without them
     /// would leave their mode and owner to whoever unpacks it.
-    fn add_folders_above(&mut self) {
-        let mut above = BTreeMap::new();
-        for entry in self.plan.entries.keys() {
-            // Upwards, until a folder is there: those above it are there too.
-            let mut path = parent(entry);
-            while !path.is_empty()
-                && !self.plan.entries.contains_key(path)
-                && !above.contains_key(path)
-            {
-                if let Some(mut node) = self.request.image.node(path) {
-                    node.mtime = self.request.folder_time;
-                    above.insert(path.to_owned(), Planned { node, content: None });
-                }
-                path = parent(path);
+    fn add_folders_above(&mut self) -> Result<(), CopyError> {
+        let entries = &self.plan.entries;
+        let above = entries.walk().skip(1).filter(|(_, number)| entries.value(*number).is_none());
+        let above: Vec<String> = above.map(|(path, _)| path).collect();
+        for path in above {
+            if let Some(mut node) = self.request.image.node(&path) {
+                node.mtime = self.request.folder_time;
+                self.plan.put_own(&path, node, None)?;
             }
         }
-        self.plan.entries.append(&mut above);
+        Ok(())
     }
 
     /// Names what is nearest to a path that is not there.
@@ -661,19 +767,19 @@ pub(crate) fn plan_folder(
 /// are links are entered, and whatever else is in the way of an entry is replaced.
 pub(crate) fn add_archive(
     plan: CopyPlan,
+    source: &dyn Tree,
     image: &dyn Tree,
     archive: &PlannedArchive,
     entries: Vec<ArchiveEntry>,
-    owner: Option<Owner>,
     folder_time: i64,
 ) -> Result<CopyPlan, CopyError> {
     let request = CopyRequest {
-        source: image,
+        source,
         image,
         sources: &[],
         documents: &[],
         destination: "/",
-        owner,
+        owner: plan.owner,
         mode: None,
         parents: false,
         excludes: &[],
@@ -704,13 +810,12 @@ fn distance(one: &str, two: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fmt::Write as _;
-    use std::io;
-
-    use expect_test::{Expect, expect};
-    use oci::Digest;
 
     use super::*;
+    use crate::tree::NoFiles;
+    use expect_test::{Expect, expect};
 
     /// A tree written down: `d PATH [MODE]`, `f PATH [MODE]`, `l PATH TARGET`, `h PATH NUMBER`
     /// for the names of a file with several; everything in it belongs to user 7.
@@ -810,13 +915,12 @@ mod tests {
         d srv/one
     ";
 
-    fn render(planned: &Result<CopyPlan, CopyError>) -> String {
+    fn render(planned: &Result<CopyPlan, CopyError>, source: &dyn Tree) -> String {
         let mut out = String::new();
         match planned {
             Ok(plan) => {
-                for LinkedEntry { path, planned: Planned { node, content }, first } in
-                    plan.linked_entries()
-                {
+                for entry in plan.entries(source) {
+                    let PlannedEntry { path, node, content, first } = entry.unwrap();
                     let kind = match &node.kind {
                         NodeKind::Directory => "d".to_owned(),
                         NodeKind::File { .. } => "f".to_owned(),
@@ -885,7 +989,7 @@ mod tests {
                 is_archive: &|_| Ok(false),
                 folder_time: 0,
             };
-            expected.assert_eq(&render(&plan(&request)));
+            expected.assert_eq(&render(&plan(&request), &source));
         }
     }
 
@@ -1341,7 +1445,7 @@ mod tests {
             file("opt", 20),
             file("srv/one", 30),
         ];
-        let plan = add_archive(CopyPlan::default(), &image, &archive, entries, None, 0);
+        let plan = add_archive(CopyPlan::default(), &NoFiles, &image, &archive, entries, 0);
         let expected = expect![[r#"
             f 640 7:7 opt @ 20
             d 755 7:7 srv
@@ -1351,7 +1455,7 @@ mod tests {
             f 640 7:7 usr/lib/libx @ 10
             f 640 7:7 usr/twin = usr/lib/libx
         "#]];
-        expected.assert_eq(&render(&plan));
+        expected.assert_eq(&render(&plan, &NoFiles));
     }
 
     #[test]
@@ -1381,7 +1485,7 @@ mod tests {
                 folder_time: 0,
             };
             let plan = plan(&request)?;
-            let names = plan.entries.keys().map(|path| crate::name::bytes_of(path).into_owned());
+            let names = plan.planned().map(|(path, _)| bytes_of(&path).into_owned());
             Ok::<_, CopyError>(names.collect::<Vec<_>>())
         };
         let to = "/to\u{10ff80}";
@@ -1466,7 +1570,7 @@ mod tests {
         let folder = listing("d x").0["x"].clone();
         let archive =
             PlannedArchive { source: "x.tar".to_owned(), node: folder, folder: String::new() };
-        let plan = add_archive(CopyPlan::default(), &listing(""), &archive, entries, None, 0);
+        let plan = add_archive(CopyPlan::default(), &NoFiles, &listing(""), &archive, entries, 0);
         expect![[r#"
             f 644 7:7 a @ 0
             f 644 7:7 m @ 1
@@ -1474,7 +1578,7 @@ mod tests {
             f 644 7:7 only @ 2
             f 644 7:7 z = a
         "#]]
-        .assert_eq(&render(&plan));
+        .assert_eq(&render(&plan, &NoFiles));
     }
 
     #[test]
@@ -1497,7 +1601,7 @@ mod tests {
                 folder_time: 0,
             };
             let mut key = KeyHasher::new("test");
-            plan(&request).unwrap().add_to(&mut key);
+            plan(&request).unwrap().add_to(&source, &mut key).unwrap();
             key.finish()
         };
         let pair = |one, two| key(&format!("d x\nh x/a {one}\nh x/b {two}"));

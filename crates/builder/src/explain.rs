@@ -13,9 +13,9 @@ use oci::{Digest, Hasher};
 use serde::{Deserialize, Serialize};
 
 use crate::assemble::rfc3339;
-use crate::copy::{Content, CopyPlan, LinkedEntry};
+use crate::copy::{Content, CopyPlan, PlannedEntry};
 use crate::name::shown;
-use crate::tree::{Node, NodeKind};
+use crate::tree::{Node, NodeKind, Tree};
 
 /// Why the cache had the result of an instruction, or did not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -285,8 +285,8 @@ impl Detail {
         self.layers = Some(diff_ids.map(short).collect());
     }
 
-    pub(crate) fn set_files(&mut self, plan: &CopyPlan) {
-        self.files = Some(Listing::of(plan, FILES_MAX));
+    pub(crate) fn set_files(&mut self, plan: &CopyPlan, source: &dyn Tree) {
+        self.files = Some(Listing::of(plan, source, FILES_MAX));
     }
 }
 
@@ -308,13 +308,15 @@ const FILES_MAX: usize = 32_768;
 const DEPTH_MAX: usize = 12;
 
 impl Listing {
-    fn of(plan: &CopyPlan, files_max: usize) -> Self {
-        let files = || plan.linked_entries().map(|entry| (listed_path(&entry), print(&entry)));
+    fn of(plan: &CopyPlan, source: &dyn Tree, files_max: usize) -> Self {
+        // What cannot be read is an error where it is copied.
+        let entries = || plan.entries(source).filter_map(Result::ok);
+        let files = || entries().map(|entry| (listed_path(&entry), print(&entry)));
         let archives = plan
             .archives
             .iter()
             .map(|archive| (archive.source.clone(), node_print(&archive.node, None)));
-        if plan.entries.len() + plan.archives.len() <= files_max {
+        if plan.len() + plan.archives.len() <= files_max {
             return Self::packed(false, files().chain(archives));
         }
         let mut folded = BTreeMap::new();
@@ -394,8 +396,8 @@ impl Listing {
 }
 
 /// A file by its place in the source, anything else by its place in the image.
-fn listed_path(entry: &LinkedEntry<'_>) -> String {
-    match &entry.planned.content {
+fn listed_path(entry: &PlannedEntry) -> String {
+    match &entry.content {
         Some(Content::Source(path)) => path.clone(),
         _ => format!("/{}", entry.path),
     }
@@ -410,8 +412,8 @@ fn folder_of(path: &str, depth: usize) -> &str {
     }
 }
 
-fn print(entry: &LinkedEntry<'_>) -> String {
-    node_print(&entry.planned.node, entry.first)
+fn print(entry: &PlannedEntry) -> String {
+    node_print(&entry.node, entry.first.as_deref())
 }
 
 fn node_print(node: &Node, first: Option<&str>) -> String {

@@ -41,11 +41,10 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::{self, ArchiveLimits};
 use crate::assemble::ImageLayer;
 use crate::build::{Build, blocking};
-use crate::copy::{Content, CopyPlan, LinkedEntry, Planned, add_archive};
+use crate::copy::{Content, CopyPlan, PlannedEntry, add_archive};
 use crate::error::BuildError;
 use crate::name::{bytes_of, shown};
 use crate::tree::{Node, NodeKind, Tree, ancestors};
-use crate::user::Owner;
 use blocks::{BlockMap, BlockWriter};
 pub(crate) use blocks::{EarlierBlocks, compressor};
 use diff::{NotInLayer, write_diff};
@@ -713,7 +712,6 @@ pub(crate) async fn write_copy(
     plan: CopyPlan,
     source: Arc<dyn Tree>,
     image: Arc<dyn Tree>,
-    owner: Option<Owner>,
     at: Span,
     earlier: Option<Arc<EarlierBlocks>>,
 ) -> Result<NewLayer, BuildError> {
@@ -732,24 +730,26 @@ pub(crate) async fn write_copy(
             let limits = ArchiveLimits::default();
             let entries = archive::unpack(&*source, &archive.source, file, limits);
             let entries = entries.map_err(copy_error)?;
-            plan = add_archive(plan, &*image, &archive, entries, owner, folder_time)
+            plan = add_archive(plan, &*source, &*image, &archive, entries, folder_time)
                 .map_err(copy_error)?;
         }
         // The entry of the first name, for those that may have more.
         let mut first_entries = HashMap::new();
-        for LinkedEntry { path, planned, first } in plan.linked_entries() {
+        for entry in plan.entries(&*source) {
             if stop.is_cancelled() {
                 return Err(BuildError::Canceled);
             }
-            if let Some(first) = first.and_then(|first| first_entries.get(first)) {
-                let linked = writer.add_hard_link(&bytes_of(path), *first);
+            let entry = entry.map_err(failed("read what a `COPY` copies"))?;
+            let first = entry.first.as_ref().and_then(|first| first_entries.get(first));
+            if let Some(first) = first {
+                let linked = writer.add_hard_link(&bytes_of(&entry.path), *first);
                 linked.map_err(failed("write a layer"))?;
                 continue;
             }
-            if planned.node.link.is_some() {
-                first_entries.insert(path, writer.next_entry());
+            if entry.node.link.is_some() {
+                first_entries.insert(entry.path.clone(), writer.next_entry());
             }
-            write_planned(writer, path, planned, &*source, spool.as_ref(), &stop, at)?;
+            write_planned(writer, &entry, &*source, spool.as_ref(), &stop, at)?;
         }
         Ok(())
     };
@@ -758,18 +758,18 @@ pub(crate) async fn write_copy(
 
 fn write_planned(
     writer: &mut LayerWriter,
-    path: &str,
-    planned: &Planned,
+    entry: &PlannedEntry,
     source: &dyn Tree,
     spool: Option<&File>,
     stop: &CancellationToken,
     at: Span,
 ) -> Result<(), BuildError> {
-    let (node, real_path) = (&planned.node, bytes_of(path));
+    let PlannedEntry { path, node, content, .. } = entry;
+    let real_path = bytes_of(path);
     let NodeKind::File { size, digest } = &node.kind else {
         return writer.add(&real_path, node).map_err(failed("write a layer"));
     };
-    let (from, content): (&str, Box<dyn Read>) = match (&planned.content, spool) {
+    let (from, content): (&str, Box<dyn Read>) = match (content, spool) {
         (Some(Content::Source(from)), _) => match source.open(from) {
             Ok(content) => (from, content),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -538,7 +538,7 @@ impl<'a> Stage<'a> {
             let text = format!("`{pattern}` of line {} matches nothing", at.line);
             build.events.warning(&text).await;
         }
-        let key = self.copy_key("copy", &plan, owner);
+        let (key, plan) = self.copy_key("copy", plan, &source, owner).await?;
         let memo = memo.filter(|_| memo::is_all_of(&plan));
         let made = self.write_layer(key.clone(), plan, source, image, owner, at, step);
         let made = made.await.map_err(|error| name_download(error, copy))?;
@@ -599,11 +599,11 @@ impl<'a> Stage<'a> {
         let (plan, source) = planned.await;
         check_read(&*source)?;
         let plan = plan.map_err(|error| BuildError::Copy { error, at })?;
-        if plan.entries.is_empty() {
+        if plan.is_empty() {
             return Ok(None);
         }
         let image = Arc::new(NoFiles);
-        let key = self.copy_key("copy", &plan, None);
+        let (key, plan) = self.copy_key("copy", plan, &source, None).await?;
         self.write_layer(key, plan, source, image, None, at, step).await.map(Some)
     }
 
@@ -623,29 +623,46 @@ impl<'a> Stage<'a> {
             Found::Layer(made) => return Ok(*made),
             Found::Nothing(miss) => miss,
         };
-        let mut detail = self.detail();
-        detail.set_files(&plan);
+        let (mut detail, listed) = (self.detail(), Arc::clone(&source));
+        let listing = blocking(move || {
+            detail.set_files(&plan, &*listed);
+            (detail, plan)
+        });
+        let (mut detail, plan) = listing.await;
         if !plan.archives.is_empty() {
             detail.set_layers(self.base.as_ref(), self.image.layers.iter().map(|l| &l.diff_id));
             self.input(&mut detail, InputKind::Other, "the owner", &format!("{owner:?}"));
         }
         let build = self.build;
-        let write = |earlier| layers::write_copy(build, plan, source, image, owner, at, earlier);
+        let write = |earlier| layers::write_copy(build, plan, source, image, at, earlier);
         self.make(at, step, miss, detail, write).await
     }
 
-    /// A key of what a layer will hold. The layers below count only where archives are
-    /// unpacked, since what they meet there is known only when they are read.
-    fn copy_key(&self, kind: &str, plan: &CopyPlan, owner: Option<Owner>) -> Digest {
-        let mut key = self.key(kind);
-        plan.add_to(&mut key);
+    /// A key of what a layer will hold, and the plan again. The layers below count only where
+    /// archives are unpacked, since what they meet there is known only when they are read.
+    async fn copy_key(
+        &self,
+        kind: &str,
+        plan: CopyPlan,
+        source: &Arc<dyn Tree>,
+        owner: Option<Owner>,
+    ) -> Result<(Digest, CopyPlan), BuildError> {
+        let (mut key, source) = (self.key(kind), Arc::clone(source));
+        let planned = blocking(move || {
+            plan.add_to(&*source, &mut key)?;
+            Ok((key, plan))
+        });
+        let doing = || "read what an instruction copies".to_owned();
+        let planned: std::io::Result<_> = planned.await;
+        let (mut key, plan) =
+            planned.map_err(|source| BuildError::Io { doing: doing(), source })?;
         if !plan.archives.is_empty() {
             let below: Vec<&str> = self.image.layers.iter().map(|l| l.diff_id.as_str()).collect();
             key.list("layers", &below);
             let owner = owner.map(|owner| format!("{}:{}", owner.uid, owner.gid));
             key.optional("owner", owner.as_deref());
         }
-        key.finish()
+        Ok((key.finish(), plan))
     }
 
     /// `WORKDIR`: a layer only if the folder is not there.
@@ -674,11 +691,11 @@ impl<'a> Stage<'a> {
         };
         let plan = plan_folder(&*image, path, owner, self.folder_time());
         let plan = plan.map_err(|error| BuildError::Copy { error, at })?;
-        if plan.entries.is_empty() {
+        if plan.is_empty() {
             return Ok(None);
         }
         let source = Arc::clone(&image);
-        let key = self.copy_key("workdir", &plan, owner);
+        let (key, plan) = self.copy_key("workdir", plan, &source, owner).await?;
         self.write_layer(key, plan, source, image, owner, at, step).await.map(Some)
     }
 
