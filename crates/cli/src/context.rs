@@ -8,6 +8,7 @@
 mod file;
 mod files;
 mod index;
+mod key;
 mod layout;
 mod listing;
 mod named;

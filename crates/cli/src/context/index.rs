@@ -1,27 +1,22 @@
 //! What this client remembers of a context: digests of files that have not changed since, and
 //! what servers have of it. A warm build then looks at each file, and reads none.
 //!
-//! A file is the one that was hashed if size, times, inode, device and mode are the same, and if
-//! it had not been touched just before: two changes within one tick of the clock look alike, so
-//! what is not older by [`SETTLED`] than the hashing is hashed again (architecture.md,
-//! decision 11).
-//!
 //! The file holds nothing that cannot be found out again: one that is damaged, or that others
 //! could have written, counts as absent.
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read as _, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use oci::{Digest, Hasher};
 use serde::{Deserialize, Serialize};
 
-/// How much older than its hashing a change must be.
-const SETTLED: Duration = Duration::from_secs(2);
+use super::key::FileKey;
+
 /// A larger file counts as damaged.
 const INDEX_SIZE_MAX: u64 = 512 << 20;
 /// Contexts that are remembered.
@@ -30,41 +25,6 @@ const INDEXES_MAX: usize = 100;
 const SERVERS_MAX: usize = 8;
 /// Of what is written here.
 const VERSION: u32 = 1;
-
-/// What tells that a file has not changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileKey {
-    pub(super) size: u64,
-    /// Seconds and nanoseconds since 1970.
-    pub(super) mtime: (i64, i64),
-    ctime: (i64, i64),
-    inode: u64,
-    device: u64,
-    pub(super) mode: u32,
-}
-
-impl FileKey {
-    pub(super) fn of(found: &Metadata) -> Self {
-        Self {
-            size: found.size(),
-            mtime: (found.mtime(), found.mtime_nsec()),
-            ctime: (found.ctime(), found.ctime_nsec()),
-            inode: found.ino(),
-            device: found.dev(),
-            mode: found.mode(),
-        }
-    }
-
-    /// Whether a change after `hashing` began would show in the times.
-    fn is_settled(&self, hashing: Duration) -> bool {
-        let before = |(seconds, nanoseconds): (i64, i64)| {
-            let Ok(seconds) = u64::try_from(seconds) else { return true };
-            let nanoseconds = u32::try_from(nanoseconds).unwrap_or(0);
-            Duration::new(seconds, nanoseconds) + SETTLED < hashing
-        };
-        before(self.mtime) && before(self.ctime)
-    }
-}
 
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct Head {
@@ -220,43 +180,6 @@ fn bound(file: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The time since 1970.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "compared with times of files, which are the clock's"
-)]
-pub(super) fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-/// Reads a file and its key, which holds before and after.
-pub(super) fn hash(path: &Path, buffer: &mut [u8]) -> io::Result<(FileKey, Digest)> {
-    for _ in 0..ATTEMPTS {
-        let mut file = super::file::open_regular(path)?;
-        let before = FileKey::of(&file.metadata()?);
-        let digest = read_all(&mut file, buffer)?;
-        if FileKey::of(&file.metadata()?) == before {
-            return Ok((before, digest));
-        }
-    }
-    Err(io::Error::other("it changes while it is read"))
-}
-
-/// How often a file is read that changes meanwhile.
-const ATTEMPTS: usize = 3;
-
-fn read_all(file: &mut File, buffer: &mut [u8]) -> io::Result<Digest> {
-    let mut hasher = Hasher::sha256();
-    loop {
-        match file.read(buffer) {
-            Ok(0) => return Ok(hasher.finish()),
-            Ok(read) => hasher.update(&buffer[..read]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -336,19 +259,5 @@ mod tests {
             index.set_source(&server.to_string(), "id");
         }
         assert_eq!((index.source("0"), index.source("1")), (None, Some("id")));
-    }
-
-    #[test]
-    fn a_file_that_is_replaced_while_it_is_looked_at_has_a_key_of_its_own() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("a");
-        fs::write(&file, "one").unwrap();
-        let (before, digest) = hash(&file, &mut [0; 16]).unwrap();
-        assert_eq!(digest, Digest::of(b"one"));
-        fs::write(folder.path().join("b"), "two").unwrap();
-        fs::rename(folder.path().join("b"), &file).unwrap();
-        let (after, digest) = hash(&file, &mut [0; 16]).unwrap();
-        assert_eq!(digest, Digest::of(b"two"));
-        assert_ne!(before, after);
     }
 }

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use oci::Digest;
 
 use super::file::{Exactly, open_regular, packing};
-use super::index::{FileKey, Index, hash, now};
+use super::index::Index;
+use super::key::{FileKey, hash, now};
 use super::walk::{FileId, linked_id, walk};
 use super::{Source, Summary};
 use crate::error::{Error, ErrorKind, Result, could_not};
