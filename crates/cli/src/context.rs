@@ -12,6 +12,9 @@ mod key;
 mod layout;
 mod listing;
 mod named;
+mod packs;
+mod records;
+mod spool;
 mod upload;
 mod walk;
 

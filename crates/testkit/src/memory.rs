@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::Running;
 
 /// Removed when dropped; the processes in it must be gone by then.
 pub struct MemoryBound {
@@ -41,8 +44,25 @@ impl Drop for MemoryBound {
 /// The most bytes that a process had resident so far.
 #[track_caller]
 pub fn peak_memory(process: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it is under way");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).expect("a peak is told");
-    kib.parse::<u64>().expect("a number") << 10
+    peak_so_far(process).expect("it is under way")
+}
+
+impl Running {
+    /// The most bytes that it had resident, looked at until it ends.
+    pub fn peak_memory(&self) -> u64 {
+        let mut peak = 0;
+        while let Some(bytes) = peak_so_far(self.id()) {
+            peak = bytes;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        peak
+    }
+}
+
+/// Nothing when it has ended.
+fn peak_so_far(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib = line.trim().strip_suffix(" kB").expect("a peak is told");
+    Some(kib.parse::<u64>().expect("a number") << 10)
 }

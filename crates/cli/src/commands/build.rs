@@ -574,6 +574,10 @@ async fn upload(
     for path in &summary.skipped {
         session.printer.warning(&format!("`{path}` is no file, folder or link, and is left out"));
     }
+    if summary.skipped_more > 0 {
+        let count = summary.skipped_more;
+        session.printer.warning(&format!("{count} more like these are left out"));
+    }
     Ok(relative_path)
 }
 

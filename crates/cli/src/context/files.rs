@@ -12,6 +12,7 @@ use reqwest::{Method, RequestBuilder, header};
 
 use super::Source;
 use super::index::Index;
+use super::key::now;
 use super::listing::{Listing, list};
 use super::upload::{Chunks, Upload, send};
 use crate::connection::{Connection, read_json};
@@ -38,9 +39,9 @@ pub(super) async fn upload_files(
     let mut index = Index::load(cache, source.folder.as_deref());
     let mut is_first = true;
     loop {
-        let (source, mut known) = (Arc::clone(source), std::mem::take(&mut index));
+        let (source, known) = (Arc::clone(source), std::mem::take(&mut index));
         let listed = tokio::task::spawn_blocking(move || {
-            let listing = list(&source, &mut known);
+            let listing = list(&source, &known, now());
             (listing, known)
         });
         let listing;
@@ -70,7 +71,7 @@ async fn transfer(
         match commit(connection, id, listing).await {
             Ok(relative_path) => {
                 if listing.hashed > 0 {
-                    index.save();
+                    index.save(listing.began, &listing.records);
                 }
                 return Ok(uploaded(relative_path, listing, (0, 0)));
             }
@@ -83,14 +84,15 @@ async fn transfer(
     let mut is_begun = false;
     loop {
         let attempt = async {
-            let source = begin(connection, base.as_deref(), listing).await?;
+            let api::ListedSource { id, missing } =
+                begin(connection, base.as_deref(), listing).await?;
             is_begun = true;
-            base = Some(source.id.clone());
+            base = Some(id.clone());
             // Before files travel: an upload that is cut off goes on from here.
-            index.set_source(&server, &source.id);
-            index.save();
-            send_missing(connection, &source, listing, sent, &mut travelled).await?;
-            commit(connection, &source.id, listing).await
+            index.set_source(&server, &id);
+            index.save(listing.began, &listing.records);
+            send_missing(connection, &id, missing, listing, sent, &mut travelled).await?;
+            commit(connection, &id, listing).await
         };
         match attempt.await {
             Ok(relative_path) => return Ok(uploaded(relative_path, listing, travelled)),
@@ -118,14 +120,9 @@ async fn begin(
     }
     let request =
         connection.request(Method::POST, url).header(header::CONTENT_TYPE, "application/x-ndjson");
-    let response = if connection.is_local() {
-        connection.stream(request.body(listing.text.clone())).await?
-    } else {
-        let text = listing.text.clone();
-        let write =
-            move |out: &mut dyn Write| out.write_all(&text).map_err(could_not("send a list"));
-        send_body(connection, request, &Arc::default(), write).await?
-    };
+    let listing = Arc::clone(listing);
+    let write = move |out: &mut dyn Write| listing.write_text(out);
+    let response = send_body(connection, request, &Arc::default(), write).await?;
     read_json(response, MISSING_SIZE_MAX).await
 }
 
@@ -139,17 +136,20 @@ async fn commit(connection: &Connection, id: &str, listing: &Listing) -> Result<
 /// Sends packs one after the other; each is safe at the server when it is answered.
 async fn send_missing(
     connection: &Connection,
-    source: &api::ListedSource,
+    id: &str,
+    missing: Vec<(u64, u64)>,
     listing: &Arc<Listing>,
     sent: &Arc<AtomicU64>,
     travelled: &mut (u64, u64),
 ) -> Result<()> {
-    for pack in listing.packs(&source.missing)? {
-        travelled.0 += pack.files();
+    let whole = Arc::clone(listing);
+    let packs = tokio::task::spawn_blocking(move || whole.packs(&missing));
+    for pack in packs.await.map_err(could_not("pack the context"))?? {
+        travelled.0 += pack.files;
         travelled.1 += pack.size;
         let listing = Arc::clone(listing);
         let write = move |out: &mut dyn Write| listing.write_pack(&pack, out);
-        let url = connection.route(&["sources", &source.id, "packs"]);
+        let url = connection.route(&["sources", id, "packs"]);
         send_body(connection, connection.request(Method::POST, url), sent, write).await?;
     }
     Ok(())

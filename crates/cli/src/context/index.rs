@@ -4,18 +4,19 @@
 //! The file holds nothing that cannot be found out again: one that is damaged, or that others
 //! could have written, counts as absent.
 
-use std::collections::HashMap;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read as _, Write};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufReader, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use oci::{Digest, Hasher};
+use oci::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::key::FileKey;
+use super::key::read_all;
+use super::records::{Known, Records};
+use super::spool::Spooled;
 
 /// A larger file counts as damaged.
 const INDEX_SIZE_MAX: u64 = 512 << 20;
@@ -24,9 +25,16 @@ const INDEXES_MAX: usize = 100;
 /// Servers that are remembered for one context.
 const SERVERS_MAX: usize = 8;
 /// Of what is written here.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// What comes after the records, without the digest, is not larger than this.
+const HEAD_SIZE_MAX: usize = 64 << 10;
+/// `sha256:` and 64 digits.
+const DIGEST_SIZE: u64 = 71;
+/// Read at once.
+const BUFFER_SIZE: usize = 128 << 10;
 
-#[derive(Clone, Default, Serialize, Deserialize)]
+/// What a file ends with after the records: this as JSON, its size, and the digest of all that.
+#[derive(Serialize, Deserialize)]
 struct Head {
     version: u32,
     /// When hashing began, since 1970.
@@ -35,13 +43,18 @@ struct Head {
     sources: Vec<(String, String)>,
 }
 
-/// Remembered digests of one context.
+/// What is remembered of one context.
 #[derive(Default)]
 pub(super) struct Index {
     /// Absent if nothing is to be remembered.
     file: Option<PathBuf>,
-    head: Head,
-    files: HashMap<PathBuf, (FileKey, Digest)>,
+    sources: Vec<(String, String)>,
+    files: Option<KnownFiles>,
+}
+
+struct KnownFiles {
+    began: Duration,
+    records: Spooled,
 }
 
 impl Index {
@@ -51,85 +64,81 @@ impl Index {
         let Ok(root) = root.canonicalize() else { return Self::default() };
         let name = Digest::of(root.as_os_str().as_bytes());
         let file = cache.join("contexts").join(name.hex());
-        let (head, files) = read(&file).unwrap_or_default();
-        Self { file: Some(file), head, files }
+        let Some((Head { began, sources, .. }, records)) = read(&file) else {
+            return Self { file: Some(file), ..Self::default() };
+        };
+        Self { file: Some(file), sources, files: Some(KnownFiles { began, records }) }
     }
 
-    /// The digest of a file, if it is still the one that was hashed.
-    pub(super) fn digest(&self, path: &Path, key: &FileKey) -> Option<&Digest> {
-        let (known, digest) = self.files.get(path)?;
-        (known == key && key.is_settled(self.head.began)).then_some(digest)
+    /// The user's folder for what is remembered, which may not be there yet.
+    pub(super) fn folder(&self) -> Option<&Path> {
+        self.file.as_deref().and_then(Path::parent)
+    }
+
+    /// Digests of files, for a walk.
+    pub(super) fn known(&self) -> Known<'_> {
+        match &self.files {
+            Some(files) => Known::new(&files.records, files.began),
+            None => Known::nothing(),
+        }
     }
 
     /// The source that a server got last.
     pub(super) fn source(&self, server: &str) -> Option<&str> {
-        let mut sources = self.head.sources.iter();
+        let mut sources = self.sources.iter();
         sources.find(|(name, _)| name == server).map(|(_, id)| id.as_str())
     }
 
     /// Remembers which source a server got.
     pub(super) fn set_source(&mut self, server: &str, id: &str) {
-        self.head.sources.retain(|(name, _)| name != server);
-        self.head.sources.insert(0, (server.to_owned(), id.to_owned()));
-        self.head.sources.truncate(SERVERS_MAX);
+        self.sources.retain(|(name, _)| name != server);
+        self.sources.insert(0, (server.to_owned(), id.to_owned()));
+        self.sources.truncate(SERVERS_MAX);
     }
 
     /// Forgets digests, when one of them has turned out to be wrong.
     pub(super) fn forget_files(&mut self) {
-        self.files.clear();
+        self.files = None;
     }
 
-    /// Remembers these files instead of those before; hashing them began at `began`.
-    pub(super) fn set_files(
-        &mut self,
-        began: Duration,
-        files: impl Iterator<Item = (PathBuf, FileKey, Digest)>,
-    ) {
-        self.head.began = began;
-        self.files = files.map(|(path, key, digest)| (path, (key, digest))).collect();
-    }
-
-    /// Writes it down, if it can; what is lost is time.
-    pub(super) fn save(&self) {
+    /// Writes it down, if it can, with these files, whose hashing began at `began`, instead of
+    /// those before; what is lost is time.
+    pub(super) fn save(&self, began: Duration, records: &Records) {
         let Some(file) = &self.file else { return };
-        if self.write(file).is_ok() {
+        if self.write(file, began, records).is_ok() {
             let _ = bound(file);
         }
     }
 
-    fn write(&self, file: &Path) -> io::Result<()> {
+    fn write(&self, file: &Path, began: Duration, records: &Records) -> io::Result<()> {
         let Some(folder) = file.parent() else { return Ok(()) };
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let partial = file.with_extension(uuid::Uuid::new_v4().simple().to_string());
-        let written = self.write_to(&partial).and_then(|()| fs::rename(&partial, file));
+        let written =
+            self.write_to(&partial, began, records).and_then(|()| fs::rename(&partial, file));
         if written.is_err() {
             let _ = fs::remove_file(&partial);
         }
         written
     }
 
-    /// Lines of JSON: the head, the files, and the digest of all that.
-    fn write_to(&self, partial: &Path) -> io::Result<()> {
-        let mut text = Vec::with_capacity(256 * (self.files.len() + 1));
-        serde_json::to_writer(&mut text, &Head { version: VERSION, ..self.head.clone() })?;
-        for (path, (key, digest)) in &self.files {
-            // What is not UTF-8 travels to no server.
-            let Some(path) = path.to_str() else { continue };
-            text.push(b'\n');
-            serde_json::to_writer(&mut text, &(path, key, digest))?;
-        }
-        text.push(b'\n');
-        let digest = Digest::of(&text);
-        text.extend_from_slice(digest.as_str().as_bytes());
+    fn write_to(&self, partial: &Path, began: Duration, records: &Records) -> io::Result<()> {
+        let head = Head { version: VERSION, began, sources: self.sources.clone() };
+        let mut tail = serde_json::to_vec(&head)?;
+        let size = tail.len() as u64;
+        tail.extend(size.to_le_bytes());
+        let (records, mut hasher) = records.bytes();
+        hasher.update(&tail);
+        tail.extend(hasher.finish().as_str().as_bytes());
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(partial)?;
-        file.write_all(&text)
+        io::copy(&mut BufReader::with_capacity(BUFFER_SIZE, records), &mut file)?;
+        file.write_all(&tail)
     }
 }
 
-type Remembered = (Head, HashMap<PathBuf, (FileKey, Digest)>);
-
-/// Reads what was written; `None` for whatever is not quite that.
-fn read(file: &Path) -> Option<Remembered> {
+/// Reads what was written; `None` for whatever is not quite that. Nothing is taken from the file
+/// before its digest was found to be right.
+fn read(file: &Path) -> Option<(Head, Spooled)> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
@@ -140,29 +149,28 @@ fn read(file: &Path) -> Option<Remembered> {
     if !found.is_file() || !is_own || found.size() > INDEX_SIZE_MAX {
         return None;
     }
-    let mut lines = BufReader::with_capacity(128 << 10, file.take(INDEX_SIZE_MAX));
-    let mut hasher = Hasher::sha256();
-    let mut line = Vec::new();
-    let mut next = |line: &mut Vec<u8>| -> Option<bool> {
-        line.clear();
-        lines.read_until(b'\n', line).ok()?;
-        Some(line.ends_with(b"\n"))
-    };
-    if !next(&mut line)? {
+    let hashed = found.size().checked_sub(DIGEST_SIZE)?;
+    if !ends_with_digest(&file, hashed).ok()? {
         return None;
     }
-    hasher.update(&line);
-    let head: Head = serde_json::from_slice(&line).ok()?;
-    if head.version != VERSION {
-        return None;
-    }
-    let mut files = HashMap::new();
-    while next(&mut line)? {
-        hasher.update(&line);
-        let (path, key, digest): (PathBuf, FileKey, Digest) = serde_json::from_slice(&line).ok()?;
-        files.insert(path, (key, digest));
-    }
-    (line == hasher.finish().as_str().as_bytes()).then_some((head, files))
+    let mut size = [0; size_of::<u64>()];
+    let head_end = hashed.checked_sub(size.len() as u64)?;
+    file.read_exact_at(&mut size, head_end).ok()?;
+    let size = u64::from_le_bytes(size);
+    let records_end = head_end.checked_sub(size)?;
+    let mut head = vec![0; usize::try_from(size).ok().filter(|size| *size <= HEAD_SIZE_MAX)?];
+    file.read_exact_at(&mut head, records_end).ok()?;
+    let head: Head = serde_json::from_slice(&head).ok()?;
+    (head.version == VERSION).then(|| (head, Spooled::of_file(file, records_end)))
+}
+
+/// Whether the digest of the first `hashed` bytes is what comes after them.
+fn ends_with_digest(file: &File, hashed: u64) -> io::Result<bool> {
+    let mut buffer = vec![0; BUFFER_SIZE];
+    let digest = read_all(&mut file.take(hashed), &mut buffer)?;
+    let mut told = Vec::new();
+    file.take(DIGEST_SIZE + 1).read_to_end(&mut told)?;
+    Ok(told == digest.as_str().as_bytes())
 }
 
 /// Removes what was written longest ago, beyond the bound.
@@ -185,19 +193,17 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-
-    fn key(seconds: i64) -> FileKey {
-        let time = (seconds, 5);
-        FileKey { size: 1, mtime: time, ctime: time, inode: 2, device: 3, mode: 0o644 }
-    }
+    use crate::context::key::FileKey;
+    use crate::context::key::tests::key;
+    use crate::context::records::RecordWriter;
 
     /// An index of one file that was changed at 100 and hashed later.
     fn saved(cache: &Path, root: &Path, hashed: u64) -> PathBuf {
         let mut index = Index::load(Some(cache), Some(root));
-        let files = [(PathBuf::from("a"), key(100), Digest::of(b"a"))];
-        index.set_files(Duration::from_secs(hashed), files.into_iter());
+        let mut records = RecordWriter::new(index.folder());
+        records.add(Path::new("a"), &key(100), &Digest::of(b"a")).unwrap();
         index.set_source("server", "one");
-        index.save();
+        index.save(Duration::from_secs(hashed), &records.finish());
         index.file.unwrap()
     }
 
@@ -209,7 +215,7 @@ mod tests {
         let index = load();
         assert_eq!(index.source("server"), Some("one"));
         assert_eq!(index.source("other"), None);
-        let known = |key: FileKey| index.digest(Path::new("a"), &key).is_some();
+        let known = |key: FileKey| index.known().digest(Path::new("a"), &key).is_some();
         assert!(known(key(100)));
         assert!(!known(FileKey { size: 2, ..key(100) }));
         assert!(!known(FileKey { ctime: (100, 6), ..key(100) }));
@@ -220,7 +226,7 @@ mod tests {
         // Within two seconds, or in the future.
         for hashed in [102, 100, 99] {
             saved(cache.path(), root.path(), hashed);
-            assert!(load().digest(Path::new("a"), &key(100)).is_none(), "{hashed}");
+            assert!(load().known().digest(Path::new("a"), &key(100)).is_none(), "{hashed}");
         }
     }
 
@@ -228,7 +234,7 @@ mod tests {
     fn what_is_damaged_or_of_others_counts_as_absent() {
         let (cache, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let load = || Index::load(Some(cache.path()), Some(root.path()));
-        let is_known = || load().digest(Path::new("a"), &key(100)).is_some();
+        let is_known = || load().known().digest(Path::new("a"), &key(100)).is_some();
         let file = saved(cache.path(), root.path(), 200);
         let text = fs::read(&file).unwrap();
         assert!(is_known());

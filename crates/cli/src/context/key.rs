@@ -4,14 +4,13 @@
 //! had not been touched just before: two changes within one tick of the clock look alike, so what
 //! is not older by [`SETTLED`] than the hashing is hashed again (architecture.md, decision 11).
 
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use oci::{Digest, Hasher};
-use serde::{Deserialize, Serialize};
 
 use super::file::open_regular;
 
@@ -21,7 +20,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 3;
 
 /// What tells that a file has not changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileKey {
     pub(super) size: u64,
     /// Seconds and nanoseconds since 1970.
@@ -33,6 +32,8 @@ pub(super) struct FileKey {
 }
 
 impl FileKey {
+    pub(super) const NUMBERS: usize = 8;
+
     pub(super) fn of(found: &Metadata) -> Self {
         Self {
             size: found.size(),
@@ -42,6 +43,28 @@ impl FileKey {
             device: found.dev(),
             mode: found.mode(),
         }
+    }
+
+    /// All that it consists of.
+    pub(super) fn numbers(&self) -> [u64; Self::NUMBERS] {
+        let (mtime, ctime) = (self.mtime, self.ctime);
+        let times = [mtime.0, mtime.1, ctime.0, ctime.1].map(i64::cast_unsigned);
+        let [mtime, mtime_part, ctime, ctime_part] = times;
+        let mode = u64::from(self.mode);
+        [self.size, mtime, mtime_part, ctime, ctime_part, self.inode, self.device, mode]
+    }
+
+    /// `None` if no key has these numbers.
+    pub(super) fn of_numbers(numbers: [u64; Self::NUMBERS]) -> Option<Self> {
+        let [size, mtime, mtime_part, ctime, ctime_part, inode, device, mode] = numbers;
+        Some(Self {
+            size,
+            mtime: (mtime.cast_signed(), mtime_part.cast_signed()),
+            ctime: (ctime.cast_signed(), ctime_part.cast_signed()),
+            inode,
+            device,
+            mode: mode.try_into().ok()?,
+        })
     }
 
     /// Whether a change after `hashing` began would show in the times.
@@ -68,7 +91,8 @@ pub(super) fn hash(path: &Path, buffer: &mut [u8]) -> io::Result<(FileKey, Diges
     Err(io::Error::other("it changes while it is read"))
 }
 
-fn read_all(file: &mut File, buffer: &mut [u8]) -> io::Result<Digest> {
+/// Hashes what is left of a file.
+pub(super) fn read_all(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<Digest> {
     let mut hasher = Hasher::sha256();
     loop {
         match file.read(buffer) {
@@ -90,10 +114,27 @@ pub(super) fn now() -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Of a file that was changed then.
+    pub(in crate::context) fn key(seconds: i64) -> FileKey {
+        let time = (seconds, 5);
+        FileKey { size: 1, mtime: time, ctime: time, inode: 2, device: 3, mode: 0o644 }
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_survives_its_numbers(numbers: [u64; FileKey::NUMBERS]) {
+            let key = FileKey::of_numbers(numbers);
+            let has_mode = u32::try_from(numbers[FileKey::NUMBERS - 1]).is_ok();
+            prop_assert_eq!(key.map(|key| key.numbers()), has_mode.then_some(numbers));
+        }
+    }
 
     #[test]
     fn a_file_that_is_replaced_while_it_is_looked_at_has_a_key_of_its_own() {

@@ -9,8 +9,16 @@ use super::*;
 /// The list of a context.
 fn listed(context: &Path, file: Option<&Path>) -> (Source, listing::Listing) {
     let source = Source::find(context.to_str().unwrap(), file).unwrap();
-    let listing = listing::list(&source, &mut index::Index::default()).unwrap();
+    let listing = listing::list(&source, &index::Index::default(), key::now()).unwrap();
     (source, listing)
+}
+
+/// The list itself.
+fn text(listing: &listing::Listing) -> String {
+    let mut text = Vec::new();
+    listing.write_text(&mut text).unwrap();
+    assert_eq!(listing.digest, Digest::of(&text));
+    String::from_utf8(text).unwrap()
 }
 
 /// Entries of a context: path to what it is. The Dockerfile's own name, which differs every
@@ -19,8 +27,8 @@ fn entries(context: &Path, file: Option<&Path>) -> BTreeMap<String, String> {
     let (source, listing) = listed(context, file);
     let mut links = BTreeMap::new();
     let mut entries = BTreeMap::new();
-    for line in listing.text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        let SourceEntry { path, kind, .. } = serde_json::from_slice(line).unwrap();
+    for line in text(&listing).lines() {
+        let SourceEntry { path, kind, .. } = serde_json::from_str(line).unwrap();
         let is_dockerfile = path == source.dockerfile_path;
         let text = || match (is_dockerfile, &source.folder) {
             (false, Some(folder)) => fs::read_to_string(folder.join(&path)).unwrap(),

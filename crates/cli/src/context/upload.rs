@@ -20,6 +20,8 @@ use crate::error::{Error, Result, could_not};
 const CHUNK_SIZE: usize = 256 << 10;
 /// Chunks waiting to be sent: enough to keep both sides busy.
 const CHUNKS_MAX: usize = 8;
+/// Paths that are told one by one.
+const SKIPPED_MAX: usize = 100;
 
 /// What a context holds, for the user.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,8 +29,19 @@ pub(crate) struct Summary {
     pub(crate) files: u64,
     /// Bytes in files; of a file with several names, once.
     pub(crate) size: u64,
-    /// Sockets, pipes and devices, which no context holds.
+    /// Sockets, pipes and devices, which no context holds; the first [`SKIPPED_MAX`] of them.
     pub(crate) skipped: Vec<String>,
+    /// How many more there are.
+    pub(crate) skipped_more: u64,
+}
+
+impl Summary {
+    pub(super) fn skip(&mut self, path: &Path) {
+        match self.skipped.len() < SKIPPED_MAX {
+            true => self.skipped.push(path.to_string_lossy().into_owned()),
+            false => self.skipped_more += 1,
+        }
+    }
 }
 
 /// An upload that is done.

@@ -33,8 +33,8 @@ struct Folder {
 /// Gets a file, its path in the context and what it is.
 type Visit<'a> = dyn FnMut(&Path, &Path, &Metadata) -> Result<()> + 'a;
 
-/// Visits what travels, folders before what is in them. Without recursion: the depth of a
-/// context is not ours to choose.
+/// Visits what travels in the order in which paths compare, so folders before what is in them; the
+/// index relies on it. Without recursion: the depth of a context is not ours to choose.
 pub(super) fn walk(source: &Source, root: &Path, visit: &mut Visit<'_>) -> Result<()> {
     let mut open = vec![Folder { path: PathBuf::new(), names: names(root)?, pending: None }];
     while let Some(folder) = open.last_mut() {

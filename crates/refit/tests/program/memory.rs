@@ -1,5 +1,6 @@
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read as _, copy};
+use std::time::Duration;
 
 use testkit::{MemoryBound, peak_memory, validate};
 
@@ -36,4 +37,38 @@ fn as_root_large_layers_are_built_in_little_memory() {
     let peak = peak_memory(server.id());
     println!("the server's peak: {} MiB", peak / MIB);
     assert!(peak < BOUND, "{peak}");
+}
+
+/// What a client may need, however many files its context has.
+const CLIENT_BOUND: u64 = 64 * MIB;
+/// Many of a folder, and many folders.
+const FILES: u64 = 1_000;
+const FOLDERS: u64 = 100;
+
+#[test]
+fn as_root_a_context_of_very_many_files_is_sent_from_little_memory() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    sandbox.write("app/Dockerfile", "FROM scratch\nCOPY many/1/1 /\n");
+    for folder in 0..FOLDERS {
+        let path = sandbox.path(&format!("app/many/{folder}"));
+        fs::create_dir_all(&path).unwrap();
+        for file in 0..FILES {
+            fs::write(path.join(file.to_string()), format!("{folder} {file}")).unwrap();
+        }
+    }
+    let build = |told: &str| {
+        let build = sandbox.refit(["build", "app", "-t", "app:1"]).on(&server);
+        let build = build.within(Duration::from_secs(600)).start();
+        let peak = build.peak_memory();
+        build.wait().success().stderr_has(told);
+        println!("the client's peak: {} MiB", peak / MIB);
+        assert!((MIB..CLIENT_BOUND).contains(&peak), "{peak}");
+    };
+    let count = FILES * FOLDERS;
+    build(&format!("Sent the context: {} files", count + 1));
+    build("none of which changed");
+    sandbox.write("app/many/99/99", "changed");
+    build("(1 new, 7 B)");
+    assert_eq!(validate(&server.registry(), "app", "1").text("1"), "1 1");
 }

@@ -74,18 +74,22 @@ fn as_root_an_index_that_was_tampered_with_makes_no_wrong_image() {
     build(&sandbox, &server);
     let folder = sandbox.path("home/.cache/refit/contexts");
     let index = fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
-    let text = fs::read_to_string(&index).unwrap();
-    let (one, two) = (oci::Digest::of(b"one").to_string(), oci::Digest::of(b"two").to_string());
-    assert!(text.contains(&one) && text.contains(&two), "{text}");
-    fs::write(&index, text.replace(&one, &two)).unwrap();
+    let [one, two, none] =
+        ["one", "two", "none"].map(|text| oci::Digest::of(text.as_bytes()).sha256_bytes().unwrap());
+    let replace = |bytes: &[u8], other: &[u8; 32]| {
+        let at = bytes.windows(one.len()).position(|window| window == one).unwrap();
+        [&bytes[..at], other, &bytes[at + one.len()..]].concat()
+    };
+    let bytes = fs::read(&index).unwrap();
+    fs::write(&index, replace(&bytes, &two)).unwrap();
     build(&sandbox, &server);
     assert_eq!(validate(&server.registry(), "app", "1").text("one"), "one");
     // Even with a sum that fits: what is not there comes, and is compared.
-    let text = fs::read_to_string(&index).unwrap();
-    let none = oci::Digest::of(b"none").to_string();
-    let (body, _) = text.rsplit_once('\n').unwrap();
-    let body = format!("{}\n", body.replace(&one, &none));
-    fs::write(&index, format!("{body}{}", oci::Digest::of(body.as_bytes()))).unwrap();
+    let bytes = fs::read(&index).unwrap();
+    let sum = oci::Digest::of(b"").as_str().len();
+    let mut body = replace(&bytes[..bytes.len() - sum], &none);
+    body.extend(oci::Digest::of(&body).as_str().as_bytes());
+    fs::write(&index, body).unwrap();
     build(&sandbox, &server);
     assert_eq!(validate(&server.registry(), "app", "1").text("one"), "one");
 }
