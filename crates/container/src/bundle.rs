@@ -214,8 +214,8 @@ pub(crate) struct Extras {
     /// How many bytes of private variables come before those of the files: each variable ends
     /// with a NUL byte.
     pub(crate) private_env: usize,
-    /// `cgroup.procs` files that the process joins before it is executed.
-    pub(crate) cgroup_procs: Vec<PathBuf>,
+    /// Files through which the process joins its control groups before it is executed.
+    pub(crate) cgroup_joins: Vec<PathBuf>,
     /// A program to start for the network namespace.
     pub(crate) uplink: Option<Uplink>,
     /// An OCI runtime to execute instead of doing it ourselves.
@@ -276,7 +276,7 @@ pub(crate) struct Placement {
     pub(crate) external: Option<ExternalRuntime>,
     /// Path of the network namespace to join.
     pub(crate) network_namespace: Option<String>,
-    pub(crate) cgroup_procs: Vec<PathBuf>,
+    pub(crate) cgroup_joins: Vec<PathBuf>,
     /// For the external runtime, relative to the control group mounts.
     pub(crate) cgroups_path: Option<String>,
     /// What gives the network namespace its way out, if it needs a program for it.
@@ -385,7 +385,7 @@ pub(crate) fn describe(
         overlays,
         files,
         private_env,
-        cgroup_procs: place.cgroup_procs.clone(),
+        cgroup_joins: place.cgroup_joins.clone(),
         uplink: place.uplink.clone(),
         external: place.external.clone(),
         name: spec.name.clone(),

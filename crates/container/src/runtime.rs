@@ -399,8 +399,8 @@ impl Supervisor {
             folder: folder.clone(),
             network_namespace: holdings.endpoint.as_ref().map(Endpoint::namespace_path),
             // An external runtime joins by itself, below our group.
-            cgroup_procs: match external {
-                None => group.map(Group::procs_files).unwrap_or_default(),
+            cgroup_joins: match external {
+                None => group.map(Group::join_files).unwrap_or_default(),
                 Some(_) => Vec::new(),
             },
             user_namespace: holdings.range.is_some()

@@ -57,8 +57,8 @@ fn enter(
 ) -> Result<(), ContainerError> {
     die_with_helper()?;
     nix::unistd::setsid().doing(|| "start a session".to_owned())?;
-    for procs in &extras.cgroup_procs {
-        join(procs).doing(|| format!("join the control group `{}`", procs.display()))?;
+    for file in &extras.cgroup_joins {
+        join(file).doing(|| format!("join a control group by `{}`", file.display()))?;
     }
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP)
         .doing(|| "make mount and cgroup namespaces".to_owned())?;
@@ -80,8 +80,8 @@ fn die_with_helper() -> Result<(), ContainerError> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).doing(|| "bind the process' life".to_owned())
 }
 
-fn join(procs: &Path) -> io::Result<()> {
-    OpenOptions::new().write(true).open(procs)?.write_all(b"0")
+fn join(file: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).open(file)?.write_all(b"0")
 }
 
 /// Makes `rootfs` the root, and lets go of the old one.
