@@ -278,13 +278,15 @@ impl Layers {
         &self,
         layer: &ImageLayer,
         index: &Arc<LayerIndex>,
-    ) -> Result<Digest, BuildError> {
+    ) -> Result<(), BuildError> {
+        let stored = self.store_index(index).await?;
         self.recent().put(&layer.diff_id, index);
+        self.keep_read(layer, &stored).await
+    }
+
+    async fn store_index(&self, index: &Arc<LayerIndex>) -> Result<Digest, BuildError> {
         let index = Arc::clone(index);
-        let stored =
-            self.keep_packed(move |out| io::copy(&mut index.text(), out).map(|_| ())).await?;
-        self.keep_read(layer, &stored).await?;
-        Ok(stored)
+        self.keep_packed(move |out| io::copy(&mut index.text(), out).map(drop)).await
     }
 
     /// Notes what reading or writing a layer has shown.
@@ -646,11 +648,16 @@ impl Layers {
             let writer = LayerWriter::new(blob, compression, earlier, time_max, &spools);
             let mut writer = writer.map_err(failed("write a layer"))?;
             fill(&mut writer)?;
-            Ok(writer.finish()?)
+            writer.finish().map_err(failed("write a layer"))
         })
         .await;
         let Written { layer, index, blocks, reused } = written?;
-        let index = self.keep_index(&layer, &Arc::new(index)).await?;
+        // Both at once, since most of it is waiting for the disk.
+        let layer = async { Ok(blocking(move || layer.commit()).await?) };
+        let index = Arc::new(index);
+        let (layer, stored) = tokio::try_join!(layer, self.store_index(&index))?;
+        self.recent().put(&layer.diff_id, &index);
+        self.keep_read(&layer, &stored).await?;
         let blocks = match blocks.filter(BlockMap::is_worth_keeping) {
             Some(blocks) => {
                 let write = move |out: &mut dyn Write| Ok(serde_json::to_writer(out, &blocks)?);
@@ -658,7 +665,7 @@ impl Layers {
             }
             None => None,
         };
-        Ok(NewLayer { layer, index: Some(index), blocks, reused, usage: Usage::default() })
+        Ok(NewLayer { layer, index: Some(stored), blocks, reused, usage: Usage::default() })
     }
 
     /// The blocks of a layer that was made before, to be used again if they can be.

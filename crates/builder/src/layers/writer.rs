@@ -28,9 +28,9 @@ pub(crate) struct LayerWriter {
     time_max: Option<i64>,
 }
 
-/// A layer that has been written.
+/// A layer that has been written, and is not durable yet.
 pub(crate) struct Written {
-    pub(crate) layer: ImageLayer,
+    pub(crate) layer: LayerBlob,
     pub(crate) index: LayerIndex,
     pub(crate) blocks: Option<BlockMap>,
     /// Bytes that came from an earlier layer.
@@ -112,15 +112,12 @@ impl LayerWriter {
         self.note(path, node)
     }
 
-    /// Ends the layer; its blob is durable afterwards.
-    pub(crate) fn finish(mut self) -> store::Result<Written> {
-        let io = |source| store::StoreError::Io { doing: "write a layer".to_owned(), source };
-        write_end(&mut self.out).map_err(io)?;
+    /// Ends the layer.
+    pub(crate) fn finish(mut self) -> io::Result<Written> {
+        write_end(&mut self.out)?;
         let diff_id = self.out.hasher.finish();
-        let Finished { out, blocks, reused } = self.out.inner.finish().map_err(io)?;
-        let stored = out.commit(None)?;
-        let descriptor = Descriptor::new(self.media_type, stored.digest, stored.size);
-        let layer = ImageLayer { descriptor, diff_id };
+        let Finished { out: blob, blocks, reused } = self.out.inner.finish()?;
+        let layer = LayerBlob { blob, media_type: self.media_type, diff_id };
         Ok(Written { layer, index: self.index.finish(), blocks, reused })
     }
 
@@ -144,6 +141,22 @@ impl LayerWriter {
 
     fn note(&mut self, path: &[u8], node: Node) -> io::Result<()> {
         self.index.push(&IndexEntry::from_tar(text_of(path), Node { link: None, ..node }))
+    }
+}
+
+/// What is to be stored of a layer.
+pub(crate) struct LayerBlob {
+    blob: BlobWriter,
+    media_type: &'static str,
+    diff_id: Digest,
+}
+
+impl LayerBlob {
+    /// Blocking.
+    pub(crate) fn commit(self) -> store::Result<ImageLayer> {
+        let stored = self.blob.commit(None)?;
+        let descriptor = Descriptor::new(self.media_type, stored.digest, stored.size);
+        Ok(ImageLayer { descriptor, diff_id: self.diff_id })
     }
 }
 
