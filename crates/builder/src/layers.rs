@@ -290,7 +290,11 @@ impl Layers {
     }
 
     /// Notes what reading or writing a layer has shown.
-    async fn keep_read(&self, layer: &ImageLayer, index: &Digest) -> Result<(), BuildError> {
+    pub(crate) async fn keep_read(
+        &self,
+        layer: &ImageLayer,
+        index: &Digest,
+    ) -> Result<(), BuildError> {
         let read = ReadLayer { index: index.clone(), diff_id: layer.diff_id.clone() };
         self.inner.indexes.put(&layer.descriptor.digest, &read).await?;
         self.note_diff_id(&layer.descriptor.digest, &layer.diff_id);
@@ -632,7 +636,8 @@ impl Layers {
         Ok(new)
     }
 
-    /// Writes a layer in a blocking thread, with its index.
+    /// Writes a layer in a blocking thread, with its index. Whoever keeps it calls
+    /// [`Self::keep_read`].
     async fn write(
         &self,
         build: &Build<'_>,
@@ -657,7 +662,6 @@ impl Layers {
         let index = Arc::new(index);
         let (layer, stored) = tokio::try_join!(layer, self.store_index(&index))?;
         self.recent().put(&layer.diff_id, &index);
-        self.keep_read(&layer, &stored).await?;
         let blocks = match blocks.filter(BlockMap::is_worth_keeping) {
             Some(blocks) => {
                 let write = move |out: &mut dyn Write| Ok(serde_json::to_writer(out, &blocks)?);

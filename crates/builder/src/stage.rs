@@ -956,8 +956,16 @@ impl<'a> Stage<'a> {
         let blocks = new.blocks.clone();
         let value = CachedLayer { layer, diff_id, created, blocks, origin };
         let value = serde_json::to_string(&value).expect("plain structs serialize");
-        builder.cache.put(key, &CacheEntry { value, blobs, cost }).await?;
-        Ok(())
+        let entry = CacheEntry { value, blobs, cost };
+        // At once: then both are in one commit of the database.
+        let put = async { Ok(builder.cache.put(key, &entry).await?) };
+        let read = async {
+            match &new.index {
+                Some(index) => builder.layers.keep_read(&new.layer, index).await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(put, read).map(drop)
     }
 
     fn trail(&self) -> MutexGuard<'_, TrailUnderWay> {

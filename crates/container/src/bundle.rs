@@ -224,6 +224,13 @@ pub(crate) struct Extras {
     pub(crate) name: String,
 }
 
+impl Extras {
+    /// Whether something comes through the control socket.
+    pub(crate) fn has_private(&self) -> bool {
+        self.private_env > 0 || !self.files.is_empty()
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum RootfsEntry {
     Overlay(OverlayLayers),

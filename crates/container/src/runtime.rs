@@ -417,7 +417,9 @@ impl Supervisor {
             for overlay in &extras.overlays {
                 fs::create_dir(&overlay.at)?;
             }
-            fs::create_dir(Placement::files(folder))?;
+            if extras.has_private() {
+                fs::create_dir(Placement::files(folder))?;
+            }
             fs::write(folder.join("hosts"), hosts(&self.spec, holdings.endpoint.as_ref()))?;
             fs::write(folder.join("resolv.conf"), name_servers(holdings.endpoint.as_ref()))?;
             fs::write(Placement::config_file(folder), serde_json::to_vec(&config)?)?;

@@ -120,7 +120,7 @@ fn take_private(
     extras: &Extras,
     mut control: &UnixStream,
 ) -> Result<Option<PathBuf>, Box<dyn std::error::Error>> {
-    if extras.private_env == 0 && extras.files.is_empty() {
+    if !extras.has_private() {
         return Ok(None);
     }
     let memory = Placement::files(folder);
