@@ -12,7 +12,7 @@ use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use oci::Digest;
@@ -266,15 +266,8 @@ pub struct ListedFiles {
     list: Digest,
     packs: Vec<Digest>,
     limits: ContextLimits,
-    opened: Mutex<Opened>,
+    opened: Mutex<Option<Arc<OpenFiles>>>,
     runtime: tokio::runtime::Handle,
-}
-
-/// As far as it was opened.
-#[derive(Default)]
-struct Opened {
-    packs: Option<Arc<Packs>>,
-    files: Option<Arc<OpenFiles>>,
 }
 
 /// The files of a list that was read. What the list says of each is read when it is asked for.
@@ -320,7 +313,7 @@ impl ListedFiles {
     }
 
     /// Opens a file if the list begins with it, as those of our clients do with the Dockerfile: then
-    /// nothing more of the list is read.
+    /// nothing more of the list is read, nor of the packs.
     fn open_first(&self, path: &str) -> Result<Option<Box<dyn Read + Send>>, ListError> {
         let mut line = Vec::new();
         self.text()?.take(LINE_SIZE_MAX).read_until(b'\n', &mut line)?;
@@ -331,8 +324,9 @@ impl ListedFiles {
         };
         match node.kind {
             NodeKind::File { digest, .. } if first == path => {
-                let packs = self.packs(&mut self.opened())?;
-                Ok(packs.find(&digest).is_some().then(|| packs.read(&digest)).transpose()?)
+                let blobs = Arc::clone(&self.blobs);
+                let pack = self.runtime.block_on(Packs::with(blobs, &self.packs, &digest))?;
+                Ok(pack.map(|pack| pack.read(&digest)).transpose()?)
             }
             _ => Ok(None),
         }
@@ -340,11 +334,12 @@ impl ListedFiles {
 
     /// Reads the list and finds its files, when it is called first. Blocking.
     pub(crate) fn open(&self) -> Result<Arc<OpenFiles>, ListError> {
-        let mut opened = self.opened();
-        if let Some(files) = &opened.files {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(files) = &*opened {
             return Ok(Arc::clone(files));
         }
-        let packs = self.packs(&mut opened)?;
+        let packs = Packs::open(Arc::clone(&self.blobs), &self.packs);
+        let packs = Arc::new(self.runtime.block_on(packs)?);
         let mut missing = None;
         let list = ContextList::parse(self.text()?, self.limits, &mut |path, file| {
             let is_there = || packs.find(&file.digest).is_some_and(|(_, found)| found == file.size);
@@ -356,7 +351,7 @@ impl ListedFiles {
             return Err(ListError::MissingFile { path });
         }
         let files = Arc::new(OpenFiles { list, lines: self.lines()?, packs });
-        opened.files = Some(Arc::clone(&files));
+        *opened = Some(Arc::clone(&files));
         Ok(files)
     }
 
@@ -372,24 +367,10 @@ impl ListedFiles {
         }
     }
 
-    fn opened(&self) -> MutexGuard<'_, Opened> {
-        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn text(&self) -> Result<impl BufRead + use<>, ListError> {
         let list = self.runtime.block_on(self.blobs.open(&self.list, 0))?;
         let _context = self.runtime.enter();
         Ok(BufReader::new(list.into_blocking()))
-    }
-
-    fn packs(&self, opened: &mut Opened) -> Result<Arc<Packs>, ListError> {
-        if let Some(packs) = &opened.packs {
-            return Ok(Arc::clone(packs));
-        }
-        let packs = Packs::open(Arc::clone(&self.blobs), &self.packs);
-        let packs = Arc::new(self.runtime.block_on(packs)?);
-        opened.packs = Some(Arc::clone(&packs));
-        Ok(packs)
     }
 }
 

@@ -174,6 +174,24 @@ impl Packs {
         Ok(Self { blobs, packs: packs.to_vec(), places, last: Mutex::default(), runtime })
     }
 
+    /// The pack that has a file, if one has it; no more of them are looked at than it takes. The
+    /// first and the last are looked at first: they have what came with a client's first build, and
+    /// what it changed since.
+    pub async fn with(
+        blobs: Arc<dyn BlobStore>,
+        packs: &[Digest],
+        file: &Digest,
+    ) -> Result<Option<Self>> {
+        let first = packs.iter().take(1);
+        for pack in first.chain(packs.iter().skip(1).rev()) {
+            let opened = Self::open(Arc::clone(&blobs), std::slice::from_ref(pack)).await?;
+            if opened.place(file).is_some() {
+                return Ok(Some(opened));
+            }
+        }
+        Ok(None)
+    }
+
     /// The pack that a file is in, if it is in one, and the file's size.
     pub fn find(&self, file: &Digest) -> Option<(&Digest, u64)> {
         let place = self.place(file)?;
@@ -302,6 +320,13 @@ mod tests {
             };
             digests.push(tokio::task::spawn_blocking(write).await.unwrap());
         }
+        for (text, pack) in [("one", 0), ("two", 0), ("three", 1)] {
+            let file = Digest::of(text.as_bytes());
+            let found = Packs::with(Arc::clone(&blobs), &digests, &file).await.unwrap().unwrap();
+            assert_eq!(found.packs, digests[pack..=pack]);
+        }
+        let four = Packs::with(Arc::clone(&blobs), &digests, &Digest::of(b"four")).await.unwrap();
+        assert!(four.is_none());
         let packs = Packs::open(blobs, &digests).await.unwrap();
         for (text, pack) in [("one", 0), ("two", 0), ("three", 1), ("", 0)] {
             let found = packs.find(&Digest::of(text.as_bytes())).unwrap();
