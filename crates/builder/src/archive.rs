@@ -10,7 +10,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use oci::Hasher;
 
 use crate::copy::{ArchiveEntry, CopyError};
-use crate::name::{shown, text_of};
+use crate::name::{PATH_MAX, shown, text_of};
 use crate::tar_reader::{BLOCK, TarEntry, TarKind, TarReader, is_header};
 use crate::tree::{Node, NodeKind, Tree, components};
 
@@ -140,6 +140,9 @@ fn clean(path: &[u8]) -> Result<Option<String>, String> {
         return Err(format!("`{}` leads out of its folder", shown(&path)));
     }
     let clean = components(&path).collect::<Vec<_>>().join("/");
+    if clean.len() > PATH_MAX {
+        return Err(format!("it has a path of more than {PATH_MAX} bytes"));
+    }
     Ok(Some(clean).filter(|path| !path.is_empty()))
 }
 

@@ -20,7 +20,7 @@ use serde::Deserialize;
 use store::{BlobStore, PackedFile, Packs, StoreError};
 
 use crate::lines::Lines;
-use crate::name::{NAME_MAX, bytes_of, shown, text_of};
+use crate::name::{NAME_MAX, PATH_MAX, bytes_of, shown, text_of};
 use crate::path_map::{NoPlace, PathMap};
 use crate::tree::{LinkGroup, Node, NodeKind, parent, resolve};
 
@@ -39,8 +39,6 @@ impl Default for ContextLimits {
 
 /// A line of a list is not longer than this.
 const LINE_SIZE_MAX: u64 = 64 << 10;
-/// Bytes of a path, and of what a link says.
-const PATH_SIZE_MAX: usize = 4096;
 
 /// Why a list was refused. `Display` is the user's sentence.
 #[derive(Debug, thiserror::Error)]
@@ -206,7 +204,7 @@ fn parse_line(line: &[u8]) -> Result<(String, Node), String> {
 fn entry(line: Line) -> Result<(String, Node), String> {
     let Line { path, kind, mode, mtime, size, digest, link, target } = line;
     let wrong = |what: &str| format!("`{path}` {what}");
-    let is_path = !path.is_empty() && path.len() <= PATH_SIZE_MAX && !path.contains('\0');
+    let is_path = !path.is_empty() && path.len() <= PATH_MAX && !path.contains('\0');
     let is_name = |name: &str| !matches!(name, "" | "." | "..") && name.len() <= NAME_MAX;
     if !is_path || !path.split('/').all(is_name) {
         return Err(format!("`{}` is no path inside a context", path.escape_debug()));
@@ -226,7 +224,7 @@ fn entry(line: Line) -> Result<(String, Node), String> {
             NodeKind::File { size, digest }
         }
         (_, _, Some(target)) => {
-            if target.is_empty() || target.len() > PATH_SIZE_MAX || target.contains('\0') {
+            if target.is_empty() || target.len() > PATH_MAX || target.contains('\0') {
                 return Err(wrong("is a link to what is no path"));
             }
             NodeKind::Symlink { target: text_of(target.as_bytes()) }

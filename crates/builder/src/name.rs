@@ -10,6 +10,9 @@ use std::borrow::Cow;
 /// Bytes in one name of a path; Linux takes no more.
 pub(crate) const NAME_MAX: usize = 255;
 
+/// Bytes of a path, as the kernel bounds it.
+pub(crate) const PATH_MAX: usize = 4096;
+
 /// What stands for the byte zero, if that could be in a name. Bytes of 0x80 and above are meant.
 const FIRST: u32 = 0x10_ff00;
 

@@ -21,8 +21,58 @@ pub(crate) struct PathMap<V> {
     entries: Vec<Entry<V>>,
     /// All names, one after the other.
     names: String,
-    /// For each entry that has some, those below it, by name.
-    below: Vec<Vec<u32>>,
+    /// For each entry that has some, those below it.
+    below: Vec<Siblings>,
+}
+
+/// Entries of one folder by name, in pieces, since they may come in any order and be millions.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Siblings {
+    /// None is empty.
+    pieces: Vec<Vec<u32>>,
+}
+
+/// Entries in one piece.
+const PIECE_MAX: usize = 2048;
+
+impl Siblings {
+    fn iter(&self) -> impl DoubleEndedIterator<Item = u32> {
+        self.pieces.iter().flatten().copied()
+    }
+
+    /// The entry that `compare` finds equal, or the place where it belongs: a piece, and where in
+    /// that.
+    fn find(&self, compare: impl Fn(u32) -> Ordering) -> Result<u32, (usize, usize)> {
+        let Some(last) = self.pieces.last() else { return Err((0, 0)) };
+        // Mostly they come in order.
+        match last.last().map(|last| compare(*last)) {
+            Some(Ordering::Less) => return Err((self.pieces.len() - 1, last.len())),
+            Some(Ordering::Equal) => return Ok(last[last.len() - 1]),
+            _ => (),
+        }
+        let is_before = |piece: &Vec<u32>| piece.last().is_some_and(|last| compare(*last).is_lt());
+        let piece = self.pieces.partition_point(is_before);
+        let found = self.pieces[piece].binary_search_by(|entry| compare(*entry));
+        found.map(|at| self.pieces[piece][at]).map_err(|at| (piece, at))
+    }
+
+    fn insert(&mut self, (piece, at): (usize, usize), entry: u32) {
+        let Some(into) = self.pieces.get_mut(piece) else {
+            self.pieces.push(vec![entry]);
+            return;
+        };
+        if into.len() < PIECE_MAX {
+            into.insert(at, entry);
+            return;
+        }
+        // One that is filled in order stays full.
+        let mut rest = into.split_off(if at == into.len() { at } else { PIECE_MAX / 2 });
+        match at.checked_sub(into.len()) {
+            Some(at) => rest.insert(at, entry),
+            None => into.insert(at, entry),
+        }
+        self.pieces.insert(piece + 1, rest);
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -65,8 +115,21 @@ impl<V> PathMap<V> {
         path: &str,
         value: impl Fn() -> V,
     ) -> Result<usize, NoPlace> {
+        self.find_or_insert_below(path, value, |_| ())
+    }
+
+    /// As [`Self::find_or_insert`]; those above it, but for the root, are given to `above`.
+    pub(crate) fn find_or_insert_below(
+        &mut self,
+        path: &str,
+        value: impl Fn() -> V,
+        above: impl Fn(&mut V),
+    ) -> Result<usize, NoPlace> {
         let mut entry = 0;
         for name in path.split('/').filter(|_| !path.is_empty()) {
+            if entry > 0 {
+                above(self.value_mut(entry));
+            }
             entry = match self.child(entry, name) {
                 Ok(child) => child,
                 Err(place) => self.insert_child(entry, place, name, value())?,
@@ -95,21 +158,15 @@ impl<V> PathMap<V> {
     }
 
     /// The number of a name in a folder, or where among the others it belongs.
-    fn child(&self, folder: usize, name: &str) -> Result<usize, usize> {
-        let siblings = self.siblings(folder);
-        // Mostly they come in order.
-        let place = match siblings.last().map(|last| self.name(*last).cmp(name)) {
-            Some(Ordering::Less) => Err(siblings.len()),
-            Some(Ordering::Equal) => Ok(siblings.len() - 1),
-            _ => siblings.binary_search_by(|sibling| self.name(*sibling).cmp(name)),
-        };
-        place.map(|found| siblings[found] as usize)
+    fn child(&self, folder: usize, name: &str) -> Result<usize, (usize, usize)> {
+        let Some(siblings) = self.siblings(folder) else { return Err((0, 0)) };
+        siblings.find(|sibling| self.name(sibling).cmp(name)).map(|found| found as usize)
     }
 
     fn insert_child(
         &mut self,
         folder: usize,
-        place: usize,
+        place: (usize, usize),
         name: &str,
         value: V,
     ) -> Result<usize, NoPlace> {
@@ -123,7 +180,7 @@ impl<V> PathMap<V> {
         if self.entries[folder].below == NOTHING {
             self.entries[folder].below =
                 u32::try_from(self.below.len()).map_err(|_| NoPlace::Full)?;
-            self.below.push(Vec::new());
+            self.below.push(Siblings::default());
         }
         let siblings = self.entries[folder].below as usize;
         self.below[siblings].insert(place, number);
@@ -147,7 +204,8 @@ impl<V> PathMap<V> {
 
     /// Numbers and names of what is directly below a path, in order.
     pub(crate) fn below(&self, number: usize) -> impl Iterator<Item = (usize, &str)> {
-        self.siblings(number).iter().map(|below| (*below as usize, self.name(*below)))
+        let below = self.siblings(number).into_iter().flat_map(Siblings::iter);
+        below.map(|below| (below as usize, self.name(below)))
     }
 
     /// How many paths there are, the root among them, and those that were taken away.
@@ -158,7 +216,7 @@ impl<V> PathMap<V> {
     /// About how many bytes of memory it takes.
     pub(crate) fn memory(&self) -> usize {
         let entry = size_of::<Entry<V>>() + size_of::<u32>();
-        self.entries.len() * entry + self.names.len() + self.below.len() * size_of::<Vec<u32>>()
+        self.entries.len() * entry + self.names.len() + self.below.len() * 2 * size_of::<Siblings>()
     }
 
     /// All paths with their numbers, in order, the root first.
@@ -166,9 +224,8 @@ impl<V> PathMap<V> {
         Walk { map: self, path: String::new(), next: vec![(0, 0)] }
     }
 
-    fn siblings(&self, folder: usize) -> &[u32] {
-        let below = self.entries[folder].below as usize;
-        self.below.get(below).map_or(&[], Vec::as_slice)
+    fn siblings(&self, folder: usize) -> Option<&Siblings> {
+        self.below.get(self.entries[folder].below as usize)
     }
 
     fn name(&self, entry: u32) -> &str {
@@ -198,7 +255,8 @@ impl<V> Iterator for Walk<'_, V> {
         }
         self.path.push_str(self.map.name(entry));
         let (number, length) = (entry as usize, self.path.len());
-        self.next.extend(self.map.siblings(number).iter().rev().map(|below| (*below, length)));
+        let below = self.map.siblings(number).into_iter().flat_map(|below| below.iter().rev());
+        self.next.extend(below.map(|below| (below, length)));
         Some((self.path.clone(), number))
     }
 }
@@ -238,6 +296,27 @@ mod tests {
         map.remove_below(map.find("a/b").unwrap());
         assert_eq!((map.get("a/b"), map.get("a/b/c"), walked(&map).len()), (Some(&5), None, 7));
         assert!(map.insert("a/b/c", 8).is_ok());
+    }
+
+    #[test]
+    fn very_many_in_a_folder_may_come_in_any_order() {
+        let count = 3 * PIECE_MAX;
+        let name = |number: usize| format!("f/{number:06}");
+        let forth = (0..count).collect::<Vec<_>>();
+        let back = forth.iter().rev().copied().collect();
+        let mixed = forth.iter().map(|number| number * 4099 % count).collect();
+        for order in [forth.clone(), back, mixed] {
+            let mut map = PathMap::new(0);
+            map.insert("f", 0).unwrap();
+            for number in &order {
+                map.insert(&name(*number), *number as u32).unwrap();
+            }
+            let values: Vec<usize> = walked(&map)[2..].iter().map(|(_, v)| *v as usize).collect();
+            assert_eq!(values, forth);
+            assert!(forth.iter().all(|number| map.get(&name(*number)) == Some(&(*number as u32))));
+            assert_eq!(map.insert(&name(count / 2), 0), Err(NoPlace::Taken));
+            assert_eq!(map.get("f/x"), None);
+        }
     }
 
     proptest! {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lines::{LINE_SIZE_MAX, Lines};
 use crate::path_map::{NoPlace, PathMap};
-use crate::tree::{LinkGroup, Node, ancestors, file_name, join, parent};
+use crate::tree::{LinkGroup, Node, file_name, join, parent};
 
 /// Changes when indexes say more, or say it otherwise; an older one is made anew from its
 /// layer.
@@ -24,6 +24,9 @@ struct Head {
 }
 
 const HEAD_SIZE_MAX: u64 = 64;
+
+/// Those above the paths of entries are counted too.
+const PATHS_MAX: usize = 10_000_000;
 
 /// The lines of two layers differ in the bits from here on when they name files with several
 /// names.
@@ -260,6 +263,9 @@ impl IndexWriter {
         if here >> LAYER_SHIFT > 0 {
             return Err(io::Error::other("what it says of its entries is more than 1 TiB"));
         }
+        if self.index.paths.len() >= PATHS_MAX {
+            return Err(io::Error::other(format!("it has more than {PATHS_MAX} paths")));
+        }
         self.note(here, entry).map_err(|_| io::Error::other("it has more names than we count"))?;
         self.count += 1;
         self.index.lines.push(write, || super::nameless_file(&self.spools))
@@ -309,15 +315,8 @@ impl IndexWriter {
             }
             return Ok(());
         }
-        // Folders that the layer takes for granted. Those above a folder are folders.
-        let above = paths.get(parent(path));
-        if !above.is_some_and(|above| above.is(Slot::FOLDER | Slot::IMPLIED)) {
-            for above in ancestors(path) {
-                let number = paths.find_or_insert(above, Slot::default)?;
-                paths.value_mut(number).imply();
-            }
-        }
-        let number = paths.find_or_insert(path, Slot::default)?;
+        // The layer takes for granted that those above it are folders.
+        let number = paths.find_or_insert_below(path, Slot::default, Slot::imply)?;
         if !is_folder {
             paths.remove_below(number);
         }
@@ -432,7 +431,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tree::NodeKind;
+    use crate::tree::{NodeKind, ancestors};
 
     /// Paths in words: those with a slash at the end are folders, those with `=` other names of
     /// what follows it.

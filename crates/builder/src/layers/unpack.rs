@@ -16,12 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::index::{IndexEntry, IndexWriter, LayerIndex};
 use crate::archive::node_of;
-use crate::name::{NAME_MAX, bytes_of, shown, text_of};
+use crate::name::{NAME_MAX, PATH_MAX, bytes_of, shown, text_of};
 use crate::tar_reader::{TarKind, TarReader};
 use crate::tree::{Node, NodeKind};
 
 /// A layer with more entries is an attack.
 const ENTRIES_MAX: usize = 5_000_000;
+/// How much is told of a path that is too long.
+const PATH_SHOWN: usize = 80;
 
 /// Reads a layer: gives its index, and unpacks it into `folder` if there is one. The digest of
 /// its blob and its diff ID are checked. `spools` is as for [`IndexWriter::new`].
@@ -144,11 +146,17 @@ pub(super) fn clean(path: &[u8]) -> io::Result<Vec<u8>> {
         let name = String::from_utf8_lossy(path).into_owned();
         return Err(io::Error::other(format!("`{name}` leads out of the image")));
     }
+    let clean = parts.join(&b'/');
+    if clean.len() > PATH_MAX {
+        let name = String::from_utf8_lossy(&clean[..PATH_SHOWN]).into_owned();
+        let reason = format!("`{name}…` is a path of more than {PATH_MAX} bytes");
+        return Err(io::Error::other(reason));
+    }
     if parts.iter().any(|name| name.len() > NAME_MAX) {
         let name = String::from_utf8_lossy(path).into_owned();
         return Err(io::Error::other(format!("`{name}` has a name of more than {NAME_MAX} bytes")));
     }
-    Ok(parts.join(&b'/'))
+    Ok(clean)
 }
 
 fn copy_hashed(from: &mut impl Read, mut to: Option<&mut std::fs::File>) -> io::Result<Digest> {
