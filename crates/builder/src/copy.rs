@@ -59,6 +59,8 @@ pub(crate) struct CopyPlan {
     pub(crate) unmatched: Vec<String>,
     /// Link groups given to entries of the plan's own so far.
     groups: LinkGroup,
+    /// Those that took the place of a source argument's group.
+    replaced: HashMap<(usize, LinkGroup), LinkGroup>,
 }
 
 /// Where an entry comes from.
@@ -222,11 +224,12 @@ impl CopyPlan {
                 return Err(source.failure().unwrap_or_else(|| io::ErrorKind::NotFound.into()));
             };
             let mut first = None;
-            if let Some(group) = node.link {
-                let group = (self.argument(planned), group);
-                let before = firsts.entry(group).or_insert_with(|| (path.clone(), node.clone()));
+            if let Some(link) = node.link {
                 // A hard link has nothing of its own: whatever differs is another file.
-                if before.0 != path && before.1 == node {
+                let alike = Node { link: None, ..node.clone() };
+                let before = firsts.entry(self.group(planned, link));
+                let before = before.or_insert_with(|| (path.clone(), alike.clone()));
+                if before.0 != path && before.1 == alike {
                     first = Some(before.0.clone());
                 }
             }
@@ -259,10 +262,14 @@ impl CopyPlan {
         Some(OwnEntry { node, content: is_file.then_some(Content::Source(from)) })
     }
 
-    fn argument(&self, planned: Planned) -> Option<usize> {
-        match planned {
-            Planned::Copied(number) => Some(self.origins[number as usize].argument),
-            Planned::Own(_) => None,
+    /// What the names of one file have in common: the number of a source argument, unless it is the
+    /// plan's own, and a link group.
+    fn group(&self, planned: Planned, link: LinkGroup) -> (Option<usize>, LinkGroup) {
+        let Planned::Copied(number) = planned else { return (None, link) };
+        let argument = self.origins[number as usize].argument;
+        match self.replaced.get(&(argument, link)) {
+            Some(own) => (None, *own),
+            None => (Some(argument), link),
         }
     }
 
@@ -668,14 +675,22 @@ impl<'a> Planner<'a> {
     fn first_name(&mut self, path: &str) -> Result<Option<OwnEntry>, CopyError> {
         let planned = self.plan.entries.get(path).copied().flatten();
         let entry = planned.and_then(|planned| self.plan.entry(path, planned, self.request.source));
-        let Some(mut entry) = entry else { return Ok(None) };
-        // Numbers of the source mean something else.
-        let has_group = matches!(planned, Some(Planned::Own(_))) && entry.node.link.is_some();
-        if !has_group && !entry.node.is_directory() {
-            self.plan.groups += 1;
-            entry.node.link = Some(self.plan.groups);
-            self.plan.put_own(path, entry.node.clone(), entry.content.clone())?;
+        let (Some(planned), Some(mut entry)) = (planned, entry) else { return Ok(None) };
+        if entry.node.is_directory() {
+            return Ok(Some(entry));
         }
+        let group = entry.node.link.map(|link| self.plan.group(planned, link));
+        if let Some((None, own)) = group {
+            entry.node.link = Some(own);
+            return Ok(Some(entry));
+        }
+        self.plan.groups += 1;
+        let own = self.plan.groups;
+        if let Some((Some(argument), link)) = group {
+            self.plan.replaced.insert((argument, link), own);
+        }
+        entry.node.link = Some(own);
+        self.plan.put_own(path, entry.node.clone(), entry.content.clone())?;
         Ok(Some(entry))
     }
 
@@ -1547,6 +1562,45 @@ mod tests {
             f 600 1:2 x/c/d < pair/c/d
             f 600 1:2 x/e = x/a
         "#]]);
+    }
+
+    #[test]
+    fn a_link_of_an_archive_joins_the_names_of_a_copied_file() {
+        let source = listing("d dir\nh dir/x 1\nh dir/y 1\nf a.tar");
+        let argument = |pattern: &str| CopySource {
+            pattern: pattern.to_owned(),
+            pivot: String::new(),
+            address: None,
+        };
+        let request = CopyRequest {
+            source: &source,
+            image: &NoFiles,
+            sources: &["dir", "a.tar"].map(argument),
+            documents: &[],
+            destination: "/d/",
+            owner: None,
+            mode: None,
+            parents: false,
+            excludes: &[],
+            is_archive: &|path| Ok(path == "a.tar"),
+            folder_time: 0,
+        };
+        let mut planned = plan(&request).unwrap();
+        let archive = planned.archives.remove(0);
+        let link = |path: &str, target: &str| ArchiveEntry::HardLink {
+            path: path.to_owned(),
+            target: target.to_owned(),
+        };
+        let entries = vec![link("z", "y"), link("a", "x")];
+        let plan = add_archive(planned, &source, &NoFiles, &archive, entries, 0);
+        expect![[r#"
+            d 755 0:0 d
+            f 644 7:7 d/a < dir/x
+            f 644 7:7 d/x = d/a
+            f 644 7:7 d/y = d/a
+            f 644 7:7 d/z = d/a
+        "#]]
+        .assert_eq(&render(&plan, &source));
     }
 
     #[test]
