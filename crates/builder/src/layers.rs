@@ -44,7 +44,7 @@ use crate::build::{Build, blocking};
 use crate::copy::{Content, CopyPlan, PlannedEntry, add_archive};
 use crate::error::BuildError;
 use crate::name::{bytes_of, shown};
-use crate::tree::{Node, NodeKind, Tree, ancestors};
+use crate::tree::{Node, NodeKind, Tree, ancestors, check_read};
 use blocks::{BlockMap, BlockWriter};
 pub(crate) use blocks::{EarlierBlocks, compressor};
 use diff::{NotInLayer, write_diff};
@@ -202,7 +202,8 @@ impl Layers {
     ) -> Result<Arc<LayerIndex>, BuildError> {
         // Of layers that were read; but this one may claim to be another.
         let recent = self.recent().get(&layer.diff_id);
-        if let Some(index) = recent {
+        // What could not be read once may be readable from another copy.
+        if let Some(index) = recent.filter(|index| !index.has_failed()) {
             self.prove(std::slice::from_ref(layer), stop).await?;
             return Ok(index);
         }
@@ -744,6 +745,8 @@ pub(crate) async fn write_copy(
             plan = add_archive(plan, &*source, &*image, &archive, entries, folder_time)
                 .map_err(copy_error)?;
         }
+        check_read(&*source)?;
+        check_read(&*image)?;
         // The entry of the first name, for those that may have more.
         let mut first_entries = HashMap::new();
         for entry in plan.entries(&*source) {
@@ -932,7 +935,8 @@ impl Tree for View {
 
     /// Unpacks the file's layer if it is not. Called from blocking threads only.
     fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
-        let placed = self.merged.get(path).ok_or(io::ErrorKind::NotFound)?;
+        let missing = || self.failure().unwrap_or_else(|| io::ErrorKind::NotFound.into());
+        let placed = self.merged.get(path).ok_or_else(missing)?;
         let layer = &self.image[placed.layer];
         let folder = self.runtime.block_on(self.layers.folder(layer, &self.stop));
         let folder = folder.map_err(io::Error::other)?;

@@ -97,17 +97,26 @@ impl Lines {
         if let Some(found) = skipped.and_then(|skipped| whole_line(bytes.get(skipped..)?)) {
             return parse(found);
         }
+        // Not kept if this fails: what it holds would be taken for this line.
+        let mut read = std::mem::take(bytes);
         let mut size = BLOCK_SIZE;
         loop {
-            *start = line;
-            bytes.resize(size, 0);
-            let count = read_at(file, bytes, line, *len)?;
-            bytes.truncate(count);
-            match whole_line(bytes) {
-                Some(found) => return parse(found),
-                None if count < size || size >= LINE_SIZE_MAX => return Err(unreadable()),
-                None => size *= 4,
+            read.resize(size, 0);
+            let count = read_at(file, &mut read, line, *len)?;
+            read.truncate(count);
+            let Some(found) = whole_line(&read) else {
+                if count < size || size >= LINE_SIZE_MAX {
+                    return Err(unreadable());
+                }
+                size *= 4;
+                continue;
+            };
+            let parsed = parse(found);
+            // Nor if it is large, for a line that is.
+            if size == BLOCK_SIZE {
+                (*start, *bytes) = (line, read);
             }
+            return parsed;
         }
     }
 
@@ -195,6 +204,22 @@ mod tests {
         assert_eq!(whole, places.iter().map(|(_, text)| text.clone()).collect::<Vec<_>>());
         assert_eq!(text_of(&lines, lines.end()).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert!(lines.failure().is_none());
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_is_not_another_one() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"one\ntwo\n", 0).unwrap();
+        let lines = Lines::of_file(file.try_clone().unwrap()).unwrap();
+        assert_eq!(text_of(&lines, 0).unwrap(), "one");
+        // What was read at once is enough for this.
+        file.set_len(0).unwrap();
+        assert_eq!(text_of(&lines, 4).unwrap(), "two");
+        let lines = Lines { file: Some((file, 8)), ..Lines::default() };
+        *lines.block.lock().unwrap() = (100, b"other\n".to_vec());
+        for _ in 0..2 {
+            assert!(text_of(&lines, 0).is_err());
+        }
     }
 
     #[test]

@@ -499,7 +499,7 @@ impl<'a> Stage<'a> {
         let owner = self.owner(copy.chown.as_deref(), at).await?;
         let folder_time = self.folder_time();
         let (plan, source) = {
-            let (cloned, image) = (copy.clone(), Arc::clone(&image));
+            let (cloned, below) = (copy.clone(), Arc::clone(&image));
             let planned = blocking(move || {
                 let copy = cloned;
                 let is_archive = |path: &str| {
@@ -511,7 +511,7 @@ impl<'a> Stage<'a> {
                 };
                 let request = CopyRequest {
                     source: &*source,
-                    image: &*image,
+                    image: &*below,
                     sources: &copy.sources,
                     documents: &copy.documents,
                     destination: &copy.destination,
@@ -527,6 +527,7 @@ impl<'a> Stage<'a> {
             });
             let (planned, source) = planned.await;
             check_read(&*source)?;
+            check_read(&*image)?;
             match planned {
                 Ok(plan) => (plan, source),
                 Err(error) => {
@@ -690,6 +691,7 @@ impl<'a> Stage<'a> {
             false => Some(self.user_owner(&user).await?),
         };
         let plan = plan_folder(&*image, path, owner, self.folder_time());
+        check_read(&*image)?;
         let plan = plan.map_err(|error| BuildError::Copy { error, at })?;
         if plan.is_empty() {
             return Ok(None);
@@ -1273,5 +1275,5 @@ fn read_account_file(view: &dyn Tree, path: &str) -> std::io::Result<Vec<u8>> {
     {
         view.open(&path)?.take(ACCOUNT_FILE_MAX).read_to_end(&mut bytes)?;
     }
-    Ok(bytes)
+    view.failure().map_or(Ok(bytes), Err)
 }

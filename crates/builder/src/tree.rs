@@ -128,7 +128,7 @@ pub(crate) trait Tree: Send + Sync {
 
 /// Whether all that was looked at in a tree could be read.
 pub(crate) fn check_read(tree: &dyn Tree) -> Result<(), BuildError> {
-    let doing = || "read the list of the context".to_owned();
+    let doing = || "read which files there are".to_owned();
     tree.failure().map_or(Ok(()), |source| Err(BuildError::Io { doing: doing(), source }))
 }
 

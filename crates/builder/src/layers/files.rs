@@ -184,10 +184,10 @@ impl LayerFiles {
             if node.is_none() && !is_link {
                 continue; // Of a kind that no index has.
             }
-            let noted = index.next().transpose()?;
-            let (Some(node), Some((number, IndexEntry::Node { path, .. }))) = (node, noted) else {
-                continue;
+            let Some((number, noted)) = index.next().transpose()? else {
+                return Err(io::Error::other("it has more entries than its index"));
             };
+            let (Some(node), IndexEntry::Node { path, .. }) = (node, noted) else { continue };
             let NodeKind::File { size, .. } = node.kind else { continue };
             let paths = match self.linked.get(&number) {
                 Some(paths) => paths.clone(),

@@ -178,6 +178,11 @@ impl LayerIndex {
         })
     }
 
+    /// Whether something of it could not be read.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.lines.failure().is_some()
+    }
+
     /// About how many bytes of memory it takes.
     pub(crate) fn memory(&self) -> usize {
         self.paths.memory() + self.lines.memory() + self.linked.len() * 16
