@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use oci::RegistryName;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use self::event::TextRenderer;
 use self::file::Files;
@@ -73,6 +74,8 @@ struct Live {
     /// There is room to append.
     space: Notify,
     progress: watch::Sender<Progress>,
+    /// Its last record is written and its files are compressed: nobody writes them any more.
+    at_rest: CancellationToken,
 }
 
 /// What waits to be written.
@@ -131,6 +134,7 @@ impl Logs {
             wake: Notify::new(),
             space: Notify::new(),
             progress: watch::Sender::new(progress),
+            at_rest: CancellationToken::new(),
         });
         let mut all = lock(&self.shared.live);
         if let Some(other) = all.get(key) {
@@ -155,8 +159,11 @@ impl Logs {
         read::events(self, key, after, follow).await
     }
 
-    /// Removes a log that has ended. Idempotent.
+    /// Removes a log that has ended, after its compression if that is under way. Idempotent.
     pub async fn delete(&self, key: &LogKey) -> Result<()> {
+        if let Some(live) = self.live(key).filter(|live| live.progress.borrow().done) {
+            live.at_rest.cancelled().await;
+        }
         let (folder, key) = (self.shared.folder.clone(), key.clone());
         blocking("delete a log", move || file::delete(&folder, &key)).await
     }
@@ -297,6 +304,7 @@ async fn write_loop(logs: Logs, live: Arc<Live>, mut files: Files) {
             break;
         }
     }
+    let _at_rest = live.at_rest.clone().drop_guard();
     let (folder, key) = (logs.shared.folder.clone(), live.key.clone());
     let compressed = blocking("compress a log", move || file::compress(&folder, &key)).await;
     lock(&logs.shared.live).remove(&live.key);

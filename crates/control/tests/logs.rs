@@ -254,3 +254,18 @@ async fn a_deleted_log_is_not_found() {
     let error = fixture.logs.read_text(&fixture.key, 0, true).await.err().unwrap();
     assert_eq!(error.to_string(), "the log of run `c01` not found");
 }
+
+#[tokio::test]
+async fn a_log_that_is_deleted_while_it_is_compressed_is_gone() {
+    let fixture = fixture(64 << 20);
+    let log = fixture.open().await;
+    let lines = "one line of many\n".repeat(8 << 10);
+    for _ in 0..64 {
+        log.append(output(&lines)).await;
+    }
+    log.append(finished()).await;
+    fixture.text(64 * lines.len() as u64, true).await;
+    fixture.logs.delete(&fixture.key).await.unwrap();
+    let left = std::fs::read_dir(fixture.folder.path().join("local")).unwrap();
+    assert_eq!(left.count(), 0);
+}
