@@ -214,8 +214,7 @@ pub(crate) struct Extras {
     /// How many bytes of private variables come before those of the files: each variable ends
     /// with a NUL byte.
     pub(crate) private_env: usize,
-    /// Files through which the process joins its control groups before it is executed.
-    pub(crate) cgroup_joins: Vec<PathBuf>,
+    pub(crate) group: Membership,
     /// A program to start for the network namespace.
     pub(crate) uplink: Option<Uplink>,
     /// An OCI runtime to execute instead of doing it ourselves.
@@ -229,6 +228,15 @@ impl Extras {
     pub(crate) fn has_private(&self) -> bool {
         self.private_env > 0 || !self.files.is_empty()
     }
+}
+
+/// How the process gets into its control group, in each tree.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Membership {
+    /// Folder of a version 2 group that it is born in, where the kernel can do that.
+    pub(crate) born_in: Option<PathBuf>,
+    /// Files through which it joins otherwise, before it is executed.
+    pub(crate) joins: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -283,7 +291,7 @@ pub(crate) struct Placement {
     pub(crate) external: Option<ExternalRuntime>,
     /// Path of the network namespace to join.
     pub(crate) network_namespace: Option<String>,
-    pub(crate) cgroup_joins: Vec<PathBuf>,
+    pub(crate) group: Membership,
     /// For the external runtime, relative to the control group mounts.
     pub(crate) cgroups_path: Option<String>,
     /// What gives the network namespace its way out, if it needs a program for it.
@@ -392,7 +400,7 @@ pub(crate) fn describe(
         overlays,
         files,
         private_env,
-        cgroup_joins: place.cgroup_joins.clone(),
+        group: place.group.clone(),
         uplink: place.uplink.clone(),
         external: place.external.clone(),
         name: spec.name.clone(),

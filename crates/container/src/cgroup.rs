@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::bundle::Membership;
 use crate::owner::Owner;
 use crate::rootless::is_rootless;
 use crate::{ContainerError, Limits, Usage};
@@ -82,6 +83,35 @@ impl Hierarchy {
                 if wanted { Err(error) } else { Ok(None) }
             }
         }
+    }
+
+    /// Takes away the limits whose controllers no group can have here; gives these controllers.
+    pub(crate) fn take_lacking(&self, limits: &mut Limits) -> Vec<&'static str> {
+        let available = match self {
+            Self::V2(folder) => {
+                let file = folder.parent().unwrap_or(folder).join("cgroup.controllers");
+                fs::read_to_string(file).unwrap_or_default()
+            }
+            Self::V1(folders) => {
+                folders.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" ")
+            }
+            Self::None => String::new(),
+        };
+        let is_lacking = |name| !available.split_whitespace().any(|available| available == name);
+        let mut lacking = Vec::new();
+        if limits.memory.is_some() && is_lacking("memory") {
+            limits.memory = None;
+            lacking.push("memory");
+        }
+        if limits.pids.is_some() && is_lacking("pids") {
+            limits.pids = None;
+            lacking.push("pids");
+        }
+        if limits.cpus.is_some() && is_lacking("cpu") {
+            limits.cpus = None;
+            lacking.push("cpu");
+        }
+        lacking
     }
 
     /// Says whether a group with these limits can be made, and removes what it made to see.
@@ -207,7 +237,7 @@ impl Group {
         let parent = folder.parent().unwrap_or(folder);
         make_folder(folder)?;
         for level in [parent, folder] {
-            delegate(level)?;
+            delegate(level, limits)?;
         }
         let group = folder.join(&self.name);
         make_folder(&group)?;
@@ -290,16 +320,20 @@ impl Group {
         }
     }
 
-    /// The files through which a process of one thread joins, by itself.
+    /// How a process of one thread gets into the group.
     ///
-    /// Version 1 has one for threads: with the other, the kernel looks for the end of all forks and
-    /// executions on the machine first, which takes it 10 to 20 ms.
-    pub(crate) fn join_files(&self) -> Vec<PathBuf> {
-        let file = match self.hierarchy {
-            Hierarchy::V1(_) => "tasks",
-            Hierarchy::V2(_) | Hierarchy::None => "cgroup.procs",
-        };
-        self.folders().into_iter().map(|folder| folder.join(file)).collect()
+    /// Before a process moves, the kernel waits for the end of all forks and executions on the
+    /// machine, which takes it 10 to 20 ms. It spares that a thread that moves (in version 1)
+    /// and a process that is born in the group (in version 2).
+    pub(crate) fn membership(&self) -> Membership {
+        let folders = self.folders();
+        let joins = |file| folders.iter().map(|folder| folder.join(file)).collect();
+        match self.hierarchy {
+            Hierarchy::V1(_) => Membership { born_in: None, joins: joins("tasks") },
+            Hierarchy::V2(_) | Hierarchy::None => {
+                Membership { born_in: folders.first().cloned(), joins: joins("cgroup.procs") }
+            }
+        }
     }
 
     /// The path of a group below this one, as an external runtime wants it: relative to the
@@ -423,24 +457,43 @@ fn quota(limits: &Limits) -> Option<u64> {
     limits.cpus.map(|cpus| ((cpus * CPU_PERIOD as f64) as u64).max(1000))
 }
 
-/// Lets groups below `folder` use the controllers we limit with.
-fn delegate(folder: &Path) -> Result<(), ContainerError> {
-    let file = folder.join("cgroup.subtree_control");
-    for controller in ["+memory", "+pids", "+cpu"] {
-        match fs::write(&file, controller) {
-            Ok(()) => (),
-            // Inside a container the visible root holds processes, which forbids it.
-            Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
-                leave(folder)?;
-                write(&file, controller, "use of control groups")?;
-            }
-            Err(error) => {
-                let reason = format!("{error} on `{}`", file.display());
-                return Err(cannot("delegate control groups", reason));
-            }
+/// Lets groups below `folder` use the controllers we limit and account with.
+fn delegate(folder: &Path, limits: &Limits) -> Result<(), ContainerError> {
+    let available = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
+    for (controller, needed) in [
+        ("memory", limits.memory.is_some()),
+        ("pids", limits.pids.is_some()),
+        ("cpu", limits.cpus.is_some()),
+    ] {
+        // A user is often given some of them only.
+        if available.split_whitespace().any(|name| name == controller) {
+            delegate_one(folder, controller)?;
+        } else if needed {
+            let reason = format!(
+                "the control group controller `{controller}` is not available in `{}`",
+                folder.display()
+            );
+            return Err(cannot("limit the process", reason));
         }
     }
     Ok(())
+}
+
+fn delegate_one(folder: &Path, controller: &str) -> Result<(), ContainerError> {
+    let file = folder.join("cgroup.subtree_control");
+    let wanted = format!("+{controller}");
+    match fs::write(&file, &wanted) {
+        Ok(()) => Ok(()),
+        // Inside a container the visible root holds processes, which forbids it.
+        Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
+            leave(folder)?;
+            write(&file, &wanted, "use of control groups")
+        }
+        Err(error) => {
+            let reason = format!("{error} on `{}`", file.display());
+            Err(cannot("delegate control groups", reason))
+        }
+    }
 }
 
 /// Moves this server from `folder` to a group below it.
@@ -544,5 +597,43 @@ mod tests {
         assert_eq!(place(own, false), Path::new("/sys/fs/cgroup/refit"));
         assert_eq!(place("0::/a/refit-server\n", true), Path::new("/sys/fs/cgroup/a/refit"));
         assert_eq!(place("", true), Path::new("/sys/fs/cgroup/refit"));
+    }
+
+    /// On a copy of what systemd gives its users, since few test machines have version 2.
+    #[test]
+    fn a_user_without_all_controllers_gets_the_limits_that_are_there() {
+        let tree = tempfile::tempdir().unwrap();
+        let folder = tree.path().join(FOLDER);
+        let group = folder.join("box");
+        fs::create_dir_all(&group).unwrap();
+        for level in [tree.path(), &folder] {
+            fs::write(level.join("cgroup.controllers"), "memory pids\n").unwrap();
+        }
+        fs::write(group.join("memory.swap.max"), "max\n").unwrap();
+        let read = |file: &str| fs::read_to_string(group.join(file)).unwrap_or_default();
+
+        let made = Group { hierarchy: Hierarchy::V2(folder.clone()), name: "box".to_owned() };
+        let limits = Limits { memory: Some(64 << 20), pids: Some(100), ..Limits::default() };
+        made.create(&limits).unwrap();
+        assert_eq!(read("memory.max"), "67108864");
+        assert_eq!(read("memory.swap.max"), "0");
+        assert_eq!(read("pids.max"), "100");
+        assert_eq!(read("cpu.max"), "");
+        let limits = Limits { cpus: Some(1.5), ..Limits::default() };
+        let error = made.create(&limits).unwrap_err().to_string();
+        assert!(error.contains("the control group controller `cpu` is not available"), "{error}");
+        let mut possible =
+            Limits { memory: Some(1), pids: Some(2), cpus: Some(1.5), ..Limits::default() };
+        assert_eq!(made.hierarchy.take_lacking(&mut possible), ["cpu"]);
+        assert_eq!((possible.memory, possible.pids, possible.cpus), (Some(1), Some(2), None));
+        assert_eq!(Hierarchy::None.take_lacking(&mut possible), ["memory", "pids"]);
+
+        for level in [tree.path(), &folder] {
+            fs::write(level.join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+        }
+        made.create(&limits).unwrap();
+        assert_eq!(read("cpu.max"), "150000 100000");
+        let joins = vec![group.join("cgroup.procs")];
+        assert_eq!(made.membership(), Membership { born_in: Some(group.clone()), joins });
     }
 }

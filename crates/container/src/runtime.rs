@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::bundle::{self, Placement};
+use crate::bundle::{self, Membership, Placement};
 use crate::cgroup::{Group, Hierarchy};
 use crate::linux::{self, Ending, Report};
 use crate::network::{self, Bridge, Endpoint, Subnet};
@@ -160,12 +160,21 @@ impl Runtime {
     /// Why containers run without some of these limits, if they do. Without root that is no
     /// reason to refuse them.
     pub fn unlimited(&self, limits: &Limits) -> Option<String> {
-        let uncounted = Limits { pids: None, ..limits.clone() };
-        if !self.inner.is_rootless || (uncounted.memory, uncounted.cpus) == (None, None) {
+        let mut possible = Limits { pids: None, ..limits.clone() };
+        if !self.inner.is_rootless || (possible.memory, possible.cpus) == (None, None) {
             return None;
         }
-        let error = self.inner.hierarchy.try_out(&uncounted).err()?;
-        Some(format!("memory and processor time of containers are not limited: {error}"))
+        let lacking = self.inner.hierarchy.take_lacking(&mut possible);
+        match self.inner.hierarchy.try_out(&possible) {
+            Err(error) => {
+                Some(format!("memory and processor time of containers are not limited: {error}"))
+            }
+            Ok(()) if lacking.is_empty() => None,
+            Ok(()) => Some(format!(
+                "some limits of containers do not hold: this user's control groups lack `{}`",
+                lacking.join("`, `")
+            )),
+        }
     }
 
     /// Runs one process to its end. Dropping the future kills it.
@@ -300,9 +309,17 @@ impl Supervisor {
         if self.spec.network == Network::Isolated {
             holdings.endpoint = Some(self.attach().await?);
         }
+        if self.inner.is_rootless {
+            let pids = self.spec.limits.pids;
+            let limits = &mut self.spec.limits;
+            if self.inner.hierarchy.take_lacking(limits).contains(&"pids") {
+                bound_processes(limits, pids)?;
+            }
+        }
         holdings.group = match self.inner.hierarchy.make(&self.spec.name, &self.spec.limits) {
             Err(_) if self.inner.is_rootless => {
-                bound_processes(&mut self.spec.limits)?;
+                let pids = self.spec.limits.pids;
+                bound_processes(&mut self.spec.limits, pids)?;
                 None
             }
             made => made?,
@@ -399,9 +416,9 @@ impl Supervisor {
             folder: folder.clone(),
             network_namespace: holdings.endpoint.as_ref().map(Endpoint::namespace_path),
             // An external runtime joins by itself, below our group.
-            cgroup_joins: match external {
-                None => group.map(Group::join_files).unwrap_or_default(),
-                Some(_) => Vec::new(),
+            group: match external {
+                None => group.map(Group::membership).unwrap_or_default(),
+                Some(_) => Membership::default(),
             },
             user_namespace: holdings.range.is_some()
                 || (self.inner.is_rootless && self.has_user_namespace()),
@@ -551,8 +568,8 @@ async fn read_report(control: UnixStream) -> Option<Report> {
 
 /// Bounds the number of processes where there is no control group for it: for each of the
 /// container's users, since that is how the kernel counts then.
-fn bound_processes(limits: &mut Limits) -> Result<(), ContainerError> {
-    let Some(pids) = limits.pids else { return Ok(()) };
+fn bound_processes(limits: &mut Limits, pids: Option<u32>) -> Result<(), ContainerError> {
+    let Some(pids) = pids else { return Ok(()) };
     if limits.ulimits.iter().any(|(name, ..)| name == "nproc") {
         return Ok(());
     }

@@ -1095,6 +1095,32 @@ async fn as_root_the_doctor_finds_this_machine_fit() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
+/// In a mount namespace that has a version 2 tree only, as most machines do.
+#[tokio::test]
+async fn as_root_a_process_is_born_in_its_group_of_version_2() {
+    let machine = Machine::new().await;
+    let script = "umount /sys/fs/cgroup/* && umount /sys/fs/cgroup
+        mount -t cgroup2 cgroup2 /sys/fs/cgroup || exit 1
+        \"$0\" \"$1\" \"$2\" none sh -c 'echo there; sleep 1000 & exec sleep 1000' & server=$!
+        until cat /sys/fs/cgroup/refit/sandbox-$server.*/cgroup.procs 2>/dev/null | grep -q .; do :; done
+        cd /sys/fs/cgroup/refit/sandbox-$server.*
+        until [ $(wc -l <cgroup.procs) = 2 ]; do :; done
+        for process in $(cat cgroup.procs); do tr '\\0' ' ' </proc/$process/cmdline; echo; done
+        cd /
+        kill -9 $server
+        \"$0\" \"$1\" \"$2\" none true
+        echo \"status $?, groups: $(ls -d /sys/fs/cgroup/refit/sandbox-$server.* 2>&- | wc -l)\"";
+    let output = Command::new("timeout")
+        .args(["60", "unshare", "--mount", "sh", "-c", script])
+        .arg(helper())
+        .args([machine.path("lower"), machine.path("state-2")])
+        .output()
+        .unwrap();
+    let expected = "there\nsleep 1000 \nsleep 1000 \nstatus 0, groups: 0\n";
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{errors}");
+}
+
 /// On machines that lack something, by mounts and rights of the doctor's own.
 #[tokio::test]
 async fn as_root_the_doctor_tells_what_keeps_containers_from_starting() {

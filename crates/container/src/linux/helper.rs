@@ -20,7 +20,7 @@ use super::report::{Doing as _, Ending, Report};
 use super::users::{self, Users};
 use super::{external, init, sandbox, uplink};
 use crate::ContainerError;
-use crate::bundle::{self, Config, Extras, Placement, RootfsEntry};
+use crate::bundle::{self, Config, Extras, Membership, Placement, RootfsEntry};
 use crate::users::host_id;
 
 /// The largest report an init sends.
@@ -224,7 +224,8 @@ fn run_init(
     }
     let (failure, failure_writer) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).doing(|| "make a pipe".to_owned())?;
-    let child = match sandbox::fork().doing(|| "fork".to_owned())? {
+    let (forked, joins) = fork(&extras.group)?;
+    let child = match forked {
         sandbox::Forked::Parent(child) => child,
         sandbox::Forked::Child => {
             drop(failure);
@@ -238,7 +239,7 @@ fn run_init(
             if sandbox::close_all_but(&kept).is_err() {
                 std::process::exit(1);
             }
-            let error = init::become_process(config, extras, rootfs, users);
+            let error = init::become_process(config, joins, rootfs, users);
             tell_failure(failure_writer, error);
             std::process::exit(1);
         }
@@ -249,6 +250,20 @@ fn run_init(
         Some(error) => Err(error),
         None => Ok(ending),
     }
+}
+
+/// Forks, and says through which files the child still has to join its control groups.
+fn fork(group: &Membership) -> Result<(sandbox::Forked, &[PathBuf]), ContainerError> {
+    if let Some(folder) = &group.born_in {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let folder = nix::fcntl::open(folder, flags, nix::sys::stat::Mode::empty())
+            .doing(|| format!("open the control group `{}`", folder.display()))?;
+        if let Ok(forked) = sandbox::fork_into(&folder) {
+            return Ok((forked, &[]));
+        }
+    }
+    let forked = sandbox::fork().doing(|| "fork".to_owned())?;
+    Ok((forked, &group.joins))
 }
 
 /// Enters the namespaces that the init is born into, or that can be shared with the helper.

@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
@@ -27,7 +27,7 @@ use super::report::Doing as _;
 use super::users::Users;
 use super::{mounts, sandbox};
 use crate::ContainerError;
-use crate::bundle::{Config, Extras, Process};
+use crate::bundle::{Config, Process};
 use crate::seccomp::{self, Action, Comparison, Profile};
 use crate::users::host_id;
 
@@ -39,11 +39,11 @@ const NEWER_CALLS: std::ops::RangeInclusive<i64> = 450..=512;
 /// Becomes the container's process. Returns only if that fails.
 pub(super) fn become_process(
     config: &Config,
-    extras: &Extras,
+    joins: &[PathBuf],
     rootfs: &Path,
     users: Option<&Users>,
 ) -> ContainerError {
-    match enter(config, extras, rootfs, users).and_then(|()| execute(config, users)) {
+    match enter(config, joins, rootfs, users).and_then(|()| execute(config, users)) {
         Ok(never) => match never {},
         Err(error) => error,
     }
@@ -51,13 +51,13 @@ pub(super) fn become_process(
 
 fn enter(
     config: &Config,
-    extras: &Extras,
+    joins: &[PathBuf],
     rootfs: &Path,
     users: Option<&Users>,
 ) -> Result<(), ContainerError> {
     die_with_helper()?;
     nix::unistd::setsid().doing(|| "start a session".to_owned())?;
-    for file in &extras.cgroup_joins {
+    for file in joins {
         join(file).doing(|| format!("join a control group by `{}`", file.display()))?;
     }
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP)

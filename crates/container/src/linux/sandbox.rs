@@ -124,6 +124,31 @@ pub(super) enum Forked {
     Child,
 }
 
+/// Forks the helper; the child is born in the version 2 control group whose folder this is.
+///
+/// An error where the kernel is older than 5.7, or something keeps processes from this call.
+pub(super) fn fork_into(group: &OwnedFd) -> nix::Result<Forked> {
+    // What `libc` has of this name does not fit the type that it gives it.
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
+    // SAFETY: all-zero bytes are a valid `clone_args`.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = CLONE_INTO_CGROUP;
+    arguments.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    arguments.cgroup = u64::from(group.as_raw_fd().unsigned_abs());
+    let size = size_of::<libc::clone_args>();
+    // SAFETY: the kernel only reads the structure, whose size it is told. Without a stack and
+    // flags that share something, the child goes on in a copy of this memory, as after `fork`;
+    // what is said there of threads holds here.
+    let child = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) };
+    match Errno::result(child)? {
+        0 => Ok(Forked::Child),
+        child => {
+            let child = libc::pid_t::try_from(child).map_err(|_too_large| Errno::ERANGE)?;
+            Ok(Forked::Parent(Pid::from_raw(child)))
+        }
+    }
+}
+
 /// Forks the helper.
 pub(super) fn fork() -> nix::Result<Forked> {
     // SAFETY: the helper has a single thread (it has just been executed and starts none), so
@@ -235,4 +260,34 @@ pub(super) fn close_on_exec() -> io::Result<()> {
     let result =
         unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// On the version 2 tree that the machine has, if only beside one of version 1.
+    #[test]
+    fn as_root_a_child_is_born_in_its_group() {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "));
+        let point = mount.and_then(|line| line.split(' ').nth(4)).expect("a tree of version 2");
+        let folder = Path::new(point).join(format!("refit-test-birth-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let group = OwnedFd::from(fs::File::open(&folder).unwrap());
+        let child = match fork_into(&group).unwrap() {
+            Forked::Parent(child) => child,
+            // There are other threads: nothing else is safe here.
+            Forked::Child => loop {
+                nix::unistd::pause();
+            },
+        };
+        let members = fs::read_to_string(folder.join("cgroup.procs")).unwrap();
+        nix::sys::signal::kill(child, Signal::SIGKILL).unwrap();
+        nix::sys::wait::waitpid(child, None).unwrap();
+        fs::remove_dir(&folder).unwrap();
+        assert_eq!(members, format!("{child}\n"));
+    }
 }
