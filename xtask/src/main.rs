@@ -2,6 +2,7 @@
 //! that no compiler checks.
 
 mod ci;
+mod features;
 mod tidy;
 
 use anyhow::{Result, bail};
@@ -9,7 +10,7 @@ use anyhow::{Result, bail};
 const HELP: &str = "usage: cargo xtask COMMAND
 
   ci      format, lints, tests, docs and tidy, in that order
-  tidy    dependency table, words we do not use, unfinished code
+  tidy    dependency table, features, words we do not use, unfinished code
 ";
 
 #[expect(clippy::print_stdout, reason = "this program's output is its purpose")]

@@ -7,6 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::features;
+
 /// Which of our crates a crate may use. An arrow that is not here is a decision: make it in
 /// a commit of its own, with the reason, and change ARCHITECTURE.md too.
 const MAY_USE: [(&str, &[&str]); 17] = [
@@ -83,6 +85,7 @@ struct Dependency {
 
 pub(crate) fn run() -> Result<()> {
     let mut problems = dependency_problems(&metadata()?);
+    problems.extend(features::problems()?);
     for file in tracked_sources()? {
         let text = std::fs::read_to_string(&file).with_context(|| file.clone())?;
         problems.extend(text_problems(&file, &text));
@@ -159,7 +162,7 @@ fn tracked_sources() -> Result<Vec<String>> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a chore that runs cargo and git")]
-fn output(program: &str, arguments: &[&str]) -> Result<String> {
+pub(crate) fn output(program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program).args(arguments).output()?;
     match output.status.success() {
         true => Ok(String::from_utf8(output.stdout)?),
