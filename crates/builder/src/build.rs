@@ -12,10 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use container::{Limits, Network, Runtime};
-use dockerfile::lint::{Findings, LintOptions, lint};
-use dockerfile::{
-    Dockerfile, DockerfileError, Plan, PlanOptions, Source, Span, StageId, StagePlan,
-};
+use dockerfile::{DockerfileError, Plan, PlanOptions, Source, Span, StageId, StagePlan};
 use oci::{Compression, Descriptor, Digest, Platform, Reference};
 use store::BlobStore;
 use tokio::sync::{OnceCell, Semaphore, watch};
@@ -25,6 +22,7 @@ use crate::agents::SshAgents;
 use crate::assemble::{ImageLayer, StageImage, assemble};
 use crate::cache::{BuildCache, KeyHasher};
 use crate::caches::CacheFolders;
+use crate::checks::Checks;
 use crate::context::{BuildContext, ContextError, ContextOptions};
 use crate::error::BuildError;
 use crate::event::{BuildEvents, StepEnd, StepNumber};
@@ -201,13 +199,15 @@ pub async fn build(
     // Layers that are found damaged count as missing from then on: beginning again fetches
     // them, executes their instructions, or says whose they are.
     let mut damaged = BTreeSet::new();
-    tell(&findings(&dockerfile, request)?, request, events).await?;
+    let options = plan_options(request, &also);
+    let checks = Checks::new(&dockerfile, &request.dockerfile_name, options, events);
+    checks.tell().await?;
     loop {
         let plan = dockerfile::plan(&dockerfile, &plan_options(request, &also))?;
         if also.is_empty() && damaged.is_empty() {
             warn(&plan, events).await;
         }
-        let build = Build::new(builder, request, &plan, events, cancel);
+        let build = Build::new(builder, request, &plan, &checks, events, cancel);
         let built = tokio::select! {
             built = build.execute(started) => built,
             () = cancel.cancelled() => Err(BuildError::Canceled),
@@ -239,34 +239,6 @@ fn plan_options(request: &BuildRequest, also: &BTreeSet<usize>) -> PlanOptions {
     }
 }
 
-/// What the lint rules find. What base images set is not known here, and neither is the ignore
-/// file; then the rules say nothing.
-fn findings(dockerfile: &Dockerfile, request: &BuildRequest) -> Result<Findings, DockerfileError> {
-    let plan = plan_options(request, &BTreeSet::new());
-    lint(dockerfile, &LintOptions { plan: &plan, base_env: &|_| None, ignore: None })
-}
-
-/// Tells what was found, which is an error if the Dockerfile says so.
-async fn tell(
-    found: &Findings,
-    request: &BuildRequest,
-    events: &dyn BuildEvents,
-) -> Result<(), BuildError> {
-    for finding in &found.findings {
-        let (file, line) = (&request.dockerfile_name, finding.at.line);
-        let text = format!("{file}:{line}: {} ({})", finding.message, finding.rule);
-        events.warning(&text).await;
-    }
-    match found.findings.first() {
-        Some(first) if found.is_error => {
-            let message = format!("{} ({})", first.message, first.rule);
-            let hint = "`# check=error=true` makes an error of every warning".to_owned();
-            Err(DockerfileError { message, at: first.at, hint: Some(hint) }.into())
-        }
-        _ => Ok(()),
-    }
-}
-
 fn planned_context(
     (name, context): (&String, &NamedContext),
 ) -> (String, dockerfile::NamedContext) {
@@ -291,6 +263,7 @@ pub(crate) struct Build<'a> {
     pub(crate) builder: &'a Builder,
     pub(crate) request: &'a BuildRequest,
     pub(crate) plan: &'a Plan,
+    checks: &'a Checks<'a>,
     pub(crate) events: &'a dyn BuildEvents,
     pub(crate) cancel: &'a CancellationToken,
     /// Fires when the build ends, however it ends: blocking threads look at it.
@@ -328,6 +301,7 @@ impl<'a> Build<'a> {
         builder: &'a Builder,
         request: &'a BuildRequest,
         plan: &'a Plan,
+        checks: &'a Checks<'a>,
         events: &'a dyn BuildEvents,
         cancel: &'a CancellationToken,
     ) -> Self {
@@ -336,6 +310,7 @@ impl<'a> Build<'a> {
             builder,
             request,
             plan,
+            checks,
             events,
             cancel,
             _stop_at_end: stop.clone().drop_guard(),
@@ -397,13 +372,14 @@ impl<'a> Build<'a> {
                 let platform = platform.as_ref().unwrap_or(&self.request.platform);
                 let base = stored_image(&*self.builder.blobs, name, image, platform).await;
                 let base = base.map_err(|error| BuildError::Image { error, at })?;
-                self.warn_of_platform(name, &base, platform).await;
+                self.checks.image_is_known(at, &base).await?;
                 self.image_on(&base, name, format!("oci-layout://{name}"), stage, at, role)
             }
             Source::Image { reference, platform } => {
                 let platform = platform.as_ref().unwrap_or(&self.request.platform);
                 let base = self.base(reference, platform, step).await;
                 let base = base.map_err(|error| BuildError::Image { error, at })?;
+                self.checks.image_is_known(at, &base).await?;
                 let name = reference.familiar();
                 self.image_on(&base, &name, full_reference(reference), stage, at, role)
             }
@@ -434,20 +410,6 @@ impl<'a> Build<'a> {
         Ok(Arc::new(image))
     }
 
-    /// Says so if an image that is no index is made for another platform.
-    async fn warn_of_platform(&self, name: &str, base: &BaseImage, platform: &Platform) {
-        let config = &base.config;
-        let own = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
-        let differs = (&own.os, &own.architecture) != (&platform.os, &platform.architecture);
-        if differs && !own.architecture.is_empty() {
-            let text = format!(
-                "`{name}` is made for {own}, and the build is for {platform} \
-                 (InvalidBaseImagePlatform)"
-            );
-            self.events.warning(&text).await;
-        }
-    }
-
     async fn base(
         &self,
         reference: &Reference,
@@ -467,7 +429,6 @@ impl<'a> Build<'a> {
             let resolving = self.builder.images.resolve(reference, platform, &progress);
             let told = tell_progress(resolving, self.events, step, &fetched);
             let base = told.await?;
-            self.warn_of_platform(&reference.familiar(), &base, platform).await;
             self.notes().cost.pulled += fetched.load(Ordering::Relaxed);
             Ok(Arc::new(base))
         };

@@ -37,6 +37,7 @@ mod user;
 
 mod cache;
 mod caches;
+mod checks;
 mod exchange;
 mod image;
 mod layers;

@@ -9,12 +9,13 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
+use oci::Platform;
 use regex::Regex;
 
 use crate::ignore::IgnoreFile;
 use crate::instruction::{Assignment, Copy, From, Instruction, InstructionKind, Word};
 use crate::parse::Dockerfile;
-use crate::plan::{PlanOptions, globals_of, plan, platform_args_of};
+use crate::plan::{PlanOptions, context_named, globals_of, plan, platform_args_of};
 use crate::span::{DockerfileError, Span, nearest, render};
 use crate::word::{Variables, expand, expand_document};
 
@@ -67,10 +68,20 @@ pub struct Findings {
 /// What is known besides the file.
 pub struct LintOptions<'a> {
     pub plan: &'a PlanOptions,
-    /// The variables that a base image sets, by its name as written and expanded; `None`: not
-    /// known, and then nothing is said of variables in stages on it.
-    pub base_env: &'a dyn Fn(&str) -> Option<Vec<String>>,
+    /// The image that a `FROM`, a `COPY --from` or a mount names, by the place of the instruction
+    /// or mount; `None`: not known, or no image. Then nothing is said of its platform, and of
+    /// variables in a stage on it.
+    pub image: &'a dyn Fn(Span) -> Option<KnownImage>,
     pub ignore: Option<&'a IgnoreFile>,
+}
+
+/// What is known of an image that a Dockerfile names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KnownImage {
+    /// The variables it sets, as `NAME=value`; `None`: not all are known, since it has triggers.
+    pub env: Option<Vec<String>>,
+    /// What it is made for, if it says so.
+    pub platform: Option<Platform>,
 }
 
 /// Rules that are on only when asked for.
@@ -174,6 +185,16 @@ struct StageState {
     args: BTreeSet<String>,
     has_workdir: bool,
     has_shell: bool,
+    /// What is built on it begins with more than it has.
+    has_triggers: bool,
+}
+
+impl StageState {
+    /// What a stage on this one starts with.
+    fn below(&self) -> Self {
+        let env = self.env.clone().filter(|_| !self.has_triggers);
+        Self { env, has_triggers: false, ..self.clone() }
+    }
 }
 
 /// Values of variables, noting those that are asked for and not there.
@@ -346,11 +367,23 @@ impl Linter<'_> {
                 if let Some(stage) = current.take() {
                     stages.extend(stage.name.map(|name| (name, stage.state)));
                 }
-                let base = self.from(&settings, instruction, from, &inherited, &declared);
+                let (base, platform) =
+                    self.from(&settings, instruction, from, &inherited, &declared);
                 self.default_base(&settings, instruction, from, &defaults);
+                let name = from.name.clone();
+                let contexts = &self.options.plan.contexts;
+                if let Some(name) = name.filter(|name| context_named(name, contexts).is_some()) {
+                    // The context is there instead, and nothing of the stage is executed.
+                    stages.insert(name, StageState::default());
+                    continue;
+                }
                 let state = match stages.get(&base.to_lowercase()) {
-                    Some(state) => state.clone(),
-                    None => self.base_state(&base),
+                    Some(state) => state.below(),
+                    None => {
+                        let expected = platform.as_ref().unwrap_or(&self.options.plan.platform);
+                        self.platform(&settings, instruction.at, &base, expected);
+                        self.base_state(&base, instruction.at)
+                    }
                 };
                 let name = from.name.clone();
                 current = Some(Stage { name, state, seen: BTreeMap::new() });
@@ -363,10 +396,10 @@ impl Linter<'_> {
     }
 
     /// What a stage on an image starts with.
-    fn base_state(&self, base: &str) -> StageState {
+    fn base_state(&self, base: &str, at: Span) -> StageState {
         let env = match base {
             "scratch" => Some(Vec::new()),
-            base => (self.options.base_env)(base),
+            _ => (self.options.image)(at).and_then(|image| image.env),
         };
         let env = env.map(|entries| {
             let pairs = entries.iter().filter_map(|entry| entry.split_once('='));
@@ -378,7 +411,7 @@ impl Linter<'_> {
         StageState { env, ..StageState::default() }
     }
 
-    /// `FROM`; gives the base as it is meant.
+    /// `FROM`; gives the base as it is meant, and its platform if it is given.
     fn from(
         &mut self,
         settings: &Settings,
@@ -386,11 +419,12 @@ impl Linter<'_> {
         from: &From,
         inherited: &BTreeMap<String, String>,
         declared: &BTreeSet<String>,
-    ) -> String {
+    ) -> (String, Option<Platform>) {
         let escape = self.dockerfile.escape;
         let noting = Noting::new(inherited);
         let base = expand(&from.image.text, escape, &noting).unwrap_or_default();
         self.undeclared(settings, instruction.at, &noting, declared);
+        let mut expected = None;
         if let Some(platform) = &from.platform {
             let noting = Noting::new(inherited);
             let value = expand(&platform.text, escape, &noting).unwrap_or_default();
@@ -409,7 +443,8 @@ impl Linter<'_> {
                 );
                 self.find(settings, "RedundantTargetPlatform", instruction.at, message);
             }
-            if is_constant && let Ok(parsed) = value.parse::<oci::Platform>() {
+            expected = value.parse::<Platform>().ok();
+            if is_constant && let Some(parsed) = &expected {
                 let name = from.name.as_deref().unwrap_or_default();
                 let is_in_name = name.contains(&parsed.os) || name.contains(&parsed.architecture);
                 if !is_in_name {
@@ -420,7 +455,19 @@ impl Linter<'_> {
                 }
             }
         }
-        base
+        (base, expected)
+    }
+
+    /// An image that is no index may be for another platform, and is taken all the same.
+    fn platform(&mut self, settings: &Settings, at: Span, name: &str, expected: &Platform) {
+        let Some(own) = (self.options.image)(at).and_then(|image| image.platform) else { return };
+        if (&own.os, &own.architecture) != (&expected.os, &expected.architecture) {
+            let (own, expected) = (own.to_string(), expected.to_string());
+            let message = format!(
+                "Base image {name} was pulled with platform {own:?}, expected {expected:?} for current build"
+            );
+            self.find(settings, "InvalidBaseImagePlatform", at, message);
+        }
     }
 
     fn undeclared(
@@ -504,9 +551,12 @@ impl Linter<'_> {
             }
             InstructionKind::Healthcheck(_) => self.only_once(settings, instruction, stage),
             InstructionKind::Shell(_) => stage.state.has_shell = true,
+            InstructionKind::OnBuild(_) => stage.state.has_triggers = true,
             InstructionKind::Workdir(word) => {
                 let path = self.value(word, stage);
-                if !stage.state.has_workdir && !path.starts_with('/') {
+                // What a base image sets may begin with a slash.
+                let is_known = stage.state.env.is_some() || !word.text.contains('$');
+                if is_known && !stage.state.has_workdir && !path.starts_with('/') {
                     let message = format!(
                         "Relative workdir {path:?} can have unexpected results if the base image changes"
                     );
@@ -515,7 +565,19 @@ impl Linter<'_> {
                 stage.state.has_workdir = true;
             }
             InstructionKind::Expose(words) => self.expose(settings, at, words, stage),
-            InstructionKind::Copy(copy) => self.ignored(settings, at, copy, stage),
+            InstructionKind::Copy(copy) => {
+                self.ignored(settings, at, copy, stage);
+                if let Some(from) = &copy.from {
+                    self.platform(settings, at, &from.text, &self.options.plan.platform);
+                }
+            }
+            InstructionKind::Run(run) => {
+                for mount in &run.mounts {
+                    if let Some(from) = mount.from() {
+                        self.platform(settings, mount.at, from, &self.options.plan.platform);
+                    }
+                }
+            }
             _ => (),
         }
     }

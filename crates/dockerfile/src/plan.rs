@@ -344,7 +344,7 @@ fn stage_named(drafts: &[Draft<'_>], name: &str) -> Option<usize> {
 
 /// The named context that stands for an image or a stage. `app`, `app:latest` and
 /// `docker.io/library/app` are one name.
-fn context_named<'a>(
+pub(crate) fn context_named<'a>(
     name: &str,
     contexts: &'a BTreeMap<String, NamedContext>,
 ) -> Option<(&'a String, &'a NamedContext)> {

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use dockerfile::ignore::IgnoreFile;
-use dockerfile::lint::{Finding, LintOptions, lint};
+use dockerfile::lint::{Finding, KnownImage, LintOptions, lint};
 use dockerfile::{
     DockerfileError, NamedContext, Operation, OperationKind, OperationsError, Plan, PlanOptions,
     SourceAddress, Span, StageId, parse, plan,
@@ -232,7 +232,7 @@ mod any_text {
 fn lint_rules_find_what_they_should() {
     let ignore = IgnoreFile::parse("secret.txt").unwrap();
     let plan = PlanOptions { build_args: BTreeMap::new(), ..options() };
-    let options = LintOptions { plan: &plan, base_env: &|_| None, ignore: Some(&ignore) };
+    let options = LintOptions { plan: &plan, image: &|_| None, ignore: Some(&ignore) };
     for path in cases("lint") {
         let source = std::fs::read_to_string(&path).unwrap();
         let name = path.file_name().unwrap().to_str().unwrap();
@@ -248,6 +248,28 @@ fn lint_rules_find_what_they_should() {
 }
 
 #[test]
+fn a_stage_that_a_context_replaces_is_not_looked_into() {
+    let one = || ("one".to_owned(), dockerfile::NamedContext::Own);
+    let text = "FROM alpine AS one\nLABEL a=$NONE\nFROM one\nLABEL a=$NONE\nFROM alpine\n";
+    let source = parse(text).unwrap();
+    let platform = Some(oci::Platform::new("linux", "s390x", None));
+    let image = |_| Some(KnownImage { env: Some(Vec::new()), platform: platform.clone() });
+    for (contexts, expected) in [
+        (
+            BTreeMap::new(),
+            "1:InvalidBaseImagePlatform 2:UndefinedVar 4:UndefinedVar 5:InvalidBaseImagePlatform",
+        ),
+        (BTreeMap::from([one()]), "5:InvalidBaseImagePlatform"),
+    ] {
+        let plan = PlanOptions { contexts, ..options() };
+        let found = lint(&source, &LintOptions { plan: &plan, image: &image, ignore: None });
+        let found = found.unwrap().findings;
+        let found = found.iter().map(|finding| format!("{}:{}", finding.at.line, finding.rule));
+        assert_eq!(found.collect::<Vec<_>>().join(" "), expected);
+    }
+}
+
+#[test]
 fn a_finding_says_where_its_rule_is_explained() {
     let url = |rule| Finding { rule, message: String::new(), at: Span::default() }.url();
     let start = "https://docs.docker.com/go/dockerfile/rule/";
@@ -259,7 +281,7 @@ fn a_finding_says_where_its_rule_is_explained() {
 #[test]
 fn a_lint_setting_that_is_none_is_refused() {
     let plan = options();
-    let options = LintOptions { plan: &plan, base_env: &|_| None, ignore: None };
+    let options = LintOptions { plan: &plan, image: &|_| None, ignore: None };
     let check = |setting: &str| {
         let source = format!("# check={setting}\nFROM scratch\n");
         lint(&parse(&source).unwrap(), &options).map(|found| found.is_error)

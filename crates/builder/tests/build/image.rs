@@ -140,14 +140,77 @@ async fn arguments_that_nothing_declares_are_warned_of() {
 }
 
 #[tokio::test]
-async fn a_base_for_another_platform_is_warned_of() {
+async fn an_image_for_another_platform_is_warned_of() {
     let fixture = Fixture::with_base().await;
-    let mut request = fixture.request("FROM registry.test/base\nLABEL a=b");
+    let own = oci::Platform::host();
+    let told = |line: u32| {
+        format!(
+            "Dockerfile:{line}: Base image registry.test/base was pulled with platform \"{own}\", \
+             expected \"linux/s390x\" for current build (InvalidBaseImagePlatform)"
+        )
+    };
+    for (dockerfile, lines) in [
+        ("FROM registry.test/base\nLABEL a=b", vec![1]),
+        ("FROM registry.test/base AS one\nFROM one\nLABEL a=b", vec![1]),
+        ("FROM scratch\nCOPY --from=registry.test/base /etc /etc", vec![2]),
+        ("FROM --platform=$BUILDPLATFORM registry.test/base\nLABEL a=b", vec![]),
+        ("# check=skip=InvalidBaseImagePlatform\nFROM registry.test/base\nLABEL a=b", vec![]),
+        ("FROM scratch\n# check=skip=all\nCOPY --from=registry.test/base /etc /etc", vec![]),
+    ] {
+        let mut request = fixture.request(dockerfile);
+        request.platform = oci::Platform::new("linux", "s390x", None);
+        let run = fixture.build_request(&request).await;
+        let expected: Vec<String> = lines.into_iter().map(told).collect();
+        assert_eq!(run.events.warnings(), expected, "{dockerfile}");
+    }
+    let mut request = fixture.request("# check=error=true\nFROM registry.test/base\nCOPY absent /");
     request.platform = oci::Platform::new("linux", "s390x", None);
-    let run = fixture.build_request(&request).await;
-    let warnings = run.events.warnings();
-    let told = "the build is for linux/s390x (InvalidBaseImagePlatform)";
-    assert!(warnings.len() == 1 && warnings[0].ends_with(told), "{warnings:?}");
+    let error = fixture.try_build(&request).await.0.unwrap_err();
+    assert!(error.to_string().ends_with("(InvalidBaseImagePlatform)"), "{error}");
+}
+
+#[tokio::test]
+async fn a_variable_that_neither_the_base_nor_the_stage_sets_is_warned_of() {
+    let fixture = Fixture::empty().await;
+    let oci = media_type::OCI_LAYER_GZIP;
+    fixture.put_image("base", &base_files(), &["COLOUR=red"], oci).await;
+    fixture.put_image("bare", &base_files(), &[], oci).await;
+    let dockerfile = "FROM registry.test/base AS one
+LABEL a=$COLOUR b=$PATH c=$COLOR
+FROM one
+ENV OWN=1
+LABEL d=$COLOUR e=$OWN f=$NONE
+FROM registry.test/bare
+COPY --from=one /etc /etc
+LABEL g=$COLOUR h=${UNKNOWN_HERE:-default}
+";
+    let run = fixture.build_request(&fixture.request(dockerfile)).await;
+    // What is told first depends on which image is there first; the middle stage is not built.
+    let mut warnings = run.events.warnings();
+    warnings.sort();
+    let expected = [
+        "Dockerfile:2: Usage of undefined variable '$COLOR' (did you mean $COLOUR?) (UndefinedVar)",
+        "Dockerfile:5: Usage of undefined variable '$NONE' (UndefinedVar)",
+        "Dockerfile:8: Usage of undefined variable '$COLOUR' (UndefinedVar)",
+        "Dockerfile:8: Usage of undefined variable '$UNKNOWN_HERE' (UndefinedVar)",
+    ];
+    assert_eq!(warnings, expected);
+}
+
+#[tokio::test]
+async fn nothing_is_said_of_variables_that_triggers_may_set() {
+    let fixture = Fixture::with_base().await;
+    let dockerfile = "FROM registry.test/base AS base
+ONBUILD ENV APP=/srv
+";
+    fixture.publish("triggers", &fixture.build(dockerfile).await.built).await;
+    for dockerfile in [
+        "FROM registry.test/triggers\nWORKDIR $APP\n".to_owned(),
+        format!("{dockerfile}FROM base\nWORKDIR $APP\n"),
+    ] {
+        let run = fixture.build(&dockerfile).await;
+        assert_eq!(run.events.warnings(), Vec::<String>::new(), "{dockerfile}");
+    }
 }
 
 /// A store with `registry.test/base`, `registry.test/other`, both of which builds have read, and

@@ -51,8 +51,8 @@ pub(super) fn run(session: &Session<'_>, args: &Args) -> Result<()> {
         contexts: contexts(&args.build_contexts)?,
         also: BTreeSet::new(),
     };
-    // What base images set is known to the registry only.
-    let options = LintOptions { plan: &plan, base_env: &|_| None, ignore: Some(source.patterns()) };
+    // Images are known to the registry only.
+    let options = LintOptions { plan: &plan, image: &|_| None, ignore: Some(source.patterns()) };
     let found = lint(&parse(text).map_err(refused)?, &options).map_err(refused)?;
     let warning = |finding: &Finding| Warning {
         rule: finding.rule,
