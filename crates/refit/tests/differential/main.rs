@@ -284,6 +284,9 @@ struct Builders {
 impl Builders {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
+        // Our client may be an ordinary user's.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(folder.path(), open).unwrap();
         let context = context(folder.path());
         let tar = base(folder.path());
         let buildah = Buildah { folder: folder.path().join("buildah") };
