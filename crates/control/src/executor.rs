@@ -40,6 +40,11 @@ pub struct Attempt {
 pub struct LeaseLost;
 
 impl Attempt {
+    /// The run's lease had an owner before: an attempt was lost or given back.
+    pub(crate) fn is_repeated(&self) -> bool {
+        self.epoch > 1
+    }
+
     /// Preparation is over: `Started` becomes `Running`.
     pub async fn running(&self) -> Result<()> {
         if self.runs.set_running(self).await? {

@@ -107,7 +107,10 @@ async fn work(
     if let Some(outcome) = refuse(&attempt).await {
         return end(&attempt, outcome, None).await;
     }
-    if let Err(error) = attempt.runs.keep_context(&attempt.run).await {
+    // A first one has those that came with the run.
+    if attempt.is_repeated()
+        && let Err(error) = attempt.runs.keep_context(&attempt.run).await
+    {
         tracing::error!(run = %attempt.run.id, %error, "the context could not be leased");
         return end(&attempt, Outcome::of(End::Error("the build context is gone".into())), None)
             .await;
@@ -162,8 +165,7 @@ async fn refuse(attempt: &Attempt) -> Option<Outcome> {
         );
         return Some(Outcome::of(End::Error(message)));
     }
-    // Its lease had an owner before: an attempt was lost or given back.
-    if attempt.epoch > 1 {
+    if attempt.is_repeated() {
         let message = format!(
             "the server stopped while this run was under way; attempt {} of {attempts_max} begins",
             run.attempts

@@ -8,7 +8,7 @@ use db::Db;
 use oci::RegistryName;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
-use store::{Catalog, Millis};
+use store::{Catalog, Millis, lease_within};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -136,7 +136,6 @@ impl Runs {
         let now = self.shared.clock.now();
         let id = self.insert(registry, &request, now).await?;
         let run = self.get(registry, id).await?.ok_or_else(|| run_not_found(id))?;
-        self.keep_context(&run).await?;
         let log = self.log(&run).await?;
         log.append(EventKind::Status { status: RunStatus::Queued }).await;
         self.shared.wake.notify_one();
@@ -189,8 +188,13 @@ impl Runs {
         .execute(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
+        let id = RunId::from_number(number as u64);
+        if self.shared.catalog.is_some() {
+            let (owner, keep) = (lease_owner(registry, id), self.context_keep(request));
+            lease_within(&mut transaction, &owner, &request.blobs(), keep).await?;
+        }
         transaction.commit().await.map_err(ControlError::database(failed))?;
-        Ok(RunId::from_number(number as u64))
+        Ok(id)
     }
 
     pub async fn get(&self, registry: &RegistryName, id: RunId) -> Result<Option<Run>> {
@@ -570,7 +574,7 @@ impl Runs {
         let log = self.log(run).await?;
         log.finish(run.status, run.error.clone(), elapsed).await;
         if let Some(catalog) = &self.shared.catalog {
-            catalog.release_leases(&lease_owner(run)).await?;
+            catalog.release_leases(&lease_owner(&run.registry, run.id)).await?;
         }
         self.shared.ended.send_modify(|count| *count += 1);
         self.shared.wake.notify_one();
@@ -591,11 +595,16 @@ impl Runs {
         self.shared.logs.open(&log_key(run), Mask::new(run.request.secrets())).await
     }
 
-    /// Keeps the contexts of a run from being collected while the run may need them.
+    /// Keeps the contexts of a run from being collected for another attempt.
     pub(crate) async fn keep_context(&self, run: &Run) -> Result<()> {
         let Some(catalog) = &self.shared.catalog else { return Ok(()) };
-        let keep = self.shared.settings.queue_keep + run.request.timeout + LEASE_SLACK;
-        Ok(catalog.lease_blobs(&lease_owner(run), &run.request.blobs(), keep).await?)
+        let (owner, keep) = (lease_owner(&run.registry, run.id), self.context_keep(&run.request));
+        Ok(catalog.lease_blobs(&owner, &run.request.blobs(), keep).await?)
+    }
+
+    /// How long a run that is queued now may need its contexts, if it is not begun again.
+    fn context_keep(&self, request: &BuildRequest) -> Duration {
+        self.shared.settings.queue_keep + request.timeout + LEASE_SLACK
     }
 
     /// The attempt is over, and no later one of its run is meant.
@@ -613,8 +622,8 @@ impl Runs {
 }
 
 /// Owner of the leases that a run holds in the store.
-fn lease_owner(run: &Run) -> String {
-    format!("run/{}/{}", run.registry, run.id)
+fn lease_owner(registry: &RegistryName, run: RunId) -> String {
+    format!("run/{registry}/{run}")
 }
 
 fn log_key(run: &Run) -> LogKey {

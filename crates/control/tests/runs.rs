@@ -14,7 +14,8 @@ use control::{
     Executor, LogKey, Logs, Outcome, Run, RunFilter, RunId, RunSettings, RunStatus, Runs, Swept,
     Worker, WorkerSettings,
 };
-use oci::{Digest, Platform, RegistryName};
+use oci::{Algorithm, Digest, Platform, RegistryName};
+use store::{Catalog, GcOptions, MemoryStore};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -74,10 +75,14 @@ impl Folder {
 
     async fn open_with(&self, settings: RunSettings) -> Runs {
         let db = testing_db(self.folder.path()).await;
+        self.open_on(db, None, settings).await
+    }
+
+    async fn open_on(&self, db: db::Db, catalog: Option<Catalog>, settings: RunSettings) -> Runs {
         let now = Arc::clone(&self.now);
         let clock = Clock::new(move || now.fetch_add(1, Ordering::Relaxed));
         let logs = Logs::new(self.folder.path().join("logs"), 1 << 20, clock.clone());
-        Runs::open(db, None, logs, clock, settings).await.unwrap()
+        Runs::open(db, catalog, logs, clock, settings).await.unwrap()
     }
 
     fn pass(&self, milliseconds: i64) {
@@ -610,4 +615,31 @@ async fn a_log_that_missed_its_end_gets_it() {
     runs.take_over().await.unwrap();
     let text = log_text(&runs, id).await;
     assert!(text.contains("under way") && text.contains("Run ID: c01 failed"), "{text}");
+}
+
+#[tokio::test]
+async fn the_context_of_a_run_is_kept_until_its_end() {
+    let folder = Folder::new();
+    let db = testing_db(folder.folder.path()).await;
+    let blobs = Arc::new(MemoryStore::open(db.clone()).await.unwrap());
+    let catalog = Catalog::open(db.clone(), blobs).await.unwrap();
+    let runs = folder.open_on(db, Some(catalog.clone()), settings()).await;
+
+    let error = runs.submit(&local(), request()).await.unwrap_err();
+    assert!(error.to_string().contains("not found"), "{error}");
+    assert_eq!(runs.list(&local(), &RunFilter::default(), 10).await.unwrap().len(), 0);
+
+    let mut upload = catalog.blobs().begin_upload(Algorithm::Sha256).await.unwrap();
+    upload.write("context".into()).await.unwrap();
+    let context = upload.commit(None).await.unwrap().digest;
+    let run = runs.submit(&local(), request()).await.unwrap();
+    let is_there = async || {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let at_once = GcOptions { dry_run: false, grace: Duration::ZERO, cache_size_max: u64::MAX };
+        catalog.collect_garbage(&at_once).await.unwrap();
+        catalog.blobs().size(&context).await.unwrap().is_some()
+    };
+    assert!(is_there().await);
+    runs.cancel(&local(), run.id).await.unwrap();
+    assert!(!is_there().await);
 }

@@ -243,10 +243,8 @@ impl Importing<'_> {
         let fetched = self.source.bring_blobs(self.catalog, &lacking, self.progress).await?;
         let digests: Vec<_> = blobs.iter().map(|blob| blob.digest.clone()).collect();
         self.catalog.lease_blobs(LEASE_OWNER, &digests, KEEP).await?;
-        for digest in &digests {
-            for repository in self.repositories() {
-                self.catalog.link_blob(self.target.registry, repository, digest).await?;
-            }
+        for repository in self.repositories() {
+            self.catalog.link_blobs(self.target.registry, repository, &digests).await?;
         }
         Ok(fetched)
     }

@@ -58,9 +58,8 @@ pub async fn publish(
     // Nothing is collected while it is on its way, nor for a day if it has no name.
     let owner = lease_owner(registry, publication.run);
     let of_caches = publication.caches.iter().flat_map(|cache| cache_blobs(&cache.image));
-    for digest in blobs.iter().chain(of_caches) {
-        catalog.lease_blob(&owner, digest, UNNAMED_KEEP).await?;
-    }
+    let held: Vec<Digest> = blobs.iter().chain(of_caches).cloned().collect();
+    catalog.lease_blobs(&owner, &held, UNNAMED_KEEP).await?;
     let manifests = manifests_of(built);
     if publication.names.is_empty() {
         keep_unnamed(catalog, &manifests, &owner).await?;
@@ -69,9 +68,7 @@ pub async fn publish(
     repositories.sort();
     repositories.dedup();
     for repository in repositories {
-        for digest in &blobs {
-            catalog.link_blob(registry, repository, digest).await?;
-        }
+        catalog.link_blobs(registry, repository, &blobs).await?;
         if !lease.holds().await {
             return Err(PublishError::LeaseLost);
         }
@@ -84,13 +81,15 @@ pub async fn publish(
                 .map(|name| (name.tag.clone(), Expected::Any))
                 .collect();
             let new = new_manifest(descriptor, bytes, &manifest);
-            catalog.put_manifest(registry, repository, new, &tags, &cause).await?;
-        }
-    }
-    if !publication.names.is_empty() {
-        for image in &built.images {
-            let record = serde_json::to_string(&image.record).expect("plain structs serialize");
-            catalog.put_build_record(registry, &image.descriptor.digest, &record).await?;
+            let put = match built.images.iter().find(|image| image.descriptor == **descriptor) {
+                Some(image) => {
+                    let record = &image.record;
+                    let record = serde_json::to_string(record).expect("plain structs serialize");
+                    catalog.put_built(registry, repository, new, &record, &tags, &cause).await
+                }
+                None => catalog.put_manifest(registry, repository, new, &tags, &cause).await,
+            };
+            put?;
         }
     }
     for cache in publication.caches {
@@ -114,9 +113,7 @@ async fn publish_cache(
     cause: &Cause,
 ) -> Result<(), PublishError> {
     let NamedCache { name, image } = cache;
-    for digest in cache_blobs(image) {
-        catalog.link_blob(registry, &name.repository, digest).await?;
-    }
+    catalog.link_blobs(registry, &name.repository, cache_blobs(image)).await?;
     let descriptor = &image.descriptor;
     let manifest = Manifest::parse(&image.manifest, Some(&descriptor.media_type))
         .expect("the builder writes valid manifests");

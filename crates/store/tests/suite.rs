@@ -835,17 +835,23 @@ async fn the_cache_is_bounded_by_value(f: Fixture) {
 
 async fn build_records_live_with_their_manifest(f: Fixture) {
     let digest = push(&f.catalog, "app", "v1", b"layer").await;
-    f.catalog.put_build_record(&registry(), &digest, "{\"bases\":[]}").await.unwrap();
+    let (registry, name) = (registry(), repository("app"));
+    let reference = ManifestRef::Digest(digest.clone());
+    let bytes = f.catalog.manifest(&registry, &name, &reference).await.unwrap().unwrap().bytes;
+    let media_type = media_type::OCI_MANIFEST;
+    let manifest = Manifest::parse(&bytes, Some(media_type)).unwrap();
+    let new = NewManifest { digest: &digest, media_type, bytes, manifest: &manifest };
+    let (record, cause) = ("{\"bases\":[]}", push_cause());
+    f.catalog.put_built(&registry, &name, new, record, &[], &cause).await.unwrap();
     let index = put(&f.catalog, b"path index").await;
     let read = ReadLayer { index: index.clone(), diff_id: Digest::of(b"unpacked") };
     f.catalog.put_read_layer(&Digest::of(b"layer"), &read).await.unwrap();
     a_moment().await;
     f.catalog.collect_garbage(&now_or_never()).await.unwrap();
-    let record = f.catalog.build_record(&registry(), &digest).await.unwrap();
-    assert_eq!(record.as_deref(), Some("{\"bases\":[]}"));
+    let found = f.catalog.build_record(&registry, &digest).await.unwrap();
+    assert_eq!(found.as_deref(), Some(record));
     let found = f.catalog.read_layer(&Digest::of(b"layer")).await.unwrap();
     assert_eq!(found, Some(read));
-    let (registry, name) = (registry(), repository("app"));
     f.catalog.delete_manifest(&registry, &name, &digest, &push_cause()).await.unwrap();
     for _ in 0..2 {
         a_moment().await;

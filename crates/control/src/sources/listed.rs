@@ -16,7 +16,7 @@ use oci::{Algorithm, Digest, RegistryName};
 use sqlx::Row;
 use store::{
     BlobWriter, PACK_SIZE_MAX, PackError, PackedFile, Packs, StoreError, Stored, copy_pack,
-    pack_head,
+    lease_within, pack_head,
 };
 
 use super::{Sources, is_id, lease_owner};
@@ -88,9 +88,9 @@ impl Sources {
         let id = uuid::Uuid::new_v4().simple().to_string();
         let mut blobs: Vec<Digest> = there.iter().map(|(digest, _)| digest.clone()).collect();
         blobs.push(list.clone());
-        self.catalog.lease_blobs(&lease_owner(&id), &blobs, self.settings.keep).await?;
         let doing = "note a list";
         let mut transaction = self.db.begin().await.map_err(ControlError::database(doing))?;
+        lease_within(&mut transaction, &lease_owner(&id), &blobs, self.settings.keep).await?;
         sqlx::query(
             "INSERT INTO listed_sources (id, registry, list, base, committed, expires_at)
              VALUES ($1, $2, $3, $4, FALSE, $5)",
@@ -168,10 +168,10 @@ impl Sources {
             Ok(writer.commit(None)?)
         };
         let Stored { digest, size } = blocking(copy).await??;
-        let keep = self.settings.keep;
-        self.catalog.lease_blob(&lease_owner(id), &digest, keep).await?;
         let doing = "note a pack";
         let mut transaction = self.db.begin().await.map_err(ControlError::database(doing))?;
+        let (owner, keep) = (lease_owner(id), self.settings.keep);
+        lease_within(&mut transaction, &owner, std::slice::from_ref(&digest), keep).await?;
         let statement = add_pack_row(id, &digest, size);
         statement.execute(&mut *transaction).await.map_err(ControlError::database(doing))?;
         let noted = sqlx::query("UPDATE listed_sources SET expires_at = $2 WHERE id = $1")
@@ -222,9 +222,9 @@ impl Sources {
         }
         blobs.push(list.clone());
         let keep = self.settings.reuse_keep;
-        self.catalog.lease_blobs(&lease_owner(id), &blobs, keep).await?;
         let doing = "commit a source";
         let mut transaction = self.db.begin().await.map_err(ControlError::database(doing))?;
+        lease_within(&mut transaction, &lease_owner(id), &blobs, keep).await?;
         let statement = "UPDATE listed_sources SET committed = TRUE, expires_at = $2 WHERE id = $1";
         let noted = sqlx::query(statement)
             .bind(id)

@@ -27,7 +27,7 @@ impl Catalog {
         cause: &Cause,
     ) -> Result<()> {
         let tags: Vec<_> = tag.map(|tag| (tag.clone(), Expected::Any)).into_iter().collect();
-        self.put(registry, repository, new, &tags, cause, Some(now())).await
+        self.put_as_copy(registry, repository, new, &tags, cause).await
     }
 
     /// Notes that a copy was pulled.

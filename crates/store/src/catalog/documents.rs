@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use oci::{Digest, RegistryName};
+use sqlx::SqliteConnection;
 
 use super::{Catalog, parsed};
 use crate::error::database;
@@ -12,6 +13,34 @@ use crate::{Result, StoreError, gc, now};
 /// When a lease that is taken now ends.
 fn end(keep: Duration) -> Millis {
     now().saturating_add(i64::try_from(keep.as_millis()).unwrap_or(Millis::MAX))
+}
+
+/// As [`Catalog::lease_blobs`], in a transaction of the catalog's database: the leases are there
+/// when, and only if, what else is written in it is. After an error it must be rolled back.
+pub async fn lease_within(
+    connection: &mut SqliteConnection,
+    owner: &str,
+    digests: &[Digest],
+    keep: Duration,
+) -> Result<()> {
+    let ends_at = end(keep);
+    for digest in digests {
+        let taken = sqlx::query(
+            "INSERT INTO leases (owner, digest, ends_at)
+             SELECT $1, digest, $3 FROM blobs WHERE digest = $2 AND location <> 'lost'
+             ON CONFLICT (owner, digest) DO UPDATE SET ends_at = excluded.ends_at",
+        )
+        .bind(owner)
+        .bind(digest.as_str())
+        .bind(ends_at)
+        .execute(&mut *connection)
+        .await
+        .map_err(database("lease a blob"))?;
+        if taken.rows_affected() == 0 {
+            return Err(StoreError::NotFound { what: format!("blob {digest}") });
+        }
+    }
+    Ok(())
 }
 
 impl Catalog {
@@ -25,27 +54,8 @@ impl Catalog {
     /// As [`Self::lease_blob`], all of them or none.
     pub async fn lease_blobs(&self, owner: &str, digests: &[Digest], keep: Duration) -> Result<()> {
         let (owner, digests) = (owner.to_owned(), digests.to_vec());
-        let ends_at = end(keep);
         self.write(move |connection| {
-            Box::pin(async move {
-                for digest in &digests {
-                    let taken = sqlx::query(
-                        "INSERT INTO leases (owner, digest, ends_at)
-                         SELECT $1, digest, $3 FROM blobs WHERE digest = $2 AND location <> 'lost'
-                         ON CONFLICT (owner, digest) DO UPDATE SET ends_at = excluded.ends_at",
-                    )
-                    .bind(&owner)
-                    .bind(digest.as_str())
-                    .bind(ends_at)
-                    .execute(&mut *connection)
-                    .await
-                    .map_err(database("lease a blob"))?;
-                    if taken.rows_affected() == 0 {
-                        return Err(StoreError::NotFound { what: format!("blob {digest}") });
-                    }
-                }
-                Ok(())
-            })
+            Box::pin(async move { lease_within(connection, &owner, &digests, keep).await })
         })
         .await
     }
@@ -99,34 +109,7 @@ impl Catalog {
         .await
     }
 
-    /// Build record of a manifest (architecture.md decision 1): JSON, lives as long as the
-    /// manifest does in any repository of the registry.
-    pub async fn put_build_record(
-        &self,
-        registry: &RegistryName,
-        manifest: &Digest,
-        record: &str,
-    ) -> Result<()> {
-        let (registry, manifest) = (registry.to_string(), manifest.to_string());
-        let record = record.to_owned();
-        self.write(move |connection| {
-            Box::pin(async move {
-                sqlx::query(
-                    "INSERT INTO build_records (registry, manifest, record) VALUES ($1, $2, $3)
-                     ON CONFLICT (registry, manifest) DO UPDATE SET record = excluded.record",
-                )
-                .bind(registry)
-                .bind(manifest)
-                .bind(record)
-                .execute(connection)
-                .await
-                .map_err(database("keep a build record"))?;
-                Ok(())
-            })
-        })
-        .await
-    }
-
+    /// Build record of a manifest, kept by [`Self::put_built`].
     pub async fn build_record(
         &self,
         registry: &RegistryName,

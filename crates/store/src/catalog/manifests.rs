@@ -29,6 +29,8 @@ struct NewRow {
     annotations: String,
     /// Of a copy of another registry's: when it was last pulled.
     used_at: Option<Millis>,
+    /// Of a built image: how it was built.
+    build_record: Option<String>,
     blobs: Vec<Digest>,
     manifests: Vec<Digest>,
 }
@@ -62,6 +64,7 @@ impl NewRow {
             config_media_type,
             annotations,
             used_at,
+            build_record: None,
             blobs: digests(&references.blobs),
             manifests: digests(&references.manifests),
             subject: references.subject,
@@ -81,32 +84,62 @@ impl Catalog {
         tags: &[(Tag, Expected)],
         cause: &Cause,
     ) -> Result<()> {
-        self.put(registry, repository, new, tags, cause, None).await
+        let row = NewRow::new(registry, repository, &new, None);
+        self.put(row, new, tags, cause).await
     }
 
-    /// `used_at` makes it a copy of another registry's manifest.
-    pub(super) async fn put(
+    /// As [`Self::put_manifest`], together with the build record of the manifest (architecture.md
+    /// decision 1), as JSON: nobody sees the one without the other, and it lives as long as the
+    /// manifest does in any repository of the registry.
+    pub async fn put_built(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        new: NewManifest<'_>,
+        record: &str,
+        tags: &[(Tag, Expected)],
+        cause: &Cause,
+    ) -> Result<()> {
+        let mut row = NewRow::new(registry, repository, &new, None);
+        row.build_record = Some(record.to_owned());
+        self.put(row, new, tags, cause).await
+    }
+
+    /// As [`Self::put_manifest`], for a copy of another registry's manifest that is used now.
+    pub(super) async fn put_as_copy(
         &self,
         registry: &RegistryName,
         repository: &RepositoryName,
         new: NewManifest<'_>,
         tags: &[(Tag, Expected)],
         cause: &Cause,
-        used_at: Option<Millis>,
+    ) -> Result<()> {
+        let row = NewRow::new(registry, repository, &new, Some(now()));
+        self.put(row, new, tags, cause).await
+    }
+
+    async fn put(
+        &self,
+        row: NewRow,
+        new: NewManifest<'_>,
+        tags: &[(Tag, Expected)],
+        cause: &Cause,
     ) -> Result<()> {
         let mut upload = self.blobs.begin_upload(new.digest.algorithm()).await?;
         upload.write(new.bytes.clone()).await?;
         upload.commit(Some(new.digest)).await?;
-        let row = NewRow::new(registry, repository, &new, used_at);
         let (moves, cause) = (tags.to_vec(), cause.clone());
-        let keys = forgotten(registry, repository, new.digest, tags.iter().map(|(tag, _)| tag));
+        let tagged = tags.iter().map(|(tag, _)| tag);
+        let keys = forgotten(&row.registry, &row.repository, new.digest, tagged);
         let has_moved = !tags.is_empty();
-        let (owned, name, digest) = (registry.clone(), repository.clone(), new.digest.clone());
+        let owned = row.registry.clone();
+        let (name, digest) = (row.repository.clone(), new.digest.clone());
         self.write_then(
             move |connection| {
                 Box::pin(async move {
                     let retyped = retyped_tags(connection, &row).await?;
                     insert(connection, &row).await?;
+                    write_build_record(connection, &row).await?;
                     for (tag, expected) in &moves {
                         let to = Some(&row.digest);
                         let (registry, repository) = (&row.registry, &row.repository);
@@ -400,6 +433,21 @@ async fn retyped_tags(connection: &mut SqliteConnection, row: &NewRow) -> Result
     .await
     .map_err(database("store a manifest"))?;
     tags.iter().map(|tag| parsed(tag)).collect()
+}
+
+async fn write_build_record(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
+    let Some(record) = &row.build_record else { return Ok(()) };
+    sqlx::query(
+        "INSERT INTO build_records (registry, manifest, record) VALUES ($1, $2, $3)
+         ON CONFLICT (registry, manifest) DO UPDATE SET record = excluded.record",
+    )
+    .bind(row.registry.as_str())
+    .bind(row.digest.as_str())
+    .bind(record)
+    .execute(connection)
+    .await
+    .map_err(database("keep a build record"))?;
+    Ok(())
 }
 
 async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {

@@ -101,28 +101,41 @@ impl Catalog {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<()> {
+        self.link_blobs(registry, repository, [digest]).await
+    }
+
+    /// As [`Self::link_blob`], all of them or none.
+    pub async fn link_blobs(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        digests: impl IntoIterator<Item = &Digest>,
+    ) -> Result<()> {
         let (registry, repository) = (registry.to_string(), repository.to_string());
-        let digest = digest.to_string();
+        let digests: Vec<String> = digests.into_iter().map(Digest::to_string).collect();
         self.write(move |connection| {
             Box::pin(async move {
                 let at = now();
-                let linked = sqlx::query(
-                    "INSERT INTO repository_blobs (registry, repository, digest, linked_at)
-                     SELECT $1, $2, digest, $4 FROM blobs
-                     WHERE digest = $3 AND location <> 'lost'
-                     ON CONFLICT DO UPDATE SET linked_at = excluded.linked_at",
-                )
-                .bind(registry)
-                .bind(repository)
-                .bind(&digest)
-                .bind(at)
-                .execute(&mut *connection)
-                .await
-                .map_err(database("link a blob"))?;
-                if linked.rows_affected() == 0 {
-                    return Err(StoreError::NotFound { what: format!("blob {digest}") });
+                for digest in &digests {
+                    let linked = sqlx::query(
+                        "INSERT INTO repository_blobs (registry, repository, digest, linked_at)
+                         SELECT $1, $2, digest, $4 FROM blobs
+                         WHERE digest = $3 AND location <> 'lost'
+                         ON CONFLICT DO UPDATE SET linked_at = excluded.linked_at",
+                    )
+                    .bind(&registry)
+                    .bind(&repository)
+                    .bind(digest)
+                    .bind(at)
+                    .execute(&mut *connection)
+                    .await
+                    .map_err(database("link a blob"))?;
+                    if linked.rows_affected() == 0 {
+                        return Err(StoreError::NotFound { what: format!("blob {digest}") });
+                    }
+                    gc::add_candidate(connection, digest, at).await?;
                 }
-                gc::add_candidate(connection, &digest, at).await
+                Ok(())
             })
         })
         .await
