@@ -1,4 +1,4 @@
-//! Task files. So far: the templates in them, by [`render`].
+//! Task files. So far: the templates in them, by [`render`], and [`BuildArguments`].
 //!
 //! Invariants:
 //! - No disk, network, clock or randomness of its own: time and seed are [`Variables`].
@@ -7,12 +7,14 @@
 
 #![expect(dead_code, reason = "what reads task files comes in the next commits")]
 
+mod build_arguments;
 mod path;
 mod secret;
 mod span;
 mod template;
 mod yaml;
 
+pub use build_arguments::{BuildArguments, BuildOption};
 pub use secret::{SecretText, Seed};
 pub use span::{Span, TaskError, Warning};
 pub use template::{RunVariables, Secrets, Values, Variables, render};
