@@ -24,3 +24,11 @@ pub(crate) fn clean(path: &str) -> String {
         (false, false) => parts.join("/"),
     }
 }
+
+/// `path` seen from the folder `base`, cleaned.
+pub(crate) fn absolute(base: &str, path: &str) -> String {
+    match path.starts_with('/') {
+        true => clean(path),
+        false => clean(&format!("{base}/{path}")),
+    }
+}
