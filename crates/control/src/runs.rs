@@ -8,7 +8,7 @@ use db::Db;
 use oci::RegistryName;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
-use store::{Catalog, Millis, lease_within};
+use store::{Catalog, Millis, lease_within, release_within};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -541,10 +541,19 @@ impl Runs {
         .bind(to_json(&cost)?)
         .bind(to_json(&request)?)
         .bind(now);
-        let rows = table::returning(&self.shared.db, "end a run", statement).await?;
+        let failed = "end a run";
+        let mut transaction =
+            self.shared.db.begin().await.map_err(ControlError::database(failed))?;
+        let row = statement.fetch_optional(&mut *transaction).await;
+        let row = row.map_err(ControlError::database(failed))?;
+        if row.is_some() && self.shared.catalog.is_some() {
+            let owner = lease_owner(&attempt.run.registry, attempt.run.id);
+            release_within(&mut transaction, &owner).await?;
+        }
+        transaction.commit().await.map_err(ControlError::database(failed))?;
         self.forget(attempt);
-        let Some(row) = rows.first() else { return Ok(false) };
-        self.after_end(&run_of(row)?).await?;
+        let Some(row) = row else { return Ok(false) };
+        self.after_end(&run_of(&row)?).await?;
         Ok(true)
     }
 

@@ -51,24 +51,24 @@ pub async fn publish(
 ) -> Result<(), PublishError> {
     let registry = publication.registry;
     let cause = Cause::Build { run: publication.run.to_owned() };
-    let blobs = blobs_of(built);
     for NamedCache { image, .. } in publication.caches {
         store_blob(catalog, &image.config, &image.config_descriptor.digest).await?;
     }
     // Nothing is collected while it is on its way, nor for a day if it has no name.
     let owner = lease_owner(registry, publication.run);
-    let of_caches = publication.caches.iter().flat_map(|cache| cache_blobs(&cache.image));
-    let held: Vec<Digest> = blobs.iter().chain(of_caches).cloned().collect();
-    catalog.lease_blobs(&owner, &held, UNNAMED_KEEP).await?;
     let manifests = manifests_of(built);
+    let repositories: BTreeSet<_> = publication.names.iter().map(|name| &name.repository).collect();
+    // One manifest in one repository comes with its blobs, or not at all.
+    let is_one_write = (manifests.len(), repositories.len(), publication.caches.len()) == (1, 1, 0);
+    if !is_one_write {
+        let of_caches = publication.caches.iter().flat_map(|cache| cache_blobs(&cache.image));
+        let held: Vec<Digest> = blobs_of(built).into_iter().chain(of_caches.cloned()).collect();
+        catalog.lease_blobs(&owner, &held, UNNAMED_KEEP).await?;
+    }
     if publication.names.is_empty() {
         keep_unnamed(catalog, &manifests, &owner).await?;
     }
-    let mut repositories: Vec<_> = publication.names.iter().map(|name| &name.repository).collect();
-    repositories.sort();
-    repositories.dedup();
     for repository in repositories {
-        catalog.link_blobs(registry, repository, &blobs).await?;
         if !lease.holds().await {
             return Err(PublishError::LeaseLost);
         }
@@ -99,7 +99,7 @@ pub async fn publish(
         publish_cache(catalog, registry, cache, &cause).await?;
     }
     // Without a name the image has nothing else that keeps it.
-    if !publication.names.is_empty() {
+    if !publication.names.is_empty() && !is_one_write {
         catalog.release_leases(&owner).await?;
     }
     Ok(())

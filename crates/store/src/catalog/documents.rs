@@ -43,6 +43,21 @@ pub async fn lease_within(
     Ok(())
 }
 
+/// As [`Catalog::release_leases`], in a transaction of the catalog's database.
+pub async fn release_within(connection: &mut SqliteConnection, owner: &str) -> Result<()> {
+    let digests: Vec<String> =
+        sqlx::query_scalar("DELETE FROM leases WHERE owner = $1 RETURNING digest")
+            .bind(owner)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(database("release leases"))?;
+    let at = now();
+    for digest in digests {
+        gc::add_candidate(connection, &digest, at).await?;
+    }
+    Ok(())
+}
+
 impl Catalog {
     /// Keeps a blob from collection until the lease ends or is released. `owner` groups
     /// leases, such as a run id; taking the same lease again extends it. `NotFound` when the
@@ -92,19 +107,7 @@ impl Catalog {
     pub async fn release_leases(&self, owner: &str) -> Result<()> {
         let owner = owner.to_owned();
         self.write(move |connection| {
-            Box::pin(async move {
-                let digests: Vec<String> =
-                    sqlx::query_scalar("DELETE FROM leases WHERE owner = $1 RETURNING digest")
-                        .bind(owner)
-                        .fetch_all(&mut *connection)
-                        .await
-                        .map_err(database("release leases"))?;
-                let at = now();
-                for digest in digests {
-                    gc::add_candidate(connection, &digest, at).await?;
-                }
-                Ok(())
-            })
+            Box::pin(async move { release_within(connection, &owner).await })
         })
         .await
     }

@@ -5,7 +5,7 @@ use oci::{Descriptor, Digest, Manifest, RegistryName, RepositoryName, Tag};
 use sqlx::{Row, SqliteConnection};
 use tokio::io::AsyncReadExt;
 
-use super::repositories::count;
+use super::repositories::{count, link};
 use super::{Catalog, hot, job, parsed, tags};
 use crate::error::database;
 use crate::model::{
@@ -29,7 +29,7 @@ struct NewRow {
     annotations: String,
     /// Of a copy of another registry's: when it was last pulled.
     used_at: Option<Millis>,
-    /// Of a built image: how it was built.
+    /// Of a built image: how it was built. Its blobs are stored, and become the repository's.
     build_record: Option<String>,
     blobs: Vec<Digest>,
     manifests: Vec<Digest>,
@@ -90,7 +90,8 @@ impl Catalog {
 
     /// As [`Self::put_manifest`], together with the build record of the manifest (architecture.md
     /// decision 1), as JSON: nobody sees the one without the other, and it lives as long as the
-    /// manifest does in any repository of the registry.
+    /// manifest does in any repository of the registry. Its blobs need only be stored: they become
+    /// the repository's with it, as by [`Self::link_blobs`].
     pub async fn put_built(
         &self,
         registry: &RegistryName,
@@ -138,6 +139,11 @@ impl Catalog {
             move |connection| {
                 Box::pin(async move {
                     let retyped = retyped_tags(connection, &row).await?;
+                    if row.build_record.is_some() {
+                        let (registry, repository) =
+                            (row.registry.as_str(), row.repository.as_str());
+                        link(connection, registry, repository, &row.blobs).await?;
+                    }
                     insert(connection, &row).await?;
                     write_build_record(connection, &row).await?;
                     for (tag, expected) in &moves {

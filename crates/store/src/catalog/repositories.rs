@@ -1,11 +1,42 @@
 //! Repositories, and which blobs are in them.
 
 use oci::{Digest, RegistryName, RepositoryName};
+use sqlx::SqliteConnection;
 
 use super::{Catalog, job, parsed};
 use crate::error::database;
 use crate::model::{Cause, Deleted};
 use crate::{Result, StoreError, gc, now};
+
+/// Makes stored blobs part of a repository; after an error the caller undoes what was done.
+pub(super) async fn link(
+    connection: &mut SqliteConnection,
+    registry: &str,
+    repository: &str,
+    digests: &[Digest],
+) -> Result<()> {
+    let at = now();
+    for digest in digests {
+        let linked = sqlx::query(
+            "INSERT INTO repository_blobs (registry, repository, digest, linked_at)
+             SELECT $1, $2, digest, $4 FROM blobs
+             WHERE digest = $3 AND location <> 'lost'
+             ON CONFLICT DO UPDATE SET linked_at = excluded.linked_at",
+        )
+        .bind(registry)
+        .bind(repository)
+        .bind(digest.as_str())
+        .bind(at)
+        .execute(&mut *connection)
+        .await
+        .map_err(database("link a blob"))?;
+        if linked.rows_affected() == 0 {
+            return Err(StoreError::NotFound { what: format!("blob {digest}") });
+        }
+        gc::add_candidate(connection, digest.as_str(), at).await?;
+    }
+    Ok(())
+}
 
 impl Catalog {
     /// Names after `last` in byte order, at most `limit`: those that have a manifest.
@@ -112,31 +143,9 @@ impl Catalog {
         digests: impl IntoIterator<Item = &Digest>,
     ) -> Result<()> {
         let (registry, repository) = (registry.to_string(), repository.to_string());
-        let digests: Vec<String> = digests.into_iter().map(Digest::to_string).collect();
+        let digests: Vec<Digest> = digests.into_iter().cloned().collect();
         self.write(move |connection| {
-            Box::pin(async move {
-                let at = now();
-                for digest in &digests {
-                    let linked = sqlx::query(
-                        "INSERT INTO repository_blobs (registry, repository, digest, linked_at)
-                         SELECT $1, $2, digest, $4 FROM blobs
-                         WHERE digest = $3 AND location <> 'lost'
-                         ON CONFLICT DO UPDATE SET linked_at = excluded.linked_at",
-                    )
-                    .bind(&registry)
-                    .bind(&repository)
-                    .bind(digest)
-                    .bind(at)
-                    .execute(&mut *connection)
-                    .await
-                    .map_err(database("link a blob"))?;
-                    if linked.rows_affected() == 0 {
-                        return Err(StoreError::NotFound { what: format!("blob {digest}") });
-                    }
-                    gc::add_candidate(connection, digest, at).await?;
-                }
-                Ok(())
-            })
+            Box::pin(async move { link(connection, &registry, &repository, &digests).await })
         })
         .await
     }
