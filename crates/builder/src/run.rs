@@ -63,6 +63,7 @@ pub(crate) async fn execute(
         mounts: mounts.mounts.clone(),
         extra_hosts: request.extra_hosts.clone(),
         network: network(run, request),
+        peers: None,
         limits: request.limits.clone(),
         privileged: run.insecure,
     };

@@ -2,7 +2,8 @@
 //!
 //! `sandbox ROOT STATE_DIR NETWORK PROGRAM [ARGUMENT]...`, with `none`, `isolated` or `host`;
 //! `none:/usr/sbin/runc` hands it to another runtime. It is also its own helper, as the real
-//! binary is. `sandbox name-server ADDRESS ANSWER` answers every question for a name with one
+//! binary is. `sandbox peers ROOT STATE_DIR NETWORK` runs two containers, of which one asks the other by
+//! name. `sandbox name-server ADDRESS ANSWER` answers every question for a name with one
 //! address, for the test of isolated networks; `sandbox doctor STATE_DIR` says what is wrong.
 
 use std::io::Write as _;
@@ -12,8 +13,8 @@ use std::process::ExitCode;
 use async_trait::async_trait;
 use bytes::Bytes;
 use container::{
-    Exit, ExternalRuntime, HELPER_ARG, Limits, Network, OutputSink, ProcessSpec, Rootfs, Runtime,
-    RuntimeSettings, Stream, User, Verdict,
+    Exit, ExternalRuntime, HELPER_ARG, Limits, Network, OutputSink, Peers, ProcessSpec, Rootfs,
+    Runtime, RuntimeSettings, Stream, User, Verdict,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,13 @@ fn main() -> ExitCode {
         && command == "doctor"
     {
         doctor(PathBuf::from(state_dir));
+        return ExitCode::SUCCESS;
+    }
+    if let [command, root, state_dir, network] = args.as_slice()
+        && command == "peers"
+    {
+        let (root, state_dir) = (PathBuf::from(root), PathBuf::from(state_dir));
+        peers(root, state_dir, network_named(network)).expect("two containers");
         return ExitCode::SUCCESS;
     }
     run(&args).expect("a runtime")
@@ -103,10 +111,28 @@ async fn run(args: &[String]) -> Result<ExitCode, container::ContainerError> {
         None => (network.as_str(), None),
     };
     let runtime = Runtime::new(settings(PathBuf::from(state_dir), external)).await?;
-    let spec = ProcessSpec {
+    let rootfs = Rootfs::Directory(PathBuf::from(root));
+    let spec = spec(rootfs, args.to_vec(), network_named(network));
+    let (exit, _usage) = runtime.run(&spec, &Passing, &CancellationToken::new()).await?;
+    Ok(match exit {
+        Exit::Code(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        _ => ExitCode::from(125),
+    })
+}
+
+fn network_named(name: &str) -> Network {
+    match name {
+        "none" => Network::None,
+        "host" => Network::Host,
+        _ => Network::Isolated,
+    }
+}
+
+fn spec(rootfs: Rootfs, args: Vec<String>, network: Network) -> ProcessSpec {
+    ProcessSpec {
         name: format!("sandbox-{}", std::process::id()),
-        rootfs: Rootfs::Directory(PathBuf::from(root)),
-        args: args.to_vec(),
+        rootfs,
+        args,
         env: vec!["PATH=/bin".to_owned()],
         cwd: "/".to_owned(),
         user: User::default(),
@@ -114,17 +140,44 @@ async fn run(args: &[String]) -> Result<ExitCode, container::ContainerError> {
         mounts: Vec::new(),
         private_env: Vec::new(),
         extra_hosts: Vec::new(),
-        network: match network {
-            "none" => Network::None,
-            "host" => Network::Host,
-            _ => Network::Isolated,
-        },
+        network,
+        peers: None,
         limits: Limits::default(),
         privileged: false,
+    }
+}
+
+#[tokio::main]
+async fn peers(
+    root: PathBuf,
+    state_dir: PathBuf,
+    network: Network,
+) -> Result<(), container::ContainerError> {
+    let runtime = Runtime::new(settings(state_dir.clone(), None)).await?;
+    let shared = runtime.peer_network().await?;
+    let member = |name: &str, script: &str| {
+        let [upper, work] = ["upper", "work"].map(|part| {
+            let folder = state_dir.with_extension(name).join(part);
+            std::fs::create_dir_all(&folder).expect("a folder can be made");
+            folder
+        });
+        let rootfs = Rootfs::Overlay { lowers: vec![root.clone()], upper, work };
+        let args = ["sh", "-c", script].map(str::to_owned).into();
+        let mut spec = spec(rootfs, args, network);
+        spec.name = format!("{}-{name}", spec.name);
+        spec.peers = Some(Peers { network: shared.clone(), names: vec![name.to_owned()] });
+        spec
     };
-    let (exit, _usage) = runtime.run(&spec, &Passing, &CancellationToken::new()).await?;
-    Ok(match exit {
-        Exit::Code(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
-        _ => ExitCode::from(125),
-    })
+    let server = member("server", "exec nc -ll -p 80 -e echo 'the server answers'");
+    let client = member("client", "until nc server 80 2>/dev/null; do sleep 0.01; done");
+    let (never, answered) = (CancellationToken::new(), CancellationToken::new());
+    let ask = async {
+        let asked = runtime.run(&client, &Passing, &never).await;
+        answered.cancel();
+        asked
+    };
+    let (served, asked) = tokio::join!(runtime.run(&server, &Passing, &answered), ask);
+    assert_eq!(asked?.0, Exit::Code(0));
+    assert_eq!(served?.0, Exit::Canceled);
+    Ok(())
 }

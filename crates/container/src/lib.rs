@@ -5,6 +5,8 @@
 //! tree. The server never forks into a namespace itself: it starts the same binary again as
 //! a single-threaded helper ([`helper_main`]), which makes the namespaces and executes.
 //!
+//! Containers that are to reach each other by name share a [`PeerNetwork`].
+//!
 //! Start with [`Runtime::run`]; `linux` is the helper's side of it. [`enter`] is for a program
 //! that is not root: all else then goes on as for root.
 //!
@@ -27,6 +29,7 @@ mod bundle;
 mod cgroup;
 mod diagnose;
 mod emulation;
+mod hosts;
 mod linux;
 mod lock;
 mod network;
@@ -36,9 +39,12 @@ mod users;
 
 pub use diagnose::{Check, Verdict, diagnose};
 pub use linux::helper_main;
-pub use network::BRIDGES;
+pub use network::{BRIDGES, PeerNetwork};
 pub use output::{OutputSink, Stream};
-pub use process::{Exit, Limits, Mount, MountKind, Network, Private, ProcessSpec, Rootfs, User};
+pub use process::{
+    Exit, Limits, Mount, MountKind, Network, Peers, Private, ProcessSpec, Rootfs, User,
+    is_host_name,
+};
 pub use remove::remove_tree;
 pub use rootless::{enter, ids, is_rootless, program};
 pub use runtime::{ContainerError, ExternalRuntime, HELPER_ARG, Runtime, RuntimeSettings, Usage};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ContainerError;
+use crate::{ContainerError, PeerNetwork};
 
 /// One process and everything around it.
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ pub struct ProcessSpec {
     /// `address name` lines added to `/etc/hosts`.
     pub extra_hosts: Vec<(String, IpAddr)>,
     pub network: Network,
+    /// Containers to reach by name, besides what `network` allows.
+    pub peers: Option<Peers>,
     pub limits: Limits,
     /// The process sees the whole machine's devices and keeps all capabilities. Callers
     /// check policy before they set it.
@@ -106,6 +108,28 @@ pub enum Network {
     Host,
 }
 
+/// Other containers that this one reaches, and that reach it; not with [`Network::Host`].
+///
+/// The container has a device for it: `eth1`, or `eth0` if it has no other. Its `/etc/hosts` has
+/// the names of all members, from just before their processes start until they have ended, and is
+/// rewritten whenever one comes or goes. What a privileged process changes in that file is lost
+/// then.
+#[derive(Debug, Clone)]
+pub struct Peers {
+    pub network: PeerNetwork,
+    /// Names under which the others, and the container itself, reach it: at most 100, each of
+    /// which [is a host name](is_host_name). A caller whose names may be anything leaves out the
+    /// others. A name that another member has already is that one's until it ends; one of
+    /// `extra_hosts` means there what is said there.
+    pub names: Vec<String>,
+}
+
+/// Whether `/etc/hosts` can hold a name: 1 to 253 visible ASCII characters without `#`.
+pub fn is_host_name(name: &str) -> bool {
+    (1..=HOST_NAME_LENGTH_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
+}
+
 /// Bounds on one container. `None`: no bound of ours.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Limits {
@@ -140,6 +164,9 @@ const TEXT_SIZE_MAX: usize = 4 << 20;
 const PRIVATE_SIZE_MAX: usize = 64 << 20;
 const NAME_LENGTH_MAX: usize = 60;
 const HOSTNAME_LENGTH_MAX: usize = 64;
+/// Of a name that others are found by, as the domain name system has it.
+const HOST_NAME_LENGTH_MAX: usize = 253;
+const PEER_NAMES_MAX: usize = 100;
 
 /// Resource limits that a specification may set.
 pub(crate) const ULIMITS: [&str; 15] = [
@@ -187,17 +214,31 @@ pub(crate) fn check(spec: &ProcessSpec) -> Result<(), ContainerError> {
     if private_size > PRIVATE_SIZE_MAX {
         return Err(refuse("private files together are larger than 64 MiB"));
     }
-    for (name, _) in &spec.extra_hosts {
-        let fine = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
-        if !fine || name.contains('#') {
-            return Err(refuse(format!("`{}` is not a host name", name.escape_debug())));
-        }
-    }
+    spec.extra_hosts.iter().try_for_each(|(name, _)| check_host_name(name))?;
+    check_peers(spec)?;
     check_limits(&spec.limits)
 }
 
 fn refuse(reason: impl Into<String>) -> ContainerError {
     ContainerError::Setup { doing: "accept the process".to_owned(), reason: reason.into() }
+}
+
+fn check_host_name(name: &str) -> Result<(), ContainerError> {
+    match is_host_name(name) {
+        true => Ok(()),
+        false => Err(refuse(format!("`{}` is not a host name", name.escape_debug()))),
+    }
+}
+
+fn check_peers(spec: &ProcessSpec) -> Result<(), ContainerError> {
+    let Some(Peers { names, .. }) = &spec.peers else { return Ok(()) };
+    if spec.network == Network::Host {
+        return Err(refuse("a container with the host's network has no peers"));
+    }
+    if names.len() > PEER_NAMES_MAX {
+        return Err(refuse(format!("more than {PEER_NAMES_MAX} names for peers")));
+    }
+    names.iter().try_for_each(|name| check_host_name(name))
 }
 
 fn check_name(name: &str) -> Result<(), ContainerError> {

@@ -1,9 +1,7 @@
 //! Starts containers and sees them to their end.
 
-use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -21,12 +19,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::bundle::{self, Membership, Placement};
 use crate::cgroup::{Group, Hierarchy};
+use crate::hosts::Hosts;
 use crate::linux::{self, Ending, Report};
-use crate::network::{self, Bridge, Endpoint, Subnet};
+use crate::network::{self, Bridge, Endpoint, Namespace, Outlet, Subnet};
 use crate::owner::Owner;
 use crate::users::{IDS_MAX, Mappings, Range, Ranges};
 use crate::{
-    Exit, Limits, Network, OutputSink, ProcessSpec, Stream, User, output, process, rootless,
+    Exit, Limits, Network, OutputSink, PeerNetwork, ProcessSpec, Stream, User, output, process,
+    rootless,
 };
 
 /// How containers are run on this machine.
@@ -177,6 +177,11 @@ impl Runtime {
         }
     }
 
+    /// Makes a network for containers that are to reach each other, which no others see.
+    pub async fn peer_network(&self) -> Result<PeerNetwork, ContainerError> {
+        PeerNetwork::make(self.inner.subnet).await
+    }
+
     /// Runs one process to its end. Dropping the future kills it.
     ///
     /// The container is made, watched and cleared away by a worker of its own, so that this
@@ -306,9 +311,7 @@ impl Supervisor {
             let reason = "without root only the embedded runtime works";
             return Err(setup(format!("use `{}`", program.display()), reason));
         }
-        if self.spec.network == Network::Isolated {
-            holdings.endpoint = Some(self.attach().await?);
-        }
+        holdings.endpoint = self.attach().await?;
         if self.inner.is_rootless {
             let pids = self.spec.limits.pids;
             let limits = &mut self.spec.limits;
@@ -348,15 +351,33 @@ impl Supervisor {
         self.conclude(report, stopped, holdings.group.as_ref())
     }
 
-    async fn attach(&self) -> Result<Endpoint, ContainerError> {
+    /// The container's network, unless it is the machine's, or so empty that the helper makes it.
+    async fn attach(&self) -> Result<Option<Endpoint>, ContainerError> {
+        let is_isolated = self.spec.network == Network::Isolated;
+        if !is_isolated && self.spec.peers.is_none() {
+            return Ok(None);
+        }
+        let namespace = network::make_namespace().await?;
+        let (outlet, device) = match is_isolated {
+            true => (Some(self.lead_out(&namespace).await?), "eth1"),
+            false => (None, "eth0"),
+        };
+        let member = match &self.spec.peers {
+            Some(peers) => Some(peers.network.join(&namespace, device).await?),
+            None => None,
+        };
+        Ok(Some(Endpoint::new(namespace, outlet, member)))
+    }
+
+    async fn lead_out(&self, namespace: &Namespace) -> Result<Outlet, ContainerError> {
         if self.inner.is_rootless {
-            return network::attach_user().await;
+            return network::attach_user(namespace).await;
         }
         let bridge = self
             .inner
             .bridge
             .get_or_try_init(|| async { Bridge::open(self.inner.subnet).await.map(Arc::new) });
-        bridge.await?.attach().await
+        bridge.await?.attach(namespace).await
     }
 
     fn has_user_namespace(&self) -> bool {
@@ -437,12 +458,23 @@ impl Supervisor {
             if extras.has_private() {
                 fs::create_dir(Placement::files(folder))?;
             }
-            fs::write(folder.join("hosts"), hosts(&self.spec, holdings.endpoint.as_ref()))?;
+            self.write_hosts(holdings)?;
             fs::write(folder.join("resolv.conf"), name_servers(holdings.endpoint.as_ref()))?;
             fs::write(Placement::config_file(folder), serde_json::to_vec(&config)?)?;
             fs::write(Placement::extras_file(folder), serde_json::to_vec(&extras)?)
         };
         written().map_err(|error| setup(doing(), error))
+    }
+
+    /// The container's `/etc/hosts`; from now on its peers know of it.
+    fn write_hosts(&self, holdings: &Holdings) -> io::Result<()> {
+        let endpoint = holdings.endpoint.as_ref();
+        let hosts = Hosts::new(&self.spec, endpoint.and_then(Endpoint::address));
+        let file = holdings.folder.join("hosts");
+        match (endpoint.and_then(Endpoint::member), &self.spec.peers) {
+            (Some(member), Some(peers)) => member.announce(&peers.names, hosts, &file),
+            _ => fs::write(file, hosts.text(&[])),
+        }
     }
 
     fn start_helper(&self, folder: &Path) -> Result<(Child, UnixStream, Pipes), ContainerError> {
@@ -580,24 +612,11 @@ fn bound_processes(limits: &mut Limits, pids: Option<u32>) -> Result<(), Contain
     Ok(())
 }
 
-/// The container's `/etc/hosts`.
-fn hosts(spec: &ProcessSpec, endpoint: Option<&Endpoint>) -> String {
-    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
-    let own = endpoint.map_or(Ipv4Addr::LOCALHOST, Endpoint::address);
-    let own = (!spec.hostname.is_empty()).then_some((spec.hostname.as_str(), IpAddr::V4(own)));
-    let extra = spec.extra_hosts.iter().map(|(name, address)| (name.as_str(), *address));
-    for (name, address) in own.into_iter().chain(extra) {
-        // Writing to a string cannot fail.
-        let _written = writeln!(text, "{address}\t{name}");
-    }
-    text
-}
-
 /// The container's `/etc/resolv.conf`.
 fn name_servers(endpoint: Option<&Endpoint>) -> String {
     let host = network::host_configuration();
-    match endpoint {
-        Some(endpoint) => network::configuration_for(endpoint.name_server(), &host),
+    match endpoint.and_then(Endpoint::name_server) {
+        Some(server) => network::configuration_for(server, &host),
         None => host,
     }
 }

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use container::{
-    ContainerError, Exit, ExternalRuntime, Limits, Mount, MountKind, Network, OutputSink, Private,
-    ProcessSpec, Rootfs, Runtime, RuntimeSettings, Stream, Usage, User,
+    ContainerError, Exit, ExternalRuntime, Limits, Mount, MountKind, Network, OutputSink,
+    PeerNetwork, Peers, Private, ProcessSpec, Rootfs, Runtime, RuntimeSettings, Stream, Usage,
+    User,
 };
 use expect_test::{Expect, expect};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
@@ -129,9 +130,24 @@ impl Machine {
             private_env: Vec::new(),
             extra_hosts: Vec::new(),
             network: Network::None,
+            peers: None,
             limits: Limits::default(),
             privileged: false,
         }
+    }
+
+    /// A container with changes of its own, and with the folder `/meeting` in common with others.
+    fn member(&self, network: &PeerNetwork, name: &str, script: &str) -> ProcessSpec {
+        let mut spec = self.spec(script);
+        let [upper, work] = ["upper", "work"].map(|part| self.path(&spec.name).join(part));
+        for folder in [&upper, &work, &self.path("meeting")] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        spec.rootfs = Rootfs::Overlay { lowers: vec![self.path("lower")], upper, work };
+        let kind = MountKind::Bind { source: self.path("meeting") };
+        spec.mounts = vec![Mount { target: "/meeting".to_owned(), read_only: false, kind }];
+        spec.peers = Some(Peers { network: network.clone(), names: vec![name.to_owned()] });
+        spec
     }
 
     async fn run(&self, spec: &ProcessSpec) -> Result<(Exit, Usage, String), ContainerError> {
@@ -1082,6 +1098,238 @@ fn as_root_an_isolated_container_reaches_others_but_not_the_host() {
         -P POSTROUTING ACCEPT
     "#]]
     .assert_eq(&format!("{}{errors}", String::from_utf8_lossy(&output.stdout)));
+}
+
+/// In the ways in which a container comes to its `/etc/hosts`.
+async fn machines() -> [Machine; 4] {
+    let mut without = Machine::new().await;
+    let mut settings = settings(without.path("state"), None);
+    settings.user_namespaces = false;
+    without.runtime = Runtime::new(settings).await.unwrap();
+    [
+        Machine::new().await,
+        without,
+        Machine::with(Some("/usr/sbin/runc")).await,
+        Machine::with(Some(GVISOR)).await,
+    ]
+}
+
+#[tokio::test]
+async fn as_root_peers_reach_each_other_by_name() {
+    for machine in machines().await {
+        let network = machine.runtime.peer_network().await.unwrap();
+        let member = |own: &str, other: &str| {
+            let script = format!(
+                "nc -ll -p 80 -e echo 'this is {own}' &
+                 until nc {other} 80 2>/dev/null; do sleep 0.01; done
+                 nc {own} 80
+                 touch /meeting/{own}; until [ -e /meeting/{other} ]; do sleep 0.01; done"
+            );
+            machine.member(&network, own, &script)
+        };
+        let (app, db) = (member("app", "db"), member("db", "app"));
+        let (app, db) = tokio::join!(machine.run(&app), machine.run(&db));
+        let ((app_exit, _, app), (db_exit, _, db)) = (app.unwrap(), db.unwrap());
+        assert_eq!((app_exit, app.as_str()), (Exit::Code(0), "this is db\nthis is app\n"));
+        assert_eq!((db_exit, db.as_str()), (Exit::Code(0), "this is app\nthis is db\n"));
+    }
+}
+
+#[tokio::test]
+async fn as_root_a_running_container_sees_peers_come_and_go() {
+    for machine in machines().await {
+        let network = machine.runtime.peer_network().await.unwrap();
+        let app = machine.member(
+            &network,
+            "app",
+            "touch /meeting/runs
+             until grep -q db /etc/hosts; do sleep 0.01; done
+             sed 's/10[.][0-9.]*[.]/NETWORK./' /etc/hosts; touch /meeting/seen
+             while grep -q db /etc/hosts; do sleep 0.01; done
+             echo later; sed 's/10[.][0-9.]*[.]/NETWORK./' /etc/hosts",
+        );
+        let mut db =
+            machine.member(&network, "db", "until [ -e /meeting/seen ]; do sleep 0.01; done");
+        // The first of this name is another.
+        db.peers.as_mut().unwrap().names.push("App".to_owned());
+        let later = async {
+            let runs = machine.path("meeting/runs");
+            let waited = tokio::task::spawn_blocking(move || {
+                wait_until("the first runs", || runs.exists());
+            });
+            waited.await.unwrap();
+            machine.run(&db).await.unwrap().0
+        };
+        let (app, db) = tokio::join!(machine.run(&app), later);
+        let ((exit, _, app), db) = (app.unwrap(), db);
+        assert_eq!((exit, db), (Exit::Code(0), Exit::Code(0)));
+        expect![[r#"
+            127.0.0.1	localhost
+            ::1	localhost ip6-localhost ip6-loopback
+            127.0.0.1	box
+            NETWORK.2	app
+            NETWORK.3	db
+            later
+            127.0.0.1	localhost
+            ::1	localhost ip6-localhost ip6-loopback
+            127.0.0.1	box
+            NETWORK.2	app
+        "#]]
+        .assert_eq(&app);
+    }
+}
+
+/// The containers of both networks have the same addresses.
+#[tokio::test]
+async fn as_root_networks_of_peers_do_not_see_each_other() {
+    let machine = Machine::new().await;
+    let network = machine.runtime.peer_network().await.unwrap();
+    let other = machine.runtime.peer_network().await.unwrap();
+    let wait = "until [ -e /meeting/asked ]; do sleep 0.01; done";
+    // The second address of its network.
+    let first = machine.member(&network, "first", &format!("touch /meeting/first; {wait}"));
+    let asked = machine.member(
+        &network,
+        "asked",
+        &format!(
+            "nc -ll -p 80 -e echo 'this is the neighbour' & touch /meeting/asked-runs; {wait}"
+        ),
+    );
+    let asking = machine.member(
+        &network,
+        "asking",
+        "until nc asked 80 2>/dev/null; do sleep 0.01; done
+         grep -c . /etc/hosts; sed -n 's/\tasked//p' /etc/hosts > /meeting/address",
+    );
+    let stranger = machine.member(
+        &other,
+        "stranger",
+        "ip -o -4 addr show eth0 | grep -o 'inet [0-9.]*[.]' | grep -c $(sed 's/[0-9]*$//' /meeting/address)
+         nc -w 1 asked 80 2>&1
+         nc -w 1 $(cat /meeting/address) 80 2>/dev/null || echo the address is silent
+         touch /meeting/asked",
+    );
+    let exists = async |name: &str| {
+        let file = machine.path("meeting").join(name);
+        let waited = tokio::task::spawn_blocking(move || wait_until("it runs", || file.exists()));
+        waited.await.unwrap();
+    };
+    let then = async {
+        exists("first").await;
+        exists("asked-runs").await;
+        let near = machine.run(&asking).await.unwrap();
+        (near, machine.run(&stranger).await.unwrap())
+    };
+    let second = async {
+        exists("first").await;
+        machine.run(&asked).await.unwrap();
+    };
+    let (_, (), (near, far)) = tokio::join!(machine.run(&first), second, then);
+    assert_eq!(near.2, "this is the neighbour\n6\n");
+    assert_eq!(far.2, "1\nnc: bad address 'asked'\nthe address is silent\n");
+}
+
+#[tokio::test]
+async fn as_root_a_network_of_peers_is_no_way_out() {
+    let machine = Machine::new().await;
+    let network = machine.runtime.peer_network().await.unwrap();
+    let show = "ls /sys/class/net; ip -o -4 addr show | grep -vc ' lo '
+        ip route | sed -n 's/^default .* dev \\(eth.\\).*/default by \\1/p'
+        echo passes on: $(cat /proc/sys/net/ipv4/ip_forward)";
+    let inside = machine.member(
+        &network,
+        "inside",
+        &format!(
+            "{show}
+             nc -w 1 192.0.2.1 80 2>&1 | grep -o 'Network is unreachable'
+             until nc outside 80 2>/dev/null; do sleep 0.01; done; touch /meeting/done"
+        ),
+    );
+    let mut outside = machine.member(
+        &network,
+        "outside",
+        &format!(
+            "{show}
+             nc -ll -p 80 -e echo 'this is outside' &
+             until [ -e /meeting/done ]; do sleep 0.01; done"
+        ),
+    );
+    outside.network = Network::Isolated;
+    let (inside, outside) = tokio::join!(machine.run(&inside), machine.run(&outside));
+    expect![[r#"
+        eth0
+        lo
+        1
+        passes on: 0
+        Network is unreachable
+        this is outside
+    "#]]
+    .assert_eq(&inside.unwrap().2);
+    expect![[r#"
+        eth0
+        eth1
+        lo
+        2
+        default by eth0
+        passes on: 0
+    "#]]
+    .assert_eq(&outside.unwrap().2);
+}
+
+#[tokio::test]
+async fn as_root_peers_that_cannot_be_meant_are_refused() {
+    let machine = Machine::new().await;
+    let network = machine.runtime.peer_network().await.unwrap();
+    let mut spec = machine.member(&network, "a b", "true");
+    machine
+        .check(
+            &spec,
+            expect![[r#"
+                could not accept the process: `a b` is not a host name
+            "#]],
+        )
+        .await;
+    spec.peers.as_mut().unwrap().names = vec!["a".to_owned(); 101];
+    machine
+        .check(
+            &spec,
+            expect![[r#"
+                could not accept the process: more than 100 names for peers
+            "#]],
+        )
+        .await;
+    spec.network = Network::Host;
+    machine
+        .check(
+            &spec,
+            expect![[r#"
+                could not accept the process: a container with the host's network has no peers
+            "#]],
+        )
+        .await;
+    let long = "a".repeat(253);
+    assert!(["db", "db_1.example", &long].iter().all(|name| container::is_host_name(name)));
+    let wrong = ["", "a b", "a#b", "ä", "a\tb", &format!("{long}a")];
+    assert!(!wrong.iter().any(|name| container::is_host_name(name)));
+}
+
+/// Without root of the machine, in a user namespace.
+#[tokio::test]
+async fn as_root_peers_need_no_root_of_the_machine() {
+    for network in ["none", "isolated"] {
+        let machine = Machine::new().await;
+        let output = Command::new("timeout")
+            .args(["60", "unshare", "--user", "--map-root-user", "--mount"])
+            .arg(helper())
+            .arg("peers")
+            .args([machine.path("lower"), machine.path("state-2")])
+            .arg(network)
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "the server answers\n", "{errors}");
+        assert!(output.status.success(), "{errors}");
+    }
 }
 
 #[tokio::test]

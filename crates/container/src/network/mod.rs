@@ -8,11 +8,13 @@
 //!
 //! A container reaches what the host can reach by routing, and a name server on the bridge's
 //! address. It does not reach the host itself, other containers or link-local addresses. It has
-//! IPv4 only.
+//! IPv4 only. Containers that are to reach each other share a network of their own besides:
+//! [`PeerNetwork`].
 
 mod dns;
 mod firewall;
 mod namespace;
+mod peers;
 mod subnet;
 mod user_mode;
 
@@ -32,7 +34,9 @@ use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnsp
 
 pub(crate) use dns::{configuration as host_configuration, configuration_for};
 pub(crate) use firewall::listing as firewall_listing;
-pub(crate) use namespace::allow_users;
+pub(crate) use namespace::{Namespace, allow_users, make as make_namespace};
+pub(crate) use peers::Member;
+pub use peers::PeerNetwork;
 pub(crate) use subnet::Subnet;
 pub(crate) use user_mode::{Uplink, attach as attach_user, find as find_uplink};
 
@@ -64,9 +68,29 @@ struct Taken {
     last: u32,
 }
 
-/// One container's network. Dropping it frees the address and the namespace.
+impl Taken {
+    /// Takes a free one of the hosts from `first` to `end`.
+    fn take(&mut self, first: u32, end: u32) -> Option<u32> {
+        let count = end - first + 1;
+        let host = (1..=count)
+            .map(|step| first + (self.last.saturating_sub(first) + step) % count)
+            .find(|host| !self.hosts.contains(host))?;
+        self.hosts.insert(host);
+        self.last = host;
+        Some(host)
+    }
+}
+
+/// One container's network. Dropping it takes the container's names from its peers, and frees
+/// the namespace and the addresses.
 pub(crate) struct Endpoint {
+    member: Option<Member>,
     namespace: OwnedFd,
+    outlet: Option<Outlet>,
+}
+
+/// A container's way out of its namespace.
+pub(crate) struct Outlet {
     address: Ipv4Addr,
     name_server: Ipv4Addr,
     uplink: Option<Uplink>,
@@ -80,24 +104,37 @@ struct Place {
 }
 
 impl Endpoint {
+    pub(crate) fn new(
+        namespace: Namespace,
+        outlet: Option<Outlet>,
+        member: Option<Member>,
+    ) -> Self {
+        Self { member, namespace: namespace.file, outlet }
+    }
+
     /// A path by which another process can open the namespace while this value lives.
     pub(crate) fn namespace_path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd())
     }
 
     /// The name server to use.
-    pub(crate) fn name_server(&self) -> Ipv4Addr {
-        self.name_server
+    pub(crate) fn name_server(&self) -> Option<Ipv4Addr> {
+        self.outlet.as_ref().map(|outlet| outlet.name_server)
     }
 
-    /// The container's own address.
-    pub(crate) fn address(&self) -> Ipv4Addr {
-        self.address
+    /// The container's own address, which its peers do not use.
+    pub(crate) fn address(&self) -> Option<Ipv4Addr> {
+        self.outlet.as_ref().map(|outlet| outlet.address)
     }
 
     /// The program to start for it.
     pub(crate) fn uplink(&self) -> Option<&Uplink> {
-        self.uplink.as_ref()
+        self.outlet.as_ref()?.uplink.as_ref()
+    }
+
+    /// The container's place among its peers.
+    pub(crate) fn member(&self) -> Option<&Member> {
+        self.member.as_ref()
     }
 }
 
@@ -139,7 +176,10 @@ impl Bridge {
         let used = used_ranges(&handle).await.map_err(|error| cannot("read the routes", error))?;
         let subnet = wanted
             .candidates(number)
-            .find(|subnet| !used.iter().any(|used| used.overlaps(*subnet)))
+            .find(|subnet| {
+                let mut kept = used.iter().copied().chain(peers::spaces(wanted));
+                !kept.any(|kept| kept.overlaps(*subnet))
+            })
             .ok_or_else(|| {
                 let reason = format!("`{wanted}` and the ranges after it are in use");
                 cannot("choose addresses for isolated networks", reason)
@@ -182,70 +222,82 @@ impl Bridge {
     }
 
     fn take_host(&self) -> Result<u32, ContainerError> {
-        let mut taken = self.taken();
-        let count = self.subnet.host_count();
         // The first is the gateway's.
-        let next = (1..count)
-            .map(|step| 2 + (taken.last.saturating_sub(2) + step) % (count - 1))
-            .find(|host| !taken.hosts.contains(host));
-        let host = next.ok_or_else(|| {
-            cannot("give the container an address", format!("all of `{}` are in use", self.subnet))
-        })?;
-        taken.hosts.insert(host);
-        taken.last = host;
-        Ok(host)
+        let host = self.taken().take(2, self.subnet.host_count());
+        host.ok_or_else(|| no_address(self.subnet))
     }
 
-    /// Makes a network namespace that hangs on the bridge.
-    pub(crate) async fn attach(self: &Arc<Self>) -> Result<Endpoint, ContainerError> {
-        let namespace =
-            namespace::make().await.map_err(|error| cannot("make a network namespace", error))?;
+    /// Hangs a container's namespace on the bridge.
+    pub(crate) async fn attach(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+    ) -> Result<Outlet, ContainerError> {
         let host = self.take_host()?;
-        let endpoint = Endpoint {
-            namespace: namespace.file,
-            address: self.subnet.host(host),
-            name_server: self.subnet.gateway(),
-            uplink: None,
-            _place: Some(Place { bridge: Arc::clone(self), host }),
-        };
-        let link = format!("{}v{host}", self.name);
-        self.make_link(&link, &endpoint)
+        let place = Place { bridge: Arc::clone(self), host };
+        let address = self.subnet.host(host);
+        self.make_link(host, namespace)
             .await
             .map_err(|error| cannot("make a network device for the container", error))?;
-        namespace::configure(namespace.handle, endpoint.address(), self.subnet)
-            .await
-            .map_err(|error| cannot("set up the container's network", error))?;
-        Ok(endpoint)
+        let configured = async {
+            namespace.configure("eth0", address, self.subnet).await?;
+            namespace.add_route(self.subnet.gateway()).await
+        };
+        configured.await.map_err(|error| cannot("set up the container's network", error))?;
+        let name_server = self.subnet.gateway();
+        Ok(Outlet { address, name_server, uplink: None, _place: Some(place) })
     }
 
-    async fn make_link(&self, name: &str, endpoint: &Endpoint) -> Result<(), rtnetlink::Error> {
-        // The same address has the same hardware address, so no cache can be wrong.
-        let [a, b, c, d] = endpoint.address().octets();
-        let hardware = [0x02, 0x42, a, b, c, d];
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name("eth0")
-            .address(hardware.into())
-            .setns_by_fd(endpoint.namespace.as_raw_fd())
-            .build();
-        let link = LinkMessageBuilder::<LinkVeth>::new(name, "eth0")
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .controller(self.index)
-            .up()
-            .build();
-        self.handle.link().add(link).execute().await?;
-        let index = link_index(&self.handle, name).await?.ok_or(rtnetlink::Error::RequestFailed)?;
+    async fn make_link(&self, host: u32, namespace: &Namespace) -> Result<(), rtnetlink::Error> {
+        let (name, address) = (format!("{}v{host}", self.name), self.subnet.host(host));
+        let pair = Pair { name: &name, bridge: self.index, device: "eth0", address };
+        pair.make(&self.handle, namespace).await?;
+        let index = link_index(&self.handle, &name).await?;
+        let index = index.ok_or(rtnetlink::Error::RequestFailed)?;
         // Ports that are isolated do not reach each other, only the bridge itself.
         let isolated = LinkBridgePort::new(index).isolated(true).learning(false).build();
         self.handle.link().set_port(isolated).execute().await?;
         // Who has which address is said here once: a container can claim another's, by what it
         // sends, and would then get what others send to that one.
+        let hardware = hardware(address);
         let neighbours = self.handle.neighbours();
         let port = neighbours.add_bridge(index, &hardware).flags(NeighbourFlags::Controller);
         port.state(NeighbourState::Noarp).replace().execute().await?;
-        let address = neighbours.add(self.index, endpoint.address().into());
+        let address = neighbours.add(self.index, address.into());
         let address = address.link_layer_address(&hardware).state(NeighbourState::Permanent);
         address.replace().execute().await
     }
+}
+
+/// Two devices that are the ends of one wire.
+struct Pair<'a> {
+    /// What the end at the bridge is called, and the number of that bridge.
+    name: &'a str,
+    bridge: u32,
+    /// What the end in the container is called, and the address that it will have.
+    device: &'a str,
+    address: Ipv4Addr,
+}
+
+impl Pair<'_> {
+    async fn make(&self, handle: &Handle, namespace: &Namespace) -> Result<(), rtnetlink::Error> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(self.device)
+            .address(hardware(self.address).into())
+            .setns_by_fd(namespace.file.as_raw_fd())
+            .build();
+        let link = LinkMessageBuilder::<LinkVeth>::new(self.name, self.device)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .controller(self.bridge)
+            .up()
+            .build();
+        handle.link().add(link).execute().await
+    }
+}
+
+/// The same address has the same hardware address, so no cache can be wrong.
+fn hardware(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x02, 0x42, a, b, c, d]
 }
 
 impl Drop for Bridge {
@@ -330,15 +382,18 @@ async fn link_index(handle: &Handle, name: &str) -> Result<Option<u32>, rtnetlin
 }
 
 async fn make_bridge(handle: &Handle, name: &str, subnet: Subnet) -> Result<u32, rtnetlink::Error> {
-    handle.link().add(LinkBridge::new(name).build()).execute().await?;
-    let index = link_index(handle, name).await?.ok_or(rtnetlink::Error::RequestFailed)?;
+    let index = add_bridge(handle, name).await?;
     // Absent where the kernel has no IPv6.
     let _absent = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
     let gateway = subnet.gateway().into();
     handle.address().add(index, gateway, subnet.prefix()).execute().await?;
-    let up = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
-    handle.link().set(up).execute().await?;
+    namespace::set_up(handle, index).await?;
     Ok(index)
+}
+
+async fn add_bridge(handle: &Handle, name: &str) -> Result<u32, rtnetlink::Error> {
+    handle.link().add(LinkBridge::new(name).build()).execute().await?;
+    link_index(handle, name).await?.ok_or(rtnetlink::Error::RequestFailed)
 }
 
 /// The machine's own addresses.
@@ -393,6 +448,10 @@ fn allow_forwarding() -> Result<(), ContainerError> {
         let reason = format!("{error}; set `net.ipv4.ip_forward = 1` with sysctl");
         cannot("turn on the forwarding of packets", reason)
     })
+}
+
+fn no_address(subnet: Subnet) -> ContainerError {
+    cannot("give the container an address", format!("all of `{subnet}` are in use"))
 }
 
 fn cannot(doing: impl Into<String>, reason: impl std::fmt::Display) -> ContainerError {

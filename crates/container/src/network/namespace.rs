@@ -8,20 +8,28 @@ use std::os::fd::OwnedFd;
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
-use super::{Subnet, link_index};
+use super::{Subnet, cannot, link_index};
+use crate::ContainerError;
 
 /// A new namespace, and a way to talk to the kernel inside it.
-pub(super) struct Namespace {
+pub(crate) struct Namespace {
     pub(super) file: OwnedFd,
     pub(super) handle: Handle,
 }
 
-/// Makes an empty network namespace.
-///
-/// A thread enters it, opens what is needed and ends: a namespace belongs to a thread, so the
+/// Makes a network namespace that has a loopback device and nothing else.
+pub(crate) async fn make() -> Result<Namespace, ContainerError> {
+    let doing = "make a network namespace";
+    let namespace = make_empty().await.map_err(|error| cannot(doing, error))?;
+    // The loopback device is always the first.
+    set_up(&namespace.handle, 1).await.map_err(|error| cannot(doing, error))?;
+    Ok(namespace)
+}
+
+/// A thread enters the namespace, opens what is needed and ends: a namespace belongs to a thread, so the
 /// rest of the server stays where it is. The thread is not one of the runtime's, which would be
 /// used again.
-pub(super) async fn make() -> io::Result<Namespace> {
+async fn make_empty() -> io::Result<Namespace> {
     let runtime = tokio::runtime::Handle::current();
     let (done, made) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("network-namespace".to_owned()).spawn(move || {
@@ -38,6 +46,9 @@ fn enter_new(runtime: &tokio::runtime::Handle) -> io::Result<Namespace> {
         let _absent = fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
     }
     allow_users()?;
+    // The kernel gives a namespace what the machine has. A container with two networks would then
+    // pass on what one sends for the other.
+    fs::write("/proc/sys/net/ipv4/ip_forward", "0")?;
     let _entered = runtime.enter();
     let (connection, handle, _) = rtnetlink::new_connection()?;
     runtime.spawn(connection);
@@ -55,19 +66,29 @@ pub(crate) fn allow_users() -> io::Result<()> {
     fs::write("/proc/sys/net/ipv4/ping_group_range", format!("0 {last}"))
 }
 
-/// Gives the namespace's `eth0` its address, and all devices a route.
-pub(super) async fn configure(
-    handle: Handle,
-    address: Ipv4Addr,
-    subnet: Subnet,
-) -> Result<(), rtnetlink::Error> {
-    // The loopback device is always the first.
-    let loopback = LinkMessageBuilder::<LinkUnspec>::new().index(1).up().build();
-    handle.link().set(loopback).execute().await?;
-    let index = link_index(&handle, "eth0").await?.ok_or(rtnetlink::Error::RequestFailed)?;
-    let device = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
-    handle.link().set(device).execute().await?;
-    handle.address().add(index, address.into(), subnet.prefix()).execute().await?;
-    let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(subnet.gateway()).build();
-    handle.route().add(route).execute().await
+impl Namespace {
+    /// Sets a device up, with its address.
+    pub(super) async fn configure(
+        &self,
+        device: &str,
+        address: Ipv4Addr,
+        subnet: Subnet,
+    ) -> Result<(), rtnetlink::Error> {
+        let index = link_index(&self.handle, device).await?;
+        let index = index.ok_or(rtnetlink::Error::RequestFailed)?;
+        set_up(&self.handle, index).await?;
+        self.handle.address().add(index, address.into(), subnet.prefix()).execute().await
+    }
+
+    /// Sends what is for nobody here to `gateway`.
+    pub(super) async fn add_route(&self, gateway: Ipv4Addr) -> Result<(), rtnetlink::Error> {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
+        self.handle.route().add(route).execute().await
+    }
+}
+
+/// Sets the device with this number up.
+pub(super) async fn set_up(handle: &Handle, index: u32) -> Result<(), rtnetlink::Error> {
+    let up = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
+    handle.link().set(up).execute().await
 }

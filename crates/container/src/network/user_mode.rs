@@ -12,10 +12,10 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use rtnetlink::packet_route::route::RouteType;
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{Handle, RouteMessageBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::{Endpoint, cannot, connect, namespace, used_addresses};
+use super::{Namespace, Outlet, cannot, connect, used_addresses};
 use crate::ContainerError;
 use crate::rootless::find_program;
 
@@ -83,27 +83,17 @@ pub(crate) fn find() -> Result<Uplink, String> {
     })
 }
 
-/// Makes a network namespace for a container; the helper starts its uplink.
-pub(crate) async fn attach() -> Result<Endpoint, ContainerError> {
+/// Prepares a container's namespace for its uplink, which the helper starts.
+pub(crate) async fn attach(namespace: &Namespace) -> Result<Outlet, ContainerError> {
     let doing = "give the container a network";
     let uplink = find().map_err(|reason| cannot(doing, reason))?;
-    let made = namespace::make().await.map_err(|error| cannot(doing, error))?;
     let own = used_addresses(&connect()?).await.map_err(|error| cannot(doing, error))?;
-    close(&made.handle, &own).await.map_err(|error| cannot(doing, error))?;
-    Ok(Endpoint {
-        namespace: made.file,
-        address: ADDRESS,
-        name_server: NAMES,
-        uplink: Some(uplink),
-        _place: None,
-    })
+    close(&namespace.handle, &own).await.map_err(|error| cannot(doing, error))?;
+    Ok(Outlet { address: ADDRESS, name_server: NAMES, uplink: Some(uplink), _place: None })
 }
 
 /// Leaves addresses without a route. The process has no rights over its network to change that.
 async fn close(handle: &Handle, own: &[Ipv4Addr]) -> Result<(), rtnetlink::Error> {
-    // The loopback device is always the first.
-    let loopback = LinkMessageBuilder::<LinkUnspec>::new().index(1).up().build();
-    handle.link().set(loopback).execute().await?;
     let own = own.iter().filter(|address| !address.is_loopback()).map(|address| (*address, 32));
     for (address, prefix) in FORBIDDEN.into_iter().chain(own) {
         let route = RouteMessageBuilder::<Ipv4Addr>::new()
