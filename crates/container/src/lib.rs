@@ -7,8 +7,9 @@
 //!
 //! Containers that are to reach each other by name share a [`PeerNetwork`].
 //!
-//! Start with [`Runtime::run`]; `linux` is the helper's side of it. [`enter`] is for a program
-//! that is not root: all else then goes on as for root.
+//! Start with [`Runtime::run`], whose [`OutputSink`] learns when the process has started and what
+//! it writes; `linux` is the helper's side of it. [`enter`] is for a program that is not root: all
+//! else then goes on as for root.
 //!
 //! Invariants:
 //! - Nothing but exec after a fork of the server.

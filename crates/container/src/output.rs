@@ -25,6 +25,14 @@ pub trait OutputSink: Send + Sync {
     /// A piece of output: whole lines where possible, else what is there after a moment
     /// (a prompt), at most 64 KiB at once. Not necessarily UTF-8.
     async fn write(&self, stream: Stream, bytes: Bytes);
+
+    /// Called once, when the container's process has been executed, and before any of its output
+    /// is handed over; never if the program could not be executed.
+    ///
+    /// Another runtime is asked for it: then this is called when it first says that the container
+    /// runs, which may be after the first output, or at the end of a process that ended before.
+    /// Such a runtime may say so a moment before it executes, and fail then.
+    async fn started(&self) {}
 }
 
 /// Hands everything from `pipe` to `sink`, until the last writer has closed it.

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines, Take,
+};
 use tokio::net::UnixStream;
-use tokio::net::unix::pipe;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, pipe};
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::bundle::{self, Membership, Placement};
 use crate::cgroup::{Group, Hierarchy};
 use crate::hosts::Hosts;
-use crate::linux::{self, Ending, Report};
+use crate::linux::{self, Ending, Message, Report};
 use crate::network::{self, Bridge, Endpoint, Namespace, Outlet, Subnet};
 use crate::owner::Owner;
 use crate::users::{IDS_MAX, Mappings, Range, Ranges};
@@ -59,7 +61,7 @@ pub const HELPER_ARG: &str = "sandbox-helper";
 /// How long a helper may take to end after it was told to.
 const HELPER_END_WAIT: Duration = Duration::from_secs(10);
 
-/// The largest report of a helper.
+/// The most that a helper reports.
 const REPORT_SIZE_MAX: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
@@ -208,10 +210,7 @@ impl Runtime {
         let ended = self.inner.supervisors.spawn(worker.run(started));
         // No pipes: the start failed, and `ended` says why.
         if let Ok(pipes) = pipes.await {
-            tokio::join!(
-                output::forward(pipes.stdout, Stream::Stdout, output),
-                output::forward(pipes.stderr, Stream::Stderr, output),
-            );
+            self.pass_on(pipes, output).await;
         }
         match ended.await {
             Ok(result) => result,
@@ -219,6 +218,31 @@ impl Runtime {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(error) => Err(setup("watch the container", error)),
             },
+        }
+    }
+
+    /// Tells the start of a container and hands over its output. What another runtime says of the
+    /// start is not waited for: it may have something to say itself.
+    async fn pass_on(&self, pipes: Pipes, output: &dyn OutputSink) {
+        let started = async {
+            if pipes.executed.await.is_ok() {
+                output.started().await;
+            }
+        };
+        let forwarded = async {
+            tokio::join!(
+                output::forward(pipes.stdout, Stream::Stdout, output),
+                output::forward(pipes.stderr, Stream::Stderr, output),
+            );
+        };
+        match self.inner.settings.external {
+            Some(_) => {
+                tokio::join!(started, forwarded);
+            }
+            None => {
+                started.await;
+                forwarded.await;
+            }
         }
     }
 
@@ -231,8 +255,10 @@ impl Runtime {
     }
 }
 
-/// The ends of a container's output that we read.
+/// The ends of a container's output that we read, and where we hear of its start; nothing comes
+/// if there is none.
 struct Pipes {
+    executed: oneshot::Receiver<()>,
     stdout: pipe::Receiver,
     stderr: pipe::Receiver,
 }
@@ -342,12 +368,15 @@ impl Supervisor {
         }
         holdings.range = self.take_range().await?;
         self.write_bundle(holdings)?;
-        let (helper, mut control, pipes) = self.start_helper(&holdings.folder)?;
+        let (executed, is_executed) = oneshot::channel();
+        let (helper, mut control, pipes) = self.start_helper(&holdings.folder, is_executed)?;
         // The receiver is gone if the future was dropped, which `dropped` tells us below.
         let _dropped = started.send(pipes);
         // A helper that is gone says so by the end of the socket, which is watched next.
         let _gone = control.write_all(&bundle::private_bytes(&self.spec)).await;
-        let (report, stopped) = self.watch(helper, control, holdings.group.as_ref()).await?;
+        let (reports, control) = Reports::new(control, executed);
+        let group = holdings.group.as_ref();
+        let (report, stopped) = self.watch(helper, reports, control, group).await?;
         self.conclude(report, stopped, holdings.group.as_ref())
     }
 
@@ -477,7 +506,11 @@ impl Supervisor {
         }
     }
 
-    fn start_helper(&self, folder: &Path) -> Result<(Child, UnixStream, Pipes), ContainerError> {
+    fn start_helper(
+        &self,
+        folder: &Path,
+        executed: oneshot::Receiver<()>,
+    ) -> Result<(Child, UnixStream, Pipes), ContainerError> {
         let doing = || format!("start the helper `{}`", self.inner.settings.helper.display());
         let start = || -> io::Result<_> {
             let (control, helper_control) = std::os::unix::net::UnixStream::pair()?;
@@ -492,7 +525,7 @@ impl Supervisor {
                 .stderr(stderr_writer);
             let child = command.spawn()?;
             let receiver = |pipe: io::PipeReader| pipe::Receiver::from_owned_fd(pipe.into());
-            let pipes = Pipes { stdout: receiver(stdout)?, stderr: receiver(stderr)? };
+            let pipes = Pipes { executed, stdout: receiver(stdout)?, stderr: receiver(stderr)? };
             Ok((child, UnixStream::from_std(control)?, pipes))
         };
         start().map_err(|error| setup(doing(), error))
@@ -517,7 +550,8 @@ impl Supervisor {
     async fn watch(
         &self,
         mut helper: Child,
-        mut control: UnixStream,
+        mut reports: Reports,
+        mut control: OwnedWriteHalf,
         group: Option<&Group>,
     ) -> Result<(Report, Option<Stopped>), ContainerError> {
         let timeout = async {
@@ -526,10 +560,11 @@ impl Supervisor {
                 None => std::future::pending().await,
             }
         };
+        let mut last = None;
         let stopped = tokio::select! {
             biased;
-            ready = control.readable() => {
-                let _error_is_seen_below = ready;
+            report = reports.last() => {
+                last = Some(report);
                 None
             }
             () = self.cancel.cancelled() => Some(Stopped::Canceled),
@@ -541,7 +576,10 @@ impl Supervisor {
             let _helper_gone = control.shutdown().await;
         }
         let report = tokio::time::timeout(HELPER_END_WAIT, async {
-            let report = read_report(control).await;
+            let report = match last {
+                Some(report) => report,
+                None => reports.last().await,
+            };
             let _status = helper.wait().await;
             report
         });
@@ -592,10 +630,33 @@ impl Supervisor {
     }
 }
 
-async fn read_report(control: UnixStream) -> Option<Report> {
-    let mut line = String::new();
-    BufReader::new(control.take(REPORT_SIZE_MAX)).read_line(&mut line).await.ok()?;
-    serde_json::from_str(&line).ok()
+/// What comes from a helper.
+struct Reports {
+    lines: Lines<BufReader<Take<OwnedReadHalf>>>,
+    executed: Option<oneshot::Sender<()>>,
+}
+
+impl Reports {
+    /// The other half tells the helper to end the container when it is shut down.
+    fn new(control: UnixStream, executed: oneshot::Sender<()>) -> (Self, OwnedWriteHalf) {
+        let (reading, writing) = control.into_split();
+        let lines = BufReader::new(reading.take(REPORT_SIZE_MAX)).lines();
+        (Self { lines, executed: Some(executed) }, writing)
+    }
+
+    /// The last report, or nothing if the helper has none; tells the start when it hears of it.
+    /// Nothing is lost if this is given up and called again.
+    async fn last(&mut self) -> Option<Report> {
+        loop {
+            match serde_json::from_str(&self.lines.next_line().await.ok()??).ok()? {
+                Message::Over(report) => return Some(report),
+                Message::Started => {
+                    // The receiver is gone if the future was dropped.
+                    let _dropped = self.executed.take().map(|executed| executed.send(()));
+                }
+            }
+        }
+    }
 }
 
 /// Bounds the number of processes where there is no control group for it: for each of the

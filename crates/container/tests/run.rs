@@ -46,6 +46,9 @@ struct Collected {
     stderr: Mutex<Vec<u8>>,
     pieces: AtomicUsize,
     largest: AtomicUsize,
+    /// How often the start was told, and how many pieces of output had come before.
+    starts: AtomicUsize,
+    pieces_before_start: AtomicUsize,
     slow: bool,
 }
 
@@ -59,6 +62,11 @@ impl OutputSink for Collected {
         }
         let target = if stream == Stream::Stdout { &self.stdout } else { &self.stderr };
         target.lock().unwrap().extend_from_slice(&bytes);
+    }
+
+    async fn started(&self) {
+        self.starts.fetch_add(1, Ordering::Relaxed);
+        self.pieces_before_start.store(self.pieces.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
@@ -276,6 +284,54 @@ async fn as_root_a_signal_from_outside_is_reported() {
     let (exit, _, _) = machine.run(&spec).await.unwrap();
     killed.await.unwrap();
     assert_eq!(exit, Exit::Signal(9));
+}
+
+#[tokio::test]
+async fn as_root_the_start_of_a_process_is_told_while_it_runs() {
+    // The order in which another runtime tells things is its own.
+    for (machine, is_ours) in machines().await.into_iter().zip([true, true, false, false]) {
+        let (output, cancel) = (Collected::default(), CancellationToken::new());
+        // Only the end of the test ends it.
+        let spec = machine.spec("echo first; exec sleep 1000");
+        let seen = async {
+            while output.starts.load(Ordering::Relaxed) == 0 || output.text().is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            cancel.cancel();
+        };
+        let running = async { tokio::join!(machine.runtime.run(&spec, &output, &cancel), seen) };
+        let (ended, ()) = tokio::time::timeout(Duration::from_secs(20), running).await.unwrap();
+        assert_eq!(ended.unwrap().0, Exit::Canceled);
+        assert_eq!(output.starts.load(Ordering::Relaxed), 1);
+        let before = output.pieces_before_start.load(Ordering::Relaxed);
+        assert!(before == 0 || !is_ours, "{before} pieces of output came before");
+        // One that ends at once, and one that there is not.
+        for (program, starts) in [("true", 1), ("no-such-program", 0)] {
+            let mut spec = machine.spec("");
+            spec.args = vec![format!("/bin/{program}")];
+            let output = Collected::default();
+            let ended = machine.runtime.run(&spec, &output, &CancellationToken::new()).await;
+            assert_eq!(ended.is_ok(), starts == 1, "{ended:?}");
+            assert_eq!(output.starts.load(Ordering::Relaxed), starts, "{program}");
+        }
+    }
+}
+
+/// Nothing is executed in a container that is refused, or whose start fails or is given up.
+#[tokio::test]
+async fn as_root_no_start_is_told_of_a_process_that_there_was_not() {
+    let machine = Machine::new().await;
+    let output = Collected::default();
+    let mut spec = machine.spec("true");
+    spec.args = vec!["/not-a-program".to_owned()];
+    machine.runtime.run(&spec, &output, &CancellationToken::new()).await.unwrap_err();
+    let mut spec = machine.spec("true");
+    spec.cwd = "/old/file".to_owned();
+    machine.runtime.run(&spec, &output, &CancellationToken::new()).await.unwrap_err();
+    let canceled = CancellationToken::new();
+    canceled.cancel();
+    machine.runtime.run(&machine.spec("true"), &output, &canceled).await.unwrap();
+    assert_eq!(output.starts.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

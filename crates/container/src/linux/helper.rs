@@ -16,7 +16,7 @@ use rustix::process::WaitOptions;
 
 use super::overlay::mount_overlay;
 use super::points::MountPoints;
-use super::report::{Doing as _, Ending, Report};
+use super::report::{Doing as _, Ending, Message, Report, tell};
 use super::users::{self, Users};
 use super::{external, init, sandbox, uplink};
 use crate::ContainerError;
@@ -47,13 +47,9 @@ fn try_users(folder: &Path) -> i32 {
 }
 
 fn serve(folder: &Path) -> i32 {
-    let Ok(mut control) = take_control() else { return 1 };
+    let Ok(control) = take_control() else { return 1 };
     let report = run(folder, &control).unwrap_or_else(Report::Failed);
-    let Ok(mut line) = serde_json::to_vec(&report) else { return 1 };
-    line.push(b'\n');
-    // Nobody listens if the server is gone, and then nothing depends on it.
-    let _gone = control.write_all(&line);
-    0
+    i32::from(tell(&control, &Message::Over(report)).is_err())
 }
 
 /// Takes the control socket from standard input, and leaves `/dev/null` there.
@@ -239,17 +235,47 @@ fn run_init(
             if sandbox::close_all_but(&kept).is_err() {
                 std::process::exit(1);
             }
-            let error = init::become_process(config, joins, rootfs, users);
+            let error = init::become_process(config, joins, rootfs, users, &failure_writer);
             tell_failure(failure_writer, error);
             std::process::exit(1);
         }
     };
     drop(failure_writer);
+    follow(child, File::from(failure), control)
+}
+
+/// Tells when the init has become the container's process, and waits for its end; what comes
+/// through `pipe` says what it could not do.
+fn follow(child: Pid, mut pipe: File, control: &UnixStream) -> Result<Ending, ContainerError> {
+    let doing = || "wait until the process has been executed".to_owned();
+    let mut said = Vec::new();
+    // Killed before that, it has said nothing.
+    if read_to_end(&mut pipe, control, &mut said).doing(doing)? && said == init::EXECUTES {
+        tell(control, &Message::Started).doing(doing)?;
+    }
     let ending = wait(child, control)?;
-    match read_failure(failure) {
+    let rest = REPORT_SIZE_MAX.saturating_sub(said.len() as u64);
+    pipe.take(rest).read_to_end(&mut said).doing(doing)?;
+    match failure_of(&said) {
         Some(error) => Err(error),
         None => Ok(ending),
     }
+}
+
+/// Reads what the init writes until it closes the pipe, by its end or because it has become the
+/// container's process; `false` if the server asks for its end before.
+fn read_to_end(pipe: &mut File, control: &UnixStream, said: &mut Vec<u8>) -> std::io::Result<bool> {
+    let mut part = [0; 4096];
+    while (said.len() as u64) < REPORT_SIZE_MAX {
+        if wait_readable(&*pipe, control)? == Woken::ByServer {
+            return Ok(false);
+        }
+        match pipe.read(&mut part)? {
+            0 => break,
+            size => said.extend_from_slice(&part[..size]),
+        }
+    }
+    Ok(true)
 }
 
 /// Forks, and says through which files the child still has to join its control groups.
@@ -334,21 +360,31 @@ pub(super) enum Woken {
 /// Waits until the process behind `handle` ends or the control socket closes.
 pub(super) fn wait_readable(handle: impl AsFd, control: &UnixStream) -> nix::Result<Woken> {
     loop {
-        let mut files = [
-            PollFd::new(handle.as_fd(), PollFlags::POLLIN),
-            PollFd::new(control.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut files, PollTimeout::NONE) {
-            Err(nix::errno::Errno::EINTR) => continue,
-            result => result?,
-        };
-        if files[0].any() == Some(true) {
-            return Ok(Woken::ByProcess);
-        }
-        if files[1].any() == Some(true) {
-            return Ok(Woken::ByServer);
+        if let Some(woken) = look_readable(&handle, control, PollTimeout::NONE)? {
+            return Ok(woken);
         }
     }
+}
+
+/// Waits so too, but not longer than some time, and perhaps less.
+pub(super) fn look_readable(
+    handle: impl AsFd,
+    control: &UnixStream,
+    wait: impl Into<PollTimeout>,
+) -> nix::Result<Option<Woken>> {
+    let mut files = [
+        PollFd::new(handle.as_fd(), PollFlags::POLLIN),
+        PollFd::new(control.as_fd(), PollFlags::POLLIN),
+    ];
+    match poll(&mut files, wait) {
+        Err(nix::errno::Errno::EINTR) => return Ok(None),
+        result => result?,
+    };
+    Ok(match files.map(|file| file.any() == Some(true)) {
+        [true, _] => Some(Woken::ByProcess),
+        [_, true] => Some(Woken::ByServer),
+        _ => None,
+    })
 }
 
 fn tell_failure(pipe: OwnedFd, error: ContainerError) {
@@ -358,14 +394,13 @@ fn tell_failure(pipe: OwnedFd, error: ContainerError) {
     }
 }
 
-/// What the init could not do; nothing once it has become the container's process.
-fn read_failure(pipe: OwnedFd) -> Option<ContainerError> {
-    let mut report = Vec::new();
-    File::from(pipe).take(REPORT_SIZE_MAX).read_to_end(&mut report).ok()?;
-    if report.is_empty() {
+/// What the init could not do, by what it wrote; nothing once it has become the container's
+/// process.
+fn failure_of(said: &[u8]) -> Option<ContainerError> {
+    if said.is_empty() || said == init::EXECUTES {
         return None;
     }
-    Some(match serde_json::from_slice(&report) {
+    Some(match serde_json::from_slice(said) {
         Ok(Report::Failed(error)) => error,
         _ => ContainerError::Setup {
             doing: "start the process".to_owned(),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
@@ -36,14 +37,19 @@ const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// System calls from here on may be unknown to the profile because they are newer than it.
 const NEWER_CALLS: std::ops::RangeInclusive<i64> = 450..=512;
 
+/// What the init writes to its pipe when nothing is left to do but to execute. If the pipe ends
+/// after it, that has been done; JSON may begin with it.
+pub(super) const EXECUTES: &[u8] = b"\n";
+
 /// Becomes the container's process. Returns only if that fails.
 pub(super) fn become_process(
     config: &Config,
     joins: &[PathBuf],
     rootfs: &Path,
     users: Option<&Users>,
+    pipe: &OwnedFd,
 ) -> ContainerError {
-    match enter(config, joins, rootfs, users).and_then(|()| execute(config, users)) {
+    match enter(config, joins, rootfs, users).and_then(|()| execute(config, users, pipe)) {
         Ok(never) => match never {},
         Err(error) => error,
     }
@@ -113,7 +119,11 @@ fn enter_cwd(cwd: &str, owner: u32) -> Result<(), ContainerError> {
 /// The type that has no value: what an execution that succeeds returns.
 enum Never {}
 
-fn execute(config: &Config, users: Option<&Users>) -> Result<Never, ContainerError> {
+fn execute(
+    config: &Config,
+    users: Option<&Users>,
+    pipe: &OwnedFd,
+) -> Result<Never, ContainerError> {
     let process = &config.process;
     let filters = match &config.linux.seccomp {
         Some(profile) => filters(profile).doing(|| "translate the seccomp profile".to_owned())?,
@@ -138,6 +148,7 @@ fn execute(config: &Config, users: Option<&Users>) -> Result<Never, ContainerErr
     for filter in &filters {
         seccompiler::apply_filter(filter).doing(|| "load the seccomp filter".to_owned())?;
     }
+    nix::unistd::write(pipe, EXECUTES).doing(|| "tell of the execution".to_owned())?;
     Err(program.execute())
 }
 

@@ -25,6 +25,6 @@ mod users;
 
 pub use helper::helper_main;
 pub(crate) use overlay::{mount_overlay, takes_single_layers};
-pub(crate) use report::{Ending, Report};
+pub(crate) use report::{Ending, Message, Report};
 pub(crate) use sandbox::{Keeper, read_only_copy};
 pub(crate) use users::{start as start_keeper, try_out as try_users};
