@@ -24,7 +24,7 @@ impl Remote {
         reference: &Reference,
         digest: &Digest,
     ) -> Result<Option<u64>, RemoteError> {
-        let ask = Ask { method: Method::HEAD, ..Ask::get(path(reference, digest)) };
+        let ask = Ask { method: Method::HEAD, ..Ask::get(blob_path(reference, digest)) };
         Ok(content_length(&self.ask(reference, &ask).await?))
     }
 
@@ -60,19 +60,9 @@ impl Remote {
             }
         }
     }
-
-    /// One request about the image that a reference names.
-    pub(crate) async fn ask(
-        &self,
-        reference: &Reference,
-        ask: &Ask,
-    ) -> Result<Response, RemoteError> {
-        let (host, repository) = (&reference.host, reference.repository.as_str());
-        self.request(host, repository, &reference.to_string(), ask).await
-    }
 }
 
-fn path(reference: &Reference, digest: &Digest) -> String {
+pub(crate) fn blob_path(reference: &Reference, digest: &Digest) -> String {
     format!("/v2/{}/blobs/{digest}", reference.repository)
 }
 
@@ -132,7 +122,7 @@ impl IncomingBlob {
     }
 
     async fn connect(&mut self) -> Result<(), RemoteError> {
-        let ask = Ask { offset: self.got, ..Ask::get(path(&self.reference, &self.digest)) };
+        let ask = Ask { offset: self.got, ..Ask::get(blob_path(&self.reference, &self.digest)) };
         let response = self.remote.ask(&self.reference, &ask).await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         if !partial && self.size.is_none() {

@@ -6,12 +6,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, RANGE, RETRY_AFTER};
+use bytes::Bytes;
+use oci::Reference;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, RANGE, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
 use tokio::sync::Mutex;
 
 use crate::RemoteError;
 use crate::auth::{self, Challenge};
+use crate::push;
 
 /// A user name and its secret. Does not print.
 #[derive(Clone)]
@@ -48,7 +51,7 @@ pub struct RemoteSettings {
     pub rate_min: u64,
     /// Attempts in all for one request.
     pub attempts: u32,
-    /// Blobs of one image fetched at once.
+    /// Blobs of one image fetched or sent at once.
     pub parallel: usize,
 }
 
@@ -73,6 +76,9 @@ pub struct Remote {
 
 pub(crate) struct Inner {
     http: reqwest::Client,
+    /// For blobs on their way out, which may take longer than any answer: it neither waits for
+    /// a time nor follows redirects, whoever sends does.
+    pub(crate) uploads: reqwest::Client,
     pub(crate) settings: RemoteSettings,
     /// Bearer tokens by host and scope, as `Authorization` values.
     tokens: Mutex<HashMap<(String, String), String>>,
@@ -87,9 +93,10 @@ pub(crate) const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 
 impl Remote {
     pub fn new(settings: RemoteSettings) -> Result<Self, RemoteError> {
-        let tls_error = |reason: String| RemoteError::Settings { host: "TLS".to_owned(), reason };
-        // The process-wide provider may be set already; either way it is `ring`.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        let tls_error = |error: reqwest::Error| RemoteError::Settings {
+            host: "TLS".to_owned(),
+            reason: chain(&error),
+        };
         let redirects = reqwest::redirect::Policy::custom(|attempt| {
             let downgrade = attempt.url().scheme() != "https"
                 && attempt.previous().last().is_some_and(|url| url.scheme() == "https");
@@ -101,107 +108,81 @@ impl Remote {
                 attempt.follow()
             }
         });
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("refit/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(settings.connect_timeout)
-            .read_timeout(settings.idle_timeout)
-            .redirect(redirects);
-        for (host, upstream) in &settings.upstreams {
-            if let Some(pem) = &upstream.ca_pem {
-                let bad = |error: reqwest::Error| RemoteError::Settings {
-                    host: host.clone(),
-                    reason: format!("the CA certificate cannot be read: {error}"),
-                };
-                let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(bad)?;
-                builder = builder.tls_certs_merge(certificates);
-            }
-        }
-        let http = builder.build().map_err(|error| tls_error(chain(&error)))?;
+        let http = http_builder(&settings)?.read_timeout(settings.idle_timeout).redirect(redirects);
+        let http = http.build().map_err(tls_error)?;
+        let uploads = http_builder(&settings)?.redirect(reqwest::redirect::Policy::none());
+        let uploads = uploads.build().map_err(tls_error)?;
         let tokens = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { http, settings, tokens }) })
+        Ok(Self { inner: Arc::new(Inner { http, uploads, settings, tokens }) })
     }
 
     /// The same, with other credentials for one host.
     pub fn with_credentials(&self, host: &str, credentials: Credentials) -> Self {
         let mut settings = self.inner.settings.clone();
         settings.upstreams.entry(host.to_owned()).or_default().credentials = Some(credentials);
-        let (http, tokens) = (self.inner.http.clone(), Mutex::default());
-        Self { inner: Arc::new(Inner { http, settings, tokens }) }
+        let (http, uploads) = (self.inner.http.clone(), self.inner.uploads.clone());
+        let tokens = Mutex::default();
+        Self { inner: Arc::new(Inner { http, uploads, settings, tokens }) }
     }
 
-    /// One request about `image` in `repository` on `host`, signed in if the host asks for
-    /// it, tried again where that can help. Gives any answer with a 2xx status.
-    pub(crate) async fn request(
+    /// One request about the image that a reference names, signed in if the host asks for it,
+    /// tried again where that can help. Gives any answer with a 2xx status.
+    pub(crate) async fn ask(
         &self,
-        host: &str,
-        repository: &str,
-        image: &str,
+        reference: &Reference,
         ask: &Ask,
     ) -> Result<Response, RemoteError> {
-        let mut delay = RETRY_DELAY;
-        for attempt in 1.. {
-            let error = match self.request_once(host, repository, image, ask).await {
+        let mut attempts = self.attempts();
+        loop {
+            match self.ask_once(reference, ask).await {
                 Ok(response) => return Ok(response),
-                Err((error, _)) if attempt >= self.inner.settings.attempts => return Err(error),
-                Err((error, _)) if !error.is_transient() => return Err(error),
-                Err((error, wait)) => {
-                    delay = wait.unwrap_or(delay).min(RETRY_DELAY_MAX);
-                    error
-                }
-            };
-            tracing::debug!(host, image, %error, attempt, "trying again");
-            tokio::time::sleep(delay).await;
-            delay = (delay * 2).min(RETRY_DELAY_MAX);
+                Err(failure) => attempts.pause(reference, failure).await?,
+            }
         }
-        unreachable!("the loop ends by returning")
     }
 
-    async fn request_once(
-        &self,
-        host: &str,
-        repository: &str,
-        image: &str,
-        ask: &Ask,
-    ) -> Result<Response, (RemoteError, Option<Duration>)> {
-        let scope = format!("repository:{repository}:pull");
-        let key = (host.to_owned(), scope.clone());
-        let known = self.inner.tokens.lock().await.get(&key).cloned();
-        let response = self.send(host, ask, known.as_deref()).await.map_err(|e| (e, None))?;
-        let response = match response.status() {
-            StatusCode::UNAUTHORIZED => {
-                let challenge = Challenge::from_headers(response.headers());
-                let token =
-                    self.sign_in(host, image, challenge, &scope).await.map_err(|e| (e, None))?;
-                let mut tokens = self.inner.tokens.lock().await;
-                if tokens.len() >= TOKENS_MAX {
-                    tokens.clear();
-                }
-                tokens.insert(key, token.clone());
-                drop(tokens);
-                self.send(host, ask, Some(&token)).await.map_err(|e| (e, None))?
-            }
-            _ => response,
-        };
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
+    async fn ask_once(&self, reference: &Reference, ask: &Ask) -> Result<Response, Failure> {
+        let known = self.known_token(reference, ask.access).await;
+        let mut response = self.send(&reference.host, ask, known.as_deref()).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            let token = self.new_token(reference, ask.access, response.headers()).await?;
+            response = self.send(&reference.host, ask, Some(&token)).await?;
         }
-        let wait = response
-            .headers()
-            .get(RETRY_AFTER)
+        match response.status().is_success() {
+            true => Ok(response),
+            false => Err(self.failure(reference, ask.access, response).await),
+        }
+    }
+
+    /// As many as the settings allow.
+    pub(crate) fn attempts(&self) -> Attempts {
+        Attempts { left: self.inner.settings.attempts, delay: RETRY_DELAY }
+    }
+
+    /// What an answer without success means.
+    pub(crate) async fn failure(
+        &self,
+        reference: &Reference,
+        access: Access,
+        response: Response,
+    ) -> Failure {
+        let wait = (response.headers().get(RETRY_AFTER))
             .and_then(|value| value.to_str().ok()?.parse().ok())
             .map(Duration::from_secs);
-        let (host, image) = (host.to_owned(), image.to_owned());
-        let error = match status {
-            StatusCode::NOT_FOUND => RemoteError::NotFound { host, image },
+        let (host, image) = (reference.host.clone(), reference.to_string());
+        let with_credentials = self.has_credentials(&host);
+        let error = match response.status() {
             StatusCode::TOO_MANY_REQUESTS => RemoteError::RateLimited { host, retry_after: wait },
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let with_credentials = self.inner.credentials(&host).is_some();
-                RemoteError::Denied { host, image, with_credentials }
+            status if access == Access::Push && push::is_refusal(status) => {
+                push::refusal(reference, with_credentials, response).await
             }
-            _ => RemoteError::Status { host, image, status: status.as_u16() },
+            StatusCode::NOT_FOUND => RemoteError::NotFound { host, image },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                RemoteError::Denied { host, image, access, with_credentials }
+            }
+            status => RemoteError::Status { host, image, status: status.as_u16() },
         };
-        Err((error, wait))
+        Failure { error, wait }
     }
 
     async fn send(
@@ -218,24 +199,59 @@ impl Remote {
         if ask.offset > 0 {
             request = request.header(RANGE, format!("bytes={}-", ask.offset));
         }
+        if let Some((media_type, bytes)) = &ask.body {
+            request = request.header(CONTENT_TYPE, media_type).body(bytes.clone());
+        }
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
         request.send().await.map_err(|error| unreachable(host, &error))
     }
 
+    fn has_credentials(&self, host: &str) -> bool {
+        self.inner.credentials(host).is_some()
+    }
+
+    /// The `Authorization` value that was accepted last, if there was one. It may have expired.
+    pub(crate) async fn known_token(
+        &self,
+        reference: &Reference,
+        access: Access,
+    ) -> Option<String> {
+        let key = (reference.host.clone(), access.scope(reference));
+        self.inner.tokens.lock().await.get(&key).cloned()
+    }
+
+    /// Signs in as an answer with status 401 asks for, and remembers what that gave.
+    pub(crate) async fn new_token(
+        &self,
+        reference: &Reference,
+        access: Access,
+        answer: &HeaderMap,
+    ) -> Result<String, RemoteError> {
+        let challenge = Challenge::from_headers(answer);
+        let token = self.sign_in(reference, access, challenge).await?;
+        let mut tokens = self.inner.tokens.lock().await;
+        if tokens.len() >= TOKENS_MAX {
+            tokens.clear();
+        }
+        tokens.insert((reference.host.clone(), access.scope(reference)), token.clone());
+        Ok(token)
+    }
+
     /// The `Authorization` value that answers a challenge.
     async fn sign_in(
         &self,
-        host: &str,
-        image: &str,
+        reference: &Reference,
+        access: Access,
         challenge: Option<Challenge>,
-        scope: &str,
     ) -> Result<String, RemoteError> {
+        let host = reference.host.as_str();
         let credentials = self.inner.credentials(host);
         let denied = || RemoteError::Denied {
             host: host.to_owned(),
-            image: image.to_owned(),
+            image: reference.to_string(),
+            access,
             with_credentials: credentials.is_some(),
         };
         match challenge {
@@ -247,7 +263,8 @@ impl Remote {
                 if !self.inner.may_receive_credentials(host, &realm) {
                     return Err(RemoteError::UnsafeRealm { host: host.to_owned(), realm });
                 }
-                let mut request = self.inner.http.get(&realm).query(&[("scope", scope)]);
+                let scope = access.scope(reference);
+                let mut request = self.inner.http.get(&realm).query(&[("scope", &scope)]);
                 if let Some(service) = &service {
                     request = request.query(&[("service", service)]);
                 }
@@ -264,7 +281,7 @@ impl Remote {
                     StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(denied()),
                     status => Err(RemoteError::Status {
                         host: host.to_owned(),
-                        image: image.to_owned(),
+                        image: reference.to_string(),
                         status: status.as_u16(),
                     }),
                 }
@@ -277,6 +294,24 @@ impl Remote {
 /// A token service's answer is at most this large, in bytes.
 const TOKEN_SIZE_MAX: usize = 256 << 10;
 
+/// What is done with an image there, and so what a token has to allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Pull,
+    Push,
+}
+
+impl Access {
+    /// As token services want it.
+    fn scope(self, reference: &Reference) -> String {
+        let actions = match self {
+            Self::Pull => "pull",
+            Self::Push => "pull,push",
+        };
+        format!("repository:{}:{actions}", reference.repository)
+    }
+}
+
 /// What to ask a registry for.
 pub(crate) struct Ask {
     pub(crate) method: Method,
@@ -285,12 +320,75 @@ pub(crate) struct Ask {
     pub(crate) accept: Option<&'static str>,
     /// First byte wanted, to go on after a broken connection.
     pub(crate) offset: u64,
+    pub(crate) access: Access,
+    /// What to send, with its media type. It is in memory, so only manifests are sent so.
+    pub(crate) body: Option<(String, Bytes)>,
 }
 
 impl Ask {
     pub(crate) fn get(path: String) -> Self {
-        Self { method: Method::GET, path, accept: None, offset: 0 }
+        let (method, access) = (Method::GET, Access::Pull);
+        Self { method, path, accept: None, offset: 0, access, body: None }
     }
+}
+
+/// Why an attempt failed, and for how long the peer then wants to be left alone.
+pub(crate) struct Failure {
+    pub(crate) error: RemoteError,
+    pub(crate) wait: Option<Duration>,
+}
+
+impl From<RemoteError> for Failure {
+    fn from(error: RemoteError) -> Self {
+        Self { error, wait: None }
+    }
+}
+
+/// Counts attempts and waits between them: each time twice as long, unless the peer says how
+/// long, and never long.
+pub(crate) struct Attempts {
+    left: u32,
+    delay: Duration,
+}
+
+impl Attempts {
+    /// Waits until the next attempt; gives the error back if there is none or it cannot help.
+    pub(crate) async fn pause(
+        &mut self,
+        reference: &Reference,
+        failure: Failure,
+    ) -> Result<(), RemoteError> {
+        self.left = self.left.saturating_sub(1);
+        let Failure { error, wait } = failure;
+        if self.left == 0 || !error.is_transient() {
+            return Err(error);
+        }
+        tracing::debug!(image = %reference, %error, left = self.left, "trying again");
+        let delay = wait.unwrap_or(self.delay).min(RETRY_DELAY_MAX);
+        tokio::time::sleep(delay).await;
+        self.delay = (delay * 2).min(RETRY_DELAY_MAX);
+        Ok(())
+    }
+}
+
+/// What all requests have in common.
+fn http_builder(settings: &RemoteSettings) -> Result<reqwest::ClientBuilder, RemoteError> {
+    // The process-wide provider may be set already; either way it is `ring`.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("refit/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(settings.connect_timeout);
+    for (host, upstream) in &settings.upstreams {
+        if let Some(pem) = &upstream.ca_pem {
+            let bad = |error: reqwest::Error| RemoteError::Settings {
+                host: host.clone(),
+                reason: format!("the CA certificate cannot be read: {error}"),
+            };
+            let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(bad)?;
+            builder = builder.tls_certs_merge(certificates);
+        }
+    }
+    Ok(builder)
 }
 
 impl Inner {
@@ -322,15 +420,37 @@ impl Inner {
             "https" => true,
             "http" if is_loopback(name) => is_loopback(host) || self.is_plain(host),
             "http" => {
-                let address = match url.port() {
-                    Some(port) => format!("{name}:{port}"),
-                    None => name.to_owned(),
-                };
+                let address = authority(&url).unwrap_or_default();
                 self.is_plain(host) && (address == host || self.is_plain(&address))
             }
             _ => false,
         }
     }
+
+    /// Whether an address is one of the registry itself, and not of another server.
+    pub(crate) fn is_at(&self, host: &str, url: &url::Url) -> bool {
+        let registry = url::Url::parse(&self.base_url(host));
+        registry.is_ok_and(|registry| registry.origin() == url.origin())
+    }
+
+    /// Whether blobs for `host` may be sent to where it wants them. To another server in plain
+    /// HTTP only if both are declared; and only a registry of this machine names servers of it.
+    pub(crate) fn may_receive_blobs(&self, host: &str, url: &url::Url) -> bool {
+        let Some(address) = authority(url) else { return false };
+        let is_near = is_loopback(host) || !is_loopback(&address);
+        match url.scheme() {
+            "https" => true,
+            "http" if self.is_at(host, url) => true,
+            "http" => is_near && self.is_plain(host) && self.is_plain(&address),
+            _ => false,
+        }
+    }
+}
+
+/// A URL's host, with the port if it names one, as references have it.
+pub(crate) fn authority(url: &url::Url) -> Option<String> {
+    let name = url.host_str()?;
+    Some(url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}")))
 }
 
 /// Whether a host (with optional port) is this machine.
@@ -419,6 +539,29 @@ mod tests {
         assert!(!allowed("r.example", "http://127.0.0.1/token"));
         assert!(!allowed("r.example", "file:///etc/passwd"));
         assert!(!allowed("r.example", "nonsense"));
+    }
+
+    #[test]
+    fn blobs_go_where_a_registry_says_but_not_in_the_clear() {
+        let plain = Upstream { plain_http: Some(true), ..Upstream::default() };
+        let tls = Upstream { plain_http: Some(false), ..Upstream::default() };
+        let declared = [("cache.example:5000", plain.clone()), ("old.example:80", plain)];
+        let remote = remote(&[&declared[..], &[("localhost:5443", tls)]].concat());
+        let allowed =
+            |host, url: &str| remote.inner.may_receive_blobs(host, &url::Url::parse(url).unwrap());
+        assert!(allowed("r.example", "https://r.example/v2/a/blobs/uploads/1"));
+        assert!(allowed("r.example", "https://storage.example/1?signature=2"));
+        assert!(allowed("cache.example:5000", "http://cache.example:5000/1"));
+        assert!(allowed("localhost:5000", "http://127.0.0.1:5001/1"));
+        assert!(allowed("[::1]:5000", "http://[::1]:5000/1"));
+        assert!(allowed("old.example:80", "http://old.example/1"));
+        assert!(!allowed("localhost:5443", "http://localhost:5443/1"));
+        assert!(!allowed("r.example", "http://r.example/1"));
+        assert!(!allowed("r.example", "http://127.0.0.1/1"));
+        assert!(!allowed("cache.example:5000", "http://127.0.0.1/1"));
+        assert!(!allowed("cache.example:5000", "http://storage.example/1"));
+        assert!(!allowed("r.example", "ftp://r.example/1"));
+        assert!(!allowed("r.example", "file:///etc/passwd"));
     }
 
     #[test]

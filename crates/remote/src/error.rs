@@ -2,16 +2,17 @@ use std::time::Duration;
 
 use oci::Digest;
 
+use crate::Access;
 use crate::client::RETRY_DELAY_MAX;
 
-/// Why another registry did not give what was asked for. `Display` names the registry and
+/// Why another registry did not give what was asked for, or did not take what was sent. `Display` names the registry and
 /// the image and is safe to show.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
     #[error("`{image}` does not exist on `{host}`")]
     NotFound { host: String, image: String },
     #[error("`{host}` refuses access to `{image}`")]
-    Denied { host: String, image: String, with_credentials: bool },
+    Denied { host: String, image: String, access: Access, with_credentials: bool },
     #[error("`{image}` has no image for {wanted}")]
     NoPlatform { image: String, wanted: String, offered: Vec<String> },
     #[error("`{host}` answered {status} for `{image}`")]
@@ -37,6 +38,23 @@ pub enum RemoteError {
     BadList { host: String, reason: String },
     #[error("`{host}` asks for a token from `{realm}`, which is not an HTTPS address")]
     UnsafeRealm { host: String, realm: String },
+    #[error("`{image}` cannot be pushed: {reason}")]
+    BadPush { image: String, reason: String },
+    #[error("`{host}` has no repository for `{image}`")]
+    NoRepository { host: String, image: String },
+    /// With the registry's own reason, where it gave one.
+    #[error("`{host}` does not take `{image}`: {reason}")]
+    Refused { host: String, image: String, status: u16, reason: String },
+    #[error("`{host}` does not take `{image}`: {size} bytes of {digest} are too many for it")]
+    BlobTooLarge { host: String, image: String, digest: Digest, size: u64 },
+    #[error("`{host}` does not tell where to upload `{image}`: {reason}")]
+    BadUpload { host: String, image: String, reason: String },
+    #[error("`{host}` forgot an upload of `{image}` before it was complete")]
+    LostUpload { host: String, image: String },
+    #[error("`{host}` took nothing more of `{image}` for {seconds} s")]
+    Stalled { host: String, image: String, seconds: u64 },
+    #[error("`{host}` keeps `{image}` as {actual}, but what was sent is {expected}")]
+    WrongCopy { host: String, image: String, expected: Digest, actual: String },
     #[error("settings for `{host}`: {reason}")]
     Settings { host: String, reason: String },
     #[error(transparent)]
@@ -50,8 +68,20 @@ impl RemoteError {
             Self::Denied { host, with_credentials: false, .. } => {
                 Some(format!("give credentials for it in the settings: [upstream.\"{host}\"]"))
             }
-            Self::Denied { with_credentials: true, .. } => {
+            Self::Denied { access: Access::Pull, .. } => {
                 Some("check that these credentials may pull it".to_owned())
+            }
+            Self::Denied { access: Access::Push, .. } => {
+                Some("check that these credentials may push it".to_owned())
+            }
+            Self::NoRepository { .. } => {
+                Some("check the name; some registries want it to be made there first".to_owned())
+            }
+            Self::Refused { host, status, reason, .. } if is_about_space(*status, reason) => {
+                Some(format!("make room on `{host}`, or have its quota raised"))
+            }
+            Self::BlobTooLarge { host, .. } => {
+                Some(format!("`{host}`, or a proxy before it, has a bound on what it takes"))
             }
             Self::NoPlatform { offered, .. } if !offered.is_empty() => {
                 Some(format!("it offers {}", offered.join(", ")))
@@ -74,7 +104,7 @@ impl RemoteError {
     /// Whether trying again can help.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::LostUpload { .. } | Self::Stalled { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 500..=599),
             // One that wants a longer pause would only say so again.
             Self::RateLimited { retry_after, .. } => {
@@ -83,4 +113,12 @@ impl RemoteError {
             _ => false,
         }
     }
+}
+
+/// Whether a registry refuses because of what is stored there already. There is no code for
+/// that, so its words decide.
+pub(crate) fn is_about_space(status: u16, reason: &str) -> bool {
+    let reason = reason.to_ascii_lowercase();
+    let exceeds = reason.contains("exceed") && reason.contains("limit");
+    status == 507 || exceeds || reason.contains("quota")
 }

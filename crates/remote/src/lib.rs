@@ -1,15 +1,19 @@
-//! Other servers: resolving references, and copying images and files into the store.
+//! Other servers: resolving references, copying images and files into the store, and images out
+//! of it.
 //!
-//! Start with [`Remote::pull`], with [`Remote::fetch_manifest`] and [`Remote::open_blob`] for what an
-//! image is made of, or with [`Downloads::fetch`] for files by address. Whatever a registry answers is checked: a manifest against
-//! the digest that named it, a blob against size and digest while it streams, so a lying or
-//! broken peer costs an error and never a wrong byte in the store.
+//! Start with [`Remote::pull`] and [`Remote::push`], with [`Remote::fetch_manifest`] and
+//! [`Remote::open_blob`] for what an image is made of, or with [`Downloads::fetch`] for files by
+//! address. Whatever a registry answers is checked: a manifest against the digest that named it,
+//! a blob against size and digest while it streams, so a lying or broken peer costs an error and
+//! never a wrong byte in the store.
 //!
 //! Invariants:
 //! - Plain HTTP only to loopback addresses and to hosts that the settings declare.
 //! - Files by address come from no server that its user may not reach, whatever an address, a
 //!   redirect or a name server says.
 //! - Every body has a bound, every wait a time-out, every retry a count.
+//! - What is pushed goes where the registry says, by plain HTTP no more than anything else; a tag
+//!   moves there only after all that it names.
 //! - Credentials go only to the host they are for and to the token service that this host
 //!   names over HTTPS (or loopback); they never appear in an error.
 
@@ -21,12 +25,14 @@ mod error;
 mod git;
 mod lists;
 mod pull;
+mod push;
 mod reach;
 
 pub use blob::{IncomingBlob, SizeRule};
-pub use client::{Credentials, Remote, RemoteSettings, Upstream};
+pub use client::{Access, Credentials, Remote, RemoteSettings, Upstream};
 pub use download::{Download, DownloadError, DownloadSettings, Downloaded, Downloads, Validators};
 pub use error::RemoteError;
 pub use git::{GitError, GitFetched, GitHead, GitLimits, GitSource};
 pub use pull::{Pulled, RemoteManifest, Resolved};
+pub use push::{ManifestToPush, Push, Pushed};
 pub use reach::{BadNetwork, Network};

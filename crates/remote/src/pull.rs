@@ -13,7 +13,7 @@ use crate::client::{Ask, read_bounded};
 use crate::{Remote, RemoteError};
 
 /// Media types that we can read, best first.
-const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
+pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, \
@@ -59,7 +59,7 @@ fn manifest_name(reference: &Reference) -> String {
     }
 }
 
-fn manifest_path(reference: &Reference, name: &str) -> String {
+pub(crate) fn manifest_path(reference: &Reference, name: &str) -> String {
     format!("/v2/{}/manifests/{name}", reference.repository)
 }
 
