@@ -18,6 +18,7 @@ mod error;
 mod executor;
 mod log;
 mod queue;
+mod request;
 mod run;
 mod runs;
 mod sources;
@@ -28,6 +29,7 @@ pub use error::{ControlError, Result};
 pub use executor::{Attempt, End, Executor, LeaseLost, Outcome};
 pub use log::{Event, EventKind, EventReader, LogKey, Logs, Mask, RunLog, Stream, TextReader};
 pub use queue::{Worker, WorkerSettings};
+pub use request::{RunRequest, TaskRequest, TaskText, TaskValue};
 pub use run::{
     BuildArgument, BuildOptions, BuildRequest, BuildSecret, CacheExport, Commit, ContextSource,
     NamedContext, OutputImage, RemoteSource, Run, RunId, RunKind, RunStatus, UnknownStatus,

@@ -19,6 +19,10 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// How long attempts that were dropped may take to leave nothing behind.
 const IDLE_WAIT: Duration = Duration::from_secs(15);
 
+/// Why a task whose commands were under way when the server stopped has ended.
+const LOST_TASK: &str = "the server stopped while this run was under way, and a task with commands \
+                         is not begun again";
+
 #[derive(Debug, Clone)]
 pub struct WorkerSettings {
     /// Runs executed at once, over all registries.
@@ -42,7 +46,7 @@ impl Worker {
     }
 
     /// Works until `shutdown`. Runs that are then not done within the grace are given back,
-    /// and a later worker begins them again.
+    /// and a later worker begins them again; tasks whose commands are under way end.
     pub async fn run(self, shutdown: CancellationToken) {
         let stop = CancellationToken::new();
         let mut attempts = JoinSet::new();
@@ -158,6 +162,9 @@ async fn refuse(attempt: &Attempt) -> Option<Outcome> {
     if attempt.cancel.is_cancelled() {
         return Some(Outcome::of(End::Canceled));
     }
+    if !run.may_begin_again() {
+        return Some(Outcome::of(End::Error(LOST_TASK.into())));
+    }
     let attempts_max = attempt.runs.attempts_max();
     if run.attempts > attempts_max {
         let message = format!(
@@ -177,7 +184,7 @@ async fn refuse(attempt: &Attempt) -> Option<Outcome> {
 
 /// Renews the lease until there is a reason to stop.
 async fn watch(attempt: &Attempt, stop: &CancellationToken) -> Stop {
-    let time_is_up = tokio::time::sleep(attempt.run.request.timeout);
+    let time_is_up = tokio::time::sleep(attempt.run.request.timeout());
     tokio::pin!(time_is_up);
     let mut renewed_at = tokio::time::Instant::now();
     loop {
@@ -216,7 +223,7 @@ async fn end(attempt: &Attempt, outcome: Outcome, stopped: Option<Stop>) {
         (status, error) = match stopped {
             Some(Stop::Canceled) => (RunStatus::Canceled, None),
             Some(Stop::TimeIsUp) => {
-                let seconds = attempt.run.request.timeout.as_secs();
+                let seconds = attempt.run.request.timeout().as_secs();
                 let message = format!("the run reached its time limit of {seconds} s");
                 (RunStatus::Timeout, Some(message))
             }
@@ -234,8 +241,15 @@ async fn end(attempt: &Attempt, outcome: Outcome, stopped: Option<Stop>) {
     }
 }
 
-/// The server leaves: the run waits for the next one.
+/// The server leaves: the run waits for the next one, if it may begin again.
 async fn give_back(attempt: &Attempt) {
+    let run = &attempt.run;
+    // Only the table knows how far it has come; if it does not answer, the next server asks.
+    if let Ok(Some(now)) = attempt.runs.get(&run.registry, run.id).await
+        && !now.may_begin_again()
+    {
+        return end(attempt, Outcome::of(End::Error(LOST_TASK.into())), None).await;
+    }
     attempt.log.message("the server stops; the run begins again with the next start").await;
     if let Err(error) = attempt.runs.release(attempt).await {
         tracing::error!(run = %attempt.run.id, %error, "a run could not be given back");

@@ -10,6 +10,8 @@ use oci::{Compression, Digest, Platform, RegistryName};
 use serde::{Deserialize, Serialize};
 use store::Millis;
 
+use crate::RunRequest;
+
 /// `c` and a number in base 36, at least two digits: unique in a registry for ever, and
 /// later ones are never shorter (runs.md section 4). Usable as a tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -148,14 +150,33 @@ impl FromStr for RunStatus {
 /// Runs.md section 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RunKind {
+    /// One Dockerfile.
     QuickBuild,
+    /// A task file that is not stored.
+    QuickRun,
 }
 
 impl RunKind {
+    const ALL: [Self; 2] = [Self::QuickBuild, Self::QuickRun];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::QuickBuild => "QuickBuild",
+            Self::QuickRun => "QuickRun",
         }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a kind of run")]
+pub struct UnknownKind(String);
+
+impl FromStr for RunKind {
+    type Err = UnknownKind;
+
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        let found = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
+        found.ok_or_else(|| UnknownKind(text.chars().take(40).collect()))
     }
 }
 
@@ -279,7 +300,7 @@ pub enum ContextSource {
 
 impl ContextSource {
     /// The blobs of an upload.
-    fn blobs(&self) -> Vec<&Digest> {
+    pub(crate) fn blobs(&self) -> Vec<&Digest> {
         match self {
             Self::Upload(archive) => vec![archive],
             Self::Listed { list, packs } => std::iter::once(list).chain(packs).collect(),
@@ -287,14 +308,14 @@ impl ContextSource {
         }
     }
 
-    fn remote(&self) -> Option<&RemoteSource> {
+    pub(crate) fn remote(&self) -> Option<&RemoteSource> {
         match self {
             Self::Upload(_) | Self::Listed { .. } => None,
             Self::Remote(remote) => Some(remote),
         }
     }
 
-    fn remote_mut(&mut self) -> Option<&mut RemoteSource> {
+    pub(crate) fn remote_mut(&mut self) -> Option<&mut RemoteSource> {
         match self {
             Self::Upload(_) | Self::Listed { .. } => None,
             Self::Remote(remote) => Some(remote),
@@ -312,6 +333,20 @@ pub struct RemoteSource {
     /// The parts that must not be seen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
+}
+
+impl RemoteSource {
+    pub(crate) fn secret_parts(&self) -> impl Iterator<Item = &str> {
+        self.secrets.iter().map(String::as_str)
+    }
+
+    /// Forgets the address too if anything in it is secret.
+    pub(crate) fn forget_secrets(&mut self) {
+        if !self.secrets.is_empty() {
+            self.address.clear();
+            self.secrets.clear();
+        }
+    }
 }
 
 impl fmt::Debug for RemoteSource {
@@ -351,7 +386,7 @@ impl BuildRequest {
         let secrets = self.options.secrets.iter();
         // What is not text cannot be in a log.
         let secrets = secrets.filter_map(|secret| std::str::from_utf8(&secret.value).ok());
-        let remotes = self.remotes().flat_map(|remote| remote.secrets.iter().map(String::as_str));
+        let remotes = self.remotes().flat_map(RemoteSource::secret_parts);
         arguments.map(|argument| &*argument.value).chain(secrets).chain(remotes)
     }
 
@@ -368,10 +403,7 @@ impl BuildRequest {
             NamedContext::Layout { .. } | NamedContext::Image { .. } => None,
         });
         for remote in self.context.remote_mut().into_iter().chain(named) {
-            if !remote.secrets.is_empty() {
-                remote.address.clear();
-                remote.secrets.clear();
-            }
+            remote.forget_secrets();
         }
         self
     }
@@ -415,7 +447,7 @@ pub struct Run {
     pub id: RunId,
     pub kind: RunKind,
     pub status: RunStatus,
-    pub request: BuildRequest,
+    pub request: RunRequest,
     pub created_at: Millis,
     pub updated_at: Millis,
     pub started_at: Option<Millis>,
@@ -431,6 +463,17 @@ pub struct Run {
     pub commit: Option<Commit>,
     /// What the run cost (architecture.md decision 13), a JSON object.
     pub cost: Option<serde_json::Value>,
+}
+
+impl Run {
+    /// Whether another attempt may follow one that was lost. The commands of a task may have
+    /// changed something that a second one finds changed; a build only publishes at its end.
+    pub(crate) fn may_begin_again(&self) -> bool {
+        match self.request {
+            RunRequest::Build(_) => true,
+            RunRequest::Task(_) => self.status != RunStatus::Running,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::executor::Attempt;
 use crate::{
-    BuildRequest, Clock, ControlError, End, EventKind, LogKey, Logs, Mask, Outcome, Result, Run,
-    RunId, RunKind, RunLog, RunStatus, table,
+    Clock, ControlError, End, EventKind, LogKey, Logs, Mask, Outcome, Result, Run, RunId, RunKind,
+    RunLog, RunRequest, RunStatus, table,
 };
 
 const SCHEMA: &[&str] = &[
@@ -131,7 +131,12 @@ impl Runs {
     }
 
     /// Queues a run. When this returns, a crash cannot lose it.
-    pub async fn submit(&self, registry: &RegistryName, request: BuildRequest) -> Result<Run> {
+    pub async fn submit(
+        &self,
+        registry: &RegistryName,
+        request: impl Into<RunRequest>,
+    ) -> Result<Run> {
+        let request = request.into();
         self.check_queue(registry).await?;
         let now = self.shared.clock.now();
         let id = self.insert(registry, &request, now).await?;
@@ -159,7 +164,7 @@ impl Runs {
     async fn insert(
         &self,
         registry: &RegistryName,
-        request: &BuildRequest,
+        request: &RunRequest,
         now: Millis,
     ) -> Result<RunId> {
         let failed = "queue a run";
@@ -181,10 +186,10 @@ impl Runs {
         )
         .bind(registry.as_str())
         .bind(number)
-        .bind(RunKind::QuickBuild.as_str())
-        .bind(to_json(request)?)
+        .bind(request.kind().as_str())
+        .bind(request_json(request)?)
         .bind(now)
-        .bind(request.archived)
+        .bind(request.archived())
         .execute(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
@@ -539,7 +544,7 @@ impl Runs {
         .bind(error)
         .bind(to_json(&output)?)
         .bind(to_json(&cost)?)
-        .bind(to_json(&request)?)
+        .bind(request_json(&request)?)
         .bind(now);
         let failed = "end a run";
         let mut transaction =
@@ -595,7 +600,7 @@ impl Runs {
             sqlx::query("UPDATE runs SET request = $3 WHERE registry = $1 AND number = $2")
                 .bind(run.registry.as_str())
                 .bind(run.id.number())
-                .bind(to_json(&run.request.clone().without_secrets())?);
+                .bind(request_json(&run.request.clone().without_secrets())?);
         table::execute(&self.shared.db, "forget the secrets of a run", statement).await?;
         Ok(())
     }
@@ -612,8 +617,8 @@ impl Runs {
     }
 
     /// How long a run that is queued now may need its contexts, if it is not begun again.
-    fn context_keep(&self, request: &BuildRequest) -> Duration {
-        self.shared.settings.queue_keep + request.timeout + LEASE_SLACK
+    fn context_keep(&self, request: &RunRequest) -> Duration {
+        self.shared.settings.queue_keep + request.timeout() + LEASE_SLACK
     }
 
     /// The attempt is over, and no later one of its run is meant.
@@ -679,17 +684,19 @@ struct Output {
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String> {
-    serde_json::to_string(value).map_err(|source| ControlError::Database {
-        doing: "write a run".into(),
-        source: source.into(),
-    })
+    serde_json::to_string(value).map_err(|source| not_json("write a run", source))
+}
+
+fn request_json(request: &RunRequest) -> Result<String> {
+    request.to_json().map_err(|source| not_json("write a run", source))
 }
 
 fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|source| ControlError::Database {
-        doing: "read a run".into(),
-        source: source.into(),
-    })
+    serde_json::from_str(text).map_err(|source| not_json("read a run", source))
+}
+
+fn not_json(doing: &str, source: serde_json::Error) -> ControlError {
+    ControlError::Database { doing: doing.into(), source: source.into() }
 }
 
 fn column<'r, T>(row: &'r SqliteRow, name: &str) -> Result<T>
@@ -713,12 +720,14 @@ fn run_of(row: &SqliteRow) -> Result<Run> {
     let output: Option<&str> = column(row, "output")?;
     let output: Output = output.map(from_json).transpose()?.unwrap_or_default();
     let cost: Option<&str> = column(row, "cost")?;
+    let kind: RunKind = parsed(column(row, "kind")?)?;
+    let request = RunRequest::from_json(kind, column(row, "request")?);
     Ok(Run {
         registry: parsed(column(row, "registry")?)?,
         id: RunId::from_number(column::<i64>(row, "number")? as u64),
-        kind: RunKind::QuickBuild,
+        kind,
         status: parsed(column(row, "status")?)?,
-        request: from_json(column(row, "request")?)?,
+        request: request.map_err(|source| not_json("read a run", source))?,
         created_at: column(row, "created_at")?,
         updated_at: column(row, "updated_at")?,
         started_at: column(row, "started_at")?,

@@ -11,8 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use control::{
     Attempt, BuildArgument, BuildRequest, Clock, ContextSource, ControlError, End, EventKind,
-    Executor, LogKey, Logs, Outcome, Run, RunFilter, RunId, RunSettings, RunStatus, Runs, Swept,
-    Worker, WorkerSettings,
+    Executor, LogKey, Logs, Outcome, Run, RunFilter, RunId, RunKind, RunSettings, RunStatus, Runs,
+    Swept, TaskRequest, TaskText, TaskValue, Worker, WorkerSettings,
 };
 use oci::{Algorithm, Digest, Platform, RegistryName};
 use store::{Catalog, GcOptions, MemoryStore};
@@ -42,6 +42,18 @@ fn request() -> BuildRequest {
         source_date_epoch: None,
         options: control::BuildOptions::default(),
         network: None,
+        archived: false,
+    }
+}
+
+fn task_request() -> TaskRequest {
+    TaskRequest {
+        file: TaskText::Inline("steps: []".into()),
+        values_file: None,
+        values: Vec::new(),
+        context: Some(ContextSource::Upload(Digest::of(b"context"))),
+        timeout: Duration::from_secs(3600),
+        platform: Platform::new("linux", "amd64", None),
         archived: false,
     }
 }
@@ -168,7 +180,7 @@ struct Working {
 }
 
 impl Working {
-    fn start(runs: &Runs, executor: &Arc<Script>) -> Self {
+    fn start<E: Executor + 'static>(runs: &Runs, executor: &Arc<E>) -> Self {
         let settings = WorkerSettings {
             concurrency: 4,
             shutdown_grace: Duration::ZERO,
@@ -442,6 +454,75 @@ async fn an_orderly_stop_is_not_an_attempt() {
     working.stop().await;
 }
 
+const LOST_TASK: &str = "the server stopped while this run was under way, and a task with \
+                         commands is not begun again";
+
+#[tokio::test]
+async fn a_task_whose_server_died_is_not_begun_again_and_says_so() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let working = Working::start(&runs, &Script::new([Action::Hang]));
+    let id = runs.submit(&local(), task_request()).await.unwrap().id;
+    wait_for(|| async { status(&runs, id).await == RunStatus::Running }).await;
+    working.kill().await;
+    let runs = folder.open().await;
+    runs.take_over().await.unwrap();
+    let executor = Script::new([]);
+    let working = Working::start(&runs, &executor);
+    let run = ended(&runs, id).await;
+    assert_eq!((run.status, run.error.as_deref()), (RunStatus::Error, Some(LOST_TASK)));
+    assert_eq!(executor.begun.load(Ordering::SeqCst), 0);
+    assert!(log_text(&runs, id).await.contains(LOST_TASK));
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn a_task_that_a_stop_interrupts_ends_with_it() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let working = Working::start(&runs, &Script::new([Action::Hang]));
+    let id = runs.submit(&local(), task_request()).await.unwrap().id;
+    wait_for(|| async { status(&runs, id).await == RunStatus::Running }).await;
+    working.stop().await;
+    let run = runs.get(&local(), id).await.unwrap().unwrap();
+    assert_eq!((run.status, run.error.as_deref()), (RunStatus::Error, Some(LOST_TASK)));
+}
+
+/// Prepares its run and never gets to its steps.
+struct Preparing(AtomicUsize);
+
+#[async_trait]
+impl Executor for Preparing {
+    async fn execute(&self, _: &Attempt) -> Outcome {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_had_not_come_to_its_steps_begins_again() {
+    let folder = Folder::new();
+    let id = folder.open().await.submit(&local(), task_request()).await.unwrap().id;
+    for dies in [false, true] {
+        let runs = folder.open().await;
+        runs.take_over().await.unwrap();
+        let executor = Arc::new(Preparing(AtomicUsize::new(0)));
+        let working = Working::start(&runs, &executor);
+        wait_for(|| async { executor.0.load(Ordering::SeqCst) == 1 }).await;
+        match dies {
+            true => working.kill().await,
+            false => working.stop().await,
+        }
+        assert_eq!(status(&runs, id).await, RunStatus::Started);
+    }
+    let runs = folder.open().await;
+    runs.take_over().await.unwrap();
+    let working = Working::start(&runs, &Script::new([]));
+    assert_eq!(ended(&runs, id).await.status, RunStatus::Succeeded);
+    assert!(log_text(&runs, id).await.contains("attempt 2 of 3 begins"));
+    working.stop().await;
+}
+
 /// Hands its attempt to the test.
 struct Capture(tokio::sync::mpsc::UnboundedSender<bool>, Semaphore);
 
@@ -522,12 +603,65 @@ async fn secrets_are_forgotten_when_a_run_ends() {
         let run = ended(&runs, id).await;
         wait_for(|| async {
             let run = runs.get(&local(), id).await.unwrap().unwrap();
-            run.request.arguments[0].value.is_empty()
+            run.request.build().unwrap().arguments[0].value.is_empty()
         })
         .await;
-        assert_eq!(run.request.arguments[1].value, "b");
+        assert_eq!(run.request.build().unwrap().arguments[1].value, "b");
     }
     assert!(log_text(&runs, failed.id).await.contains("Error: *****!"));
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn secret_values_of_a_task_are_masked_and_forgotten() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let value = |name: &str, value: &str, secret| TaskValue {
+        name: name.into(),
+        value: value.into(),
+        secret,
+    };
+    let values = vec![value("token", "hunter22", true), value("a", "b", false)];
+    let with_secret = || TaskRequest { values: values.clone(), ..task_request() };
+    let cancelled = runs.submit(&local(), with_secret()).await.unwrap();
+    runs.cancel(&local(), cancelled.id).await.unwrap();
+    let working =
+        Working::start(&runs, &Script::new([Action::End(End::Failed("hunter22!".into()))]));
+    let failed = runs.submit(&local(), with_secret()).await.unwrap();
+    for id in [cancelled.id, failed.id] {
+        ended(&runs, id).await;
+        wait_for(|| async {
+            let run = runs.get(&local(), id).await.unwrap().unwrap();
+            run.request.task().unwrap().values == [value("token", "", true), value("a", "b", false)]
+        })
+        .await;
+    }
+    assert!(log_text(&runs, failed.id).await.contains("Error: *****!"));
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_is_what_it_was_submitted_as() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let build = runs.submit(&local(), request()).await.unwrap();
+    let task = runs.submit(&local(), task_request()).await.unwrap();
+    assert_eq!((build.kind, task.kind), (RunKind::QuickBuild, RunKind::QuickRun));
+    drop(runs);
+    let runs = folder.open().await;
+    assert_eq!(runs.get(&local(), build.id).await.unwrap().unwrap().request, request().into());
+    let task = runs.get(&local(), task.id).await.unwrap().unwrap();
+    assert_eq!((task.kind, task.request), (RunKind::QuickRun, task_request().into()));
+}
+
+#[tokio::test]
+async fn a_task_has_a_time_limit_too() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let working = Working::start(&runs, &Script::new([Action::Wait]));
+    let short = TaskRequest { timeout: Duration::from_millis(20), ..task_request() };
+    let run = runs.submit(&local(), short).await.unwrap();
+    assert_eq!(ended(&runs, run.id).await.status, RunStatus::Timeout);
     working.stop().await;
 }
 
@@ -632,7 +766,8 @@ async fn the_context_of_a_run_is_kept_until_its_end() {
     let mut upload = catalog.blobs().begin_upload(Algorithm::Sha256).await.unwrap();
     upload.write("context".into()).await.unwrap();
     let context = upload.commit(None).await.unwrap().digest;
-    let run = runs.submit(&local(), request()).await.unwrap();
+    // A task keeps its context as a build does.
+    let run = runs.submit(&local(), task_request()).await.unwrap();
     let is_there = async || {
         tokio::time::sleep(Duration::from_millis(5)).await;
         let at_once = GcOptions { dry_run: false, grace: Duration::ZERO, cache_size_max: u64::MAX };

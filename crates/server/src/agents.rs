@@ -45,7 +45,9 @@ impl Agents {
     /// Those that a run was given. They are forgotten, and connections that wait closed, when it
     /// ends.
     pub(crate) fn of(&self, run: &Run) -> Arc<RunAgents> {
-        let ids = &run.request.options.ssh;
+        let Some(ids) = run.request.build().map(|build| &build.options.ssh) else {
+            return Arc::new(RunAgents::new([]));
+        };
         if ids.is_empty() {
             return Arc::new(RunAgents::new([]));
         }

@@ -14,7 +14,7 @@ use builder::{
     RemoteImages, RunPolicy, Secret, TrustDomain,
 };
 use container::{Limits, Network, Runtime, RuntimeSettings};
-use control::{Attempt, Commit, End, Executor, Outcome, OutputImage};
+use control::{Attempt, BuildRequest, Commit, End, Executor, Outcome, OutputImage};
 use dockerfile::ContextAddress;
 use engine::{
     BuildOptions, BuildStep, CacheExport, ContextSource, Engine, Lease, NamedContext, RunRequest,
@@ -197,7 +197,14 @@ impl Executor for BuildExecutor {
         if let Err(error) = attempt.running().await {
             return Outcome::of(End::Error(error.to_string()));
         }
-        let mut request = match run_request(attempt) {
+        let build = match &run.request {
+            control::RunRequest::Build(build) => build,
+            control::RunRequest::Task(_) => {
+                let message = "tasks are not executed by this server";
+                return Outcome::of(End::Error(message.into()));
+            }
+        };
+        let mut request = match run_request(attempt, build) {
             Ok(request) => request,
             Err(message) => return Outcome::of(End::Error(message)),
         };
@@ -231,16 +238,14 @@ fn sentence(error: String) -> String {
 }
 
 /// All of it was checked when the run was queued.
-fn run_request(attempt: &Attempt) -> Result<RunRequest, String> {
-    let run = &attempt.run;
-    let request = &run.request;
+fn run_request(attempt: &Attempt, request: &BuildRequest) -> Result<RunRequest, String> {
     let arguments = request.arguments.iter().map(|argument| engine::Argument {
         name: argument.name.clone(),
         value: argument.value.clone(),
         secret: argument.secret,
     });
     Ok(RunRequest {
-        run: run.id.to_string(),
+        run: attempt.run.id.to_string(),
         step: BuildStep {
             image_names: request.image_names.clone(),
             push: request.push,

@@ -19,7 +19,8 @@ pub(crate) async fn attach(
     request: Request,
 ) -> Result<Response, ApiError> {
     let run = runs::find(&state, &registry, &id).await?;
-    if !run.request.options.ssh.contains(&agent) {
+    let is_named = run.request.build().is_some_and(|build| build.options.ssh.contains(&agent));
+    if !is_named {
         let agent = from_api::cut(&agent);
         return Err(ApiError::not_found(format!("ssh agent `{agent}` of run `{}`", run.id)));
     }

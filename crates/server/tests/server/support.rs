@@ -32,7 +32,8 @@ impl Executor for FakeBuilder {
         };
         attempt.log.append(EventKind::StepStarted { step: 1, name: "RUN make".into() }).await;
         attempt.log.append(output("making\n")).await;
-        let end = match attempt.run.request.dockerfile.as_str() {
+        let dockerfile = attempt.run.request.build().map(|build| build.dockerfile.as_str());
+        let end = match dockerfile.unwrap_or_default() {
             "fail" => End::Failed("`make` ended with 2".into()),
             "hold" => tokio::select! {
                 permit = self.hold.acquire() => {

@@ -1,0 +1,249 @@
+//! What a run is asked to do: build an image, or carry out the steps of a task file.
+
+use std::fmt;
+use std::time::Duration;
+
+use oci::{Digest, Platform};
+use serde::{Deserialize, Serialize};
+
+use crate::run::{BuildRequest, ContextSource, RemoteSource, RunKind};
+
+/// What a run is asked to do, checked.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "builds, the larger ones, are most of them")]
+pub enum RunRequest {
+    Build(BuildRequest),
+    Task(TaskRequest),
+}
+
+/// The steps of a task file, once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskRequest {
+    pub file: TaskText,
+    pub values_file: Option<TaskText>,
+    /// Each name once; over what the values file says.
+    pub values: Vec<TaskValue>,
+    /// Absent: the workspace is empty.
+    pub context: Option<ContextSource>,
+    pub timeout: Duration,
+    pub platform: Platform,
+    pub archived: bool,
+}
+
+/// The text of a task file or of its values.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TaskText {
+    Inline(String),
+    /// The path of a file inside the context.
+    InContext(String),
+}
+
+/// A value that is set for one run.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskValue {
+    pub name: String,
+    pub value: String,
+    pub secret: bool,
+}
+
+impl fmt::Debug for TaskValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = if self.secret { "(hidden)" } else { &self.value };
+        write!(f, "{}={value}", self.name)
+    }
+}
+
+impl From<BuildRequest> for RunRequest {
+    fn from(request: BuildRequest) -> Self {
+        Self::Build(request)
+    }
+}
+
+impl From<TaskRequest> for RunRequest {
+    fn from(request: TaskRequest) -> Self {
+        Self::Task(request)
+    }
+}
+
+impl RunRequest {
+    /// The kind of a run that does this because somebody asked for it.
+    pub fn kind(&self) -> RunKind {
+        match self {
+            Self::Build(_) => RunKind::QuickBuild,
+            Self::Task(_) => RunKind::QuickRun,
+        }
+    }
+
+    /// The build, if it is one.
+    pub fn build(&self) -> Option<&BuildRequest> {
+        match self {
+            Self::Build(build) => Some(build),
+            Self::Task(_) => None,
+        }
+    }
+
+    /// The task, if it is one.
+    pub fn task(&self) -> Option<&TaskRequest> {
+        match self {
+            Self::Build(_) => None,
+            Self::Task(task) => Some(task),
+        }
+    }
+
+    pub fn timeout(&self) -> Duration {
+        match self {
+            Self::Build(build) => build.timeout,
+            Self::Task(task) => task.timeout,
+        }
+    }
+
+    pub fn platform(&self) -> &Platform {
+        match self {
+            Self::Build(build) => &build.platform,
+            Self::Task(task) => &task.platform,
+        }
+    }
+
+    /// Whether run and log are kept for ever.
+    pub fn archived(&self) -> bool {
+        match self {
+            Self::Build(build) => build.archived,
+            Self::Task(task) => task.archived,
+        }
+    }
+
+    /// The blobs of uploads that the run reads.
+    pub(crate) fn blobs(&self) -> Vec<Digest> {
+        match self {
+            Self::Build(build) => build.blobs(),
+            Self::Task(task) => task.blobs(),
+        }
+    }
+
+    /// The values that must not be seen.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        let build = self.build().into_iter().flat_map(BuildRequest::secrets);
+        build.chain(self.task().into_iter().flat_map(TaskRequest::secrets))
+    }
+
+    /// Forgets them.
+    pub(crate) fn without_secrets(self) -> Self {
+        match self {
+            Self::Build(build) => build.without_secrets().into(),
+            Self::Task(task) => task.without_secrets().into(),
+        }
+    }
+
+    /// As the table keeps it; the kind of the run stands beside it.
+    pub(crate) fn to_json(&self) -> serde_json::Result<String> {
+        match self {
+            Self::Build(build) => serde_json::to_string(build),
+            Self::Task(task) => serde_json::to_string(task),
+        }
+    }
+
+    /// Reads what the table has of a run of this kind.
+    pub(crate) fn from_json(kind: RunKind, text: &str) -> serde_json::Result<Self> {
+        Ok(match kind {
+            RunKind::QuickBuild => Self::Build(serde_json::from_str(text)?),
+            RunKind::QuickRun => Self::Task(serde_json::from_str(text)?),
+        })
+    }
+}
+
+impl TaskRequest {
+    fn blobs(&self) -> Vec<Digest> {
+        self.context.iter().flat_map(ContextSource::blobs).cloned().collect()
+    }
+
+    /// The values that must not be seen.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        let values = self.values.iter().filter(|value| value.secret);
+        let remote = self.context.iter().filter_map(ContextSource::remote);
+        values.map(|value| &*value.value).chain(remote.flat_map(RemoteSource::secret_parts))
+    }
+
+    fn without_secrets(mut self) -> Self {
+        for value in self.values.iter_mut().filter(|value| value.secret) {
+            value.value.clear();
+        }
+        if let Some(remote) = self.context.as_mut().and_then(ContextSource::remote_mut) {
+            remote.forget_secrets();
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task() -> TaskRequest {
+        let value = |name: &str, value: &str, secret| TaskValue {
+            name: name.to_owned(),
+            value: value.to_owned(),
+            secret,
+        };
+        TaskRequest {
+            file: TaskText::InContext("acb.yaml".into()),
+            values_file: Some(TaskText::Inline("a: 1".into())),
+            values: vec![value("a", "plain", false), value("b", "hunter2", true)],
+            context: Some(ContextSource::Remote(RemoteSource {
+                address: "https://token@h/r.git".into(),
+                shown: "https://***@h/r.git".into(),
+                secrets: vec!["token".into()],
+            })),
+            timeout: Duration::from_secs(600),
+            platform: Platform::new("linux", "arm64", None),
+            archived: true,
+        }
+    }
+
+    #[test]
+    fn secrets_of_a_task_are_not_printed() {
+        let shown = format!("{:?}", task());
+        assert!(shown.contains("a=plain") && shown.contains("b=(hidden)"), "{shown}");
+        assert!(!shown.contains("hunter2") && !shown.contains("token"), "{shown}");
+    }
+
+    #[test]
+    fn a_task_forgets_its_secrets_and_nothing_else() {
+        let request = RunRequest::from(task());
+        assert_eq!(request.secrets().collect::<Vec<_>>(), ["hunter2", "token"]);
+        let forgotten = request.clone().without_secrets();
+        let text = forgotten.to_json().unwrap();
+        assert!(!text.contains("hunter2") && !text.contains("token"), "{text}");
+        assert!(text.contains("plain") && text.contains("https://***@h/r.git"), "{text}");
+        let uploaded =
+            TaskRequest { context: Some(ContextSource::Upload(Digest::of(b"context"))), ..task() };
+        assert_eq!(RunRequest::from(uploaded).without_secrets().blobs(), [Digest::of(b"context")]);
+    }
+
+    #[test]
+    fn a_request_comes_back_from_the_table_as_the_kind_says() {
+        let request = RunRequest::from(task());
+        assert_eq!(request.kind(), RunKind::QuickRun);
+        assert_eq!(request.timeout(), Duration::from_secs(600));
+        assert_eq!(request.platform().to_string(), "linux/arm64");
+        assert!(request.archived());
+        let text = request.to_json().unwrap();
+        assert_eq!(RunRequest::from_json(RunKind::QuickRun, &text).unwrap(), request);
+        assert!(RunRequest::from_json(RunKind::QuickBuild, &text).is_err());
+    }
+
+    #[test]
+    fn rows_from_before_there_were_tasks_are_read() {
+        let text = r#"{"image_names": ["app:1"], "push": true, "no_cache": false,
+            "dockerfile": "Dockerfile", "dockerfile_name": null, "target": null, "arguments": [],
+            "timeout": {"secs": 3600, "nanos": 0},
+            "platform": {"architecture": "amd64", "os": "linux"},
+            "context": "sha256:a157d36a739191c1826419da5c87aedf3dd0cd6828565ada2a38a6b68ed741e5",
+            "source_date_epoch": null, "network": null, "archived": false}"#;
+        let kind = "QuickBuild".parse().unwrap();
+        let request = RunRequest::from_json(kind, text).unwrap();
+        assert_eq!(request.build().unwrap().image_names, ["app:1"]);
+        assert_eq!(request.timeout(), Duration::from_secs(3600));
+        let error = "Slow".parse::<RunKind>().unwrap_err();
+        assert_eq!(error.to_string(), "`Slow` is not a kind of run");
+    }
+}
