@@ -1,3 +1,6 @@
+use std::collections::BTreeMap;
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::BuildOptions;
@@ -17,8 +20,11 @@ fn is_false(value: &bool) -> bool {
 /// Body of `POST .../scheduleRun`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type")]
+#[expect(clippy::large_enum_variant, reason = "builds, the larger ones, are most of them")]
 pub enum RunRequest {
     DockerBuildRequest(DockerBuildRequest),
+    FileTaskRunRequest(FileTaskRunRequest),
+    EncodedTaskRunRequest(EncodedTaskRunRequest),
 }
 
 /// One Dockerfile build (runs.md section 1.2), and what Refit adds to it.
@@ -67,6 +73,102 @@ pub struct Argument {
     pub value: String,
     #[serde(default, skip_serializing_if = "is_false")]
     pub is_secret: bool,
+}
+
+/// A task file inside the context (runs.md section 1.3).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FileTaskRunRequest {
+    pub task_file_path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub values_file_path: Option<String>,
+    #[serde(flatten)]
+    pub options: TaskRunOptions,
+}
+
+/// A task file that comes with the request, in Base64 (runs.md section 1.3).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EncodedTaskRunRequest {
+    pub encoded_task_content: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoded_values_content: Option<String>,
+    #[serde(flatten)]
+    pub options: TaskRunOptions,
+}
+
+/// What runs of task files have in common, wherever the file is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskRunOptions {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<SetValue>,
+    /// Seconds, 300 to 28800; 3600 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u32>,
+    pub platform: PlatformProperties,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_configuration: Option<AgentProperties>,
+    /// The `relativePath` of an upload, or an absolute URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_location: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_pool_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_template: Option<String>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_archive_enabled: bool,
+}
+
+/// A value for a task file.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SetValue {
+    pub name: String,
+    /// Absent means that the client forgot it, and is refused.
+    #[serde(default)]
+    pub value: Option<String>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_secret: bool,
+}
+
+impl fmt::Debug for SetValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = if self.is_secret { Some("(hidden)") } else { self.value.as_deref() };
+        write!(f, "{}={}", self.name, value.unwrap_or_default())
+    }
+}
+
+/// What the machine of a run should have.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentProperties {
+    /// Processors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u32>,
+}
+
+/// How a run logs in to registries (identity-and-secrets.md sections 1 and 2).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Credentials {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_registry: Option<SourceRegistryCredentials>,
+    /// By login server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom_registries: Option<BTreeMap<String, serde_json::Value>>,
+}
+
+/// The login to the run's own registry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceRegistryCredentials {
+    /// `Default`, which is also meant if it is absent, or `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login_mode: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,5 +1,7 @@
 //! Words of the API become words of the domain, checked.
 
+mod tasks;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -16,9 +18,11 @@ use oci::{
     RepositoryName,
 };
 
+pub(crate) use tasks::{encoded_task_request, file_task_request};
+
 use crate::error::ApiError;
 
-/// Names and arguments of one request.
+/// Names, arguments or values of one request.
 const ITEMS_MAX: usize = 1000;
 
 /// Named contexts of one build; each may be an upload.
@@ -72,7 +76,7 @@ pub(crate) fn build_request(
     Ok(BuildRequest {
         push: body.is_push_enabled,
         no_cache: body.no_cache,
-        dockerfile: dockerfile_path(body.docker_file_path)?,
+        dockerfile: path_in_source(body.docker_file_path, "dockerFilePath")?,
         dockerfile_name: body.docker_file_name,
         target: body.target.filter(|target| !target.is_empty()),
         arguments: body.arguments.into_iter().map(argument).collect::<Result<_, _>>()?,
@@ -128,14 +132,22 @@ impl<'a> SourceLocation<'a> {
         Ok(Self::Remote(RemoteSource { address, shown, secrets }))
     }
 
-    /// Where the context of a build is.
-    pub(crate) fn of(body: &'a api::DockerBuildRequest) -> Result<Self, ApiError> {
-        match body.source_location.as_deref() {
-            None | Some("") => Err(ApiError::invalid("a build needs a source")
-                .at("sourceLocation")
-                .hint("upload a context and give its `relativePath`, or give an address")),
-            Some(location) => Self::parse(location),
+    /// Where the context of a run is, if it has one.
+    pub(crate) fn of(location: Option<&'a str>) -> Result<Option<Self>, ApiError> {
+        let location = location.filter(|location| !location.is_empty());
+        match location.map(|location| (location, ContextAddress::of(location))) {
+            None | Some((_, ContextAddress::Nothing)) => Ok(None),
+            Some((location, _)) => Self::parse(location).map(Some),
         }
+    }
+
+    /// The same for what cannot be without one.
+    pub(crate) fn needed(what: &str, location: Option<&'a str>) -> Result<Self, ApiError> {
+        Self::of(location)?.ok_or_else(|| {
+            ApiError::invalid(format!("{what} needs a source"))
+                .at("sourceLocation")
+                .hint("upload a context and give its `relativePath`, or give an address")
+        })
     }
 }
 
@@ -251,7 +263,7 @@ pub(crate) fn imported_from(source: api::ImportSource) -> Result<ImportedFrom, A
 }
 
 /// A relative path that stays inside the context.
-fn dockerfile_path(path: String) -> Result<String, ApiError> {
+fn path_in_source(path: String, member: &str) -> Result<String, ApiError> {
     let inside = !path.is_empty()
         && path.len() <= 4096
         && !path.starts_with('/')
@@ -260,8 +272,8 @@ fn dockerfile_path(path: String) -> Result<String, ApiError> {
     match inside {
         true => Ok(path),
         false => {
-            Err(ApiError::invalid(format!("`{}` is not a path inside the source", cut(&path)))
-                .at("dockerFilePath"))
+            let message = format!("`{}` is not a path inside the source", cut(&path));
+            Err(ApiError::invalid(message).at(member))
         }
     }
 }
@@ -585,7 +597,8 @@ mod tests {
             whole[key] = value.clone();
         }
         let body: api::DockerBuildRequest = serde_json::from_value(whole).unwrap();
-        let context = match SourceLocation::of(&body)? {
+        let location = body.source_location.as_deref();
+        let context = match SourceLocation::needed("a build", location)? {
             SourceLocation::Upload(_) => ContextSource::Upload(Digest::of(b"")),
             SourceLocation::Remote(remote) => ContextSource::Remote(remote),
         };

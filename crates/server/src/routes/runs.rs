@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use builder::{BuildError, FilesOf};
 use bytes::BytesMut;
-use control::{ContextSource, EventReader, LogKey, Run, RunId};
+use control::{BuildRequest, ContextSource, EventReader, LogKey, Run, RunId, RunRequest};
 use futures_util::{Stream, StreamExt, stream};
 use oci::{Descriptor, Digest, ImageManifest, Manifest, RegistryName};
 use serde::Deserialize;
@@ -48,27 +48,61 @@ pub(crate) async fn schedule(
     if state.leaving.is_cancelled() {
         return Err(ApiError::leaving());
     }
-    let api::RunRequest::DockerBuildRequest(body) = body;
-    let context = match SourceLocation::of(&body)? {
-        SourceLocation::Upload(location) => state.sources.resolve(&registry, location).await?,
-        SourceLocation::Remote(remote) => ContextSource::Remote(remote),
+    let request: RunRequest = match body {
+        api::RunRequest::DockerBuildRequest(body) => {
+            build_request(&state, &registry, body).await?.into()
+        }
+        api::RunRequest::FileTaskRunRequest(body) => {
+            let location = body.options.source_location.as_deref();
+            let location = SourceLocation::needed("a task file", location)?;
+            let context = resolve(&state, &registry, location).await?;
+            from_api::file_task_request(body, context, state.build_defaults.timeout)?.into()
+        }
+        api::RunRequest::EncodedTaskRunRequest(body) => {
+            let context = match SourceLocation::of(body.options.source_location.as_deref())? {
+                Some(location) => Some(resolve(&state, &registry, location).await?),
+                None => None,
+            };
+            from_api::encoded_task_request(body, context, state.build_defaults.timeout)?.into()
+        }
     };
+    let run = state.runs.submit(&registry, request).await?;
+    state.metrics.runs_submitted.fetch_add(1, Ordering::Relaxed);
+    Ok((StatusCode::CREATED, axum::Json(to_api::run(&run))))
+}
+
+async fn build_request(
+    state: &Shared,
+    registry: &RegistryName,
+    body: api::DockerBuildRequest,
+) -> Result<BuildRequest, ApiError> {
+    let location = SourceLocation::needed("a build", body.source_location.as_deref())?;
+    let context = resolve(state, registry, location).await?;
     let mut uploads = BTreeMap::new();
     for location in from_api::named_uploads(&body)? {
-        let digest = state.sources.resolve(&registry, location).await?;
+        let digest = state.sources.resolve(registry, location).await?;
         uploads.insert(location.to_owned(), digest);
     }
     let own = state.own_names();
     for name in &body.image_names {
         // One that cannot be read is refused below.
-        if let Ok(destination) = engine::Destination::parse(name, &registry, &own) {
+        if let Ok(destination) = engine::Destination::parse(name, registry, &own) {
             state.refuse_copy(&destination.repository)?;
         }
     }
-    let request = from_api::build_request(body, context, &uploads, &state.build_defaults)?;
-    let run = state.runs.submit(&registry, request).await?;
-    state.metrics.runs_submitted.fetch_add(1, Ordering::Relaxed);
-    Ok((StatusCode::CREATED, axum::Json(to_api::run(&run))))
+    from_api::build_request(body, context, &uploads, &state.build_defaults)
+}
+
+/// Finds the upload that a location names.
+async fn resolve(
+    state: &Shared,
+    registry: &RegistryName,
+    location: SourceLocation<'_>,
+) -> Result<ContextSource, ApiError> {
+    match location {
+        SourceLocation::Upload(location) => Ok(state.sources.resolve(registry, location).await?),
+        SourceLocation::Remote(remote) => Ok(ContextSource::Remote(remote)),
+    }
 }
 
 #[derive(Deserialize)]

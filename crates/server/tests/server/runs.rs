@@ -29,6 +29,50 @@ async fn a_build_is_uploaded_scheduled_and_followed() {
 }
 
 #[tokio::test]
+async fn a_task_file_is_run_from_a_source_or_from_the_request() {
+    let server = Server::start().await;
+    let source = server.upload(b"a context").await;
+    let bodies = [
+        json!({
+            "type": "FileTaskRunRequest",
+            "taskFilePath": "acb.yaml",
+            "platform": { "os": "Linux", "architecture": "arm64" },
+            "sourceLocation": source,
+            "values": [{ "name": "token", "value": "hunter22", "isSecret": true }],
+        }),
+        json!({
+            "type": "EncodedTaskRunRequest",
+            "encodedTaskContent": "c3RlcHM6IFtdCg==",
+            "platform": { "os": "Linux", "architecture": "arm64" },
+            "isArchiveEnabled": true,
+        }),
+    ];
+    for body in bodies {
+        let run = server.request(Method::POST, "/scheduleRun").json(&body).send().await.unwrap();
+        let run = answer(run, StatusCode::CREATED).await;
+        assert_eq!(run["properties"]["runType"], "QuickRun");
+        assert!(!run.to_string().contains("hunter22"), "{run}");
+        let run = server.ended(run["name"].as_str().unwrap()).await;
+        assert_eq!((&run["status"], &run["runType"]), (&json!("Succeeded"), &json!("QuickRun")));
+        assert_eq!(run["platform"]["architecture"], "arm64");
+        assert_eq!(run["isArchiveEnabled"], body["isArchiveEnabled"] == true);
+    }
+    let body = json!({
+        "type": "FileTaskRunRequest",
+        "taskFilePath": "acb.yaml",
+        "platform": { "os": "Linux" },
+        "sourceLocation": "source/00000000000000000000000000000000.tar.gz",
+    });
+    let refused = server.request(Method::POST, "/scheduleRun").json(&body).send().await.unwrap();
+    let refused = answer(refused, StatusCode::BAD_REQUEST).await;
+    assert_eq!(
+        refused["error"]["message"],
+        "there is no uploaded source `source/00000000000000000000000000000000.tar.gz`"
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn the_log_comes_as_text_records_and_server_sent_events() {
     let server = Server::start().await;
     let id = server.schedule("fail").await;
@@ -178,7 +222,7 @@ async fn errors_have_one_envelope() {
     post(
         json!({ "type": "TaskRunRequest" }),
         StatusCode::BAD_REQUEST,
-        expect!["InvalidRequest -: Failed to deserialize the JSON body into the target type: type: unknown variant `TaskRunRequest`, expected `DockerBuildRequest` at line 1 column 24 (-)"],
+        expect!["InvalidRequest -: Failed to deserialize the JSON body into the target type: type: unknown variant `TaskRunRequest`, expected one of `DockerBuildRequest`, `FileTaskRunRequest`, `EncodedTaskRunRequest` at line 1 column 24 (-)"],
     )
     .await;
     let huge = json!({ "type": "x".repeat(5 << 20) });
