@@ -41,7 +41,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
             "registry",
         ],
     ),
-    ("cli", &["oci", "api", "dockerfile"]),
+    ("cli", &["oci", "api", "dockerfile", "task"]),
     ("refit", &["cli", "server", "engine", "api", "container"]),
     ("testkit", &["oci", "api"]),
     ("xtask", &[]),

@@ -5,7 +5,8 @@
 //! is the caller's business ([`select()`]).
 //!
 //! Invariants:
-//! - Speaks only the API. Nothing here knows what is behind it; of images it knows what `oci` does.
+//! - Speaks only the API. Nothing here knows what is behind it; of images it knows what `oci` does,
+//!   of task files what `task` does.
 //! - Results go to stdout, all else to stderr.
 //! - Text from elsewhere reaches a terminal only through `sanitize`.
 
