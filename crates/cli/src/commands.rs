@@ -8,6 +8,7 @@ mod import;
 mod login;
 mod logout;
 mod manifest;
+mod quick_task;
 mod repository;
 mod scrub;
 mod tag;
