@@ -10,9 +10,11 @@ mod logout;
 mod manifest;
 mod quick_task;
 mod repository;
+mod run;
 mod scrub;
 mod tag;
 mod task;
+mod task_input;
 mod version;
 
 use crate::connection::Connection;
@@ -27,6 +29,8 @@ use crate::select::GlobalArgs;
 pub enum Command {
     /// Build an image from a Dockerfile, and push it to the registry
     Build(Box<build::Args>),
+    /// Run the steps of a task file, or one command, once
+    Run(Box<run::Args>),
     /// What the registry holds
     #[command(subcommand)]
     Repository(repository::Command),
@@ -93,10 +97,12 @@ pub async fn run(
     program: clap::Command,
 ) -> Result<()> {
     let session = Session { connection, printer, environment, global };
-    if let Command::Build(args) = command {
-        // It asks the server to stop before it does.
-        return build::run(&session, *args, interrupts).await;
-    }
+    let command = match command {
+        // These ask the server to stop before they do.
+        Command::Build(args) => return build::run(&session, *args, interrupts).await,
+        Command::Run(args) => return run::run(&session, *args, interrupts).await,
+        other => other,
+    };
     tokio::select! {
         // Nothing is left half done when one of these is dropped.
         done = run_simple(&session, command, program) => done,
@@ -106,7 +112,9 @@ pub async fn run(
 
 async fn run_simple(session: &Session<'_>, command: Command, program: clap::Command) -> Result<()> {
     match command {
-        Command::Build(_) => Err(Error::failed("a build needs to be interruptible")),
+        Command::Build(_) | Command::Run(_) => {
+            Err(Error::failed("a run needs to be interruptible"))
+        }
         Command::Repository(command) => repository::run(session, command).await,
         Command::Manifest(command) => manifest::run(session, command).await,
         Command::Tag(command) => tag::run(session, command).await,

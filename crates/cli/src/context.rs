@@ -17,6 +17,7 @@ mod records;
 mod spool;
 mod upload;
 mod walk;
+mod workspace;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -29,6 +30,7 @@ pub(crate) use file::file_header;
 pub(crate) use layout::Layout;
 pub(crate) use named::{NamedContent, NamedContext};
 pub(crate) use upload::{Content, Summary, Upload, upload};
+pub(crate) use workspace::Workspace;
 
 use crate::error::{Error, Result, could_not};
 
@@ -197,7 +199,7 @@ fn local_folder(context: &str) -> Result<Option<PathBuf>> {
     match fs::metadata(folder) {
         Ok(found) if found.is_dir() => Ok(Some(folder.to_owned())),
         Ok(_) => Err(Error::usage(format!("the context `{context}` is not a folder"))
-            .with_hint("name the Dockerfile with `--file`, and the folder to build from")),
+            .with_hint("name a file with `--file`, and the folder that it belongs to")),
         Err(error) => {
             Err(Error::usage(format!("the context `{context}` cannot be used")).caused_by(&error))
         }
@@ -280,13 +282,32 @@ impl IgnoreText {
 
     /// The user's rules come after ours: the last that matches decides.
     fn patterns(&self) -> Result<IgnoreFile> {
+        self.patterns_keeping(&[])
+    }
+
+    /// The same, but these paths are never left out.
+    fn patterns_keeping(&self, kept: &[&str]) -> Result<IgnoreFile> {
         let parse = |text: &str| {
             IgnoreFile::parse(text).map_err(could_not(format!("use `{}`", self.file.display())))
         };
         // By itself first, so that an error names the user's line.
         parse(&self.text)?;
-        parse(&format!("{NEVER_SENT}{}", self.text))
+        let kept: String =
+            kept.iter().map(|path| format!("\n!{}", literal_pattern(path))).collect();
+        parse(&format!("{NEVER_SENT}{}{kept}", self.text))
     }
+}
+
+/// The pattern that matches a path and nothing else.
+fn literal_pattern(path: &str) -> String {
+    let special = |c: char| matches!(c, '\\' | '*' | '?' | '[');
+    path.chars().fold(String::new(), |mut pattern, c| {
+        if special(c) {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+        pattern
+    })
 }
 
 #[cfg(test)]

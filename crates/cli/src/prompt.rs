@@ -1,4 +1,5 @@
-//! Questions to the user. An interrupt ends the waiting for an answer.
+//! Questions to the user, and what comes over standard input. An interrupt ends the waiting for an
+//! answer.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 
@@ -36,6 +37,16 @@ pub(crate) async fn all_input() -> Result<String> {
     });
     let text = read.await.map_err(could_not("read standard input"))?;
     Ok(without_line_end(&text))
+}
+
+/// Standard input as it is, up to a bound.
+pub(crate) async fn all_bytes_of_input(size_max: u64) -> Result<Vec<u8>> {
+    let read = on_thread(move || {
+        let mut bytes = Vec::new();
+        io::stdin().lock().take(size_max).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    });
+    read.await.map_err(could_not("read standard input"))
 }
 
 async fn line() -> Result<String> {

@@ -25,6 +25,7 @@ mod platforms;
 mod pull_through;
 mod repository;
 mod rootless;
+mod run;
 mod scrub;
 mod serve;
 mod ssh;
