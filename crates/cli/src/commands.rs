@@ -9,6 +9,7 @@ mod login;
 mod logout;
 mod manifest;
 mod quick_task;
+mod render;
 mod repository;
 mod run;
 mod scrub;
@@ -31,6 +32,8 @@ pub enum Command {
     Build(Box<build::Args>),
     /// Run the steps of a task file, or one command, once
     Run(Box<run::Args>),
+    /// Show what a task file comes to, and the graph of its steps; needs no server
+    Render(render::Args),
     /// What the registry holds
     #[command(subcommand)]
     Repository(repository::Command),
@@ -65,7 +68,7 @@ impl Command {
         match self {
             Self::Build(args) => args.needs_server(),
             Self::Version(args) => args.needs_server(),
-            Self::Login(_) | Self::Logout(_) | Self::Completions(_) => false,
+            Self::Render(_) | Self::Login(_) | Self::Logout(_) | Self::Completions(_) => false,
             _ => true,
         }
     }
@@ -115,6 +118,7 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Build(_) | Command::Run(_) => {
             Err(Error::failed("a run needs to be interruptible"))
         }
+        Command::Render(args) => render::run(session, args).await,
         Command::Repository(command) => repository::run(session, command).await,
         Command::Manifest(command) => manifest::run(session, command).await,
         Command::Tag(command) => tag::run(session, command).await,

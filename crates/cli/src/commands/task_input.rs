@@ -1,4 +1,4 @@
-//! What `refit run` takes: a task file, a values file, values.
+//! What `refit run` and `refit render` take: a task file, a values file, values.
 
 use std::io::{self, Read as _};
 use std::path::Path;
@@ -60,6 +60,11 @@ pub(super) async fn read_task_file(file: &Path) -> Result<String> {
 /// The text of a values file of this machine.
 pub(super) fn read_values_file(file: &Path) -> Result<String> {
     read("values file", file)
+}
+
+/// The text of a file of this machine with more aliases.
+pub(super) fn read_alias_file(file: &Path) -> Result<String> {
+    read("alias source", file)
 }
 
 fn read(what: &str, file: &Path) -> Result<String> {
