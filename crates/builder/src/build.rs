@@ -38,6 +38,7 @@ use crate::secret::Secrets;
 use crate::stage;
 
 /// What builds need of the machine they run on; shared by all builds of a process.
+#[derive(Clone)]
 pub struct Builder {
     pub blobs: Arc<dyn BlobStore>,
     pub images: Arc<dyn BaseImages>,

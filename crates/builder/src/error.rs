@@ -38,7 +38,7 @@ pub enum BuildError {
     #[error("{error}")]
     User { error: UserError, at: Span },
     /// A `RUN` ended otherwise than with exit code 0.
-    #[error("`{command}` {}", describe(*exit, limits))]
+    #[error("`{command}` {}", describe_exit(*exit, limits))]
     Run { command: String, exit: Exit, limits: RunLimits, at: Span },
     /// A `RUN` did not even start.
     #[error("`{command}` did not start: {error}")]
@@ -91,7 +91,8 @@ pub struct RunLimits {
     pub out_of_memory: bool,
 }
 
-fn describe(exit: Exit, limits: &RunLimits) -> String {
+/// How a process ended, as the end of a sentence about it.
+pub fn describe_exit(exit: Exit, limits: &RunLimits) -> String {
     match exit {
         Exit::Code(code) => format!("ended with exit code {code}"),
         Exit::Signal(signal) => format!("was killed by signal {signal}"),

@@ -16,6 +16,7 @@
 //! - Knows no tasks, runs, tags or HTTP.
 
 mod build;
+mod command;
 mod stage;
 
 mod agents;
@@ -59,10 +60,11 @@ pub use assemble::{ImageIndexBytes, ImageLayer, index_of};
 pub use build::{BuildRequest, Builder, Built, InFlight, NamedContext, RunPolicy, build};
 pub use cache::{BuildCache, CatalogCache, TrustDomain};
 pub use caches::CacheFolders;
+pub use command::{Command, CommandError, run_command};
 pub use context::{ContextError, ContextFiles, ContextOptions, LazyFolder};
 pub use copy::CopyError;
-pub use dockerfile::{Address, GitAddress};
-pub use error::{BuildError, RunLimits};
+pub use dockerfile::{Address, ContextAddress, GitAddress, bytes as parse_size};
+pub use error::{BuildError, RunLimits, describe_exit};
 pub use event::{BuildEvents, NoEvents, StepEnd, StepNumber};
 pub use exchange::{CacheImage, CacheImports, cache_image};
 pub use explain::{BaseName, CacheCause, CacheExplanation, FileChange, FilePart};

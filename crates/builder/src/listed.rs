@@ -299,6 +299,11 @@ impl ListedFiles {
         Ok((files.list.bytes(), files.list.entries()))
     }
 
+    /// Writes all of it into an empty folder. Blocking.
+    pub fn write_to(&self, folder: &Path, is_stopped: &dyn Fn() -> bool) -> Result<(), ListError> {
+        Ok(self.open()?.write_to(folder, &|_| true, is_stopped)?)
+    }
+
     /// Opens a file, links on the way followed inside the context. Blocking.
     pub fn open_path(&self, path: &str) -> Result<Box<dyn Read + Send>, ListError> {
         let path = text_of(path.as_bytes());

@@ -20,7 +20,7 @@ use crate::user::Identity;
 const HOSTNAME: &str = "refit";
 
 /// For images that set none.
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs the process and writes its layer.
 #[expect(clippy::too_many_arguments, reason = "all that a process is run with")]
@@ -133,7 +133,7 @@ fn environment(
 }
 
 /// Names of containers must differ on the whole machine while they run.
-fn unique_name(build: &str) -> String {
+pub(crate) fn unique_name(build: &str) -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
     let letter = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };

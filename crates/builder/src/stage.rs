@@ -1153,10 +1153,7 @@ impl<'a> Stage<'a> {
             Some(view) => Arc::clone(view),
             None => self.view_of(&self.image.layers).await?,
         };
-        let read = blocking(move || {
-            let file = |path| read_account_file(&*view, path);
-            Ok(Accounts::parse(&file("etc/passwd")?, &file("etc/group")?))
-        });
+        let read = blocking(move || read_accounts(&*view));
         read.await.map_err(|source: std::io::Error| {
             let doing = "read the image's users".to_owned();
             BuildError::Io { doing, source }
@@ -1264,6 +1261,12 @@ fn copy_error(mut error: CopyError, context: Option<&BuildContext>, at: Span) ->
 
 /// An account file is at most this large, in bytes.
 const ACCOUNT_FILE_MAX: u64 = 16 << 20;
+
+/// The users and groups of an image. Blocking.
+pub(crate) fn read_accounts(view: &dyn Tree) -> std::io::Result<Accounts> {
+    let file = |path| read_account_file(view, path);
+    Ok(Accounts::parse(&file("etc/passwd")?, &file("etc/group")?))
+}
 
 /// `/etc/passwd` or `/etc/group`; empty if the image has none.
 fn read_account_file(view: &dyn Tree, path: &str) -> std::io::Result<Vec<u8>> {
