@@ -15,7 +15,9 @@ use builder::{
 };
 use container::{Limits, Network};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName};
+use remote::Remote;
 use store::Catalog;
+use task::AliasImages;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{CacheExport, NamedCache, cache_of};
@@ -38,8 +40,12 @@ pub struct Engine {
     pub context_limits: ContextLimits,
     /// Bounds on each `RUN`.
     pub container_limits: Limits,
-    /// Whether the policy lets builds use the host's network.
+    /// Whether the policy lets builds and commands use the host's network.
     pub allow_host_network: bool,
+    /// Other registries, to push to.
+    pub remote: Remote,
+    /// The images of the aliases that task files have without saying so.
+    pub alias_images: AliasImages,
 }
 
 /// One run: for now, one build step.
@@ -139,10 +145,10 @@ pub trait RunEvents: BuildEvents {
     async fn image(&self, reference: Option<&str>, digest: &Digest);
 }
 
-/// How a run ended.
+/// How a run ended, and what it made.
 #[derive(Debug)]
-pub enum Outcome {
-    Succeeded(Box<Output>),
+pub enum Outcome<T = Output> {
+    Succeeded(Box<T>),
     /// By the user's doing; the text is rendered for people, with file and line.
     Failed {
         error: String,
@@ -204,7 +210,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    fn outcome(self) -> Outcome {
+    pub(crate) fn outcome<T>(self) -> Outcome<T> {
         match self {
             Self::User(error) => Outcome::Failed { error },
             Self::Ours(error) => Outcome::Error { error },
@@ -213,8 +219,20 @@ impl Failure {
         }
     }
 
-    /// Says what is meant: a context, or a platform.
-    fn of(self, what: impl std::fmt::Display) -> Self {
+    /// The sentence, without what comes in front of it and after it.
+    pub(crate) fn first_line(&self) -> &str {
+        match self {
+            Self::User(text) | Self::Ours(text) => {
+                let line = text.lines().next().unwrap_or_default();
+                line.strip_prefix("error: ").unwrap_or(line)
+            }
+            Self::Canceled => "it was canceled",
+            Self::Superseded => "another attempt has taken over",
+        }
+    }
+
+    /// Says what is meant: a context, a platform, a step.
+    pub(crate) fn of(self, what: impl std::fmt::Display) -> Self {
         let say = |text: String| match text.strip_prefix("error: ") {
             Some(text) => format!("error: {what}: {text}"),
             None => text,
@@ -236,7 +254,7 @@ impl Failure {
 }
 
 /// An error with its causes, and what to do about it.
-fn with_hint(error: &dyn std::error::Error, hint: Option<String>) -> String {
+pub(crate) fn with_hint(error: &dyn std::error::Error, hint: Option<String>) -> String {
     let mut text = format!("error: {error}");
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -288,8 +306,10 @@ async fn run(
         None => Loaded::empty(folder),
     };
     let named = load_named_contexts(&loader, step, workspace.path(), &loaded).await?;
-    let dockerfile = read_dockerfile(step, &loaded.files, engine.context_limits).await?;
-    let mut build = build_request(engine, request, loaded.files, named, dockerfile)?;
+    let text = read_dockerfile(step, &loaded.files, engine.context_limits).await?;
+    let (context, name) = context_options(engine, step, loaded.files)?;
+    let dockerfile = NamedDockerfile { name, text };
+    let mut build = build_request(engine, request, context, named, dockerfile);
     let repository = loaded.repository.map(|repository| {
         // What a commit holds is as old as the commit (architecture.md decision 12).
         build.source_date_epoch = build.source_date_epoch.or(Some(repository.time));
@@ -332,7 +352,7 @@ async fn run(
 }
 
 /// Builds for all platforms at once, and makes an index if there are several.
-async fn build_images(
+pub(crate) async fn build_images(
     engine: &Engine,
     request: &BuildRequest,
     step: &BuildStep,
@@ -393,12 +413,12 @@ async fn caches(
 }
 
 /// A run's own folder, gone when the run is.
-struct Workspace {
+pub(crate) struct Workspace {
     path: PathBuf,
 }
 
 impl Workspace {
-    fn create(parent: &Path, run: &str) -> std::io::Result<Self> {
+    pub(crate) fn create(parent: &Path, run: &str) -> std::io::Result<Self> {
         let safe = !run.is_empty() && run.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         if !safe {
             return Err(std::io::Error::other("the run's id is not a file name"));
@@ -412,12 +432,12 @@ impl Workspace {
         Ok(Self { path })
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-fn make_context_folder(path: &Path) -> std::io::Result<()> {
+pub(crate) fn make_context_folder(path: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().mode(0o755).create(path)
 }
 
@@ -530,22 +550,37 @@ pub(crate) async fn blocking<T: Send + 'static>(
 /// A Dockerfile is at most this large, in bytes.
 const DOCKERFILE_SIZE_MAX: u64 = 1 << 20;
 
-fn build_request(
+/// How a context is read, and what its Dockerfile is called.
+fn context_options(
     engine: &Engine,
-    request: &RunRequest,
-    context: ContextFiles,
-    named_contexts: BTreeMap<String, builder::NamedContext>,
-    dockerfile: String,
-) -> Result<BuildRequest, Failure> {
-    let step = &request.step;
+    step: &BuildStep,
+    files: ContextFiles,
+) -> Result<(ContextOptions, String), Failure> {
     let (path, name) = dockerfile_names(step)?;
-    let mut context = ContextOptions::of(context);
+    let mut context = ContextOptions::of(files);
     let only_travels = is_travel_name(&path) || clean_path(&name).as_ref() != Some(&path);
     context.dockerfile = clean_path(&name).or_else(|| Some(path.clone()));
     if only_travels {
         context.hidden.push(path);
     }
     context.entries_max = engine.context_limits.entries_max;
+    Ok((context, name))
+}
+
+/// A Dockerfile, and what it is called.
+pub(crate) struct NamedDockerfile {
+    pub(crate) name: String,
+    pub(crate) text: String,
+}
+
+pub(crate) fn build_request(
+    engine: &Engine,
+    request: &RunRequest,
+    context: ContextOptions,
+    named_contexts: BTreeMap<String, builder::NamedContext>,
+    dockerfile: NamedDockerfile,
+) -> BuildRequest {
+    let step = &request.step;
     let arguments = step.arguments.iter();
     let build_args: BTreeMap<_, _> =
         arguments.clone().map(|arg| (arg.name.clone(), arg.value.clone())).collect();
@@ -555,9 +590,9 @@ fn build_request(
     let mut limits = engine.container_limits.clone();
     limits.shm_size = options.shm_size.or(limits.shm_size);
     limits.ulimits.extend(options.ulimits.iter().cloned());
-    Ok(BuildRequest {
+    BuildRequest {
         name: request.run.clone(),
-        dockerfile_name: name,
+        dockerfile_name: dockerfile.name,
         context: Some(context),
         named_contexts,
         build_args,
@@ -577,8 +612,8 @@ fn build_request(
         compression: step.compression,
         force_compression: options.force_compression,
         source_date_epoch: step.source_date_epoch,
-        ..BuildRequest::new(dockerfile, request.now)
-    })
+        ..BuildRequest::new(dockerfile.text, request.now)
+    }
 }
 
 /// What images of one project have in common: the name without the tag.
@@ -590,7 +625,7 @@ fn project(image_name: &str) -> &str {
 }
 
 /// A relative path without `.` and `..`, or nothing.
-fn clean_path(path: &str) -> Option<String> {
+pub(crate) fn clean_path(path: &str) -> Option<String> {
     let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
     let inside = !path.starts_with('/') && !parts.is_empty() && !parts.contains(&"..");
     inside.then(|| parts.join("/"))
@@ -627,7 +662,10 @@ async fn read_dockerfile(
     let context = context.clone();
     let read = move || {
         let file = match &context {
-            ContextFiles::Folder(root) => open_in_folder(root, &path, &name)?,
+            ContextFiles::Folder(root) => {
+                let file = open_in_folder(root, &path);
+                Box::new(file.map_err(|error| cannot_open(&name, &error))?)
+            }
             ContextFiles::Listed { files, .. } => {
                 files.open_path(&path).map_err(|error| match error {
                     ListError::Io(error) => cannot_open(&name, &error),
@@ -647,17 +685,16 @@ fn cannot_open(name: &str, error: &std::io::Error) -> Failure {
     }
 }
 
-fn open_in_folder(root: &Path, path: &str, name: &str) -> Result<Box<dyn Read + Send>, Failure> {
+/// Opens a file of a folder. Links are followed inside the folder only.
+pub(crate) fn open_in_folder(root: &Path, path: &str) -> std::io::Result<std::fs::File> {
     use rustix::fs::{Mode, OFlags, ResolveFlags};
-    let root = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| Failure::ours(&errno))?;
+    let root = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = rustix::fs::openat2(&root, path, flags, Mode::empty(), inside);
-    let file = std::fs::File::from(file.map_err(|errno| cannot_open(name, &errno.into()))?);
-    match file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        true => Ok(Box::new(file)),
-        false => Err(no_dockerfile(name, "it is not a file")),
+    let file = std::fs::File::from(rustix::fs::openat2(&root, path, flags, Mode::empty(), inside)?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(std::io::Error::other("it is not a file")),
     }
 }
 

@@ -1,7 +1,8 @@
 //! One run, from its context to what it publishes.
 //!
 //! A run has a workspace folder, a time-out, a cancel token and receivers for what it says.
-//! Here it is one build step: bring the context, build, publish. Start with [`execute()`].
+//! It is one build ([`execute()`]: bring the context, build, publish), or the steps of a task
+//! ([`execute_task`]).
 //! Beside it stands [`import()`], which publishes what was built elsewhere.
 //!
 //! Invariants:
@@ -19,6 +20,7 @@ mod layout;
 mod name;
 mod platforms;
 mod publish;
+mod steps;
 mod unpack;
 
 pub use builder::{ContextLimits, ContextList, ListError};
@@ -36,4 +38,5 @@ pub use layout::{LayoutError, store_layout};
 pub use name::{Destination, NameError};
 pub use platforms::BuiltImages;
 pub use publish::{Lease, Publication, PublishError, publish};
+pub use steps::{PushedImage, SetValue, StepCost, TaskOutput, TaskRequest, TaskText, execute_task};
 pub use unpack::{UnpackError, Unpacked, unpack};

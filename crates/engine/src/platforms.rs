@@ -9,7 +9,7 @@ use builder::{
 };
 use bytes::Bytes;
 use container::Stream;
-use oci::{Descriptor, Platform};
+use oci::{Descriptor, Digest, Platform};
 
 /// An image, or one for each platform with the index over them.
 #[derive(Debug)]
@@ -29,6 +29,15 @@ impl BuiltImages {
         }
     }
 
+    /// What its manifests name.
+    pub(crate) fn blobs(&self) -> BTreeSet<Digest> {
+        let of = |image: &Built| {
+            let layers = image.layers.iter().map(|layer| layer.descriptor.digest.clone());
+            layers.chain([image.record.output.config.clone()]).collect::<Vec<_>>()
+        };
+        self.images.iter().flat_map(of).collect()
+    }
+
     /// What all of it cost together.
     pub fn cost(&self) -> BuildCost {
         let mut sum = BuildCost::default();
@@ -36,7 +45,7 @@ impl BuiltImages {
             let mut cost = image.cost.clone();
             if self.index.is_some() {
                 for step in &mut cost.steps {
-                    step.name = on_platform(&step.name, &image.platform);
+                    step.name = named(&step.name, &image.platform);
                 }
             }
             sum.add_concurrent(cost);
@@ -45,11 +54,11 @@ impl BuiltImages {
     }
 }
 
-/// The name of a step with the platform that it is for: `[linux/arm64 build 2/5] RUN make`.
-fn on_platform(name: &str, platform: &Platform) -> String {
+/// The name of a step with what it is for, such as a platform: `[linux/arm64 build 2/5] RUN make`.
+pub(crate) fn named(name: &str, of: &impl std::fmt::Display) -> String {
     match name.strip_prefix('[') {
-        Some(rest) => format!("[{platform} {rest}"),
-        None => format!("[{platform}] {name}"),
+        Some(rest) => format!("[{of} {rest}"),
+        None => format!("[{of}] {name}"),
     }
 }
 
@@ -76,7 +85,7 @@ impl PlatformEvents<'_> {
 #[async_trait]
 impl BuildEvents for PlatformEvents<'_> {
     async fn step_started(&self, step: StepNumber, name: &str) {
-        let name = on_platform(name, self.platform);
+        let name = named(name, self.platform);
         self.events.step_started(self.number(step), &name).await;
     }
 

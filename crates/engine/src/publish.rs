@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use builder::{Built, CacheImage};
+use builder::CacheImage;
 use bytes::Bytes;
 use oci::{Descriptor, Digest, Manifest, RegistryName};
 use store::{Catalog, Cause, Expected, NewManifest, StoreError};
@@ -16,6 +16,12 @@ use crate::{BuiltImages, Destination, NamedCache};
 pub trait Lease: Send + Sync {
     /// Whether this attempt is still the one that may publish.
     async fn holds(&self) -> bool;
+
+    /// The same, asked before the first step of a task: from then on something outside may have
+    /// seen this attempt.
+    async fn begin_steps(&self) -> bool {
+        self.holds().await
+    }
 }
 
 /// Where a built image goes.
@@ -62,7 +68,7 @@ pub async fn publish(
     let is_one_write = (manifests.len(), repositories.len(), publication.caches.len()) == (1, 1, 0);
     if !is_one_write {
         let of_caches = publication.caches.iter().flat_map(|cache| cache_blobs(&cache.image));
-        let held: Vec<Digest> = blobs_of(built).into_iter().chain(of_caches.cloned()).collect();
+        let held: Vec<Digest> = built.blobs().into_iter().chain(of_caches.cloned()).collect();
         catalog.lease_blobs(&owner, &held, UNNAMED_KEEP).await?;
     }
     if publication.names.is_empty() {
@@ -170,16 +176,8 @@ async fn keep_unnamed(
 }
 
 /// The manifests of the images; last, if there is one, the index, which needs the others.
-fn manifests_of(built: &BuiltImages) -> Vec<(&Descriptor, Bytes)> {
+pub(crate) fn manifests_of(built: &BuiltImages) -> Vec<(&Descriptor, Bytes)> {
     let images = built.images.iter().map(|image| (&image.descriptor, image.manifest.clone()));
     let index = built.index.iter().map(|index| (&index.descriptor, index.bytes.clone()));
     images.chain(index).collect()
-}
-
-fn blobs_of(built: &BuiltImages) -> BTreeSet<Digest> {
-    let of = |image: &Built| {
-        let layers = image.layers.iter().map(|layer| layer.descriptor.digest.clone());
-        layers.chain([image.record.output.config.clone()]).collect::<Vec<_>>()
-    };
-    built.images.iter().flat_map(of).collect()
 }

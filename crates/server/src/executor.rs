@@ -2,6 +2,7 @@
 
 mod copies;
 mod events;
+mod tasks;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -97,6 +98,8 @@ pub(crate) async fn build(
         context_limits: context_limits(settings),
         container_limits: limits.clone(),
         allow_host_network: settings.build.allow_host_network,
+        remote: state.remote.clone(),
+        alias_images: settings.tasks.alias_images.clone(),
     };
     let engines = state.registries.iter().map(|(registry, _)| (registry.clone(), engine(registry)));
     let (engines, agents) = (engines.collect(), state.agents.clone());
@@ -194,16 +197,13 @@ impl Executor for BuildExecutor {
             let message = format!("registry `{}` is not served any more", run.registry);
             return Outcome::of(End::Error(message));
         };
+        let build = match &run.request {
+            control::RunRequest::Build(build) => build,
+            control::RunRequest::Task(task) => return tasks::execute(engine, attempt, task).await,
+        };
         if let Err(error) = attempt.running().await {
             return Outcome::of(End::Error(error.to_string()));
         }
-        let build = match &run.request {
-            control::RunRequest::Build(build) => build,
-            control::RunRequest::Task(_) => {
-                let message = "tasks are not executed by this server";
-                return Outcome::of(End::Error(message.into()));
-            }
-        };
         let mut request = match run_request(attempt, build) {
             Ok(request) => request,
             Err(message) => return Outcome::of(End::Error(message)),
@@ -211,23 +211,29 @@ impl Executor for BuildExecutor {
         request.step.options.ssh_agents = Some(self.agents.of(run));
         let events = LogEvents::new(attempt.log.clone());
         let lease = AttemptLease(attempt);
-        match engine::execute(engine, &request, &events, &lease, &attempt.cancel).await {
-            engine::Outcome::Succeeded(output) => succeeded(engine, &output),
-            engine::Outcome::Failed { error } => Outcome::of(End::Failed(sentence(error))),
-            engine::Outcome::Error { error } => Outcome::of(End::Error(sentence(error))),
-            engine::Outcome::Canceled => Outcome::of(End::Canceled),
-            engine::Outcome::TimedOut => {
-                Outcome::of(End::Error("the run reached its time limit".into()))
-            }
-            engine::Outcome::Superseded => {
-                Outcome::of(End::Error("another attempt has taken over".into()))
-            }
-        }
+        let outcome = engine::execute(engine, &request, &events, &lease, &attempt.cancel).await;
+        outcome_of(outcome, |output| succeeded(engine, output))
     }
 
     async fn idle(&self) {
         if let Some(runtime) = &self.runtime {
             runtime.idle().await;
+        }
+    }
+}
+
+/// How an attempt ended, in the queue's words.
+fn outcome_of<T>(outcome: engine::Outcome<T>, succeeded: impl FnOnce(&T) -> Outcome) -> Outcome {
+    match outcome {
+        engine::Outcome::Succeeded(output) => succeeded(&output),
+        engine::Outcome::Failed { error } => Outcome::of(End::Failed(sentence(error))),
+        engine::Outcome::Error { error } => Outcome::of(End::Error(sentence(error))),
+        engine::Outcome::Canceled => Outcome::of(End::Canceled),
+        engine::Outcome::TimedOut => {
+            Outcome::of(End::Error("the run reached its time limit".into()))
+        }
+        engine::Outcome::Superseded => {
+            Outcome::of(End::Error("another attempt has taken over".into()))
         }
     }
 }
@@ -370,5 +376,9 @@ struct AttemptLease<'a>(&'a Attempt);
 impl Lease for AttemptLease<'_> {
     async fn holds(&self) -> bool {
         matches!(self.0.confirm().await, Ok(Ok(())))
+    }
+
+    async fn begin_steps(&self) -> bool {
+        self.0.running().await.is_ok() && self.holds().await
     }
 }

@@ -31,6 +31,7 @@ mod to_api;
 pub use app::{App, Embedded, ServeError, embedded, serve};
 pub use settings::{
     BuildSettings, LimitSettings, NetworkSettings, Problem, RegistrySettings, Secret,
-    ServerSettings, Settings, SettingsError, Sources, StoreSettings, TlsSettings, UpstreamSettings,
+    ServerSettings, Settings, SettingsError, Sources, StoreSettings, TaskSettings, TlsSettings,
+    UpstreamSettings,
 };
 pub use store::socket_path;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use container::ExternalRuntime;
 use oci::{Compression, RegistryName, RepositoryName};
 use remote::Network;
+use task::AliasImages;
 
 pub use resolve::{Problem, SettingsError, Sources};
 
@@ -24,6 +25,7 @@ pub struct Settings {
     pub server: ServerSettings,
     pub store: StoreSettings,
     pub build: BuildSettings,
+    pub tasks: TaskSettings,
     pub network: NetworkSettings,
     pub limits: LimitSettings,
     /// Never empty.
@@ -91,6 +93,12 @@ pub struct BuildSettings {
     pub cache_mounts_size_max: u64,
     /// Of new layers, in builds that ask for nothing else.
     pub compression: Compression,
+}
+
+#[derive(Debug, Clone)]
+pub struct TaskSettings {
+    /// What stands for the tools that task files name without a registry.
+    pub alias_images: AliasImages,
 }
 
 #[derive(Debug, Clone)]

@@ -97,7 +97,8 @@ impl Warnings {
 }
 
 impl TaskError {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
+    /// An error of the file as a whole.
+    pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), hint: None, at: None, line: None }
     }
 
@@ -105,7 +106,9 @@ impl TaskError {
         Self { at: (at.line > 0).then_some(at), ..Self::new(message) }
     }
 
-    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
+    /// The same with what the user can do about it.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }

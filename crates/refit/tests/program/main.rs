@@ -30,6 +30,7 @@ mod run;
 mod scrub;
 mod serve;
 mod ssh;
+mod steps;
 mod task;
 mod upload;
 mod version;

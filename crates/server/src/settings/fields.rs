@@ -163,6 +163,34 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "tasks",
+        about: "How steps of task files are executed.",
+        named: None,
+        fields: &[
+            text(
+                "acr_image",
+                "mcr.microsoft.com/acr/acr-cli:0.14",
+                "The image that `acr` stands for.",
+            ),
+            text(
+                "az_image",
+                "mcr.microsoft.com/azure-cli:latest",
+                "The image that `az` stands for.",
+            ),
+            text("bash_image", "docker.io/library/bash:5", "The image that `bash` stands for."),
+            text(
+                "curl_image",
+                "docker.io/curlimages/curl:latest",
+                "The image that `curl` stands for.",
+            ),
+            text(
+                "cssc_image",
+                "mcr.microsoft.com/acr/cssc:latest",
+                "The image that `cssc` stands for.",
+            ),
+        ],
+    },
+    Section {
         name: "network",
         about: "The network of containers.",
         named: None,

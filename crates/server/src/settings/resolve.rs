@@ -10,11 +10,13 @@ use std::time::Duration;
 use container::ExternalRuntime;
 use oci::{Compression, CompressionFormat, RegistryName, RepositoryName};
 use remote::Network;
+use task::AliasImages;
 
 use super::fields::{FOREIGN_VARIABLES, Field, Kind, SECTIONS, Section, nearest, section};
+
 use super::{
     BuildSettings, LimitSettings, NetworkSettings, RegistrySettings, Secret, ServerSettings,
-    Settings, StoreSettings, TlsSettings, UpstreamSettings, units,
+    Settings, StoreSettings, TaskSettings, TlsSettings, UpstreamSettings, units,
 };
 
 /// A settings file larger than this is a mistake.
@@ -262,11 +264,12 @@ impl Layers {
         let network = NetworkSettings {
             subnet: self.at("network", "").parsed("subnet", subnet, "10.213.0.0/16".into()),
         };
+        let tasks = TaskSettings { alias_images: self.alias_images() };
         let limits = self.limits();
         let registries = self.registries();
         let upstreams = self.upstreams();
         self.render(&server.data, &mut rendered);
-        Settings { server, store, build, network, limits, registries, upstreams, rendered }
+        Settings { server, store, build, tasks, network, limits, registries, upstreams, rendered }
     }
 
     fn server(&mut self, sources: &Sources) -> ServerSettings {
@@ -345,6 +348,24 @@ impl Layers {
             copy_keep: at.duration("copy_keep"),
             log_keep: at.duration("log_keep"),
             run_keep: at.duration("run_keep"),
+        }
+    }
+
+    fn alias_images(&mut self) -> AliasImages {
+        let mut at = self.at("tasks", "");
+        let mut image = |key: &str| {
+            let name = |text: &str| match text.parse::<oci::Reference>() {
+                Ok(_) => Ok(text.to_owned()),
+                Err(error) => Err(error.to_string()),
+            };
+            at.parsed(key, name, String::new())
+        };
+        AliasImages {
+            acr: image("acr_image"),
+            az: image("az_image"),
+            bash: image("bash_image"),
+            curl: image("curl_image"),
+            cssc: image("cssc_image"),
         }
     }
 

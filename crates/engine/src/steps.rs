@@ -1,0 +1,600 @@
+//! A run of a task: its steps, each as soon as those it waits for are done.
+//!
+//! What may start is decided by [`schedule`]; this module brings what all steps share (the
+//! workspace with the context, the task file, volumes) and sees the steps to their end.
+
+mod attempts;
+mod build;
+mod cmd;
+mod command_line;
+mod events;
+mod images;
+mod push;
+mod schedule;
+mod workspace;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use builder::{Builder, ContextFiles, RecordedRepository};
+use container::{PeerNetwork, Private};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
+use oci::{Digest, Platform, RepositoryName, Tag};
+use remote::Download;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use task::{
+    Action, AliasSource, ExpandedFile, RunDefaults, RunVariables, SecretText, Seed, Step, Task,
+    TaskError, TaskFile, Values, Variables,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::context::{ContextLoader, ContextSource, list_failure};
+use crate::execute::{Engine, Failure, Outcome, RunEvents, Workspace, blocking};
+use crate::platforms::BuiltImages;
+use crate::publish::{Lease, abandon};
+use cmd::VolumeFiles;
+use events::Numbers;
+use images::RunImages;
+use schedule::{Schedule, StepState};
+use workspace::read_text;
+
+/// Where the home folder of all steps is in containers.
+const HOME: &str = "/acb/home";
+/// A task file has at most this many bytes, and so has a file of values or of aliases.
+const FILE_SIZE_MAX: u64 = 1 << 20;
+/// How long an address with aliases may take to answer (task-yaml.md section 5.1).
+const ALIASES_TIMEOUT: Duration = Duration::from_secs(2);
+/// Steps that go on at once, for each processor.
+const STEPS_PER_CPU: usize = 4;
+/// How long steps may take to end when they are told to.
+const END_WAIT: Duration = Duration::from_secs(10);
+/// How long images of a run are kept that nothing else keeps.
+const IMAGES_KEEP: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A task to run.
+#[derive(Debug, Clone)]
+pub struct TaskRequest {
+    /// The run's id.
+    pub run: String,
+    /// The name of the stored task; empty: there is none.
+    pub task_name: String,
+    pub file: TaskText,
+    pub values_file: Option<TaskText>,
+    pub values: Vec<SetValue>,
+    /// `None`: an empty workspace.
+    pub context: Option<ContextSource>,
+    pub platform: Platform,
+    /// Bound on all of it, from now on.
+    pub timeout: Duration,
+    /// Seconds since 1970.
+    pub now: i64,
+}
+
+/// A text of the request, or where it is in the context.
+#[derive(Clone, PartialEq, Eq)]
+pub enum TaskText {
+    Inline(String),
+    InContext(String),
+}
+
+/// The path only: a text may hold what is nobody's business.
+impl std::fmt::Debug for TaskText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inline(text) => write!(f, "{} bytes", text.len()),
+            Self::InContext(path) => f.write_str(path),
+        }
+    }
+}
+
+/// A value that is set for the run.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SetValue {
+    pub name: String,
+    pub value: String,
+    pub secret: bool,
+}
+
+impl std::fmt::Debug for SetValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let value = if self.secret { "***" } else { &self.value };
+        write!(f, "{}={value}", self.name)
+    }
+}
+
+/// What a run of a task has made.
+#[derive(Debug, Default)]
+pub struct TaskOutput {
+    /// In the order in which they were pushed.
+    pub pushed: Vec<PushedImage>,
+    /// The git repository that was the context.
+    pub repository: Option<RecordedRepository>,
+    /// What each step took.
+    pub steps: Vec<StepCost>,
+}
+
+/// An image that a run has pushed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushedImage {
+    /// `None`: the run's own registry.
+    pub host: Option<String>,
+    pub repository: RepositoryName,
+    pub tag: Option<Tag>,
+    pub digest: Digest,
+}
+
+/// How a step ended, and how long it took.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepCost {
+    pub id: String,
+    /// `successful`, `failed` or `skipped`.
+    pub state: &'static str,
+    pub milliseconds: u64,
+}
+
+/// Runs a task to its end. When this returns its containers are gone and its workspace is removed;
+/// soon after, if it was canceled, took too long or was dropped.
+pub async fn execute_task(
+    engine: &Engine,
+    request: &TaskRequest,
+    events: &dyn RunEvents,
+    lease: &dyn Lease,
+    cancel: &CancellationToken,
+) -> Outcome<TaskOutput> {
+    // Fires also when this future is dropped: blocking threads look at it.
+    let stop = cancel.child_token();
+    let _stop_at_end = stop.clone().drop_guard();
+    let work = run(engine, request, events, lease, &stop);
+    let outcome = tokio::select! {
+        outcome = tokio::time::timeout(request.timeout, work) => match outcome {
+            Ok(Ok(output)) => Outcome::Succeeded(Box::new(output)),
+            Ok(Err(failure)) => failure.outcome(),
+            Err(_) => Outcome::TimedOut,
+        },
+        () = cancel.cancelled() => Outcome::Canceled,
+    };
+    if lease.holds().await {
+        abandon(&engine.catalog, &engine.registry, &request.run).await;
+        release_images(engine, &request.run).await;
+    }
+    outcome
+}
+
+/// What the steps of a run share.
+struct TaskContext<'a> {
+    /// Its builder sees the images of the run.
+    engine: Engine,
+    images: Arc<RunImages>,
+    request: &'a TaskRequest,
+    workspace: PathBuf,
+    home: PathBuf,
+    volumes: BTreeMap<&'a str, VolumeFiles>,
+    /// In which containers reach each other, by name. They are gone when this is.
+    networks: BTreeMap<&'a str, PeerNetwork>,
+    events: &'a dyn RunEvents,
+    numbers: &'a Numbers,
+    lease: &'a dyn Lease,
+    /// Ends all that runs.
+    kill: CancellationToken,
+    pushed: Mutex<Vec<PushedImage>>,
+}
+
+impl TaskContext<'_> {
+    fn note_pushed(&self, image: PushedImage) {
+        self.pushed.lock().unwrap_or_else(PoisonError::into_inner).push(image);
+    }
+
+    /// Keeps an image from being collected while the run goes on.
+    async fn keep(&self, built: &BuiltImages) -> Result<(), Failure> {
+        let owner = images_owner(&self.engine, &self.request.run);
+        let blobs: BTreeSet<Digest> = built.blobs();
+        let blobs: Vec<Digest> = blobs.into_iter().collect();
+        let kept = self.engine.catalog.lease_blobs(&owner, &blobs, IMAGES_KEEP).await;
+        kept.map_err(|error| Failure::ours(&error))
+    }
+}
+
+fn images_owner(engine: &Engine, run: &str) -> String {
+    format!("images/{}/{run}", engine.registry)
+}
+
+async fn release_images(engine: &Engine, run: &str) {
+    let owner = images_owner(engine, run);
+    if let Err(error) = engine.catalog.release_leases(&owner).await {
+        tracing::warn!(%error, owner, "leases not released; they end within a day");
+    }
+}
+
+async fn run(
+    engine: &Engine,
+    request: &TaskRequest,
+    events: &dyn RunEvents,
+    lease: &dyn Lease,
+    stop: &CancellationToken,
+) -> Result<TaskOutput, Failure> {
+    let workspace = Workspace::create(&engine.workspaces, &request.run).map_err(|error| {
+        tracing::error!(%error, run = request.run, "could not make a workspace");
+        Failure::ours(&error)
+    })?;
+    let root = workspace.path().join("context");
+    let home = workspace.path().join("home");
+    std::fs::create_dir(&home).map_err(|error| Failure::ours(&error))?;
+    let repository = load(engine, request, root.clone(), events, stop).await?;
+    let reader =
+        TaskReader { engine, request, root: root.clone(), repository: repository.as_ref() };
+    let task = reader.read(events).await?;
+    let volumes = volumes(&task)?;
+    let networks = networks(engine, &task, events).await?;
+    let images = Arc::new(RunImages::new(Arc::clone(&engine.builder.images), engine.own.clone()));
+    let builder = Builder { images: Arc::clone(&images) as _, ..Builder::clone(&engine.builder) };
+    let context = TaskContext {
+        engine: Engine { builder: Arc::new(builder), ..engine.clone() },
+        images,
+        request,
+        workspace: root,
+        home,
+        volumes,
+        networks,
+        events,
+        numbers: &Numbers::default(),
+        lease,
+        kill: stop.child_token(),
+        pushed: Mutex::default(),
+    };
+    if !lease.begin_steps().await {
+        return Err(Failure::Superseded);
+    }
+    let steps = run_steps(&context, &task).await?;
+    let pushed =
+        std::mem::take(&mut *context.pushed.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(TaskOutput { pushed, repository, steps })
+}
+
+/// Brings the context into the workspace.
+async fn load(
+    engine: &Engine,
+    request: &TaskRequest,
+    root: PathBuf,
+    events: &dyn RunEvents,
+    stop: &CancellationToken,
+) -> Result<Option<RecordedRepository>, Failure> {
+    let Some(source) = &request.context else { return Ok(None) };
+    let loader = ContextLoader { engine, no_cache: false, events, stop };
+    let loaded = loader.load(source, root.clone(), engine.context_limits).await?;
+    if let ContextFiles::Listed { files, .. } = loaded.files {
+        let (limits, stop) = (engine.context_limits, stop.clone());
+        let written = blocking(move || files.write_to(&root, &|| stop.is_cancelled())).await?;
+        written.map_err(|error| list_failure(error, limits))?;
+    }
+    Ok(loaded.repository.map(|repository| repository.record))
+}
+
+/// Makes a task of its file.
+struct TaskReader<'a> {
+    engine: &'a Engine,
+    request: &'a TaskRequest,
+    root: PathBuf,
+    repository: Option<&'a RecordedRepository>,
+}
+
+impl TaskReader<'_> {
+    async fn read(&self, events: &dyn RunEvents) -> Result<Task, Failure> {
+        let name = match &self.request.file {
+            TaskText::Inline(_) => "the task file",
+            TaskText::InContext(path) => path,
+        };
+        let text = self.text(&self.request.file, "the task file").await?;
+        let show = |error: TaskError| Failure::User(error.render(name, &text));
+        let variables = self.variables().await?;
+        let file = TaskFile::read(&text, &variables).map_err(show)?;
+        if !file.alias_sources().is_empty() {
+            events.message("Loading alias sources").await;
+        }
+        let sources = self.aliases(file.alias_sources()).await?;
+        let file = file.expand(&sources, &self.engine.alias_images, &variables).map_err(show)?;
+        refuse_vaults(&file, &variables).map_err(show)?;
+        let file = file.render(&variables, &task::Secrets::new()).map_err(show)?;
+        let (task, warnings) = file.task(&RunDefaults::default()).map_err(show)?;
+        for warning in &warnings {
+            events
+                .warning(
+                    warning.render_warning(name, &text).trim_start_matches("warning: ").trim_end(),
+                )
+                .await;
+        }
+        Ok(task)
+    }
+
+    async fn text(&self, text: &TaskText, what: &'static str) -> Result<String, Failure> {
+        match text {
+            TaskText::Inline(text) => Ok(text.clone()),
+            TaskText::InContext(path) => {
+                let (root, path) = (self.root.clone(), path.clone());
+                blocking(move || read_text(&root, &path, what, FILE_SIZE_MAX)).await?
+            }
+        }
+    }
+
+    async fn variables(&self) -> Result<Variables, Failure> {
+        let request = self.request;
+        let user = |error: TaskError| Failure::User(error.render("the values", ""));
+        let mut values = Values::default();
+        if let Some(file) = &request.values_file {
+            let text = self.text(file, "the values file").await?;
+            values = Values::from_file(&text).map_err(user)?;
+        }
+        for SetValue { name, value, secret } in &request.values {
+            let set = match secret {
+                true => values.set_secret(name, &SecretText::new(value)),
+                false => values.set_value(name, value),
+            };
+            set.map_err(user)?;
+        }
+        let engine = self.engine;
+        let started = jiff::Timestamp::from_second(request.now).unwrap_or_default();
+        let run = RunVariables {
+            id: request.run.clone(),
+            registry: engine.own.host(&engine.registry).unwrap_or_default().to_owned(),
+            started,
+            commit: self.repository.map(|from| from.commit.clone()).unwrap_or_default(),
+            branch: self.repository.and_then(|from| from.branch.clone()).unwrap_or_default(),
+            task_name: request.task_name.clone(),
+            shared_volume: format!("workspace_{}", request.run),
+            os: request.platform.os.clone(),
+            architecture: request.platform.architecture.clone(),
+            ..RunVariables::default()
+        };
+        Ok(Variables { run, values, now: started, seed: seed()? })
+    }
+
+    async fn aliases(
+        &self,
+        sources: &[AliasSource],
+    ) -> Result<BTreeMap<AliasSource, String>, Failure> {
+        let mut loaded = BTreeMap::new();
+        for source in sources {
+            let text = match source {
+                AliasSource::File(path) => {
+                    let (root, path) = (self.root.clone(), path.clone());
+                    blocking(move || read_text(&root, &path, "the alias file", FILE_SIZE_MAX))
+                        .await??
+                }
+                AliasSource::Url(address) => self.fetch(address).await?,
+            };
+            loaded.insert(source.clone(), text);
+        }
+        Ok(loaded)
+    }
+
+    async fn fetch(&self, address: &str) -> Result<String, Failure> {
+        let builder = &self.engine.builder;
+        let download = Download { address, known: None, expected: None };
+        let fetch = builder.downloads.fetch(&download, &*builder.blobs, &|_| ());
+        // Without what may be secret in it.
+        let shown = builder::Address::new(address).map(|address| address.to_string());
+        let user = |reason: String| {
+            let shown = shown.as_deref().unwrap_or_default();
+            Failure::User(format!("error: the aliases at `{shown}` cannot be had: {reason}"))
+        };
+        let Ok(fetched) = tokio::time::timeout(ALIASES_TIMEOUT, fetch).await else {
+            return Err(user(format!("no answer within {} s", ALIASES_TIMEOUT.as_secs())));
+        };
+        let fetched = fetched.map_err(|error| user(error.to_string()))?;
+        let Some(fetched) = fetched else { unreachable!("only what is known can be unchanged") };
+        if fetched.size > FILE_SIZE_MAX {
+            return Err(user(format!("they have more than {FILE_SIZE_MAX} bytes")));
+        }
+        let reader = builder.blobs.open(&fetched.digest, 0).await;
+        let mut reader = reader.map_err(|error| Failure::ours(&error))?.into_blocking();
+        let read = move || {
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut reader, &mut bytes).map(|_| bytes)
+        };
+        let bytes = blocking(read).await?.map_err(|error| Failure::ours(&error))?;
+        String::from_utf8(bytes).map_err(|_| user("they are not UTF-8 text".to_owned()))
+    }
+}
+
+/// What random texts of templates begin from.
+fn seed() -> Result<Seed, Failure> {
+    let mut seed = [0; 32];
+    let filled = SystemRandom::new().fill(&mut seed);
+    filled.map_err(|_| Failure::ours(&std::io::Error::other("the machine has no randomness")))?;
+    Ok(Seed(seed))
+}
+
+fn refuse_vaults(file: &ExpandedFile, variables: &Variables) -> Result<(), TaskError> {
+    match file.secrets(variables)?.first() {
+        None => Ok(()),
+        Some(secret) => {
+            let message =
+                format!("secret `{}` is in a key vault, and this server knows none", secret.id);
+            Err(TaskError::new(message)
+                .with_hint("give it with the run: `--set-secret NAME=VALUE`"))
+        }
+    }
+}
+
+/// The files of all volumes. A text that is not Base64 is found here.
+fn volumes(task: &Task) -> Result<BTreeMap<&str, VolumeFiles>, Failure> {
+    let mut volumes = BTreeMap::new();
+    for volume in &task.volumes {
+        let files = volume.files();
+        let files = files.map_err(|error| Failure::User(error.render("the task file", "")))?;
+        let file = |(name, bytes): (&str, Vec<u8>)| (name.to_owned(), Private::new(&bytes));
+        volumes.insert(volume.name.as_str(), files.into_iter().map(file).collect());
+    }
+    Ok(volumes)
+}
+
+/// Makes the networks of a task, those apart that no command uses.
+async fn networks<'a>(
+    engine: &Engine,
+    task: &'a Task,
+    events: &dyn RunEvents,
+) -> Result<BTreeMap<&'a str, PeerNetwork>, Failure> {
+    let mut networks = BTreeMap::new();
+    let Some(runtime) = &engine.builder.runtime else { return Ok(networks) };
+    let used: BTreeSet<&str> = (task.steps.iter())
+        .filter_map(|step| match &step.action {
+            Action::Cmd(cmd) => cmd.container.network.as_deref(),
+            Action::Build(_) | Action::Push(_) => None,
+        })
+        .collect();
+    for network in task.networks.iter().filter(|network| !network.skip_creation) {
+        events.message(&format!("Creating network: {}", network.name)).await;
+        if used.contains(network.name.as_str()) {
+            let made = runtime.peer_network().await;
+            networks.insert(network.name.as_str(), made.map_err(|error| Failure::ours(&error))?);
+        }
+    }
+    Ok(networks)
+}
+
+/// A step's work, or a process that goes on while other steps do.
+type Work<'c> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'c>>;
+
+/// How a step is done with.
+enum Done<'c> {
+    Ended,
+    /// Its container has started and is not waited for.
+    Detached(Work<'c>),
+}
+
+/// Sees all steps to their end, or the run to its first failure.
+async fn run_steps<'c>(
+    context: &'c TaskContext<'_>,
+    task: &'c Task,
+) -> Result<Vec<StepCost>, Failure> {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut schedule = Schedule::new(&task.graph, cpus * STEPS_PER_CPU);
+    let mut took = vec![Duration::ZERO; task.steps.len()];
+    let mut running = FuturesUnordered::new();
+    let mut services = FuturesUnordered::new();
+    let mut failure = None;
+    while failure.is_none() {
+        for number in schedule.take_ready() {
+            let started = Instant::now();
+            let step = async move {
+                let result = run_step(context, &task.steps[number]).await;
+                (number, result, started.elapsed())
+            };
+            running.push(step.boxed());
+        }
+        let (number, result, elapsed) = tokio::select! {
+            ended = running.next() => match ended {
+                Some(ended) => ended,
+                None => break,
+            },
+            // How a service ends is nobody's business.
+            Some(_) = services.next(), if !services.is_empty() => continue,
+        };
+        took[number] = elapsed;
+        schedule.record(number, result.is_ok());
+        match result {
+            Ok(Done::Ended) => (),
+            Ok(Done::Detached(service)) => services.push(service),
+            Err(error) => failure = Some(error),
+        }
+    }
+    context.kill.cancel();
+    let rest = async {
+        while running.next().await.is_some() {}
+        while services.next().await.is_some() {}
+    };
+    if tokio::time::timeout(END_WAIT, rest).await.is_err() {
+        tracing::warn!(run = context.request.run, "steps did not end when they were told to");
+    }
+    let costs = task.steps.iter().zip(took).enumerate().map(|(number, (step, took))| StepCost {
+        id: step.id.clone(),
+        state: match schedule.state(number) {
+            StepState::Skipped => "skipped",
+            StepState::InProgress => "inprogress",
+            StepState::Successful => "successful",
+            StepState::Failed => "failed",
+        },
+        milliseconds: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+    });
+    match failure {
+        None => Ok(costs.collect()),
+        Some(failure) => Err(failure),
+    }
+}
+
+/// One step, with the lines of the log about it.
+async fn run_step<'c>(context: &'c TaskContext<'_>, step: &'c Step) -> Result<Done<'c>, Failure> {
+    tokio::time::sleep(step.start_delay).await;
+    let id = &step.id;
+    context.events.message(&introduction(step)).await;
+    let started = Instant::now();
+    let result = act(context, step).await;
+    let failure = match result {
+        Ok(done) => {
+            say_end(context, id, "successful", started).await;
+            return Ok(done);
+        }
+        Err(failure @ (Failure::Canceled | Failure::Superseded)) => return Err(failure),
+        Err(failure) => failure.of(format_args!("step `{id}`")),
+    };
+    if step.ignore_errors {
+        let text = format!("{} (ignored)", failure.first_line());
+        context.events.warning(&text).await;
+        say_end(context, id, "successful", started).await;
+        return Ok(Done::Ended);
+    }
+    say_end(context, id, "failed", started).await;
+    Err(failure)
+}
+
+async fn say_end(context: &TaskContext<'_>, id: &str, state: &str, started: Instant) {
+    let seconds = started.elapsed().as_secs_f64();
+    let text = format!("Step ID: {id} marked as {state} (elapsed time in seconds: {seconds:.3})");
+    context.events.message(&text).await;
+}
+
+fn introduction(step: &Step) -> String {
+    let container = match &step.action {
+        Action::Build(build) => Some(&build.container),
+        Action::Cmd(cmd) => Some(&cmd.container),
+        Action::Push(_) => None,
+    };
+    let folder = container.and_then(|container| container.working_directory.as_deref());
+    let network = container.and_then(|container| container.network.as_deref());
+    format!(
+        "Executing step ID: {}. Timeout(sec): {}, Working directory: '{}', Network: '{}'",
+        step.id,
+        step.timeout.as_secs(),
+        folder.unwrap_or_default(),
+        network.unwrap_or_default(),
+    )
+}
+
+/// What the step is there for.
+async fn act<'c>(context: &'c TaskContext<'_>, step: &'c Step) -> Result<Done<'c>, Failure> {
+    match &step.action {
+        Action::Build(build) => build::execute(context, step, build).await?,
+        Action::Cmd(cmd) => {
+            // An image that is pulled first does not count against the step's time.
+            let prepared = cmd::prepare(context, cmd).await?;
+            if cmd.container.detach {
+                let service = cmd::detach(context, step, cmd, prepared).await?;
+                return Ok(Done::Detached(service));
+            }
+            cmd::execute(context, step, cmd, &prepared).await?;
+        }
+        Action::Push(push) => {
+            let all = push::execute(context, &push.images);
+            match tokio::time::timeout(step.timeout, all).await {
+                Ok(result) => result?,
+                Err(_) => return Err(attempts::time_is_up(step.timeout)),
+            }
+        }
+    }
+    Ok(Done::Ended)
+}

@@ -1,0 +1,304 @@
+//! `cmd` steps: a command of an image, in a container of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use builder::{
+    BaseImage, BaseImages as _, Command, CommandError, ImageError, RunLimits, StepEnd, StepNumber,
+    describe_exit, run_command,
+};
+use bytes::Bytes;
+use container::{
+    Exit, Limits, Mount, MountKind, Network, OutputSink, Peers, Private, Stream, is_host_name,
+};
+use oci::Reference;
+use task::{Cmd, Container, Pull, Step};
+use tokio::sync::Notify;
+
+use super::command_line::CommandLine;
+use super::events::Watch;
+use super::workspace::WORKSPACE;
+use super::{HOME, TaskContext, Work, attempts};
+use crate::execute::{Engine, Failure, RunEvents};
+
+/// A command whose words are known, with the image it is of.
+pub(crate) struct Prepared {
+    image: BaseImage,
+    arguments: Vec<String>,
+}
+
+/// Finds the image of a command.
+pub(crate) async fn prepare(context: &TaskContext<'_>, cmd: &Cmd) -> Result<Prepared, Failure> {
+    let words = match CommandLine::parse(&cmd.command) {
+        Ok(CommandLine::Words(words)) => words,
+        Ok(CommandLine::Script(operator)) => {
+            return Err(Failure::User(format!(
+                "error: the command has {operator}, which needs a shell outside of the image\n\
+                 hint: quote the part that the image's own shell is to run: `IMAGE sh -c '...'`"
+            )));
+        }
+        Err(error) => return Err(Failure::User(format!("error: `cmd`: {error}"))),
+    };
+    let mut words = words.into_iter();
+    let Some(name) = words.next() else {
+        return Err(Failure::User("error: `cmd` names no image".to_owned()));
+    };
+    let reference: Reference =
+        name.parse().map_err(|error: oci::ReferenceError| Failure::user(&error, error.hint()))?;
+    let image = pull(context, &reference, cmd.pull.as_ref()).await?;
+    Ok(Prepared { image, arguments: words.collect() })
+}
+
+/// Brings an image, and tries again as often as the step says.
+async fn pull(
+    context: &TaskContext<'_>,
+    reference: &Reference,
+    pull: Option<&Pull>,
+) -> Result<BaseImage, Failure> {
+    let mut left = pull.map_or(0, |pull| pull.retries);
+    loop {
+        let platform = &context.request.platform;
+        let error = match context.images.resolve(reference, platform, &|_| ()).await {
+            Ok(image) => return Ok(image),
+            Err(error) => error,
+        };
+        if left == 0 {
+            return Err(image_failure(&error));
+        }
+        left -= 1;
+        context.events.warning(&format!("{error}; it is tried again")).await;
+        tokio::time::sleep(pull.map_or(Duration::ZERO, |pull| pull.retry_delay)).await;
+    }
+}
+
+fn image_failure(error: &ImageError) -> Failure {
+    match error {
+        ImageError::Store { .. } | ImageError::Damaged { .. } => Failure::ours(error),
+        error => Failure::user(error, error.hint()),
+    }
+}
+
+/// Runs a command as often as its step asks.
+pub(crate) async fn execute(
+    context: &TaskContext<'_>,
+    step: &Step,
+    cmd: &Cmd,
+    prepared: &Prepared,
+) -> Result<(), Failure> {
+    let attempt = |watch: Arc<Watch>| -> Work<'_> {
+        Box::pin(async move { run(context, step, cmd, prepared, &watch, None).await })
+    };
+    attempts::execute(step, &cmd.attempts, context.events, attempt).await
+}
+
+/// Runs a command that other steps do not wait for, until its process has started.
+pub(crate) async fn detach<'c>(
+    context: &'c TaskContext<'_>,
+    step: &'c Step,
+    cmd: &'c Cmd,
+    prepared: Prepared,
+) -> Result<Work<'c>, Failure> {
+    let started = Arc::new(Notify::new());
+    let told = Arc::clone(&started);
+    let mut process: Work<'c> = Box::pin(async move {
+        let watch = Watch::new(&[]);
+        run(context, step, cmd, &prepared, &watch, Some(&told)).await
+    });
+    tokio::select! {
+        // A process that has started and ended at once has started.
+        biased;
+        () = started.notified() => Ok(process),
+        ended = &mut process => ended.map(|()| Box::pin(std::future::ready(Ok(()))) as Work<'c>),
+        () = tokio::time::sleep(step.timeout) => Err(attempts::time_is_up(step.timeout)),
+    }
+}
+
+/// Runs a command once. `started` is told when its process has.
+pub(crate) async fn run(
+    context: &TaskContext<'_>,
+    step: &Step,
+    cmd: &Cmd,
+    prepared: &Prepared,
+    watch: &Watch,
+    started: Option<&Notify>,
+) -> Result<(), Failure> {
+    let command = command(context, step, cmd, prepared)?;
+    context.events.message(&format!("Launching container with name: {}", step.id)).await;
+    let number = context.numbers.next();
+    context
+        .events
+        .step_started(number, &format!("[{}] {}", step.id, first_line(&cmd.command)))
+        .await;
+    let output = Output { events: context.events, number, watch, started };
+    let limits = &command.limits;
+    let ended = run_command(&context.engine.builder, &command, &output, &context.kill).await;
+    let result = match ended {
+        Ok((Exit::Code(0), _)) => Ok(()),
+        Ok((Exit::Canceled, _)) => Err(Failure::Canceled),
+        Ok((exit, usage)) => {
+            let limits = RunLimits {
+                memory: limits.memory,
+                timeout: None,
+                out_of_memory: usage.out_of_memory,
+            };
+            Err(Failure::User(format!("error: the command {}", describe_exit(exit, &limits))))
+        }
+        Err(error) => Err(command_failure(&error)),
+    };
+    let end = match &result {
+        Ok(()) => StepEnd::Done,
+        Err(failure) => StepEnd::Failed { error: failure.first_line().to_owned() },
+    };
+    context.events.step_finished(number, end).await;
+    result
+}
+
+fn command_failure(error: &CommandError) -> Failure {
+    match error.is_users() {
+        true => Failure::user(error, error.hint()),
+        false => Failure::ours(error),
+    }
+}
+
+/// What to run, all of it known.
+fn command(
+    context: &TaskContext<'_>,
+    step: &Step,
+    cmd: &Cmd,
+    prepared: &Prepared,
+) -> Result<Command, Failure> {
+    let container = &cmd.container;
+    let engine = &context.engine;
+    if container.privileged && !engine.builder.policy.insecure {
+        return Err(not_allowed("`privileged`", "build.allow_insecure"));
+    }
+    Ok(Command {
+        name: context.request.run.clone(),
+        image: prepared.image.clone(),
+        entry_point: cmd.entry_point.clone(),
+        arguments: prepared.arguments.clone(),
+        env: container.env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+        user: container.user.clone(),
+        working_directory: container.working_directory.clone(),
+        hostname: host_name(&step.id),
+        mounts: mounts(context, container),
+        network: network(context, container)?,
+        peers: peers(context, step, container)?,
+        limits: limits(engine, container)?,
+        privileged: container.privileged,
+    })
+}
+
+fn not_allowed(what: &str, setting: &str) -> Failure {
+    Failure::User(format!(
+        "error: {what} is not allowed by this server\n\
+         hint: its operator can allow it with `{setting} = true`"
+    ))
+}
+
+/// The workspace, the home folder, and the files of secret volumes.
+fn mounts(context: &TaskContext<'_>, container: &Container) -> Vec<Mount> {
+    let bind = |target: &str, source| Mount {
+        target: target.to_owned(),
+        read_only: false,
+        kind: MountKind::Bind { source },
+    };
+    let mut mounts =
+        vec![bind(WORKSPACE, context.workspace.clone()), bind(HOME, context.home.clone())];
+    for mount in &container.mounts {
+        let files = context.volumes.get(mount.volume.as_str()).into_iter().flatten();
+        mounts.extend(files.map(|(name, content)| Mount {
+            target: format!("{}/{name}", mount.path.trim_end_matches('/')),
+            read_only: true,
+            kind: MountKind::File { content: content.clone(), uid: 0, gid: 0, mode: 0o400 },
+        }));
+    }
+    mounts
+}
+
+/// The files of a volume, which are in memory only.
+pub(crate) type VolumeFiles = Vec<(String, Private)>;
+
+fn network(context: &TaskContext<'_>, container: &Container) -> Result<Network, Failure> {
+    match container.network.as_deref() {
+        Some("none") => Ok(Network::None),
+        Some("host") if !context.engine.allow_host_network => {
+            Err(not_allowed("the host's network", "build.allow_host_network"))
+        }
+        Some("host") => Ok(Network::Host),
+        None | Some(_) => Ok(Network::Isolated),
+    }
+}
+
+/// The other containers that a step reaches by their ids.
+fn peers(
+    context: &TaskContext<'_>,
+    step: &Step,
+    container: &Container,
+) -> Result<Option<Peers>, Failure> {
+    let Some(name) = container.network.as_deref().filter(|name| !matches!(*name, "none" | "host"))
+    else {
+        return Ok(None);
+    };
+    if context.engine.builder.runtime.is_none() {
+        // Which is said when the command is to start.
+        return Ok(None);
+    }
+    let Some(network) = context.networks.get(name) else {
+        return Err(Failure::User(format!(
+            "error: there is no network `{name}`\n\
+             hint: list it under `networks` of the task"
+        )));
+    };
+    // An id that is no host name cannot be reached by it.
+    let names = is_host_name(&step.id).then(|| step.id.clone());
+    Ok(Some(Peers { network: network.clone(), names: names.into_iter().collect() }))
+}
+
+/// The server's bounds, and processors as the step asks for them, if that is less.
+fn limits(engine: &Engine, container: &Container) -> Result<Limits, Failure> {
+    let mut limits = engine.container_limits.clone();
+    if let Some(text) = &container.cpus {
+        let wanted = text.trim().parse::<f64>().ok().filter(|cpus| (0.01..=4096.0).contains(cpus));
+        let Some(wanted) = wanted else {
+            return Err(Failure::User(format!(
+                "error: `cpus` is a number of processors such as `1.5`, not `{text}`"
+            )));
+        };
+        limits.cpus = Some(limits.cpus.map_or(wanted, |max| max.min(wanted)));
+    }
+    Ok(limits)
+}
+
+/// The id of a step as a host name: what cannot be in one becomes `-`.
+fn host_name(id: &str) -> String {
+    let letter = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c } else { '-' };
+    id.chars().take(63).map(letter).collect()
+}
+
+pub(crate) fn first_line(text: &str) -> &str {
+    text.trim().lines().next().unwrap_or_default()
+}
+
+/// Passes on what a command prints.
+struct Output<'a> {
+    events: &'a dyn RunEvents,
+    number: StepNumber,
+    watch: &'a Watch,
+    started: Option<&'a Notify>,
+}
+
+#[async_trait]
+impl OutputSink for Output<'_> {
+    async fn started(&self) {
+        if let Some(started) = self.started {
+            started.notify_one();
+        }
+    }
+
+    async fn write(&self, stream: Stream, bytes: Bytes) {
+        self.watch.look(stream, &bytes);
+        self.events.output(self.number, stream, bytes).await;
+    }
+}

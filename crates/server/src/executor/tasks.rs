@@ -1,0 +1,65 @@
+//! Runs of task files meet the engine.
+
+use control::{Attempt, Commit, End, Outcome, OutputImage, TaskRequest};
+use engine::{Engine, SetValue, TaskOutput, TaskText, execute_task};
+
+use super::events::LogEvents;
+use super::{AttemptLease, context_source, outcome_of};
+
+/// Executes the task of a run.
+pub(super) async fn execute(engine: &Engine, attempt: &Attempt, task: &TaskRequest) -> Outcome {
+    let request = match request(attempt, task) {
+        Ok(request) => request,
+        Err(message) => return Outcome::of(End::Error(message)),
+    };
+    let (events, lease) = (LogEvents::new(attempt.log.clone()), AttemptLease(attempt));
+    let outcome = execute_task(engine, &request, &events, &lease, &attempt.cancel).await;
+    outcome_of(outcome, |output| succeeded(engine, output))
+}
+
+/// All of it was checked when the run was queued.
+fn request(attempt: &Attempt, task: &TaskRequest) -> Result<engine::TaskRequest, String> {
+    let values = task.values.iter().map(|value| SetValue {
+        name: value.name.clone(),
+        value: value.value.clone(),
+        secret: value.secret,
+    });
+    Ok(engine::TaskRequest {
+        run: attempt.run.id.to_string(),
+        task_name: String::new(),
+        file: text(&task.file),
+        values_file: task.values_file.as_ref().map(text),
+        values: values.collect(),
+        context: task.context.as_ref().map(context_source).transpose()?,
+        platform: task.platform.clone(),
+        timeout: task.timeout + super::TIMEOUT_SLACK,
+        now: attempt.started_at.div_euclid(1000),
+    })
+}
+
+fn text(text: &control::TaskText) -> TaskText {
+    match text {
+        control::TaskText::Inline(text) => TaskText::Inline(text.clone()),
+        control::TaskText::InContext(path) => TaskText::InContext(path.clone()),
+    }
+}
+
+fn succeeded(engine: &Engine, output: &TaskOutput) -> Outcome {
+    let login_server = engine.own.host(&engine.registry).unwrap_or(engine.registry.as_str());
+    let images = output.pushed.iter().map(|image| OutputImage {
+        registry: image.host.clone().unwrap_or_else(|| login_server.to_owned()),
+        repository: image.repository.to_string(),
+        tag: image.tag.as_ref().map(ToString::to_string),
+        digest: image.digest.clone(),
+    });
+    Outcome {
+        end: End::Succeeded,
+        images: images.collect(),
+        digest: None,
+        commit: output.repository.as_ref().map(|repository| Commit {
+            id: repository.commit.clone(),
+            branch: repository.branch.clone(),
+        }),
+        cost: Some(serde_json::json!({ "steps": output.steps })),
+    }
+}
