@@ -1200,9 +1200,9 @@ async fn as_root_a_running_container_sees_peers_come_and_go() {
             "app",
             "touch /meeting/runs
              until grep -q db /etc/hosts; do sleep 0.01; done
-             sed 's/10[.][0-9.]*[.]/NETWORK./' /etc/hosts; touch /meeting/seen
+             sed '/^127/!s/^1[0-9.]*[.]/NETWORK./' /etc/hosts; touch /meeting/seen
              while grep -q db /etc/hosts; do sleep 0.01; done
-             echo later; sed 's/10[.][0-9.]*[.]/NETWORK./' /etc/hosts",
+             echo later; sed '/^127/!s/^1[0-9.]*[.]/NETWORK./' /etc/hosts",
         );
         let mut db =
             machine.member(&network, "db", "until [ -e /meeting/seen ]; do sleep 0.01; done");

@@ -288,6 +288,10 @@ fn as_root_lies_about_content_are_found_out_and_others_stay_with_the_build_that_
     let site = || {
         let site = Site::new();
         site.sandbox.write("app/Dockerfile", dockerfile);
+        // Of another time than at the first site: the honest layer of one is not that of the other.
+        let source = std::fs::File::options().write(true).open(site.sandbox.path("app/source"));
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        source.unwrap().set_modified(time).unwrap();
         site
     };
 
