@@ -43,8 +43,14 @@ pub struct ContextOptions {
 /// Where the files of a context are.
 #[derive(Debug, Clone)]
 pub enum ContextFiles {
-    /// The context's root folder.
+    /// The context's root folder. Nobody else writes to it.
     Folder(PathBuf),
+    /// The same, and others may write to it: what needs it as a folder gets one of its own, with the
+    /// files that the build has seen.
+    Shared {
+        root: PathBuf,
+        folder: Arc<LazyFolder>,
+    },
     Listed {
         files: Arc<ListedFiles>,
         folder: Arc<LazyFolder>,
@@ -210,6 +216,7 @@ impl Entries {
 /// Where the bytes are.
 enum Files {
     Folder { root: OwnedFd, path: PathBuf },
+    Shared { root: OwnedFd, folder: Arc<LazyFolder> },
     Listed { files: Arc<OpenFiles>, folder: Arc<LazyFolder> },
 }
 
@@ -227,7 +234,7 @@ impl BuildContext {
         let hidden = options.hidden.iter().map(|path| text_of(path.as_bytes())).collect();
         let patterns = ignore.as_ref().map(|(_, patterns)| patterns);
         let (entries, left_out) = match &files {
-            Files::Folder { root, .. } => {
+            Files::Folder { root, .. } | Files::Shared { root, .. } => {
                 let selection = Selection::new(patterns, hidden, options.entries_max);
                 let (listing, left_out) = list(root, selection, cancel)?;
                 (Entries::Folder(hash_files(root, listing, cancel)?), left_out)
@@ -247,17 +254,36 @@ impl BuildContext {
         &self,
         cancel: &CancellationToken,
     ) -> Result<(PathBuf, Vec<String>), ContextError> {
-        let (files, folder) = match &self.files {
+        let is_stopped = || cancel.is_cancelled();
+        let written = match &self.files {
             Files::Folder { path, .. } => return Ok((path.clone(), self.left_out.clone())),
-            Files::Listed { files, folder } => (files, folder),
+            Files::Shared { folder, .. } => folder.path(|path| self.copy_to(path, &is_stopped)),
+            Files::Listed { files, folder } => {
+                let is_kept = |number: usize| self.entries.is_kept(number);
+                folder.path(|path| files.write_to(path, &is_kept, &is_stopped))
+            }
         };
-        let is_kept = |number: usize| self.entries.is_kept(number);
-        let write = |path: &Path| files.write_to(path, &is_kept, &|| cancel.is_cancelled());
-        let path = folder.path(write).map_err(|source| match source.kind() {
+        let path = written.map_err(|source| match source.kind() {
             io::ErrorKind::Interrupted => ContextError::Canceled,
             _ => ContextError::Io { doing: "write", path: ".".to_owned(), source },
         })?;
         Ok((path.to_owned(), Vec::new()))
+    }
+
+    /// Copies the files that were hashed, as they were then.
+    fn copy_to(&self, folder: &Path, is_stopped: &dyn Fn() -> bool) -> io::Result<()> {
+        let Entries::Folder(nodes) = &self.entries else {
+            return Err(io::Error::other("only a folder is copied"));
+        };
+        let nodes = nodes.walk().skip(1).map(|(path, number)| (path, nodes.value(number).clone()));
+        // Nothing can be read from what is neither folder, file nor link.
+        let nodes = nodes.filter(|(_, node)| node.kind != NodeKind::Fifo).map(Ok);
+        let read = |path: &str, digest: &Digest| -> io::Result<Box<dyn Read + Send>> {
+            let hasher = Some(Hasher::new(digest.algorithm()));
+            let (expected, file) = (digest.clone(), self.files.read(path)?);
+            Ok(Box::new(Unchanged { file, hasher, expected, path: shown(path).into_owned() }))
+        };
+        listed::write_nodes(folder, nodes, &read, is_stopped)
     }
 
     /// The digest of all that the build may read.
@@ -279,6 +305,9 @@ impl Files {
             ContextFiles::Folder(path) => {
                 Self::Folder { root: open_root(path)?, path: path.clone() }
             }
+            ContextFiles::Shared { root, folder } => {
+                Self::Shared { root: open_root(root)?, folder: Arc::clone(folder) }
+            }
             ContextFiles::Listed { files, folder } => {
                 Self::Listed { files: files.open()?, folder: Arc::clone(folder) }
             }
@@ -288,7 +317,9 @@ impl Files {
     /// Opens a regular file; no link is followed.
     fn read(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
         match self {
-            Self::Folder { root, .. } => Ok(Box::new(open_file(root, path)?)),
+            Self::Folder { root, .. } | Self::Shared { root, .. } => {
+                Ok(Box::new(open_file(root, path)?))
+            }
             Self::Listed { files, .. } => files.open_file(path),
         }
     }
@@ -464,6 +495,33 @@ impl Tree for BuildContext {
 
     fn failure(&self) -> Option<io::Error> {
         self.entries.failure()
+    }
+}
+
+/// A file of a context whose end is an error if it is not what was hashed.
+struct Unchanged {
+    file: Box<dyn Read + Send>,
+    /// Gone when the end was compared.
+    hasher: Option<Hasher>,
+    expected: Digest,
+    path: String,
+}
+
+impl Read for Unchanged {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buffer[..read]);
+        }
+        if read == 0
+            && !buffer.is_empty()
+            && let Some(hasher) = self.hasher.take()
+            && hasher.finish() != self.expected
+        {
+            let message = format!("`{}` changed while the build read it", self.path);
+            return Err(io::Error::other(message));
+        }
+        Ok(read)
     }
 }
 

@@ -438,51 +438,70 @@ impl OpenFiles {
         is_kept: &dyn Fn(usize) -> bool,
         is_stopped: &dyn Fn() -> bool,
     ) -> io::Result<()> {
-        // Nothing but folders is ever gone through, since a list has entries in folders only.
-        let place = |path: &str| folder.join(std::ffi::OsStr::new(&*shown_name(path)));
-        let mut firsts: HashMap<LinkGroup, String> = HashMap::new();
-        let mut folders = Vec::new();
-        for (path, number) in self.walk().skip(1).filter(|(_, number)| is_kept(*number)) {
-            if is_stopped() {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            let unreadable = || self.failure().unwrap_or_else(|| io::ErrorKind::NotFound.into());
+        let unreadable = || self.failure().unwrap_or_else(|| io::ErrorKind::NotFound.into());
+        let kept = self.walk().skip(1).filter(|(_, number)| is_kept(*number));
+        let nodes = kept.map(|(path, number)| {
             let node = self.node_of(number).ok_or_else(unreadable)?;
-            match &node.kind {
-                NodeKind::Directory => {
-                    DirBuilder::new().mode(0o700).create(place(&path))?;
-                    folders.push((place(&path), node.mode));
-                }
-                NodeKind::Symlink { target } => {
-                    std::os::unix::fs::symlink(&*shown_name(target), place(&path))?;
-                }
-                NodeKind::File { digest, .. } => {
-                    if let Some(group) = node.link {
-                        match firsts.entry(group) {
-                            Entry::Occupied(first) => {
-                                std::fs::hard_link(place(first.get()), place(&path))?;
-                                continue;
-                            }
-                            Entry::Vacant(first) => {
-                                first.insert(path.clone());
-                            }
+            Ok((path, node))
+        });
+        write_nodes(folder, nodes, &|_, digest| self.packs.read(digest), is_stopped)
+    }
+}
+
+/// Gives the content of a file by its path and digest.
+type ReadFile<'a> = dyn Fn(&str, &Digest) -> io::Result<Box<dyn Read + Send>> + 'a;
+
+/// Writes entries of a context into an empty folder of ours, folders before what is in them.
+/// Blocking.
+pub(crate) fn write_nodes(
+    folder: &Path,
+    nodes: impl Iterator<Item = io::Result<(String, Node)>>,
+    read: &ReadFile<'_>,
+    is_stopped: &dyn Fn() -> bool,
+) -> io::Result<()> {
+    // Nothing but folders is ever gone through, since entries are in folders only.
+    let place = |path: &str| folder.join(std::ffi::OsStr::new(&*shown_name(path)));
+    let mut firsts: HashMap<LinkGroup, String> = HashMap::new();
+    let mut folders = Vec::new();
+    for entry in nodes {
+        if is_stopped() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let (path, node) = entry?;
+        match &node.kind {
+            NodeKind::Directory => {
+                DirBuilder::new().mode(0o700).create(place(&path))?;
+                folders.push((place(&path), node.mode));
+            }
+            NodeKind::Symlink { target } => {
+                std::os::unix::fs::symlink(&*shown_name(target), place(&path))?;
+            }
+            NodeKind::File { digest, .. } => {
+                if let Some(group) = node.link {
+                    match firsts.entry(group) {
+                        Entry::Occupied(first) => {
+                            std::fs::hard_link(place(first.get()), place(&path))?;
+                            continue;
+                        }
+                        Entry::Vacant(first) => {
+                            first.insert(path.clone());
                         }
                     }
-                    let mut file = File::create_new(place(&path))?;
-                    io::copy(&mut self.packs.read(digest)?, &mut file)?;
-                    file.set_permissions(Permissions::from_mode(node.mode))?;
-                    let time = Duration::from_secs(u64::try_from(node.mtime).unwrap_or(0));
-                    file.set_modified(UNIX_EPOCH + time)?;
                 }
-                _ => return Err(io::Error::other("a list has no devices")),
+                let mut file = File::create_new(place(&path))?;
+                io::copy(&mut read(&path, digest)?, &mut file)?;
+                file.set_permissions(Permissions::from_mode(node.mode))?;
+                let time = Duration::from_secs(u64::try_from(node.mtime).unwrap_or(0));
+                file.set_modified(UNIX_EPOCH + time)?;
             }
+            _ => return Err(io::Error::other("a context has no devices")),
         }
-        // At the end, so that a folder that cannot be written to could be filled.
-        for (folder, mode) in folders.into_iter().rev() {
-            std::fs::set_permissions(folder, Permissions::from_mode(mode))?;
-        }
-        Ok(())
     }
+    // At the end, so that a folder that cannot be written to could be filled.
+    for (folder, mode) in folders.into_iter().rev() {
+        std::fs::set_permissions(folder, Permissions::from_mode(mode))?;
+    }
+    Ok(())
 }
 
 /// A name as it is on disk: those of lists are always UTF-8.
