@@ -318,6 +318,10 @@ pub struct RunProperties {
     /// Ours: its branch, if it was named by one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch_name: Option<String>,
+    /// Ours: what the images were made of, for each build and name `image`, `runtime-dependency`,
+    /// `buildtime-dependency` and `git` (runs.md section 4.1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependencies: Option<serde_json::Value>,
     /// Ours: what the run cost (architecture.md decision 13).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<serde_json::Value>,

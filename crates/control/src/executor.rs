@@ -75,6 +75,8 @@ pub struct Outcome {
     pub digest: Option<Digest>,
     /// What was built of a git repository.
     pub commit: Option<Commit>,
+    /// What the images were made of: a JSON list (runs.md section 4.1).
+    pub dependencies: Option<serde_json::Value>,
     /// A JSON object.
     pub cost: Option<serde_json::Value>,
 }
@@ -93,6 +95,6 @@ pub enum End {
 impl Outcome {
     /// An end without anything to show.
     pub fn of(end: End) -> Self {
-        Self { end, images: Vec::new(), digest: None, commit: None, cost: None }
+        Self { end, images: Vec::new(), digest: None, commit: None, dependencies: None, cost: None }
     }
 }

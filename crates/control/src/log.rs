@@ -186,6 +186,13 @@ pub struct RunLog {
 }
 
 impl RunLog {
+    /// A text without the secrets of its run.
+    pub(crate) fn masked(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        self.live.mask.apply(&mut text);
+        text
+    }
+
     /// Appends a record. Waits only when the disk is far behind; records after the last one
     /// are dropped.
     pub async fn append(&self, kind: EventKind) {

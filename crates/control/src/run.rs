@@ -461,6 +461,8 @@ pub struct Run {
     pub digest: Option<Digest>,
     /// The commit that was built, if the context was a git repository.
     pub commit: Option<Commit>,
+    /// What the images were made of: a JSON list (runs.md section 4.1).
+    pub dependencies: Option<serde_json::Value>,
     /// What the run cost (architecture.md decision 13), a JSON object.
     pub cost: Option<serde_json::Value>,
 }

@@ -528,8 +528,11 @@ impl Runs {
             images: outcome.images.clone(),
             digest: outcome.digest.clone(),
             commit: outcome.commit.clone(),
+            dependencies: outcome.dependencies.clone(),
         };
         let cost = cost_of(&attempt.run, outcome, attempt.started_at, now);
+        // It lives longer than the log, and a user's text may be in it.
+        let error = error.map(|error| attempt.log.masked(error));
         let statement = sqlx::query(
             "UPDATE runs SET status = $4, error = $5, output = $6, cost = $7, request = $8,
                 updated_at = $9, finished_at = $9
@@ -681,6 +684,8 @@ struct Output {
     digest: Option<oci::Digest>,
     #[serde(default)]
     commit: Option<crate::Commit>,
+    #[serde(default)]
+    dependencies: Option<serde_json::Value>,
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String> {
@@ -737,6 +742,7 @@ fn run_of(row: &SqliteRow) -> Result<Run> {
         images: output.images,
         digest: output.digest,
         commit: output.commit,
+        dependencies: output.dependencies,
         cost: cost.map(from_json).transpose()?,
     })
 }

@@ -14,7 +14,7 @@ use builder::{
     ContextOptions, ListError, OwnNames, RecordedRepository, Secrets, SshAgents, StoredImage,
 };
 use container::{Limits, Network};
-use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName};
+use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName, RepositoryName};
 use remote::Remote;
 use store::Catalog;
 use task::AliasImages;
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::{CacheExport, NamedCache, cache_of};
 use crate::context::{ContextLoader, ContextSource, Loaded, list_failure};
+use crate::dependencies::{Dependencies, dependencies, report};
 use crate::layout::{LayoutError, store_layout};
 use crate::name::Destination;
 use crate::platforms::{BuiltImages, PlatformEvents, ToldWarnings};
@@ -44,9 +45,22 @@ pub struct Engine {
     pub allow_host_network: bool,
     /// Other registries, to push to.
     pub remote: Remote,
+    pub pushes: PushPolicy,
     /// The images of the aliases that task files have without saying so.
     pub alias_images: AliasImages,
 }
+
+/// Where runs may push to.
+#[derive(Clone)]
+pub struct PushPolicy {
+    /// Other registries, by host.
+    pub hosts: Arc<BTreeSet<String>>,
+    /// Asked for repositories of the own registry.
+    pub refused: Arc<RefusePush>,
+}
+
+/// Says why a repository takes no pushes, if it takes none.
+pub type RefusePush = dyn Fn(&RepositoryName) -> Option<String> + Send + Sync;
 
 /// One run: for now, one build step.
 #[derive(Debug, Clone)]
@@ -171,6 +185,7 @@ pub struct Output {
     pub pushed: Vec<Destination>,
     /// The git repository that was the context.
     pub repository: Option<RecordedRepository>,
+    pub dependencies: Vec<Dependencies>,
 }
 
 /// Executes a run. When this returns its containers are gone and its workspace is removed; soon
@@ -202,6 +217,7 @@ pub async fn execute(
 }
 
 /// Why a run did not succeed, before it is put into words.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Failure {
     User(String),
     Ours(String),
@@ -348,7 +364,12 @@ async fn run(
             events.warning(&text).await;
         }
     }
-    Ok(Output { built, pushed, repository })
+    let named = pushed.iter().filter_map(|name| name.reference.parse().ok());
+    let named: Vec<Reference> = named.collect();
+    let commit = repository.as_ref().map(|repository| repository.commit.as_str());
+    let dependencies = dependencies(&named, &built, commit);
+    events.message(&report(&dependencies)).await;
+    Ok(Output { built, pushed, repository, dependencies })
 }
 
 /// Builds for all platforms at once, and makes an index if there are several.
@@ -423,7 +444,7 @@ impl Workspace {
         if !safe {
             return Err(std::io::Error::other("the run's id is not a file name"));
         }
-        std::fs::create_dir_all(parent)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
         let path = parent.join(run);
         // What a killed server left behind belongs to an earlier attempt of this run.
         container::remove_tree(&path)?;
@@ -568,6 +589,7 @@ fn context_options(
 }
 
 /// A Dockerfile, and what it is called.
+#[derive(Clone)]
 pub(crate) struct NamedDockerfile {
     pub(crate) name: String,
     pub(crate) text: String,
@@ -662,7 +684,7 @@ async fn read_dockerfile(
     let context = context.clone();
     let read = move || {
         let file = match &context {
-            ContextFiles::Folder(root) => {
+            ContextFiles::Folder(root) | ContextFiles::Shared { root, .. } => {
                 let file = open_in_folder(root, &path);
                 Box::new(file.map_err(|error| cannot_open(&name, &error))?)
             }

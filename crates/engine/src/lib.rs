@@ -14,6 +14,7 @@
 
 mod cache;
 mod context;
+mod dependencies;
 mod execute;
 mod import;
 mod layout;
@@ -26,9 +27,10 @@ mod unpack;
 pub use builder::{ContextLimits, ContextList, ListError};
 pub use cache::{CacheExport, NamedCache};
 pub use context::ContextSource;
+pub use dependencies::{Dependencies, GitDependency, ImageDependency};
 pub use execute::{
-    Argument, BuildOptions, BuildStep, Engine, NamedContext, Outcome, Output, RunEvents,
-    RunRequest, execute,
+    Argument, BuildOptions, BuildStep, Engine, NamedContext, Outcome, Output, PushPolicy,
+    RefusePush, RunEvents, RunRequest, execute,
 };
 pub use import::{
     ImageArchive, ImageArchiveError, ImportError, ImportSource, ImportTarget, Imported, import,
@@ -38,5 +40,7 @@ pub use layout::{LayoutError, store_layout};
 pub use name::{Destination, NameError};
 pub use platforms::BuiltImages;
 pub use publish::{Lease, Publication, PublishError, publish};
-pub use steps::{PushedImage, SetValue, StepCost, TaskOutput, TaskRequest, TaskText, execute_task};
+pub use steps::{
+    PushedImage, SetValue, StepCost, TaskEnd, TaskOutput, TaskRequest, TaskText, execute_task,
+};
 pub use unpack::{UnpackError, Unpacked, unpack};

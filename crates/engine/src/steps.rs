@@ -17,7 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use builder::{Builder, ContextFiles, RecordedRepository};
@@ -34,6 +35,7 @@ use task::{
 use tokio_util::sync::CancellationToken;
 
 use crate::context::{ContextLoader, ContextSource, list_failure};
+use crate::dependencies::{Dependencies, report};
 use crate::execute::{Engine, Failure, Outcome, RunEvents, Workspace, blocking};
 use crate::platforms::BuiltImages;
 use crate::publish::{Lease, abandon};
@@ -51,6 +53,8 @@ const FILE_SIZE_MAX: u64 = 1 << 20;
 const ALIASES_TIMEOUT: Duration = Duration::from_secs(2);
 /// Steps that go on at once, for each processor.
 const STEPS_PER_CPU: usize = 4;
+/// Services of one run.
+const SERVICES_MAX: usize = 50;
 /// How long steps may take to end when they are told to.
 const END_WAIT: Duration = Duration::from_secs(10);
 /// How long images of a run are kept that nothing else keeps.
@@ -116,6 +120,8 @@ pub struct TaskOutput {
     pub repository: Option<RecordedRepository>,
     /// What each step took.
     pub steps: Vec<StepCost>,
+    /// Of all build steps, in the order of the file.
+    pub dependencies: Vec<Dependencies>,
 }
 
 /// An image that a run has pushed.
@@ -138,6 +144,13 @@ pub struct StepCost {
     pub milliseconds: u64,
 }
 
+/// How a run of a task ended. What it had made by then, it has made, however it ended.
+#[derive(Debug)]
+pub struct TaskEnd {
+    pub outcome: Outcome<()>,
+    pub output: TaskOutput,
+}
+
 /// Runs a task to its end. When this returns its containers are gone and its workspace is removed;
 /// soon after, if it was canceled, took too long or was dropped.
 pub async fn execute_task(
@@ -146,24 +159,26 @@ pub async fn execute_task(
     events: &dyn RunEvents,
     lease: &dyn Lease,
     cancel: &CancellationToken,
-) -> Outcome<TaskOutput> {
+) -> TaskEnd {
     // Fires also when this future is dropped: blocking threads look at it.
     let stop = cancel.child_token();
     let _stop_at_end = stop.clone().drop_guard();
-    let work = run(engine, request, events, lease, &stop);
+    let output = Mutex::new(TaskOutput::default());
+    let work = run(engine, request, events, lease, &stop, &output);
     let outcome = tokio::select! {
         outcome = tokio::time::timeout(request.timeout, work) => match outcome {
-            Ok(Ok(output)) => Outcome::Succeeded(Box::new(output)),
+            Ok(Ok(())) => Outcome::Succeeded(Box::new(())),
             Ok(Err(failure)) => failure.outcome(),
             Err(_) => Outcome::TimedOut,
         },
         () = cancel.cancelled() => Outcome::Canceled,
     };
+    // What another attempt holds by now is not ours to release.
     if lease.holds().await {
         abandon(&engine.catalog, &engine.registry, &request.run).await;
         release_images(engine, &request.run).await;
     }
-    outcome
+    TaskEnd { outcome, output: output.into_inner().unwrap_or_else(PoisonError::into_inner) }
 }
 
 /// What the steps of a run share.
@@ -180,14 +195,37 @@ struct TaskContext<'a> {
     events: &'a dyn RunEvents,
     numbers: &'a Numbers,
     lease: &'a dyn Lease,
+    /// The commit that is the context.
+    commit: Option<&'a str>,
     /// Ends all that runs.
     kill: CancellationToken,
-    pushed: Mutex<Vec<PushedImage>>,
+    /// What is known of the run so far.
+    output: &'a Mutex<TaskOutput>,
+    /// Folders of builds, so far.
+    private_folders: AtomicU32,
+    /// What build steps have made, by their ids.
+    dependencies: Mutex<BTreeMap<String, Vec<Dependencies>>>,
 }
 
 impl TaskContext<'_> {
+    fn output(&self) -> MutexGuard<'_, TaskOutput> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The path of a folder that no step sees and nothing else has.
+    fn private_folder(&self) -> PathBuf {
+        let number = self.private_folders.fetch_add(1, Ordering::Relaxed);
+        self.home.with_file_name(format!("build-{number}"))
+    }
+
     fn note_pushed(&self, image: PushedImage) {
-        self.pushed.lock().unwrap_or_else(PoisonError::into_inner).push(image);
+        self.output().pushed.push(image);
+    }
+
+    /// A step that is done again has made another image.
+    fn note_dependencies(&self, step: &str, of: Vec<Dependencies>) {
+        let mut all = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(step.to_owned(), of);
     }
 
     /// Keeps an image from being collected while the run goes on.
@@ -217,7 +255,8 @@ async fn run(
     events: &dyn RunEvents,
     lease: &dyn Lease,
     stop: &CancellationToken,
-) -> Result<TaskOutput, Failure> {
+    output: &Mutex<TaskOutput>,
+) -> Result<(), Failure> {
     let workspace = Workspace::create(&engine.workspaces, &request.run).map_err(|error| {
         tracing::error!(%error, run = request.run, "could not make a workspace");
         Failure::ours(&error)
@@ -244,16 +283,26 @@ async fn run(
         events,
         numbers: &Numbers::default(),
         lease,
+        commit: repository.as_ref().map(|repository| repository.commit.as_str()),
         kill: stop.child_token(),
-        pushed: Mutex::default(),
+        output,
+        private_folders: AtomicU32::new(0),
+        dependencies: Mutex::default(),
     };
     if !lease.begin_steps().await {
         return Err(Failure::Superseded);
     }
-    let steps = run_steps(&context, &task).await?;
-    let pushed =
-        std::mem::take(&mut *context.pushed.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(TaskOutput { pushed, repository, steps })
+    context.output().repository.clone_from(&repository);
+    run_steps(&context, &task).await?;
+    let mut found =
+        std::mem::take(&mut *context.dependencies.lock().unwrap_or_else(PoisonError::into_inner));
+    let of_steps = task.steps.iter().filter_map(|step| found.remove(&step.id));
+    let dependencies: Vec<_> = of_steps.flatten().collect();
+    if !dependencies.is_empty() {
+        events.message(&report(&dependencies)).await;
+    }
+    context.output().dependencies = dependencies;
+    Ok(())
 }
 
 /// Brings the context into the workspace.
@@ -448,8 +497,8 @@ async fn networks<'a>(
         })
         .collect();
     for network in task.networks.iter().filter(|network| !network.skip_creation) {
-        events.message(&format!("Creating network: {}", network.name)).await;
         if used.contains(network.name.as_str()) {
+            events.message(&format!("Creating network: {}", network.name)).await;
             let made = runtime.peer_network().await;
             networks.insert(network.name.as_str(), made.map_err(|error| Failure::ours(&error))?);
         }
@@ -468,10 +517,7 @@ enum Done<'c> {
 }
 
 /// Sees all steps to their end, or the run to its first failure.
-async fn run_steps<'c>(
-    context: &'c TaskContext<'_>,
-    task: &'c Task,
-) -> Result<Vec<StepCost>, Failure> {
+async fn run_steps<'c>(context: &'c TaskContext<'_>, task: &'c Task) -> Result<(), Failure> {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut schedule = Schedule::new(&task.graph, cpus * STEPS_PER_CPU);
     let mut took = vec![Duration::ZERO; task.steps.len()];
@@ -499,6 +545,10 @@ async fn run_steps<'c>(
         schedule.record(number, result.is_ok());
         match result {
             Ok(Done::Ended) => (),
+            Ok(Done::Detached(_)) if services.len() >= SERVICES_MAX => {
+                let text = format!("error: more than {SERVICES_MAX} steps are detached at once");
+                failure = Some(Failure::User(text));
+            }
             Ok(Done::Detached(service)) => services.push(service),
             Err(error) => failure = Some(error),
         }
@@ -521,15 +571,13 @@ async fn run_steps<'c>(
         },
         milliseconds: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
     });
-    match failure {
-        None => Ok(costs.collect()),
-        Some(failure) => Err(failure),
-    }
+    context.output().steps = costs.collect();
+    failure.map_or(Ok(()), Err)
 }
 
 /// One step, with the lines of the log about it.
 async fn run_step<'c>(context: &'c TaskContext<'_>, step: &'c Step) -> Result<Done<'c>, Failure> {
-    tokio::time::sleep(step.start_delay).await;
+    attempts::sleep(step.start_delay, &context.kill).await?;
     let id = &step.id;
     context.events.message(&introduction(step)).await;
     let started = Instant::now();
@@ -580,16 +628,19 @@ async fn act<'c>(context: &'c TaskContext<'_>, step: &'c Step) -> Result<Done<'c
     match &step.action {
         Action::Build(build) => build::execute(context, step, build).await?,
         Action::Cmd(cmd) => {
-            // An image that is pulled first does not count against the step's time.
-            let prepared = cmd::prepare(context, cmd).await?;
+            // A pull that the step asks for does not count against its time.
+            let pulled = match &cmd.pull {
+                Some(_) => Some(unless_stopped(&context.kill, cmd::prepare(context, cmd)).await?),
+                None => None,
+            };
             if cmd.container.detach {
-                let service = cmd::detach(context, step, cmd, prepared).await?;
+                let service = cmd::detach(context, step, cmd, pulled).await?;
                 return Ok(Done::Detached(service));
             }
-            cmd::execute(context, step, cmd, &prepared).await?;
+            cmd::execute(context, step, cmd, pulled.as_ref()).await?;
         }
         Action::Push(push) => {
-            let all = push::execute(context, &push.images);
+            let all = unless_stopped(&context.kill, push::execute(context, &push.images));
             match tokio::time::timeout(step.timeout, all).await {
                 Ok(result) => result?,
                 Err(_) => return Err(attempts::time_is_up(step.timeout)),
@@ -597,4 +648,16 @@ async fn act<'c>(context: &'c TaskContext<'_>, step: &'c Step) -> Result<Done<'c
         }
     }
     Ok(Done::Ended)
+}
+
+/// Work that is dropped when the run has no use for it any more.
+async fn unless_stopped<T>(
+    stop: &CancellationToken,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(Failure::Canceled),
+        result = work => result,
+    }
 }

@@ -68,12 +68,25 @@ const CHUNK: usize = 64 << 10;
 const CHECKED_PER_SECOND: u64 = 16 << 20;
 
 impl Remote {
-    /// Sends an image of the store to another registry: the blobs that are not there, several
-    /// at once and each once, then the manifests in their order. `progress` is told of bytes as
-    /// they go; what has to be sent again is not told again.
-    ///
-    /// Dropping the future ends the uploads; nothing has a name on the other side then.
+    /// Sends an image of the store to another registry: [`Self::push_blobs`], then
+    /// [`Self::push_manifests`].
     pub async fn push(
+        &self,
+        push: &Push<'_>,
+        catalog: &Catalog,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Pushed, RemoteError> {
+        let pushed = self.push_blobs(push, catalog, progress).await?;
+        self.push_manifests(push).await?;
+        Ok(pushed)
+    }
+
+    /// Sends the blobs of an image that are not there, several at once and each once. `progress` is
+    /// told of bytes as they go; what has to be sent again is not told again.
+    ///
+    /// Dropping the future ends the uploads. Nothing has a name on the other side, then or when all
+    /// of them have come.
+    pub async fn push_blobs(
         &self,
         push: &Push<'_>,
         catalog: &Catalog,
@@ -89,16 +102,22 @@ impl Remote {
             .buffer_unordered(self.inner.settings.parallel)
             .try_collect()
             .await?;
-        for manifest in &push.manifests[..push.manifests.len() - 1] {
-            self.push_manifest(reference, manifest, None).await?;
-        }
-        let tag = reference.tag_or_latest();
-        self.push_manifest(reference, last, tag.as_ref().map(oci::Tag::as_str)).await?;
         Ok(Pushed {
             digest: last.digest.clone(),
             uploaded: sent.iter().flatten().sum(),
             existing: sent.iter().filter(|sent| sent.is_none()).count(),
         })
+    }
+
+    /// Sends the manifests of an image in their order, whose blobs are there. With the last one the
+    /// image has its name.
+    pub async fn push_manifests(&self, push: &Push<'_>) -> Result<(), RemoteError> {
+        let (last, _) = push.checked()?;
+        for manifest in &push.manifests[..push.manifests.len() - 1] {
+            self.push_manifest(push.reference, manifest, None).await?;
+        }
+        let tag = push.reference.tag_or_latest();
+        self.push_manifest(push.reference, last, tag.as_ref().map(oci::Tag::as_str)).await
     }
 
     /// Sends a blob unless it is there. Gives the bytes sent, if it was not.

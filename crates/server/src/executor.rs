@@ -18,9 +18,10 @@ use container::{Limits, Network, Runtime, RuntimeSettings};
 use control::{Attempt, BuildRequest, Commit, End, Executor, Outcome, OutputImage};
 use dockerfile::ContextAddress;
 use engine::{
-    BuildOptions, BuildStep, CacheExport, ContextSource, Engine, Lease, NamedContext, RunRequest,
+    BuildOptions, BuildStep, CacheExport, ContextSource, Engine, Lease, NamedContext, PushPolicy,
+    RunRequest,
 };
-use oci::{Annotations, RegistryName};
+use oci::{Annotations, RegistryName, RepositoryName};
 use remote::{Credentials, DownloadSettings, Downloads, Remote, RemoteSettings, Upstream};
 use store::{Catalog, DataDir};
 use tokio::sync::Semaphore;
@@ -28,7 +29,7 @@ use tokio::sync::Semaphore;
 use crate::agents::Agents;
 use crate::app::context_limits;
 use crate::settings::{BuildSettings, Settings};
-use crate::state::Shared;
+use crate::state::{Shared, copies_message};
 use crate::{ServeError, UpstreamSettings};
 use copies::CopiedImages;
 use events::LogEvents;
@@ -72,6 +73,15 @@ pub(crate) async fn build(
         host_network: settings.build.allow_host_network,
         insecure: settings.build.allow_insecure,
     };
+    // The folder has one owner: what is there is a killed server's.
+    let workspaces = folder.path().join("workspaces");
+    let removed = tokio::task::spawn_blocking({
+        let workspaces = workspaces.clone();
+        move || container::remove_tree(&workspaces)
+    });
+    let removed = removed.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)));
+    removed.map_err(ServeError::starting("remove workspaces of earlier runs"))?;
+    let pushes = push_policy(settings, state);
     let runs = Arc::new(Semaphore::new(settings.server.worker_threads.max(2)));
     let in_flight = Arc::new(InFlight::default());
     let engine = |registry: &RegistryName| Engine {
@@ -94,16 +104,29 @@ pub(crate) async fn build(
         catalog: state.catalog.clone(),
         registry: registry.clone(),
         own: own.clone(),
-        workspaces: folder.path().join("workspaces").join(registry.as_str()),
+        workspaces: workspaces.join(registry.as_str()),
         context_limits: context_limits(settings),
         container_limits: limits.clone(),
         allow_host_network: settings.build.allow_host_network,
         remote: state.remote.clone(),
+        pushes: pushes.clone(),
         alias_images: settings.tasks.alias_images.clone(),
     };
     let engines = state.registries.iter().map(|(registry, _)| (registry.clone(), engine(registry)));
     let (engines, agents) = (engines.collect(), state.agents.clone());
     Ok(Arc::new(BuildExecutor { engines, agents, runtime: runtime.clone() }))
+}
+
+/// To other registries if their settings say so, and to no copies of other registries' images.
+fn push_policy(settings: &Settings, state: &Shared) -> PushPolicy {
+    let upstreams = settings.upstreams.iter().filter(|(_, upstream)| upstream.push);
+    let hosts = upstreams.map(|(host, _)| host.clone()).collect();
+    let pull_through = state.pull_through.clone();
+    let refused = move |repository: &RepositoryName| {
+        let holds = pull_through.as_ref().is_some_and(|kept| kept.holds(repository));
+        holds.then(|| copies_message(repository))
+    };
+    PushPolicy { hosts: Arc::new(hosts), refused: Arc::new(refused) }
 }
 
 /// Where the builds of a registry get base images.
@@ -365,6 +388,7 @@ fn succeeded(engine: &Engine, output: &engine::Output) -> Outcome {
             id: repository.commit.clone(),
             branch: repository.branch.clone(),
         }),
+        dependencies: serde_json::to_value(&output.dependencies).ok(),
         cost: serde_json::to_value(output.built.cost()).ok(),
     }
 }

@@ -137,6 +137,8 @@ pub struct UpstreamSettings {
     pub password: Option<Secret>,
     /// Its images are kept below this name, and served from there.
     pub pull_through: Option<RepositoryName>,
+    /// Runs may push to it.
+    pub push: bool,
     pub tag_keep: Duration,
 }
 

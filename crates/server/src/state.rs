@@ -93,8 +93,7 @@ impl State {
         match self.pull_through.as_ref().is_some_and(|kept| kept.holds(repository)) {
             false => Ok(()),
             true => {
-                let message =
-                    format!("repository `{repository}` holds copies of another registry's images");
+                let message = copies_message(repository);
                 Err(ApiError::invalid(message).hint("choose another name"))
             }
         }
@@ -117,4 +116,9 @@ impl State {
                 .hint("use `refit login`, or take the token from `keys/api-token` of the data folder")),
         }
     }
+}
+
+/// Why a repository takes no images of ours.
+pub(crate) fn copies_message(repository: &RepositoryName) -> String {
+    format!("repository `{repository}` holds copies of another registry's images")
 }

@@ -31,6 +31,7 @@ pub(crate) fn run(run: &Run) -> api::Run {
             is_archive_enabled: run.request.archived(),
             provisioning_state: provisioning_state(run.status).into(),
             output_digest: run.digest.as_ref().map(ToString::to_string),
+            dependencies: run.dependencies.clone(),
             commit_id: run.commit.as_ref().map(|commit| commit.id.clone()),
             branch_name: run.commit.as_ref().and_then(|commit| commit.branch.clone()),
             cost: run.cost.clone(),

@@ -1,5 +1,9 @@
 //! Secrets do not reach a log.
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
 /// What stands where a secret was.
 const MASK: &str = "*****";
 
@@ -24,6 +28,9 @@ impl Mask {
             secrets.push(value.trim().to_owned());
             let lines = value.lines().map(str::trim);
             secrets.extend(lines.filter(|line| line.len() >= LINE_LEN_MIN).map(str::to_owned));
+            if value.len() >= LINE_LEN_MIN {
+                secrets.extend(encoded(value));
+            }
         }
         secrets.retain(|secret| !secret.is_empty());
         secrets.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
@@ -31,13 +38,24 @@ impl Mask {
         Self { secrets }
     }
 
-    pub(super) fn apply(&self, text: &mut String) {
+    /// Replaces the secrets of a text.
+    pub(crate) fn apply(&self, text: &mut String) {
         for secret in &self.secrets {
             if text.contains(secret.as_str()) {
                 *text = text.replace(secret.as_str(), MASK);
             }
         }
     }
+}
+
+/// A secret as programs often pass it on: in Base64, also without padding and for addresses, and in
+/// the percent encodings of addresses and of forms.
+fn encoded(secret: &str) -> impl Iterator<Item = String> {
+    let base64 = BASE64_STANDARD_NO_PAD.encode(secret);
+    let for_addresses = base64.replace('+', "-").replace('/', "_");
+    let percent = utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string();
+    let form: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+    [base64, for_addresses, percent, form].into_iter()
 }
 
 /// Hides what it hides.
@@ -63,6 +81,22 @@ mod tests {
             mask.apply(&mut masked);
             assert_eq!(masked, expected);
         }
-        assert_eq!(format!("{mask:?}"), "Mask(5 secrets)");
+        assert!(!format!("{mask:?}").contains("hunter"));
+    }
+
+    #[test]
+    fn secrets_are_masked_in_the_forms_in_which_programs_pass_them_on() {
+        let secret = "p?ss wörd/+";
+        let mask = Mask::new([secret]);
+        let base64 = base64::prelude::BASE64_STANDARD.encode(secret);
+        for (text, expected) in [
+            (format!("Authorization: Basic {base64}"), "Authorization: Basic *****="),
+            ("?q=p%3Fss%20w%C3%B6rd%2F%2B&r".to_owned(), "?q=*****&r"),
+            ("q=p%3Fss+w%C3%B6rd%2F%2B".to_owned(), "q=*****"),
+        ] {
+            let mut masked = text;
+            mask.apply(&mut masked);
+            assert_eq!(masked.trim_end_matches('='), expected.trim_end_matches('='));
+        }
     }
 }

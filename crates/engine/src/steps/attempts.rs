@@ -4,24 +4,43 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use task::{Attempts, Step};
+use tokio_util::sync::CancellationToken;
 
-use super::Work;
 use super::events::Watch;
+use super::{END_WAIT, TaskContext, Work};
 use crate::execute::{Failure, RunEvents};
 
-/// Does a step's work as often as the step asks for it, within its time.
-///
-/// `attempt` gets what looks at its output, and is dropped when the time is up.
+/// What an attempt gets: what looks at its output, and what ends it.
+pub(crate) type Attempt = (Arc<Watch>, CancellationToken);
+
+/// Failures of a step that are told; there may be as many as repetitions.
+const FAILURES_MAX: usize = 10;
+
+/// Does a step's work as often as the step asks for it, within its time. What runs when that is up
+/// has ended when this returns, unless it does not obey.
 pub(crate) async fn execute<'c>(
     step: &Step,
     attempts: &Attempts,
-    events: &dyn RunEvents,
-    attempt: impl Fn(Arc<Watch>) -> Work<'c>,
+    context: &TaskContext<'_>,
+    attempt: impl Fn(Attempt) -> Work<'c>,
 ) -> Result<(), Failure> {
-    let all = repeated(attempts, events, &step.id, attempt);
-    match tokio::time::timeout(step.timeout, all).await {
-        Ok(result) => result,
-        Err(_) => Err(time_is_up(step.timeout)),
+    let stop = context.kill.child_token();
+    let all = repeated(attempts, context.events, &step.id, &stop, attempt);
+    tokio::pin!(all);
+    tokio::select! {
+        result = &mut all => return result,
+        () = tokio::time::sleep(step.timeout) => stop.cancel(),
+    }
+    let _it_was_told_to_end = tokio::time::timeout(END_WAIT, all).await;
+    Err(time_is_up(step.timeout))
+}
+
+/// Waits, unless there is nothing to wait for any more.
+pub(crate) async fn sleep(duration: Duration, stop: &CancellationToken) -> Result<(), Failure> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(Failure::Canceled),
+        () = tokio::time::sleep(duration) => Ok(()),
     }
 }
 
@@ -34,44 +53,39 @@ async fn repeated<'c>(
     attempts: &Attempts,
     events: &dyn RunEvents,
     id: &str,
-    attempt: impl Fn(Arc<Watch>) -> Work<'c>,
+    stop: &CancellationToken,
+    attempt: impl Fn(Attempt) -> Work<'c>,
 ) -> Result<(), Failure> {
-    let mut failures = Vec::new();
+    let (mut failures, mut count) = (Vec::new(), 0_usize);
     for number in 0..=attempts.repeat {
         if attempts.repeat > 0 {
-            let count = u64::from(attempts.repeat) + 1;
-            let text = format!("Repetition {} of {count} of step `{id}`", u64::from(number) + 1);
+            let all = u64::from(attempts.repeat) + 1;
+            let text = format!("Repetition {} of {all} of step `{id}`", u64::from(number) + 1);
             events.message(&text).await;
         }
-        match retried(attempts, events, id, &attempt).await {
+        match retried(attempts, events, id, stop, &attempt).await {
             Ok(()) => (),
             Err(failure @ (Failure::Canceled | Failure::Superseded)) => return Err(failure),
-            Err(failure) => failures.push(failure),
+            Err(failure) => {
+                count += 1;
+                if failures.len() < FAILURES_MAX && !failures.contains(&failure) {
+                    failures.push(failure);
+                }
+            }
         }
     }
     match failures.len() {
         0 => Ok(()),
         1 => Err(failures.remove(0)),
-        _ => Err(combined(failures)),
+        _ => Err(combined(failures, count)),
     }
 }
 
-/// All of them in one text. It is the user's fault only if each is.
-fn combined(failures: Vec<Failure>) -> Failure {
-    let mut texts = Vec::new();
-    let mut is_ours = false;
-    for failure in failures {
-        match failure {
-            Failure::User(text) => texts.push(text),
-            Failure::Ours(text) => {
-                is_ours = true;
-                texts.push(text);
-            }
-            Failure::Canceled | Failure::Superseded => (),
-        }
-    }
-    texts.dedup();
-    let text = texts.join("\n");
+/// Different failures in one text. It is the user's fault only if each is.
+fn combined(failures: Vec<Failure>, count: usize) -> Failure {
+    let is_ours = failures.iter().any(|failure| matches!(failure, Failure::Ours(_)));
+    let lines = failures.iter().map(Failure::first_line).collect::<Vec<_>>().join("; ");
+    let text = format!("error: {count} repetitions failed: {lines}");
     if is_ours { Failure::Ours(text) } else { Failure::User(text) }
 }
 
@@ -79,16 +93,20 @@ async fn retried<'c>(
     attempts: &Attempts,
     events: &dyn RunEvents,
     id: &str,
-    attempt: &impl Fn(Arc<Watch>) -> Work<'c>,
+    stop: &CancellationToken,
+    attempt: &impl Fn(Attempt) -> Work<'c>,
 ) -> Result<(), Failure> {
     let mut left = attempts.retries;
     loop {
         let watch = Arc::new(Watch::new(&attempts.retry_on_errors));
-        let failure = match attempt(Arc::clone(&watch)).await {
+        let failure = match attempt((Arc::clone(&watch), stop.clone())).await {
             Ok(()) => return Ok(()),
             Err(failure @ (Failure::Canceled | Failure::Superseded)) => return Err(failure),
             Err(failure) => failure,
         };
+        if stop.is_cancelled() {
+            return Err(Failure::Canceled);
+        }
         if left == 0 {
             return Err(failure);
         }
@@ -103,6 +121,6 @@ async fn retried<'c>(
             failure.first_line()
         );
         events.warning(&text).await;
-        tokio::time::sleep(attempts.retry_delay).await;
+        sleep(attempts.retry_delay, stop).await?;
     }
 }

@@ -5,15 +5,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use builder::{ContextAddress, ContextFiles, ContextOptions, parse_size};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use builder::{ContextAddress, ContextFiles, ContextOptions, LazyFolder, parse_size};
 use container::Network;
 use oci::{Annotations, Compression, Platform, Reference};
 use task::{Build, BuildArguments, BuildOption, Container, Step};
 
-use super::events::{StepEvents, Watch};
+use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+
+use super::attempts::Attempt;
+use super::events::StepEvents;
 use super::workspace::{OpenFolder, WORKSPACE, make_empty_folder, path_in, read_text};
-use super::{TaskContext, Work, attempts};
-use crate::context::{ContextLoader, ContextSource};
+use super::{TaskContext, Work, attempts, unless_stopped};
+use crate::context::{ContextLoader, ContextSource, LoadedRepository};
+use crate::dependencies::dependencies;
 use crate::execute::{
     Argument, BuildOptions, BuildStep, Failure, NamedContext, NamedDockerfile, RunRequest,
     blocking, build_images, build_request,
@@ -39,27 +46,61 @@ pub(crate) async fn execute(
     let names = names.collect::<Result<Vec<_>, _>>()?;
     let request = run_request(context, build)?;
     let (request, names) = (&request, names.as_slice());
-    let attempt =
-        |_: Arc<Watch>| -> Work<'_> { Box::pin(build_once(context, step, build, request, names)) };
-    attempts::execute(step, &build.attempts, context.events, attempt).await
+    if !build.container.mounts.is_empty() {
+        return Err(Failure::User(
+            "error: `volumeMounts` are not possible in a `build` step\n\
+             hint: they are in `cmd` steps"
+                .to_owned(),
+        ));
+    }
+    // What is fetched from elsewhere is fetched once.
+    let source = OnceCell::new();
+    let source = &source;
+    let attempt = |(_, stop): Attempt| -> Work<'_> {
+        Box::pin(async move {
+            let source = source.get_or_try_init(|| self::source(context, step, build));
+            let source = unless_stopped(&stop, source).await?;
+            build_once(context, step, source, request, names, &stop).await
+        })
+    };
+    attempts::execute(step, &build.attempts, context, attempt).await
 }
 
 async fn build_once(
     context: &TaskContext<'_>,
     step: &Step,
-    build: &Build,
+    source: &Source,
     request: &RunRequest,
     names: &[Reference],
+    stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let engine = &context.engine;
-    let Source { options, dockerfile, time, _folder } = source(context, step, build).await?;
+    let Source { folder, dockerfile_path, dockerfile, repository } = source;
+    let private = context.private_folder();
+    let mut options = ContextOptions::of(ContextFiles::Shared {
+        root: folder.path(),
+        folder: Arc::new(LazyFolder::new(&private)),
+    });
+    options.dockerfile.clone_from(dockerfile_path);
+    options.entries_max = engine.context_limits.entries_max;
+    let dockerfile = dockerfile.clone();
     let mut wanted = build_request(engine, request, options, BTreeMap::new(), dockerfile);
-    wanted.source_date_epoch = wanted.source_date_epoch.or(time);
+    if let Some(LoadedRepository { record, time }) = repository {
+        // What a commit holds is as old as the commit (architecture.md decision 12).
+        wanted.source_date_epoch = wanted.source_date_epoch.or(Some(*time));
+        wanted.repository = Some(record.clone());
+    }
     let events = StepEvents::new(context.events, context.numbers, &step.id);
-    let built = build_images(engine, &wanted, &request.step, &events, &context.kill).await?;
-    let built = Arc::new(built);
+    let built = build_images(engine, &wanted, &request.step, &events, stop).await;
+    // At most a bind mount of the context made one.
+    let removed = blocking(move || container::remove_tree(&private)).await?;
+    removed.map_err(|error| Failure::ours(&error))?;
+    let built = Arc::new(built?);
     context.keep(&built).await?;
     context.images.add(names, &built);
+    let commit = repository.as_ref().map(|repository| repository.record.commit.as_str());
+    let dependencies = dependencies(names, &built, commit.or(context.commit));
+    context.note_dependencies(&step.id, dependencies);
     let digest = built.descriptor().digest.clone();
     context.events.message(&format!("Step `{}` built {digest}", step.id)).await;
     Ok(())
@@ -67,12 +108,12 @@ async fn build_once(
 
 /// What a build reads.
 struct Source {
-    options: ContextOptions,
+    folder: OpenFolder,
+    /// Where in the folder the Dockerfile is, if it is there.
+    dockerfile_path: Option<String>,
     dockerfile: NamedDockerfile,
-    /// When the commit was made that is built, in seconds since 1970.
-    time: Option<i64>,
-    /// Kept open while the build goes on.
-    _folder: OpenFolder,
+    /// If it is a git repository.
+    repository: Option<LoadedRepository>,
 }
 
 async fn source(context: &TaskContext<'_>, step: &Step, build: &Build) -> Result<Source, Failure> {
@@ -111,8 +152,7 @@ async fn local(context: &TaskContext<'_>, build: &Build) -> Result<Source, Failu
         None => format!("{folder}/{DOCKERFILE}"),
     };
     let (root, named) = (context.workspace.clone(), named.clone());
-    let entries_max = context.engine.context_limits.entries_max;
-    blocking(move || open_source(&root, &folder, &named, dockerfile, entries_max)).await?
+    blocking(move || open_source(&root, &folder, &named, dockerfile)).await?
 }
 
 fn open_source(
@@ -120,7 +160,6 @@ fn open_source(
     folder: &str,
     named: &str,
     dockerfile: String,
-    entries_max: usize,
 ) -> Result<Source, Failure> {
     let text = read_text(root, &dockerfile, "Dockerfile", DOCKERFILE_SIZE_MAX)?;
     let opened = OpenFolder::open(root, folder).map_err(|error| {
@@ -128,14 +167,12 @@ fn open_source(
             "error: the context `{named}` is no folder of the workspace: {error}"
         ))
     })?;
-    let mut options = ContextOptions::of(ContextFiles::Folder(opened.path()));
-    options.dockerfile = match folder.is_empty() {
+    let dockerfile_path = match folder.is_empty() {
         true => Some(dockerfile.clone()),
         false => dockerfile.strip_prefix(&format!("{folder}/")).map(str::to_owned),
     };
-    options.entries_max = entries_max;
     let dockerfile = NamedDockerfile { name: dockerfile, text };
-    Ok(Source { options, dockerfile, time: None, _folder: opened })
+    Ok(Source { folder: opened, dockerfile_path, dockerfile, repository: None })
 }
 
 /// What is elsewhere is brought into a folder of the workspace that is named for the step.
@@ -158,23 +195,35 @@ async fn remote(
              hint: a remote context needs a folder of its own; give the step another `id`"
         ))
     })?;
-    let folder = OpenFolder::open(&root, id).map_err(|error| Failure::ours(&error))?;
+    let fetched = fetch(context, arguments, address, OpenFolder::open(&root, id)).await;
+    if fetched.is_err() {
+        // For another try; and what cannot be removed refuses it.
+        let folder = root.join(id);
+        let _kept = blocking(move || container::remove_tree(&folder)).await?;
+    }
+    fetched
+}
+
+async fn fetch(
+    context: &TaskContext<'_>,
+    arguments: &BuildArguments,
+    address: &ContextSource,
+    folder: std::io::Result<OpenFolder>,
+) -> Result<Source, Failure> {
+    let folder = folder.map_err(|error| Failure::ours(&error))?;
     let engine = &context.engine;
     let no_cache = arguments.has("no-cache");
     let loader = ContextLoader { engine, no_cache, events: context.events, stop: &context.kill };
     let loaded = loader.load(address, folder.path(), engine.context_limits).await?;
     let file = arguments.file.clone().unwrap_or_else(|| DOCKERFILE.to_owned());
     let path = folder.path();
-    let (text, file) = blocking(move || {
+    let (text, name) = blocking(move || {
         read_text(&path, &file, "Dockerfile", DOCKERFILE_SIZE_MAX).map(|text| (text, file))
     })
     .await??;
-    let mut options = ContextOptions::of(loaded.files);
-    options.dockerfile = Some(file.clone());
-    options.entries_max = engine.context_limits.entries_max;
-    let time = loaded.repository.map(|repository| repository.time);
-    let dockerfile = NamedDockerfile { name: file, text };
-    Ok(Source { options, dockerfile, time, _folder: folder })
+    let repository = loaded.repository;
+    let (dockerfile_path, dockerfile) = (Some(name.clone()), NamedDockerfile { name, text });
+    Ok(Source { folder, dockerfile_path, dockerfile, repository })
 }
 
 /// What the arguments of the step mean to the builder.
@@ -182,11 +231,10 @@ fn run_request(context: &TaskContext<'_>, build: &Build) -> Result<RunRequest, F
     let BuildArguments { tags, target, build_args, options: more, .. } = &build.arguments;
     let value_of = |name: &str| build.container.env.get(name).unwrap_or_default().to_owned();
     let secrets = context.request.values.iter().filter(|value| value.secret);
-    let secrets: Vec<&str> =
-        secrets.map(|value| value.value.as_str()).filter(|value| !value.is_empty()).collect();
+    let secrets: Vec<_> = secrets.map(|value| value.value.as_str()).collect();
     let arguments = build_args.iter().map(|(name, value)| {
         let (name, value) = (name.clone(), value.clone().unwrap_or_else(|| value_of(name)));
-        let secret = secrets.iter().any(|secret| value.contains(secret));
+        let secret = secrets.iter().any(|secret| may_hold(&value, secret));
         Argument { name, value, secret }
     });
     let mut step = BuildStep {
@@ -230,6 +278,17 @@ fn run_request(context: &TaskContext<'_>, build: &Build) -> Result<RunRequest, F
     }
     let (run, now) = (context.request.run.clone(), context.request.now);
     Ok(RunRequest { run, step, timeout: NO_TIMEOUT, now })
+}
+
+/// Whether a text is a secret or has it somewhere, as it is or in Base64.
+fn may_hold(text: &str, secret: &str) -> bool {
+    // Shorter ones are found everywhere.
+    const LENGTH_MIN: usize = 4;
+    match secret.len() {
+        0 => false,
+        1..LENGTH_MIN => text == secret || text == BASE64_STANDARD.encode(secret),
+        _ => text.contains(secret) || text.contains(&BASE64_STANDARD.encode(secret)),
+    }
 }
 
 /// A step's network is that of its build's `RUN`s.
@@ -326,7 +385,9 @@ fn apply(step: &mut BuildStep, option: &BuildOption) -> Result<(), Failure> {
         }
         // They choose how the reference's tools work, not what comes out.
         "builder" | "cgroup-parent" | "isolation" | "progress" | "provenance" | "sbom"
-        | "attest" | "security-opt" | "allow" | "false" => (),
+        | "attest" | "security-opt" | "allow" => (),
+        // A switch that is off.
+        _ if value == "false" => (),
         name => return Err(unsupported(name)),
     }
     Ok(())

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use builder::{
-    BaseImage, BaseImages as _, Command, CommandError, ImageError, RunLimits, StepEnd, StepNumber,
-    describe_exit, run_command,
+    BaseImage, BaseImages as _, BuildError, Command, CommandError, ImageError, RunLimits, StepEnd,
+    StepNumber, describe_exit, run_command,
 };
 use bytes::Bytes;
 use container::{
@@ -15,14 +15,17 @@ use container::{
 use oci::Reference;
 use task::{Cmd, Container, Pull, Step};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
+use super::attempts::Attempt;
 use super::command_line::CommandLine;
 use super::events::Watch;
 use super::workspace::WORKSPACE;
-use super::{HOME, TaskContext, Work, attempts};
+use super::{HOME, TaskContext, Work, attempts, unless_stopped};
 use crate::execute::{Engine, Failure, RunEvents};
 
 /// A command whose words are known, with the image it is of.
+#[derive(Clone)]
 pub(crate) struct Prepared {
     image: BaseImage,
     arguments: Vec<String>,
@@ -68,7 +71,8 @@ async fn pull(
         }
         left -= 1;
         context.events.warning(&format!("{error}; it is tried again")).await;
-        tokio::time::sleep(pull.map_or(Duration::ZERO, |pull| pull.retry_delay)).await;
+        let delay = pull.map_or(Duration::ZERO, |pull| pull.retry_delay);
+        attempts::sleep(delay, &context.kill).await?;
     }
 }
 
@@ -79,17 +83,24 @@ fn image_failure(error: &ImageError) -> Failure {
     }
 }
 
-/// Runs a command as often as its step asks.
+/// Runs a command as often as its step asks. An image that was not pulled before is found within
+/// the step's time.
 pub(crate) async fn execute(
     context: &TaskContext<'_>,
     step: &Step,
     cmd: &Cmd,
-    prepared: &Prepared,
+    pulled: Option<&Prepared>,
 ) -> Result<(), Failure> {
-    let attempt = |watch: Arc<Watch>| -> Work<'_> {
-        Box::pin(async move { run(context, step, cmd, prepared, &watch, None).await })
+    let attempt = |(watch, stop): Attempt| -> Work<'_> {
+        Box::pin(async move {
+            let prepared = match pulled {
+                Some(prepared) => prepared.clone(),
+                None => unless_stopped(&stop, prepare(context, cmd)).await?,
+            };
+            run(context, step, cmd, &prepared, &watch, &stop, None).await
+        })
     };
-    attempts::execute(step, &cmd.attempts, context.events, attempt).await
+    attempts::execute(step, &cmd.attempts, context, attempt).await
 }
 
 /// Runs a command that other steps do not wait for, until its process has started.
@@ -97,13 +108,17 @@ pub(crate) async fn detach<'c>(
     context: &'c TaskContext<'_>,
     step: &'c Step,
     cmd: &'c Cmd,
-    prepared: Prepared,
+    pulled: Option<Prepared>,
 ) -> Result<Work<'c>, Failure> {
     let started = Arc::new(Notify::new());
     let told = Arc::clone(&started);
     let mut process: Work<'c> = Box::pin(async move {
+        let prepared = match pulled {
+            Some(prepared) => prepared,
+            None => unless_stopped(&context.kill, prepare(context, cmd)).await?,
+        };
         let watch = Watch::new(&[]);
-        run(context, step, cmd, &prepared, &watch, Some(&told)).await
+        run(context, step, cmd, &prepared, &watch, &context.kill, Some(&told)).await
     });
     tokio::select! {
         // A process that has started and ended at once has started.
@@ -121,6 +136,7 @@ pub(crate) async fn run(
     cmd: &Cmd,
     prepared: &Prepared,
     watch: &Watch,
+    stop: &CancellationToken,
     started: Option<&Notify>,
 ) -> Result<(), Failure> {
     let command = command(context, step, cmd, prepared)?;
@@ -132,7 +148,7 @@ pub(crate) async fn run(
         .await;
     let output = Output { events: context.events, number, watch, started };
     let limits = &command.limits;
-    let ended = run_command(&context.engine.builder, &command, &output, &context.kill).await;
+    let ended = run_command(&context.engine.builder, &command, &output, stop).await;
     let result = match ended {
         Ok((Exit::Code(0), _)) => Ok(()),
         Ok((Exit::Canceled, _)) => Err(Failure::Canceled),
@@ -155,9 +171,10 @@ pub(crate) async fn run(
 }
 
 fn command_failure(error: &CommandError) -> Failure {
-    match error.is_users() {
-        true => Failure::user(error, error.hint()),
-        false => Failure::ours(error),
+    match error {
+        CommandError::Layers(BuildError::Canceled) => Failure::Canceled,
+        error if error.is_users() => Failure::user(error, error.hint()),
+        error => Failure::ours(error),
     }
 }
 

@@ -120,9 +120,10 @@ impl BaseImages for RunImages {
         blob: &Descriptor,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), ImageError> {
+        // The manifest that names it may be from before a step took over the name.
         match self.built(reference) {
-            Some(_) => Ok(()),
-            None => self.others.fetch(reference, blob, progress).await,
+            Some(built) if built.blobs().contains(&blob.digest) => Ok(()),
+            _ => self.others.fetch(reference, blob, progress).await,
         }
     }
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oci::{Descriptor, Manifest, Reference};
-use remote::{ManifestToPush, Push};
+use remote::{ManifestToPush, Push, RemoteError};
 
-use super::{PushedImage, TaskContext};
+use super::{PushedImage, TaskContext, attempts};
 use crate::execute::Failure;
 use crate::name::Destination;
 use crate::platforms::BuiltImages;
@@ -50,7 +50,7 @@ async fn push(
             Err(failure) => return Err(failure),
         };
         context.events.warning(&format!("it is tried again: {failure}")).await;
-        tokio::time::sleep(delay).await;
+        attempts::sleep(delay, &context.kill).await?;
         delay *= 2;
     }
     Ok(())
@@ -62,9 +62,13 @@ async fn push_once(
     built: &Arc<BuiltImages>,
 ) -> Result<(), Failure> {
     let engine = &context.engine;
-    match engine.own.registry(reference) == Some(&engine.registry) {
-        true => publish_here(context, reference, built).await,
-        false => send(context, reference, built).await,
+    match engine.own.registry(reference) {
+        Some(own) if *own == engine.registry => publish_here(context, reference, built).await,
+        Some(_) => Err(Failure::User(format!(
+            "error: `{}` is in another registry of this server, which the run may not push to",
+            reference.familiar()
+        ))),
+        None => send(context, reference, built).await,
     }
 }
 
@@ -78,6 +82,9 @@ async fn publish_here(
     let Some(tag) = reference.tag_or_latest() else {
         return Err(Failure::User(format!("error: `{reference}` has no tag to push to")));
     };
+    if let Some(reason) = (engine.pushes.refused)(&reference.repository) {
+        return Err(Failure::User(format!("error: {reason}")));
+    }
     let host = engine.own.host(&engine.registry).unwrap_or(engine.registry.as_str());
     let repository = reference.repository.clone();
     let name = format!("{host}/{repository}:{tag}");
@@ -102,6 +109,13 @@ async fn send(
     reference: &Reference,
     built: &Arc<BuiltImages>,
 ) -> Result<(), Failure> {
+    let (engine, host) = (&context.engine, &reference.host);
+    if !engine.pushes.hosts.contains(host) {
+        return Err(Failure::User(format!(
+            "error: this server does not let runs push to `{host}`\n\
+             hint: its operator can allow it with `push = true` in `[upstream.\"{host}\"]`"
+        )));
+    }
     let manifests = manifests_of(built);
     let manifests = manifests.into_iter().map(|(descriptor, bytes)| ManifestToPush {
         media_type: descriptor.media_type.clone(),
@@ -110,17 +124,18 @@ async fn send(
         bytes,
     });
     let manifests: Vec<_> = manifests.collect();
+    let push = Push { reference, manifests: &manifests };
+    // It tries again by itself where that may help.
+    let failed = |error: RemoteError| Failure::user(&error, error.hint());
+    let pushed = engine.remote.push_blobs(&push, &engine.catalog, &|_| ()).await;
+    let pushed = pushed.map_err(failed)?;
     if !context.lease.holds().await {
         return Err(Failure::Superseded);
     }
-    let push = Push { reference, manifests: &manifests };
-    let engine = &context.engine;
-    // It tries again by itself where that may help.
-    let pushed = engine.remote.push(&push, &engine.catalog, &|_| ()).await;
-    let pushed = pushed.map_err(|error| Failure::user(&error, error.hint()))?;
+    engine.remote.push_manifests(&push).await.map_err(failed)?;
     context.events.image(Some(&reference.to_string()), &pushed.digest).await;
     context.note_pushed(PushedImage {
-        host: Some(reference.host.clone()),
+        host: Some(host.clone()),
         repository: reference.repository.clone(),
         tag: reference.tag_or_latest(),
         digest: pushed.digest,

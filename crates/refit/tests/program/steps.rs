@@ -1,7 +1,5 @@
 //! `refit run` with a server that executes the steps: order, images, commands, pushes.
 
-use std::os::unix::fs::PermissionsExt as _;
-
 use testkit::{GitHost, Outcome, Sandbox, Server, busybox, validate};
 
 use crate::sandbox;
@@ -11,6 +9,31 @@ fn server(sandbox: &Sandbox) -> Server {
     let server = sandbox.server();
     server.registry().push("busybox", "latest", &busybox());
     server
+}
+
+/// The same with settings of its own.
+fn server_with(sandbox: &Sandbox, settings: &str) -> Server {
+    sandbox.write("settings.toml", settings);
+    let settings = sandbox.path("settings.toml").display().to_string();
+    let server = sandbox.server_with(&["--config", &settings]);
+    server.registry().push("busybox", "latest", &busybox());
+    server
+}
+
+/// Contexts may come from the tests' own hosts.
+const LOOPBACK: &str = "[build]\nallow_addresses = [\"127.0.0.1\"]\n";
+
+/// How many processes of the machine have this command line, its words joined by blanks.
+fn processes(command: &str) -> usize {
+    let all = std::fs::read_dir("/proc").expect("it is mounted").flatten();
+    let lines = all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    let wanted = format!("{}\0", command.replace(' ', "\0"));
+    lines.filter(|line| line == wanted.as_bytes()).count()
+}
+
+/// A `sleep` that no other test has.
+fn long_sleep(number: u32) -> String {
+    format!("sleep {}.{number}", 100_000 + std::process::id())
 }
 
 /// Runs a task file. `BUSYBOX` in it is an image with a shell.
@@ -64,6 +87,16 @@ steps:
     let steps = shown["properties"]["cost"]["steps"].as_array().unwrap().clone();
     let states: Vec<_> = steps.iter().map(|step| step["state"].as_str().unwrap()).collect();
     assert_eq!(states, ["successful"; 5]);
+    let dependencies = &shown["properties"]["dependencies"];
+    assert_eq!(dependencies[1]["image"]["repository"], "job");
+    assert_eq!(dependencies[1]["image"]["digest"], job.as_str());
+    let base = &dependencies[1]["runtime-dependency"];
+    assert_eq!((&base["repository"], &base["tag"]), (&"busybox".into(), &"latest".into()));
+    let base = format!(
+        "    repository: busybox\n    tag: latest\n    digest: {}",
+        base["digest"].as_str().unwrap()
+    );
+    place(log, &base);
 }
 
 #[test]
@@ -166,9 +199,132 @@ steps:
 fn as_root_l3_a_step_that_takes_too_long_fails_and_is_killed() {
     let sandbox = sandbox();
     let server = server(&sandbox);
-    let task = "steps: [{id: slow, cmd: BUSYBOX sleep 1000, timeout: 1, retries: 9}]";
-    let failed = run(&sandbox, &server, task, &[]).code(1);
-    failed.stderr_has("step `slow`: it took longer than its limit of 1 s");
+    let sleep = long_sleep(1);
+    let task = format!(
+        "steps: [{{id: slow, cmd: BUSYBOX {sleep}, timeout: 1, retries: 9, ignoreErrors: true}},
+         {{id: after, cmd: BUSYBOX echo after}}, {{id: last, cmd: BUSYBOX {sleep}, timeout: 1}}]"
+    );
+    let failed = run(&sandbox, &server, &task, &[]).code(1);
+    let log = &failed.stderr;
+    let killed = place(log, "step `slow`: it took longer than its limit of 1 s (ignored)");
+    assert!(killed < place(log, " after\n"));
+    place(log, "step `last`: it took longer than its limit of 1 s");
+    assert_eq!(processes(&sleep), 0);
+}
+
+#[test]
+fn as_root_after_a_failure_nothing_starts_and_nothing_is_pushed() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    sandbox.write("app/Dockerfile", format!("FROM {}/busybox\n", server.host()));
+    let sleep = long_sleep(2);
+    let task = format!(
+        "version: v1.1.0
+steps:
+  - {{id: build, build: -t $Registry/app:1 -t $Registry/app:2 .}}
+  - {{id: first, push: [$Registry/app:1]}}
+  - {{id: service, cmd: $Registry/app:1 {sleep}, detach: true}}
+  - {{id: late, push: [$Registry/app:2], startDelay: 600, when: [service]}}
+  - {{id: retried, cmd: $Registry/app:1 false, retries: 5, retryDelay: 600, when: [service]}}
+  - {{id: bad, cmd: \"$Registry/app:1 sh -c 'sleep 0.3; exit 9'\", when: [service]}}
+"
+    );
+    let started = std::time::Instant::now();
+    let failed = run(&sandbox, &server, &task, &[]).code(1).stderr_has("exit code 9");
+    // Whoever waits is not waited for.
+    assert!(started.elapsed() < std::time::Duration::from_secs(300));
+    assert_eq!(processes(&sleep), 0);
+    assert_eq!(server.registry().tags("app"), ["1"]);
+    let id =
+        failed.stderr.split("run with ID: ").nth(1).unwrap().split_whitespace().next().unwrap();
+    let show = ["task", "show-run", "--run-id", id, "-o", "json"];
+    let shown = sandbox.refit(show).on(&server).succeeds().json();
+    assert_eq!(shown["properties"]["outputImages"][0]["tag"], "1");
+    let steps = shown["properties"]["cost"]["steps"].as_array().unwrap().clone();
+    let states: Vec<_> = steps.iter().map(|step| step["state"].as_str().unwrap()).collect();
+    assert_eq!(&states[..3], ["successful"; 3]);
+    assert_eq!(states[5], "failed");
+}
+
+#[test]
+fn as_root_a_build_that_is_done_again_has_its_remote_context_still() {
+    let sandbox = sandbox();
+    let server = server_with(&sandbox, LOOPBACK);
+    let git = GitHost::start();
+    let repository = git.repository("r");
+    repository.write("sub/Dockerfile", format!("FROM {}/busybox\nCOPY . /all/\n", server.host()));
+    repository.commit("one");
+    let task = format!(
+        "version: v1.1.0
+steps:
+  - {{id: src, build: -t $Registry/app:1 {}/r.git#main:sub, repeat: 2}}
+  - {{cmd: $Registry/app:1 ls /all /workspace/src}}
+",
+        git.url()
+    );
+    run(&sandbox, &server, &task, &[]).success().stderr_has("Repetition 3 of 3");
+}
+
+#[test]
+fn as_root_a_bind_mount_shows_what_was_hashed_of_a_workspace_that_changes() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    let dockerfile = format!(
+        "FROM {}/busybox\nRUN --mount=type=bind,target=/c,rw cat /c/src/file > /seen && echo x > /c/src/file\n",
+        server.host()
+    );
+    sandbox
+        .write("app/Dockerfile", dockerfile)
+        .write("app/src/file", "first\n")
+        .write("app/secret", "s");
+    sandbox.write("app/.dockerignore", "secret\n");
+    let task = "version: v1.1.0
+steps:
+  - {id: one, build: -t $Registry/app:1 .}
+  - cmd: $Registry/app:1 sh -c 'cat /workspace/src/file /seen; echo second > /workspace/src/file'
+  - {id: two, build: -t $Registry/app:2 .}
+  - {cmd: $Registry/app:2 cat /seen}
+";
+    let done = run(&sandbox, &server, task, &[]).success();
+    assert!(place(&done.stderr, " first\n") < place(&done.stderr, " second\n"));
+    assert_eq!(done.stderr.matches(" first\n").count(), 2, "{}", done.stderr);
+}
+
+#[test]
+fn as_root_switches_of_a_build_may_be_off_and_what_it_cannot_have_is_refused() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    sandbox.write("app/Dockerfile", format!("FROM {}/busybox\n", server.host()));
+    let build = |step: &str| run(&sandbox, &server, &format!("steps: [{{{step}}}]"), &[]);
+    build("build: --no-cache=false --rm=false --pull -q .").success();
+    build("build: --secret id=x .")
+        .code(1)
+        .stderr_has("`--secret` is not possible in a `build` step");
+    build("build: ../x").code(1).stderr_has("the context `../x` is not in the workspace");
+    build("build: -f none .").code(1).stderr_has("Dockerfile `none` is not in the context");
+}
+
+#[test]
+fn as_root_a_killed_server_leaves_no_workspace_and_its_task_does_not_run_twice() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    let sleep = long_sleep(3);
+    sandbox.write(
+        "app/acb.yaml",
+        format!("steps: [{{cmd: '{{{{.Run.Registry}}}}/busybox {sleep}'}}]"),
+    );
+    let queued = sandbox.refit(["run", "app", "--no-wait", "-o", "json"]).on(&server).succeeds();
+    let id = queued.json()["name"].as_str().unwrap().to_owned();
+    testkit::until("the command runs", || (processes(&sleep) == 1).then_some(()));
+    server.kill();
+    let server = sandbox.server();
+    let show = ["task", "show-run", "--run-id", &id, "-o", "json"];
+    testkit::until("the run has ended", || {
+        let shown = sandbox.refit(show).on(&server).succeeds().json();
+        (shown["properties"]["status"] == "Error").then_some(())
+    });
+    assert_eq!(processes(&sleep), 0);
+    assert!(!sandbox.data().join("workspaces/local").join(&id).exists());
 }
 
 #[test]
@@ -182,6 +338,11 @@ fn as_root_j18_secret_values_reach_the_step_and_no_log() {
     let id = done.stderr.split("run with ID: ").nth(1).unwrap().split_whitespace().next().unwrap();
     let shown = sandbox.refit(["task", "show-run", "--run-id", id, "-o", "json"]).on(&server);
     assert!(!shown.succeeds().stdout.contains("hunter22"));
+    let task = "steps: [{cmd: 'BUSYBOX {{.Values.p}}'}]";
+    let failed = run(&sandbox, &server, task, &["--set-secret", "p=hunter22"]).code(1);
+    failed.stderr_has("`*****` cannot be executed").stderr_lacks("hunter22");
+    let list = sandbox.refit(["task", "list-runs", "-o", "json"]).on(&server).succeeds();
+    assert!(!list.stdout.contains("hunter22") && list.stdout.contains("`*****` cannot"));
     let log = sandbox.refit(["task", "logs", "--run-id", id]).on(&server).succeeds();
     assert!(!log.stdout.contains("hunter22") && log.stdout.contains("is ***"), "{}", log.stdout);
 }
@@ -208,7 +369,8 @@ steps:
 #[test]
 fn as_root_an_image_is_pushed_to_another_registry() {
     let (sandbox, other_sandbox) = (sandbox(), sandbox());
-    let (server, other) = (server(&sandbox), other_sandbox.server());
+    let other = other_sandbox.server();
+    let server = server_with(&sandbox, &format!("[upstream.\"{}\"]\npush = true\n", other.host()));
     sandbox.write("app/Dockerfile", format!("FROM {}/busybox\nRUN echo x > /x\n", server.host()));
     let task = format!(
         "steps: [{{build: -t {0}/team/app:7 .}}, {{push: ['{0}/team/app:7']}}]",
@@ -218,15 +380,15 @@ fn as_root_an_image_is_pushed_to_another_registry() {
     let image = validate(&other.registry(), "team/app", "7");
     assert_eq!(image.text("x"), "x\n");
     assert!(done.stdout.contains(image.digest.as_str()), "{}", done.stdout);
+    let elsewhere = task.replace(&other.host(), "127.0.0.1:9");
+    let refused = run(&sandbox, &server, &elsewhere, &[]).code(1);
+    refused.stderr_has("does not let runs push to `127.0.0.1:9`").stderr_has("`push = true`");
 }
 
 #[test]
 fn as_root_a_git_context_tells_its_commit_and_brings_the_task_file() {
     let sandbox = sandbox();
-    sandbox.write("settings.toml", "[build]\nallow_addresses = [\"127.0.0.1\"]\n");
-    let settings = sandbox.path("settings.toml").display().to_string();
-    let server = sandbox.server_with(&["--config", &settings]);
-    server.registry().push("busybox", "latest", &busybox());
+    let server = server_with(&sandbox, LOOPBACK);
     let git = GitHost::start();
     let repository = git.repository("r");
     repository.write(
@@ -325,25 +487,17 @@ steps:
 fn as_root_an_interrupted_run_leaves_nothing_running() {
     let sandbox = sandbox();
     let server = server(&sandbox);
-    let seconds = format!("{}.5", 100_000 + std::process::id());
-    let task = format!(
-        "steps: [{{id: s, cmd: BUSYBOX sleep {seconds}, detach: true}}, {{cmd: BUSYBOX sh -c 'touch mark; sleep {seconds}'}}]"
-    );
+    let sleep = long_sleep(5);
+    let task =
+        format!("steps: [{{id: s, cmd: BUSYBOX {sleep}, detach: true}}, {{cmd: BUSYBOX {sleep}}}]");
     sandbox.write("app/acb.yaml", task.replace("BUSYBOX", "{{.Run.Registry}}/busybox"));
     let running = sandbox.refit(["run", "app"]).on(&server).start();
-    let sleeps = || {
-        let processes = std::fs::read_dir("/proc").unwrap().flatten();
-        let lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-        let wanted = format!("sleep\0{seconds}\0");
-        lines.filter(|line| line == wanted.as_bytes()).count()
-    };
-    testkit::until("both commands run", || (sleeps() == 2).then_some(()));
+    testkit::until("both commands run", || (processes(&sleep) == 2).then_some(()));
     running.interrupt();
     running.wait().code(130);
-    testkit::until("both commands are gone", || (sleeps() == 0).then_some(()));
+    testkit::until("both commands are gone", || (processes(&sleep) == 0).then_some(()));
     let workspaces = sandbox.data().join("workspaces/local");
     testkit::until("the workspace is gone", || {
         std::fs::read_dir(&workspaces).unwrap().next().is_none().then_some(())
     });
-    assert_eq!(std::fs::metadata(sandbox.data()).unwrap().permissions().mode() & 0o77, 0);
 }

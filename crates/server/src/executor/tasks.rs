@@ -1,7 +1,7 @@
 //! Runs of task files meet the engine.
 
 use control::{Attempt, Commit, End, Outcome, OutputImage, TaskRequest};
-use engine::{Engine, SetValue, TaskOutput, TaskText, execute_task};
+use engine::{Engine, SetValue, TaskEnd, TaskOutput, TaskText, execute_task};
 
 use super::events::LogEvents;
 use super::{AttemptLease, context_source, outcome_of};
@@ -13,8 +13,10 @@ pub(super) async fn execute(engine: &Engine, attempt: &Attempt, task: &TaskReque
         Err(message) => return Outcome::of(End::Error(message)),
     };
     let (events, lease) = (LogEvents::new(attempt.log.clone()), AttemptLease(attempt));
-    let outcome = execute_task(engine, &request, &events, &lease, &attempt.cancel).await;
-    outcome_of(outcome, |output| succeeded(engine, output))
+    let TaskEnd { outcome, output } =
+        execute_task(engine, &request, &events, &lease, &attempt.cancel).await;
+    let outcome = outcome_of(outcome, |()| Outcome::of(End::Succeeded));
+    with_output(outcome, engine, &output)
 }
 
 /// All of it was checked when the run was queued.
@@ -44,7 +46,8 @@ fn text(text: &control::TaskText) -> TaskText {
     }
 }
 
-fn succeeded(engine: &Engine, output: &TaskOutput) -> Outcome {
+/// What was made by then, however the run ended.
+fn with_output(outcome: Outcome, engine: &Engine, output: &TaskOutput) -> Outcome {
     let login_server = engine.own.host(&engine.registry).unwrap_or(engine.registry.as_str());
     let images = output.pushed.iter().map(|image| OutputImage {
         registry: image.host.clone().unwrap_or_else(|| login_server.to_owned()),
@@ -52,14 +55,17 @@ fn succeeded(engine: &Engine, output: &TaskOutput) -> Outcome {
         tag: image.tag.as_ref().map(ToString::to_string),
         digest: image.digest.clone(),
     });
+    let dependencies = &output.dependencies;
     Outcome {
-        end: End::Succeeded,
         images: images.collect(),
-        digest: None,
         commit: output.repository.as_ref().map(|repository| Commit {
             id: repository.commit.clone(),
             branch: repository.branch.clone(),
         }),
+        dependencies: (!dependencies.is_empty())
+            .then(|| serde_json::to_value(dependencies).ok())
+            .flatten(),
         cost: Some(serde_json::json!({ "steps": output.steps })),
+        ..outcome
     }
 }

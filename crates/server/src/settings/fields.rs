@@ -252,12 +252,12 @@ pub(super) const SECTIONS: &[Section] = &[
         named: Some("\"registry.example.com\""),
         fields: &[
             bare("plain_http", "false", "It speaks no TLS."),
-            text("username", "", "User name for pulling from it."),
+            text("username", "", "User name for it."),
             Field {
                 key: "password",
                 kind: Kind::Secret,
                 default: "",
-                about: "Password or access token for pulling from it.",
+                about: "Password or access token for it.",
             },
             text("password_file", "", "A file that holds the password."),
             text(
@@ -265,6 +265,7 @@ pub(super) const SECTIONS: &[Section] = &[
                 "",
                 "Keep its images, in repositories that begin with this name, such as `docker.io`. Empty: no.",
             ),
+            bare("push", "false", "Runs of tasks may push images to it, as that user."),
             text("tag_keep", "1m", "For how long it is not asked again what a kept tag means."),
         ],
     },

@@ -458,13 +458,16 @@ impl Layers {
             let repository =
                 |text: &str| text.parse::<RepositoryName>().map_err(|error| error.to_string());
             let pull_through = at.optional("pull_through", repository);
-            let tag_keep = at.duration("tag_keep");
+            let settings = UpstreamSettings {
+                plain_http,
+                username,
+                password,
+                pull_through,
+                push: at.flag("push"),
+                tag_keep: at.duration("tag_keep"),
+            };
             match host(&name) {
-                Ok(host) => {
-                    let settings =
-                        UpstreamSettings { plain_http, username, password, pull_through, tag_keep };
-                    upstreams.insert(host, settings);
-                }
+                Ok(host) => drop(upstreams.insert(host, settings)),
                 Err(message) => self.refuse(format!("`[upstream]`: {message}"), None),
             }
         }
@@ -979,6 +982,7 @@ mod tests {
             password = "(hidden)"
             password_file = ""
             pull_through = ""
+            push = false
             tag_keep = "1m"
         "#]]
         .assert_eq(shown);

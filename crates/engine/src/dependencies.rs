@@ -1,0 +1,124 @@
+//! Which images an image stands on: said at the end of a run, and kept with it.
+
+use std::fmt::Write as _;
+
+use builder::{BaseRole, RecordedBase};
+use oci::{Digest, Reference};
+use serde::Serialize;
+
+use crate::platforms::BuiltImages;
+
+/// What one image was made of, for one of its names (runs.md section 4.1).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Dependencies {
+    /// `None`: it has no name.
+    pub image: Option<ImageDependency>,
+    /// What it stands on; an image from scratch stands on nothing.
+    pub runtime_dependency: Option<ImageDependency>,
+    /// What only helped to make it, each image once.
+    pub buildtime_dependency: Option<Vec<ImageDependency>>,
+    pub git: GitDependency,
+}
+
+/// An image by its name, and what the name meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ImageDependency {
+    pub registry: String,
+    pub repository: String,
+    /// Empty if the image was named by its digest alone.
+    pub tag: String,
+    pub digest: Digest,
+    /// `host/repository:tag`
+    pub reference: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GitDependency {
+    /// Empty if the context was no git repository.
+    pub git_head_revision: String,
+}
+
+/// How clients of the managed service know Docker Hub.
+const DOCKER_HUB: &str = "registry.hub.docker.com";
+
+/// The dependencies of what was built, one entry for each name or one without.
+pub(crate) fn dependencies(
+    names: &[Reference],
+    built: &BuiltImages,
+    commit: Option<&str>,
+) -> Vec<Dependencies> {
+    let bases = || built.images.iter().flat_map(|image| &image.record.bases);
+    let with = |role: BaseRole| bases().filter(move |base| base.role == role);
+    let runtime = with(BaseRole::Runtime).find_map(of_base);
+    let mut buildtime: Vec<ImageDependency> = Vec::new();
+    for dependency in with(BaseRole::Buildtime).filter_map(of_base) {
+        if !buildtime.iter().any(|known| known.reference == dependency.reference) {
+            buildtime.push(dependency);
+        }
+    }
+    let buildtime = (!buildtime.is_empty()).then_some(buildtime);
+    let entry = |image: Option<ImageDependency>| Dependencies {
+        image,
+        runtime_dependency: runtime.clone(),
+        buildtime_dependency: buildtime.clone(),
+        git: GitDependency { git_head_revision: commit.unwrap_or_default().to_owned() },
+    };
+    if names.is_empty() {
+        return vec![entry(None)];
+    }
+    let digest = &built.descriptor().digest;
+    names.iter().map(|name| entry(Some(dependency(name, digest)))).collect()
+}
+
+/// Images that have a name; those that came along with the request have none.
+fn of_base(base: &RecordedBase) -> Option<ImageDependency> {
+    let reference = base.reference.parse::<Reference>().ok()?;
+    Some(dependency(&reference, &base.digest))
+}
+
+fn dependency(reference: &Reference, digest: &Digest) -> ImageDependency {
+    let tag = reference.tag_or_latest();
+    let whole = Reference { tag: tag.clone(), ..reference.clone() };
+    let is_hub = matches!(reference.host.as_str(), "docker.io" | "index.docker.io");
+    ImageDependency {
+        registry: if is_hub { DOCKER_HUB.to_owned() } else { reference.host.clone() },
+        repository: reference.repository.to_string(),
+        tag: tag.map(|tag| tag.to_string()).unwrap_or_default(),
+        digest: digest.clone(),
+        reference: whole.to_string(),
+    }
+}
+
+/// The report of a run, as the log has it.
+pub(crate) fn report(all: &[Dependencies]) -> String {
+    let mut text = "The following dependencies were found:".to_owned();
+    for entry in all {
+        match &entry.image {
+            Some(image) => write_image(&mut text, "- image:", image),
+            None => text.push_str("\n- image: null"),
+        }
+        if let Some(image) = &entry.runtime_dependency {
+            write_image(&mut text, "  runtime-dependency:", image);
+        }
+        for image in entry.buildtime_dependency.iter().flatten() {
+            write_image(&mut text, "  buildtime-dependency:", image);
+        }
+        let GitDependency { git_head_revision: commit } = &entry.git;
+        if !commit.is_empty() {
+            // Writing to a string cannot fail.
+            let _written = write!(text, "\n  git:\n    git-head-revision: {commit}");
+        }
+    }
+    text
+}
+
+fn write_image(text: &mut String, label: &str, image: &ImageDependency) {
+    let ImageDependency { registry, repository, tag, digest, .. } = image;
+    let _written = write!(
+        text,
+        "\n{label}\n    registry: {registry}\n    repository: {repository}\n    tag: {tag}\n    \
+         digest: {digest}"
+    );
+}
