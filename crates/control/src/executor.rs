@@ -45,9 +45,10 @@ impl Attempt {
         self.epoch > 1
     }
 
-    /// Preparation is over: `Started` becomes `Running`.
-    pub async fn running(&self) -> Result<()> {
-        if self.runs.set_running(self).await? {
+    /// Preparation is over: `Started` becomes `Running`. `repeatable`: what follows can be seen
+    /// outside only by what it publishes, so that another attempt may do it again.
+    pub async fn running(&self, repeatable: bool) -> Result<()> {
+        if self.runs.set_running(self, repeatable).await? {
             self.log.append(EventKind::Status { status: RunStatus::Running }).await;
         }
         Ok(())

@@ -454,6 +454,8 @@ pub struct Run {
     pub finished_at: Option<Millis>,
     /// How often it was begun.
     pub attempts: u32,
+    /// Of a run that is `Running`: another attempt may begin it again.
+    pub repeatable: bool,
     /// Why it did not succeed.
     pub error: Option<String>,
     pub images: Vec<OutputImage>,
@@ -468,13 +470,10 @@ pub struct Run {
 }
 
 impl Run {
-    /// Whether another attempt may follow one that was lost. The commands of a task may have
-    /// changed something that a second one finds changed; a build only publishes at its end.
+    /// Whether another attempt may follow one that was lost (runs.md section 7). The commands of a
+    /// task may have changed something that a second one finds changed; a build only publishes.
     pub(crate) fn may_begin_again(&self) -> bool {
-        match self.request {
-            RunRequest::Build(_) => true,
-            RunRequest::Task(_) => self.status != RunStatus::Running,
-        }
+        self.repeatable || self.status != RunStatus::Running
     }
 }
 

@@ -43,6 +43,7 @@ const SCHEMA: &[&str] = &[
     "CREATE INDEX runs_by_status ON runs (status, created_at)",
     "CREATE INDEX runs_by_end ON runs (finished_at)",
     "CREATE TABLE run_counters (registry TEXT NOT NULL PRIMARY KEY, last BIGINT NOT NULL)",
+    "ALTER TABLE runs ADD COLUMN repeatable BOOLEAN NOT NULL DEFAULT TRUE",
 ];
 
 /// Keeps what a run needs beyond its time limit, so that a retry finds it.
@@ -500,15 +501,16 @@ impl Runs {
     }
 
     /// `Started` becomes `Running`; whether it did.
-    pub(crate) async fn set_running(&self, attempt: &Attempt) -> Result<bool> {
+    pub(crate) async fn set_running(&self, attempt: &Attempt, repeatable: bool) -> Result<bool> {
         let statement = sqlx::query(
-            "UPDATE runs SET status = 'Running', updated_at = $4
+            "UPDATE runs SET status = 'Running', updated_at = $4, repeatable = $5
              WHERE registry = $1 AND number = $2 AND epoch = $3 AND status = 'Started'",
         )
         .bind(attempt.run.registry.as_str())
         .bind(attempt.run.id.number())
         .bind(attempt.epoch)
-        .bind(self.shared.clock.now());
+        .bind(self.shared.clock.now())
+        .bind(repeatable);
         let changed =
             table::execute(&self.shared.db, "note that a run is running", statement).await?;
         Ok(changed == 1)
@@ -738,6 +740,7 @@ fn run_of(row: &SqliteRow) -> Result<Run> {
         started_at: column(row, "started_at")?,
         finished_at: column(row, "finished_at")?,
         attempts: column::<i64>(row, "attempts")? as u32,
+        repeatable: column(row, "repeatable")?,
         error: column(row, "error")?,
         images: output.images,
         digest: output.digest,

@@ -146,7 +146,9 @@ impl Script {
 #[async_trait]
 impl Executor for Script {
     async fn execute(&self, attempt: &Attempt) -> Outcome {
-        attempt.running().await.unwrap();
+        let repeatable =
+            attempt.run.request.task().is_none_or(|task| task.file == task_of_builds());
+        attempt.running(repeatable).await.unwrap();
         self.begun.fetch_add(1, Ordering::SeqCst);
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
@@ -473,6 +475,33 @@ async fn a_task_whose_server_died_is_not_begun_again_and_says_so() {
     assert_eq!((run.status, run.error.as_deref()), (RunStatus::Error, Some(LOST_TASK)));
     assert_eq!(executor.begun.load(Ordering::SeqCst), 0);
     assert!(log_text(&runs, id).await.contains(LOST_TASK));
+    working.stop().await;
+}
+
+/// The file of a task that the script takes to build and push only.
+fn task_of_builds() -> control::TaskText {
+    control::TaskText::Inline("steps: [{build: .}]".to_owned())
+}
+
+#[tokio::test]
+async fn a_task_of_builds_begins_again_when_its_server_died_or_stopped() {
+    let folder = Folder::new();
+    let task = TaskRequest { file: task_of_builds(), ..task_request() };
+    let id = folder.open().await.submit(&local(), task).await.unwrap().id;
+    for dies in [false, true] {
+        let runs = folder.open().await;
+        runs.take_over().await.unwrap();
+        let working = Working::start(&runs, &Script::new([Action::Hang]));
+        wait_for(|| async { status(&runs, id).await == RunStatus::Running }).await;
+        match dies {
+            true => working.kill().await,
+            false => working.stop().await,
+        }
+    }
+    let runs = folder.open().await;
+    runs.take_over().await.unwrap();
+    let working = Working::start(&runs, &Script::new([]));
+    assert_eq!(ended(&runs, id).await.status, RunStatus::Succeeded);
     working.stop().await;
 }
 

@@ -25,7 +25,7 @@ use builder::{Builder, ContextFiles, RecordedRepository};
 use container::{PeerNetwork, Private};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
-use oci::{Digest, Platform, RepositoryName, Tag};
+use oci::{Digest, Platform, Reference, RepositoryName, Tag};
 use remote::Download;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use task::{
@@ -289,7 +289,7 @@ async fn run(
         private_folders: AtomicU32::new(0),
         dependencies: Mutex::default(),
     };
-    if !lease.begin_steps().await {
+    if !lease.begin_steps(is_repeatable(&task, engine)).await {
         return Err(Failure::Superseded);
     }
     context.output().repository.clone_from(&repository);
@@ -303,6 +303,16 @@ async fn run(
     }
     context.output().dependencies = dependencies;
     Ok(())
+}
+
+/// Whether all that is seen of a task is what it publishes here, under the attempt's lease.
+fn is_repeatable(task: &Task, engine: &Engine) -> bool {
+    let is_own = |image: &Reference| engine.own.registry(image) == Some(&engine.registry);
+    task.steps.iter().all(|step| match &step.action {
+        Action::Build(_) => true,
+        Action::Push(push) => push.images.iter().all(is_own),
+        Action::Cmd(_) => false,
+    })
 }
 
 /// Brings the context into the workspace.

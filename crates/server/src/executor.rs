@@ -224,7 +224,7 @@ impl Executor for BuildExecutor {
             control::RunRequest::Build(build) => build,
             control::RunRequest::Task(task) => return tasks::execute(engine, attempt, task).await,
         };
-        if let Err(error) = attempt.running().await {
+        if let Err(error) = attempt.running(true).await {
             return Outcome::of(End::Error(error.to_string()));
         }
         let mut request = match run_request(attempt, build) {
@@ -402,7 +402,7 @@ impl Lease for AttemptLease<'_> {
         matches!(self.0.confirm().await, Ok(Ok(())))
     }
 
-    async fn begin_steps(&self) -> bool {
-        self.0.running().await.is_ok() && self.holds().await
+    async fn begin_steps(&self, repeatable: bool) -> bool {
+        self.0.running(repeatable).await.is_ok() && self.holds().await
     }
 }

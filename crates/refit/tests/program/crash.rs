@@ -80,3 +80,63 @@ fn as_root_a_build_that_kills_its_server_again_and_again_is_given_up() {
     let log = sandbox.refit(["task", "logs", "--run-id", &id]).on(&server).run().stdout;
     assert!(log.contains("3 attempts"), "{log}");
 }
+
+/// How many runs are queued, and how often the server is killed meanwhile.
+const RUNS: usize = 500;
+const KILLS: usize = 20;
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test asks another program")]
+fn as_root_of_500_runs_none_is_lost_or_published_twice_while_the_server_is_killed() {
+    let sandbox = sandbox();
+    let mut server = sandbox.server();
+    sandbox.write("app/Dockerfile", "FROM scratch\nARG RUN\nCOPY file /\nLABEL run=$RUN\n");
+    sandbox.write("app/file", "content").write(
+        "app/acb.yaml",
+        "version: v1.1.0
+steps:
+  - {id: build, build: -t $Registry/many:$ID --build-arg RUN=$ID .}
+  - {id: push, push: [$Registry/many:$ID]}
+",
+    );
+    let ids: Vec<String> = (0..RUNS)
+        .map(|_| {
+            let queued = sandbox.refit(["run", "app", "--no-wait", "-o", "json"]).on(&server);
+            queued.succeeds().json()["name"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    let ended = |server: &Server| {
+        let list = ["task", "list-runs", "--top", "1000", "-o", "json"];
+        let listed = sandbox.refit(list).on(server).succeeds().json();
+        let of = |run: &serde_json::Value| run["properties"]["status"].as_str().unwrap().to_owned();
+        let statuses: Vec<String> = listed.as_array().unwrap().iter().map(of).collect();
+        statuses
+            .into_iter()
+            .filter(|status| !matches!(status.as_str(), "Queued" | "Started" | "Running"))
+            .collect::<Vec<_>>()
+    };
+    for kill in 1..=KILLS {
+        // While others wait; each has some that are under way.
+        let so_far = ended(&server).len();
+        until("more runs have ended", || {
+            let now = ended(&server).len();
+            (now >= RUNS || now > so_far || kill == 1).then_some(())
+        });
+        server.kill();
+        server = sandbox.server();
+    }
+    until("all runs have ended", || (ended(&server).len() == RUNS).then_some(()));
+    assert_eq!(ended(&server), vec!["Succeeded"; RUNS]);
+    let mut tags = server.registry().tags("many");
+    tags.sort();
+    let mut wanted = ids;
+    wanted.sort();
+    assert_eq!(tags, wanted);
+    server.stop();
+    // The journal of tags has each of them once.
+    let database = sandbox.data().join("refit.db").display().to_string();
+    let query = "SELECT COUNT(*) || ' ' || COUNT(DISTINCT tag) FROM tag_moves";
+    let moves = std::process::Command::new("sqlite3").args([&database, query]).output();
+    let moves = String::from_utf8(moves.expect("sqlite3 is installed").stdout).unwrap();
+    assert_eq!(moves.trim(), format!("{RUNS} {RUNS}"));
+}
