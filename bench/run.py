@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Benchmarks of Refit beside whatever peers are on PATH: builders (W1-W5) and registries (W6).
+"""Benchmarks of Refit beside whatever peers are on PATH: builders (W1-W5), registries (W6); and tasks, alone.
 
     bench/run.py                       everything, three repetitions, tables on stdout
     bench/run.py --workloads w1,w6     some of it
@@ -607,6 +607,50 @@ def table(workloads):
             print(f"| {workload} | {step} | {name} | " + " | ".join(cells) + " |")
 
 
+# ------------------------------------------------------------------ tasks
+
+
+def tasks(tool, work):
+    """Quick runs of task files: only Refit's own, without a peer. Two figures: from a run's queueing to its first
+    step's first output, on a warm server, and what a step of a 20-step task takes beside a `RUN` that does the same."""
+    if tool.name != "refit":
+        return
+    tool.reset()
+    image = f"{tool.registry}/base/busybox:1"
+    context = fresh(work / "context")
+    (context / "acb.yaml").write_text("steps:\n" + f"  - cmd: {image} true\n" * 20)
+    token = (tool.folder / "data/keys/api-token").read_text().strip()
+    refit_run = (ARGS.refit, "run", "--server", f"http://{tool.registry}")
+
+    def events(run):
+        url = f"http://{tool.registry}/api/v1/registries/local/runs/{run}/events"
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return [json.loads(line) for line in answer.read().splitlines()]
+
+    def finished(*args):
+        text = subprocess.run([*refit_run, "-o", "json", *args], check=True, capture_output=True, text=True).stdout
+        return events(json.loads(text)["name"])
+
+    def at(events, kind):
+        return next(event["at"] for event in events if event["kind"] == kind)
+    finished("--cmd", f"{image} echo warm")
+    waits, steps = [], []
+    for _ in range(10):
+        run = finished("--cmd", f"{image} echo first")
+        waits.append((at(run, "output") - at(run, "status")) / 1000)
+    for _ in range(3):
+        run = finished(context)
+        steps.append((at(run, "finished") - at(run, "status")) / 1000 / 20)
+    (context / "Dockerfile").write_text(f"FROM {image}\n" + "RUN true\n" * 20)
+    start = time.perf_counter()
+    run_quiet = (ARGS.refit, "build", "--server", f"http://{tool.registry}", "--no-cache", context)
+    subprocess.run(run_quiet, check=True, capture_output=True)
+    record(tool.name, "tasks", "start", queue_to_output_s=statistics.median(waits))
+    record(tool.name, "tasks", "steps", step_s=statistics.median(steps),
+           run_instruction_s=(time.perf_counter() - start) / 20)
+
+
 def main():
     global ARGS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -614,7 +658,7 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("/tmp/refit-bench"), help="folder for inputs and state")
     parser.add_argument("--tools", default="refit,buildah", help="builders for W1-W5")
     parser.add_argument("--registries", default="refit,docker-registry,registry", help="registries for W6")
-    parser.add_argument("--workloads", default="w1,w2,w3,w4,w5,w6")
+    parser.add_argument("--workloads", default="w1,w2,w3,w4,w5,w6,tasks")
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5, help="length of one request-rate measurement")
     parser.add_argument("--images", type=int, default=50, help="images of W5")
@@ -644,9 +688,9 @@ def main():
             tools.append(tool)
         try:
             for workload in builders:
-                for _ in range(1 if workload == "w5" else ARGS.reps):
+                for _ in range(1 if workload in ("w5", "tasks") else ARGS.reps):
                     for tool in tools:
-                        {"w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5}[workload](tool, ARGS.work)
+                        {"w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "tasks": tasks}[workload](tool, ARGS.work)
         finally:
             for tool in tools:
                 tool.stop()
