@@ -116,6 +116,9 @@ pub enum ContextError {
     BadName { path: String },
     #[error("`{path}` cannot be used: {reason}")]
     BadIgnoreFile { path: String, reason: String },
+    /// Somebody else writes to a shared folder.
+    #[error("the context changed while the build read it: {0}")]
+    Changed(io::Error),
     #[error(transparent)]
     List(#[from] ListError),
     #[error("the build was canceled")]
@@ -129,6 +132,7 @@ impl ContextError {
                 Some("leave out what the build does not need with `.dockerignore`".to_owned())
             }
             Self::BadName { .. } => Some("rename it, or exclude its folder".to_owned()),
+            Self::Changed(_) => Some("build again when nothing writes to it".to_owned()),
             Self::List(error) => error.hint(),
             _ => None,
         }
@@ -263,8 +267,12 @@ impl BuildContext {
                 folder.path(|path| files.write_to(path, &is_kept, &is_stopped))
             }
         };
+        let is_shared = matches!(self.files, Files::Shared { .. });
         let path = written.map_err(|source| match source.kind() {
             io::ErrorKind::Interrupted => ContextError::Canceled,
+            io::ErrorKind::InvalidData | io::ErrorKind::NotFound if is_shared => {
+                ContextError::Changed(source)
+            }
             _ => ContextError::Io { doing: "write", path: ".".to_owned(), source },
         })?;
         Ok((path.to_owned(), Vec::new()))
@@ -518,8 +526,8 @@ impl Read for Unchanged {
             && let Some(hasher) = self.hasher.take()
             && hasher.finish() != self.expected
         {
-            let message = format!("`{}` changed while the build read it", self.path);
-            return Err(io::Error::other(message));
+            let message = format!("`{}` is not what it was", self.path);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
         Ok(read)
     }

@@ -44,6 +44,8 @@ const SCHEMA: &[&str] = &[
     "CREATE INDEX runs_by_end ON runs (finished_at)",
     "CREATE TABLE run_counters (registry TEXT NOT NULL PRIMARY KEY, last BIGINT NOT NULL)",
     "ALTER TABLE runs ADD COLUMN repeatable BOOLEAN NOT NULL DEFAULT TRUE",
+    // What the steps of these may have done is not known.
+    "UPDATE runs SET repeatable = FALSE WHERE status = 'Running' AND kind = 'QuickRun'",
 ];
 
 /// Keeps what a run needs beyond its time limit, so that a retry finds it.
@@ -500,11 +502,13 @@ impl Runs {
         Ok(held == 1)
     }
 
-    /// `Started` becomes `Running`; whether it did.
+    /// `Started` becomes `Running`; whether it did. A later attempt finds it so, and says anew
+    /// whether it may be repeated.
     pub(crate) async fn set_running(&self, attempt: &Attempt, repeatable: bool) -> Result<bool> {
         let statement = sqlx::query(
             "UPDATE runs SET status = 'Running', updated_at = $4, repeatable = $5
-             WHERE registry = $1 AND number = $2 AND epoch = $3 AND status = 'Started'",
+             WHERE registry = $1 AND number = $2 AND epoch = $3
+                AND status IN ('Started', 'Running')",
         )
         .bind(attempt.run.registry.as_str())
         .bind(attempt.run.id.number())
@@ -513,7 +517,7 @@ impl Runs {
         .bind(repeatable);
         let changed =
             table::execute(&self.shared.db, "note that a run is running", statement).await?;
-        Ok(changed == 1)
+        Ok(changed == 1 && attempt.run.status != RunStatus::Running)
     }
 
     /// Ends a run under its lease. `false`: another attempt has it, nothing was changed.

@@ -339,6 +339,8 @@ async fn run(
         events.warning(&unused).await;
     }
     let caches = caches(engine, step, cache_names, &built, events).await?;
+    let named = names.iter().filter_map(|name| name.reference.parse().ok());
+    let named: Vec<Reference> = named.collect();
     let pushed = if step.push { names } else { Vec::new() };
     let (run, registry) = (request.run.as_str(), &engine.registry);
     let publication = Publication { run, registry, names: &pushed, caches: &caches };
@@ -364,8 +366,6 @@ async fn run(
             events.warning(&text).await;
         }
     }
-    let named = pushed.iter().filter_map(|name| name.reference.parse().ok());
-    let named: Vec<Reference> = named.collect();
     let commit = repository.as_ref().map(|repository| repository.commit.as_str());
     let dependencies = dependencies(&named, &built, commit);
     events.message(&report(&dependencies)).await;

@@ -27,7 +27,6 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use oci::{Digest, Platform, Reference, RepositoryName, Tag};
 use remote::Download;
-use ring::rand::{SecureRandom as _, SystemRandom};
 use task::{
     Action, AliasSource, ExpandedFile, RunDefaults, RunVariables, SecretText, Seed, Step, Task,
     TaskError, TaskFile, Values, Variables,
@@ -75,8 +74,10 @@ pub struct TaskRequest {
     pub platform: Platform,
     /// Bound on all of it, from now on.
     pub timeout: Duration,
-    /// Seconds since 1970.
+    /// Seconds since 1970; the same in each attempt, as the seed.
     pub now: i64,
+    /// What random texts of the file begin from.
+    pub seed: Seed,
 }
 
 /// A text of the request, or where it is in the context.
@@ -139,7 +140,7 @@ pub struct PushedImage {
 #[serde(rename_all = "camelCase")]
 pub struct StepCost {
     pub id: String,
-    /// `successful`, `failed` or `skipped`.
+    /// `successful`, `failed`, `skipped`, or `inprogress` if the run ended before the step did.
     pub state: &'static str,
     pub milliseconds: u64,
 }
@@ -409,7 +410,7 @@ impl TaskReader<'_> {
             architecture: request.platform.architecture.clone(),
             ..RunVariables::default()
         };
-        Ok(Variables { run, values, now: started, seed: seed()? })
+        Ok(Variables { run, values, now: started, seed: request.seed })
     }
 
     async fn aliases(
@@ -458,14 +459,6 @@ impl TaskReader<'_> {
         let bytes = blocking(read).await?.map_err(|error| Failure::ours(&error))?;
         String::from_utf8(bytes).map_err(|_| user("they are not UTF-8 text".to_owned()))
     }
-}
-
-/// What random texts of templates begin from.
-fn seed() -> Result<Seed, Failure> {
-    let mut seed = [0; 32];
-    let filled = SystemRandom::new().fill(&mut seed);
-    filled.map_err(|_| Failure::ours(&std::io::Error::other("the machine has no randomness")))?;
-    Ok(Seed(seed))
 }
 
 fn refuse_vaults(file: &ExpandedFile, variables: &Variables) -> Result<(), TaskError> {
@@ -553,6 +546,7 @@ async fn run_steps<'c>(context: &'c TaskContext<'_>, task: &'c Task) -> Result<(
         };
         took[number] = elapsed;
         schedule.record(number, result.is_ok());
+        context.output().steps = costs(task, &schedule, &took);
         match result {
             Ok(Done::Ended) => (),
             Ok(Done::Detached(_)) if services.len() >= SERVICES_MAX => {
@@ -571,6 +565,11 @@ async fn run_steps<'c>(context: &'c TaskContext<'_>, task: &'c Task) -> Result<(
     if tokio::time::timeout(END_WAIT, rest).await.is_err() {
         tracing::warn!(run = context.request.run, "steps did not end when they were told to");
     }
+    failure.map_or(Ok(()), Err)
+}
+
+/// How far each step is.
+fn costs(task: &Task, schedule: &Schedule<'_>, took: &[Duration]) -> Vec<StepCost> {
     let costs = task.steps.iter().zip(took).enumerate().map(|(number, (step, took))| StepCost {
         id: step.id.clone(),
         state: match schedule.state(number) {
@@ -581,8 +580,7 @@ async fn run_steps<'c>(context: &'c TaskContext<'_>, task: &'c Task) -> Result<(
         },
         milliseconds: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
     });
-    context.output().steps = costs.collect();
-    failure.map_or(Ok(()), Err)
+    costs.collect()
 }
 
 /// One step, with the lines of the log about it.
@@ -650,10 +648,17 @@ async fn act<'c>(context: &'c TaskContext<'_>, step: &'c Step) -> Result<Done<'c
             cmd::execute(context, step, cmd, pulled.as_ref()).await?;
         }
         Action::Push(push) => {
-            let all = unless_stopped(&context.kill, push::execute(context, &push.images));
-            match tokio::time::timeout(step.timeout, all).await {
-                Ok(result) => result?,
-                Err(_) => return Err(attempts::time_is_up(step.timeout)),
+            let stop = context.kill.child_token();
+            let all = push::execute(context, &push.images, &stop);
+            tokio::pin!(all);
+            tokio::select! {
+                result = &mut all => result?,
+                () = tokio::time::sleep(step.timeout) => {
+                    stop.cancel();
+                    // What is being published is seen to its end, and noted.
+                    let _ended = tokio::time::timeout(END_WAIT, all).await;
+                    return Err(attempts::time_is_up(step.timeout));
+                }
             }
         }
     }

@@ -23,6 +23,7 @@ use engine::{
 };
 use oci::{Annotations, RegistryName, RepositoryName};
 use remote::{Credentials, DownloadSettings, Downloads, Remote, RemoteSettings, Upstream};
+use ring::hmac;
 use store::{Catalog, DataDir};
 use tokio::sync::Semaphore;
 
@@ -42,6 +43,8 @@ struct BuildExecutor {
     engines: BTreeMap<RegistryName, Engine>,
     agents: Agents,
     runtime: Option<Arc<Runtime>>,
+    /// For what is random in task files.
+    seeds: hmac::Key,
 }
 
 /// Opens what builds need of this machine.
@@ -73,14 +76,8 @@ pub(crate) async fn build(
         host_network: settings.build.allow_host_network,
         insecure: settings.build.allow_insecure,
     };
-    // The folder has one owner: what is there is a killed server's.
     let workspaces = folder.path().join("workspaces");
-    let removed = tokio::task::spawn_blocking({
-        let workspaces = workspaces.clone();
-        move || container::remove_tree(&workspaces)
-    });
-    let removed = removed.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)));
-    removed.map_err(ServeError::starting("remove workspaces of earlier runs"))?;
+    remove_old_workspaces(&workspaces);
     let pushes = push_policy(settings, state);
     let runs = Arc::new(Semaphore::new(settings.server.worker_threads.max(2)));
     let in_flight = Arc::new(InFlight::default());
@@ -114,7 +111,24 @@ pub(crate) async fn build(
     };
     let engines = state.registries.iter().map(|(registry, _)| (registry.clone(), engine(registry)));
     let (engines, agents) = (engines.collect(), state.agents.clone());
-    Ok(Arc::new(BuildExecutor { engines, agents, runtime: runtime.clone() }))
+    let seeds = hmac::Key::new(hmac::HMAC_SHA256, state.keys.signing());
+    // A key of its own, so that nothing else is signed with it.
+    let seeds = hmac::sign(&seeds, b"random texts of task files");
+    let seeds = hmac::Key::new(hmac::HMAC_SHA256, seeds.as_ref());
+    Ok(Arc::new(BuildExecutor { engines, agents, runtime: runtime.clone(), seeds }))
+}
+
+/// Removes what a killed server has left, since the folder has one owner; in a thread of its own, for
+/// it may be much.
+fn remove_old_workspaces(workspaces: &Path) {
+    let old = workspaces.with_extension("old");
+    // There is one already if the last removal was cut off: what is new then waits for the next start.
+    let _nothing_there_or_no_room = std::fs::rename(workspaces, &old);
+    std::thread::spawn(move || {
+        if let Err(error) = container::remove_tree(&old) {
+            tracing::warn!(path = %old.display(), %error, "workspaces of earlier runs not removed");
+        }
+    });
 }
 
 /// To other registries if their settings say so, and to no copies of other registries' images.
@@ -222,7 +236,9 @@ impl Executor for BuildExecutor {
         };
         let build = match &run.request {
             control::RunRequest::Build(build) => build,
-            control::RunRequest::Task(task) => return tasks::execute(engine, attempt, task).await,
+            control::RunRequest::Task(task) => {
+                return tasks::execute(engine, attempt, task, &self.seeds).await;
+            }
         };
         if let Err(error) = attempt.running(true).await {
             return Outcome::of(End::Error(error.to_string()));

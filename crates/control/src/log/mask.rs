@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 /// What stands where a secret was.
 const MASK: &str = "*****";
@@ -30,6 +30,7 @@ impl Mask {
             secrets.extend(lines.filter(|line| line.len() >= LINE_LEN_MIN).map(str::to_owned));
             if value.len() >= LINE_LEN_MIN {
                 secrets.extend(encoded(value));
+                secrets.extend(encoded(value.trim()));
             }
         }
         secrets.retain(|secret| !secret.is_empty());
@@ -48,14 +49,19 @@ impl Mask {
     }
 }
 
+/// What programs leave as it is in parts of addresses; some also leave slashes.
+const IN_ADDRESS: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const IN_PATH: &AsciiSet = &IN_ADDRESS.remove(b'/');
+
 /// A secret as programs often pass it on: in Base64, also without padding and for addresses, and in
 /// the percent encodings of addresses and of forms.
 fn encoded(secret: &str) -> impl Iterator<Item = String> {
     let base64 = BASE64_STANDARD_NO_PAD.encode(secret);
     let for_addresses = base64.replace('+', "-").replace('/', "_");
-    let percent = utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string();
+    let percent = |set| utf8_percent_encode(secret, set).to_string();
+    let (all, address, path) = (percent(NON_ALPHANUMERIC), percent(IN_ADDRESS), percent(IN_PATH));
     let form: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
-    [base64, for_addresses, percent, form].into_iter()
+    [base64, for_addresses, all, address, path, form].into_iter()
 }
 
 /// Hides what it hides.
@@ -87,12 +93,15 @@ mod tests {
     #[test]
     fn secrets_are_masked_in_the_forms_in_which_programs_pass_them_on() {
         let secret = "p?ss wörd/+";
-        let mask = Mask::new([secret]);
+        let mask = Mask::new([secret, "my-pass word\n"]);
         let base64 = base64::prelude::BASE64_STANDARD.encode(secret);
         for (text, expected) in [
             (format!("Authorization: Basic {base64}"), "Authorization: Basic *****="),
             ("?q=p%3Fss%20w%C3%B6rd%2F%2B&r".to_owned(), "?q=*****&r"),
             ("q=p%3Fss+w%C3%B6rd%2F%2B".to_owned(), "q=*****"),
+            ("/p%3Fss%20w%C3%B6rd/%2B".to_owned(), "/*****"),
+            ("x=my-pass%20word".to_owned(), "x=*****"),
+            ("bXktcGFzcyB3b3Jk".to_owned(), "*****"),
         ] {
             let mut masked = text;
             mask.apply(&mut masked);

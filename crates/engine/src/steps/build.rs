@@ -53,13 +53,18 @@ pub(crate) async fn execute(
                 .to_owned(),
         ));
     }
+    let address = address(&build.arguments.context)?;
     // What is fetched from elsewhere is fetched once.
-    let source = OnceCell::new();
-    let source = &source;
+    let fetched = OnceCell::new();
+    let (address, fetched) = (address.as_ref(), &fetched);
     let attempt = |(_, stop): Attempt| -> Work<'_> {
         Box::pin(async move {
-            let source = source.get_or_try_init(|| self::source(context, step, build));
-            let source = unless_stopped(&stop, source).await?;
+            let Some(address) = address else {
+                let source = local(context, build).await?;
+                return build_once(context, step, &source, request, names, &stop).await;
+            };
+            let fetch = || remote(context, step, &build.arguments, address, &stop);
+            let source = unless_stopped(&stop, fetched.get_or_try_init(fetch)).await?;
             build_once(context, step, source, request, names, &stop).await
         })
     };
@@ -92,9 +97,10 @@ async fn build_once(
     }
     let events = StepEvents::new(context.events, context.numbers, &step.id);
     let built = build_images(engine, &wanted, &request.step, &events, stop).await;
-    // At most a bind mount of the context made one.
-    let removed = blocking(move || container::remove_tree(&private)).await?;
-    removed.map_err(|error| Failure::ours(&error))?;
+    // At most a bind mount of the context made one; what is left of it goes with the workspace.
+    if let Err(error) = blocking(move || container::remove_tree(&private)).await? {
+        tracing::warn!(%error, run = context.request.run, "a context's copy was not removed");
+    }
     let built = Arc::new(built?);
     context.keep(&built).await?;
     context.images.add(names, &built);
@@ -116,13 +122,13 @@ struct Source {
     repository: Option<LoadedRepository>,
 }
 
-async fn source(context: &TaskContext<'_>, step: &Step, build: &Build) -> Result<Source, Failure> {
-    let arguments = &build.arguments;
-    let address = match ContextAddress::of(&arguments.context) {
-        ContextAddress::Local => return local(context, build).await,
-        ContextAddress::Git(Ok(address)) => ContextSource::Repository(address),
+/// Where a context is that is not in the workspace.
+fn address(context: &str) -> Result<Option<ContextSource>, Failure> {
+    Ok(match ContextAddress::of(context) {
+        ContextAddress::Local => None,
+        ContextAddress::Git(Ok(address)) => Some(ContextSource::Repository(address)),
         ContextAddress::Git(Err(error)) => return Err(Failure::user(&error, error.hint())),
-        ContextAddress::Archive(address) => ContextSource::Address(address),
+        ContextAddress::Archive(address) => Some(ContextSource::Address(address)),
         ContextAddress::Nothing => {
             return Err(Failure::User("error: a `build` step needs a context".to_owned()));
         }
@@ -133,8 +139,7 @@ async fn source(context: &TaskContext<'_>, step: &Step, build: &Build) -> Result
                     .to_owned(),
             ));
         }
-    };
-    remote(context, step, arguments, &address).await
+    })
 }
 
 /// A folder of the workspace.
@@ -181,6 +186,7 @@ async fn remote(
     step: &Step,
     arguments: &BuildArguments,
     address: &ContextSource,
+    stop: &CancellationToken,
 ) -> Result<Source, Failure> {
     let id = &step.id;
     if id.contains('/') || matches!(id.as_str(), "." | "..") {
@@ -195,7 +201,7 @@ async fn remote(
              hint: a remote context needs a folder of its own; give the step another `id`"
         ))
     })?;
-    let fetched = fetch(context, arguments, address, OpenFolder::open(&root, id)).await;
+    let fetched = fetch(context, arguments, address, OpenFolder::open(&root, id), stop).await;
     if fetched.is_err() {
         // For another try; and what cannot be removed refuses it.
         let folder = root.join(id);
@@ -209,11 +215,12 @@ async fn fetch(
     arguments: &BuildArguments,
     address: &ContextSource,
     folder: std::io::Result<OpenFolder>,
+    stop: &CancellationToken,
 ) -> Result<Source, Failure> {
     let folder = folder.map_err(|error| Failure::ours(&error))?;
     let engine = &context.engine;
     let no_cache = arguments.has("no-cache");
-    let loader = ContextLoader { engine, no_cache, events: context.events, stop: &context.kill };
+    let loader = ContextLoader { engine, no_cache, events: context.events, stop };
     let loaded = loader.load(address, folder.path(), engine.context_limits).await?;
     let file = arguments.file.clone().unwrap_or_else(|| DOCKERFILE.to_owned());
     let path = folder.path();

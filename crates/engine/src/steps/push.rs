@@ -6,7 +6,9 @@ use std::time::Duration;
 use oci::{Descriptor, Manifest, Reference};
 use remote::{ManifestToPush, Push, RemoteError};
 
-use super::{PushedImage, TaskContext, attempts};
+use tokio_util::sync::CancellationToken;
+
+use super::{PushedImage, TaskContext, attempts, unless_stopped};
 use crate::execute::Failure;
 use crate::name::Destination;
 use crate::platforms::BuiltImages;
@@ -17,12 +19,17 @@ const TRIES: u32 = 3;
 /// How long to wait before the second try; twice as long before each next one.
 const DELAY: Duration = Duration::from_millis(250);
 
-/// Pushes images one after the other. Those before one that fails stay pushed.
+/// Pushes images one after the other. Those before one that fails stay pushed; when it is to stop,
+/// what is being published is published.
 pub(crate) async fn execute(
     context: &TaskContext<'_>,
     images: &[Reference],
+    stop: &CancellationToken,
 ) -> Result<(), Failure> {
     for reference in images {
+        if stop.is_cancelled() {
+            return Err(Failure::Canceled);
+        }
         let Some(built) = context.images.built(reference) else {
             let name = reference.familiar();
             return Err(Failure::User(format!(
@@ -30,7 +37,7 @@ pub(crate) async fn execute(
                  hint: the name must be that of `-t` in a `build` step, with its tag"
             )));
         };
-        push(context, reference, &built).await?;
+        push(context, reference, &built, stop).await?;
     }
     Ok(())
 }
@@ -39,18 +46,19 @@ async fn push(
     context: &TaskContext<'_>,
     reference: &Reference,
     built: &Arc<BuiltImages>,
+    stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let mut delay = DELAY;
     for number in 1.. {
         let text = format!("Pushing image: {}, attempt {number}", reference.familiar());
         context.events.message(&text).await;
-        let failure = match push_once(context, reference, built).await {
+        let failure = match push_once(context, reference, built, stop).await {
             Ok(()) => break,
             Err(Failure::Ours(text)) if number < TRIES => text,
             Err(failure) => return Err(failure),
         };
         context.events.warning(&format!("it is tried again: {failure}")).await;
-        attempts::sleep(delay, &context.kill).await?;
+        attempts::sleep(delay, stop).await?;
         delay *= 2;
     }
     Ok(())
@@ -60,6 +68,7 @@ async fn push_once(
     context: &TaskContext<'_>,
     reference: &Reference,
     built: &Arc<BuiltImages>,
+    stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let engine = &context.engine;
     match engine.own.registry(reference) {
@@ -68,7 +77,7 @@ async fn push_once(
             "error: `{}` is in another registry of this server, which the run may not push to",
             reference.familiar()
         ))),
-        None => send(context, reference, built).await,
+        None => send(context, reference, built, stop).await,
     }
 }
 
@@ -97,9 +106,10 @@ async fn publish_here(
         PublishError::Store(error) => Failure::ours(&error),
     })?;
     let digest = built.descriptor().digest.clone();
-    context.events.image(Some(&name), &digest).await;
     let [Destination { repository, tag, .. }] = names;
-    context.note_pushed(PushedImage { host: None, repository, tag: Some(tag), digest });
+    let digest_of = digest.clone();
+    context.note_pushed(PushedImage { host: None, repository, tag: Some(tag), digest: digest_of });
+    context.events.image(Some(&name), &digest).await;
     Ok(())
 }
 
@@ -108,6 +118,7 @@ async fn send(
     context: &TaskContext<'_>,
     reference: &Reference,
     built: &Arc<BuiltImages>,
+    stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let (engine, host) = (&context.engine, &reference.host);
     if !engine.pushes.hosts.contains(host) {
@@ -127,19 +138,20 @@ async fn send(
     let push = Push { reference, manifests: &manifests };
     // It tries again by itself where that may help.
     let failed = |error: RemoteError| Failure::user(&error, error.hint());
-    let pushed = engine.remote.push_blobs(&push, &engine.catalog, &|_| ()).await;
-    let pushed = pushed.map_err(failed)?;
+    let sent =
+        async { engine.remote.push_blobs(&push, &engine.catalog, &|_| ()).await.map_err(failed) };
+    let pushed = unless_stopped(stop, sent).await?;
     if !context.lease.holds().await {
         return Err(Failure::Superseded);
     }
     engine.remote.push_manifests(&push).await.map_err(failed)?;
-    context.events.image(Some(&reference.to_string()), &pushed.digest).await;
     context.note_pushed(PushedImage {
         host: Some(host.clone()),
         repository: reference.repository.clone(),
         tag: reference.tag_or_latest(),
-        digest: pushed.digest,
+        digest: pushed.digest.clone(),
     });
+    context.events.image(Some(&reference.to_string()), &pushed.digest).await;
     Ok(())
 }
 

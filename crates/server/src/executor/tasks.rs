@@ -3,12 +3,20 @@
 use control::{Attempt, Commit, End, Outcome, OutputImage, TaskRequest};
 use engine::{Engine, SetValue, TaskEnd, TaskOutput, TaskText, execute_task};
 
+use ring::hmac;
+use task::Seed;
+
 use super::events::LogEvents;
 use super::{AttemptLease, context_source, outcome_of};
 
 /// Executes the task of a run.
-pub(super) async fn execute(engine: &Engine, attempt: &Attempt, task: &TaskRequest) -> Outcome {
-    let request = match request(attempt, task) {
+pub(super) async fn execute(
+    engine: &Engine,
+    attempt: &Attempt,
+    task: &TaskRequest,
+    seeds: &hmac::Key,
+) -> Outcome {
+    let request = match request(attempt, task, seeds) {
         Ok(request) => request,
         Err(message) => return Outcome::of(End::Error(message)),
     };
@@ -20,7 +28,11 @@ pub(super) async fn execute(engine: &Engine, attempt: &Attempt, task: &TaskReque
 }
 
 /// All of it was checked when the run was queued.
-fn request(attempt: &Attempt, task: &TaskRequest) -> Result<engine::TaskRequest, String> {
+fn request(
+    attempt: &Attempt,
+    task: &TaskRequest,
+    seeds: &hmac::Key,
+) -> Result<engine::TaskRequest, String> {
     let values = task.values.iter().map(|value| SetValue {
         name: value.name.clone(),
         value: value.value.clone(),
@@ -35,8 +47,20 @@ fn request(attempt: &Attempt, task: &TaskRequest) -> Result<engine::TaskRequest,
         context: task.context.as_ref().map(context_source).transpose()?,
         platform: task.platform.clone(),
         timeout: task.timeout + super::TIMEOUT_SLACK,
-        now: attempt.started_at.div_euclid(1000),
+        // Of the first attempt, so that a later one makes the same of the file.
+        now: attempt.run.started_at.unwrap_or(attempt.started_at).div_euclid(1000),
+        seed: seed(attempt, seeds),
     })
+}
+
+/// What random texts begin from: the same in each attempt of a run, and nobody else's to guess.
+fn seed(attempt: &Attempt, seeds: &hmac::Key) -> Seed {
+    let run = &attempt.run;
+    let name = format!("{}/{}/{}", run.registry, run.id, run.created_at);
+    let tag = hmac::sign(seeds, name.as_bytes());
+    let mut seed = Seed::default();
+    seed.0.copy_from_slice(tag.as_ref());
+    seed
 }
 
 fn text(text: &control::TaskText) -> TaskText {
