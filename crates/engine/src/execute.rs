@@ -569,7 +569,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// A Dockerfile is at most this large, in bytes.
-const DOCKERFILE_SIZE_MAX: u64 = 1 << 20;
+pub(crate) const DOCKERFILE_SIZE_MAX: u64 = 1 << 20;
 
 /// How a context is read, and what its Dockerfile is called.
 fn context_options(

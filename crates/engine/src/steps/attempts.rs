@@ -7,7 +7,7 @@ use task::{Attempts, Step};
 use tokio_util::sync::CancellationToken;
 
 use super::events::Watch;
-use super::{END_WAIT, TaskContext, Work};
+use super::{END_WAIT, TaskContext, Work, unless_stopped};
 use crate::execute::{Failure, RunEvents};
 
 /// What an attempt gets: what looks at its output, and what ends it.
@@ -37,11 +37,11 @@ pub(crate) async fn execute<'c>(
 
 /// Waits, unless there is nothing to wait for any more.
 pub(crate) async fn sleep(duration: Duration, stop: &CancellationToken) -> Result<(), Failure> {
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => Err(Failure::Canceled),
-        () = tokio::time::sleep(duration) => Ok(()),
-    }
+    let wait = async {
+        tokio::time::sleep(duration).await;
+        Ok(())
+    };
+    unless_stopped(stop, wait).await
 }
 
 pub(crate) fn time_is_up(timeout: Duration) -> Failure {

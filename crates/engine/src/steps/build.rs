@@ -22,14 +22,12 @@ use super::{TaskContext, Work, attempts, unless_stopped};
 use crate::context::{ContextLoader, ContextSource, LoadedRepository};
 use crate::dependencies::dependencies;
 use crate::execute::{
-    Argument, BuildOptions, BuildStep, Failure, NamedContext, NamedDockerfile, RunRequest,
-    blocking, build_images, build_request,
+    Argument, BuildOptions, BuildStep, DOCKERFILE_SIZE_MAX, Failure, NamedContext, NamedDockerfile,
+    RunRequest, blocking, build_images, build_request,
 };
 
 /// Where the Dockerfile is that nobody names.
 const DOCKERFILE: &str = "Dockerfile";
-/// A Dockerfile is at most this large, in bytes.
-const DOCKERFILE_SIZE_MAX: u64 = 1 << 20;
 /// Longer than any run: the step's own time counts.
 const NO_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 

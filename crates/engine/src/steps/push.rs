@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use oci::{Descriptor, Manifest, Reference};
 use remote::{ManifestToPush, Push, RemoteError};
-
 use tokio_util::sync::CancellationToken;
 
 use super::{PushedImage, TaskContext, attempts, unless_stopped};
