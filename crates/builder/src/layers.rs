@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use container::Usage;
+use container::{Removals, Usage};
 use dockerfile::Span;
 use futures_util::StreamExt;
 use oci::{Compression, Descriptor, Digest, Hasher};
@@ -96,6 +96,7 @@ struct Inner {
     verified: Mutex<HashMap<Digest, Instant>>,
     /// What layers unpack to, by their blobs: those that this process has asked for.
     diff_ids: Mutex<HashMap<Digest, Digest>>,
+    removals: Removals,
 }
 
 /// Layers of at most this many bytes are read whole before an image that uses them again is
@@ -163,8 +164,14 @@ impl Layers {
                 unpacking: Mutex::default(),
                 verified: Mutex::default(),
                 diff_ids: Mutex::default(),
+                removals: Removals::default(),
             }),
         })
+    }
+
+    /// Of the folders that builds are done with.
+    pub fn removals(&self) -> &Removals {
+        &self.inner.removals
     }
 
     /// The files of an image, from the indexes of its layers.
@@ -538,7 +545,7 @@ impl Layers {
             self.prove(std::slice::from_ref(layer), stop).await?;
             return Ok(folder);
         }
-        let partial = Temporary::create(self.inner.folder.join("partial"))?;
+        let partial = self.temporary("partial")?;
         let index = self.read(layer, Some(partial.path.clone()), stop).await?;
         if !self.is_proven(layer).await? {
             self.keep_index(layer, &Arc::new(index)).await?;
@@ -563,7 +570,7 @@ impl Layers {
 
     /// An empty upper folder for a process to write to.
     pub(crate) async fn begin_change(&self) -> Result<Change, BuildError> {
-        let folder = Temporary::create(self.inner.folder.join("changes"))?;
+        let folder = self.temporary("changes")?;
         for name in ["upper", "work"] {
             std::fs::create_dir(folder.path.join(name)).map_err(failed("make a folder"))?;
         }
@@ -575,7 +582,13 @@ impl Layers {
 
     /// A folder for something that a process needs while it goes on.
     pub(crate) fn begin_folder(&self) -> Result<Temporary, BuildError> {
-        Temporary::create(self.inner.folder.join("changes"))
+        self.temporary("changes")
+    }
+
+    fn temporary(&self, parent: &str) -> Result<Temporary, BuildError> {
+        let path = self.inner.folder.join(parent).join(new_name());
+        std::fs::create_dir(&path).map_err(failed("make a temporary folder"))?;
+        Ok(Temporary { path, removals: self.inner.removals.clone() })
     }
 
     /// A layer of whiteouts that hides paths of a folder, to be stacked on it.
@@ -887,30 +900,18 @@ fn new_name() -> String {
 /// A folder that is removed unless it was moved away.
 pub(crate) struct Temporary {
     path: PathBuf,
+    removals: Removals,
 }
 
 impl Temporary {
-    fn create(parent: PathBuf) -> Result<Self, BuildError> {
-        let path = parent.join(new_name());
-        std::fs::create_dir(&path).map_err(failed("make a temporary folder"))?;
-        Ok(Self { path })
-    }
-
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
 
 impl Drop for Temporary {
-    /// In a thread of its own: there may be very many files, and whoever drops this may be
-    /// an async worker.
     fn drop(&mut self) {
-        let path = std::mem::take(&mut self.path);
-        std::thread::spawn(move || {
-            if let Err(error) = container::remove_tree(&path) {
-                tracing::warn!(path = %path.display(), %error, "temporary folder not removed");
-            }
-        });
+        self.removals.remove(std::mem::take(&mut self.path));
     }
 }
 

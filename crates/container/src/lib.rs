@@ -46,6 +46,6 @@ pub use process::{
     Exit, Limits, Mount, MountKind, Network, Peers, Private, ProcessSpec, Rootfs, User,
     is_host_name,
 };
-pub use remove::remove_tree;
+pub use remove::{Removals, remove_tree};
 pub use rootless::{enter, ids, is_rootless, program};
 pub use runtime::{ContainerError, ExternalRuntime, HELPER_ARG, Runtime, RuntimeSettings, Usage};

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use tokio_util::task::TaskTracker;
 
 /// Folders deeper than this are moved up before they are removed: neither the stack nor the
 /// number of open files grows with what somebody nested.
@@ -20,6 +21,34 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     while clear(&top, &top, 0, &mut moved)? {}
     unless_gone(rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR))?;
     Ok(())
+}
+
+/// Removals that go on by themselves, so that a program can wait for them before it ends.
+/// Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Removals {
+    going_on: TaskTracker,
+}
+
+impl Removals {
+    /// Removes a folder in a thread of its own: it may hold a million files, and whoever wants
+    /// it gone may be an async worker. What cannot be removed is logged.
+    pub fn remove(&self, path: PathBuf) {
+        let going_on = self.going_on.token();
+        std::thread::spawn(move || {
+            if let Err(error) = remove_tree(&path) {
+                tracing::warn!(path = %path.display(), %error, "temporary folder not removed");
+            }
+            drop(going_on);
+        });
+    }
+
+    /// Waits until nothing is being removed.
+    pub async fn idle(&self) {
+        // Only of what waits here: removals are begun as before.
+        self.going_on.close();
+        self.going_on.wait().await;
+    }
 }
 
 fn unless_gone<T>(result: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {

@@ -13,7 +13,7 @@ use builder::{
     BuildError, BuildEvents, BuildRequest, Builder, CacheImports, ContextFiles, ContextLimits,
     ContextOptions, ListError, OwnNames, RecordedRepository, Secrets, SshAgents, StoredImage,
 };
-use container::{Limits, Network};
+use container::{Limits, Network, Removals};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName, RepositoryName};
 use remote::Remote;
 use store::Catalog;
@@ -311,7 +311,7 @@ async fn run(
                 .to_owned(),
         ));
     }
-    let workspace = Workspace::create(&engine.workspaces, &request.run).map_err(|error| {
+    let workspace = Workspace::create(engine, &request.run).map_err(|error| {
         tracing::error!(%error, run = request.run, "could not make a workspace");
         Failure::ours(&error)
     })?;
@@ -436,10 +436,12 @@ async fn caches(
 /// A run's own folder, gone when the run is.
 pub(crate) struct Workspace {
     path: PathBuf,
+    removals: Removals,
 }
 
 impl Workspace {
-    pub(crate) fn create(parent: &Path, run: &str) -> std::io::Result<Self> {
+    pub(crate) fn create(engine: &Engine, run: &str) -> std::io::Result<Self> {
+        let parent = &engine.workspaces;
         let safe = !run.is_empty() && run.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         if !safe {
             return Err(std::io::Error::other("the run's id is not a file name"));
@@ -450,7 +452,7 @@ impl Workspace {
         container::remove_tree(&path)?;
         std::fs::DirBuilder::new().mode(0o700).create(&path)?;
         make_context_folder(&path.join("context"))?;
-        Ok(Self { path })
+        Ok(Self { path, removals: engine.builder.layers.removals().clone() })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -463,15 +465,8 @@ pub(crate) fn make_context_folder(path: &Path) -> std::io::Result<()> {
 }
 
 impl Drop for Workspace {
-    /// Removes the folder in a thread of its own: it may hold a million files, and whoever
-    /// drops this may be an async worker.
     fn drop(&mut self) {
-        let path = std::mem::take(&mut self.path);
-        std::thread::spawn(move || {
-            if let Err(error) = container::remove_tree(&path) {
-                tracing::warn!(path = %path.display(), %error, "workspace not removed");
-            }
-        });
+        self.removals.remove(std::mem::take(&mut self.path));
     }
 }
 

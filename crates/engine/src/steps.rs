@@ -258,7 +258,7 @@ async fn run(
     stop: &CancellationToken,
     output: &Mutex<TaskOutput>,
 ) -> Result<(), Failure> {
-    let workspace = Workspace::create(&engine.workspaces, &request.run).map_err(|error| {
+    let workspace = Workspace::create(engine, &request.run).map_err(|error| {
         tracing::error!(%error, run = request.run, "could not make a workspace");
         Failure::ours(&error)
     })?;

@@ -18,6 +18,7 @@ use reqwest::header::{
 };
 use reqwest::{Response, StatusCode};
 use store::BlobStore;
+use tokio_util::task::TaskTracker;
 use url::{Host, Url};
 
 use crate::Credentials;
@@ -158,6 +159,8 @@ pub struct Downloads {
     pub(crate) http: reqwest::Client,
     pub(crate) settings: DownloadSettings,
     reach: Reach,
+    /// Blocking work, which notices only after a while that nobody waits for it.
+    pub(crate) git_work: TaskTracker,
 }
 
 impl fmt::Debug for Downloads {
@@ -184,7 +187,7 @@ impl Downloads {
                 host: "TLS".to_owned(),
                 reason: chain(&error),
             })?;
-        Ok(Self { http, settings, reach })
+        Ok(Self { http, settings, reach, git_work: TaskTracker::new() })
     }
 
     /// Fetches a file into the store; nothing if it is still the one that is known.

@@ -214,6 +214,14 @@ impl Downloads {
         .await
     }
 
+    /// Waits until no repository is being fetched: a fetch that was dropped goes on until it
+    /// notices, and then removes its folder.
+    pub async fn idle(&self) {
+        // Only of what waits here: repositories are fetched as before.
+        self.git_work.close();
+        self.git_work.wait().await;
+    }
+
     /// Runs blocking work with a connection to a repository, and again if the network failed.
     async fn git<T: Send + 'static>(
         &self,
@@ -240,7 +248,7 @@ impl Downloads {
                 let (work, source) = (Arc::clone(&work), source.clone());
                 let folder = Scratch(scratch.to_owned());
                 let working =
-                    tokio::task::spawn_blocking(move || work(&connection, &source, &folder.0));
+                    self.git_work.spawn_blocking(move || work(&connection, &source, &folder.0));
                 let error = match working.await {
                     Ok(Ok(done)) => return Ok(done),
                     Ok(Err(error)) => error,

@@ -43,6 +43,8 @@ struct BuildExecutor {
     engines: BTreeMap<RegistryName, Engine>,
     agents: Agents,
     runtime: Option<Arc<Runtime>>,
+    downloads: Arc<Downloads>,
+    layers: Arc<Layers>,
     /// For what is random in task files.
     seeds: hmac::Key,
 }
@@ -115,7 +117,8 @@ pub(crate) async fn build(
     // A key of its own, so that nothing else is signed with it.
     let seeds = hmac::sign(&seeds, b"random texts of task files");
     let seeds = hmac::Key::new(hmac::HMAC_SHA256, seeds.as_ref());
-    Ok(Arc::new(BuildExecutor { engines, agents, runtime: runtime.clone(), seeds }))
+    let layers = Arc::clone(&state.layers);
+    Ok(Arc::new(BuildExecutor { engines, agents, runtime, downloads, layers, seeds }))
 }
 
 /// Removes what a killed server has left, since the folder has one owner; in a thread of its own, for
@@ -258,6 +261,8 @@ impl Executor for BuildExecutor {
         if let Some(runtime) = &self.runtime {
             runtime.idle().await;
         }
+        self.downloads.idle().await;
+        self.layers.removals().idle().await;
     }
 }
 
