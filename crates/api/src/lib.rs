@@ -9,6 +9,7 @@ mod event;
 mod import;
 mod registry;
 mod run;
+mod task;
 
 pub use build_options::{
     BuildOptions, BuildSecret, CacheExport, CacheMode, NamedContext, NamedContextContent,
@@ -18,6 +19,7 @@ pub use event::{Event, EventKind, OutputStream};
 pub use import::*;
 pub use registry::*;
 pub use run::*;
+pub use task::*;
 
 /// The file that holds a server's API token, in the folder for tokens of the user that
 /// started it: `host` is `HOST:PORT` as in the server's URL.

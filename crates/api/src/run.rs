@@ -3,9 +3,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::BuildOptions;
+use crate::{BuildOptions, TaskRunRequest};
 
-fn yes() -> bool {
+pub(crate) fn yes() -> bool {
     true
 }
 
@@ -13,7 +13,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-fn is_false(value: &bool) -> bool {
+pub(crate) fn is_false(value: &bool) -> bool {
     !value
 }
 
@@ -25,6 +25,7 @@ pub enum RunRequest {
     DockerBuildRequest(DockerBuildRequest),
     FileTaskRunRequest(FileTaskRunRequest),
     EncodedTaskRunRequest(EncodedTaskRunRequest),
+    TaskRunRequest(TaskRunRequest),
 }
 
 /// One Dockerfile build (runs.md section 1.2), and what Refit adds to it.
@@ -181,6 +182,14 @@ pub struct PlatformProperties {
     pub variant: Option<String>,
 }
 
+/// Body of `PATCH .../runs/{id}`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunUpdate {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub is_archive_enabled: Option<bool>,
+}
+
 /// Answer of `POST .../listBuildSourceUploadUrl`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -295,6 +304,15 @@ pub struct RunProperties {
     pub run_id: String,
     pub status: RunStatus,
     pub run_type: String,
+    /// The stored task that it is a run of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// What a run of a task was given to be told again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_trigger_token: Option<String>,
+    /// Ours: the `definitionDigest` that the task had when the run was queued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition_digest: Option<String>,
     pub create_time: String,
     pub last_updated_time: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

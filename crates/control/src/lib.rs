@@ -1,8 +1,11 @@
-//! What a server decides and remembers: runs, their queue, their logs, uploaded sources.
+//! What a server decides and remembers: tasks, runs, their queue, their logs, uploaded sources.
 //!
 //! A *run* is one execution with an id, a status and a log. Every run enters through
 //! [`Runs::submit`]; the table of runs is the queue, so that a restart loses nothing. A
 //! [`Worker`] claims runs under a lease and hands each to an [`Executor`].
+//!
+//! A *task* is a definition that is stored by name; each time it is started it makes a run
+//! ([`TaskDefinition::run`]).
 //!
 //! Start with [`Runs`] and [`Worker`].
 //!
@@ -23,16 +26,24 @@ mod run;
 mod runs;
 mod sources;
 mod table;
+mod task;
+mod tasks;
 
 pub use clock::Clock;
 pub use error::{ControlError, Result};
 pub use executor::{Attempt, End, Executor, LeaseLost, Outcome};
 pub use log::{Event, EventKind, EventReader, LogKey, Logs, Mask, RunLog, Stream, TextReader};
 pub use queue::{Worker, WorkerSettings};
-pub use request::{RunRequest, TaskRequest, TaskText, TaskValue};
+pub use request::{NewRun, RunRequest, TaskRequest, TaskText, TaskValue};
 pub use run::{
     BuildArgument, BuildOptions, BuildRequest, BuildSecret, CacheExport, Commit, ContextSource,
-    NamedContext, OutputImage, RemoteSource, Run, RunId, RunKind, RunStatus, UnknownStatus,
+    NamedContext, OutputImage, RemoteSource, Run, RunId, RunKind, RunStatus, UnknownKind,
+    UnknownStatus,
 };
-pub use runs::{RunFilter, RunSettings, Runs, Swept};
+pub use runs::{RunFilter, RunSettings, Runs, Swept, TimeRange};
 pub use sources::{ListedSource, NewSource, SourceSettings, Sources};
+pub use task::{
+    BadTaskName, NoContext, StoredTask, TaskContext, TaskDefinition, TaskName, TaskOverrides,
+    TaskStep,
+};
+pub use tasks::Tasks;

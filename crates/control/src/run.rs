@@ -10,7 +10,7 @@ use oci::{Compression, Digest, Platform, RegistryName};
 use serde::{Deserialize, Serialize};
 use store::Millis;
 
-use crate::RunRequest;
+use crate::{RunRequest, TaskName};
 
 /// `c` and a number in base 36, at least two digits: unique in a registry for ever, and
 /// later ones are never shorter (runs.md section 4). Usable as a tag.
@@ -154,28 +154,35 @@ pub enum RunKind {
     QuickBuild,
     /// A task file that is not stored.
     QuickRun,
+    /// A stored task that builds a Dockerfile, whoever or whatever started it.
+    AutoBuild,
+    /// A stored task with a task file.
+    AutoRun,
 }
 
 impl RunKind {
-    const ALL: [Self; 2] = [Self::QuickBuild, Self::QuickRun];
+    const ALL: [Self; 4] = [Self::QuickBuild, Self::QuickRun, Self::AutoBuild, Self::AutoRun];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::QuickBuild => "QuickBuild",
             Self::QuickRun => "QuickRun",
+            Self::AutoBuild => "AutoBuild",
+            Self::AutoRun => "AutoRun",
         }
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a kind of run")]
+#[error("`{0}` is not a kind of run: QuickBuild, QuickRun, AutoBuild or AutoRun")]
 pub struct UnknownKind(String);
 
 impl FromStr for RunKind {
     type Err = UnknownKind;
 
+    /// Enumerations compare without case.
     fn from_str(text: &str) -> Result<Self, UnknownKind> {
-        let found = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
+        let found = Self::ALL.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(text));
         found.ok_or_else(|| UnknownKind(text.chars().take(40).collect()))
     }
 }
@@ -392,9 +399,7 @@ impl BuildRequest {
 
     /// Forgets them.
     pub(crate) fn without_secrets(mut self) -> Self {
-        for argument in self.arguments.iter_mut().filter(|argument| argument.secret) {
-            argument.value.clear();
-        }
+        self.arguments.iter_mut().for_each(BuildArgument::hide);
         for secret in &mut self.options.secrets {
             secret.value.clear();
         }
@@ -414,6 +419,15 @@ pub struct BuildArgument {
     pub name: String,
     pub value: String,
     pub secret: bool,
+}
+
+impl BuildArgument {
+    /// Forgets a value that must not be seen.
+    pub(crate) fn hide(&mut self) {
+        if self.secret {
+            self.value.clear();
+        }
+    }
 }
 
 impl fmt::Debug for BuildArgument {
@@ -448,6 +462,14 @@ pub struct Run {
     pub kind: RunKind,
     pub status: RunStatus,
     pub request: RunRequest,
+    /// The stored task that it is a run of.
+    pub task: Option<TaskName>,
+    /// Of the task's definition, as it was then.
+    pub definition: Option<Digest>,
+    /// What the task's owner wants to hear again of the run.
+    pub update_trigger_token: Option<String>,
+    /// Whether run and log are kept for ever.
+    pub archived: bool,
     pub created_at: Millis,
     pub updated_at: Millis,
     pub started_at: Option<Millis>,

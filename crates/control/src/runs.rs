@@ -5,17 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use db::Db;
-use oci::RegistryName;
-use sqlx::Row;
+use oci::{Digest, RegistryName, RepositoryName};
 use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use store::{Catalog, Millis, lease_within, release_within};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::executor::Attempt;
+use crate::table::{column, from_json, not_json, parsed, to_json};
 use crate::{
-    Clock, ControlError, End, EventKind, LogKey, Logs, Mask, Outcome, Result, Run, RunId, RunKind,
-    RunLog, RunRequest, RunStatus, table,
+    Clock, ControlError, End, EventKind, LogKey, Logs, Mask, NewRun, Outcome, Result, Run, RunId,
+    RunKind, RunLog, RunRequest, RunStatus, TaskName, table, tasks,
 };
 
 const SCHEMA: &[&str] = &[
@@ -46,6 +47,18 @@ const SCHEMA: &[&str] = &[
     "ALTER TABLE runs ADD COLUMN repeatable BOOLEAN NOT NULL DEFAULT TRUE",
     // What the steps of these may have done is not known.
     "UPDATE runs SET repeatable = FALSE WHERE status = 'Running' AND kind = 'QuickRun'",
+    "ALTER TABLE runs ADD COLUMN task TEXT",
+    "ALTER TABLE runs ADD COLUMN definition TEXT",
+    "ALTER TABLE runs ADD COLUMN update_trigger_token TEXT",
+    "CREATE INDEX runs_by_task ON runs (registry, LOWER(task), number)",
+    "CREATE TABLE run_images (
+        registry TEXT NOT NULL,
+        number BIGINT NOT NULL,
+        repository TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        PRIMARY KEY (registry, number, repository, digest)
+    )",
+    "CREATE INDEX run_images_by_digest ON run_images (registry, digest, repository)",
 ];
 
 /// Keeps what a run needs beyond its time limit, so that a retry finds it.
@@ -69,8 +82,23 @@ pub struct RunSettings {
 pub struct RunFilter {
     pub status: Option<RunStatus>,
     pub id: Option<RunId>,
+    pub kind: Option<RunKind>,
+    pub task: Option<TaskName>,
+    pub archived: Option<bool>,
+    pub created: TimeRange,
+    pub finished: TimeRange,
+    /// Only runs that pushed this manifest into this repository.
+    pub image: Option<(RepositoryName, Digest)>,
     /// Only runs older than this one: how a listing goes on.
     pub before: Option<RunId>,
+}
+
+/// A span of time; without bounds it also holds what has no time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TimeRange {
+    pub from: Option<Millis>,
+    /// Itself not in it.
+    pub until: Option<Millis>,
 }
 
 /// What a sweep removed.
@@ -88,7 +116,7 @@ pub struct Runs {
 }
 
 pub(crate) struct Shared {
-    db: Db,
+    pub(crate) db: Db,
     catalog: Option<Catalog>,
     logs: Logs,
     pub(crate) clock: Clock,
@@ -134,18 +162,17 @@ impl Runs {
     }
 
     /// Queues a run. When this returns, a crash cannot lose it.
-    pub async fn submit(
-        &self,
-        registry: &RegistryName,
-        request: impl Into<RunRequest>,
-    ) -> Result<Run> {
-        let request = request.into();
+    pub async fn submit(&self, registry: &RegistryName, run: impl Into<NewRun>) -> Result<Run> {
+        let new = run.into();
         self.check_queue(registry).await?;
         let now = self.shared.clock.now();
-        let id = self.insert(registry, &request, now).await?;
+        let id = self.insert(registry, &new, now).await?;
         let run = self.get(registry, id).await?.ok_or_else(|| run_not_found(id))?;
         let log = self.log(&run).await?;
         log.append(EventKind::Status { status: RunStatus::Queued }).await;
+        for text in new.warnings {
+            log.append(EventKind::Warning { text }).await;
+        }
         self.shared.wake.notify_one();
         Ok(run)
     }
@@ -164,15 +191,14 @@ impl Runs {
         }
     }
 
-    async fn insert(
-        &self,
-        registry: &RegistryName,
-        request: &RunRequest,
-        now: Millis,
-    ) -> Result<RunId> {
-        let failed = "queue a run";
+    async fn insert(&self, registry: &RegistryName, new: &NewRun, now: Millis) -> Result<RunId> {
+        let (failed, request) = ("queue a run", &new.request);
         let mut transaction =
             self.shared.db.begin().await.map_err(ControlError::database(failed))?;
+        if let Some(task) = &new.task {
+            // It may have been deleted since it was read.
+            tasks::check(&mut transaction, registry, task).await?;
+        }
         let number: i64 = sqlx::query_scalar(
             "INSERT INTO run_counters (registry, last) VALUES ($1, 1)
              ON CONFLICT (registry) DO UPDATE SET last = run_counters.last + 1
@@ -184,15 +210,19 @@ impl Runs {
         .map_err(ControlError::database(failed))?;
         sqlx::query(
             "INSERT INTO runs (registry, number, kind, status, request, created_at, updated_at,
-                attempts, epoch, lease_until, cancel_requested, archived, log_kept)
-             VALUES ($1, $2, $3, 'Queued', $4, $5, $5, 0, 0, 0, FALSE, $6, TRUE)",
+                attempts, epoch, lease_until, cancel_requested, archived, log_kept, task,
+                definition, update_trigger_token)
+             VALUES ($1, $2, $3, 'Queued', $4, $5, $5, 0, 0, 0, FALSE, $6, TRUE, $7, $8, $9)",
         )
         .bind(registry.as_str())
         .bind(number)
-        .bind(request.kind().as_str())
+        .bind(new.kind.as_str())
         .bind(request_json(request)?)
         .bind(now)
         .bind(request.archived())
+        .bind(new.task.as_ref().map(TaskName::as_str))
+        .bind(new.definition.as_ref().map(ToString::to_string))
+        .bind(&new.update_trigger_token)
         .execute(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
@@ -222,21 +252,31 @@ impl Runs {
         filter: &RunFilter,
         limit: usize,
     ) -> Result<Vec<Run>> {
-        let rows = sqlx::query(
-            "SELECT * FROM runs
-             WHERE registry = $1 AND ($2 = '' OR status = $2) AND ($3 < 0 OR number = $3)
-                AND ($4 < 0 OR number < $4)
-             ORDER BY number DESC LIMIT $5",
+        let rows = listing(registry, filter, limit)
+            .build()
+            .fetch_all(self.shared.db.reads())
+            .await
+            .map_err(ControlError::database("list runs"))?;
+        rows.iter().map(run_of).collect()
+    }
+
+    /// Keeps run and log for ever, or as long as others again.
+    pub async fn set_archived(
+        &self,
+        registry: &RegistryName,
+        id: RunId,
+        archived: bool,
+    ) -> Result<Run> {
+        let statement = sqlx::query(
+            "UPDATE runs SET archived = $3, updated_at = $4
+             WHERE registry = $1 AND number = $2 RETURNING *",
         )
         .bind(registry.as_str())
-        .bind(filter.status.map_or("", RunStatus::as_str))
-        .bind(filter.id.map_or(-1, RunId::number))
-        .bind(filter.before.map_or(-1, RunId::number))
-        .bind(limit as i64)
-        .fetch_all(self.shared.db.reads())
-        .await
-        .map_err(ControlError::database("list runs"))?;
-        rows.iter().map(run_of).collect()
+        .bind(id.number())
+        .bind(archived)
+        .bind(self.shared.clock.now());
+        let rows = table::returning(&self.shared.db, "change a run", statement).await?;
+        rows.first().map_or_else(|| Err(run_not_found(id)), run_of)
     }
 
     /// Stops a run: one that waits ends at once, one under way soon. `Conflict` if it has
@@ -397,7 +437,13 @@ impl Runs {
                 .bind(before);
         let rows = table::returning(&self.shared.db, "delete old runs", statement).await?;
         for row in &rows {
-            self.shared.logs.delete(&log_key(&run_of(row)?)).await?;
+            let run = run_of(row)?;
+            self.shared.logs.delete(&log_key(&run)).await?;
+            let statement =
+                sqlx::query("DELETE FROM run_images WHERE registry = $1 AND number = $2")
+                    .bind(run.registry.as_str())
+                    .bind(run.id.number());
+            table::execute(&self.shared.db, "forget what a run pushed", statement).await?;
         }
         Ok(rows.len() as u64)
     }
@@ -564,6 +610,17 @@ impl Runs {
             let owner = lease_owner(&attempt.run.registry, attempt.run.id);
             release_within(&mut transaction, &owner).await?;
         }
+        if row.is_some() {
+            let (run, images) = (&attempt.run, &outcome.images);
+            note_images(&mut transaction, run, images)
+                .await
+                .map_err(ControlError::database(failed))?;
+            if let (Some(task), Some(made_of)) = (&run.task, &outcome.dependencies)
+                && status == RunStatus::Succeeded
+            {
+                tasks::note_dependencies(&mut transaction, run, task, &to_json(made_of)?).await?;
+            }
+        }
         transaction.commit().await.map_err(ControlError::database(failed))?;
         self.forget(attempt);
         let Some(row) = row else { return Ok(false) };
@@ -587,7 +644,7 @@ impl Runs {
     }
 
     /// What follows from an end that is recorded: the log's last line, and no more leases.
-    async fn after_end(&self, run: &Run) -> Result<()> {
+    pub(crate) async fn after_end(&self, run: &Run) -> Result<()> {
         if run.request.secrets().next().is_some() {
             self.forget_secrets(run).await?;
         }
@@ -644,6 +701,67 @@ impl Runs {
     }
 }
 
+/// The statement that lists runs, the newest first.
+fn listing(registry: &RegistryName, filter: &RunFilter, limit: usize) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new("SELECT * FROM runs WHERE registry = ");
+    query.push_bind(registry.as_str());
+    if let Some(status) = filter.status {
+        query.push(" AND status = ").push_bind(status.as_str());
+    }
+    if let Some(id) = filter.id {
+        query.push(" AND number = ").push_bind(id.number());
+    }
+    if let Some(kind) = filter.kind {
+        query.push(" AND kind = ").push_bind(kind.as_str());
+    }
+    if let Some(task) = &filter.task {
+        query.push(" AND LOWER(task) = ").push_bind(task.key());
+    }
+    if let Some(archived) = filter.archived {
+        query.push(" AND archived = ").push_bind(archived);
+    }
+    for (column, range) in [("created_at", filter.created), ("finished_at", filter.finished)] {
+        if let Some(from) = range.from {
+            query.push(format!(" AND {column} >= ")).push_bind(from);
+        }
+        if let Some(until) = range.until {
+            query.push(format!(" AND {column} < ")).push_bind(until);
+        }
+    }
+    if let Some((repository, digest)) = &filter.image {
+        query.push(" AND number IN (SELECT number FROM run_images WHERE registry = ");
+        query.push_bind(registry.as_str()).push(" AND repository = ");
+        query.push_bind(repository.as_str()).push(" AND digest = ");
+        query.push_bind(digest.to_string()).push(")");
+    }
+    if let Some(before) = filter.before {
+        query.push(" AND number < ").push_bind(before.number());
+    }
+    query.push(" ORDER BY number DESC LIMIT ").push_bind(limit as i64);
+    query
+}
+
+/// So that runs are found by what they pushed.
+async fn note_images(
+    connection: &mut SqliteConnection,
+    run: &Run,
+    images: &[crate::OutputImage],
+) -> sqlx::Result<()> {
+    for image in images {
+        sqlx::query(
+            "INSERT INTO run_images (registry, number, repository, digest)
+             VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+        )
+        .bind(run.registry.as_str())
+        .bind(run.id.number())
+        .bind(&image.repository)
+        .bind(image.digest.to_string())
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
 /// Owner of the leases that a run holds in the store.
 fn lease_owner(registry: &RegistryName, run: RunId) -> String {
     format!("run/{registry}/{run}")
@@ -694,51 +812,28 @@ struct Output {
     dependencies: Option<serde_json::Value>,
 }
 
-fn to_json(value: &impl serde::Serialize) -> Result<String> {
-    serde_json::to_string(value).map_err(|source| not_json("write a run", source))
-}
-
 fn request_json(request: &RunRequest) -> Result<String> {
     request.to_json().map_err(|source| not_json("write a run", source))
 }
 
-fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|source| not_json("read a run", source))
-}
-
-fn not_json(doing: &str, source: serde_json::Error) -> ControlError {
-    ControlError::Database { doing: doing.into(), source: source.into() }
-}
-
-fn column<'r, T>(row: &'r SqliteRow, name: &str) -> Result<T>
-where
-    T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
-{
-    row.try_get(name).map_err(ControlError::database("read a run"))
-}
-
-fn parsed<T: std::str::FromStr>(text: &str) -> Result<T>
-where
-    T::Err: std::error::Error + Send + Sync + 'static,
-{
-    text.parse().map_err(|source: T::Err| ControlError::Database {
-        doing: "read a run".into(),
-        source: source.into(),
-    })
-}
-
-fn run_of(row: &SqliteRow) -> Result<Run> {
+pub(crate) fn run_of(row: &SqliteRow) -> Result<Run> {
     let output: Option<&str> = column(row, "output")?;
     let output: Output = output.map(from_json).transpose()?.unwrap_or_default();
     let cost: Option<&str> = column(row, "cost")?;
     let kind: RunKind = parsed(column(row, "kind")?)?;
     let request = RunRequest::from_json(kind, column(row, "request")?);
+    let task: Option<&str> = column(row, "task")?;
+    let definition: Option<&str> = column(row, "definition")?;
     Ok(Run {
         registry: parsed(column(row, "registry")?)?,
         id: RunId::from_number(column::<i64>(row, "number")? as u64),
         kind,
         status: parsed(column(row, "status")?)?,
         request: request.map_err(|source| not_json("read a run", source))?,
+        task: task.map(parsed).transpose()?,
+        definition: definition.map(parsed).transpose()?,
+        update_trigger_token: column(row, "update_trigger_token")?,
+        archived: column(row, "archived")?,
         created_at: column(row, "created_at")?,
         updated_at: column(row, "updated_at")?,
         started_at: column(row, "started_at")?,

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,10 +11,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use control::{
     Attempt, BuildArgument, BuildRequest, Clock, ContextSource, ControlError, End, EventKind,
-    Executor, LogKey, Logs, Outcome, Run, RunFilter, RunId, RunKind, RunSettings, RunStatus, Runs,
-    Swept, TaskRequest, TaskText, TaskValue, Worker, WorkerSettings,
+    Executor, LogKey, Logs, NewRun, Outcome, OutputImage, Run, RunFilter, RunId, RunKind,
+    RunSettings, RunStatus, Runs, Swept, TaskDefinition, TaskName, TaskOverrides, TaskRequest,
+    TaskStep, TaskText, TaskValue, Tasks, TimeRange, Worker, WorkerSettings,
 };
-use oci::{Algorithm, Digest, Platform, RegistryName};
+use oci::{Algorithm, Compression, Digest, Platform, RegistryName};
 use store::{Catalog, GcOptions, MemoryStore};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
@@ -806,4 +807,155 @@ async fn the_context_of_a_run_is_kept_until_its_end() {
     assert!(is_there().await);
     runs.cancel(&local(), run.id).await.unwrap();
     assert!(!is_there().await);
+}
+
+fn task_definition() -> TaskDefinition {
+    TaskDefinition {
+        enabled: true,
+        platform: Platform::new("linux", "amd64", None),
+        cpu: None,
+        timeout: Duration::from_secs(3600),
+        context: None,
+        step: TaskStep::File {
+            file: TaskText::Inline("steps: []".into()),
+            values_file: None,
+            values: Vec::new(),
+        },
+        owner: None,
+        description: None,
+        expires_at: None,
+        tags: BTreeMap::new(),
+    }
+}
+
+fn task_run(name: &TaskName) -> NewRun {
+    task_definition().run(name, TaskOverrides::default(), Compression::default()).unwrap()
+}
+
+#[tokio::test]
+async fn a_task_is_changed_only_by_who_has_seen_it() {
+    let folder = Folder::new();
+    let tasks = Tasks::open(folder.open().await).await.unwrap();
+    let name: TaskName = "nightly".parse().unwrap();
+    let first = tasks.put(&local(), &name, &task_definition(), None).await.unwrap();
+    assert_eq!(first.revision, 1);
+    // Somebody else was as fast.
+    let again = tasks.put(&local(), &name, &task_definition(), None).await.unwrap_err();
+    assert!(matches!(again, ControlError::Conflict { .. }), "{again}");
+    let other = TaskDefinition { enabled: false, ..task_definition() };
+    let second = tasks.put(&local(), &name, &other, Some(&first)).await.unwrap();
+    assert_eq!((second.revision, second.definition.enabled), (2, false));
+    let late = tasks.put(&local(), &name, &task_definition(), Some(&first)).await.unwrap_err();
+    assert!(matches!(late, ControlError::Conflict { .. }), "{late}");
+    // A restart loses nothing.
+    drop(tasks);
+    let tasks = Tasks::open(folder.open().await).await.unwrap();
+    assert_eq!(tasks.get(&local(), &name).await.unwrap(), Some(second));
+    let elsewhere: RegistryName = "other".parse().unwrap();
+    assert_eq!(tasks.get(&elsewhere, &name).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_run_needs_its_task() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let tasks = Tasks::open(runs.clone()).await.unwrap();
+    let name: TaskName = "nightly".parse().unwrap();
+    let missing = runs.submit(&local(), task_run(&name)).await.unwrap_err();
+    assert_eq!(missing.to_string(), "task `nightly` not found");
+    tasks.put(&local(), &name, &task_definition(), None).await.unwrap();
+    let run = runs.submit(&local(), task_run(&name)).await.unwrap();
+    assert_eq!((run.kind, run.task), (RunKind::AutoRun, Some(name.clone())));
+    assert_eq!(run.definition, Some(task_definition().digest()));
+    tasks.delete(&local(), &name).await.unwrap();
+    let run = runs.get(&local(), run.id).await.unwrap().unwrap();
+    assert_eq!((run.status, run.started_at), (RunStatus::Canceled, None));
+    assert!(log_text(&runs, run.id).await.contains("the task was deleted"));
+}
+
+#[tokio::test]
+async fn l10_a_run_that_is_archived_outlives_others_with_its_log() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let working = Working::start(&runs, &Script::new([]));
+    let archived = runs.submit(&local(), request()).await.unwrap().id;
+    let other = runs.submit(&local(), request()).await.unwrap().id;
+    for id in [archived, other] {
+        ended(&runs, id).await;
+    }
+    assert!(runs.set_archived(&local(), archived, true).await.unwrap().archived);
+    folder.pass(31 * DAY);
+    assert_eq!(runs.sweep().await.unwrap().logs, 1);
+    assert!(!log_text(&runs, archived).await.is_empty());
+    folder.pass(400 * DAY);
+    assert_eq!(runs.sweep().await.unwrap().runs, 1);
+    assert!(runs.get(&local(), other).await.unwrap().is_none());
+    assert!(!log_text(&runs, archived).await.is_empty());
+    // Until nobody wants it any more.
+    runs.set_archived(&local(), archived, false).await.unwrap();
+    assert_eq!(runs.sweep().await.unwrap(), Swept { overdue: 0, logs: 1, runs: 1 });
+    working.stop().await;
+}
+
+/// Pushes one image, which stands on another.
+struct Pushing;
+
+#[async_trait]
+impl Executor for Pushing {
+    async fn execute(&self, attempt: &Attempt) -> Outcome {
+        attempt.running(true).await.unwrap();
+        let id = attempt.run.id.to_string();
+        let image = OutputImage {
+            registry: "localhost:5000".into(),
+            repository: "app".into(),
+            tag: Some(id.clone()),
+            digest: Digest::of(id.as_bytes()),
+        };
+        Outcome {
+            images: vec![image.clone(), image],
+            dependencies: Some(serde_json::json!([{ "runtime-dependency": { "tag": id } }])),
+            ..Outcome::of(End::Succeeded)
+        }
+    }
+}
+
+#[tokio::test]
+async fn runs_are_found_by_what_they_pushed_and_tasks_know_what_they_stand_on() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let tasks = Tasks::open(runs.clone()).await.unwrap();
+    let name: TaskName = "nightly".parse().unwrap();
+    tasks.put(&local(), &name, &task_definition(), None).await.unwrap();
+    let working = Working::start(&runs, &Arc::new(Pushing));
+    let id = runs.submit(&local(), task_run(&name)).await.unwrap().id;
+    let other = runs.submit(&local(), request()).await.unwrap().id;
+    let (run, _) = (ended(&runs, id).await, ended(&runs, other).await);
+    let by = async |filter: RunFilter| -> Vec<RunId> {
+        let found = runs.list(&local(), &filter, 10).await.unwrap();
+        found.into_iter().map(|run| run.id).collect()
+    };
+    let image = |repository: &str, digest: &Digest| {
+        let image = Some((repository.parse().unwrap(), digest.clone()));
+        RunFilter { image, ..RunFilter::default() }
+    };
+    let digest = Digest::of(id.to_string().as_bytes());
+    assert_eq!(by(image("app", &digest)).await, [id]);
+    assert_eq!(by(image("other", &digest)).await, []);
+    assert_eq!(
+        by(RunFilter { task: Some("NIGHTLY".parse().unwrap()), ..RunFilter::default() }).await,
+        [id]
+    );
+    assert_eq!(
+        by(RunFilter { kind: Some(RunKind::QuickBuild), ..RunFilter::default() }).await,
+        [other]
+    );
+    let times = |from, until| TimeRange { from: Some(from), until: Some(until) };
+    let created =
+        RunFilter { created: times(run.created_at, run.created_at + 1), ..RunFilter::default() };
+    assert_eq!(by(created).await, [id]);
+    let finished = RunFilter { finished: times(0, 1), ..RunFilter::default() };
+    assert_eq!(by(finished).await, []);
+    let task = tasks.get(&local(), &name).await.unwrap().unwrap();
+    assert_eq!(task.dependencies, run.dependencies);
+    working.stop().await;
 }

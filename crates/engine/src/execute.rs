@@ -1,5 +1,6 @@
 //! One run, from start to end.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::IpAddr;
@@ -28,6 +29,7 @@ use crate::name::Destination;
 use crate::platforms::{BuiltImages, PlatformEvents, ToldWarnings};
 use crate::publish::{Lease, Publication, PublishError, abandon, publish};
 use crate::unpack::{UnpackError, Unpacked, after};
+use crate::variables::{self, has_variables};
 
 /// What runs need of the machine; shared by all runs of a registry.
 #[derive(Clone)]
@@ -67,6 +69,8 @@ pub type RefusePush = dyn Fn(&RepositoryName) -> Option<String> + Send + Sync;
 pub struct RunRequest {
     /// The run's id.
     pub run: String,
+    /// The name of the stored task; empty: there is none.
+    pub task_name: String,
     pub step: BuildStep,
     /// Bound on all of it, from now on.
     pub timeout: Duration,
@@ -292,18 +296,10 @@ async fn run(
 ) -> Result<Output, Failure> {
     let step = &request.step;
     // Whatever can be refused is refused before anything is done.
-    let destination = |name: &String| destination(engine, name);
-    let names: Vec<_> = step.image_names.iter().map(destination).collect::<Result<_, _>>()?;
-    let exports = step.options.cache_to.iter();
-    let cache_names: Vec<_> =
-        exports.map(|export| destination(&export.image_name)).collect::<Result<_, _>>()?;
-    if let Some(name) = cache_names.iter().find(|name| step.push && names.contains(name)) {
-        return Err(Failure::User(format!(
-            "error: `{}` cannot name both the image and a cache\n\
-             hint: give the cache a tag of its own",
-            name.reference
-        )));
-    }
+    let known_names = match has_variables(step) {
+        true => None,
+        false => Some(Names::of(engine, step)?),
+    };
     if step.network == Network::Host && !engine.allow_host_network {
         return Err(Failure::User(
             "error: this server does not let builds use the host's network\n\
@@ -325,7 +321,18 @@ async fn run(
     let text = read_dockerfile(step, &loaded.files, engine.context_limits).await?;
     let (context, name) = context_options(engine, step, loaded.files)?;
     let dockerfile = NamedDockerfile { name, text };
-    let mut build = build_request(engine, request, context, named, dockerfile);
+    let repository = loaded.repository.as_ref().map(|repository| &repository.record);
+    let (names, request) = match known_names {
+        Some(names) => (names, Cow::Borrowed(request)),
+        // By now all is known.
+        None => {
+            let step = variables::render(engine, request, repository)?;
+            (Names::of(engine, &step)?, Cow::Owned(RunRequest { step, ..request.clone() }))
+        }
+    };
+    let step = &request.step;
+    let Names { images: names, caches: cache_names } = names;
+    let mut build = build_request(engine, &request, context, named, dockerfile);
     let repository = loaded.repository.map(|repository| {
         // What a commit holds is as old as the commit (architecture.md decision 12).
         build.source_date_epoch = build.source_date_epoch.or(Some(repository.time));
@@ -406,9 +413,36 @@ pub(crate) async fn build_images(
     Ok(BuiltImages { images, index: Some(index) })
 }
 
-fn destination(engine: &Engine, name: &str) -> Result<Destination, Failure> {
-    let parsed = Destination::parse(name, &engine.registry, &engine.own);
-    parsed.map_err(|error| Failure::user(&error, error.hint()))
+/// The names that a build gives to what it makes.
+struct Names {
+    images: Vec<Destination>,
+    caches: Vec<Destination>,
+}
+
+impl Names {
+    fn of(engine: &Engine, step: &BuildStep) -> Result<Self, Failure> {
+        let destination = |name: &String| {
+            let parsed = Destination::parse(name, &engine.registry, &engine.own);
+            let parsed = parsed.map_err(|error| Failure::user(&error, error.hint()))?;
+            match (engine.pushes.refused)(&parsed.repository).filter(|_| step.push) {
+                None => Ok(parsed),
+                Some(reason) => Err(Failure::User(format!("error: {reason}"))),
+            }
+        };
+        let images = step.image_names.iter().map(destination);
+        let images: Vec<_> = images.collect::<Result<_, _>>()?;
+        let exports = step.options.cache_to.iter();
+        let caches = exports.map(|export| destination(&export.image_name));
+        let caches: Vec<_> = caches.collect::<Result<_, _>>()?;
+        match caches.iter().find(|name| step.push && images.contains(name)) {
+            None => Ok(Self { images, caches }),
+            Some(name) => Err(Failure::User(format!(
+                "error: `{}` cannot name both the image and a cache\n\
+                 hint: give the cache a tag of its own",
+                name.reference
+            ))),
+        }
+    }
 }
 
 /// What is to be put into caches.

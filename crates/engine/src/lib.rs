@@ -23,6 +23,7 @@ mod platforms;
 mod publish;
 mod steps;
 mod unpack;
+mod variables;
 
 pub use builder::{ContextLimits, ContextList, ListError};
 pub use cache::{CacheExport, NamedCache};

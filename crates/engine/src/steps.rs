@@ -28,8 +28,8 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use oci::{Digest, Platform, Reference, RepositoryName, Tag};
 use remote::Download;
 use task::{
-    Action, AliasSource, ExpandedFile, RunDefaults, RunVariables, SecretText, Seed, Step, Task,
-    TaskError, TaskFile, Values, Variables,
+    Action, AliasSource, ExpandedFile, RunDefaults, SecretText, Seed, Step, Task, TaskError,
+    TaskFile, Values, Variables,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +38,7 @@ use crate::dependencies::{Dependencies, report};
 use crate::execute::{Engine, Failure, Outcome, RunEvents, Workspace, blocking};
 use crate::platforms::BuiltImages;
 use crate::publish::{Lease, abandon};
+use crate::variables::RunFacts;
 use cmd::VolumeFiles;
 use events::Numbers;
 use images::RunImages;
@@ -396,21 +397,15 @@ impl TaskReader<'_> {
             };
             set.map_err(user)?;
         }
-        let engine = self.engine;
-        let started = jiff::Timestamp::from_second(request.now).unwrap_or_default();
-        let run = RunVariables {
-            id: request.run.clone(),
-            registry: engine.own.host(&engine.registry).unwrap_or_default().to_owned(),
-            started,
-            commit: self.repository.map(|from| from.commit.clone()).unwrap_or_default(),
-            branch: self.repository.and_then(|from| from.branch.clone()).unwrap_or_default(),
-            task_name: request.task_name.clone(),
-            shared_volume: format!("workspace_{}", request.run),
-            os: request.platform.os.clone(),
-            architecture: request.platform.architecture.clone(),
-            ..RunVariables::default()
+        let facts = RunFacts {
+            run: &request.run,
+            task_name: &request.task_name,
+            platform: &request.platform,
+            now: request.now,
+            repository: self.repository,
         };
-        Ok(Variables { run, values, now: started, seed: request.seed })
+        let run = facts.variables(self.engine);
+        Ok(Variables { now: run.started, run, values, seed: request.seed })
     }
 
     async fn aliases(

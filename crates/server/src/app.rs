@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use axum::Router;
 use control::{
-    Clock, Executor, Logs, RunSettings, Runs, SourceSettings, Sources, Worker, WorkerSettings,
+    Clock, Executor, Logs, RunSettings, Runs, SourceSettings, Sources, Tasks, Worker,
+    WorkerSettings,
 };
 use registry::{PullThrough, PullThroughSettings};
 use remote::Remote;
@@ -147,6 +148,9 @@ impl App {
         let (db, catalog) = open_store(&folder).await?;
         let clock = Clock::new(|| jiff::Timestamp::now().as_millisecond());
         let runs = open_runs(&settings, &db, &catalog, &clock).await?;
+        let tasks = Tasks::open(runs.clone())
+            .await
+            .map_err(ServeError::starting("open the table of tasks"))?;
         let sources = open_sources(&settings, db, &catalog, clock.clone()).await?;
         let mut bound = Bound::default();
         if tcp {
@@ -168,6 +172,8 @@ impl App {
         let pull_through = open_pull_through(&settings, &remote, &catalog);
         let state = Arc::new(State {
             runs: runs.clone(),
+            tasks,
+            clock: clock.clone(),
             sources,
             layers: crate::executor::open_layers(&catalog, &folder).await?,
             agents: Agents::new(runs.clone()),

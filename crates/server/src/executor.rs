@@ -296,6 +296,7 @@ fn run_request(attempt: &Attempt, request: &BuildRequest) -> Result<RunRequest, 
     });
     Ok(RunRequest {
         run: attempt.run.id.to_string(),
+        task_name: attempt.run.task.as_ref().map(ToString::to_string).unwrap_or_default(),
         step: BuildStep {
             image_names: request.image_names.clone(),
             push: request.push,
@@ -319,8 +320,13 @@ fn run_request(attempt: &Attempt, request: &BuildRequest) -> Result<RunRequest, 
             options: build_options(&request.options)?,
         },
         timeout: request.timeout + TIMEOUT_SLACK,
-        now: attempt.started_at.div_euclid(1000),
+        now: begun_at(attempt),
     })
+}
+
+/// When the first attempt began, in seconds, so that a later one makes the same of templates.
+fn begun_at(attempt: &Attempt) -> i64 {
+    attempt.run.started_at.unwrap_or(attempt.started_at).div_euclid(1000)
 }
 
 fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, String> {

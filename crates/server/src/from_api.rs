@@ -1,5 +1,7 @@
 //! Words of the API become words of the domain, checked.
 
+mod run_filter;
+mod stored_tasks;
 mod tasks;
 
 use std::collections::BTreeMap;
@@ -9,7 +11,7 @@ use base64::Engine as _;
 use builder::OwnNames;
 use control::{
     BuildArgument, BuildOptions, BuildRequest, BuildSecret, CacheExport, ContextSource,
-    NamedContext, RemoteSource, RunFilter,
+    NamedContext, RemoteSource,
 };
 use dockerfile::ContextAddress;
 use engine::Destination;
@@ -18,6 +20,8 @@ use oci::{
     RepositoryName,
 };
 
+pub(crate) use run_filter::run_filter;
+pub(crate) use stored_tasks::{merge, task_definition, task_of_run, task_overrides};
 pub(crate) use tasks::{encoded_task_request, file_task_request};
 
 use crate::error::ApiError;
@@ -153,8 +157,11 @@ impl<'a> SourceLocation<'a> {
 
 fn image_name(name: &str) -> Result<(), ApiError> {
     if name.contains("{{") {
-        let message = format!("`{}` has a run variable, which builds do not know yet", cut(name));
-        return Err(ApiError::invalid(message).at("imageNames"));
+        // What it comes to is known only in the run.
+        let rendered = task::render(name, &task::Variables::default(), &task::Secrets::new());
+        let refuse =
+            |error| ApiError::invalid(format!("`{}`: {error}", cut(name))).at("imageNames");
+        return rendered.map(drop).map_err(refuse);
     }
     let reference = name.parse::<Reference>().map_err(|error| {
         let refused = ApiError::invalid(error.to_string()).at("imageNames");
@@ -536,45 +543,6 @@ fn network(network: Option<String>, allow_host: bool) -> Result<Option<String>, 
     }
 }
 
-/// `$filter` of a listing: `status eq 'Succeeded' and runId eq 'c01'`.
-pub(crate) fn run_filter(text: &str) -> Result<RunFilter, ApiError> {
-    let mut filter = RunFilter::default();
-    for term in text.split(" and ").map(str::trim).filter(|term| !term.is_empty()) {
-        let refuse = |message: String| ApiError::invalid(message).at("$filter");
-        let mut words = term.splitn(3, ' ');
-        let (Some(field), Some(operator), Some(value)) = (words.next(), words.next(), words.next())
-        else {
-            return Err(refuse(format!("`{}` is not of the form `FIELD eq 'VALUE'`", cut(term))));
-        };
-        if !operator.eq_ignore_ascii_case("eq") {
-            return Err(refuse(format!(
-                "operator `{}` is not supported, only `eq`",
-                cut(operator)
-            )));
-        }
-        let value = value.trim();
-        let unquoted = value.strip_prefix('\'').and_then(|value| value.strip_suffix('\''));
-        let value = unquoted.ok_or_else(|| refuse("a value stands in single quotes".into()))?;
-        match field.to_ascii_lowercase().as_str() {
-            "status" => {
-                let status = value.parse().map_err(|error| refuse(format!("{error}")))?;
-                filter.status = Some(status);
-            }
-            "runid" => {
-                let id = value
-                    .parse()
-                    .map_err(|_| refuse(format!("`{}` is not the id of a run", cut(value))))?;
-                filter.id = Some(id);
-            }
-            _ => {
-                let message = format!("field `{}` is not one of `status`, `runId`", cut(field));
-                return Err(refuse(message));
-            }
-        }
-    }
-    Ok(filter)
-}
-
 /// A piece of the client's text, short enough for a message and without control characters.
 pub(crate) fn cut(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(100).collect()
@@ -663,10 +631,8 @@ mod tests {
             ],
         );
         check_refused(
-            json!({ "imageNames": ["app:{{.Run.ID}}"] }),
-            expect![
-                "imageNames: `app:{{.Run.ID}}` has a run variable, which builds do not know yet"
-            ],
+            json!({ "imageNames": ["app:{{.Run.ID"] }),
+            expect!["imageNames: `app:{{.Run.ID`: template: unclosed action"],
         );
         check_refused(
             json!({ "network": "host" }),
@@ -735,18 +701,5 @@ mod tests {
                 "buildOptions: context `a`: digest `sha256:ab` needs 64 lower-case hex digits after the colon"
             ],
         );
-    }
-
-    #[test]
-    fn filters_know_two_fields() {
-        let filter = run_filter("Status eq 'failed' and RunId eq 'c0a'").unwrap();
-        assert_eq!(filter.status, Some(control::RunStatus::Failed));
-        assert_eq!(filter.id.unwrap().as_str(), "c0a");
-        assert_eq!(run_filter("").unwrap(), RunFilter::default());
-        for bad in
-            ["status", "status ne 'Failed'", "status eq Failed", "color eq 'red'", "runId eq 'x'"]
-        {
-            assert!(run_filter(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -7,6 +7,7 @@ mod import;
 mod runs;
 mod scrub;
 mod sources;
+mod tasks;
 
 use std::sync::atomic::Ordering;
 
@@ -33,13 +34,19 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
         .route("/sources/{id}/blobs/{digest}", put(sources::add_file))
         .route("/sources/{id}/commit", post(sources::commit))
         .route("/runs", get(runs::list))
-        .route("/runs/{id}", get(runs::show))
+        .route("/runs/{id}", get(runs::show).patch(runs::update))
         .route("/runs/{id}/cancel", post(runs::cancel))
         .route("/runs/{id}/logs", get(runs::logs))
         .route("/runs/{id}/events", get(runs::events))
         .route("/runs/{id}/blobs/{digest}", get(runs::blob))
         .route("/runs/{id}/files", get(runs::files))
         .route("/runs/{id}/agents/{agent}", get(agents::attach))
+        .route("/tasks", get(tasks::list))
+        .route(
+            "/tasks/{name}",
+            get(tasks::show).put(tasks::put).patch(tasks::update).delete(tasks::delete),
+        )
+        .route("/tasks/{name}/listDetails", post(tasks::show))
         .route("/repositories", get(content::repositories))
         .route("/repositories/{name}", get(content::repository))
         .route("/repositories/{name}", delete(content::delete_repository))

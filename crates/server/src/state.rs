@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use builder::{ContextLimits, Layers, OwnNames};
-use control::{Runs, Sources};
+use control::{Clock, Runs, Sources, Tasks};
 
+use engine::Destination;
 use oci::{Reference, RegistryName, RepositoryName};
 use registry::{Peer, PullThrough};
 use remote::Remote;
@@ -24,6 +25,8 @@ use crate::registries::{self, Registries};
 /// One per server.
 pub(crate) struct State {
     pub(crate) runs: Runs,
+    pub(crate) tasks: Tasks,
+    pub(crate) clock: Clock,
     pub(crate) sources: Sources,
     pub(crate) catalog: Catalog,
     pub(crate) layers: Arc<Layers>,
@@ -97,6 +100,18 @@ impl State {
                 Err(ApiError::invalid(message).hint("choose another name"))
             }
         }
+    }
+
+    /// The same for the names that an image is to have; those that cannot be read are refused
+    /// elsewhere.
+    pub(crate) fn refuse_copies(
+        &self,
+        registry: &RegistryName,
+        names: &[String],
+    ) -> Result<(), ApiError> {
+        let own = self.own_names();
+        let read = names.iter().filter_map(|name| Destination::parse(name, registry, &own).ok());
+        read.map(|destination| destination.repository).try_for_each(|name| self.refuse_copy(&name))
     }
 
     /// Who may use the REST API: the owner of the data folder, and who has a credential.

@@ -1,8 +1,10 @@
 //! Words of the domain become words of the API.
 
-use control::{Event, EventKind, Run, RunStatus, Stream};
+use base64::Engine as _;
+use control::{Event, EventKind, Run, RunStatus, StoredTask, Stream, TaskStep, TaskText};
 use engine::Imported;
 use oci::RegistryName;
+use serde_json::Value;
 use store::{
     Deleted, GcReport, LostBlob, ManifestEntry, ManifestInfo, Millis, ScrubPass, StoredSize,
     TagInfo,
@@ -21,6 +23,9 @@ pub(crate) fn run(run: &Run) -> api::Run {
             run_id: id,
             status: status(run.status),
             run_type: run.kind.as_str().into(),
+            task: run.task.as_ref().map(ToString::to_string),
+            update_trigger_token: run.update_trigger_token.clone(),
+            definition_digest: run.definition.as_ref().map(ToString::to_string),
             create_time: time(run.created_at),
             last_updated_time: time(run.updated_at),
             start_time: run.started_at.map(time),
@@ -28,7 +33,7 @@ pub(crate) fn run(run: &Run) -> api::Run {
             output_images: run.images.iter().map(image).collect(),
             platform: platform(run.request.platform()),
             run_error_message: run.error.clone(),
-            is_archive_enabled: run.request.archived(),
+            is_archive_enabled: run.archived,
             provisioning_state: provisioning_state(run.status).into(),
             output_digest: run.digest.as_ref().map(ToString::to_string),
             dependencies: run.dependencies.clone(),
@@ -37,6 +42,118 @@ pub(crate) fn run(run: &Run) -> api::Run {
             cost: run.cost.clone(),
         },
     }
+}
+
+/// A task without its secrets: a request that leaves them out keeps them.
+pub(crate) fn task(task: &StoredTask) -> api::Task {
+    let definition = &task.definition;
+    let status = if definition.enabled { "Enabled" } else { "Disabled" };
+    api::Task {
+        id: format!("/api/v1/registries/{}/tasks/{}", task.registry, task.name),
+        name: task.name.to_string(),
+        kind: "Microsoft.ContainerRegistry/registries/tasks".into(),
+        location: Some("local".into()),
+        tags: Some(definition.tags.clone()),
+        identity: None,
+        properties: api::TaskProperties {
+            provisioning_state: Some("Succeeded".into()),
+            creation_date: Some(time(task.created_at)),
+            last_updated_time: Some(time(task.updated_at)),
+            status: Some(status.into()),
+            platform: platform(&definition.platform),
+            agent_configuration: definition.cpu.map(|cpu| api::AgentProperties { cpu: Some(cpu) }),
+            agent_pool_name: None,
+            timeout: Some(u32::try_from(definition.timeout.as_secs()).unwrap_or(u32::MAX)),
+            step: Some(task_step(task)),
+            trigger: None,
+            credentials: None,
+            log_template: None,
+            is_system_task: false,
+            owner: definition.owner.clone(),
+            description: definition.description.clone(),
+            expires_on: definition.expires_at.map(time),
+            definition_digest: Some(definition.digest().to_string()),
+        },
+    }
+}
+
+fn task_step(task: &StoredTask) -> api::TaskStep {
+    let definition = &task.definition;
+    let context = api::StepContext {
+        context_path: definition.context.as_ref().map(|context| context.address.clone()),
+        context_access_token: None,
+        base_image_dependencies: task.dependencies.as_ref().map(base_image_dependencies),
+    };
+    let value = |name: &str, value: &str, secret: bool| api::SetValue {
+        name: name.to_owned(),
+        value: (!secret).then(|| value.to_owned()),
+        is_secret: secret,
+    };
+    let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    match &definition.step {
+        TaskStep::Docker { image_names, push, no_cache, dockerfile, target, arguments } => {
+            let arguments = arguments.iter();
+            api::TaskStep::Docker(api::DockerStep {
+                context,
+                image_names: image_names.clone(),
+                is_push_enabled: *push,
+                no_cache: *no_cache,
+                docker_file_path: dockerfile.clone(),
+                target: target.clone(),
+                arguments: arguments.map(|of| value(&of.name, &of.value, of.secret)).collect(),
+            })
+        }
+        TaskStep::File { file, values_file, values } => {
+            let values = values.iter().map(|of| value(&of.name, &of.value, of.secret)).collect();
+            match file {
+                TaskText::InContext(path) => api::TaskStep::FileTask(api::FileTaskStep {
+                    context,
+                    task_file_path: path.clone(),
+                    values_file_path: values_file.as_ref().and_then(|file| match file {
+                        TaskText::InContext(path) => Some(path.clone()),
+                        TaskText::Inline(_) => None,
+                    }),
+                    values,
+                }),
+                TaskText::Inline(text) => api::TaskStep::EncodedTask(api::EncodedTaskStep {
+                    context,
+                    encoded_task_content: base64(text),
+                    encoded_values_content: values_file.as_ref().and_then(|file| match file {
+                        TaskText::Inline(text) => Some(base64(text)),
+                        TaskText::InContext(_) => None,
+                    }),
+                    values,
+                }),
+            }
+        }
+    }
+}
+
+/// The bases of all images of a dependency report, each once (runs.md section 4.1).
+fn base_image_dependencies(report: &Value) -> Vec<api::BaseImageDependency> {
+    let mut found: Vec<api::BaseImageDependency> = Vec::new();
+    let mut add = |kind: &str, image: &Value| {
+        let text = |member: &str| image.get(member)?.as_str().map(str::to_owned);
+        let (Some(registry), Some(repository)) = (text("registry"), text("repository")) else {
+            return;
+        };
+        let tag = text("tag").filter(|tag| !tag.is_empty());
+        let (kind, digest) = (kind.to_owned(), text("digest"));
+        let image = api::BaseImageDependency { kind, registry, repository, tag, digest };
+        if !found.contains(&image) {
+            found.push(image);
+        }
+    };
+    for of in report.as_array().into_iter().flatten() {
+        if let Some(image) = of.get("runtime-dependency") {
+            add("RunTime", image);
+        }
+        let buildtime = of.get("buildtime-dependency").and_then(Value::as_array);
+        for image in buildtime.into_iter().flatten() {
+            add("BuildTime", image);
+        }
+    }
+    found
 }
 
 fn image(image: &control::OutputImage) -> api::ImageDescriptor {

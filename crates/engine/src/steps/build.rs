@@ -282,7 +282,7 @@ fn run_request(context: &TaskContext<'_>, build: &Build) -> Result<RunRequest, F
         ));
     }
     let (run, now) = (context.request.run.clone(), context.request.now);
-    Ok(RunRequest { run, step, timeout: NO_TIMEOUT, now })
+    Ok(RunRequest { run, task_name: String::new(), step, timeout: NO_TIMEOUT, now })
 }
 
 /// Whether a text is a secret or has it somewhere, as it is or in Base64.

@@ -40,15 +40,14 @@ fn request(
     });
     Ok(engine::TaskRequest {
         run: attempt.run.id.to_string(),
-        task_name: String::new(),
+        task_name: attempt.run.task.as_ref().map(ToString::to_string).unwrap_or_default(),
         file: text(&task.file),
         values_file: task.values_file.as_ref().map(text),
         values: values.collect(),
         context: task.context.as_ref().map(context_source).transpose()?,
         platform: task.platform.clone(),
         timeout: task.timeout + super::TIMEOUT_SLACK,
-        // Of the first attempt, so that a later one makes the same of the file.
-        now: attempt.run.started_at.unwrap_or(attempt.started_at).div_euclid(1000),
+        now: super::begun_at(attempt),
         seed: seed(attempt, seeds),
     })
 }

@@ -34,14 +34,23 @@ pub(crate) fn encoded_task_request(
     context: Option<ContextSource>,
     timeout_default: Duration,
 ) -> Result<TaskRequest, ApiError> {
-    if body.encoded_task_content.is_empty() {
+    let (file, values_file) =
+        encoded_texts(&body.encoded_task_content, body.encoded_values_content)?;
+    task_request(file, values_file, body.options, context, timeout_default)
+}
+
+/// A task file and its values file, both in Base64.
+pub(super) fn encoded_texts(
+    file: &str,
+    values_file: Option<String>,
+) -> Result<(TaskText, Option<TaskText>), ApiError> {
+    if file.is_empty() {
         return Err(ApiError::invalid("the task file is empty").at("encodedTaskContent"));
     }
-    let file = decoded(&body.encoded_task_content, "encodedTaskContent")?;
-    let values_file = body.encoded_values_content.filter(|content| !content.is_empty());
+    let file = decoded(file, "encodedTaskContent")?;
+    let values_file = values_file.filter(|content| !content.is_empty());
     let values_file = values_file.map(|content| decoded(&content, "encodedValuesContent"));
-    let values_file = values_file.transpose()?.map(TaskText::Inline);
-    task_request(TaskText::Inline(file), values_file, body.options, context, timeout_default)
+    Ok((TaskText::Inline(file), values_file.transpose()?.map(TaskText::Inline)))
 }
 
 fn task_request(
@@ -76,7 +85,7 @@ fn decoded(content: &str, member: &str) -> Result<String, ApiError> {
 }
 
 /// Each name once: the last one counts.
-fn values(values: Vec<api::SetValue>) -> Result<Vec<TaskValue>, ApiError> {
+pub(super) fn values(values: Vec<api::SetValue>) -> Result<Vec<TaskValue>, ApiError> {
     let refuse = |message: String| ApiError::invalid(message).at("values");
     if values.len() > ITEMS_MAX {
         return Err(refuse(format!("more than {ITEMS_MAX} values")));
@@ -114,7 +123,12 @@ fn refuse_unsupported(options: &api::TaskRunOptions) -> Result<(), ApiError> {
         let message = "a run needs at least 1 processor";
         return Err(ApiError::invalid(message).at("agentConfiguration"));
     }
-    let Some(credentials) = &options.credentials else { return Ok(()) };
+    refuse_credentials(options.credentials.as_ref())
+}
+
+/// Logins that are not there yet.
+pub(super) fn refuse_credentials(credentials: Option<&api::Credentials>) -> Result<(), ApiError> {
+    let Some(credentials) = credentials else { return Ok(()) };
     let refuse = |message: String| ApiError::invalid(message).at("credentials");
     if credentials.custom_registries.as_ref().is_some_and(|registries| !registries.is_empty()) {
         return Err(refuse("logins to other registries are not supported yet".to_owned())
@@ -164,7 +178,7 @@ mod tests {
                 let location = SourceLocation::of(location.as_deref())?;
                 encoded_task_request(body, location.map(found), HOUR)
             }
-            api::RunRequest::DockerBuildRequest(_) => panic!("it is a build"),
+            other => panic!("{other:?}"),
         }
     }
 

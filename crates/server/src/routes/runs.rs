@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use builder::{BuildError, FilesOf};
 use bytes::BytesMut;
-use control::{BuildRequest, ContextSource, EventReader, LogKey, Run, RunId, RunRequest};
+use control::{BuildRequest, ContextSource, EventReader, LogKey, NewRun, Run, RunId, TaskContext};
 use futures_util::{Stream, StreamExt, stream};
 use oci::{Descriptor, Digest, ImageManifest, Manifest, RegistryName};
 use serde::Deserialize;
@@ -48,7 +48,7 @@ pub(crate) async fn schedule(
     if state.leaving.is_cancelled() {
         return Err(ApiError::leaving());
     }
-    let request: RunRequest = match body {
+    let run: NewRun = match body {
         api::RunRequest::DockerBuildRequest(body) => {
             build_request(&state, &registry, body).await?.into()
         }
@@ -65,10 +65,46 @@ pub(crate) async fn schedule(
             };
             from_api::encoded_task_request(body, context, state.build_defaults.timeout)?.into()
         }
+        api::RunRequest::TaskRunRequest(body) => task_run(&state, &registry, body).await?,
     };
-    let run = state.runs.submit(&registry, request).await?;
+    let run = state.runs.submit(&registry, run).await?;
     state.metrics.runs_submitted.fetch_add(1, Ordering::Relaxed);
     Ok((StatusCode::CREATED, axum::Json(to_api::run(&run))))
+}
+
+/// A run of a stored task.
+async fn task_run(
+    state: &Shared,
+    registry: &RegistryName,
+    body: api::TaskRunRequest,
+) -> Result<NewRun, ApiError> {
+    let name = from_api::task_of_run(&body.task_id, registry)?;
+    let task = super::tasks::find(state, registry, &name).await?;
+    if let Some(why) = task.definition.asleep(state.clock.now()) {
+        return Err(ApiError::conflict(format!("task `{}` {why}", task.name))
+            .hint("`refit task update` changes its `--status` and its `--expires-on`"));
+    }
+    let given = body.override_task_step_properties.as_ref();
+    let location = given.and_then(|given| given.context_path.as_deref());
+    let context = match SourceLocation::of(location).map_err(|error| error.at("contextPath"))? {
+        Some(SourceLocation::Remote(remote)) => {
+            // The token is for this place, and nobody needs to send it again.
+            let stored = task.definition.context.as_ref();
+            match stored.filter(|stored| stored.is_same_place(&remote.address)) {
+                Some(stored) if remote.secrets.is_empty() => {
+                    let address = remote.address;
+                    Some(TaskContext { address, token: stored.token.clone() }.source())
+                }
+                _ => Some(ContextSource::Remote(remote)),
+            }
+        }
+        Some(upload) => Some(resolve(state, registry, upload).await?),
+        None => None,
+    };
+    let overrides = from_api::task_overrides(body, context)?;
+    let compression = state.build_defaults.compression;
+    let run = task.definition.run(&task.name, overrides, compression);
+    run.map_err(|error| ApiError::invalid(error.to_string()).at("contextPath"))
 }
 
 async fn build_request(
@@ -83,13 +119,7 @@ async fn build_request(
         let digest = state.sources.resolve(registry, location).await?;
         uploads.insert(location.to_owned(), digest);
     }
-    let own = state.own_names();
-    for name in &body.image_names {
-        // One that cannot be read is refused below.
-        if let Ok(destination) = engine::Destination::parse(name, registry, &own) {
-            state.refuse_copy(&destination.repository)?;
-        }
-    }
+    state.refuse_copies(registry, &body.image_names)?;
     from_api::build_request(body, context, &uploads, &state.build_defaults)
 }
 
@@ -126,13 +156,17 @@ pub(crate) async fn list(
     if let Some(token) = &query.skip_token {
         filter.before = Some(run_id(token)?);
     }
-    let top = query.top.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
-    let mut runs = state.runs.list(&registry, &filter, top + 1).await?;
-    let more = runs.len() > top;
-    runs.truncate(top);
-    let next_link = runs.last().filter(|_| more).map(|last| {
+    let page = query.top.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
+    let mut runs = state.runs.list(&registry, &filter, page + 1).await?;
+    let more = runs.len() > page;
+    runs.truncate(page);
+    // Whoever says how many wants no more than that.
+    let rest = query.top.map(|top| top.saturating_sub(page));
+    let next_link = runs.last().filter(|_| more && rest != Some(0)).map(|last| {
         let mut link = url::form_urlencoded::Serializer::new(String::new());
-        link.append_pair("$top", &top.to_string());
+        if let Some(rest) = rest {
+            link.append_pair("$top", &rest.to_string());
+        }
         link.append_pair("$filter", &query.filter);
         link.append_pair("$skiptoken", last.id.as_str());
         format!("/api/v1/registries/{registry}/runs?{}", link.finish())
@@ -145,6 +179,19 @@ pub(crate) async fn show(
     Path((registry, id)): Path<(String, String)>,
 ) -> Result<axum::Json<api::Run>, ApiError> {
     let run = find(&state, &registry, &id).await?;
+    Ok(axum::Json(to_api::run(&run)))
+}
+
+pub(crate) async fn update(
+    State(state): State<Shared>,
+    Path((registry, id)): Path<(String, String)>,
+    Json(body): Json<api::RunUpdate>,
+) -> Result<axum::Json<api::Run>, ApiError> {
+    let (registry, _) = state.registry(&registry)?;
+    let Some(archived) = body.is_archive_enabled else {
+        return Err(ApiError::invalid("only `isArchiveEnabled` of a run can be changed"));
+    };
+    let run = state.runs.set_archived(&registry, run_id(&id)?, archived).await?;
     Ok(axum::Json(to_api::run(&run)))
 }
 

@@ -9,3 +9,4 @@ mod lifecycle;
 mod runs;
 mod sources;
 mod support;
+mod tasks;

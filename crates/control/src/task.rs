@@ -1,0 +1,485 @@
+//! What a stored task is: a definition that runs are made from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use oci::{Compression, Digest, Platform, RegistryName};
+use serde::{Deserialize, Serialize};
+use store::Millis;
+
+use crate::run::{BuildArgument, BuildOptions, BuildRequest, ContextSource, RemoteSource, RunKind};
+use crate::{NewRun, TaskRequest, TaskText, TaskValue};
+
+/// The name of a task: 5 to 50 letters, digits, `_` and `-` (runs.md section 2). Names that
+/// differ only in case name one task.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TaskName(String);
+
+impl TaskName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What names of one task have in common.
+    pub(crate) fn key(&self) -> String {
+        self.0.to_ascii_lowercase()
+    }
+}
+
+impl PartialEq for TaskName {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.eq_ignore_ascii_case(&other.0)
+    }
+}
+
+impl Eq for TaskName {}
+
+impl fmt::Display for TaskName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<TaskName> for String {
+    fn from(name: TaskName) -> Self {
+        name.0
+    }
+}
+
+/// A text that no task can have as its name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` cannot name a task: a name has 5 to 50 letters, digits, `_` and `-`")]
+pub struct BadTaskName(String);
+
+impl FromStr for TaskName {
+    type Err = BadTaskName;
+
+    fn from_str(text: &str) -> Result<Self, BadTaskName> {
+        let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        match (5..=50).contains(&text.len()) && text.bytes().all(is_fine) {
+            true => Ok(Self(text.to_owned())),
+            false => {
+                let shown = text.chars().filter(|c| !c.is_control()).take(60).collect();
+                Err(BadTaskName(shown))
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for TaskName {
+    type Error = BadTaskName;
+
+    fn try_from(text: String) -> Result<Self, BadTaskName> {
+        text.parse()
+    }
+}
+
+/// A stored task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredTask {
+    pub registry: RegistryName,
+    pub name: TaskName,
+    pub definition: TaskDefinition,
+    pub created_at: Millis,
+    pub updated_at: Millis,
+    /// Changes whenever the task does.
+    pub revision: u64,
+    /// What the images of its last successful run were made of: a JSON list (runs.md section 4.1).
+    pub dependencies: Option<serde_json::Value>,
+}
+
+/// What a task is to do, and for whom (runs.md section 2), checked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskDefinition {
+    /// One that is not starts no runs.
+    pub enabled: bool,
+    pub platform: Platform,
+    /// Processors that a run should have; nobody enforces it.
+    pub cpu: Option<u32>,
+    pub timeout: Duration,
+    /// Absent: the workspace is empty.
+    pub context: Option<TaskContext>,
+    pub step: TaskStep,
+    /// Who answers for it.
+    pub owner: Option<String>,
+    pub description: Option<String>,
+    /// From then on it starts no runs.
+    pub expires_at: Option<Millis>,
+    /// Texts of whoever manages it.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// A git repository, or an archive somewhere else, that a task works on.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskContext {
+    /// Without credentials.
+    pub address: String,
+    /// What stands in front of the host: a user and password, or a token.
+    pub token: Option<String>,
+}
+
+impl fmt::Debug for TaskContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let token = if self.token.is_some() { " (with a token)" } else { "" };
+        write!(f, "{}{token}", self.address)
+    }
+}
+
+impl TaskContext {
+    /// Whether both are in one place, so that the token of one may be shown to the other.
+    pub fn is_same_place(&self, address: &str) -> bool {
+        place(&self.address) == place(address)
+    }
+
+    /// As a run has it.
+    pub fn source(&self) -> ContextSource {
+        let Some(token) = &self.token else {
+            let (address, shown) = (self.address.clone(), self.address.clone());
+            return ContextSource::Remote(RemoteSource { address, shown, secrets: Vec::new() });
+        };
+        let with = |credentials: &str| match self.address.split_once("://") {
+            Some((scheme, rest)) => format!("{scheme}://{credentials}@{rest}"),
+            // `github.com/...`
+            None => format!("https://{credentials}@{}", self.address),
+        };
+        let decoded = percent_encoding::percent_decode_str(token).decode_utf8_lossy();
+        let mut secrets = vec![token.clone(), decoded.clone().into_owned()];
+        // The password alone too: it may be seen without its user.
+        secrets.extend(decoded.split_once(':').map(|(_, password)| password.to_owned()));
+        secrets.retain(|secret| !secret.is_empty());
+        secrets.dedup();
+        let (address, shown) = (with(token), with("***"));
+        ContextSource::Remote(RemoteSource { address, shown, secrets })
+    }
+}
+
+/// The repository or archive of an address, whatever part of it is meant.
+fn place(address: &str) -> &str {
+    let end = address.find(['#', '?']).unwrap_or(address.len());
+    &address[..end]
+}
+
+/// The one step of a task (runs.md section 2.1).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum TaskStep {
+    /// Builds a Dockerfile.
+    Docker {
+        /// They may have run variables.
+        image_names: Vec<String>,
+        push: bool,
+        no_cache: bool,
+        dockerfile: String,
+        target: Option<String>,
+        /// Each name once.
+        arguments: Vec<BuildArgument>,
+    },
+    /// Runs a task file of the context or of the definition.
+    File {
+        file: TaskText,
+        values_file: Option<TaskText>,
+        /// Each name once.
+        values: Vec<TaskValue>,
+    },
+}
+
+/// What one run of a task does otherwise (runs.md section 1.4), checked.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TaskOverrides {
+    pub context: Option<ContextSource>,
+    /// Of the Dockerfile, or of the task file in the context.
+    pub file: Option<String>,
+    pub target: Option<String>,
+    pub arguments: Vec<BuildArgument>,
+    pub values: Vec<TaskValue>,
+    pub update_trigger_token: Option<String>,
+    pub archived: bool,
+}
+
+impl TaskDefinition {
+    /// Tells this definition from others, whatever its secrets are.
+    pub fn digest(&self) -> Digest {
+        let text = serde_json::to_vec(&self.clone().without_secrets());
+        Digest::of(&text.unwrap_or_default())
+    }
+
+    /// Why it starts no runs at a time, if it does not.
+    pub fn asleep(&self, now: Millis) -> Option<&'static str> {
+        match self.expires_at {
+            _ if !self.enabled => Some("is disabled"),
+            Some(expires_at) if expires_at <= now => Some("has expired"),
+            _ => None,
+        }
+    }
+
+    /// The values that must not be seen.
+    fn without_secrets(mut self) -> Self {
+        if let Some(context) = &mut self.context {
+            context.token = None;
+        }
+        match &mut self.step {
+            TaskStep::Docker { arguments, .. } => {
+                arguments.iter_mut().for_each(BuildArgument::hide)
+            }
+            TaskStep::File { values, .. } => values.iter_mut().for_each(TaskValue::hide),
+        }
+        self
+    }
+
+    /// A run of the task, with what its log is to warn of.
+    pub fn run(
+        &self,
+        name: &TaskName,
+        overrides: TaskOverrides,
+        compression: Compression,
+    ) -> Result<NewRun, NoContext> {
+        let warnings = self.ignored(&overrides);
+        let context = overrides.context.or_else(|| self.context.as_ref().map(TaskContext::source));
+        let request = match &self.step {
+            TaskStep::Docker { image_names, push, no_cache, dockerfile, target, arguments } => {
+                BuildRequest {
+                    image_names: image_names.clone(),
+                    push: *push,
+                    no_cache: *no_cache,
+                    dockerfile: overrides.file.unwrap_or_else(|| dockerfile.clone()),
+                    dockerfile_name: None,
+                    target: overrides.target.or_else(|| target.clone()),
+                    arguments: merged(arguments, overrides.arguments, |argument| &argument.name),
+                    timeout: self.timeout,
+                    platform: self.platform.clone(),
+                    context: context.ok_or(NoContext)?,
+                    source_date_epoch: None,
+                    network: None,
+                    archived: overrides.archived,
+                    options: BuildOptions { compression, ..BuildOptions::default() },
+                }
+                .into()
+            }
+            TaskStep::File { file, values_file, values } => TaskRequest {
+                file: match (file, overrides.file) {
+                    (TaskText::InContext(_), Some(other)) => TaskText::InContext(other),
+                    (file, _) => file.clone(),
+                },
+                values_file: values_file.clone(),
+                values: merged(values, overrides.values, |value| &value.name),
+                context,
+                timeout: self.timeout,
+                platform: self.platform.clone(),
+                archived: overrides.archived,
+            }
+            .into(),
+        };
+        Ok(NewRun {
+            kind: match &self.step {
+                TaskStep::Docker { .. } => RunKind::AutoBuild,
+                TaskStep::File { .. } => RunKind::AutoRun,
+            },
+            request,
+            task: Some(name.clone()),
+            definition: Some(self.digest()),
+            update_trigger_token: overrides.update_trigger_token,
+            warnings,
+        })
+    }
+
+    /// What of the overrides means nothing to this step.
+    fn ignored(&self, overrides: &TaskOverrides) -> Vec<String> {
+        let is_docker = matches!(self.step, TaskStep::Docker { .. });
+        let is_inline = matches!(self.step, TaskStep::File { file: TaskText::Inline(_), .. });
+        let given = [
+            ("file", is_inline && overrides.file.is_some()),
+            ("target", !is_docker && overrides.target.is_some()),
+            ("arguments", !is_docker && !overrides.arguments.is_empty()),
+            ("values", is_docker && !overrides.values.is_empty()),
+        ];
+        let ignored = given.into_iter().filter(|(_, ignored)| *ignored);
+        ignored
+            .map(|(what, _)| format!("`{what}` of this run is ignored: the task has no use for it"))
+            .collect()
+    }
+}
+
+/// A task that builds an image has no context for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the task has no context")]
+pub struct NoContext;
+
+/// What has the same name replaces, what has a new one comes after.
+fn merged<T: Clone>(stored: &[T], given: Vec<T>, name: impl Fn(&T) -> &String) -> Vec<T> {
+    let mut all = stored.to_vec();
+    for one in given {
+        match all.iter_mut().find(|known| name(known) == name(&one)) {
+            Some(known) => *known = one,
+            None => all.push(one),
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(name: &str, value: &str, secret: bool) -> TaskValue {
+        TaskValue { name: name.into(), value: value.into(), secret }
+    }
+
+    fn definition(step: TaskStep) -> TaskDefinition {
+        TaskDefinition {
+            enabled: true,
+            platform: Platform::new("linux", "amd64", None),
+            cpu: None,
+            timeout: Duration::from_secs(600),
+            context: Some(TaskContext {
+                address: "https://example.com/app.git#main:src".into(),
+                token: Some("hunter2".into()),
+            }),
+            step,
+            owner: None,
+            description: None,
+            expires_at: None,
+            tags: BTreeMap::new(),
+        }
+    }
+
+    fn docker() -> TaskStep {
+        let argument = |name: &str, value: &str, secret| BuildArgument {
+            name: name.into(),
+            value: value.into(),
+            secret,
+        };
+        TaskStep::Docker {
+            image_names: vec!["app:{{.Run.ID}}".into()],
+            push: true,
+            no_cache: false,
+            dockerfile: "Dockerfile".into(),
+            target: None,
+            arguments: vec![argument("A", "1", false), argument("B", "hunter3", true)],
+        }
+    }
+
+    fn file(file: TaskText) -> TaskStep {
+        TaskStep::File { file, values_file: None, values: vec![value("a", "hunter4", true)] }
+    }
+
+    fn name() -> TaskName {
+        "nightly".parse().unwrap()
+    }
+
+    #[test]
+    fn l9_names_have_5_to_50_letters_digits_and_two_signs() {
+        for good in ["abcde", "A-_09", &"x".repeat(50)] {
+            assert_eq!(good.parse::<TaskName>().unwrap().as_str(), good);
+        }
+        for bad in ["abcd", "", &"x".repeat(51), "with space", "pünkt", "a/bcd", "a.bcd"] {
+            assert!(bad.parse::<TaskName>().is_err(), "{bad}");
+        }
+        let error = "abcd".parse::<TaskName>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "`abcd` cannot name a task: a name has 5 to 50 letters, digits, `_` and `-`"
+        );
+        assert_eq!("NIGHTLY".parse::<TaskName>().unwrap(), name());
+    }
+
+    #[test]
+    fn overrides_replace_by_name_and_add_what_is_new() {
+        let given = |name: &str, value: &str| BuildArgument {
+            name: name.into(),
+            value: value.into(),
+            secret: false,
+        };
+        let overrides = TaskOverrides {
+            arguments: vec![given("C", "3"), given("A", "2")],
+            target: Some("test".into()),
+            file: Some("Other".into()),
+            ..TaskOverrides::default()
+        };
+        let task = definition(docker());
+        let run = task.run(&name(), overrides, Compression::default()).unwrap();
+        assert_eq!((run.kind, run.warnings.len()), (RunKind::AutoBuild, 0));
+        let build = run.request.build().unwrap();
+        assert_eq!(format!("{:?}", build.arguments), "[A=2, B=(hidden), C=3]");
+        assert_eq!((build.target.as_deref(), &*build.dockerfile), (Some("test"), "Other"));
+        // They last for one run only.
+        let run = task.run(&name(), TaskOverrides::default(), Compression::default()).unwrap();
+        assert_eq!(run.request.build().unwrap().arguments.len(), 2);
+    }
+
+    #[test]
+    fn what_means_nothing_to_a_task_is_told() {
+        let overrides = TaskOverrides {
+            file: Some("other.yaml".into()),
+            target: Some("test".into()),
+            values: vec![value("b", "2", false), value("a", "1", false)],
+            ..TaskOverrides::default()
+        };
+        let task = definition(file(TaskText::Inline("steps: []".into())));
+        let run = task.run(&name(), overrides.clone(), Compression::default()).unwrap();
+        assert_eq!(
+            run.warnings,
+            [
+                "`file` of this run is ignored: the task has no use for it",
+                "`target` of this run is ignored: the task has no use for it",
+            ]
+        );
+        let request = run.request.task().unwrap();
+        assert_eq!(request.file, TaskText::Inline("steps: []".into()));
+        assert_eq!(format!("{:?}", request.values), "[a=1, b=2]");
+        let task = definition(file(TaskText::InContext("acb.yaml".into())));
+        let run = task.run(&name(), overrides.clone(), Compression::default()).unwrap();
+        assert_eq!(run.warnings.len(), 1);
+        assert_eq!(run.request.task().unwrap().file, TaskText::InContext("other.yaml".into()));
+        let run = definition(docker()).run(&name(), overrides, Compression::default()).unwrap();
+        assert_eq!(run.warnings, ["`values` of this run is ignored: the task has no use for it"]);
+    }
+
+    #[test]
+    fn a_token_is_for_the_place_that_it_was_given_for() {
+        let context = definition(docker()).context.unwrap();
+        let ContextSource::Remote(remote) = context.source() else { panic!("it is remote") };
+        assert_eq!(remote.address, "https://hunter2@example.com/app.git#main:src");
+        assert_eq!(remote.shown, "https://***@example.com/app.git#main:src");
+        assert_eq!(remote.secrets, ["hunter2"]);
+        assert!(context.is_same_place("https://example.com/app.git#other"));
+        assert!(!context.is_same_place("https://example.com/app.git.evil"));
+        assert!(!context.is_same_place("https://example.org/app.git"));
+        let context = TaskContext { token: Some("me:p%40ss".into()), ..context };
+        let ContextSource::Remote(remote) = context.source() else { panic!("it is remote") };
+        assert_eq!(remote.secrets, ["me:p%40ss", "me:p@ss", "p@ss"]);
+    }
+
+    #[test]
+    fn secrets_neither_show_nor_count() {
+        for step in [docker(), file(TaskText::InContext("acb.yaml".into()))] {
+            let task = definition(step);
+            assert!(!format!("{task:?}").contains("hunter"), "{task:?}");
+            let forgotten = task.clone().without_secrets();
+            assert!(!serde_json::to_string(&forgotten).unwrap().contains("hunter"));
+            assert_eq!(task.digest(), forgotten.digest());
+            let other = TaskDefinition { timeout: Duration::from_secs(601), ..task.clone() };
+            assert_ne!(task.digest(), other.digest());
+        }
+    }
+
+    #[test]
+    fn a_task_sleeps_when_it_is_disabled_or_over() {
+        let task = definition(docker());
+        assert_eq!(task.asleep(0), None);
+        let over = TaskDefinition { expires_at: Some(10), ..task.clone() };
+        assert_eq!((over.asleep(9), over.asleep(10)), (None, Some("has expired")));
+        let disabled = TaskDefinition { enabled: false, ..task };
+        assert_eq!(disabled.asleep(0), Some("is disabled"));
+    }
+
+    #[test]
+    fn an_image_cannot_be_built_without_a_context() {
+        let task = TaskDefinition { context: None, ..definition(docker()) };
+        assert_eq!(
+            task.run(&name(), TaskOverrides::default(), Compression::default()),
+            Err(NoContext)
+        );
+    }
+}

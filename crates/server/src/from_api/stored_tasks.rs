@@ -1,0 +1,648 @@
+//! Stored tasks and runs of them (runs.md sections 1.4 and 2).
+
+use std::collections::BTreeMap;
+
+use control::{
+    BuildArgument, ContextSource, StoredTask, TaskContext, TaskDefinition, TaskName, TaskOverrides,
+    TaskStep, TaskText, TaskValue,
+};
+use dockerfile::ContextAddress;
+use oci::RegistryName;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+
+use super::tasks::{self, refuse_credentials, values};
+use super::{
+    ADDRESS_SIZE_MAX, ITEMS_MAX, argument, cut, image_name, path_in_source, platform, timeout,
+};
+use crate::error::ApiError;
+use crate::from_api::BuildDefaults;
+
+/// Tags of a task, and bytes of the name and the value of each, as the managed service has it.
+const TAGS_MAX: usize = 50;
+const TAG_NAME_MAX: usize = 512;
+const TAG_VALUE_MAX: usize = 256;
+
+/// Bytes of the texts that describe a task.
+const OWNER_MAX: usize = 256;
+const DESCRIPTION_MAX: usize = 4096;
+
+/// Bytes of a token that a run is given to be told again.
+const UPDATE_TRIGGER_TOKEN_MAX: usize = 4096;
+
+/// What of a token may stand in an address as it is.
+const TOKEN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// A task as it is to be stored. `known` is what is stored now: secrets that the request leaves
+/// out stay as they are.
+pub(crate) fn task_definition(
+    body: api::Task,
+    known: Option<&StoredTask>,
+    defaults: &BuildDefaults,
+) -> Result<TaskDefinition, ApiError> {
+    let api::Task { tags, identity, properties, .. } = body;
+    refuse_unsupported(identity.as_ref(), &properties)?;
+    let known = known.map(|task| &task.definition);
+    let Some(step) = properties.step else {
+        return Err(ApiError::invalid("a task needs a step").at("step"));
+    };
+    let (context, step) = step_of(step, known)?;
+    Ok(TaskDefinition {
+        enabled: status(properties.status.as_deref())?,
+        platform: platform(&properties.platform)?,
+        cpu: properties.agent_configuration.and_then(|agent| agent.cpu),
+        timeout: timeout(properties.timeout, defaults.timeout)?,
+        context,
+        step,
+        owner: text(properties.owner, "owner", OWNER_MAX)?,
+        description: text(properties.description, "description", DESCRIPTION_MAX)?,
+        expires_at: properties.expires_on.as_deref().map(expiry).transpose()?,
+        tags: checked_tags(tags.unwrap_or_default())?,
+    })
+}
+
+fn status(status: Option<&str>) -> Result<bool, ApiError> {
+    match status.unwrap_or("Enabled") {
+        text if text.eq_ignore_ascii_case("enabled") => Ok(true),
+        text if text.eq_ignore_ascii_case("disabled") => Ok(false),
+        other => {
+            let message = format!("status `{}` is neither `Enabled` nor `Disabled`", cut(other));
+            Err(ApiError::invalid(message).at("status"))
+        }
+    }
+}
+
+fn text(text: Option<String>, member: &str, max: usize) -> Result<Option<String>, ApiError> {
+    match text {
+        Some(text) if text.len() > max => {
+            Err(ApiError::invalid(format!("it has more than {max} bytes")).at(member))
+        }
+        text => Ok(text.filter(|text| !text.is_empty())),
+    }
+}
+
+fn expiry(text: &str) -> Result<i64, ApiError> {
+    let time = text.parse::<jiff::Timestamp>().map_err(|_| {
+        ApiError::invalid(format!("`{}` is not a time", cut(text)))
+            .at("expiresOn")
+            .hint("it looks like `2030-01-31T00:00:00Z`")
+    })?;
+    Ok(time.as_millisecond())
+}
+
+fn checked_tags(tags: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
+    let fits = |(name, value): (&String, &String)| {
+        !name.is_empty() && name.len() <= TAG_NAME_MAX && value.len() <= TAG_VALUE_MAX
+    };
+    match tags.len() <= TAGS_MAX && tags.iter().all(fits) {
+        true => Ok(tags),
+        false => Err(ApiError::invalid(format!(
+            "there are at most {TAGS_MAX} tags, with names of 1 to {TAG_NAME_MAX} bytes and values \
+             of at most {TAG_VALUE_MAX}"
+        ))
+        .at("tags")),
+    }
+}
+
+fn step_of(
+    step: api::TaskStep,
+    known: Option<&TaskDefinition>,
+) -> Result<(Option<TaskContext>, TaskStep), ApiError> {
+    let stored = known.map(|task| &task.step);
+    match step {
+        api::TaskStep::Docker(step) => {
+            if step.image_names.len() > ITEMS_MAX {
+                return Err(ApiError::invalid(format!("more than {ITEMS_MAX} image names")));
+            }
+            step.image_names.iter().try_for_each(|name| image_name(name))?;
+            let docker = TaskStep::Docker {
+                image_names: step.image_names,
+                push: step.is_push_enabled,
+                no_cache: step.no_cache,
+                dockerfile: path_in_source(step.docker_file_path, "dockerFilePath")?,
+                target: step.target.filter(|target| !target.is_empty()),
+                arguments: arguments(step.arguments, stored)?,
+            };
+            Ok((Some(needed(context(step.context, known)?, "builds an image")?), docker))
+        }
+        api::TaskStep::FileTask(step) => {
+            let values_file = step.values_file_path.filter(|path| !path.is_empty());
+            let values_file = values_file.map(|path| path_in_source(path, "valuesFilePath"));
+            let file = TaskStep::File {
+                file: TaskText::InContext(path_in_source(step.task_file_path, "taskFilePath")?),
+                values_file: values_file.transpose()?.map(TaskText::InContext),
+                values: stored_values(step.values, stored)?,
+            };
+            let needed = needed(context(step.context, known)?, "has its file in the context")?;
+            Ok((Some(needed), file))
+        }
+        api::TaskStep::EncodedTask(step) => {
+            let (file, values_file) =
+                tasks::encoded_texts(&step.encoded_task_content, step.encoded_values_content)?;
+            let values = stored_values(step.values, stored)?;
+            Ok((context(step.context, known)?, TaskStep::File { file, values_file, values }))
+        }
+    }
+}
+
+fn needed(context: Option<TaskContext>, what: &str) -> Result<TaskContext, ApiError> {
+    context.ok_or_else(|| {
+        ApiError::invalid(format!("a task that {what} needs one"))
+            .at("contextPath")
+            .hint("give the address of a git repository or an archive")
+    })
+}
+
+/// The context of a task, and the token for it: that of the request, or the stored one.
+fn context(
+    step: api::StepContext,
+    known: Option<&TaskDefinition>,
+) -> Result<Option<TaskContext>, ApiError> {
+    let refuse = |message: &str| ApiError::invalid(message).at("contextPath");
+    let path = step.context_path.unwrap_or_default();
+    if path.len() > ADDRESS_SIZE_MAX {
+        return Err(refuse("the address is too long"));
+    }
+    let (address, own) = match ContextAddress::of(&path) {
+        _ if path.is_empty() => return Ok(None),
+        ContextAddress::Nothing => return Ok(None),
+        ContextAddress::Local => {
+            return Err(refuse("a stored task works on a git repository or an archive elsewhere")
+                .hint(
+                    "uploaded contexts do not last; `refit run` and `refit task run` take them",
+                ));
+        }
+        // What cannot be used is told here as for a run.
+        remote => {
+            super::SourceLocation::parse(&path).map_err(|error| error.at("contextPath"))?;
+            let secret = match &remote {
+                ContextAddress::Git(Ok(address)) => address.secret(),
+                ContextAddress::Archive(address) => address.secret(),
+                _ => None,
+            };
+            match secret {
+                Some(secret) => {
+                    (path.replacen(&format!("{secret}@"), "", 1), Some(secret.to_owned()))
+                }
+                None => (path.clone(), None),
+            }
+        }
+    };
+    let given = step.context_access_token;
+    if own.is_some() && given.as_ref().is_some_and(|token| !token.is_empty()) {
+        return Err(refuse("the address has a token, and `contextAccessToken` another one"));
+    }
+    let stored = || {
+        let context = known.and_then(|task| task.context.as_ref());
+        context.filter(|context| context.is_same_place(&address))?.token.clone()
+    };
+    let token = match (own, given) {
+        (Some(own), _) => Some(own),
+        (None, Some(token)) if token.is_empty() => None,
+        (None, Some(token)) => Some(utf8_percent_encode(&token, TOKEN).to_string()),
+        (None, None) => stored(),
+    };
+    Ok(Some(TaskContext { address, token }))
+}
+
+/// Secret ones without a value keep that which is stored under their name.
+fn with_stored<'a>(
+    mut given: Vec<api::SetValue>,
+    stored: impl Fn(&str) -> Option<&'a str>,
+) -> Vec<api::SetValue> {
+    for entry in given.iter_mut().filter(|entry| entry.is_secret && entry.value.is_none()) {
+        entry.value = stored(&entry.name).map(str::to_owned);
+    }
+    given
+}
+
+fn stored_values(
+    given: Vec<api::SetValue>,
+    known: Option<&TaskStep>,
+) -> Result<Vec<TaskValue>, ApiError> {
+    let stored = |name: &str| match known {
+        Some(TaskStep::File { values, .. }) => {
+            let found = values.iter().find(|value| value.name == name && value.secret);
+            found.map(|value| &*value.value)
+        }
+        _ => None,
+    };
+    values(with_stored(given, stored))
+}
+
+fn arguments(
+    given: Vec<api::SetValue>,
+    known: Option<&TaskStep>,
+) -> Result<Vec<BuildArgument>, ApiError> {
+    let stored = |name: &str| match known {
+        Some(TaskStep::Docker { arguments, .. }) => {
+            let found = arguments.iter().find(|argument| argument.name == name && argument.secret);
+            found.map(|argument| &*argument.value)
+        }
+        _ => None,
+    };
+    build_arguments(with_stored(given, stored))
+}
+
+fn build_arguments(given: Vec<api::SetValue>) -> Result<Vec<BuildArgument>, ApiError> {
+    let with_bounds = values(given).map_err(|error| error.at("arguments"))?;
+    let arguments = with_bounds.into_iter().map(|TaskValue { name, value, secret }| {
+        argument(api::Argument { name, value, is_secret: secret })
+    });
+    arguments.collect()
+}
+
+/// What is not there yet is refused by name, never ignored.
+fn refuse_unsupported(
+    identity: Option<&Value>,
+    properties: &api::TaskProperties,
+) -> Result<(), ApiError> {
+    let refuse = |message: &str, member: &str| Err(ApiError::invalid(message).at(member));
+    let kind = identity.and_then(|identity| identity.get("type")).and_then(Value::as_str);
+    match (identity, kind) {
+        (None | Some(Value::Null), _) => (),
+        (Some(_), Some(kind)) if kind.eq_ignore_ascii_case("none") => (),
+        _ => return refuse("identities of tasks are not supported yet", "identity"),
+    }
+    if properties.agent_pool_name.as_ref().is_some_and(|pool| !pool.is_empty()) {
+        return refuse("this server has no agent pools", "agentPoolName");
+    }
+    if properties.log_template.as_ref().is_some_and(|template| !template.is_empty()) {
+        return refuse("logs are not stored as artifacts yet", "logTemplate");
+    }
+    if properties.is_system_task {
+        return refuse("system tasks are not supported", "isSystemTask");
+    }
+    if properties.agent_configuration.as_ref().and_then(|agent| agent.cpu) == Some(0) {
+        return refuse("a run needs at least 1 processor", "agentConfiguration");
+    }
+    if properties.trigger.as_ref().is_some_and(|trigger| !is_empty(trigger)) {
+        return refuse("triggers are not supported yet: start the task's runs yourself", "trigger");
+    }
+    refuse_credentials(properties.credentials.as_ref())
+}
+
+/// Whether a part of a request says nothing.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(members) => members.values().all(is_empty),
+        _ => false,
+    }
+}
+
+/// Merges a `PATCH` into a task as it is: members that are given replace, others stay, `null`
+/// removes (azure-api.md section 6.3). A step of another type replaces the whole step.
+pub(crate) fn merge(task: &mut Value, patch: Value) {
+    let (Value::Object(into), Value::Object(patch)) = (task, patch) else { return };
+    for (key, given) in patch {
+        match (into.get_mut(&key), given) {
+            (_, Value::Null) => drop(into.remove(&key)),
+            (Some(known @ Value::Object(_)), given @ Value::Object(_))
+                if key != "step" || has_type_of(known, &given) =>
+            {
+                merge(known, given);
+            }
+            (_, given) => drop(into.insert(key, given)),
+        }
+    }
+}
+
+fn has_type_of(step: &Value, given: &Value) -> bool {
+    given.get("type").is_none_or(|kind| step.get("type") == Some(kind))
+}
+
+/// The task that a run is asked of.
+pub(crate) fn task_of_run(task_id: &str, registry: &RegistryName) -> Result<TaskName, ApiError> {
+    let refuse = |message: String| ApiError::invalid(message).at("taskId");
+    let mut parts = task_id.rsplit('/');
+    let name = parts.next().unwrap_or_default();
+    if task_id.contains('/') {
+        let kind = parts.next().unwrap_or_default();
+        let of = parts.next().unwrap_or_default();
+        if !kind.eq_ignore_ascii_case("tasks") || !of.eq_ignore_ascii_case(registry.as_str()) {
+            let message = format!("`{}` is not the id of a task of this registry", cut(task_id));
+            return Err(refuse(message));
+        }
+    }
+    name.parse().map_err(|error: control::BadTaskName| refuse(error.to_string()))
+}
+
+/// What a run does otherwise than its task. `context` is what the request's location stands for.
+pub(crate) fn task_overrides(
+    body: api::TaskRunRequest,
+    context: Option<ContextSource>,
+) -> Result<TaskOverrides, ApiError> {
+    let refuse = |message: String, member: &str| Err(ApiError::invalid(message).at(member));
+    if body.agent_pool_name.as_ref().is_some_and(|pool| !pool.is_empty()) {
+        return refuse("this server has no agent pools".into(), "agentPoolName");
+    }
+    if body.log_template.as_ref().is_some_and(|template| !template.is_empty()) {
+        return refuse("logs are not stored as artifacts yet".into(), "logTemplate");
+    }
+    let given = body.override_task_step_properties.unwrap_or_default();
+    let token = given.update_trigger_token.filter(|token| !token.is_empty());
+    if token.as_ref().is_some_and(|token| token.len() > UPDATE_TRIGGER_TOKEN_MAX) {
+        let message = format!("it has more than {UPDATE_TRIGGER_TOKEN_MAX} bytes");
+        return refuse(message, "updateTriggerToken");
+    }
+    // It comes in Base64; what is in it is its owner's business.
+    if let Some(token) = &token {
+        use base64::Engine as _;
+        let decoded = base64::engine::general_purpose::STANDARD.decode(token);
+        decoded.map_err(|error| {
+            ApiError::invalid(format!("it is not in Base64: {error}")).at("updateTriggerToken")
+        })?;
+    }
+    let file = given.file.filter(|file| !file.is_empty());
+    Ok(TaskOverrides {
+        context,
+        file: file.map(|file| path_in_source(file, "file")).transpose()?,
+        target: given.target.filter(|target| !target.is_empty()),
+        arguments: build_arguments(given.arguments)?,
+        values: values(given.values)?,
+        update_trigger_token: token,
+        archived: body.is_archive_enabled,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use expect_test::{Expect, expect};
+    use oci::Compression;
+    use serde_json::json;
+
+    use super::*;
+
+    fn defaults() -> BuildDefaults {
+        BuildDefaults {
+            timeout: Duration::from_secs(3600),
+            allow_host_network: false,
+            compression: Compression::default(),
+        }
+    }
+
+    fn docker() -> Value {
+        json!({
+            "properties": {
+                "platform": { "os": "Linux", "architecture": "amd64" },
+                "step": {
+                    "type": "Docker",
+                    "contextPath": "https://example.com/app.git#main",
+                    "contextAccessToken": "hunter2",
+                    "imageNames": ["app:{{.Run.ID}}"],
+                    "dockerFilePath": "Dockerfile",
+                    "arguments": [
+                        { "name": "A", "value": "1" },
+                        { "name": "B", "value": "hunter3", "isSecret": true },
+                    ],
+                },
+            },
+        })
+    }
+
+    fn parse(body: Value, known: Option<&StoredTask>) -> Result<TaskDefinition, ApiError> {
+        task_definition(serde_json::from_value(body).unwrap(), known, &defaults())
+    }
+
+    fn with(path: &str, value: Value) -> Value {
+        let mut body = docker();
+        let (parent, member) = path.rsplit_once('/').unwrap();
+        body.pointer_mut(parent).unwrap()[member] = value;
+        body
+    }
+
+    fn stored(definition: TaskDefinition) -> StoredTask {
+        StoredTask {
+            registry: RegistryName::default(),
+            name: "build-app".parse().unwrap(),
+            definition,
+            created_at: 0,
+            updated_at: 0,
+            revision: 1,
+            dependencies: None,
+        }
+    }
+
+    #[track_caller]
+    fn check_refused(body: Value, expected: Expect) {
+        let error = parse(body, None).unwrap_err();
+        let target = error.target.unwrap_or_default();
+        let hint = error.hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
+        expected.assert_eq(&format!("{target}: {}{hint}", error.message));
+    }
+
+    #[test]
+    fn absent_members_have_defaults() {
+        let task = parse(docker(), None).unwrap();
+        assert!(task.enabled);
+        assert_eq!(task.timeout, Duration::from_secs(3600));
+        assert_eq!(
+            format!("{:?}", task.context),
+            "Some(https://example.com/app.git#main (with a token))"
+        );
+        let TaskStep::Docker { push, no_cache, .. } = task.step else { panic!("{:?}", task.step) };
+        assert!(push && !no_cache);
+    }
+
+    #[test]
+    fn secrets_that_are_left_out_stay() {
+        let known = stored(parse(docker(), None).unwrap());
+        // As a client sends back what it was shown.
+        let mut again = docker();
+        again["properties"]["step"].as_object_mut().unwrap().remove("contextAccessToken");
+        again["properties"]["step"]["arguments"][1] = json!({ "name": "B", "isSecret": true });
+        assert_eq!(parse(again.clone(), Some(&known)).unwrap(), known.definition);
+        // In another place nobody gets the token of this one.
+        again["properties"]["step"]["contextPath"] = json!("https://example.org/app.git");
+        let moved = parse(again.clone(), Some(&known)).unwrap();
+        assert_eq!(moved.context.unwrap().token, None);
+        again["properties"]["step"]["contextPath"] = json!("https://example.com/app.git#next");
+        let same = parse(again.clone(), Some(&known)).unwrap();
+        assert_eq!(same.context.unwrap().token.as_deref(), Some("hunter2"));
+        again["properties"]["step"]["contextAccessToken"] = json!("");
+        assert_eq!(parse(again.clone(), Some(&known)).unwrap().context.unwrap().token, None);
+        // There is none to stay.
+        let error = parse(again, None).unwrap_err();
+        assert_eq!(
+            (error.target.as_deref(), &*error.message),
+            (Some("arguments"), "`B` has no value")
+        );
+    }
+
+    #[test]
+    fn a_token_in_the_address_is_kept_apart() {
+        let body = |token: Value| {
+            let mut body = with(
+                "/properties/step/contextPath",
+                json!("https://me:p%40ss@example.com/app.git"),
+            );
+            body["properties"]["step"]["contextAccessToken"] = token;
+            body
+        };
+        let context = parse(body(Value::Null), None).unwrap().context.unwrap();
+        assert_eq!(context.address, "https://example.com/app.git");
+        assert_eq!(context.token.as_deref(), Some("me:p%40ss"));
+        check_refused(
+            body(json!("other")),
+            expect!["contextPath: the address has a token, and `contextAccessToken` another one"],
+        );
+        let body = with("/properties/step/contextAccessToken", json!("a@b/c d"));
+        let context = parse(body, None).unwrap().context.unwrap();
+        assert_eq!(context.token.as_deref(), Some("a%40b%2Fc%20d"));
+    }
+
+    #[test]
+    fn what_cannot_be_right_is_refused_by_name() {
+        check_refused(
+            with("/properties/step/contextPath", json!("source/x.tar.gz")),
+            expect![
+                "contextPath: a stored task works on a git repository or an archive elsewhere (uploaded contexts do not last; `refit run` and `refit task run` take them)"
+            ],
+        );
+        check_refused(
+            with("/properties/step/contextPath", json!("/dev/null")),
+            expect![
+                "contextPath: a task that builds an image needs one (give the address of a git repository or an archive)"
+            ],
+        );
+        check_refused(
+            with("/properties/step/contextPath", json!("git@example.com:x.git")),
+            expect![
+                "contextPath: `git@example.com:x.git` is reached over SSH, which is not supported (use the repository's `https://` address, with a token if it is private: `https://TOKEN@HOST/PATH.git`)"
+            ],
+        );
+        check_refused(
+            with("/properties/step/imageNames", json!(["app:{{.Run.ID"])),
+            expect!["imageNames: `app:{{.Run.ID`: template: unclosed action"],
+        );
+        check_refused(
+            with("/properties/step/dockerFilePath", json!("../Dockerfile")),
+            expect!["dockerFilePath: `../Dockerfile` is not a path inside the source"],
+        );
+        check_refused(
+            with("/properties/timeout", json!(299)),
+            expect!["timeout: timeout 299 is not between 300 and 28800 seconds"],
+        );
+        check_refused(
+            with("/properties/status", json!("Paused")),
+            expect!["status: status `Paused` is neither `Enabled` nor `Disabled`"],
+        );
+        check_refused(
+            with("/properties/expiresOn", json!("tomorrow")),
+            expect!["expiresOn: `tomorrow` is not a time (it looks like `2030-01-31T00:00:00Z`)"],
+        );
+        check_refused(with("/properties/step", Value::Null), expect!["step: a task needs a step"]);
+        check_refused(
+            with("/properties/step/arguments", json!([{ "name": "A=B", "value": "" }])),
+            expect!["arguments: `A=B` is not the name of an argument"],
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_refused_by_name() {
+        let trigger = json!({ "baseImageTrigger": { "name": "b", "baseImageTriggerType": "All" } });
+        check_refused(
+            with("/properties/trigger", trigger),
+            expect!["trigger: triggers are not supported yet: start the task's runs yourself"],
+        );
+        check_refused(
+            with("/properties/agentPoolName", json!("pool1")),
+            expect!["agentPoolName: this server has no agent pools"],
+        );
+        check_refused(
+            with("/properties/isSystemTask", json!(true)),
+            expect!["isSystemTask: system tasks are not supported"],
+        );
+        check_refused(
+            with("/identity", json!({ "type": "SystemAssigned" })),
+            expect!["identity: identities of tasks are not supported yet"],
+        );
+        // What says nothing says nothing wrong.
+        let nothing =
+            json!({ "timerTriggers": [], "sourceTriggers": null, "baseImageTrigger": {} });
+        parse(with("/properties/trigger", nothing), None).unwrap();
+        parse(with("/identity", json!({ "type": "None" })), None).unwrap();
+    }
+
+    #[test]
+    fn a_patch_replaces_what_it_names() {
+        let mut task = docker();
+        merge(
+            &mut task,
+            json!({
+                "tags": { "team": "web" },
+                "properties": {
+                    "platform": {},
+                    "timeout": 600,
+                    "step": { "type": "Docker", "imageNames": ["other:1"], "target": "test" },
+                },
+            }),
+        );
+        let step = &task["properties"]["step"];
+        assert_eq!(step["imageNames"], json!(["other:1"]));
+        assert_eq!(
+            (&step["target"], &step["dockerFilePath"]),
+            (&json!("test"), &json!("Dockerfile"))
+        );
+        assert_eq!(task["properties"]["platform"]["architecture"], json!("amd64"));
+        assert_eq!(
+            (&task["properties"]["timeout"], &task["tags"]["team"]),
+            (&json!(600), &json!("web"))
+        );
+        // Nothing of the old step is left in one of another type.
+        let other = json!({ "type": "EncodedTask", "encodedTaskContent": "eA==" });
+        merge(&mut task, json!({ "properties": { "step": other.clone(), "timeout": null } }));
+        assert_eq!(task["properties"]["step"], other);
+        assert_eq!(task["properties"].get("timeout"), None);
+    }
+
+    #[test]
+    fn a_run_names_its_task_by_id_or_name() {
+        let registry = RegistryName::default();
+        for id in [
+            "nightly",
+            "/api/v1/registries/local/tasks/nightly",
+            "/subscriptions/s/resourceGroups/g/providers/Microsoft.ContainerRegistry/registries/local/tasks/nightly",
+        ] {
+            assert_eq!(task_of_run(id, &registry).unwrap().as_str(), "nightly");
+        }
+        for bad in ["abcd", "", "/registries/other/tasks/nightly", "/registries/local/runs/nightly"]
+        {
+            assert!(task_of_run(bad, &registry).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn overrides_are_checked() {
+        let overrides = |given: Value| {
+            let body = json!({ "taskId": "nightly", "overrideTaskStepProperties": given });
+            task_overrides(serde_json::from_value(body).unwrap(), None)
+        };
+        let refused = |given, expected: &str| {
+            let error = overrides(given).unwrap_err();
+            assert_eq!(
+                format!("{}: {}", error.target.unwrap_or_default(), error.message),
+                expected
+            );
+        };
+        assert_eq!(
+            overrides(json!({ "target": "", "file": "" })).unwrap(),
+            TaskOverrides::default()
+        );
+        refused(
+            json!({ "file": "/etc/passwd" }),
+            "file: `/etc/passwd` is not a path inside the source",
+        );
+        refused(json!({ "values": [{ "name": "a" }] }), "values: `a` has no value");
+        refused(
+            json!({ "updateTriggerToken": "%" }),
+            "updateTriggerToken: it is not in Base64: Invalid symbol 37, offset 0.",
+        );
+        let given = overrides(json!({ "updateTriggerToken": "eA==" })).unwrap();
+        assert_eq!(given.update_trigger_token.as_deref(), Some("eA=="));
+    }
+}

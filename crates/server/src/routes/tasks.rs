@@ -1,0 +1,142 @@
+//! Stored tasks.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use control::{ControlError, StoredTask, TaskName};
+use oci::RegistryName;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Json, Query};
+use crate::error::ApiError;
+use crate::state::Shared;
+use crate::{from_api, to_api};
+
+/// Tasks on one page.
+const PAGE_DEFAULT: usize = 100;
+const PAGE_MAX: usize = 1000;
+
+/// How often a change is tried when others change the same task.
+const CHANGE_ATTEMPTS: u32 = 5;
+
+#[derive(Deserialize)]
+pub(crate) struct ListQuery {
+    #[serde(rename = "$top")]
+    top: Option<usize>,
+    /// The last task of the page before.
+    #[serde(rename = "$skiptoken")]
+    skip_token: Option<String>,
+}
+
+pub(crate) async fn list(
+    State(state): State<Shared>,
+    Path(registry): Path<String>,
+    Query(query): Query<ListQuery>,
+) -> Result<axum::Json<api::Page<api::Task>>, ApiError> {
+    let (registry, _) = state.registry(&registry)?;
+    let after = query.skip_token.as_deref().map(task_name).transpose()?;
+    let top = query.top.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
+    let mut tasks = state.tasks.list(&registry, after.as_ref(), top + 1).await?;
+    let more = tasks.len() > top;
+    tasks.truncate(top);
+    let next_link = tasks.last().filter(|_| more).map(|last| {
+        format!("/api/v1/registries/{registry}/tasks?%24top={top}&%24skiptoken={}", last.name)
+    });
+    Ok(axum::Json(api::Page { value: tasks.iter().map(to_api::task).collect(), next_link }))
+}
+
+/// Also `listDetails`: nobody is shown a secret, and a `PUT` of the answer keeps it.
+pub(crate) async fn show(
+    State(state): State<Shared>,
+    Path((registry, name)): Path<(String, String)>,
+) -> Result<axum::Json<api::Task>, ApiError> {
+    let (registry, _) = state.registry(&registry)?;
+    let task = find(&state, &registry, &task_name(&name)?).await?;
+    Ok(axum::Json(to_api::task(&task)))
+}
+
+/// `PUT` creates a task or replaces it.
+pub(crate) async fn put(
+    State(state): State<Shared>,
+    Path((registry, name)): Path<(String, String)>,
+    Json(body): Json<api::Task>,
+) -> Result<axum::Json<api::Task>, ApiError> {
+    let (registry, _) = state.registry(&registry)?;
+    let name = task_name(&name)?;
+    for attempt in 1.. {
+        let known = state.tasks.get(&registry, &name).await?;
+        let definition =
+            from_api::task_definition(body.clone(), known.as_ref(), &state.build_defaults)?;
+        refuse_copies(&state, &registry, &definition)?;
+        match state.tasks.put(&registry, &name, &definition, known.as_ref()).await {
+            Ok(task) => return Ok(axum::Json(to_api::task(&task))),
+            Err(ControlError::Conflict { .. }) if attempt < CHANGE_ATTEMPTS => (),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    unreachable!("the loop ends by returning")
+}
+
+/// `PATCH` changes what it names.
+pub(crate) async fn update(
+    State(state): State<Shared>,
+    Path((registry, name)): Path<(String, String)>,
+    Json(patch): Json<Value>,
+) -> Result<axum::Json<api::Task>, ApiError> {
+    let (registry, _) = state.registry(&registry)?;
+    let name = task_name(&name)?;
+    if !patch.is_object() {
+        return Err(ApiError::invalid("a change of a task is an object"));
+    }
+    for attempt in 1.. {
+        let known = find(&state, &registry, &name).await?;
+        let mut whole = serde_json::to_value(to_api::task(&known))
+            .map_err(|error| ApiError::interrupted(&error))?;
+        from_api::merge(&mut whole, patch.clone());
+        let body = serde_json::from_value(whole)
+            .map_err(|error| ApiError::invalid(format!("the change is not right: {error}")))?;
+        let definition = from_api::task_definition(body, Some(&known), &state.build_defaults)?;
+        refuse_copies(&state, &registry, &definition)?;
+        match state.tasks.put(&registry, &name, &definition, Some(&known)).await {
+            Ok(task) => return Ok(axum::Json(to_api::task(&task))),
+            Err(ControlError::Conflict { .. }) if attempt < CHANGE_ATTEMPTS => (),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    unreachable!("the loop ends by returning")
+}
+
+pub(crate) async fn delete(
+    State(state): State<Shared>,
+    Path((registry, name)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    let (registry, _) = state.registry(&registry)?;
+    state.tasks.delete(&registry, &task_name(&name)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A task that is there.
+pub(crate) async fn find(
+    state: &Shared,
+    registry: &RegistryName,
+    name: &TaskName,
+) -> Result<StoredTask, ApiError> {
+    let task = state.tasks.get(registry, name).await?;
+    task.ok_or_else(|| ApiError::not_found(format!("task `{name}`")))
+}
+
+fn task_name(text: &str) -> Result<TaskName, ApiError> {
+    text.parse().map_err(|error: control::BadTaskName| ApiError::invalid(error.to_string()))
+}
+
+/// An image that is named at once is refused at once.
+fn refuse_copies(
+    state: &Shared,
+    registry: &RegistryName,
+    definition: &control::TaskDefinition,
+) -> Result<(), ApiError> {
+    match &definition.step {
+        control::TaskStep::Docker { image_names, .. } => state.refuse_copies(registry, image_names),
+        control::TaskStep::File { .. } => Ok(()),
+    }
+}
