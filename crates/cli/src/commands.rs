@@ -43,7 +43,7 @@ pub enum Command {
     /// Tags of a repository
     #[command(subcommand)]
     Tag(tag::Command),
-    /// Runs and their logs
+    /// Stored tasks, runs and their logs
     #[command(subcommand)]
     Task(task::Command),
     /// Delete what nothing refers to any more
@@ -104,6 +104,9 @@ pub async fn run(
         // These ask the server to stop before they do.
         Command::Build(args) => return build::run(&session, *args, interrupts).await,
         Command::Run(args) => return run::run(&session, *args, interrupts).await,
+        Command::Task(task::Command::Run(args)) => {
+            return task::start(&session, *args, interrupts).await;
+        }
         other => other,
     };
     tokio::select! {

@@ -186,7 +186,8 @@ impl Connection {
         }
     }
 
-    async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
+    /// Sends a request, and reads the JSON of its answer.
+    pub(crate) async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
         read_json(self.stream(request.timeout(ANSWER_TIMEOUT)).await?, ANSWER_SIZE_MAX).await
     }
 

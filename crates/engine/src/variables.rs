@@ -48,6 +48,9 @@ fn is_of_run(value: &str) -> bool {
     value.contains("{{") && value.contains(".Run")
 }
 
+/// What errors call the name of an image or of a cache.
+const IMAGE_NAME: &str = "the image name";
+
 /// The step with what is known of the run in its names and arguments.
 pub(crate) fn render(
     engine: &Engine,
@@ -63,14 +66,20 @@ pub(crate) fn render(
         Variables { now: run.started, run, values: Values::default(), ..Variables::default() };
     let render = |what: &str, text: &mut String| {
         let rendered = task::render(text, &variables, &Secrets::new());
-        *text = rendered.map_err(|error| Failure::User(error.render(what, text)))?;
+        let rendered = rendered.map_err(|error| Failure::User(error.render(what, text)))?;
+        if rendered.is_empty() && what == IMAGE_NAME {
+            return Err(Failure::User(format!(
+                "error: {what} `{text}` comes to nothing in this run"
+            )));
+        }
+        *text = rendered;
         Ok(())
     };
     for name in &mut step.image_names {
-        render("the image name", name)?;
+        render(IMAGE_NAME, name)?;
     }
     for export in &mut step.options.cache_to {
-        render("the name of the cache", &mut export.image_name)?;
+        render(IMAGE_NAME, &mut export.image_name)?;
     }
     for argument in &mut step.arguments {
         if !argument.secret && is_of_run(&argument.value) {

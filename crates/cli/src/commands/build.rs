@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use api::{
     Argument, BuildOptions, BuildSecret, DockerBuildRequest, NamedContextContent,
-    PlatformProperties, Run, RunRequest, RunStatus,
+    PlatformProperties, Run, RunRequest, RunStatus, SetValue,
 };
 use base64::Engine as _;
 
 use super::Session;
 use super::quick_task::{Unsupported, check_timeout, parse_platform, report, see_to_end, upload};
+use super::task_input::named_values;
 use crate::connection::Connection;
 use crate::context::{Content, Context, NamedContent, NamedContext};
 use crate::error::{Error, ErrorKind, Result, could_not};
@@ -332,20 +333,13 @@ fn platforms(args: &Args) -> Result<Vec<PlatformProperties>> {
 
 /// The values for `ARG`s.
 fn arguments(args: &Args, session: &Session<'_>) -> Result<Vec<Argument>> {
-    let plain = args.build_args.iter().map(|text| (text, false));
-    let secret = args.secret_build_args.iter().map(|text| (text, true));
-    let arguments = plain.chain(secret).filter_map(|(text, is_secret)| {
-        let (name, value) = match text.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (text.as_str(), session.environment.variable(text)),
-        };
-        if name.is_empty() {
-            return Some(Err(Error::usage(format!("the build argument `{text}` has no name"))));
-        }
-        // A variable that is not set leaves the default of the `ARG`.
-        Some(Ok(Argument { name: name.into(), value: value?.into(), is_secret }))
+    let values = named_values(&args.build_args, &args.secret_build_args, session.environment)?;
+    let arguments = values.into_iter().map(|SetValue { name, value, is_secret }| Argument {
+        name,
+        value: value.unwrap_or_default(),
+        is_secret,
     });
-    arguments.collect()
+    Ok(arguments.collect())
 }
 
 fn build_options(

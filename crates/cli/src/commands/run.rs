@@ -204,7 +204,7 @@ async fn locate(
 }
 
 /// The task that `--cmd` stands for (runs.md section 2.1).
-fn command_task(command: &str, timeout: Option<u32>) -> Result<String> {
+pub(super) fn command_task(command: &str, timeout: Option<u32>) -> Result<String> {
     if command.trim().is_empty() {
         return Err(
             Error::usage("`--cmd` has no command").with_hint("such as `--cmd \"bash echo hello\"`")

@@ -1,28 +1,70 @@
-//! `refit task`: runs and their logs. Stored tasks come later.
+//! `refit task`: stored tasks, runs and their logs.
 
+mod definition;
 mod log_text;
+mod name;
+mod start;
 
 use std::io::IsTerminal as _;
 
-use api::{Page, Run};
+use api::{Page, Run, Task, TaskStep};
+use url::Url;
 
 use super::Session;
+use super::image::confirm;
+use super::repository::pages;
+use crate::connection::Connection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::follow::LogReader;
 use crate::printer::Table;
 
 use log_text::LogText;
+use name::TaskArg;
+
+pub(super) use start::run as start;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
+    /// Store a task: what it works on, and what it does there
+    Create(Box<definition::CreateArgs>),
+    /// Change what a task does; what is not given stays
+    Update(Box<definition::UpdateArgs>),
+    /// List tasks
+    List,
+    /// Show a task
+    Show(ShowArgs),
+    /// Delete a task; its runs that wait are canceled, the others stay
+    Delete(DeleteArgs),
+    /// Run a task
+    Run(Box<start::RunArgs>),
     /// Print the log of a run, and follow it to its end
     Logs(LogsArgs),
     /// List runs, the newest first
     ListRuns(ListRunsArgs),
     /// Show a run
     ShowRun(RunArgs),
+    /// Keep a run and its log for ever, or no longer than others
+    UpdateRun(UpdateRunArgs),
     /// End a run
     CancelRun(RunArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ShowArgs {
+    #[command(flatten)]
+    task: TaskArg,
+    /// Accepted: secrets are never shown
+    #[arg(long, hide = true)]
+    with_secure_properties: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DeleteArgs {
+    #[command(flatten)]
+    task: TaskArg,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -30,6 +72,12 @@ pub struct LogsArgs {
     /// Run [default: the newest]
     #[arg(long, value_name = "ID")]
     run_id: Option<String>,
+    /// The newest run of this task
+    #[arg(long = "name", short = 'n', value_name = "TASK", conflicts_with = "run_id")]
+    task: Option<String>,
+    /// The newest run that pushed this image
+    #[arg(long, value_name = "REPOSITORY@DIGEST", conflicts_with = "run_id")]
+    image: Option<String>,
     /// Print what is there, and leave
     #[arg(long)]
     no_follow: bool,
@@ -37,6 +85,15 @@ pub struct LogsArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct ListRunsArgs {
+    /// Only runs of this task
+    #[arg(long = "name", short = 'n', value_name = "TASK")]
+    task: Option<String>,
+    /// Only runs with this status
+    #[arg(long, value_name = "STATUS")]
+    run_status: Option<String>,
+    /// Only runs that pushed this image
+    #[arg(long, value_name = "REPOSITORY@DIGEST")]
+    image: Option<String>,
     /// How many at most
     #[arg(long, default_value_t = 15, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1000))]
     top: u32,
@@ -49,17 +106,42 @@ pub struct RunArgs {
     run_id: String,
 }
 
+#[derive(Debug, clap::Args)]
+pub struct UpdateRunArgs {
+    /// Run
+    #[arg(long, value_name = "ID")]
+    run_id: String,
+    /// false: keep it for ever; true: no longer than others
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+    no_archive: bool,
+}
+
 pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
     match command {
+        Command::Create(args) => definition::create(session, *args).await,
+        Command::Update(args) => definition::update(session, *args).await,
+        Command::List => list(session).await,
+        Command::Show(args) => show(session, &args.task).await,
+        Command::Delete(args) => delete(session, args).await,
+        Command::Run(_) => Err(Error::failed("a run needs to be interruptible")),
         Command::Logs(args) => logs(session, args).await,
         Command::ListRuns(args) => {
-            let runs = newest(session, args.top).await?;
-            print(session, &runs, &runs)
+            let filter = filter(&args.task, &args.run_status, &args.image);
+            let runs = newest(session, args.top, &filter).await?;
+            print_runs(session, &runs, &runs)
         }
         Command::ShowRun(args) => {
             let connection = session.connection()?;
             let run: Run = connection.get(connection.route(&["runs", &args.run_id])).await?;
-            print(session, &run, std::slice::from_ref(&run))
+            print_runs(session, &run, std::slice::from_ref(&run))
+        }
+        Command::UpdateRun(args) => {
+            let connection = session.connection()?;
+            let change = api::RunUpdate { is_archive_enabled: Some(!args.no_archive) };
+            let url = connection.route(&["runs", &args.run_id]);
+            let request = connection.request(reqwest::Method::PATCH, url).json(&change);
+            let run: Run = connection.answer(request).await?;
+            print_runs(session, &run, std::slice::from_ref(&run))
         }
         Command::CancelRun(args) => {
             let connection = session.connection()?;
@@ -69,13 +151,77 @@ pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
     }
 }
 
+fn route(connection: &Connection, task: &TaskArg) -> Url {
+    connection.route(&["tasks", task.name()])
+}
+
+async fn list(session: &Session<'_>) -> Result<()> {
+    let tasks: Vec<Task> = pages(session, &["tasks"]).await?;
+    print(session, &tasks, &tasks)
+}
+
+async fn show(session: &Session<'_>, task: &TaskArg) -> Result<()> {
+    let connection = session.connection()?;
+    let task: Task = connection.get(route(connection, task)).await?;
+    print(session, &task, std::slice::from_ref(&task))
+}
+
+async fn delete(session: &Session<'_>, args: DeleteArgs) -> Result<()> {
+    confirm(&format!("Delete task `{}`?", args.task.name()), args.yes).await?;
+    let connection = session.connection()?;
+    connection.send(reqwest::Method::DELETE, route(connection, &args.task)).await
+}
+
+fn print(session: &Session<'_>, value: &impl serde::Serialize, tasks: &[Task]) -> Result<()> {
+    let mut table =
+        Table::new(["TASK", "STATUS", "PLATFORM", "DOES", "CONTEXT", "OWNER", "CHANGED"]);
+    for task in tasks {
+        let properties = &task.properties;
+        let platform = &properties.platform;
+        let parts = [Some(&platform.os), platform.architecture.as_ref(), platform.variant.as_ref()];
+        let (does, context) = match &properties.step {
+            Some(TaskStep::Docker(step)) => {
+                (format!("builds {}", step.docker_file_path), &step.context)
+            }
+            Some(TaskStep::FileTask(step)) => {
+                (format!("runs {}", step.task_file_path), &step.context)
+            }
+            Some(TaskStep::EncodedTask(step)) => ("runs its own file".to_owned(), &step.context),
+            None => (String::new(), &api::StepContext::default()),
+        };
+        table.row([
+            task.name.clone(),
+            properties.status.clone().unwrap_or_default(),
+            parts.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join("/"),
+            does,
+            context.context_path.clone().unwrap_or_default(),
+            properties.owner.clone().unwrap_or_default(),
+            properties.last_updated_time.clone().unwrap_or_default(),
+        ]);
+    }
+    session.printer.result(value, &table)
+}
+
+/// The `$filter` of a listing of runs.
+fn filter(task: &Option<String>, status: &Option<String>, image: &Option<String>) -> String {
+    let quoted = |text: &String| format!("'{}'", text.replace('\'', "''"));
+    let task = task.as_ref().map(|task| format!("TaskName eq {}", quoted(task)));
+    let status = status.as_ref().map(|status| format!("Status eq {}", quoted(status)));
+    let image = image.as_ref();
+    let image = image.map(|image| format!("contains(OutputImageManifests, {})", quoted(image)));
+    [task, status, image].into_iter().flatten().collect::<Vec<_>>().join(" and ")
+}
+
 async fn logs(session: &Session<'_>, args: LogsArgs) -> Result<()> {
     let id = match args.run_id {
         Some(id) => id,
-        None => match newest(session, 1).await?.into_iter().next() {
-            Some(run) => run.properties.run_id,
-            None => return Err(Error::new(ErrorKind::NotFound, "there are no runs yet")),
-        },
+        None => {
+            let filter = filter(&args.task, &None, &args.image);
+            match newest(session, 1, &filter).await?.into_iter().next() {
+                Some(run) => run.properties.run_id,
+                None => return Err(Error::new(ErrorKind::NotFound, "there is no such run yet")),
+            }
+        }
     };
     let mut log = LogReader::new(session.connection()?.clone(), id, !args.no_follow);
     let mut text = LogText::new(std::io::stdout().is_terminal());
@@ -85,16 +231,17 @@ async fn logs(session: &Session<'_>, args: LogsArgs) -> Result<()> {
     session.printer.out(&text.finish())
 }
 
-async fn newest(session: &Session<'_>, top: u32) -> Result<Vec<Run>> {
+async fn newest(session: &Session<'_>, top: u32, filter: &str) -> Result<Vec<Run>> {
     let connection = session.connection()?;
     let mut url = connection.route(&["runs"]);
-    url.query_pairs_mut().append_pair("$top", &top.to_string());
+    url.query_pairs_mut().append_pair("$top", &top.to_string()).append_pair("$filter", filter);
     let page: Page<Run> = connection.get(url).await?;
     Ok(page.value)
 }
 
-fn print(session: &Session<'_>, value: &impl serde::Serialize, runs: &[Run]) -> Result<()> {
-    let mut table = Table::new(["RUN ID", "TYPE", "STATUS", "CREATED", "FINISHED", "IMAGES"]);
+fn print_runs(session: &Session<'_>, value: &impl serde::Serialize, runs: &[Run]) -> Result<()> {
+    let mut table =
+        Table::new(["RUN ID", "TASK", "TYPE", "STATUS", "CREATED", "FINISHED", "IMAGES"]);
     for run in runs {
         let run = &run.properties;
         let images = run.output_images.iter().map(|image| match &image.tag {
@@ -103,6 +250,7 @@ fn print(session: &Session<'_>, value: &impl serde::Serialize, runs: &[Run]) -> 
         });
         table.row([
             run.run_id.clone(),
+            run.task.clone().unwrap_or_default(),
             run.run_type.clone(),
             format!("{:?}", run.status),
             run.create_time.clone(),

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use api::SetValue;
 
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::prompt;
 
@@ -24,6 +25,10 @@ pub(super) struct ValueArgs {
 }
 
 impl ValueArgs {
+    pub(super) fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.set_secret.is_empty()
+    }
+
     /// In the order in which they count: the last one of a name does.
     pub(super) fn values(&self) -> Result<Vec<SetValue>> {
         let plain = self.set.iter().map(|entry| ("--set", entry, false));
@@ -41,6 +46,30 @@ impl ValueArgs {
         });
         values.collect()
     }
+}
+
+/// Values for `ARG`s: `NAME=VALUE`, or the name of a variable of the environment. One that is not
+/// set leaves the default of the `ARG`.
+pub(super) fn named_values(
+    plain: &[String],
+    secret: &[String],
+    environment: &Environment,
+) -> Result<Vec<SetValue>> {
+    let plain = plain.iter().map(|text| (text, false));
+    let secret = secret.iter().map(|text| (text, true));
+    let values = plain.chain(secret).filter_map(|(text, is_secret)| {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (text.as_str(), environment.variable(text)),
+        };
+        if name.is_empty() {
+            return Some(Err(Error::usage("a build argument has no name")
+                .with_hint("write it like `NAME=VALUE`")));
+        }
+        let value = Some(value?.to_owned());
+        Some(Ok(SetValue { name: name.to_owned(), value, is_secret }))
+    });
+    values.collect()
 }
 
 /// Whether a task file is to be read from standard input.

@@ -31,6 +31,7 @@ mod scrub;
 mod serve;
 mod ssh;
 mod steps;
+mod stored;
 mod task;
 mod upload;
 mod version;

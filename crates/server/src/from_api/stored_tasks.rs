@@ -199,10 +199,19 @@ fn context(
     let token = match (own, given) {
         (Some(own), _) => Some(own),
         (None, Some(token)) if token.is_empty() => None,
-        (None, Some(token)) => Some(utf8_percent_encode(&token, TOKEN).to_string()),
+        (None, Some(token)) => Some(user_info(&token)),
         (None, None) => stored(),
     };
     Ok(Some(TaskContext { address, token }))
+}
+
+/// A token, or a user and password, as a part of an address.
+fn user_info(token: &str) -> String {
+    let encoded = |text| utf8_percent_encode(text, TOKEN);
+    match token.split_once(':') {
+        Some((user, password)) => format!("{}:{}", encoded(user), encoded(password)),
+        None => encoded(token).to_string(),
+    }
 }
 
 /// Secret ones without a value keep that which is stored under their name.
@@ -493,6 +502,7 @@ mod tests {
         let body = with("/properties/step/contextAccessToken", json!("a@b/c d"));
         let context = parse(body, None).unwrap().context.unwrap();
         assert_eq!(context.token.as_deref(), Some("a%40b%2Fc%20d"));
+        assert_eq!(user_info("me:p:w@"), "me:p%3Aw%40");
     }
 
     #[test]

@@ -1,0 +1,414 @@
+//! `refit task create` and `refit task update`: what a task is to do.
+
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use serde_json::{Map, Value, json};
+
+use super::super::Session;
+use super::super::quick_task::{check_timeout, parse_platform};
+use super::super::run::command_task;
+use super::super::task_input::{
+    ValueArgs, is_stdin, named_values, read_task_file, read_values_file,
+};
+use super::name::TaskArg;
+use super::{print, route};
+use crate::error::{Error, Result};
+use crate::prompt;
+
+/// Seconds that a run has if nobody says otherwise.
+const TIMEOUT_DEFAULT: u32 = 3600;
+
+#[derive(Debug, clap::Args)]
+pub struct CreateArgs {
+    #[command(flatten)]
+    task: TaskArg,
+    #[command(flatten)]
+    definition: DefinitionArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct UpdateArgs {
+    #[command(flatten)]
+    task: TaskArg,
+    #[command(flatten)]
+    definition: DefinitionArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct DefinitionArgs {
+    /// Address of the git repository or the archive that the task works on; or /dev/null for none
+    #[arg(long, short, value_name = "ADDRESS")]
+    context: Option<String>,
+
+    /// Dockerfile or task file (*.yaml, *.yml, *.toml, *.json) in the context; without a context, a
+    /// task file of this machine, which is stored; - reads it from standard input
+    #[arg(long, short, value_name = "FILE", conflicts_with = "cmd")]
+    file: Option<PathBuf>,
+
+    /// Image and the arguments of its command, as a task of one step
+    #[arg(long, value_name = "COMMAND")]
+    cmd: Option<String>,
+
+    /// Name for the image that is built, such as app:{{.Run.ID}}; may be given several times
+    #[arg(long = "image", short = 't', value_name = "NAME:TAG")]
+    images: Vec<String>,
+
+    /// Value for an `ARG` of the Dockerfile; without =VALUE it comes from the environment
+    #[arg(long = "arg", visible_alias = "build-arg", value_name = "NAME[=VALUE]")]
+    args: Vec<String>,
+
+    /// The same, with a value that is not shown
+    #[arg(long = "secret-arg", visible_alias = "secret-build-arg", value_name = "NAME[=VALUE]")]
+    secret_args: Vec<String>,
+
+    #[command(flatten)]
+    values: ValueArgs,
+
+    /// File with values: in the context if the task file is, else here
+    #[arg(long = "values", value_name = "FILE")]
+    values_file: Option<PathBuf>,
+
+    /// Stage of the Dockerfile to stop at
+    #[arg(long, value_name = "STAGE")]
+    target: Option<String>,
+
+    /// Execute every instruction of the Dockerfile again
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    no_cache: Option<bool>,
+
+    /// Keep the image out of the registry
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    no_push: Option<bool>,
+
+    /// Token for the context, or USER:PASSWORD; - reads it from standard input
+    #[arg(long, value_name = "TOKEN")]
+    git_access_token: Option<String>,
+
+    /// Platform to run on, OS[/ARCHITECTURE[/VARIANT]] [default: linux]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
+
+    /// Seconds until a run is ended, 300 to 28800 [default: 3600]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u32>,
+
+    /// Processors that a run should have; kept, and nobody enforces it
+    #[arg(long, value_name = "COUNT")]
+    cpu: Option<u32>,
+
+    /// Enabled or Disabled [default: Enabled]
+    #[arg(long, value_name = "STATUS")]
+    status: Option<String>,
+
+    /// Who answers for the task
+    #[arg(long, value_name = "TEXT")]
+    owner: Option<String>,
+
+    /// What the task is for
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+
+    /// Time from which on the task starts no runs, such as 2030-01-31T00:00:00Z; empty: never
+    #[arg(long, value_name = "TIME")]
+    expires_on: Option<String>,
+
+    #[command(flatten)]
+    unsupported: Unsupported,
+}
+
+/// Flags of later versions: refused, never ignored.
+#[derive(Debug, clap::Args)]
+struct Unsupported {
+    #[arg(long, hide = true)]
+    schedule: Vec<String>,
+    #[arg(long, hide = true)]
+    commit_trigger_enabled: Option<bool>,
+    #[arg(long, hide = true)]
+    pull_request_trigger_enabled: Option<bool>,
+    #[arg(long, hide = true)]
+    base_image_trigger_enabled: Option<bool>,
+    #[arg(long, hide = true)]
+    base_image_trigger_type: Option<String>,
+    #[arg(long, hide = true, num_args = 0..)]
+    assign_identity: Option<Vec<String>>,
+    #[arg(long, hide = true)]
+    auth_mode: Option<String>,
+    #[arg(long, hide = true)]
+    agent_pool: Option<String>,
+    #[arg(long, hide = true)]
+    log_template: Option<String>,
+}
+
+impl Unsupported {
+    fn refuse(&self) -> Result<()> {
+        let is_on = |flag: Option<bool>| flag == Some(true);
+        let given = [
+            ("--schedule", !self.schedule.is_empty()),
+            ("--commit-trigger-enabled", is_on(self.commit_trigger_enabled)),
+            ("--pull-request-trigger-enabled", is_on(self.pull_request_trigger_enabled)),
+            ("--base-image-trigger-enabled", is_on(self.base_image_trigger_enabled)),
+            ("--base-image-trigger-type", self.base_image_trigger_type.is_some()),
+            ("--assign-identity", self.assign_identity.is_some()),
+            ("--auth-mode", self.auth_mode.as_ref().is_some_and(|mode| mode != "Default")),
+            ("--agent-pool", self.agent_pool.is_some()),
+            ("--log-template", self.log_template.is_some()),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(Error::usage(format!("`{flag}` is not supported yet"))),
+            None => Ok(()),
+        }
+    }
+}
+
+pub(super) async fn create(session: &Session<'_>, args: CreateArgs) -> Result<()> {
+    let definition = &args.definition;
+    let mut step = definition.step(session, None).await?;
+    if step.get("type") == Some(&json!("Docker")) && definition.images.is_empty() {
+        if definition.no_push == Some(false) {
+            return Err(Error::usage("an image without a name cannot be pushed")
+                .with_hint("give it one with `--image`"));
+        }
+        session.printer.note("The image gets no name (`--image`), so it is not pushed");
+        step.insert("isPushEnabled".into(), json!(false));
+    }
+    let mut properties = definition.properties()?;
+    properties.entry("platform").or_insert(json!(parse_platform("linux")?));
+    properties.insert("step".into(), step.into());
+    let connection = session.connection()?;
+    let url = route(connection, &args.task);
+    let body = json!({ "properties": properties });
+    let request = connection.request(reqwest::Method::PUT, url).json(&body);
+    let task: api::Task = connection.answer(request).await?;
+    print(session, &task, std::slice::from_ref(&task))
+}
+
+pub(super) async fn update(session: &Session<'_>, args: UpdateArgs) -> Result<()> {
+    let (definition, connection) = (&args.definition, session.connection()?);
+    let url = route(connection, &args.task);
+    let mut properties = definition.properties()?;
+    if definition.changes_step() || definition.timeout.is_some() {
+        let known: api::Task = connection.get(url.clone()).await?;
+        let is_stored = matches!(known.properties.step, Some(api::TaskStep::EncodedTask(_)));
+        if is_stored && !definition.changes_step() {
+            return Err(Error::usage(
+                "`--timeout` alone does not change a task that has its file stored: its steps have \
+                 time limits of their own",
+            )
+            .with_hint("give the file or the command again, with `--file` or `--cmd`"));
+        }
+        if definition.changes_step() {
+            properties.insert("step".into(), definition.step(session, Some(&known)).await?.into());
+        }
+    }
+    if properties.is_empty() {
+        return Err(Error::usage("there is nothing to change"));
+    }
+    let body = json!({ "properties": properties });
+    let request = connection.request(reqwest::Method::PATCH, url).json(&body);
+    let task: api::Task = connection.answer(request).await?;
+    print(session, &task, std::slice::from_ref(&task))
+}
+
+/// What kind of step there is, and where its file is.
+enum Kind {
+    Docker(Option<String>),
+    /// A task file in the context.
+    File(Option<String>),
+    /// A task file of its own.
+    Stored(Option<String>),
+}
+
+impl DefinitionArgs {
+    /// The members besides the step that are given.
+    fn properties(&self) -> Result<Map<String, Value>> {
+        self.unsupported.refuse()?;
+        check_timeout(self.timeout)?;
+        let mut members = Map::new();
+        let mut add = |name: &str, value: Option<Value>| {
+            members.extend(value.map(|value| (name.to_owned(), value)));
+        };
+        add("status", self.status.as_ref().map(|status| json!(status)));
+        let platform = self.platform.as_deref().map(parse_platform).transpose()?;
+        add("platform", platform.map(|platform| json!(platform)));
+        add("timeout", self.timeout.map(|timeout| json!(timeout)));
+        add("agentConfiguration", self.cpu.map(|cpu| json!({ "cpu": cpu })));
+        add("owner", self.owner.as_ref().map(|owner| json!(owner)));
+        add("description", self.description.as_ref().map(|text| json!(text)));
+        let expires_on = self.expires_on.as_ref();
+        add(
+            "expiresOn",
+            expires_on.map(|time| if time.is_empty() { Value::Null } else { json!(time) }),
+        );
+        Ok(members)
+    }
+
+    fn changes_step(&self) -> bool {
+        self.context.is_some()
+            || self.file.is_some()
+            || self.cmd.is_some()
+            || !self.images.is_empty()
+            || !self.args.is_empty()
+            || !self.secret_args.is_empty()
+            || !self.values.is_empty()
+            || self.values_file.is_some()
+            || self.target.is_some()
+            || self.no_cache.is_some()
+            || self.no_push.is_some()
+            || self.git_access_token.is_some()
+    }
+
+    /// The step as a request has it: all of a new one, or what changes of a known one.
+    async fn step(
+        &self,
+        session: &Session<'_>,
+        known: Option<&api::Task>,
+    ) -> Result<Map<String, Value>> {
+        let mut step = Map::new();
+        let context = self.context_address()?;
+        let known_step = known.and_then(|task| task.properties.step.as_ref());
+        let stays = context.is_none().then(|| known_step.and_then(context_of)).flatten();
+        let context = context.or(stays).filter(|address| !address.is_empty());
+        let kind = self.kind(context.is_some(), known_step).await?;
+        step.insert("contextPath".into(), json!(context));
+        let token = match self.git_access_token.as_deref() {
+            Some("-") => Some(prompt::all_input().await?),
+            token => token.map(str::to_owned),
+        };
+        step.extend(token.map(|token| ("contextAccessToken".to_owned(), json!(token))));
+        let base64 = |text: String| base64::engine::general_purpose::STANDARD.encode(text);
+        let values = self.values.values()?;
+        match kind {
+            Kind::Docker(file) => {
+                self.refuse_for_docker()?;
+                step.insert("type".into(), json!("Docker"));
+                step.extend(file.map(|file| ("dockerFilePath".to_owned(), json!(file))));
+                self.add_build(&mut step, session)?;
+            }
+            Kind::File(file) => {
+                self.refuse_for_tasks()?;
+                step.insert("type".into(), json!("FileTask"));
+                step.extend(file.map(|file| ("taskFilePath".to_owned(), json!(file))));
+                let path = self.values_file.as_ref().map(|file| json!(file.to_string_lossy()));
+                step.extend(path.map(|path| ("valuesFilePath".to_owned(), path)));
+            }
+            Kind::Stored(text) => {
+                self.refuse_for_tasks()?;
+                step.insert("type".into(), json!("EncodedTask"));
+                let text = text.map(|text| json!(base64(text)));
+                step.extend(text.map(|text| ("encodedTaskContent".to_owned(), text)));
+                let text = self.values_file.as_deref().map(read_values_file).transpose()?;
+                let text = text.map(|text| json!(base64(text)));
+                step.extend(text.map(|text| ("encodedValuesContent".to_owned(), text)));
+            }
+        }
+        if !values.is_empty() {
+            step.insert("values".into(), json!(values));
+        }
+        Ok(step)
+    }
+
+    /// Runs.md section 2.1: what the context and the name of the file say.
+    async fn kind(&self, has_context: bool, known: Option<&api::TaskStep>) -> Result<Kind> {
+        if let Some(command) = &self.cmd {
+            let timeout = self.timeout.unwrap_or(TIMEOUT_DEFAULT);
+            return Ok(Kind::Stored(Some(command_task(command, Some(timeout))?)));
+        }
+        match (&self.file, known) {
+            (Some(file), _) if has_context => {
+                let path = file.to_string_lossy().into_owned();
+                Ok(match task::is_task_file(&path) {
+                    true => Kind::File(Some(path)),
+                    false => Kind::Docker(Some(path)),
+                })
+            }
+            (Some(file), _) => {
+                if !is_stdin(file) && !task::is_task_file(&file.to_string_lossy()) {
+                    return Err(Error::usage("a task that builds an image needs a context")
+                        .with_hint("give the address of a git repository with `--context`"));
+                }
+                let text = read_task_file(file).await?;
+                match text.is_empty() {
+                    true => Err(Error::usage("the task file is empty")),
+                    false => Ok(Kind::Stored(Some(text))),
+                }
+            }
+            (None, Some(known)) => Ok(match known {
+                api::TaskStep::Docker(_) => Kind::Docker(None),
+                api::TaskStep::FileTask(_) => Kind::File(None),
+                api::TaskStep::EncodedTask(_) => Kind::Stored(None),
+            }),
+            (None, None) => Err(Error::usage("a task needs a file or a command")
+                .with_hint("give one with `--file` or `--cmd`")),
+        }
+    }
+
+    /// The address that is given; empty: none is wanted.
+    fn context_address(&self) -> Result<Option<String>> {
+        use dockerfile::ContextAddress;
+        let Some(context) = &self.context else { return Ok(None) };
+        match ContextAddress::of(context) {
+            ContextAddress::Nothing => Ok(Some(String::new())),
+            ContextAddress::Local => Err(Error::usage(format!(
+                "`{context}` is not the address of a repository or archive"
+            ))
+            .with_hint(
+                "a stored task works on a git repository or an archive; `refit run` and \
+                         `refit task run` send a folder for one run",
+            )),
+            _ => Ok(Some(context.clone())),
+        }
+    }
+
+    fn add_build(&self, step: &mut Map<String, Value>, session: &Session<'_>) -> Result<()> {
+        if !self.images.is_empty() {
+            step.insert("imageNames".into(), json!(self.images));
+        }
+        if !self.args.is_empty() || !self.secret_args.is_empty() {
+            let arguments = named_values(&self.args, &self.secret_args, session.environment)?;
+            step.insert("arguments".into(), json!(arguments));
+        }
+        let target = self.target.as_ref().map(|target| json!(target));
+        step.extend(target.map(|target| ("target".to_owned(), target)));
+        step.extend(self.no_cache.map(|no_cache| ("noCache".to_owned(), json!(no_cache))));
+        step.extend(self.no_push.map(|no_push| ("isPushEnabled".to_owned(), json!(!no_push))));
+        Ok(())
+    }
+
+    fn refuse_for_docker(&self) -> Result<()> {
+        match !self.values.is_empty() || self.values_file.is_some() {
+            true => {
+                Err(Error::usage("values are for task files, and this task builds a Dockerfile")
+                    .with_hint("give arguments with `--arg`"))
+            }
+            false => Ok(()),
+        }
+    }
+
+    fn refuse_for_tasks(&self) -> Result<()> {
+        let given = [
+            ("--image", !self.images.is_empty()),
+            ("--arg", !self.args.is_empty()),
+            ("--secret-arg", !self.secret_args.is_empty()),
+            ("--target", self.target.is_some()),
+            ("--no-cache", self.no_cache.is_some()),
+            ("--no-push", self.no_push.is_some()),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            None => Ok(()),
+            Some((flag, _)) => Err(Error::usage(format!(
+                "`{flag}` is for Dockerfiles, and this task has a task file"
+            ))
+            .with_hint("its steps say what is built and pushed; values come with `--set`")),
+        }
+    }
+}
+
+fn context_of(step: &api::TaskStep) -> Option<String> {
+    let context = match step {
+        api::TaskStep::Docker(step) => &step.context,
+        api::TaskStep::FileTask(step) => &step.context,
+        api::TaskStep::EncodedTask(step) => &step.context,
+    };
+    context.context_path.clone()
+}
