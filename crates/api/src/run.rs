@@ -297,6 +297,19 @@ impl RunStatus {
     }
 }
 
+/// Why a run that is `Queued` waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Waiting {
+    /// For people, such as ``2 of 2 runs of registry `local` are under way``.
+    pub reason: String,
+    /// How manieth it is in line; the first one is next.
+    pub position: u64,
+    /// Seconds until it begins, if it goes on as the last runs went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_seconds: Option<u64>,
+}
+
 /// The run record (runs.md section 4).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -327,6 +340,9 @@ pub struct RunProperties {
     #[serde(default)]
     pub is_archive_enabled: bool,
     pub provisioning_state: String,
+    /// Ours, while it is `Queued` and is asked for alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// Ours: the manifest that the build made, also when it has no tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_digest: Option<String>,

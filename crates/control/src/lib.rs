@@ -28,6 +28,7 @@ mod sources;
 mod table;
 mod task;
 mod tasks;
+mod waiting;
 
 pub use clock::Clock;
 pub use error::{ControlError, Result};
@@ -47,3 +48,4 @@ pub use task::{
     TaskStep,
 };
 pub use tasks::Tasks;
+pub use waiting::{WaitReason, Waiting};

@@ -69,6 +69,8 @@ const LEASE_SLACK: Duration = Duration::from_secs(24 * 3600);
 pub struct RunSettings {
     /// Runs executed at once, per registry.
     pub concurrency: u32,
+    /// Runs executed at once, over all registries: what [`Worker`](crate::Worker)s do together.
+    pub workers: u32,
     pub attempts_max: u32,
     pub queue_length_max: u32,
     /// A run that waits longer ends as `Error`.
@@ -120,7 +122,7 @@ pub(crate) struct Shared {
     catalog: Option<Catalog>,
     logs: Logs,
     pub(crate) clock: Clock,
-    settings: RunSettings,
+    pub(crate) settings: RunSettings,
     /// A run was queued or a place became free; a hint, the table decides.
     pub(crate) wake: Notify,
     /// Runs being executed in this process, and how to stop them.

@@ -13,7 +13,7 @@ use control::{
     Attempt, BuildArgument, BuildRequest, Clock, ContextSource, ControlError, End, EventKind,
     Executor, LogKey, Logs, NewRun, Outcome, OutputImage, Run, RunFilter, RunId, RunKind,
     RunSettings, RunStatus, Runs, Swept, TaskDefinition, TaskName, TaskOverrides, TaskRequest,
-    TaskStep, TaskText, TaskValue, Tasks, TimeRange, Worker, WorkerSettings,
+    TaskStep, TaskText, TaskValue, Tasks, TimeRange, WaitReason, Worker, WorkerSettings,
 };
 use oci::{Algorithm, Compression, Digest, Platform, RegistryName};
 use store::{Catalog, GcOptions, MemoryStore};
@@ -62,6 +62,7 @@ fn task_request() -> TaskRequest {
 fn settings() -> RunSettings {
     RunSettings {
         concurrency: 2,
+        workers: 4,
         attempts_max: 3,
         queue_length_max: 100,
         queue_keep: Duration::from_secs(24 * 3600),
@@ -958,4 +959,42 @@ async fn runs_are_found_by_what_they_pushed_and_tasks_know_what_they_stand_on() 
     let task = tasks.get(&local(), &name).await.unwrap().unwrap();
     assert_eq!(task.dependencies, run.dependencies);
     working.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_that_waits_says_why_and_for_how_long() {
+    let folder = Folder::new();
+    let runs = folder.open_with(RunSettings { workers: 3, ..settings() }).await;
+    let other: RegistryName = "other".parse().unwrap();
+    let executor = Script::new((0..5).map(|_| Action::Release));
+    let working = Working::start(&runs, &executor);
+    let first = runs.submit(&local(), request()).await.unwrap().id;
+    wait_for(|| async { status(&runs, first).await == RunStatus::Running }).await;
+    folder.pass(10_000);
+    executor.release.add_permits(1);
+    ended(&runs, first).await;
+    assert_eq!(runs.waiting(&local(), first).await.unwrap(), None);
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(runs.submit(&local(), request()).await.unwrap().id);
+    }
+    wait_for(|| async { status(&runs, ids[1]).await == RunStatus::Running }).await;
+    // Two places, a run takes ten seconds and something.
+    let waiting = runs.waiting(&local(), ids[2]).await.unwrap().unwrap();
+    assert_eq!((waiting.reason, waiting.position), (WaitReason::RegistryBusy { running: 2 }, 1));
+    assert_eq!(waiting.expected.unwrap().as_secs(), 5);
+    let waiting = runs.waiting(&local(), ids[3]).await.unwrap().unwrap();
+    assert_eq!((waiting.position, waiting.expected.unwrap().as_secs()), (2, 10));
+    // Another registry has a place left, and then the workers are busy.
+    let elsewhere = runs.submit(&other, request()).await.unwrap().id;
+    wait_for(|| async {
+        runs.get(&other, elsewhere).await.unwrap().unwrap().status == RunStatus::Running
+    })
+    .await;
+    working.kill().await;
+    let last = runs.submit(&other, request()).await.unwrap().id;
+    let waiting = runs.waiting(&other, last).await.unwrap().unwrap();
+    // Those of the busy registry, too, are in front of it.
+    assert_eq!((waiting.reason, waiting.position), (WaitReason::WorkersBusy { running: 3 }, 3));
+    assert_eq!(waiting.expected, None);
 }

@@ -187,6 +187,7 @@ impl App {
                 allow_host_network: settings.build.allow_host_network,
                 compression: settings.build.compression,
             },
+            run_bounds: (settings.build.concurrency, settings.build.concurrency_total),
             garbage: GcOptions {
                 dry_run: false,
                 grace: settings.store.garbage_grace,
@@ -334,6 +335,7 @@ async fn open_runs(
     let logs = Logs::new(folder, settings.limits.log_size_max, clock.clone());
     let run_settings = RunSettings {
         concurrency: settings.build.concurrency,
+        workers: settings.build.concurrency_total,
         attempts_max: settings.build.attempts_max,
         queue_length_max: settings.limits.queue_length_max,
         queue_keep: settings.build.queue_keep,

@@ -20,6 +20,7 @@ mod error;
 mod executor;
 mod from_api;
 mod keys;
+mod line_filter;
 mod listen;
 mod owner;
 mod registries;

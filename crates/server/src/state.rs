@@ -37,6 +37,8 @@ pub(crate) struct State {
     pub(crate) registries: Registries,
     pub(crate) keys: Arc<Keys>,
     pub(crate) build_defaults: BuildDefaults,
+    /// Runs that may be under way at once, of one registry and in all.
+    pub(crate) run_bounds: (u32, u32),
     pub(crate) garbage: GcOptions,
     /// A pass over stored content was begun.
     pub(crate) scrub: Notify,

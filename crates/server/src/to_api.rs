@@ -1,7 +1,9 @@
 //! Words of the domain become words of the API.
 
 use base64::Engine as _;
-use control::{Event, EventKind, Run, RunStatus, StoredTask, Stream, TaskStep, TaskText};
+use control::{
+    Event, EventKind, Run, RunStatus, StoredTask, Stream, TaskStep, TaskText, WaitReason, Waiting,
+};
 use engine::Imported;
 use oci::RegistryName;
 use serde_json::Value;
@@ -35,6 +37,7 @@ pub(crate) fn run(run: &Run) -> api::Run {
             run_error_message: run.error.clone(),
             is_archive_enabled: run.archived,
             provisioning_state: provisioning_state(run.status).into(),
+            waiting: None,
             output_digest: run.digest.as_ref().map(ToString::to_string),
             dependencies: run.dependencies.clone(),
             commit_id: run.commit.as_ref().map(|commit| commit.id.clone()),
@@ -42,6 +45,26 @@ pub(crate) fn run(run: &Run) -> api::Run {
             cost: run.cost.clone(),
         },
     }
+}
+
+/// Why a run waits. `concurrency` and `workers` are what may be under way at once, of the
+/// registry and in all.
+pub(crate) fn waiting(
+    waiting: &Waiting,
+    registry: &RegistryName,
+    (concurrency, workers): (u32, u32),
+) -> api::Waiting {
+    let reason = match waiting.reason {
+        WaitReason::RegistryBusy { running } => {
+            format!("{running} of {concurrency} runs of registry `{registry}` are under way")
+        }
+        WaitReason::WorkersBusy { running } => {
+            format!("{running} of {workers} workers are busy")
+        }
+        WaitReason::Starting => "it begins at any moment".to_owned(),
+    };
+    let expected_seconds = waiting.expected.map(|expected| expected.as_secs().max(1));
+    api::Waiting { reason, position: waiting.position, expected_seconds }
 }
 
 /// A task without its secrets: a request that leaves them out keeps them.

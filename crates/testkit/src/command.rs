@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -155,6 +156,7 @@ impl Invocation {
         let stdout = collect(child.stdout.take().expect("stdout is a pipe"));
         let stderr = collect(child.stderr.take().expect("stderr is a pipe"));
         Running {
+            so_far: Arc::clone(&stderr.so_far),
             child,
             stdout: Some(stdout),
             stderr: Some(stderr),
@@ -176,19 +178,45 @@ impl Invocation {
     }
 }
 
-fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = pipe.read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+/// What comes out of a pipe, read by a thread of its own.
+struct Collected {
+    so_far: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Collected {
+    /// All of it, when the pipe is closed.
+    fn text(self) -> String {
+        let _ = self.reader.join();
+        text_of(&self.so_far)
+    }
+}
+
+fn text_of(bytes: &Mutex<Vec<u8>>) -> String {
+    let bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn collect(mut pipe: impl Read + Send + 'static) -> Collected {
+    let so_far = Arc::new(Mutex::new(Vec::new()));
+    let bytes = Arc::clone(&so_far);
+    let reader = std::thread::spawn(move || {
+        let mut piece = [0; 8192];
+        while let Ok(length @ 1..) = pipe.read(&mut piece) {
+            let mut bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
+            bytes.extend_from_slice(&piece[..length]);
+        }
+    });
+    Collected { so_far, reader }
 }
 
 /// A command under way; killed when dropped.
 pub struct Running {
     child: Child,
-    stdout: Option<JoinHandle<String>>,
-    stderr: Option<JoinHandle<String>>,
+    stdout: Option<Collected>,
+    stderr: Option<Collected>,
+    /// Of stderr.
+    so_far: Arc<Mutex<Vec<u8>>>,
     patience: Duration,
     filters: Filters,
 }
@@ -206,6 +234,13 @@ impl Running {
         rustix::process::kill_process(pid, signal).expect("it is under way");
     }
 
+    /// Waits until stderr has a text.
+    #[track_caller]
+    pub fn wait_for_stderr(&self, text: &str) {
+        let has = || text_of(&self.so_far).contains(text).then_some(());
+        until(&format!("`{text}` on stderr"), has);
+    }
+
     #[track_caller]
     pub fn interrupt(&self) {
         self.signal(rustix::process::Signal::INT);
@@ -221,9 +256,7 @@ impl Running {
             assert!(Instant::now() < deadline, "the command hangs");
             std::thread::sleep(Duration::from_millis(5));
         };
-        let text = |pipe: Option<JoinHandle<String>>| {
-            pipe.and_then(|pipe| pipe.join().ok()).unwrap_or_default()
-        };
+        let text = |pipe: Option<Collected>| pipe.map(Collected::text).unwrap_or_default();
         Outcome {
             code: status.code(),
             stdout: text(self.stdout.take()),

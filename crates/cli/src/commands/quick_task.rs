@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::{ImageDescriptor, PlatformProperties, Run, RunStatus};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
 use super::Session;
 use crate::OutputFormat;
@@ -161,6 +161,10 @@ async fn wait(
     let mut events = follow::events(connection.clone(), id.to_owned());
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    // Most runs begin before anybody would ask why they do not.
+    let mut questions = interval_at(Instant::now() + WAITING_FIRST, WAITING_PERIOD);
+    questions.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut waits = Waits::default();
     let mut canceling: Option<tokio::task::JoinHandle<Result<()>>> = None;
     let mut images = Vec::new();
     loop {
@@ -169,6 +173,7 @@ async fn wait(
                 Some(api::EventKind::Image { reference, digest }) => {
                     images.push((reference, digest));
                 }
+                Some(api::EventKind::Status { status }) => waits.is_over = status != RunStatus::Queued,
                 Some(api::EventKind::Finished { status, error }) => {
                     let interrupted = canceling.is_some();
                     return Ok(Ended { status, error, images, interrupted });
@@ -177,6 +182,11 @@ async fn wait(
             },
             _ = ticks.tick() => display.tick(),
             Some(note) = forwarding.note() => display.note(&note),
+            _ = questions.tick(), if !waits.is_over => {
+                if let Some(note) = waits.ask(connection, id).await {
+                    display.note(&note);
+                }
+            }
             () = interrupts.next() => {
                 if let Some(asked) = canceling {
                     // At once, but not before the server knows: the next owner of the data
@@ -194,6 +204,51 @@ async fn wait(
             }
         }
     }
+}
+
+/// When the user is told why a run waits, and how often it is asked for.
+const WAITING_FIRST: Duration = Duration::from_secs(1);
+const WAITING_PERIOD: Duration = Duration::from_secs(5);
+
+/// What the user was told of the waiting.
+#[derive(Default)]
+struct Waits {
+    is_over: bool,
+    /// The place in line.
+    told: Option<u64>,
+}
+
+impl Waits {
+    /// What is new of it. To know it is no need: an answer that does not come is no error.
+    async fn ask(&mut self, connection: &Connection, id: &str) -> Option<String> {
+        let run: Run = connection.get(connection.route(&["runs", id])).await.ok()?;
+        self.is_over = run.properties.status != RunStatus::Queued;
+        let waiting = run.properties.waiting?;
+        if self.told.replace(waiting.position) == Some(waiting.position) {
+            return None;
+        }
+        Some(explained(&waiting))
+    }
+}
+
+fn explained(waiting: &api::Waiting) -> String {
+    let usually = match waiting.expected_seconds {
+        Some(seconds) => format!("; usually starts in {seconds} s"),
+        None => String::new(),
+    };
+    format!("Waiting: {}; {} in line{usually}", waiting.reason, ordinal(waiting.position))
+}
+
+/// `1st`, `2nd`, `11th`.
+pub(super) fn ordinal(number: u64) -> String {
+    let suffix = match (number % 10, number % 100) {
+        (_, 11..=13) => "th",
+        (1, _) => "st",
+        (2, _) => "nd",
+        (3, _) => "rd",
+        _ => "th",
+    };
+    format!("{number}{suffix}")
 }
 
 /// Shows what was told, and gives it back.
@@ -328,6 +383,23 @@ mod tests {
         assert_eq!(run.properties.output_images[1].tag.as_deref(), Some("2"));
         assert_eq!(run.properties.provisioning_state, "Succeeded");
         assert_eq!(images(&told(vec![image(None)])), ["sha256:ab"]);
+    }
+
+    #[test]
+    fn a_place_in_line_is_told_with_its_reason() {
+        let mut waiting = api::Waiting {
+            reason: "2 of 2 workers are busy".into(),
+            position: 3,
+            expected_seconds: Some(40),
+        };
+        assert_eq!(
+            explained(&waiting),
+            "Waiting: 2 of 2 workers are busy; 3rd in line; usually starts in 40 s"
+        );
+        waiting.expected_seconds = None;
+        assert!(explained(&waiting).ends_with("3rd in line"));
+        let ordinals = [1, 2, 4, 11, 12, 13, 21, 102, 111].map(ordinal);
+        assert_eq!(ordinals.join(" "), "1st 2nd 4th 11th 12th 13th 21st 102nd 111th");
     }
 
     #[test]

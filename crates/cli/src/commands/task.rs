@@ -14,10 +14,11 @@ use super::Session;
 use super::image::confirm;
 use super::repository::pages;
 use crate::connection::Connection;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, could_not};
 use crate::follow::LogReader;
 use crate::printer::Table;
 
+use super::quick_task::ordinal;
 use log_text::LogText;
 use name::TaskArg;
 
@@ -78,6 +79,9 @@ pub struct LogsArgs {
     /// The newest run that pushed this image
     #[arg(long, value_name = "REPOSITORY@DIGEST", conflicts_with = "run_id")]
     image: Option<String>,
+    /// Only lines in which this regular expression is found; (?i) in front ignores case
+    #[arg(long, value_name = "PATTERN")]
+    grep: Option<String>,
     /// Print what is there, and leave
     #[arg(long)]
     no_follow: bool,
@@ -223,8 +227,20 @@ async fn logs(session: &Session<'_>, args: LogsArgs) -> Result<()> {
             }
         }
     };
-    let mut log = LogReader::new(session.connection()?.clone(), id, !args.no_follow);
+    let connection = session.connection()?.clone();
     let mut text = LogText::new(std::io::stdout().is_terminal());
+    if let Some(pattern) = &args.grep {
+        let mut url = connection.route(&["runs", &id, "logs"]);
+        let follow = if args.no_follow { "false" } else { "true" };
+        url.query_pairs_mut().append_pair("grep", pattern).append_pair("follow", follow);
+        let request = connection.request(reqwest::Method::GET, url);
+        let mut found = connection.stream(request).await?;
+        while let Some(bytes) = found.chunk().await.map_err(could_not("read the log"))? {
+            session.printer.out(&text.push(&bytes))?;
+        }
+        return session.printer.out(&text.finish());
+    }
+    let mut log = LogReader::new(connection, id, !args.no_follow);
     while let Some(bytes) = log.next().await? {
         session.printer.out(&text.push(&bytes))?;
     }
@@ -252,7 +268,10 @@ fn print_runs(session: &Session<'_>, value: &impl serde::Serialize, runs: &[Run]
             run.run_id.clone(),
             run.task.clone().unwrap_or_default(),
             run.run_type.clone(),
-            format!("{:?}", run.status),
+            match &run.waiting {
+                Some(waiting) => format!("Queued ({})", ordinal(waiting.position)),
+                None => format!("{:?}", run.status),
+            },
             run.create_time.clone(),
             run.finish_time.clone().unwrap_or_default(),
             images.collect::<Vec<_>>().join(","),

@@ -275,3 +275,50 @@ fn as_root_a_quick_build_may_have_variables_of_its_run() {
     .assert_eq(&sandbox.refit(args).on(&server).run().code(1).stderr);
     sandbox.refit(["build", "app", "-t", "app:{{.Run"]).on(&server).run().code(2);
 }
+
+#[test]
+fn as_root_a_run_that_waits_says_for_what() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    let command = format!("{}/busybox sleep 600", server.host());
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let queued = ["run", "--cmd", &command, "--no-wait", "-o", "json"];
+        let run = sandbox.refit(queued).on(&server).succeeds().json();
+        ids.push(run["name"].as_str().unwrap().to_owned());
+    }
+    let last = testkit::until("a place in line", || {
+        let show = ["show-run", "--run-id", &ids[2], "-o", "json"];
+        let run = task(&sandbox, &server, show).success().json()["properties"].clone();
+        let busy = "2 of 2 runs of registry `local` are under way";
+        (run["waiting"]["reason"] == busy).then_some(run)
+    });
+    assert_eq!(last["waiting"]["position"], 1);
+    let shown = task(&sandbox, &server, ["show-run", "--run-id", &ids[2]]).success();
+    assert!(shown.stdout.contains("Queued (1st)"), "{}", shown.stdout);
+    // Who follows a run is told.
+    let building = sandbox.refit(["run", "--cmd", &command]).on(&server).start();
+    building.wait_for_stderr("2nd in line");
+    for id in &ids {
+        task(&sandbox, &server, ["cancel-run", "--run-id", id]).success();
+    }
+    building.interrupt();
+    building.wait().code(130);
+}
+
+#[test]
+fn as_root_lines_of_a_log_are_found() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    let command =
+        format!("{}/busybox sh -c 'for i in 1 2 3; do echo line $i; done'", server.host());
+    let done = sandbox.refit(["run", "--cmd", &command]).on(&server).succeeds();
+    let id = queued(&done);
+    let found =
+        task(&sandbox, &server, ["logs", "--run-id", &id, "--grep", "line [23]$"]).success();
+    let lines: Vec<&str> = found.stdout.lines().filter(|line| !line.contains("echo")).collect();
+    assert_eq!(lines.len(), 2, "{}", found.stdout);
+    assert!(lines[0].ends_with("line 2") && lines[1].ends_with("line 3"), "{lines:?}");
+    let wrong = task(&sandbox, &server, ["logs", "--run-id", &id, "--grep", "("]).code(2);
+    wrong.stderr_has("the pattern cannot be used");
+}

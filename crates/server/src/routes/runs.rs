@@ -12,7 +12,9 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use builder::{BuildError, FilesOf};
 use bytes::BytesMut;
-use control::{BuildRequest, ContextSource, EventReader, LogKey, NewRun, Run, RunId, TaskContext};
+use control::{
+    BuildRequest, ContextSource, EventReader, LogKey, NewRun, Run, RunId, RunStatus, TaskContext,
+};
 use futures_util::{Stream, StreamExt, stream};
 use oci::{Descriptor, Digest, ImageManifest, Manifest, RegistryName};
 use serde::Deserialize;
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Json, Query};
 use crate::error::ApiError;
 use crate::from_api::SourceLocation;
+use crate::line_filter::LineFilter;
 use crate::state::Shared;
 use crate::{from_api, to_api};
 
@@ -179,7 +182,14 @@ pub(crate) async fn show(
     Path((registry, id)): Path<(String, String)>,
 ) -> Result<axum::Json<api::Run>, ApiError> {
     let run = find(&state, &registry, &id).await?;
-    Ok(axum::Json(to_api::run(&run)))
+    let mut shown = to_api::run(&run);
+    if run.status == RunStatus::Queued {
+        let waiting = state.runs.waiting(&run.registry, run.id).await?;
+        let bounds = state.run_bounds;
+        shown.properties.waiting =
+            waiting.map(|waiting| to_api::waiting(&waiting, &run.registry, bounds));
+    }
+    Ok(axum::Json(shown))
 }
 
 pub(crate) async fn update(
@@ -212,6 +222,8 @@ pub(crate) struct LogQuery {
     follow: bool,
     #[serde(default)]
     after: u64,
+    /// Only lines in which this regular expression is found.
+    grep: Option<String>,
 }
 
 /// The log as text from a byte offset, or as server-sent events.
@@ -225,8 +237,31 @@ pub(crate) async fn logs(
     if accepts(&headers, "text/event-stream") {
         return server_sent_events(&state, &run, &query, &headers).await;
     }
+    let lines = query.grep.as_deref().map(LineFilter::new).transpose()?;
     let reader = state.runs.logs().read_text(&log_key(&run), query.offset, query.follow).await?;
     let reader = reader.until(state.stopping.clone());
+    if let Some(lines) = lines {
+        let chunks = stream::unfold((reader, Some(lines)), async |(mut reader, mut lines)| {
+            let filter = lines.as_mut()?;
+            let chunk = match reader.next().await {
+                Ok(Some(chunk)) => Ok(filter.push(&chunk)),
+                Ok(None) => {
+                    let rest = filter.finish();
+                    lines = None;
+                    Ok(rest)
+                }
+                Err(error) => Err(error),
+            };
+            Some((chunk, (reader, lines)))
+        });
+        // An empty piece would end a chunked body.
+        let chunks = chunks.filter(|chunk| {
+            std::future::ready(
+                chunk.as_ref().is_ok_and(|chunk| !chunk.is_empty()) || chunk.is_err(),
+            )
+        });
+        return Ok(stream_response("text/plain; charset=utf-8", chunks));
+    }
     let chunks = stream::unfold(reader, async |mut reader| {
         let chunk = reader.next().await.transpose()?;
         Some((chunk, reader))
