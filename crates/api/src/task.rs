@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::run::{is_false, yes};
-use crate::{AgentProperties, Credentials, PlatformProperties, SetValue};
+use crate::{AgentProperties, Credentials, PlatformProperties, Run, SetValue};
 
 /// A task as the managed service shows it: an id envelope around `properties`. Requests leave the
 /// envelope out, except for `tags`.
@@ -207,4 +207,47 @@ pub struct OverrideTaskStepProperties {
     /// Told again with the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_trigger_token: Option<String>,
+}
+
+/// A run that is declared by name (runs.md section 2.3). Requests leave the envelope out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TaskRun {
+    #[serde(default)]
+    pub id: String,
+    #[serde(default)]
+    pub name: String,
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// Inert.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<serde_json::Value>,
+    pub properties: TaskRunProperties,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskRunProperties {
+    /// Read-only: that of the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provisioning_state: Option<String>,
+    /// A [`RunRequest`](crate::RunRequest). Answers leave its secrets out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_request: Option<serde_json::Value>,
+    /// Read-only: the run, as long as its record is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_result: Option<Run>,
+    /// Another one makes another run of the same request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force_update_tag: Option<String>,
+}
+
+/// Body of `PATCH .../taskRuns/{name}`: what is given replaces.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct TaskRunUpdate {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<serde_json::Value>,
+    #[serde(default)]
+    pub properties: TaskRunProperties,
 }

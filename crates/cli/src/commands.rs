@@ -16,6 +16,7 @@ mod scrub;
 mod tag;
 mod task;
 mod task_input;
+mod taskrun;
 mod version;
 
 use crate::connection::Connection;
@@ -46,6 +47,9 @@ pub enum Command {
     /// Stored tasks, runs and their logs
     #[command(subcommand)]
     Task(task::Command),
+    /// Runs that are declared by name, over the API
+    #[command(subcommand)]
+    Taskrun(taskrun::Command),
     /// Delete what nothing refers to any more
     Gc(gc::Args),
     /// Read all content again, and tell what is damaged
@@ -126,6 +130,7 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Manifest(command) => manifest::run(session, command).await,
         Command::Tag(command) => tag::run(session, command).await,
         Command::Task(command) => task::run(session, command).await,
+        Command::Taskrun(command) => taskrun::run(session, command).await,
         Command::Gc(args) => gc::run(session, args).await,
         Command::Scrub(args) => scrub::run(session, args).await,
         Command::Import(args) => import::run(session, args).await,

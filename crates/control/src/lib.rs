@@ -27,6 +27,7 @@ mod runs;
 mod sources;
 mod table;
 mod task;
+mod task_runs;
 mod tasks;
 mod waiting;
 
@@ -47,5 +48,6 @@ pub use task::{
     BadTaskName, NoContext, StoredTask, TaskContext, TaskDefinition, TaskName, TaskOverrides,
     TaskStep,
 };
+pub use task_runs::{BadTaskRunName, TaskRun, TaskRunDeclaration, TaskRunName, TaskRuns};
 pub use tasks::Tasks;
 pub use waiting::{WaitReason, Waiting};

@@ -165,26 +165,41 @@ impl Runs {
 
     /// Queues a run. When this returns, a crash cannot lose it.
     pub async fn submit(&self, registry: &RegistryName, run: impl Into<NewRun>) -> Result<Run> {
-        let new = run.into();
-        self.check_queue(registry).await?;
+        let (new, failed) = (run.into(), ControlError::database("queue a run"));
+        let mut transaction = self.shared.db.begin().await.map_err(failed)?;
         let now = self.shared.clock.now();
-        let id = self.insert(registry, &new, now).await?;
+        let id = self.insert_within(&mut transaction, registry, &new, now).await?;
+        transaction.commit().await.map_err(ControlError::database("queue a run"))?;
+        self.after_insert(registry, id, new.warnings).await
+    }
+
+    /// What follows once a run is queued.
+    pub(crate) async fn after_insert(
+        &self,
+        registry: &RegistryName,
+        id: RunId,
+        warnings: Vec<String>,
+    ) -> Result<Run> {
         let run = self.get(registry, id).await?.ok_or_else(|| run_not_found(id))?;
         let log = self.log(&run).await?;
         log.append(EventKind::Status { status: RunStatus::Queued }).await;
-        for text in new.warnings {
+        for text in warnings {
             log.append(EventKind::Warning { text }).await;
         }
         self.shared.wake.notify_one();
         Ok(run)
     }
 
-    async fn check_queue(&self, registry: &RegistryName) -> Result<()> {
+    async fn check_queue(
+        &self,
+        connection: &mut SqliteConnection,
+        registry: &RegistryName,
+    ) -> Result<()> {
         let waiting: i64 = sqlx::query_scalar(
             "SELECT COUNT(*) FROM runs WHERE registry = $1 AND status = 'Queued'",
         )
         .bind(registry.as_str())
-        .fetch_one(self.shared.db.reads())
+        .fetch_one(connection)
         .await
         .map_err(ControlError::database("count the queue"))?;
         match waiting < i64::from(self.shared.settings.queue_length_max) {
@@ -193,13 +208,19 @@ impl Runs {
         }
     }
 
-    async fn insert(&self, registry: &RegistryName, new: &NewRun, now: Millis) -> Result<RunId> {
+    /// Queues a run in a transaction of the caller.
+    pub(crate) async fn insert_within(
+        &self,
+        transaction: &mut SqliteConnection,
+        registry: &RegistryName,
+        new: &NewRun,
+        now: Millis,
+    ) -> Result<RunId> {
         let (failed, request) = ("queue a run", &new.request);
-        let mut transaction =
-            self.shared.db.begin().await.map_err(ControlError::database(failed))?;
+        self.check_queue(transaction, registry).await?;
         if let Some(task) = &new.task {
             // It may have been deleted since it was read.
-            tasks::check(&mut transaction, registry, task).await?;
+            tasks::check(transaction, registry, task).await?;
         }
         let number: i64 = sqlx::query_scalar(
             "INSERT INTO run_counters (registry, last) VALUES ($1, 1)
@@ -231,9 +252,8 @@ impl Runs {
         let id = RunId::from_number(number as u64);
         if self.shared.catalog.is_some() {
             let (owner, keep) = (lease_owner(registry, id), self.context_keep(request));
-            lease_within(&mut transaction, &owner, &request.blobs(), keep).await?;
+            lease_within(transaction, &owner, &request.blobs(), keep).await?;
         }
-        transaction.commit().await.map_err(ControlError::database(failed))?;
         Ok(id)
     }
 

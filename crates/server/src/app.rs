@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use control::{
-    Clock, Executor, Logs, RunSettings, Runs, SourceSettings, Sources, Tasks, Worker,
+    Clock, Executor, Logs, RunSettings, Runs, SourceSettings, Sources, TaskRuns, Tasks, Worker,
     WorkerSettings,
 };
 use registry::{PullThrough, PullThroughSettings};
@@ -151,6 +151,9 @@ impl App {
         let tasks = Tasks::open(runs.clone())
             .await
             .map_err(ServeError::starting("open the table of tasks"))?;
+        let task_runs = TaskRuns::open(runs.clone())
+            .await
+            .map_err(ServeError::starting("open the table of task runs"))?;
         let sources = open_sources(&settings, db, &catalog, clock.clone()).await?;
         let mut bound = Bound::default();
         if tcp {
@@ -173,6 +176,7 @@ impl App {
         let state = Arc::new(State {
             runs: runs.clone(),
             tasks,
+            task_runs,
             clock: clock.clone(),
             sources,
             layers: crate::executor::open_layers(&catalog, &folder).await?,

@@ -2,6 +2,7 @@
 
 mod run_filter;
 mod stored_tasks;
+mod task_runs;
 mod tasks;
 
 use std::collections::BTreeMap;
@@ -21,7 +22,10 @@ use oci::{
 };
 
 pub(crate) use run_filter::run_filter;
-pub(crate) use stored_tasks::{merge, task_definition, task_of_run, task_overrides};
+pub(crate) use stored_tasks::{
+    merge, refuse_identity, task_definition, task_of_run, task_overrides,
+};
+pub(crate) use task_runs::{lacks_secrets, without_secrets};
 pub(crate) use tasks::{encoded_task_request, file_task_request};
 
 use crate::error::ApiError;

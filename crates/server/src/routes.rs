@@ -7,6 +7,7 @@ mod import;
 mod runs;
 mod scrub;
 mod sources;
+mod task_runs;
 mod tasks;
 
 use std::sync::atomic::Ordering;
@@ -47,6 +48,15 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
             get(tasks::show).put(tasks::put).patch(tasks::update).delete(tasks::delete),
         )
         .route("/tasks/{name}/listDetails", post(tasks::show))
+        .route("/taskRuns", get(task_runs::list))
+        .route(
+            "/taskRuns/{name}",
+            get(task_runs::show)
+                .put(task_runs::put)
+                .patch(task_runs::update)
+                .delete(task_runs::delete),
+        )
+        .route("/taskRuns/{name}/listDetails", post(task_runs::show))
         .route("/repositories", get(content::repositories))
         .route("/repositories/{name}", get(content::repository))
         .route("/repositories/{name}", delete(content::delete_repository))

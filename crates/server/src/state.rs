@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use builder::{ContextLimits, Layers, OwnNames};
-use control::{Clock, Runs, Sources, Tasks};
+use control::{Clock, Runs, Sources, TaskRuns, Tasks};
 
 use engine::Destination;
 use oci::{Reference, RegistryName, RepositoryName};
@@ -26,6 +26,7 @@ use crate::registries::{self, Registries};
 pub(crate) struct State {
     pub(crate) runs: Runs,
     pub(crate) tasks: Tasks,
+    pub(crate) task_runs: TaskRuns,
     pub(crate) clock: Clock,
     pub(crate) sources: Sources,
     pub(crate) catalog: Catalog,

@@ -2,7 +2,8 @@
 
 use base64::Engine as _;
 use control::{
-    Event, EventKind, Run, RunStatus, StoredTask, Stream, TaskStep, TaskText, WaitReason, Waiting,
+    Event, EventKind, Run, RunStatus, StoredTask, Stream, TaskRun, TaskStep, TaskText, WaitReason,
+    Waiting,
 };
 use engine::Imported;
 use oci::RegistryName;
@@ -43,6 +44,22 @@ pub(crate) fn run(run: &Run) -> api::Run {
             commit_id: run.commit.as_ref().map(|commit| commit.id.clone()),
             branch_name: run.commit.as_ref().and_then(|commit| commit.branch.clone()),
             cost: run.cost.clone(),
+        },
+    }
+}
+
+pub(crate) fn task_run(task_run: &TaskRun, result: Option<&Run>) -> api::TaskRun {
+    api::TaskRun {
+        id: format!("/api/v1/registries/{}/taskRuns/{}", task_run.registry, task_run.name),
+        name: task_run.name.to_string(),
+        kind: "Microsoft.ContainerRegistry/registries/taskRuns".into(),
+        location: Some("local".into()),
+        identity: None,
+        properties: api::TaskRunProperties {
+            provisioning_state: result.map(|run| provisioning_state(run.status).into()),
+            run_request: Some(task_run.request.clone()),
+            run_result: result.map(run),
+            force_update_tag: task_run.force_update_tag.clone(),
         },
     }
 }

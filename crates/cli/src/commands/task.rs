@@ -227,9 +227,9 @@ async fn logs(session: &Session<'_>, args: LogsArgs) -> Result<()> {
             }
         }
     };
-    let connection = session.connection()?.clone();
-    let mut text = LogText::new(std::io::stdout().is_terminal());
     if let Some(pattern) = &args.grep {
+        let connection = session.connection()?;
+        let mut text = LogText::new(std::io::stdout().is_terminal());
         let mut url = connection.route(&["runs", &id, "logs"]);
         let follow = if args.no_follow { "false" } else { "true" };
         url.query_pairs_mut().append_pair("grep", pattern).append_pair("follow", follow);
@@ -240,7 +240,13 @@ async fn logs(session: &Session<'_>, args: LogsArgs) -> Result<()> {
         }
         return session.printer.out(&text.finish());
     }
-    let mut log = LogReader::new(connection, id, !args.no_follow);
+    print_log(session, id, !args.no_follow).await
+}
+
+/// Prints the log of a run, and follows it to its end.
+pub(super) async fn print_log(session: &Session<'_>, id: String, follow: bool) -> Result<()> {
+    let mut text = LogText::new(std::io::stdout().is_terminal());
+    let mut log = LogReader::new(session.connection()?.clone(), id, follow);
     while let Some(bytes) = log.next().await? {
         session.printer.out(&text.push(&bytes))?;
     }

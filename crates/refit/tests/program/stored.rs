@@ -322,3 +322,31 @@ fn as_root_lines_of_a_log_are_found() {
     let wrong = task(&sandbox, &server, ["logs", "--run-id", &id, "--grep", "("]).code(2);
     wrong.stderr_has("the pattern cannot be used");
 }
+
+#[test]
+fn as_root_a_declared_run_is_listed_shown_and_deleted() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    // Whatever manages a team's servers declares them; `az acr` has no command for it either.
+    let body = r#"{"properties": {"runRequest": {"type": "EncodedTaskRunRequest",
+        "encodedTaskContent": "c3RlcHM6IFtdCg==", "platform": {"os": "linux"}}}}"#;
+    let token = std::fs::read_to_string(sandbox.data().join("keys/api-token")).unwrap();
+    let url = format!("{}/api/v1/registries/local/taskRuns/first-run", server.url());
+    let put = std::process::Command::new("curl")
+        .args(["-sS", "--fail", "-X", "PUT", "-H", "content-type: application/json", "-d", body])
+        .args(["-H", &format!("authorization: Bearer {}", token.trim()), &url])
+        .output()
+        .expect("curl is installed");
+    assert!(put.status.success(), "{put:?}");
+    let taskrun =
+        |args: &[&str]| sandbox.refit(["taskrun"].iter().chain(args).copied()).on(&server).run();
+    let log = taskrun(&["logs", "-n", "first-run"]).success().stdout;
+    assert!(log.contains("Run ID: c01 was successful"), "{log}");
+    let shown = taskrun(&["show", "first-run", "-o", "json"]).success().json();
+    assert_eq!(shown["properties"]["provisioningState"], "Succeeded");
+    let listed = taskrun(&["list", "-o", "tsv"]).success().stdout;
+    assert!(listed.starts_with("first-run\tc01\tQuickRun\tSucceeded\t"), "{listed}");
+    taskrun(&["delete", "first-run"]).code(2).stderr_has("--yes");
+    taskrun(&["delete", "first-run", "--yes"]).success();
+    taskrun(&["show", "first-run"]).code(4).stderr_has("task run `first-run` not found");
+}

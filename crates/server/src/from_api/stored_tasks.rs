@@ -41,7 +41,8 @@ pub(crate) fn task_definition(
     defaults: &BuildDefaults,
 ) -> Result<TaskDefinition, ApiError> {
     let api::Task { tags, identity, properties, .. } = body;
-    refuse_unsupported(identity.as_ref(), &properties)?;
+    refuse_identity(identity.as_ref())?;
+    refuse_unsupported(&properties)?;
     let known = known.map(|task| &task.definition);
     let Some(step) = properties.step else {
         return Err(ApiError::invalid("a task needs a step").at("step"));
@@ -261,18 +262,19 @@ fn build_arguments(given: Vec<api::SetValue>) -> Result<Vec<BuildArgument>, ApiE
     arguments.collect()
 }
 
-/// What is not there yet is refused by name, never ignored.
-fn refuse_unsupported(
-    identity: Option<&Value>,
-    properties: &api::TaskProperties,
-) -> Result<(), ApiError> {
-    let refuse = |message: &str, member: &str| Err(ApiError::invalid(message).at(member));
+/// Runs have no identities but that of the server.
+pub(crate) fn refuse_identity(identity: Option<&Value>) -> Result<(), ApiError> {
     let kind = identity.and_then(|identity| identity.get("type")).and_then(Value::as_str);
     match (identity, kind) {
-        (None | Some(Value::Null), _) => (),
-        (Some(_), Some(kind)) if kind.eq_ignore_ascii_case("none") => (),
-        _ => return refuse("identities of tasks are not supported yet", "identity"),
+        (None | Some(Value::Null), _) => Ok(()),
+        (Some(_), Some(kind)) if kind.eq_ignore_ascii_case("none") => Ok(()),
+        _ => Err(ApiError::invalid("identities are not supported yet").at("identity")),
     }
+}
+
+/// What is not there yet is refused by name, never ignored.
+fn refuse_unsupported(properties: &api::TaskProperties) -> Result<(), ApiError> {
+    let refuse = |message: &str, member: &str| Err(ApiError::invalid(message).at(member));
     if properties.agent_pool_name.as_ref().is_some_and(|pool| !pool.is_empty()) {
         return refuse("this server has no agent pools", "agentPoolName");
     }
@@ -569,7 +571,7 @@ mod tests {
         );
         check_refused(
             with("/identity", json!({ "type": "SystemAssigned" })),
-            expect!["identity: identities of tasks are not supported yet"],
+            expect!["identity: identities are not supported yet"],
         );
         // What says nothing says nothing wrong.
         let nothing =

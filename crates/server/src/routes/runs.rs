@@ -51,28 +51,37 @@ pub(crate) async fn schedule(
     if state.leaving.is_cancelled() {
         return Err(ApiError::leaving());
     }
-    let run: NewRun = match body {
+    let run = new_run(&state, &registry, body).await?;
+    let run = state.runs.submit(&registry, run).await?;
+    state.metrics.runs_submitted.fetch_add(1, Ordering::Relaxed);
+    Ok((StatusCode::CREATED, axum::Json(to_api::run(&run))))
+}
+
+/// The run that is asked for, checked.
+pub(crate) async fn new_run(
+    state: &Shared,
+    registry: &RegistryName,
+    body: api::RunRequest,
+) -> Result<NewRun, ApiError> {
+    Ok(match body {
         api::RunRequest::DockerBuildRequest(body) => {
-            build_request(&state, &registry, body).await?.into()
+            build_request(state, registry, body).await?.into()
         }
         api::RunRequest::FileTaskRunRequest(body) => {
             let location = body.options.source_location.as_deref();
             let location = SourceLocation::needed("a task file", location)?;
-            let context = resolve(&state, &registry, location).await?;
+            let context = resolve(state, registry, location).await?;
             from_api::file_task_request(body, context, state.build_defaults.timeout)?.into()
         }
         api::RunRequest::EncodedTaskRunRequest(body) => {
             let context = match SourceLocation::of(body.options.source_location.as_deref())? {
-                Some(location) => Some(resolve(&state, &registry, location).await?),
+                Some(location) => Some(resolve(state, registry, location).await?),
                 None => None,
             };
             from_api::encoded_task_request(body, context, state.build_defaults.timeout)?.into()
         }
-        api::RunRequest::TaskRunRequest(body) => task_run(&state, &registry, body).await?,
-    };
-    let run = state.runs.submit(&registry, run).await?;
-    state.metrics.runs_submitted.fetch_add(1, Ordering::Relaxed);
-    Ok((StatusCode::CREATED, axum::Json(to_api::run(&run))))
+        api::RunRequest::TaskRunRequest(body) => task_run(state, registry, body).await?,
+    })
 }
 
 /// A run of a stored task.

@@ -23,9 +23,15 @@ const CHANGE_ATTEMPTS: u32 = 5;
 pub(crate) struct ListQuery {
     #[serde(rename = "$top")]
     top: Option<usize>,
-    /// The last task of the page before.
+    /// The name of the last one on the page before.
     #[serde(rename = "$skiptoken")]
-    skip_token: Option<String>,
+    pub(crate) skip_token: Option<String>,
+}
+
+impl ListQuery {
+    pub(crate) fn page_size(&self) -> usize {
+        self.top.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX)
+    }
 }
 
 pub(crate) async fn list(
@@ -35,7 +41,7 @@ pub(crate) async fn list(
 ) -> Result<axum::Json<api::Page<api::Task>>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
     let after = query.skip_token.as_deref().map(task_name).transpose()?;
-    let top = query.top.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
+    let top = query.page_size();
     let mut tasks = state.tasks.list(&registry, after.as_ref(), top + 1).await?;
     let more = tasks.len() > top;
     tasks.truncate(top);

@@ -249,3 +249,85 @@ async fn a_run_is_kept_for_ever_when_it_is_asked_for() {
     .await;
     server.stop().await;
 }
+
+fn declared(dockerfile: &str, tag: &str) -> Value {
+    json!({
+        "properties": {
+            "runRequest": {
+                "type": "DockerBuildRequest",
+                "sourceLocation": "https://me:hunter22@example.com/app.git",
+                "imageNames": ["app:1"],
+                "dockerFilePath": dockerfile,
+                "platform": { "os": "Linux" },
+                "arguments": [{ "name": "B", "value": "hunter22", "isSecret": true }],
+            },
+            "forceUpdateTag": tag,
+        },
+    })
+}
+
+#[tokio::test]
+async fn a_declared_run_is_made_once() {
+    let server = Server::start().await;
+    let path = "/taskRuns/first-run";
+    let put = send(&server, Method::PUT, path, &declared("Dockerfile", "1"), StatusCode::OK).await;
+    let run = &put["properties"]["runResult"]["properties"];
+    assert_eq!((&run["runId"], &run["runType"]), (&json!("c01"), &json!("QuickBuild")));
+    server.ended("c01").await;
+    assert!(!put.to_string().contains("hunter22"), "{put}");
+    // The same again, at the same time and later, is the same run.
+    let again = (0..3).map(|_| async {
+        let again =
+            send(&server, Method::PUT, path, &declared("Dockerfile", "1"), StatusCode::OK).await;
+        assert_eq!(again["properties"]["runResult"]["name"], "c01");
+        assert_eq!(again["properties"]["provisioningState"], "Succeeded");
+    });
+    futures_util::future::join_all(again).await;
+    let at_once = (0..3).map(|_| async {
+        let path = "/taskRuns/second-run";
+        let put =
+            send(&server, Method::PUT, path, &declared("Dockerfile", ""), StatusCode::OK).await;
+        put["properties"]["runResult"]["name"].clone()
+    });
+    let at_once = futures_util::future::join_all(at_once).await;
+    assert_eq!(at_once, [json!("c02"), json!("c02"), json!("c02")]);
+    // Whatever changes makes another one.
+    let put = send(&server, Method::PUT, path, &declared("Dockerfile", "2"), StatusCode::OK).await;
+    assert_eq!(put["properties"]["runResult"]["name"], "c03");
+    let put = send(&server, Method::PUT, path, &declared("fail", "2"), StatusCode::OK).await;
+    assert_eq!(put["properties"]["runResult"]["name"], "c04");
+    assert_eq!(server.ended("c04").await["status"], "Failed");
+    let shown = get(&server, "/taskRuns/First-Run").await;
+    assert_eq!(shown["properties"]["provisioningState"], "Failed");
+    let listed = get(&server, "/taskRuns").await;
+    assert_eq!(listed["value"].as_array().unwrap().len(), 2);
+    assert_eq!(listed["value"][0], shown);
+
+    // Its secrets are not kept, so it cannot be made again without them.
+    let change = json!({ "properties": { "forceUpdateTag": "3" } });
+    let refused = send(&server, Method::PATCH, path, &change, StatusCode::BAD_REQUEST).await;
+    assert_eq!(refused["error"]["message"], "the secrets of the run request are not kept");
+    let request = json!({ "type": "EncodedTaskRunRequest", "encodedTaskContent": "c3RlcHM6IFtdCg==", "platform": { "os": "Linux" } });
+    let change = json!({ "properties": { "runRequest": request } });
+    let patched = send(&server, Method::PATCH, path, &change, StatusCode::OK).await;
+    assert_eq!(patched["properties"]["runResult"]["properties"]["runType"], "QuickRun");
+    let change = json!({ "properties": { "forceUpdateTag": "3" } });
+    let patched = send(&server, Method::PATCH, path, &change, StatusCode::OK).await;
+    assert_eq!(patched["properties"]["runResult"]["name"], "c06");
+
+    let deleted = server.request(Method::DELETE, path).send().await.unwrap();
+    assert_eq!(deleted.status(), StatusCode::NO_CONTENT);
+    assert_eq!(
+        server.request(Method::GET, path).send().await.unwrap().status(),
+        StatusCode::NOT_FOUND
+    );
+    assert_eq!(server.ended("c06").await["status"], "Succeeded");
+    for (path, body) in [
+        ("/taskRuns/under_score", declared("Dockerfile", "")),
+        ("/taskRuns/third-run", json!({ "properties": {} })),
+        ("/taskRuns/third-run", json!({ "properties": { "runRequest": { "type": "Other" } } })),
+    ] {
+        send(&server, Method::PUT, path, &body, StatusCode::BAD_REQUEST).await;
+    }
+    server.stop().await;
+}
