@@ -5,6 +5,7 @@ use std::time::Duration;
 use testkit::{MemoryBound, peak_memory, validate};
 
 use crate::build::app;
+use crate::output::tool;
 use crate::sandbox;
 
 const MIB: u64 = 1 << 20;
@@ -78,4 +79,47 @@ fn as_root_a_context_of_very_many_files_is_built_in_little_memory() {
     let peak = peak_memory(server.id());
     println!("the server's peak: {} MiB", peak / MIB);
     assert!(peak < SERVER_BOUND, "{peak}");
+}
+
+/// What a server may need for a log, however long.
+const LOG_BOUND: u64 = 100 * MIB;
+/// One line of it, its end included.
+const LINE: &str = "this is line x of a log that has so very many of them, to its en";
+
+/// A gibibyte of output of one step is kept whole, and searched.
+#[test]
+fn as_root_a_log_of_any_size_is_kept_whole_in_little_memory() {
+    let sandbox = sandbox();
+    let bound = MemoryBound::new(LOG_BOUND);
+    let server = sandbox.server();
+    server.registry().push("busybox", "latest", &testkit::busybox());
+    bound.hold(server.id());
+    let (size, line) = (1 << 30, LINE.len() as u64 + 1);
+    let script = format!("sh -c 'yes \"{LINE}\" | head -c {size} && echo && echo the end'");
+    let command = format!("{}/busybox {script}", server.host());
+    let args = ["run", "--no-logs", "-o", "json", "--cmd", &command];
+    let run = sandbox.refit(args).on(&server).within(Duration::from_secs(600));
+    let run = run.succeeds().json();
+    let id = run["name"].as_str().unwrap();
+    let socket = sandbox.data().join("refit.sock");
+    let count = |query: &str| {
+        let url = format!("http://localhost/api/v1/registries/local/runs/{id}/logs{query}");
+        let socket = socket.display();
+        let counted =
+            format!("curl -sS --fail --unix-socket {socket} '{url}' | grep -c '{LINE}.$'");
+        // No line is no success for `grep`.
+        let counted = tool(&sandbox, "sh", &["-c", &format!("{counted} || true")]);
+        counted.map(|count| count.trim().to_owned())
+    };
+    // Lines end in CR LF; the last one was cut, and `echo` ended it.
+    let told = |count: Option<String>, expected: u64| {
+        assert!(count.as_ref().is_none_or(|count| *count == expected.to_string()), "{count:?}");
+    };
+    told(count(""), (size + 1) / line);
+    told(count("?grep=the%20end%7Cnone%20of%20it"), 0);
+    let end = ["task", "logs", "--run-id", id, "--grep", "^the end$"];
+    assert_eq!(sandbox.refit(end).on(&server).succeeds().stdout.lines().count(), 1);
+    let peak = peak_memory(server.id());
+    println!("the server's peak: {} MiB", peak / MIB);
+    assert!(peak < LOG_BOUND, "{peak}");
 }

@@ -228,7 +228,7 @@ pub(super) const SECTIONS: &[Section] = &[
             bare("queue_length_max", "1000", "Runs waiting, per registry."),
             text(
                 "log_size_max",
-                "256MiB",
+                "16GiB",
                 "Log text of one run; what is longer is dropped, and the log says so.",
             ),
         ],

@@ -4,7 +4,7 @@ use expect_test::{Expect, expect};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Server, answer, bounded, build_request, wait_for};
+use crate::support::{CHATTY_LINES, Server, answer, bounded, build_request, wait_for};
 
 #[tokio::test]
 async fn a_build_is_uploaded_scheduled_and_followed() {
@@ -314,5 +314,41 @@ async fn a_run_interrupted_by_an_orderly_stop_is_taken_up_again() {
     let run = server.ended(&id).await;
     assert_eq!(run["status"], "Succeeded");
     assert_eq!(run["cost"]["attempts"], 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_followers_see_every_byte_and_one_that_stalls_costs_nothing() {
+    let server = Server::start().await;
+    // Nothing runs yet: all follow from the first byte on.
+    let held = [server.schedule("hold").await, server.schedule("hold").await];
+    let id = server.schedule("chatty").await;
+    let follow = || server.request(Method::GET, &format!("/runs/{id}/logs?follow=true")).send();
+    let mut stalled = follow().await.unwrap();
+    let followers: Vec<_> = futures_util::future::join_all((0..20).map(|_| follow())).await;
+    server.builder.hold.add_permits(2);
+    for id in &held {
+        server.ended(id).await;
+    }
+    // Whoever reads nothing keeps nobody.
+    assert_eq!(bounded(server.ended(&id)).await["status"], "Succeeded");
+    let texts =
+        followers.into_iter().map(async |follower| follower.unwrap().bytes().await.unwrap());
+    let texts = bounded(futures_util::future::join_all(texts)).await;
+    let lines = |text: &[u8]| -> Vec<usize> {
+        let text = std::str::from_utf8(text).unwrap().lines();
+        let numbered = text.filter_map(|line| line.split_once("line ")?.1.split(' ').next());
+        numbered.map(|number| number.parse().unwrap()).collect()
+    };
+    assert!(lines(&texts[0]).into_iter().eq(0..CHATTY_LINES), "{}", texts[0].len());
+    assert!(texts.iter().all(|text| *text == texts[0]));
+    let whole = server.request(Method::GET, &format!("/runs/{id}/logs")).send().await.unwrap();
+    assert_eq!(whole.bytes().await.unwrap(), texts[0]);
+    // It can go on where it was, although the log is compressed by now.
+    let mut late = Vec::new();
+    while let Some(chunk) = bounded(stalled.chunk()).await.unwrap() {
+        late.extend_from_slice(&chunk);
+    }
+    assert!(late == texts[0], "{} of {}", late.len(), texts[0].len());
     server.stop().await;
 }

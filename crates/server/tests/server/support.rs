@@ -15,6 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How much a run named `chatty` says.
+pub(crate) const CHATTY_LINES: usize = 4096;
+const CHATTY_WIDTH: usize = 4096;
+
 /// What a run's Dockerfile path makes the fake builder do.
 pub(crate) struct FakeBuilder {
     /// Runs named `hold` go on when the test gives a permit.
@@ -35,6 +39,13 @@ impl Executor for FakeBuilder {
         let dockerfile = attempt.run.request.build().map(|build| build.dockerfile.as_str());
         let end = match dockerfile.unwrap_or_default() {
             "fail" => End::Failed("`make` ended with 2".into()),
+            "chatty" => {
+                for number in 0..CHATTY_LINES {
+                    let line = format!("line {number} {}\n", "x".repeat(CHATTY_WIDTH));
+                    attempt.log.append(output(&line)).await;
+                }
+                End::Succeeded
+            }
             "hold" => tokio::select! {
                 permit = self.hold.acquire() => {
                     permit.unwrap().forget();
