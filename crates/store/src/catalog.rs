@@ -1,5 +1,6 @@
 //! Which repositories, tags and manifests there are, and what they refer to.
 
+mod aged;
 pub(crate) mod cache;
 mod copies;
 mod documents;

@@ -96,6 +96,14 @@ pub struct Deleted {
     pub tags: u64,
 }
 
+/// When nobody needs a manifest: it has no tag and no subject, it is old enough, and the same is
+/// true of every index that lists it, at any depth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unneeded {
+    /// Pushed then or before.
+    pub pushed_until: Millis,
+}
+
 /// A manifest to be stored: parsed once at the edge, its bytes kept as they came.
 pub struct NewManifest<'a> {
     pub digest: &'a Digest,

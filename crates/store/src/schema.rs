@@ -3,7 +3,7 @@
 use crate::Result;
 
 /// Applied in order, each once; never changed after a release, only added to.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "
 -- Bytes that exist, and where.
 CREATE TABLE blobs (
@@ -154,6 +154,11 @@ CREATE INDEX manifests_used ON manifests (used_at) WHERE used_at IS NOT NULL;
     "
 -- What the layer was found to unpack to when its index was made. NULL: not looked at yet.
 ALTER TABLE layer_indexes ADD COLUMN diff_id TEXT;
+",
+    "
+-- In order of age, for those who delete what is old.
+CREATE INDEX tags_updated ON tags (registry, repository, updated_at DESC, name);
+CREATE INDEX manifests_pushed ON manifests (registry, repository, pushed_at DESC, digest);
 ",
 ];
 

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use oci::{
 };
 use store::{
     BlobStore, CacheEntry, Catalog, Cause, DiskStore, Expected, GcOptions, ManifestRef,
-    MemoryStore, NewManifest, ReadLayer, ScrubPass, StoreError, StoredSize,
+    MemoryStore, NewManifest, ReadLayer, ScrubPass, StoreError, StoredSize, Unneeded,
 };
 use tokio::io::AsyncReadExt;
 
@@ -119,6 +119,7 @@ suite! {
     a_lost_compare_and_swap_changes_nothing,
     deleting_a_manifest_takes_its_tags,
     listings_go_on_after_the_last_name,
+    what_is_old_comes_last_and_goes_only_if_nobody_needs_it,
     a_blob_in_use_cannot_be_unlinked,
     referrers_are_listed_whether_or_not_the_subject_exists,
     pages_of_referrers_are_bounded_and_go_on_when_their_last_is_deleted,
@@ -625,6 +626,82 @@ async fn listings_go_on_after_the_last_name(f: Fixture) {
     let manifests = f.catalog.manifests(&registry(), &repository("a"), None, 10).await.unwrap();
     assert_eq!(manifests.len(), 3);
     assert!(manifests.iter().all(|manifest| manifest.tags.len() == 1));
+}
+
+/// Puts an index of manifests that are there.
+async fn put_index(catalog: &Catalog, name: &str, members: &[&Digest], label: &str) -> Digest {
+    let member = |digest: &&Digest| Descriptor::new(media_type::OCI_MANIFEST, (*digest).clone(), 1);
+    let index = ImageIndex {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_INDEX.to_owned()),
+        artifact_type: None,
+        manifests: members.iter().map(member).collect(),
+        subject: None,
+        annotations: BTreeMap::from([("label".to_owned(), label.to_owned())]),
+    };
+    let bytes = Bytes::from(serde_json::to_vec(&index).unwrap());
+    let (digest, index) = (Digest::of(&bytes), Manifest::Index(index));
+    let media_type = media_type::OCI_INDEX;
+    let new = NewManifest { digest: &digest, media_type, bytes, manifest: &index };
+    catalog.put_manifest(&registry(), &repository(name), new, &[], &push_cause()).await.unwrap();
+    digest
+}
+
+async fn what_is_old_comes_last_and_goes_only_if_nobody_needs_it(f: Fixture) {
+    let (registry, name, cause) = (registry(), repository("app"), push_cause());
+    let child = push(&f.catalog, "app", "v1", b"one").await;
+    a_moment().await;
+    let other = push(&f.catalog, "app", "v2", b"two").await;
+    a_moment().await;
+    let inner = put_index(&f.catalog, "app", &[&child], "inner").await;
+    a_moment().await;
+    let outer = put_index(&f.catalog, "app", &[&inner], "outer").await;
+
+    let tags = async |after| f.catalog.tags_by_age(&registry, &name, after, 1).await.unwrap();
+    let [newest] = &tags(None).await[..] else { panic!("a page of one") };
+    assert_eq!(newest.tag, tag("v2"));
+    let older = tags(Some((newest.updated_at, &newest.tag))).await;
+    assert_eq!(older[0].tag, tag("v1"));
+    assert!(tags(Some((older[0].updated_at, &older[0].tag))).await.is_empty());
+
+    let of_child = f.catalog.tags_of(&registry, &name, &child).await.unwrap();
+    assert_eq!(of_child, older);
+
+    let page = async |after| f.catalog.manifests_by_age(&registry, &name, after, 3).await.unwrap();
+    let first = page(None).await;
+    let digests = |page: &[store::ManifestInfo]| -> Vec<Digest> {
+        page.iter().map(|manifest| manifest.digest.clone()).collect()
+    };
+    assert_eq!(digests(&first), [outer.clone(), inner.clone(), other.clone()]);
+    let rest = page(Some((first[2].pushed_at, &first[2].digest))).await;
+    assert_eq!(digests(&rest), std::slice::from_ref(&child));
+    assert_eq!(rest[0].tags, [tag("v1")]);
+
+    let above = f.catalog.indexes_above(&registry, &name, &child, 10).await.unwrap();
+    assert_eq!(
+        BTreeSet::from_iter(digests(&above)),
+        BTreeSet::from([inner.clone(), outer.clone()])
+    );
+    assert_eq!(f.catalog.indexes_above(&registry, &name, &child, 1).await.unwrap().len(), 1);
+
+    let delete = async |digest: &Digest, pushed_until| {
+        let unneeded = Unneeded { pushed_until };
+        f.catalog.delete_unneeded(&registry, &name, digest, unneeded, &cause).await.unwrap()
+    };
+    // It has a tag, then only the indexes above it are too young, then they have a tag.
+    assert!(!delete(&child, i64::MAX).await);
+    f.catalog.move_tag(&registry, &name, &tag("v1"), &Expected::Any, None, &cause).await.unwrap();
+    assert!(!delete(&child, first[1].pushed_at).await);
+    let to = Some(&outer);
+    f.catalog.move_tag(&registry, &name, &tag("all"), &Expected::Any, to, &cause).await.unwrap();
+    assert!(!delete(&child, i64::MAX).await);
+    f.catalog.move_tag(&registry, &name, &tag("all"), &Expected::Any, None, &cause).await.unwrap();
+    assert!(delete(&child, i64::MAX).await);
+    assert_eq!(manifest(&f.catalog, "app", child.as_str()).await, None);
+    assert!(!delete(&child, i64::MAX).await, "it is gone");
+    let signature = image(b"{\"label\":\"v2\"}", &[b"two"], Some(&other));
+    let signature = put_manifest(&f.catalog, "app", signature, &[]).await.unwrap();
+    assert!(!delete(&signature, i64::MAX).await, "it has a subject");
 }
 
 async fn a_blob_in_use_cannot_be_unlinked(f: Fixture) {

@@ -5,12 +5,13 @@ use oci::{Descriptor, Digest, Manifest, RegistryName, RepositoryName, Tag};
 use sqlx::{Row, SqliteConnection};
 use tokio::io::AsyncReadExt;
 
+use super::aged::is_needed;
 use super::repositories::{count, link};
 use super::{Catalog, hot, job, parsed, tags};
 use crate::error::database;
 use crate::model::{
     Cause, Deleted, Expected, ManifestEntry, ManifestInfo, ManifestRef, Millis, NewManifest,
-    Referrer,
+    Referrer, Unneeded,
 };
 use crate::{Result, StoreError, gc, now};
 
@@ -247,6 +248,17 @@ impl Catalog {
         .fetch_all(self.db.reads())
         .await
         .map_err(failed())?;
+        self.with_tags(registry, repository, rows).await
+    }
+
+    /// Rows of `manifests` as listings show them.
+    pub(super) async fn with_tags(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        rows: Vec<sqlx::sqlite::SqliteRow>,
+    ) -> Result<Vec<ManifestInfo>> {
+        let failed = || database("list manifests");
         let mut found = Vec::with_capacity(rows.len());
         for row in rows {
             let digest: String = row.try_get("digest").map_err(failed())?;
@@ -285,6 +297,20 @@ impl Catalog {
         digest: &Digest,
         cause: &Cause,
     ) -> Result<Deleted> {
+        let deleted = self.delete_if(registry, repository, digest, None, cause).await?;
+        let missing = || StoreError::NotFound { what: format!("manifest {digest}") };
+        deleted.ok_or_else(missing)
+    }
+
+    /// Removes a manifest that is there and, if `unneeded` says what that is, not needed.
+    pub(super) async fn delete_if(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        digest: &Digest,
+        unneeded: Option<Unneeded>,
+        cause: &Cause,
+    ) -> Result<Option<Deleted>> {
         self.blobs.make_room().await?;
         let (owned, name, gone) = (registry.clone(), repository.clone(), digest.clone());
         let cause = cause.clone();
@@ -302,7 +328,12 @@ impl Catalog {
                 .await
                 .map_err(failed())?;
                 if found.is_none() {
-                    return Err(StoreError::NotFound { what: format!("manifest {gone}") });
+                    return Ok(None);
+                }
+                if let Some(unneeded) = unneeded
+                    && is_needed(connection, &owned, &name, &gone, unneeded).await?
+                {
+                    return Ok(None);
                 }
                 let tags: Vec<String> = sqlx::query_scalar(
                     "SELECT name FROM tags
@@ -319,19 +350,19 @@ impl Catalog {
                     super::tags::write(connection, &owned, &name, tag, None, &cause).await?;
                 }
                 remove(connection, &owned, &name, gone.as_str()).await?;
-                Ok(tags)
+                Ok(Some(tags))
             })
         });
         let (owned, name, gone) = (registry.clone(), repository.clone(), digest.clone());
-        let tags = self.write_then(job, move |catalog, tags: &Vec<Tag>| {
+        let tags = self.write_then(job, move |catalog, tags: &Option<Vec<Tag>>| {
+            let Some(tags) = tags else { return };
             let keys = forgotten(&owned, &name, &gone, tags.iter());
             keys.iter().for_each(|key| catalog.hot.forget(key));
             if !tags.is_empty() {
                 catalog.announce();
             }
         });
-        let tags = tags.await?;
-        Ok(Deleted { manifests: 1, tags: tags.len() as u64 })
+        Ok(tags.await?.map(|tags| Deleted { manifests: 1, tags: tags.len() as u64 }))
     }
 
     /// Manifests whose subject is `subject`, after `last` in order of their digests, and the

@@ -67,15 +67,7 @@ impl Catalog {
         .fetch_all(self.db.reads())
         .await
         .map_err(failed())?;
-        let tag = |row: &sqlx::sqlite::SqliteRow| {
-            Ok(TagInfo {
-                tag: parsed(row.try_get("name").map_err(failed())?)?,
-                digest: parsed(row.try_get("digest").map_err(failed())?)?,
-                created_at: row.try_get("created_at").map_err(failed())?,
-                updated_at: row.try_get("updated_at").map_err(failed())?,
-            })
-        };
-        rows.iter().map(tag).collect()
+        rows.iter().map(tag_info).collect()
     }
 
     /// The journal after a cursor, oldest first, at most `limit`.
@@ -120,6 +112,17 @@ impl Catalog {
     pub(super) fn announce(&self) {
         self.moved.send_replace(());
     }
+}
+
+/// A row of `tags` with what listings say of it.
+pub(super) fn tag_info(row: &sqlx::sqlite::SqliteRow) -> Result<TagInfo> {
+    let failed = || database("list tags");
+    Ok(TagInfo {
+        tag: parsed(row.try_get("name").map_err(failed())?)?,
+        digest: parsed(row.try_get("digest").map_err(failed())?)?,
+        created_at: row.try_get("created_at").map_err(failed())?,
+        updated_at: row.try_get("updated_at").map_err(failed())?,
+    })
 }
 
 async fn current(
