@@ -11,7 +11,7 @@ use crate::features;
 
 /// Which of our crates a crate may use. An arrow that is not here is a decision: make it in
 /// a commit of its own, with the reason, and change ARCHITECTURE.md too.
-const MAY_USE: [(&str, &[&str]); 17] = [
+const MAY_USE: [(&str, &[&str]); 18] = [
     ("oci", &[]),
     ("dockerfile", &["oci"]),
     ("task", &["oci"]),
@@ -21,7 +21,8 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ("remote", &["oci", "store"]),
     ("container", &[]),
     ("builder", &["oci", "dockerfile", "store", "remote", "container"]),
-    ("engine", &["oci", "task", "store", "remote", "container", "builder"]),
+    ("housekeeping", &["oci", "store"]),
+    ("engine", &["oci", "task", "store", "remote", "container", "builder", "housekeeping"]),
     ("control", &["oci", "task", "db", "store", "remote", "engine"]),
     ("registry", &["oci", "store", "remote"]),
     (
@@ -36,6 +37,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
             "remote",
             "container",
             "builder",
+            "housekeeping",
             "engine",
             "control",
             "registry",

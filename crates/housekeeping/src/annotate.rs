@@ -1,0 +1,258 @@
+//! Saying something about images: a manifest with annotations that has the image as its subject.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use oci::{Algorithm, Descriptor, Digest, ImageManifest, Manifest, RepositoryName, media_type};
+use store::{ManifestInfo, ManifestRef, Millis, NewManifest, TagInfo};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{HousekeepingError, OptionsError};
+use crate::filter::{Filter, Filters};
+use crate::purge::match_time;
+use crate::record::{Item, Record, Records, Verb};
+use crate::registry::{PAGE, Registry, Repositories, Session, matching};
+use crate::untagged::Needs;
+
+/// What is said of an image once only.
+const LIFECYCLE: &str = "application/vnd.microsoft.artifact.lifecycle";
+const EMPTY: &[u8] = b"{}";
+const ARTIFACT_TYPE_LEN_MAX: usize = 255;
+const ANNOTATIONS_MAX: usize = 1000;
+/// Bytes of all annotations.
+const ANNOTATIONS_SIZE_MAX: usize = 256 << 10;
+
+/// Annotations as they are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AnnotateOptions {
+    pub filters: Vec<String>,
+    pub artifact_type: Option<String>,
+    /// `KEY=VALUE[,KEY=VALUE]`
+    pub annotations: Vec<String>,
+    pub untagged: bool,
+    pub dry_run: bool,
+    pub filter_timeout_seconds: Option<i64>,
+}
+
+/// Annotations that can be made.
+#[derive(Debug, Clone)]
+pub struct Annotate {
+    filters: Filters,
+    artifact_type: String,
+    annotations: BTreeMap<String, String>,
+    untagged: bool,
+    dry_run: bool,
+}
+
+impl Annotate {
+    pub fn new(options: &AnnotateOptions) -> Result<Self, OptionsError> {
+        if options.filters.is_empty() {
+            return Err(OptionsError::NoFilter);
+        }
+        let filters = Filters::parse(&options.filters, match_time(options.filter_timeout_seconds))?;
+        let artifact_type = options.artifact_type.clone().ok_or(OptionsError::NoArtifactType)?;
+        if !is_media_type(&artifact_type) {
+            let shown = artifact_type.chars().take(ARTIFACT_TYPE_LEN_MAX).collect();
+            return Err(OptionsError::BadArtifactType(shown));
+        }
+        Ok(Self {
+            filters,
+            artifact_type,
+            annotations: annotations(&options.annotations)?,
+            untagged: options.untagged,
+            dry_run: options.dry_run,
+        })
+    }
+}
+
+/// `type/subtype`, each of the characters of RFC 6838.
+fn is_media_type(text: &str) -> bool {
+    let is_name = |name: &str| {
+        name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || "!#$&-^_.+".contains(c))
+    };
+    let parts = text.split_once('/');
+    text.len() <= ARTIFACT_TYPE_LEN_MAX
+        && parts.is_some_and(|(kind, subtype)| is_name(kind) && is_name(subtype))
+}
+
+fn annotations(texts: &[String]) -> Result<BTreeMap<String, String>, OptionsError> {
+    let mut found = BTreeMap::new();
+    let mut size = 0;
+    for pair in texts.iter().flat_map(|text| text.split(',')) {
+        let shown = || pair.chars().take(100).collect();
+        let (key, value) =
+            pair.split_once('=').ok_or_else(|| OptionsError::BadAnnotation(shown()))?;
+        if key.is_empty() {
+            return Err(OptionsError::BadAnnotation(shown()));
+        }
+        size += pair.len();
+        found.insert(key.to_owned(), value.to_owned());
+        if found.len() > ANNOTATIONS_MAX || size > ANNOTATIONS_SIZE_MAX {
+            return Err(OptionsError::TooManyAnnotations(ANNOTATIONS_MAX));
+        }
+    }
+    match found.is_empty() {
+        true => Err(OptionsError::NoAnnotations),
+        false => Ok(found),
+    }
+}
+
+/// How much was annotated, or would be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Annotated {
+    pub dry_run: bool,
+    pub tags: u64,
+    pub manifests: u64,
+}
+
+impl Annotated {
+    /// The last lines of `acr annotate`. Nothing is locked here.
+    pub fn lines(&self) -> [String; 3] {
+        let of = |kind: &str, count: u64| match self.dry_run {
+            true => format!("Number of {kind} to be annotated: {count}"),
+            false => format!("Number of annotated {kind}: {count}"),
+        };
+        [
+            of("tags", self.tags),
+            of("manifests", self.manifests),
+            "Number of locked tags skipped: 0".to_owned(),
+        ]
+    }
+}
+
+/// Annotates, or tells what it would annotate. The first failure ends it.
+pub async fn annotate(
+    registry: &Registry,
+    annotate: &Annotate,
+    records: &dyn Records,
+    cancel: &CancellationToken,
+) -> Result<Annotated, HousekeepingError> {
+    let session = Session { registry, records, cancel };
+    let mut repositories = Repositories::new(&annotate.filters, PAGE);
+    let mut annotated = Annotated { dry_run: annotate.dry_run, ..Annotated::default() };
+    while let Some((name, filters)) = repositories.next(&session).await? {
+        if let Some(reason) = (registry.refused)(&name) {
+            return Err(HousekeepingError::Refused(reason));
+        }
+        let repository = Repository { session: &session, annotate, name, filters };
+        repository.annotate_tags(&mut annotated.tags).await?;
+        if annotate.untagged {
+            repository.annotate_manifests(&mut annotated.manifests).await?;
+        }
+    }
+    Ok(annotated)
+}
+
+struct Repository<'a> {
+    session: &'a Session<'a>,
+    annotate: &'a Annotate,
+    name: RepositoryName,
+    filters: Arc<[Filter]>,
+}
+
+impl Repository<'_> {
+    async fn annotate_tags(&self, count: &mut u64) -> Result<(), HousekeepingError> {
+        let Registry { catalog, name: registry, .. } = self.session.registry;
+        let mut last = None::<String>;
+        loop {
+            self.session.check()?;
+            let page = catalog.tags(registry, &self.name, last.as_deref(), PAGE).await?;
+            let Some(end) = page.last() else { return Ok(()) };
+            last = Some(end.tag.to_string());
+            let names = page.iter().map(|tag| tag.tag.clone()).collect();
+            let matches = matching(&self.filters, names).await?;
+            let matching = page.into_iter().zip(matches).filter(|(_, matches)| *matches);
+            for (TagInfo { tag, digest, .. }, _) in matching {
+                let item = Item { repository: self.name.clone(), tag: Some(tag), digest };
+                *count += u64::from(self.annotate_item(item).await?);
+            }
+        }
+    }
+
+    /// Untagged manifests that are no OCI images: those that are, are what others are annotated by.
+    async fn annotate_manifests(&self, count: &mut u64) -> Result<(), HousekeepingError> {
+        let Registry { catalog, name: registry, .. } = self.session.registry;
+        let needs = Needs {
+            session: self.session,
+            repository: &self.name,
+            pushed_until: Millis::MAX,
+            going: None,
+        };
+        let mut last = None::<Digest>;
+        loop {
+            self.session.check()?;
+            let page = catalog.manifests(registry, &self.name, last.as_ref(), PAGE).await?;
+            let Some(end) = page.last() else { return Ok(()) };
+            last = Some(end.digest.clone());
+            let others = page.into_iter().filter(|it| it.media_type != media_type::OCI_MANIFEST);
+            for manifest in others {
+                if needs.unneeded(&manifest).await?.is_some() {
+                    let ManifestInfo { digest, .. } = manifest;
+                    let item = Item { repository: self.name.clone(), tag: None, digest };
+                    *count += u64::from(self.annotate_item(item).await?);
+                }
+            }
+        }
+    }
+
+    /// Says whether there was anything to do.
+    async fn annotate_item(&self, item: Item) -> Result<bool, HousekeepingError> {
+        self.session.check()?;
+        let Registry { catalog, name: registry, .. } = self.session.registry;
+        let Annotate { artifact_type, dry_run, .. } = self.annotate;
+        if artifact_type == LIFECYCLE {
+            let kind = Some(LIFECYCLE);
+            let (found, _) =
+                catalog.referrers(registry, &self.name, &item.digest, kind, None, 1).await?;
+            if !found.is_empty() {
+                return Ok(false);
+            }
+        }
+        let verb = if *dry_run { Verb::WouldAnnotate } else { Verb::Annotated };
+        if !dry_run {
+            let reference = ManifestRef::Digest(item.digest.clone());
+            let Some(subject) = catalog.manifest(registry, &self.name, &reference).await? else {
+                // Deleted since it was listed.
+                return Ok(false);
+            };
+            let subject = Descriptor::new(subject.media_type, subject.digest, subject.size);
+            self.push(subject).await?;
+        }
+        self.session.records.take(Record::Item { verb, item }).await;
+        Ok(true)
+    }
+
+    /// Pushes what has no more to say than its annotations (image-spec, *Guidelines for Artifact
+    /// Usage*). The same of the same image is the same manifest.
+    async fn push(&self, subject: Descriptor) -> Result<(), HousekeepingError> {
+        let Registry { catalog, name: registry, cause, .. } = self.session.registry;
+        let mut upload = catalog.blobs().begin_upload(Algorithm::Sha256).await?;
+        upload.write(Bytes::from_static(EMPTY)).await?;
+        let stored = upload.commit(None).await?;
+        catalog.link_blob(registry, &self.name, &stored.digest).await?;
+        let empty = Descriptor::of(media_type::OCI_EMPTY, EMPTY);
+        let image = ImageManifest {
+            schema_version: 2,
+            media_type: Some(media_type::OCI_MANIFEST.to_owned()),
+            artifact_type: Some(self.annotate.artifact_type.clone()),
+            config: empty.clone(),
+            layers: vec![empty],
+            subject: Some(subject),
+            annotations: self.annotate.annotations.clone(),
+        };
+        let bytes = serde_json::to_vec(&image).map_err(|error| store::StoreError::Database {
+            doing: "write a manifest".to_owned(),
+            source: error.into(),
+        })?;
+        let (digest, manifest) = (Digest::of(&bytes), Manifest::Image(Box::new(image)));
+        let new = NewManifest {
+            digest: &digest,
+            media_type: media_type::OCI_MANIFEST,
+            bytes: bytes.into(),
+            manifest: &manifest,
+        };
+        Ok(catalog.put_manifest(registry, &self.name, new, &[], cause).await?)
+    }
+}
