@@ -7,6 +7,7 @@ mod build_options;
 mod error;
 mod event;
 mod import;
+mod purge;
 mod registry;
 mod run;
 mod task;
@@ -17,6 +18,7 @@ pub use build_options::{
 pub use error::{ErrorBody, ErrorDetail};
 pub use event::{Event, EventKind, OutputStream};
 pub use import::*;
+pub use purge::*;
 pub use registry::*;
 pub use run::*;
 pub use task::*;

@@ -8,6 +8,7 @@ mod import;
 mod login;
 mod logout;
 mod manifest;
+mod purge;
 mod quick_task;
 mod render;
 mod repository;
@@ -44,6 +45,8 @@ pub enum Command {
     /// Tags of a repository
     #[command(subcommand)]
     Tag(tag::Command),
+    /// Delete tags by name and age, and manifests that nobody needs
+    Purge(purge::Args),
     /// Stored tasks, runs and their logs
     #[command(subcommand)]
     Task(task::Command),
@@ -131,6 +134,7 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Tag(command) => tag::run(session, command).await,
         Command::Task(command) => task::run(session, command).await,
         Command::Taskrun(command) => taskrun::run(session, command).await,
+        Command::Purge(args) => purge::run(session, args).await,
         Command::Gc(args) => gc::run(session, args).await,
         Command::Scrub(args) => scrub::run(session, args).await,
         Command::Import(args) => import::run(session, args).await,

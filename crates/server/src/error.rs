@@ -6,6 +6,7 @@ use axum::http::header::{HeaderValue, WWW_AUTHENTICATE};
 use axum::response::{IntoResponse, Response};
 use control::ControlError;
 use engine::{ImageArchiveError, ImportError};
+use housekeeping::{HousekeepingError, OptionsError};
 use remote::RemoteError;
 use store::StoreError;
 
@@ -127,6 +128,29 @@ impl From<ImportError> for ApiError {
         };
         let hint = error.hint();
         Self { status, code, message: error.to_string(), target: None, hint }
+    }
+}
+
+impl From<OptionsError> for ApiError {
+    fn from(error: OptionsError) -> Self {
+        Self { hint: error.hint(), ..Self::invalid(error.to_string()) }
+    }
+}
+
+impl From<HousekeepingError> for ApiError {
+    fn from(error: HousekeepingError) -> Self {
+        let hint = error.hint();
+        match error {
+            HousekeepingError::Store(error) => error.into(),
+            // Only the server's own end does that while somebody listens.
+            HousekeepingError::Canceled => Self::leaving(),
+            HousekeepingError::NotFound { .. } | HousekeepingError::NoRepository(_) => {
+                Self { message: error.to_string(), hint, ..Self::not_found("") }
+            }
+            HousekeepingError::Match(_) | HousekeepingError::Refused(_) => {
+                Self { hint, ..Self::invalid(error.to_string()) }
+            }
+        }
     }
 }
 

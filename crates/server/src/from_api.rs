@@ -16,6 +16,7 @@ use control::{
 };
 use dockerfile::ContextAddress;
 use engine::Destination;
+use housekeeping::PurgeOptions;
 use oci::{
     Annotations, Compression, CompressionError, Digest, Platform, Reference, RegistryName,
     RepositoryName,
@@ -550,6 +551,22 @@ fn network(network: Option<String>, allow_host: bool) -> Result<Option<String>, 
 /// A piece of the client's text, short enough for a message and without control characters.
 pub(crate) fn cut(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(100).collect()
+}
+
+/// What is wrong with them is found when a purge is made of them.
+pub(crate) fn purge_options(body: api::PurgeRequest) -> PurgeOptions {
+    PurgeOptions {
+        filters: body.filters,
+        ago: body.ago,
+        keep: body.keep,
+        untagged: body.untagged,
+        untagged_only: body.untagged_only,
+        dry_run: body.dry_run,
+        include_locked: body.include_locked,
+        concurrency: body.concurrency,
+        filter_timeout_seconds: body.filter_timeout_seconds,
+        repository_page_size: body.repository_page_size,
+    }
 }
 
 #[cfg(test)]

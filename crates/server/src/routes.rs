@@ -4,6 +4,7 @@ mod agents;
 mod content;
 mod health;
 mod import;
+mod purge;
 mod runs;
 mod scrub;
 mod sources;
@@ -67,6 +68,7 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
         .route("/repositories/{name}/manifests/{reference}", get(content::manifest))
         .route("/repositories/{name}/manifests/{reference}", delete(content::delete_manifest))
         .route("/gc", post(content::collect_garbage))
+        .route("/purge", post(purge::purge))
         .route("/import", post(import::import))
         .route("/import/tags", post(import::tags))
         .route("/scrub", get(scrub::of_registry).post(scrub::begin_for_registry))

@@ -6,6 +6,7 @@ use control::{
     Waiting,
 };
 use engine::Imported;
+use housekeeping::{Item, Record};
 use oci::RegistryName;
 use serde_json::Value;
 use store::{
@@ -383,5 +384,23 @@ pub(crate) fn version(registries: &Registries) -> api::Version {
     api::Version {
         version: env!("CARGO_PKG_VERSION").into(),
         registries: registries.iter().map(info).collect(),
+    }
+}
+
+/// What a purge tells.
+pub(crate) fn purge_record(record: Record, login_server: &str) -> api::PurgeRecord {
+    match record {
+        Record::Line(text) => api::PurgeRecord::Note(text),
+        Record::Warning(text) => api::PurgeRecord::Warning(text),
+        Record::Item { item, .. } => {
+            let name = item.name(login_server);
+            let Item { repository, tag, digest } = item;
+            api::PurgeRecord::Item(api::PurgedItem {
+                name,
+                repository: repository.to_string(),
+                tag: tag.map(|tag| tag.to_string()),
+                digest: digest.to_string(),
+            })
+        }
     }
 }

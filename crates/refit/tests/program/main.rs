@@ -23,6 +23,7 @@ mod memory;
 mod output;
 mod platforms;
 mod pull_through;
+mod purge;
 mod render;
 mod repository;
 mod rootless;
