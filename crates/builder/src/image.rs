@@ -109,6 +109,12 @@ impl OwnNames {
         self.names.iter().find(|(own, _)| *own == host).map(|(_, registry)| registry)
     }
 
+    /// The host names of a registry, the one to show first.
+    pub fn hosts<'a>(&'a self, registry: &'a RegistryName) -> impl Iterator<Item = &'a str> {
+        let own = self.names.iter().filter(move |(_, name)| name == registry);
+        own.map(|(host, _)| host.as_str())
+    }
+
     /// The first host name of a registry, to be shown to people.
     pub fn host(&self, registry: &RegistryName) -> Option<&str> {
         self.names.iter().find(|(_, name)| name == registry).map(|(host, _)| host.as_str())

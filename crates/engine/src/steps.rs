@@ -5,6 +5,7 @@
 
 mod attempts;
 mod build;
+mod built_in;
 mod cmd;
 mod command_line;
 mod events;

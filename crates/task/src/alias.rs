@@ -24,10 +24,13 @@ const RUN_VARIABLES: [&str; 9] = [
     "Branch",
 ];
 
+/// What `acr` stands for where it is no image: whoever executes the task has its commands.
+pub const BUILT_IN_ACR: &str = "acr:built-in";
+
 /// The images behind the predefined names; they have no meaning on Windows.
 #[derive(Debug, Clone)]
 pub struct AliasImages {
-    /// The registry command line.
+    /// The registry command line; [`BUILT_IN_ACR`] is none.
     pub acr: String,
     /// The cloud command line.
     pub az: String,

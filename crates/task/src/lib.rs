@@ -32,7 +32,7 @@ mod yaml;
 #[doc(hidden)]
 pub mod fuzz;
 
-pub use alias::{AliasImages, AliasSource};
+pub use alias::{AliasImages, AliasSource, BUILT_IN_ACR};
 pub use build_arguments::{BuildArguments, BuildOption};
 pub use environment::Environment;
 pub use graph::Graph;

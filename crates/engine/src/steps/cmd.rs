@@ -12,29 +12,39 @@ use bytes::Bytes;
 use container::{
     Exit, Limits, Mount, MountKind, Network, OutputSink, Peers, Private, Stream, is_host_name,
 };
+use housekeeping::acr;
 use oci::Reference;
-use task::{Cmd, Container, Pull, Step};
+use task::{BUILT_IN_ACR, Cmd, Container, Pull, Step};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::attempts::Attempt;
+use super::built_in;
 use super::command_line::CommandLine;
 use super::events::Watch;
 use super::workspace::WORKSPACE;
 use super::{HOME, TaskContext, Work, attempts, unless_stopped};
 use crate::execute::{Engine, Failure, RunEvents};
 
-/// A command whose words are known, with the image it is of.
+/// A command whose words are known.
 #[derive(Clone)]
-pub(crate) struct Prepared {
-    image: BaseImage,
-    arguments: Vec<String>,
+pub(crate) enum Prepared {
+    /// An image, and what it gets as arguments.
+    Image { image: Box<BaseImage>, arguments: Vec<String> },
+    /// One that needs no container.
+    BuiltIn(acr::Command),
 }
 
-/// Finds the image of a command.
+/// Finds the image of a command, if it is of one.
 pub(crate) async fn prepare(context: &TaskContext<'_>, cmd: &Cmd) -> Result<Prepared, Failure> {
     let words = match CommandLine::parse(&cmd.command) {
         Ok(CommandLine::Words(words)) => words,
+        Ok(CommandLine::Script(operator)) if built_in::is_meant(cmd) => {
+            return Err(Failure::User(format!(
+                "error: the command has {operator}, and there is no shell to act on it\n\
+                 hint: put the word in quotes, as in `--filter 'app:.*'`"
+            )));
+        }
         Ok(CommandLine::Script(operator)) => {
             return Err(Failure::User(format!(
                 "error: the command has {operator}, which needs a shell outside of the image\n\
@@ -47,10 +57,13 @@ pub(crate) async fn prepare(context: &TaskContext<'_>, cmd: &Cmd) -> Result<Prep
     let Some(name) = words.next() else {
         return Err(Failure::User("error: `cmd` names no image".to_owned()));
     };
+    if name == BUILT_IN_ACR {
+        return built_in::prepare(context, cmd, words.collect()).map(Prepared::BuiltIn);
+    }
     let reference: Reference =
         name.parse().map_err(|error: oci::ReferenceError| Failure::user(&error, error.hint()))?;
     let image = pull(context, &reference, cmd.pull.as_ref()).await?;
-    Ok(Prepared { image, arguments: words.collect() })
+    Ok(Prepared::Image { image: Box::new(image), arguments: words.collect() })
 }
 
 /// Brings an image, and tries again as often as the step says.
@@ -139,28 +152,21 @@ pub(crate) async fn run(
     stop: &CancellationToken,
     started: Option<&Notify>,
 ) -> Result<(), Failure> {
-    let command = command(context, step, cmd, prepared)?;
-    context.events.message(&format!("Launching container with name: {}", step.id)).await;
     let number = context.numbers.next();
-    context
-        .events
-        .step_started(number, &format!("[{}] {}", step.id, first_line(&cmd.command)))
-        .await;
     let output = Output { events: context.events, number, watch, started };
-    let limits = &command.limits;
-    let ended = run_command(&context.engine.builder, &command, &output, stop).await;
-    let result = match ended {
-        Ok((Exit::Code(0), _)) => Ok(()),
-        Ok((Exit::Canceled, _)) => Err(Failure::Canceled),
-        Ok((exit, usage)) => {
-            let limits = RunLimits {
-                memory: limits.memory,
-                timeout: None,
-                out_of_memory: usage.out_of_memory,
-            };
-            Err(Failure::User(format!("error: the command {}", describe_exit(exit, &limits))))
+    let result = match prepared {
+        Prepared::BuiltIn(command) => {
+            let shown = built_in::shown(&cmd.command);
+            context.events.step_started(number, &format!("[{}] {shown}", step.id)).await;
+            built_in::run(context, command, &output, stop).await
         }
-        Err(error) => Err(command_failure(&error)),
+        Prepared::Image { image, arguments } => {
+            let command = command(context, step, cmd, image, arguments)?;
+            context.events.message(&format!("Launching container with name: {}", step.id)).await;
+            let shown = first_line(&cmd.command);
+            context.events.step_started(number, &format!("[{}] {shown}", step.id)).await;
+            in_container(context, &command, &output, stop).await
+        }
     };
     let end = match &result {
         Ok(()) => StepEnd::Done,
@@ -168,6 +174,27 @@ pub(crate) async fn run(
     };
     context.events.step_finished(number, end).await;
     result
+}
+
+async fn in_container(
+    context: &TaskContext<'_>,
+    command: &Command,
+    output: &Output<'_>,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    match run_command(&context.engine.builder, command, output, stop).await {
+        Ok((Exit::Code(0), _)) => Ok(()),
+        Ok((Exit::Canceled, _)) => Err(Failure::Canceled),
+        Ok((exit, usage)) => {
+            let limits = RunLimits {
+                memory: command.limits.memory,
+                timeout: None,
+                out_of_memory: usage.out_of_memory,
+            };
+            Err(Failure::User(format!("error: the command {}", describe_exit(exit, &limits))))
+        }
+        Err(error) => Err(command_failure(&error)),
+    }
 }
 
 fn command_failure(error: &CommandError) -> Failure {
@@ -183,7 +210,8 @@ fn command(
     context: &TaskContext<'_>,
     step: &Step,
     cmd: &Cmd,
-    prepared: &Prepared,
+    image: &BaseImage,
+    arguments: &[String],
 ) -> Result<Command, Failure> {
     let container = &cmd.container;
     let engine = &context.engine;
@@ -192,9 +220,9 @@ fn command(
     }
     Ok(Command {
         name: context.request.run.clone(),
-        image: prepared.image.clone(),
+        image: image.clone(),
         entry_point: cmd.entry_point.clone(),
-        arguments: prepared.arguments.clone(),
+        arguments: arguments.to_vec(),
         env: container.env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
         user: container.user.clone(),
         working_directory: container.working_directory.clone(),
@@ -299,7 +327,7 @@ pub(crate) fn first_line(text: &str) -> &str {
 }
 
 /// Passes on what a command prints.
-struct Output<'a> {
+pub(crate) struct Output<'a> {
     events: &'a dyn RunEvents,
     number: StepNumber,
     watch: &'a Watch,

@@ -1,7 +1,7 @@
-//! `refit purge`.
+//! `refit purge`, and `acr` in steps of tasks: the same commands over the same registry.
 
 use expect_test::expect;
-use testkit::{Image, Layer, Sandbox, Server};
+use testkit::{Image, Layer, Outcome, Sandbox, Server};
 
 use crate::sandbox;
 
@@ -24,6 +24,11 @@ fn filled() -> (Sandbox, Server) {
 fn said(text: &str, server: &Server) -> String {
     let local = server.host().replace("127.0.0.1", "localhost");
     testkit::filtered(&text.replace(&local, "HOST").replace(&server.host(), "HOST"))
+}
+
+fn run_task(sandbox: &Sandbox, server: &Server, task: &str) -> Outcome {
+    sandbox.write("app/acb.yaml", task);
+    sandbox.refit(["run", "app"]).on(server).run()
 }
 
 fn manifests(sandbox: &Sandbox, server: &Server, name: &str) -> usize {
@@ -83,4 +88,73 @@ fn a_purge_that_cannot_be_is_refused_before_anything_is_deleted() {
     let unasked = sandbox.refit(["purge", "-f", "team/app:.*", "--ago", "0d"]).on(&server).run();
     assert!(unasked.stderr.contains("--yes"), "{}", unasked.stderr);
     assert_eq!(server.registry().tags("team/app").len(), 3);
+}
+
+#[test]
+fn a_step_that_is_acr_purges_the_registry_of_its_run() {
+    let (sandbox, server) = filled();
+    let task = "version: v1.1.0
+steps:
+  - id: dry
+    cmd: acr purge --filter 'team/app:^1' --ago 0d --untagged --dry-run
+  - id: purge
+    cmd: >
+      acr purge --registry $Registry --filter 'team/app:^1' --ago 0d --untagged
+  - cmd: acr tag list --repository team/app -r {{.Run.RegistryName}}
+";
+    let done = run_task(&sandbox, &server, task).success();
+    let log = said(&done.stderr, &server);
+    for line in [
+        "Would delete: HOST/team/app:1.1\n",
+        "Number of manifests to be deleted: 2\n",
+        "Deleted HOST/team/app:1.0\n",
+        "Deleted HOST/team/app:1.1\n",
+        "Number of deleted tags: 2\n",
+        "Number of deleted manifests: 2\n",
+        "Listing tags for the \"team/app\" repository:\n",
+        "HOST/team/app:old\n",
+    ] {
+        assert!(log.contains(line), "`{line}` is not in:\n{log}");
+    }
+    assert!(!log.contains("Launching container"), "{log}");
+    assert_eq!(server.registry().tags("team/app"), ["old"]);
+    assert_eq!(manifests(&sandbox, &server, "team/app"), 1);
+    assert_eq!(server.registry().tags("other"), ["old"]);
+}
+
+#[test]
+fn a_step_that_is_acr_fails_as_others_do() {
+    let (sandbox, server) = filled();
+    for (step, words) in [
+        ("cmd: acr purge --filter 'team/app:.*'", "there is no `--ago`"),
+        ("cmd: acr purge --filter team/app:.* --ago 0d", "put the word in quotes"),
+        ("cmd: acr tag delete --repository team/app 9.9", "tag `9.9` of repository `team/app`"),
+        ("{cmd: acr version, env: [ACR_DEFAULT_REGISTRY=else.example.com]}", "else.example.com"),
+        ("{cmd: acr version, detach: true}", "takes no `detach`"),
+        ("{cmd: acr version, entryPoint: sh}", "takes no `entryPoint`"),
+        ("cmd: acr login example.com", "`acr login` is not built in"),
+        ("{cmd: acr purge --fliter x, retries: 1, retryDelay: 1}", "is tried again in 1 s"),
+    ] {
+        let failed = run_task(&sandbox, &server, &format!("version: v1.1.0\nsteps:\n  - {step}\n"));
+        assert_eq!(failed.code, Some(1), "{step}");
+        assert!(failed.stderr.contains(words), "{step}: {}", failed.stderr);
+    }
+    let ignored = "version: v1.1.0
+steps:
+  - {cmd: acr tag delete --repository team/app 9.9, ignoreErrors: true}
+  - cmd: acr tag delete --repository team/app old
+";
+    run_task(&sandbox, &server, ignored).success();
+    assert_eq!(server.registry().tags("team/app"), ["1.0", "1.1"]);
+}
+
+#[test]
+fn an_image_of_the_settings_takes_the_place_of_acr() {
+    let sandbox = sandbox();
+    sandbox.write("settings.toml", "[tasks]\nacr_image = \"127.0.0.1:1/my-acr:1\"\n");
+    let settings = sandbox.path("settings.toml").display().to_string();
+    let server = sandbox.server_with(&["--config", &settings]);
+    let failed = run_task(&sandbox, &server, "version: v1.1.0\nsteps:\n  - cmd: acr version\n");
+    assert_eq!(failed.code, Some(1));
+    assert!(failed.stderr.contains("127.0.0.1:1"), "{}", failed.stderr);
 }

@@ -169,8 +169,8 @@ pub(super) const SECTIONS: &[Section] = &[
         fields: &[
             text(
                 "acr_image",
-                "mcr.microsoft.com/acr/acr-cli:0.14",
-                "The image that `acr` stands for.",
+                "",
+                "The image that `acr` stands for. Empty: none is needed, its commands are built in.",
             ),
             text(
                 "az_image",

@@ -10,7 +10,7 @@ use std::time::Duration;
 use container::ExternalRuntime;
 use oci::{Compression, CompressionFormat, RegistryName, RepositoryName};
 use remote::Network;
-use task::AliasImages;
+use task::{AliasImages, BUILT_IN_ACR};
 
 use super::fields::{FOREIGN_VARIABLES, Field, Kind, SECTIONS, Section, nearest, section};
 
@@ -353,19 +353,19 @@ impl Layers {
 
     fn alias_images(&mut self) -> AliasImages {
         let mut at = self.at("tasks", "");
-        let mut image = |key: &str| {
+        let mut image = |key: &str, otherwise: &str| {
             let name = |text: &str| match text.parse::<oci::Reference>() {
                 Ok(_) => Ok(text.to_owned()),
                 Err(error) => Err(error.to_string()),
             };
-            at.parsed(key, name, String::new())
+            at.parsed(key, name, otherwise.to_owned())
         };
         AliasImages {
-            acr: image("acr_image"),
-            az: image("az_image"),
-            bash: image("bash_image"),
-            curl: image("curl_image"),
-            cssc: image("cssc_image"),
+            acr: image("acr_image", BUILT_IN_ACR),
+            az: image("az_image", ""),
+            bash: image("bash_image", ""),
+            curl: image("curl_image", ""),
+            cssc: image("cssc_image", ""),
         }
     }
 
