@@ -443,29 +443,48 @@ impl Runs {
         .map_err(ControlError::database("find old logs"))?;
         for row in &rows {
             let run = run_of(row)?;
-            self.shared.logs.delete(&log_key(&run)).await?;
-            let statement =
-                sqlx::query("UPDATE runs SET log_kept = FALSE WHERE registry = $1 AND number = $2")
-                    .bind(run.registry.as_str())
-                    .bind(run.id.number());
-            table::execute(&self.shared.db, "note that a log is gone", statement).await?;
+            // Somebody may have archived it since.
+            let statement = sqlx::query(
+                "UPDATE runs SET log_kept = FALSE
+                 WHERE registry = $1 AND number = $2 AND log_kept AND NOT archived",
+            )
+            .bind(run.registry.as_str())
+            .bind(run.id.number());
+            if table::execute(&self.shared.db, "note that a log goes", statement).await? == 1 {
+                self.shared.logs.delete(&log_key(&run)).await?;
+            }
         }
         Ok(rows.len() as u64)
     }
 
     async fn delete_runs(&self, before: Millis) -> Result<u64> {
-        let statement =
-            sqlx::query("DELETE FROM runs WHERE finished_at < $1 AND NOT archived RETURNING *")
-                .bind(before);
-        let rows = table::returning(&self.shared.db, "delete old runs", statement).await?;
+        let failed = "delete old runs";
+        let mut transaction =
+            self.shared.db.begin().await.map_err(ControlError::database(failed))?;
+        let rows = sqlx::query(
+            "DELETE FROM runs WHERE (registry, number) IN (
+                SELECT registry, number FROM runs WHERE finished_at < $1 AND NOT archived
+                LIMIT 1000)
+             RETURNING *",
+        )
+        .bind(before)
+        .fetch_all(&mut *transaction)
+        .await
+        .map_err(ControlError::database(failed))?;
+        for row in &rows {
+            sqlx::query("DELETE FROM run_images WHERE registry = $1 AND number = $2")
+                .bind(column::<&str>(row, "registry")?)
+                .bind(column::<i64>(row, "number")?)
+                .execute(&mut *transaction)
+                .await
+                .map_err(ControlError::database(failed))?;
+        }
+        transaction.commit().await.map_err(ControlError::database(failed))?;
         for row in &rows {
             let run = run_of(row)?;
-            self.shared.logs.delete(&log_key(&run)).await?;
-            let statement =
-                sqlx::query("DELETE FROM run_images WHERE registry = $1 AND number = $2")
-                    .bind(run.registry.as_str())
-                    .bind(run.id.number());
-            table::execute(&self.shared.db, "forget what a run pushed", statement).await?;
+            if let Err(error) = self.shared.logs.delete(&log_key(&run)).await {
+                tracing::warn!(%error, run = %run.id, "the log of a deleted run stays");
+            }
         }
         Ok(rows.len() as u64)
     }
@@ -640,7 +659,7 @@ impl Runs {
             if let (Some(task), Some(made_of)) = (&run.task, &outcome.dependencies)
                 && status == RunStatus::Succeeded
             {
-                tasks::note_dependencies(&mut transaction, run, task, &to_json(made_of)?).await?;
+                tasks::note_dependencies(&mut transaction, run, task, made_of).await?;
             }
         }
         transaction.commit().await.map_err(ControlError::database(failed))?;

@@ -142,19 +142,29 @@ impl TaskContext {
         };
         let with = |credentials: &str| match self.address.split_once("://") {
             Some((scheme, rest)) => format!("{scheme}://{credentials}@{rest}"),
-            // `github.com/...`
-            None => format!("https://{credentials}@{}", self.address),
+            // `github.com/OWNER/NAME`, which is a repository only in that form or by its ending.
+            None => {
+                let (path, rest) = self.address.split_at(place(&self.address).len());
+                let ending = if path.ends_with(".git") { "" } else { ".git" };
+                format!("https://{credentials}@{path}{ending}{rest}")
+            }
         };
         let decoded = percent_encoding::percent_decode_str(token).decode_utf8_lossy();
         let mut secrets = vec![token.clone(), decoded.clone().into_owned()];
-        // The password alone too: it may be seen without its user.
-        secrets.extend(decoded.split_once(':').map(|(_, password)| password.to_owned()));
+        // Each part alone too: a token may stand in the place of either.
+        if let Some((user, password)) = decoded.split_once(':') {
+            secrets.push(password.to_owned());
+            secrets.extend((user.len() >= TOKEN_LEN_MIN).then(|| user.to_owned()));
+        }
         secrets.retain(|secret| !secret.is_empty());
         secrets.dedup();
         let (address, shown) = (with(token), with("***"));
         ContextSource::Remote(RemoteSource { address, shown, secrets })
     }
 }
+
+/// A shorter user name is no token.
+const TOKEN_LEN_MIN: usize = 20;
 
 /// The repository or archive of an address, whatever part of it is meant.
 fn place(address: &str) -> &str {
@@ -446,6 +456,9 @@ mod tests {
         assert!(context.is_same_place("https://example.com/app.git#other"));
         assert!(!context.is_same_place("https://example.com/app.git.evil"));
         assert!(!context.is_same_place("https://example.org/app.git"));
+        let github = TaskContext { address: "github.com/o/n#main:a".into(), ..context.clone() };
+        let ContextSource::Remote(remote) = github.source() else { panic!("it is remote") };
+        assert_eq!(remote.address, "https://hunter2@github.com/o/n.git#main:a");
         let context = TaskContext { token: Some("me:p%40ss".into()), ..context };
         let ContextSource::Remote(remote) = context.source() else { panic!("it is remote") };
         assert_eq!(remote.secrets, ["me:p%40ss", "me:p@ss", "p@ss"]);

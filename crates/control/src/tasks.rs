@@ -6,7 +6,9 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::runs::run_of;
 use crate::table::{column, from_json, parsed, to_json};
-use crate::{ControlError, Result, Run, Runs, StoredTask, TaskDefinition, TaskName, table};
+use crate::{
+    ControlError, Result, Run, Runs, StoredTask, TaskDefinition, TaskName, TaskOverrides, table,
+};
 
 const SCHEMA: &[&str] = &["CREATE TABLE tasks (
         registry TEXT NOT NULL,
@@ -155,10 +157,16 @@ impl Tasks {
         .await
         .map_err(ControlError::database(failed))?;
         transaction.commit().await.map_err(ControlError::database(failed))?;
+        // All of them, whatever becomes of one: followers wait for the end of each log.
+        let mut result = Ok(());
         for row in &canceled {
-            self.runs.after_end(&run_of(row)?).await?;
+            let ended = match run_of(row) {
+                Ok(run) => self.runs.after_end(&run).await,
+                Err(error) => Err(error),
+            };
+            result = result.and(ended);
         }
-        Ok(())
+        result
     }
 }
 
@@ -178,20 +186,35 @@ pub(crate) async fn check(
     if found == 1 { Ok(()) } else { Err(not_found(name)) }
 }
 
-/// Keeps what the images of a run were made of with its task. A later run may have ended before.
+/// Keeps what the images of a run were made of with its task, if the run was what the task says
+/// now: not of an older definition, and without overrides.
 pub(crate) async fn note_dependencies(
     connection: &mut SqliteConnection,
     run: &Run,
     name: &TaskName,
-    dependencies: &str,
+    dependencies: &serde_json::Value,
 ) -> Result<()> {
-    sqlx::query("UPDATE tasks SET dependencies = $3 WHERE registry = $1 AND name_key = $2")
+    let row = sqlx::query("SELECT * FROM tasks WHERE registry = $1 AND name_key = $2")
         .bind(run.registry.as_str())
         .bind(name.key())
-        .bind(dependencies)
-        .execute(connection)
+        .fetch_optional(&mut *connection)
         .await
-        .map_err(ControlError::database("note what a task depends on"))?;
+        .map_err(ControlError::database("read a task"))?;
+    let Some(task) = row.map(|row| task_of(&row)).transpose()? else { return Ok(()) };
+    let build = run.request.build();
+    let compression = build.map(|build| build.options.compression).unwrap_or_default();
+    let archived = run.request.archived();
+    let overrides = TaskOverrides { archived, ..TaskOverrides::default() };
+    let plain = task.definition.run(name, overrides, compression);
+    if plain.is_ok_and(|plain| plain.request == run.request) {
+        sqlx::query("UPDATE tasks SET dependencies = $3 WHERE registry = $1 AND name_key = $2")
+            .bind(run.registry.as_str())
+            .bind(name.key())
+            .bind(to_json(dependencies)?)
+            .execute(connection)
+            .await
+            .map_err(ControlError::database("note what a task depends on"))?;
+    }
     Ok(())
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn has_variables(step: &BuildStep) -> bool {
 
 /// What an argument says in braces is otherwise meant for somebody else: it is `docker`'s form too.
 fn is_of_run(value: &str) -> bool {
-    value.contains("{{") && value.contains(".Run")
+    value.contains("{{") && value.contains(".Run.")
 }
 
 /// What errors call the name of an image or of a cache.

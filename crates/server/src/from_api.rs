@@ -163,7 +163,7 @@ impl<'a> SourceLocation<'a> {
 fn image_name(name: &str) -> Result<(), ApiError> {
     if name.contains("{{") {
         // What it comes to is known only in the run.
-        let rendered = task::render(name, &task::Variables::default(), &task::Secrets::new());
+        let rendered = task::render(name, &sample_variables(), &task::Secrets::new());
         let refuse =
             |error| ApiError::invalid(format!("`{}`: {error}", cut(name))).at("imageNames");
         return rendered.map(drop).map_err(refuse);
@@ -183,6 +183,26 @@ fn image_name(name: &str) -> Result<(), ApiError> {
         }
         None => Ok(()),
     }
+}
+
+/// Such as a run may have: a template that fits them is taken.
+fn sample_variables() -> task::Variables {
+    let text = |text: &str| text.to_owned();
+    let run = task::RunVariables {
+        id: text("ca1"),
+        registry: text("localhost:5000"),
+        commit: "0123456789".repeat(4),
+        branch: text("main"),
+        repository: text("https://example.com/app.git"),
+        git_tag: text("v1.0"),
+        triggered_by: text("example"),
+        task_name: text("example"),
+        shared_volume: text("workspace_ca1"),
+        os: text("linux"),
+        architecture: text("amd64"),
+        ..task::RunVariables::default()
+    };
+    task::Variables { run, ..task::Variables::default() }
 }
 
 /// An import as it was asked for.

@@ -7,10 +7,10 @@ use crate::error::ApiError;
 
 /// Bytes of a pattern, and of what it is compiled to.
 const PATTERN_MAX: usize = 1024;
-const COMPILED_MAX: usize = 1 << 20;
+const COMPILED_MAX: usize = 256 << 10;
 
 /// A longer line is searched piece by piece.
-const LINE_MAX: usize = 1 << 20;
+const LINE_MAX: usize = 64 << 10;
 
 /// Passes on the lines of a stream of bytes in which a regular expression is found.
 pub(crate) struct LineFilter {

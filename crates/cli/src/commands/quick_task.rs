@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::{ImageDescriptor, PlatformProperties, Run, RunStatus};
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::Session;
 use crate::OutputFormat;
@@ -161,10 +162,7 @@ async fn wait(
     let mut events = follow::events(connection.clone(), id.to_owned());
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    // Most runs begin before anybody would ask why they do not.
-    let mut questions = interval_at(Instant::now() + WAITING_FIRST, WAITING_PERIOD);
-    questions.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut waits = Waits::default();
+    let mut waits = Waits::begin(connection.clone(), id.to_owned());
     let mut canceling: Option<tokio::task::JoinHandle<Result<()>>> = None;
     let mut images = Vec::new();
     loop {
@@ -173,7 +171,7 @@ async fn wait(
                 Some(api::EventKind::Image { reference, digest }) => {
                     images.push((reference, digest));
                 }
-                Some(api::EventKind::Status { status }) => waits.is_over = status != RunStatus::Queued,
+                Some(api::EventKind::Status { status }) if status != RunStatus::Queued => waits.end(),
                 Some(api::EventKind::Finished { status, error }) => {
                     let interrupted = canceling.is_some();
                     return Ok(Ended { status, error, images, interrupted });
@@ -182,11 +180,7 @@ async fn wait(
             },
             _ = ticks.tick() => display.tick(),
             Some(note) = forwarding.note() => display.note(&note),
-            _ = questions.tick(), if !waits.is_over => {
-                if let Some(note) = waits.ask(connection, id).await {
-                    display.note(&note);
-                }
-            }
+            Some(note) = waits.notes.recv() => display.note(&note),
             () = interrupts.next() => {
                 if let Some(asked) = canceling {
                     // At once, but not before the server knows: the next owner of the data
@@ -210,24 +204,46 @@ async fn wait(
 const WAITING_FIRST: Duration = Duration::from_secs(1);
 const WAITING_PERIOD: Duration = Duration::from_secs(5);
 
-/// What the user was told of the waiting.
-#[derive(Default)]
+/// Asks why a run waits, beside everything else: an answer may take long.
 struct Waits {
-    is_over: bool,
-    /// The place in line.
-    told: Option<u64>,
+    /// For the user, whenever the place in line changes.
+    notes: mpsc::Receiver<String>,
+    asking: tokio::task::JoinHandle<()>,
 }
 
 impl Waits {
-    /// What is new of it. To know it is no need: an answer that does not come is no error.
-    async fn ask(&mut self, connection: &Connection, id: &str) -> Option<String> {
-        let run: Run = connection.get(connection.route(&["runs", id])).await.ok()?;
-        self.is_over = run.properties.status != RunStatus::Queued;
-        let waiting = run.properties.waiting?;
-        if self.told.replace(waiting.position) == Some(waiting.position) {
-            return None;
-        }
-        Some(explained(&waiting))
+    fn begin(connection: Connection, id: String) -> Self {
+        let (sender, notes) = mpsc::channel(1);
+        let asking = tokio::spawn(async move {
+            // Most runs begin before anybody would ask why they do not.
+            tokio::time::sleep(WAITING_FIRST).await;
+            let mut told = None;
+            // To know it is no need: an answer that does not come is no error.
+            while let Ok(run) = connection.get::<Run>(connection.route(&["runs", &id])).await {
+                if run.properties.status != RunStatus::Queued {
+                    return;
+                }
+                let waiting = run.properties.waiting;
+                if let Some(waiting) = waiting.filter(|waiting| told != Some(waiting.position)) {
+                    told = Some(waiting.position);
+                    if sender.send(explained(&waiting)).await.is_err() {
+                        return;
+                    }
+                }
+                tokio::time::sleep(WAITING_PERIOD).await;
+            }
+        });
+        Self { notes, asking }
+    }
+
+    fn end(&self) {
+        self.asking.abort();
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -238,7 +238,13 @@ async fn logs(session: &Session<'_>, args: LogsArgs) -> Result<()> {
         while let Some(bytes) = found.chunk().await.map_err(could_not("read the log"))? {
             session.printer.out(&text.push(&bytes))?;
         }
-        return session.printer.out(&text.finish());
+        session.printer.out(&text.finish())?;
+        let run: Run = connection.get(connection.route(&["runs", &id])).await?;
+        return match args.no_follow || run.properties.status.is_final() {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Unreachable, "the server ended the connection")
+                .with_hint("the run may go on: search again")),
+        };
     }
     print_log(session, id, !args.no_follow).await
 }

@@ -14,9 +14,15 @@ pub(crate) fn run_filter(text: &str) -> Result<RunFilter, ApiError> {
     if text.len() > FILTER_MAX {
         return Err(refuse(format!("it has more than {FILTER_MAX} bytes")));
     }
-    let mut filter = RunFilter::default();
+    let (mut filter, mut seen) = (RunFilter::default(), Vec::new());
     for term in terms(text)? {
         take(&mut filter, &term)?;
+        // Times have two ends.
+        let is_time = term.field.ends_with("time");
+        if !is_time && seen.contains(&term.field) {
+            return Err(refuse(format!("there are two conditions on `{}`", cut(&term.field))));
+        }
+        seen.push(term.field);
     }
     Ok(filter)
 }
@@ -274,6 +280,7 @@ mod tests {
             "contains(OutputImageManifests 'a')",
             "outputImageManifests eq 'a'",
             "agentPoolName eq 'p'",
+            "status eq 'Failed' and Status eq 'Error'",
         ] {
             told.push_str(&format!("{}\n", run_filter(bad).unwrap_err().message));
         }
@@ -296,6 +303,7 @@ mod tests {
             `contains ( OutputImageManifests a )` is not of the form `FIELD eq 'VALUE'`
             `outputimagemanifests` is asked for by `contains`
             this server has no agent pools
+            there are two conditions on `status`
         "#]]
         .assert_eq(&told);
     }

@@ -165,8 +165,8 @@ fn context(
         return Err(refuse("the address is too long"));
     }
     let (address, own) = match ContextAddress::of(&path) {
-        _ if path.is_empty() => return Ok(None),
-        ContextAddress::Nothing => return Ok(None),
+        _ if path.is_empty() => return without_context(&step.context_access_token),
+        ContextAddress::Nothing => return without_context(&step.context_access_token),
         ContextAddress::Local => {
             return Err(refuse("a stored task works on a git repository or an archive elsewhere")
                 .hint(
@@ -190,7 +190,9 @@ fn context(
         }
     };
     let given = step.context_access_token;
-    if own.is_some() && given.as_ref().is_some_and(|token| !token.is_empty()) {
+    let is_given = given.as_ref().is_some_and(|token| !token.is_empty());
+    // A user alone, as some hosts have it in the addresses that they show, is no secret yet.
+    if is_given && own.as_ref().is_some_and(|own| own.contains(':')) {
         return Err(refuse("the address has a token, and `contextAccessToken` another one"));
     }
     let stored = || {
@@ -198,12 +200,25 @@ fn context(
         context.filter(|context| context.is_same_place(&address))?.token.clone()
     };
     let token = match (own, given) {
+        (Some(user), Some(token)) if is_given => {
+            Some(format!("{user}:{}", utf8_percent_encode(&token, TOKEN)))
+        }
         (Some(own), _) => Some(own),
         (None, Some(token)) if token.is_empty() => None,
         (None, Some(token)) => Some(user_info(&token)),
         (None, None) => stored(),
     };
     Ok(Some(TaskContext { address, token }))
+}
+
+/// A token that nothing is fetched with would be lost.
+fn without_context(token: &Option<String>) -> Result<Option<TaskContext>, ApiError> {
+    match token.as_ref().is_some_and(|token| !token.is_empty()) {
+        false => Ok(None),
+        true => Err(ApiError::invalid("there is no context that the token is for")
+            .at("contextAccessToken")
+            .hint("give the address of the context with it")),
+    }
 }
 
 /// A token, or a user and password, as a part of an address.
@@ -505,6 +520,16 @@ mod tests {
         let context = parse(body, None).unwrap().context.unwrap();
         assert_eq!(context.token.as_deref(), Some("a%40b%2Fc%20d"));
         assert_eq!(user_info("me:p:w@"), "me:p%3Aw%40");
+        let body = with("/properties/step/contextPath", json!("https://org@example.com/app.git"));
+        let context = parse(body, None).unwrap().context.unwrap();
+        assert_eq!(context.token.as_deref(), Some("org:hunter2"));
+        let stored = json!({ "type": "EncodedTask", "encodedTaskContent": "eA==", "contextAccessToken": "t" });
+        check_refused(
+            with("/properties/step", stored),
+            expect![
+                "contextAccessToken: there is no context that the token is for (give the address of the context with it)"
+            ],
+        );
     }
 
     #[test]
@@ -515,8 +540,10 @@ mod tests {
                 "contextPath: a stored task works on a git repository or an archive elsewhere (uploaded contexts do not last; `refit run` and `refit task run` take them)"
             ],
         );
+        let mut nothing = with("/properties/step/contextPath", json!("/dev/null"));
+        nothing["properties"]["step"]["contextAccessToken"] = Value::Null;
         check_refused(
-            with("/properties/step/contextPath", json!("/dev/null")),
+            nothing,
             expect![
                 "contextPath: a task that builds an image needs one (give the address of a git repository or an archive)"
             ],

@@ -41,10 +41,16 @@ fn is_secret(members: &Map<String, Value>) -> bool {
 }
 
 fn shown(address: &str) -> String {
-    match ContextAddress::of(address) {
-        ContextAddress::Git(Ok(git)) if git.secret().is_some() => git.to_string(),
-        ContextAddress::Archive(archive) if archive.secret().is_some() => archive.to_string(),
-        _ => address.to_owned(),
+    let parsed = ContextAddress::of(address);
+    let secret = match &parsed {
+        ContextAddress::Git(Ok(git)) => git.secret(),
+        ContextAddress::Archive(archive) => archive.secret(),
+        _ => None,
+    };
+    // Whatever else the address says stays: a change of it is a change.
+    match secret {
+        Some(secret) => address.replacen(&format!("{secret}@"), "***@", 1),
+        None => address.to_owned(),
     }
 }
 
@@ -76,7 +82,7 @@ mod tests {
     fn secrets_are_left_out_wherever_they_are() {
         let request = json!({
             "type": "DockerBuildRequest",
-            "sourceLocation": "https://me:hunter2@example.com/app.git#main",
+            "sourceLocation": "https://me:hunter2@example.com/app.git?ref=main&commit=0123456",
             "arguments": [
                 { "name": "A", "value": "hunter2", "isSecret": true },
                 { "name": "B", "value": "plain" },
@@ -90,7 +96,10 @@ mod tests {
         let kept = without_secrets(request);
         let text = kept.to_string();
         assert!(!text.contains("hunter2") && !text.contains("aHVud"), "{text}");
-        assert!(text.contains("plain") && text.contains("https://***@example.com/app.git#main"));
+        assert!(
+            text.contains("plain")
+                && text.contains("https://***@example.com/app.git?ref=main&commit=0123456")
+        );
         assert!(lacks_secrets(&kept));
         assert_eq!(without_secrets(kept.clone()), kept);
         let open = json!({

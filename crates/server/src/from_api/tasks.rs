@@ -130,7 +130,8 @@ fn refuse_unsupported(options: &api::TaskRunOptions) -> Result<(), ApiError> {
 pub(super) fn refuse_credentials(credentials: Option<&api::Credentials>) -> Result<(), ApiError> {
     let Some(credentials) = credentials else { return Ok(()) };
     let refuse = |message: String| ApiError::invalid(message).at("credentials");
-    if credentials.custom_registries.as_ref().is_some_and(|registries| !registries.is_empty()) {
+    let mut registries = credentials.custom_registries.iter().flatten();
+    if registries.any(|(_, login)| !login.is_null()) {
         return Err(refuse("logins to other registries are not supported yet".to_owned())
             .hint("give them to the server, in `[upstream.\"HOST\"]` of its settings"));
     }

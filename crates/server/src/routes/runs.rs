@@ -250,18 +250,22 @@ pub(crate) async fn logs(
     let reader = state.runs.logs().read_text(&log_key(&run), query.offset, query.follow).await?;
     let reader = reader.until(state.stopping.clone());
     if let Some(lines) = lines {
-        let chunks = stream::unfold((reader, Some(lines)), async |(mut reader, mut lines)| {
-            let filter = lines.as_mut()?;
+        let chunks = stream::unfold((reader, Some(lines)), async |(mut reader, lines)| {
+            let mut lines = lines?;
             let chunk = match reader.next().await {
-                Ok(Some(chunk)) => Ok(filter.push(&chunk)),
-                Ok(None) => {
-                    let rest = filter.finish();
-                    lines = None;
-                    Ok(rest)
-                }
-                Err(error) => Err(error),
+                Ok(chunk) => chunk,
+                Err(error) => return Some((Err(std::io::Error::other(error)), (reader, None))),
             };
-            Some((chunk, (reader, lines)))
+            let is_last = chunk.is_none();
+            // A pattern may take its time.
+            let search = tokio::task::spawn_blocking(move || match chunk {
+                Some(chunk) => (lines.push(&chunk), lines),
+                None => (lines.finish(), lines),
+            });
+            match search.await {
+                Ok((found, lines)) => Some((Ok(found), (reader, Some(lines).filter(|_| !is_last)))),
+                Err(error) => Some((Err(std::io::Error::other(error)), (reader, None))),
+            }
         });
         // An empty piece would end a chunked body.
         let chunks = chunks.filter(|chunk| {

@@ -98,7 +98,11 @@ async fn declare(
         let message = format!("it has more than {TAG_MAX} bytes");
         return Err(ApiError::invalid(message).at("forceUpdateTag"));
     }
-    let kept = from_api::without_secrets(request.clone());
+    let body: api::RunRequest = serde_json::from_value(request)
+        .map_err(|error| ApiError::invalid(error.to_string()).at("runRequest"))?;
+    // Without members that mean nothing, in which somebody may have put a secret.
+    let kept = serde_json::to_value(&body).map_err(|error| ApiError::interrupted(&error))?;
+    let kept = from_api::without_secrets(kept);
     // An unchanged one needs nothing that its run needed, such as an upload that is gone by now.
     if let Some(known) = state.task_runs.get(registry, &name).await?
         && known.request == kept
@@ -106,8 +110,6 @@ async fn declare(
     {
         return Ok(axum::Json(shown(state, &known).await?));
     }
-    let body: api::RunRequest = serde_json::from_value(request)
-        .map_err(|error| ApiError::invalid(error.to_string()).at("runRequest"))?;
     let run = runs::new_run(state, registry, body).await?;
     let declared = TaskRunDeclaration { request: kept, force_update_tag: tag, run };
     let task_run = state.task_runs.put(registry, &name, declared).await?;

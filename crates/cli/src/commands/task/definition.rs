@@ -190,7 +190,8 @@ pub(super) async fn update(session: &Session<'_>, args: UpdateArgs) -> Result<()
     if definition.changes_step() || definition.timeout.is_some() {
         let known: api::Task = connection.get(url.clone()).await?;
         let is_stored = matches!(known.properties.step, Some(api::TaskStep::EncodedTask(_)));
-        if is_stored && !definition.changes_step() {
+        let has_text = definition.file.is_some() || definition.cmd.is_some();
+        if is_stored && definition.timeout.is_some() && !has_text {
             return Err(Error::usage(
                 "`--timeout` alone does not change a task that has its file stored: its steps have \
                  time limits of their own",
@@ -198,7 +199,16 @@ pub(super) async fn update(session: &Session<'_>, args: UpdateArgs) -> Result<()
             .with_hint("give the file or the command again, with `--file` or `--cmd`"));
         }
         if definition.changes_step() {
-            properties.insert("step".into(), definition.step(session, Some(&known)).await?.into());
+            let mut step = definition.step(session, Some(&known)).await?;
+            // It was created without a name, so that there was nothing to push.
+            if let Some(api::TaskStep::Docker(before)) = &known.properties.step
+                && before.image_names.is_empty()
+                && !definition.images.is_empty()
+                && definition.no_push.is_none()
+            {
+                step.insert("isPushEnabled".into(), json!(true));
+            }
+            properties.insert("step".into(), step.into());
         }
     }
     if properties.is_empty() {
@@ -269,12 +279,10 @@ impl DefinitionArgs {
         let known_step = known.and_then(|task| task.properties.step.as_ref());
         let stays = context.is_none().then(|| known_step.and_then(context_of)).flatten();
         let context = context.or(stays).filter(|address| !address.is_empty());
-        let kind = self.kind(context.is_some(), known_step).await?;
+        let timeout = known.and_then(|task| task.properties.timeout);
+        let kind = self.kind(context.is_some(), known_step, timeout).await?;
         step.insert("contextPath".into(), json!(context));
-        let token = match self.git_access_token.as_deref() {
-            Some("-") => Some(prompt::all_input().await?),
-            token => token.map(str::to_owned),
-        };
+        let token = self.token().await?;
         step.extend(token.map(|token| ("contextAccessToken".to_owned(), json!(token))));
         let base64 = |text: String| base64::engine::general_purpose::STANDARD.encode(text);
         let values = self.values.values()?;
@@ -309,13 +317,18 @@ impl DefinitionArgs {
     }
 
     /// Runs.md section 2.1: what the context and the name of the file say.
-    async fn kind(&self, has_context: bool, known: Option<&api::TaskStep>) -> Result<Kind> {
+    async fn kind(
+        &self,
+        has_context: bool,
+        known: Option<&api::TaskStep>,
+        known_timeout: Option<u32>,
+    ) -> Result<Kind> {
         if let Some(command) = &self.cmd {
-            let timeout = self.timeout.unwrap_or(TIMEOUT_DEFAULT);
+            let timeout = self.timeout.or(known_timeout).unwrap_or(TIMEOUT_DEFAULT);
             return Ok(Kind::Stored(Some(command_task(command, Some(timeout))?)));
         }
         match (&self.file, known) {
-            (Some(file), _) if has_context => {
+            (Some(file), _) if has_context && !is_stdin(file) => {
                 let path = file.to_string_lossy().into_owned();
                 Ok(match task::is_task_file(&path) {
                     true => Kind::File(Some(path)),
@@ -340,6 +353,20 @@ impl DefinitionArgs {
             }),
             (None, None) => Err(Error::usage("a task needs a file or a command")
                 .with_hint("give one with `--file` or `--cmd`")),
+        }
+    }
+
+    /// The token for the context; empty: there is to be none.
+    async fn token(&self) -> Result<Option<String>> {
+        if self.git_access_token.as_deref() != Some("-") {
+            return Ok(self.git_access_token.clone());
+        }
+        if self.file.as_deref().is_some_and(is_stdin) {
+            return Err(Error::usage("standard input cannot be both the task file and the token"));
+        }
+        match prompt::all_input().await? {
+            token if token.is_empty() => Err(Error::usage("there is no token on standard input")),
+            token => Ok(Some(token)),
         }
     }
 
