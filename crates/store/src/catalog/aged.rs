@@ -1,7 +1,8 @@
 //! What is old: tags and manifests in order of their age, and what of it nobody needs.
 //!
-//! What is above a manifest is looked up by what lists it: `|| ''` keeps the database from reading
-//! all references of the repository instead, which share its key.
+//! What is above a manifest is looked up by what lists it, and its tags by its digest: `|| ''` keeps
+//! the database from reading all references or tags of the repository instead, which share its key
+//! and come in order.
 
 use oci::{Digest, RegistryName, RepositoryName, Tag};
 use sqlx::SqliteConnection;
@@ -50,7 +51,7 @@ impl Catalog {
     ) -> Result<Vec<TagInfo>> {
         let rows = sqlx::query(
             "SELECT name, digest, created_at, updated_at FROM tags
-             WHERE registry = $1 AND repository = $2 AND digest = $3 ORDER BY name",
+             WHERE registry = $1 AND repository = $2 AND digest = $3 ORDER BY name || ''",
         )
         .bind(registry.as_str())
         .bind(repository.as_str())

@@ -251,7 +251,7 @@ impl Catalog {
         self.with_tags(registry, repository, rows).await
     }
 
-    /// Rows of `manifests` as listings show them.
+    /// Rows of `manifests` as listings show them. Tags are looked up as in `aged`.
     pub(super) async fn with_tags(
         &self,
         registry: &RegistryName,
@@ -264,7 +264,7 @@ impl Catalog {
             let digest: String = row.try_get("digest").map_err(failed())?;
             let tags: Vec<String> = sqlx::query_scalar(
                 "SELECT name FROM tags
-                 WHERE registry = $1 AND repository = $2 AND digest = $3 ORDER BY name",
+                 WHERE registry = $1 AND repository = $2 AND digest = $3 ORDER BY name || ''",
             )
             .bind(registry.as_str())
             .bind(repository.as_str())
@@ -337,7 +337,7 @@ impl Catalog {
                 }
                 let tags: Vec<String> = sqlx::query_scalar(
                     "SELECT name FROM tags
-                     WHERE registry = $1 AND repository = $2 AND digest = $3 ORDER BY name",
+                     WHERE registry = $1 AND repository = $2 AND digest = $3 ORDER BY name || ''",
                 )
                 .bind(owned.as_str())
                 .bind(name.as_str())
