@@ -250,7 +250,17 @@ impl Bridge {
     async fn make_link(&self, host: u32, namespace: &Namespace) -> Result<(), rtnetlink::Error> {
         let (name, address) = (format!("{}v{host}", self.name), self.subnet.host(host));
         let pair = Pair { name: &name, bridge: self.index, device: "eth0", address };
-        pair.make(&self.handle, namespace).await?;
+        match pair.make(&self.handle, namespace).await {
+            // Of a container that has ended, and that the kernel has not cleared away yet: nobody
+            // else has this bridge.
+            Err(error) if is_there_already(&error) => {
+                if let Some(stale) = link_index(&self.handle, &name).await? {
+                    let _gone_by_now = self.handle.link().del(stale).execute().await;
+                }
+                pair.make(&self.handle, namespace).await?;
+            }
+            made => made?,
+        }
         let index = link_index(&self.handle, &name).await?;
         let index = index.ok_or(rtnetlink::Error::RequestFailed)?;
         // Ports that are isolated do not reach each other, only the bridge itself.
@@ -379,6 +389,11 @@ async fn link_index(handle: &Handle, name: &str) -> Result<Option<u32>, rtnetlin
         }
         Err(error) => Err(error),
     }
+}
+
+fn is_there_already(error: &rtnetlink::Error) -> bool {
+    let rtnetlink::Error::NetlinkError(message) = error else { return false };
+    message.raw_code() == -nix::libc::EEXIST
 }
 
 async fn make_bridge(handle: &Handle, name: &str, subnet: Subnet) -> Result<u32, rtnetlink::Error> {
