@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ErrorDetail;
 
-/// Body of `POST .../purge`.
+/// Body of `POST .../purge`. A member that is not known is refused: it may have been meant to keep
+/// something.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PurgeRequest {
     /// `REPOSITORY:TAG`, both as regular expressions.
     #[serde(default)]

@@ -3,7 +3,7 @@
 mod command_line;
 
 use oci::{Digest, RepositoryName, Tag};
-use store::{Expected, ManifestRef};
+use store::{Cause, Expected, ManifestRef};
 use tokio_util::sync::CancellationToken;
 
 use crate::annotate::{Annotate, annotate};
@@ -135,7 +135,8 @@ async fn delete_tags(
         return Ok(());
     }
     let name = existing(session, name).await?;
-    let Registry { catalog, name: registry, login_server, cause, .. } = session.registry;
+    let Registry { catalog, name: registry, login_server, .. } = session.registry;
+    let cause = &by_hand(&session.registry.cause);
     for text in tags {
         session.check()?;
         let missing = || HousekeepingError::NotFound {
@@ -163,7 +164,8 @@ async fn delete_manifests(
         return Ok(());
     }
     let name = existing(session, name).await?;
-    let Registry { catalog, name: registry, login_server, cause, .. } = session.registry;
+    let Registry { catalog, name: registry, login_server, .. } = session.registry;
+    let cause = &by_hand(&session.registry.cause);
     for text in digests {
         session.check()?;
         let missing = || HousekeepingError::NotFound {
@@ -180,4 +182,15 @@ async fn delete_manifests(
         session.line(format!("{login_server}/{name}@{}", found.digest)).await;
     }
     Ok(())
+}
+
+/// What is named is deleted because somebody says so, not by a rule: what loses a tag is young then.
+fn by_hand(cause: &Cause) -> Cause {
+    match cause {
+        Cause::Purge { run: Some(run), .. } => Cause::Delete { principal: format!("run {run}") },
+        Cause::Purge { run: None, principal: Some(principal) } => {
+            Cause::Delete { principal: principal.clone() }
+        }
+        cause => cause.clone(),
+    }
 }

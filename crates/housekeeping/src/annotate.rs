@@ -177,7 +177,7 @@ impl Repository<'_> {
         let needs = Needs {
             session: self.session,
             repository: &self.name,
-            pushed_until: Millis::MAX,
+            updated_until: Millis::MAX,
             going: None,
         };
         let mut last = None::<Digest>;

@@ -50,6 +50,9 @@ pub struct MatchError {
     text: String,
 }
 
+/// Bytes of what each part of a filter is compiled to.
+const COMPILED_MAX: usize = 256 << 10;
+
 /// A repository's name, or what it is to match; and what a tag is to match.
 #[derive(Debug, Clone)]
 pub(crate) struct Filter {
@@ -72,7 +75,10 @@ impl Filter {
         }
         let (repository, tag) = split(text)?;
         let regex = |pattern: &str| {
-            let built = RegexBuilder::new(pattern).backtrack_limit(steps).build();
+            let built = RegexBuilder::new(pattern)
+                .backtrack_limit(steps)
+                .delegate_size_limit(COMPILED_MAX)
+                .build();
             built.map_err(|error| FilterError::BadRegex {
                 filter: text.to_owned(),
                 reason: first_line(&error.to_string()),

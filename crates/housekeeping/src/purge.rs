@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use oci::{RepositoryName, Tag};
 use store::{Expected, Millis, StoreError, TagInfo};
 use tokio_util::sync::CancellationToken;
@@ -146,6 +147,10 @@ pub async fn purge(
     let age = purge.age.map(|age| Millis::try_from(age.as_millis()).unwrap_or(Millis::MAX));
     let cut_off = age.map(|age| registry.now.saturating_sub(age));
     while let Some((name, filters)) = repositories.next(&session).await? {
+        if let Some(reason) = (registry.refused)(&name) {
+            session.line(format!("{reason}: left out")).await;
+            continue;
+        }
         let repository = Repository { session: &session, purge, name, filters, cut_off };
         let rule = match purge.tags {
             true => Some(repository.purge_tags(&mut purged.tags).await?),
@@ -212,26 +217,54 @@ impl Repository<'_> {
                 rule.kept = Some((kept.updated_at, kept.tag));
                 keep -= 1;
             }
-            let eligible = eligible.map(|(tag, _)| self.delete_tag(tag));
-            let mut deleted = stream::iter(eligible).buffered(self.purge.concurrency);
-            while let Some(record) = deleted.next().await {
-                let record = record?;
-                *count += u64::from(matches!(record, Record::Item { .. }));
-                self.session.records.take(record).await;
-                self.session.check()?;
-            }
+            let deletions = eligible.map(|(tag, _)| self.delete_tag(tag, cut_off));
+            self.delete_all(deletions.collect(), count).await?;
         }
     }
 
-    /// Deletes a tag that still is where it was seen.
-    async fn delete_tag(&self, tag: TagInfo) -> Result<Record, HousekeepingError> {
+    /// Carries deletions out, some at once. After an error or a cancel none is begun any more, and
+    /// what was begun is told.
+    async fn delete_all<F>(
+        &self,
+        deletions: Vec<F>,
+        count: &mut u64,
+    ) -> Result<(), HousekeepingError>
+    where
+        F: Future<Output = Result<Record, HousekeepingError>>,
+    {
+        let (mut deletions, mut under_way) = (deletions.into_iter(), FuturesOrdered::new());
+        let mut result = Ok(());
+        loop {
+            let goes_on = result.is_ok() && !self.session.cancel.is_cancelled();
+            while goes_on && under_way.len() < self.purge.concurrency {
+                let Some(next) = deletions.next() else { break };
+                under_way.push_back(next);
+            }
+            match under_way.next().await {
+                Some(Ok(record)) => {
+                    *count += u64::from(matches!(record, Record::Item { .. }));
+                    self.session.records.take(record).await;
+                }
+                Some(Err(error)) => result = result.and(Err(error)),
+                None => break,
+            }
+        }
+        result.and(self.session.check())
+    }
+
+    /// Deletes a tag that still is where it was seen, and no younger.
+    async fn delete_tag(
+        &self,
+        tag: TagInfo,
+        updated_before: Millis,
+    ) -> Result<Record, HousekeepingError> {
         let Registry { catalog, name: registry, cause, .. } = self.session.registry;
         let TagInfo { tag, digest, .. } = tag;
         let item = |digest| Item { repository: self.name.clone(), tag: Some(tag.clone()), digest };
         if self.purge.dry_run {
             return Ok(Record::Item { verb: Verb::WouldDelete, item: item(digest) });
         }
-        let expected = Expected::At(digest.clone());
+        let expected = Expected::AtBefore { digest: digest.clone(), updated_before };
         match catalog.move_tag(registry, &self.name, &tag, &expected, None, cause).await {
             Ok(())
             | Err(StoreError::TagMoved { found: None, .. } | StoreError::NotFound { .. }) => {
@@ -255,20 +288,15 @@ impl Repository<'_> {
         let needs = Needs {
             session,
             repository,
-            pushed_until: self.cut_off.unwrap_or(Millis::MAX),
+            // What comes while this goes on always stays.
+            updated_until: self.cut_off.unwrap_or(session.registry.now),
             going: rule.filter(|_| self.purge.dry_run),
         };
         let mut untagged = Untagged::new(needs, self.purge.keep);
         while let Some(found) = untagged.next_page().await? {
             let deleting =
                 found.into_iter().map(|digest| untagged.delete(digest, self.purge.dry_run));
-            let mut deleted = stream::iter(deleting).buffered(self.purge.concurrency);
-            while let Some(record) = deleted.next().await {
-                let record = record?;
-                *count += u64::from(matches!(record, Record::Item { .. }));
-                session.records.take(record).await;
-                session.check()?;
-            }
+            self.delete_all(deleting.collect(), count).await?;
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ const INDEXES_MAX: usize = 1000;
 pub(crate) struct Needs<'a> {
     pub(crate) session: &'a Session<'a>,
     pub(crate) repository: &'a RepositoryName,
-    pub(crate) pushed_until: Millis,
+    pub(crate) updated_until: Millis,
     /// Tags that count as gone.
     pub(crate) going: Option<TagRule>,
 }
@@ -48,7 +48,7 @@ impl Needs<'_> {
     async fn is_needed(&self, manifest: &ManifestInfo) -> Result<bool, HousekeepingError> {
         if manifest.subject.is_some()
             || manifest.media_type.is_empty()
-            || manifest.pushed_at > self.pushed_until
+            || manifest.updated_at > self.updated_until
         {
             return Ok(true);
         }
@@ -84,13 +84,13 @@ impl<'a> Untagged<'a> {
         let after = self.last.as_ref().map(|(at, digest)| (*at, digest));
         let page = catalog.manifests_by_age(registry, self.needs.repository, after, PAGE).await?;
         let Some(end) = page.last() else { return Ok(None) };
-        self.last = Some((end.pushed_at, end.digest.clone()));
+        self.last = Some((end.updated_at, end.digest.clone()));
         let mut found = Vec::new();
         for manifest in page {
             let Some(above) = self.needs.unneeded(&manifest).await? else { continue };
             if self.keep > 0 {
                 self.keep -= 1;
-                self.kept = Some((manifest.pushed_at, manifest.digest));
+                self.kept = Some((manifest.updated_at, manifest.digest));
             } else if !above.iter().any(|index| self.is_kept(index)) {
                 // A member of an index that is kept stays with it.
                 found.push(manifest.digest);
@@ -102,7 +102,7 @@ impl<'a> Untagged<'a> {
     /// Of those that nobody needs, the newest ones are kept.
     fn is_kept(&self, manifest: &ManifestInfo) -> bool {
         self.kept.as_ref().is_some_and(|(at, digest)| {
-            manifest.pushed_at > *at || manifest.pushed_at == *at && manifest.digest <= *digest
+            manifest.updated_at > *at || manifest.updated_at == *at && manifest.digest <= *digest
         })
     }
 
@@ -111,13 +111,13 @@ impl<'a> Untagged<'a> {
         digest: Digest,
         dry_run: bool,
     ) -> Result<Record, HousekeepingError> {
-        let Needs { session, repository, pushed_until, .. } = self.needs;
+        let Needs { session, repository, updated_until, .. } = self.needs;
         let Registry { catalog, name: registry, cause, .. } = session.registry;
         let item = |digest| Item { repository: repository.clone(), tag: None, digest };
         if dry_run {
             return Ok(Record::Item { verb: Verb::WouldDelete, item: item(digest) });
         }
-        let unneeded = Unneeded { pushed_until };
+        let unneeded = Unneeded { updated_until };
         let deleted =
             catalog.delete_unneeded(registry, repository, &digest, unneeded, cause).await?;
         if !deleted && catalog.is_manifest(registry, repository, &digest).await? {

@@ -202,7 +202,7 @@ impl Fixture {
             catalog: self.catalog.clone(),
             name: registry(),
             login_server: HOST.to_owned(),
-            cause: Cause::Purge { run: Some("ca1".to_owned()) },
+            cause: Cause::Purge { run: Some("ca1".to_owned()), principal: None },
             refused: Arc::new(refused),
             now,
         };
@@ -227,9 +227,9 @@ impl Fixture {
         tags[0].updated_at
     }
 
-    async fn pushed_at(&self, name: &str) -> Millis {
+    async fn manifest_updated_at(&self, name: &str) -> Millis {
         let found = self.catalog.manifests(&registry(), &repository(name), None, 1).await.unwrap();
-        found[0].pushed_at
+        found[0].updated_at
     }
 
     async fn untag(&self, name: &str, text: &str) {
@@ -328,7 +328,7 @@ async fn m4_m5_m7_tags_that_match_are_deleted_and_manifests_stay() {
     let journal = f.catalog.tag_moves(0, 100).await.unwrap();
     let last = journal.last().unwrap();
     assert_eq!(last.new, None);
-    assert_eq!(last.cause, Cause::Purge { run: Some("ca1".to_owned()) });
+    assert_eq!(last.cause, Cause::Purge { run: Some("ca1".to_owned()), principal: None });
 }
 
 #[tokio::test]
@@ -369,12 +369,12 @@ async fn tags_are_older_than_the_age_and_manifests_not_younger() {
     assert_eq!(f.content("a").await, "v1 | one");
     f.acr_at("purge -f a:.* --ago 1h", updated_at + HOUR + 1).await.ok();
     assert_eq!(f.content("a").await, " | one");
-    let pushed_at = f.pushed_at("a").await;
+    let updated_at = f.manifest_updated_at("a").await;
     for line in ["purge -f a:.* --ago 1h --untagged", "purge --untagged-only --ago 1h"] {
-        f.acr_at(line, pushed_at + HOUR - 1).await.ok();
+        f.acr_at(line, updated_at + HOUR - 1).await.ok();
         assert_eq!(f.content("a").await, " | one");
     }
-    f.acr_at("purge -f a:.* --ago 1h --untagged", pushed_at + HOUR).await.ok();
+    f.acr_at("purge -f a:.* --ago 1h --untagged", updated_at + HOUR).await.ok();
     assert_eq!(f.content("a").await, " | ");
 }
 
@@ -395,7 +395,7 @@ async fn untagged_manifests_go_with_untagged_only_of_all_or_some_repositories() 
         "#]],
     );
     // No age at all: what was pushed this very moment goes too.
-    let told = f.acr_at("purge --untagged-only", 0).await.ok();
+    let told = f.acr_at("purge --untagged-only", now()).await.ok();
     check(
         &told,
         expect![[r#"
@@ -420,7 +420,7 @@ async fn m11_members_of_an_index_that_is_needed_stay_at_any_depth() {
     assert_eq!(f.content("a").await, all);
     // The young index needs its members, however old they are.
     let entry = f.catalog.manifests(&registry(), &repository("a"), None, 10).await.unwrap();
-    let left_at = entry.iter().find(|it| it.digest == left).unwrap().pushed_at;
+    let left_at = entry.iter().find(|it| it.digest == left).unwrap().updated_at;
     f.acr_at("purge -f a:none --ago 1h --untagged", left_at + HOUR - 1).await.ok();
     assert_eq!(f.content("a").await, all);
     // An untagged index and its members go, each for itself.
@@ -570,6 +570,7 @@ async fn what_changes_meanwhile_stays() {
             Number of deleted manifests: 0
         "#]],
     );
+    a_moment().await;
     f.untag("a", "v1").await;
     let act = Tagging { catalog: f.catalog.clone(), tag: tag("v3"), to: old };
     check(
@@ -727,7 +728,52 @@ async fn annotations_that_cannot_be_are_refused() {
     ] {
         assert_eq!(f.acr(line).await.error(), error, "{line}");
     }
-    // Copies of another registry's images are purged as others are.
-    f.acr("purge -f copies/.*:.* --ago 0d --untagged").await.ok();
-    assert_eq!(f.content("copies/a").await, " | ");
+}
+
+#[tokio::test]
+async fn what_was_pushed_tagged_or_untagged_again_is_young() {
+    let f = Fixture::new().await;
+    f.image("a", "one", &["v1"]).await;
+    let (tag, manifest) = (f.updated_at("a").await, f.manifest_updated_at("a").await);
+    a_moment().await;
+    // The same image under the same name.
+    f.image("a", "one", &["v1"]).await;
+    let (renewed, again) = (f.updated_at("a").await, f.manifest_updated_at("a").await);
+    assert!(renewed > tag && again > manifest, "{renewed} {again}");
+    f.acr_at("purge -f a:.* --ago 1h --untagged", tag + HOUR + 1).await.ok();
+    assert_eq!(f.content("a").await, "v1 | one");
+    a_moment().await;
+    f.untag("a", "v1").await;
+    assert!(f.manifest_updated_at("a").await > again);
+    f.acr_at("purge --untagged-only --ago 1h", again + HOUR + 1).await.ok();
+    assert_eq!(f.content("a").await, " | one");
+}
+
+#[tokio::test]
+async fn a_tag_that_is_pushed_again_meanwhile_stays() {
+    let f = Fixture::new().await;
+    let digest = f.image("a", "one", &["v1", "v2"]).await;
+    a_moment().await;
+    let expected = Expected::AtBefore { digest, updated_before: now() };
+    a_moment().await;
+    f.image("a", "one", &["v1"]).await;
+    let (registry, name) = (registry(), repository("a"));
+    let cause = Cause::Purge { run: None, principal: None };
+    let delete = async |tag: &str| {
+        f.catalog.move_tag(&registry, &name, &tag.parse().unwrap(), &expected, None, &cause).await
+    };
+    assert!(matches!(delete("v1").await, Err(store::StoreError::TagMoved { .. })));
+    delete("v2").await.unwrap();
+}
+
+#[tokio::test]
+async fn copies_of_other_registries_have_their_own_rule() {
+    let f = Fixture::new().await;
+    f.image("copies/app", "one", &["v1"]).await;
+    f.image("copies/app", "two", &[]).await;
+    f.image("own", "three", &["v1"]).await;
+    let told = f.acr("purge -f .*:.* --ago 0d --untagged").await;
+    assert!(told.text.contains("`copies/app` holds copies: left out"), "{}", told.text);
+    assert_eq!(f.content("copies/app").await, "v1 | one two");
+    assert_eq!(f.content("own").await, " | ");
 }

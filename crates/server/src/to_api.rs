@@ -283,7 +283,7 @@ pub(crate) fn manifest(manifest: &ManifestInfo) -> api::ManifestAttributes {
         digest: manifest.digest.to_string(),
         image_size: manifest.image_size,
         created_time: time(manifest.pushed_at),
-        last_update_time: time(manifest.pushed_at),
+        last_update_time: time(manifest.updated_at),
         media_type: manifest.media_type.clone(),
         config_media_type: manifest.config_media_type.clone(),
         artifact_type: manifest.artifact_type.clone(),

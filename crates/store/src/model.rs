@@ -12,11 +12,24 @@ pub type Millis = i64;
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub enum Cause {
-    Push { principal: String },
-    Build { run: String },
-    Import { source: String },
-    Delete { principal: String },
-    Purge { run: Option<String> },
+    Push {
+        principal: String,
+    },
+    Build {
+        run: String,
+    },
+    Import {
+        source: String,
+    },
+    Delete {
+        principal: String,
+    },
+    /// By a rule: of a run, or of somebody.
+    Purge {
+        run: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        principal: Option<String>,
+    },
 }
 
 /// What a caller believes a tag to be, for compare-and-swap.
@@ -26,6 +39,11 @@ pub enum Expected {
     Any,
     Absent,
     At(Digest),
+    /// There, and not pushed or moved since this time.
+    AtBefore {
+        digest: Digest,
+        updated_before: Millis,
+    },
 }
 
 /// One line of the tag journal.
@@ -65,6 +83,8 @@ pub struct ManifestInfo {
     pub config_media_type: Option<String>,
     pub subject: Option<Digest>,
     pub pushed_at: Millis,
+    /// When it was pushed, tagged or untagged last.
+    pub updated_at: Millis,
     pub tags: Vec<Tag>,
 }
 
@@ -100,8 +120,8 @@ pub struct Deleted {
 /// true of every index that lists it, at any depth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unneeded {
-    /// Pushed then or before.
-    pub pushed_until: Millis,
+    /// Pushed, tagged and untagged then or before.
+    pub updated_until: Millis,
 }
 
 /// A manifest to be stored: parsed once at the edge, its bytes kept as they came.

@@ -156,9 +156,20 @@ CREATE INDEX manifests_used ON manifests (used_at) WHERE used_at IS NOT NULL;
 ALTER TABLE layer_indexes ADD COLUMN diff_id TEXT;
 ",
     "
+-- When it was pushed, tagged or untagged last.
+ALTER TABLE manifests ADD COLUMN updated_at BIGINT NOT NULL DEFAULT 0;
+UPDATE manifests SET updated_at = pushed_at;
+UPDATE manifests SET updated_at = MAX(updated_at, moved.at) FROM (
+    SELECT registry, repository, digest, MAX(at) AS at FROM (
+        SELECT registry, repository, old AS digest, at FROM tag_moves WHERE old IS NOT NULL
+        UNION ALL
+        SELECT registry, repository, new AS digest, at FROM tag_moves WHERE new IS NOT NULL)
+    GROUP BY registry, repository, digest) AS moved
+WHERE manifests.registry = moved.registry AND manifests.repository = moved.repository
+    AND manifests.digest = moved.digest;
 -- In order of age, for those who delete what is old.
 CREATE INDEX tags_updated ON tags (registry, repository, updated_at DESC, name);
-CREATE INDEX manifests_pushed ON manifests (registry, repository, pushed_at DESC, digest);
+CREATE INDEX manifests_updated ON manifests (registry, repository, updated_at DESC, digest);
 ",
 ];
 

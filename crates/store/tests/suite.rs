@@ -673,7 +673,7 @@ async fn what_is_old_comes_last_and_goes_only_if_nobody_needs_it(f: Fixture) {
         page.iter().map(|manifest| manifest.digest.clone()).collect()
     };
     assert_eq!(digests(&first), [outer.clone(), inner.clone(), other.clone()]);
-    let rest = page(Some((first[2].pushed_at, &first[2].digest))).await;
+    let rest = page(Some((first[2].updated_at, &first[2].digest))).await;
     assert_eq!(digests(&rest), std::slice::from_ref(&child));
     assert_eq!(rest[0].tags, [tag("v1")]);
 
@@ -684,14 +684,14 @@ async fn what_is_old_comes_last_and_goes_only_if_nobody_needs_it(f: Fixture) {
     );
     assert_eq!(f.catalog.indexes_above(&registry, &name, &child, 1).await.unwrap().len(), 1);
 
-    let delete = async |digest: &Digest, pushed_until| {
-        let unneeded = Unneeded { pushed_until };
+    let delete = async |digest: &Digest, updated_until| {
+        let unneeded = Unneeded { updated_until };
         f.catalog.delete_unneeded(&registry, &name, digest, unneeded, &cause).await.unwrap()
     };
     // It has a tag, then only the indexes above it are too young, then they have a tag.
     assert!(!delete(&child, i64::MAX).await);
     f.catalog.move_tag(&registry, &name, &tag("v1"), &Expected::Any, None, &cause).await.unwrap();
-    assert!(!delete(&child, first[1].pushed_at).await);
+    assert!(!delete(&child, first[1].updated_at).await);
     let to = Some(&outer);
     f.catalog.move_tag(&registry, &name, &tag("all"), &Expected::Any, to, &cause).await.unwrap();
     assert!(!delete(&child, i64::MAX).await);

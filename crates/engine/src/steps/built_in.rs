@@ -41,12 +41,34 @@ pub(crate) fn prepare(
              hint: leave it away, or name an image instead of `acr`"
         )));
     }
+    if has_bare_backslash(&cmd.command) {
+        return Err(Failure::User(
+            "error: a backslash outside of quotes is taken away, and the filter would be another\n\
+             hint: put the words of `acr` in single quotes: `--filter 'app:^v\\d+$'`"
+                .to_owned(),
+        ));
+    }
     let engine = &context.engine;
     let hosts: Vec<String> = engine.own.hosts(&engine.registry).map(str::to_owned).collect();
     let mut env = cmd.container.env.iter();
     let default = env.find(|(name, _)| *name == DEFAULT_REGISTRY).map(|(_, value)| value);
     let own = OwnRegistry { name: engine.registry.as_str(), hosts: &hosts, default };
     acr::parse(&words, &own).map_err(|error| Failure::user(&error, error.hint()))
+}
+
+/// Whether words are read without something that is meant for a regular expression.
+fn has_bare_backslash(command: &str) -> bool {
+    let (mut quote, mut chars) = (None, command.chars());
+    while let Some(c) = chars.next() {
+        match (c, quote) {
+            ('\\', None) => return true,
+            ('\\', Some('"')) => drop(chars.next()),
+            ('\'' | '"', None) => quote = Some(c),
+            (c, Some(open)) if c == open => quote = None,
+            _ => (),
+        }
+    }
+    false
 }
 
 /// Carries a command out, once. If it is canceled it ends at the next tag or manifest.
@@ -62,7 +84,7 @@ pub(crate) async fn run(
         catalog: engine.catalog.clone(),
         name: engine.registry.clone(),
         login_server: login_server.to_owned(),
-        cause: Cause::Purge { run: Some(context.request.run.clone()) },
+        cause: Cause::Purge { run: Some(context.request.run.clone()), principal: None },
         refused: engine.pushes.refused.clone(),
         now: jiff::Timestamp::now().as_millisecond(),
     };
@@ -90,5 +112,22 @@ impl Records for Lines<'_> {
         };
         let line = format!("{}\n", record.text(self.login_server));
         self.output.write(stream, Bytes::from(line)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backslash_needs_quotes() {
+        for bare in [r"acr purge -f app:\d", r#"acr -f "a" \b"#, r"acr 'a'\b"] {
+            assert!(has_bare_backslash(bare), "{bare}");
+        }
+        for fine in
+            [r"acr purge -f 'app:\d'", r#"acr -f "app:\\d""#, r#"acr "a\"b" c"#, "acr -f a:b"]
+        {
+            assert!(!has_bare_backslash(fine), "{fine}");
+        }
     }
 }

@@ -37,7 +37,7 @@ pub(crate) async fn purge(
         catalog: state.catalog.clone(),
         name,
         login_server: login_server.clone(),
-        cause: Cause::Delete { principal: principal.name().to_owned() },
+        cause: Cause::Purge { run: None, principal: Some(principal.name().to_owned()) },
         refused: std::sync::Arc::new(move |name| {
             let holds = pull_through.as_ref().is_some_and(|kept| kept.holds(name));
             holds.then(|| copies_message(name))

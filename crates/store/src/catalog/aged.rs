@@ -62,7 +62,7 @@ impl Catalog {
         rows.iter().map(tag_info).collect()
     }
 
-    /// Manifests by the time of their push, newest first and those of one time by digest; at most
+    /// Manifests by the time of their last push, tagging or untagging, newest first and those of one time by digest; at most
     /// `limit`, of those that come after `after`.
     pub async fn manifests_by_age(
         &self,
@@ -74,10 +74,10 @@ impl Catalog {
         let (at, digest) = after.map_or((Millis::MAX, ""), |(at, digest)| (at, digest.as_str()));
         let rows = sqlx::query(
             "SELECT digest, media_type, size, image_size, artifact_type, config_media_type, subject,
-                pushed_at
+                pushed_at, updated_at
              FROM manifests WHERE registry = $1 AND repository = $2
-               AND pushed_at <= $3 AND (pushed_at < $3 OR digest > $4)
-             ORDER BY pushed_at DESC, digest LIMIT $5",
+               AND updated_at <= $3 AND (updated_at < $3 OR digest > $4)
+             ORDER BY updated_at DESC, digest LIMIT $5",
         )
         .bind(registry.as_str())
         .bind(repository.as_str())
@@ -107,7 +107,7 @@ impl Catalog {
                SELECT r.manifest FROM manifest_references r JOIN above ON r.target = above.digest
                WHERE r.registry || '' = $1 AND r.repository || '' = $2)
              SELECT digest, media_type, size, image_size, artifact_type, config_media_type, subject,
-                pushed_at
+                pushed_at, updated_at
              FROM manifests JOIN above USING (digest)
              WHERE registry = $1 AND repository = $2 LIMIT $4",
         )
@@ -152,7 +152,7 @@ pub(super) async fn is_needed(
            WHERE r.registry || '' = $1 AND r.repository || '' = $2)
          SELECT 1 FROM manifests m JOIN above ON m.digest = above.digest
          WHERE m.registry = $1 AND m.repository = $2
-           AND (m.subject IS NOT NULL OR m.pushed_at > $4
+           AND (m.subject IS NOT NULL OR m.updated_at > $4
              OR EXISTS (SELECT 1 FROM tags t WHERE t.registry = $1 AND t.repository = $2
                AND t.digest = m.digest))
          LIMIT 1",
@@ -160,7 +160,7 @@ pub(super) async fn is_needed(
     .bind(registry.as_str())
     .bind(repository.as_str())
     .bind(digest.as_str())
-    .bind(unneeded.pushed_until)
+    .bind(unneeded.updated_until)
     .fetch_optional(connection)
     .await
     .map_err(database("look up what needs a manifest"))?;

@@ -99,7 +99,7 @@ impl Catalog {
 
     async fn expire_copy(&self, registry: &str, repository: &str, digest: &str) -> Result<()> {
         let (registry, repository) = (parsed(registry)?, parsed(repository)?);
-        let cause = Cause::Purge { run: None };
+        let cause = Cause::Purge { run: None, principal: None };
         self.delete_manifest(&registry, &repository, &parsed(digest)?, &cause).await.map(drop)
     }
 

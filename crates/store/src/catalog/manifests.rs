@@ -237,7 +237,7 @@ impl Catalog {
         let failed = || database("list manifests");
         let rows = sqlx::query(
             "SELECT digest, media_type, size, image_size, artifact_type, config_media_type, subject,
-                pushed_at
+                pushed_at, updated_at
              FROM manifests WHERE registry = $1 AND repository = $2 AND digest > $3
              ORDER BY digest LIMIT $4",
         )
@@ -283,6 +283,7 @@ impl Catalog {
                 config_media_type: row.try_get("config_media_type").map_err(failed())?,
                 subject: subject.as_deref().map(parsed).transpose()?,
                 pushed_at: row.try_get("pushed_at").map_err(failed())?,
+                updated_at: row.try_get("updated_at").map_err(failed())?,
                 tags: tags.iter().map(|tag| parsed(tag)).collect::<Result<_>>()?,
             });
         }
@@ -514,10 +515,11 @@ async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
     // The bytes were stored a moment ago; were they collected since, this refuses.
     sqlx::query(
         "INSERT INTO manifests (registry, repository, digest, media_type, size, image_size,
-            artifact_type, config_media_type, subject, annotations, pushed_at, used_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+            artifact_type, config_media_type, subject, annotations, pushed_at, updated_at, used_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12)
          ON CONFLICT (registry, repository, digest) DO UPDATE
-         SET media_type = excluded.media_type, used_at = excluded.used_at",
+         SET media_type = excluded.media_type, used_at = excluded.used_at,
+            updated_at = excluded.updated_at",
     )
     .bind(registry)
     .bind(repository)

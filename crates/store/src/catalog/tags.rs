@@ -130,9 +130,10 @@ async fn current(
     registry: &RegistryName,
     repository: &RepositoryName,
     tag: &Tag,
-) -> Result<Option<Digest>> {
-    let digest: Option<String> = sqlx::query_scalar(
-        "SELECT digest FROM tags WHERE registry = $1 AND repository = $2 AND name = $3",
+) -> Result<Option<TagInfo>> {
+    let row = sqlx::query(
+        "SELECT name, digest, created_at, updated_at FROM tags
+         WHERE registry = $1 AND repository = $2 AND name = $3",
     )
     .bind(registry.as_str())
     .bind(repository.as_str())
@@ -140,7 +141,7 @@ async fn current(
     .fetch_optional(connection)
     .await
     .map_err(database("look up a tag"))?;
-    digest.as_deref().map(parsed).transpose()
+    row.map(|row| tag_info(&row)).transpose()
 }
 
 /// The compare of compare-and-swap.
@@ -152,11 +153,16 @@ pub(super) async fn check(
     expected: &Expected,
 ) -> Result<()> {
     let found = current(connection, registry, repository, tag).await?;
+    let found_at = |digest: &Digest| found.as_ref().is_some_and(|row| row.digest == *digest);
     let holds = match expected {
         Expected::Any => true,
         Expected::Absent => found.is_none(),
-        Expected::At(digest) => found.as_ref() == Some(digest),
+        Expected::At(digest) => found_at(digest),
+        Expected::AtBefore { digest, updated_before } => {
+            found_at(digest) && found.as_ref().is_some_and(|row| row.updated_at < *updated_before)
+        }
     };
+    let found = found.map(|row| row.digest);
     match holds {
         true => Ok(()),
         false => Err(StoreError::TagMoved { tag: tag.clone(), found }),
@@ -194,14 +200,18 @@ pub(super) async fn write(
     cause: &Cause,
 ) -> Result<()> {
     let failed = || database("move a tag");
-    let old = current(connection, registry, repository, tag).await?;
+    let old = current(connection, registry, repository, tag).await?.map(|row| row.digest);
+    let at = now();
+    // What is purged grows no younger by it.
+    if !matches!(cause, Cause::Purge { .. }) {
+        renew(connection, registry, repository, [old.as_ref(), new], at).await?;
+    }
     if old.as_ref() == new {
         return match new {
-            Some(_) => Ok(()),
+            Some(_) => touch(connection, registry, repository, tag, at).await,
             None => Err(StoreError::NotFound { what: format!("tag `{tag}`") }),
         };
     }
-    let at = now();
     match new {
         Some(new) => sqlx::query(
             "INSERT INTO tags (registry, repository, name, digest, created_at, updated_at)
@@ -243,6 +253,50 @@ pub(super) async fn write(
     .execute(connection)
     .await
     .map_err(failed())?;
+    Ok(())
+}
+
+/// Notes that manifests are tagged or untagged.
+async fn renew(
+    connection: &mut SqliteConnection,
+    registry: &RegistryName,
+    repository: &RepositoryName,
+    digests: [Option<&Digest>; 2],
+    at: Millis,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE manifests SET updated_at = $5
+         WHERE registry = $1 AND repository = $2 AND digest IN ($3, $4)",
+    )
+    .bind(registry.as_str())
+    .bind(repository.as_str())
+    .bind(digests[0].map(Digest::as_str))
+    .bind(digests[1].map(Digest::as_str))
+    .bind(at)
+    .execute(connection)
+    .await
+    .map_err(database("move a tag"))?;
+    Ok(())
+}
+
+/// A tag that is pushed where it is has not moved, but is as young as if it had.
+async fn touch(
+    connection: &mut SqliteConnection,
+    registry: &RegistryName,
+    repository: &RepositoryName,
+    tag: &Tag,
+    at: Millis,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE tags SET updated_at = $4 WHERE registry = $1 AND repository = $2 AND name = $3",
+    )
+    .bind(registry.as_str())
+    .bind(repository.as_str())
+    .bind(tag.as_str())
+    .bind(at)
+    .execute(connection)
+    .await
+    .map_err(database("move a tag"))?;
     Ok(())
 }
 
