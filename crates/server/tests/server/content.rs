@@ -119,6 +119,8 @@ async fn garbage_is_told_before_it_is_collected() {
     push(&server, "app", "1", "a layer of its own").await;
     let deleted = server.request(Method::DELETE, "/repositories/app").send().await.unwrap();
     assert_eq!(deleted.status(), StatusCode::ACCEPTED);
+    // Times have milliseconds, and what is deleted in this one is not older than nothing.
+    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     let collect = async |dry_run: bool| {
         let request = server.request(Method::POST, "/gc").json(&json!({ "dryRun": dry_run }));
         answer(request.send().await.unwrap(), StatusCode::OK).await
@@ -147,5 +149,15 @@ async fn the_host_selects_the_registry() {
     let version = server.plain(Method::GET, "/api/v1/version").send().await.unwrap();
     let version = answer(version, StatusCode::OK).await;
     assert_eq!(version["registries"][1]["loginServer"], "second.example.com");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_purge_takes_no_member_that_it_does_not_know() {
+    let server = Server::start().await;
+    let purge = json!({ "filters": ["app:.*"], "ago": "0d", "dry_run": true });
+    let refused = server.request(Method::POST, "/purge").json(&purge).send().await.unwrap();
+    let refused = answer(refused, StatusCode::BAD_REQUEST).await;
+    assert!(refused["error"]["message"].as_str().unwrap().contains("`dry_run`"), "{refused}");
     server.stop().await;
 }
