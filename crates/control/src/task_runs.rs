@@ -170,11 +170,9 @@ impl TaskRuns {
         registry: &RegistryName,
         name: &TaskRunName,
     ) -> Result<Option<TaskRun>> {
-        let mut reader = self.runs.shared.db.reads().acquire().await;
-        match &mut reader {
-            Ok(reader) => read(reader, registry, name).await,
-            Err(_) => reader.map(|_| None).map_err(ControlError::database("read a task run")),
-        }
+        let reader = self.runs.shared.db.reads().acquire().await;
+        let mut reader = reader.map_err(ControlError::database("read a task run"))?;
+        read(&mut reader, registry, name).await
     }
 
     /// By name, those after `after`, at most `limit`.

@@ -27,9 +27,9 @@ pub(super) use start::run as start;
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Store a task: what it works on, and what it does there
-    Create(Box<definition::CreateArgs>),
+    Create(Box<definition::SaveArgs>),
     /// Change what a task does; what is not given stays
-    Update(Box<definition::UpdateArgs>),
+    Update(Box<definition::SaveArgs>),
     /// List tasks
     List,
     /// Show a task

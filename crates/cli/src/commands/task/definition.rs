@@ -19,16 +19,9 @@ use crate::prompt;
 /// Seconds that a run has if nobody says otherwise.
 const TIMEOUT_DEFAULT: u32 = 3600;
 
+/// What `create` and `update` have in common: all but what must be there.
 #[derive(Debug, clap::Args)]
-pub struct CreateArgs {
-    #[command(flatten)]
-    task: TaskArg,
-    #[command(flatten)]
-    definition: DefinitionArgs,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct UpdateArgs {
+pub struct SaveArgs {
     #[command(flatten)]
     task: TaskArg,
     #[command(flatten)]
@@ -161,7 +154,7 @@ impl Unsupported {
     }
 }
 
-pub(super) async fn create(session: &Session<'_>, args: CreateArgs) -> Result<()> {
+pub(super) async fn create(session: &Session<'_>, args: SaveArgs) -> Result<()> {
     let definition = &args.definition;
     let mut step = definition.step(session, None).await?;
     if step.get("type") == Some(&json!("Docker")) && definition.images.is_empty() {
@@ -183,7 +176,7 @@ pub(super) async fn create(session: &Session<'_>, args: CreateArgs) -> Result<()
     print(session, &task, std::slice::from_ref(&task))
 }
 
-pub(super) async fn update(session: &Session<'_>, args: UpdateArgs) -> Result<()> {
+pub(super) async fn update(session: &Session<'_>, args: SaveArgs) -> Result<()> {
     let (definition, connection) = (&args.definition, session.connection()?);
     let url = route(connection, &args.task);
     let mut properties = definition.properties()?;
