@@ -1178,7 +1178,7 @@ async fn as_root_peers_reach_each_other_by_name() {
             let script = format!(
                 "nc -ll -p 80 -e echo 'this is {own}' &
                  until nc {other} 80 2>/dev/null; do sleep 0.01; done
-                 nc {own} 80
+                 until nc {own} 80 2>/dev/null; do sleep 0.01; done
                  touch /meeting/{own}; until [ -e /meeting/{other} ]; do sleep 0.01; done"
             );
             machine.member(&network, own, &script)
