@@ -7,6 +7,7 @@ mod build_options;
 mod error;
 mod event;
 mod import;
+mod pool;
 mod purge;
 mod registry;
 mod run;
@@ -18,6 +19,7 @@ pub use build_options::{
 pub use error::{ErrorBody, ErrorDetail};
 pub use event::{Event, EventKind, OutputStream};
 pub use import::*;
+pub use pool::*;
 pub use purge::*;
 pub use registry::*;
 pub use run::*;

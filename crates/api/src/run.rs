@@ -326,6 +326,11 @@ pub struct RunProperties {
     /// Ours: the `definitionDigest` that the task had when the run was queued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub definition_digest: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_pool_name: Option<String>,
+    /// Ours: the agent that executes the run, or did so last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_name: Option<String>,
     pub create_time: String,
     pub last_updated_time: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

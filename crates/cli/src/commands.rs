@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod agentpool;
 mod build;
 mod completions;
 mod gc;
@@ -53,6 +54,9 @@ pub enum Command {
     /// Runs that are declared by name, over the API
     #[command(subcommand)]
     Taskrun(taskrun::Command),
+    /// Groups of agents that execute runs on other machines
+    #[command(subcommand)]
+    Agentpool(agentpool::Command),
     /// Delete what nothing refers to any more
     Gc(gc::Args),
     /// Read all content again, and tell what is damaged
@@ -134,6 +138,7 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Tag(command) => tag::run(session, command).await,
         Command::Task(command) => task::run(session, command).await,
         Command::Taskrun(command) => taskrun::run(session, command).await,
+        Command::Agentpool(command) => agentpool::run(session, command).await,
         Command::Purge(args) => purge::run(session, args).await,
         Command::Gc(args) => gc::run(session, args).await,
         Command::Scrub(args) => scrub::run(session, args).await,

@@ -22,6 +22,9 @@ pub enum ControlError {
     QueueFull { waiting: u64 },
     #[error("{what} is larger than {max} bytes")]
     TooLarge { what: String, max: u64 },
+    /// The server that the run is from could not be asked, or did not know what to do.
+    #[error("{0}")]
+    Server(String),
     #[error(transparent)]
     Store(#[from] store::StoreError),
     #[error("the server could not {doing}")]

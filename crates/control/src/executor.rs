@@ -1,11 +1,14 @@
 //! What executes a run: the builder in a server, something simple in a test.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use oci::Digest;
 use store::Millis;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Commit, EventKind, OutputImage, Result, Run, RunLog, RunStatus, Runs};
+use crate::queue::Queue;
+use crate::{Commit, OutputImage, Result, Run, RunLog};
 
 /// Executes runs, one attempt at a time. Knows nothing of the queue.
 #[async_trait]
@@ -25,13 +28,14 @@ pub struct Attempt {
     pub log: RunLog,
     /// Cancelled when the user cancels, the time is up or the lease is lost.
     pub cancel: CancellationToken,
-    pub(crate) runs: Runs,
     /// Of the lease: a later attempt has a higher one.
-    pub(crate) epoch: i64,
+    pub epoch: i64,
     /// When this attempt began.
     pub started_at: Millis,
-    /// Tells that this attempt goes on.
-    pub(crate) _alive: std::sync::Arc<()>,
+    /// Where it is from.
+    pub queue: Arc<dyn Queue>,
+    /// Gone when the attempt is: tells that it goes on.
+    pub alive: Arc<()>,
 }
 
 /// Another attempt has the run, or it has ended: nothing may be published any more.
@@ -40,24 +44,16 @@ pub struct Attempt {
 pub struct LeaseLost;
 
 impl Attempt {
-    /// The run's lease had an owner before: an attempt was lost or given back.
-    pub(crate) fn is_repeated(&self) -> bool {
-        self.epoch > 1
-    }
-
     /// Preparation is over: `Started` becomes `Running`. `repeatable`: what follows can be seen
     /// outside only by what it publishes, so that another attempt may do it again.
     pub async fn running(&self, repeatable: bool) -> Result<()> {
-        if self.runs.set_running(self, repeatable).await? {
-            self.log.append(EventKind::Status { status: RunStatus::Running }).await;
-        }
-        Ok(())
+        self.queue.set_running(self, repeatable).await
     }
 
     /// Whether this attempt still holds the run. Ask right before anything is published
     /// (architecture.md decision 3).
     pub async fn confirm(&self) -> Result<Result<(), LeaseLost>> {
-        let held = self.runs.holds_lease(self).await?;
+        let held = self.queue.holds(self).await?;
         Ok(if held { Ok(()) } else { Err(LeaseLost) })
     }
 

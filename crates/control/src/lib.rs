@@ -2,7 +2,8 @@
 //!
 //! A *run* is one execution with an id, a status and a log. Every run enters through
 //! [`Runs::submit`]; the table of runs is the queue, so that a restart loses nothing. A
-//! [`Worker`] claims runs under a lease and hands each to an [`Executor`].
+//! [`Worker`] claims runs under a lease and hands each to an [`Executor`]; on other machines agents
+//! do, from a pool ([`Runs::claim_for`]).
 //!
 //! A *task* is a definition that is stored by name; each time it is started it makes a run
 //! ([`TaskDefinition::run`]).
@@ -19,7 +20,10 @@
 mod clock;
 mod error;
 mod executor;
+mod leases;
 mod log;
+mod names;
+mod pools;
 mod queue;
 mod request;
 mod run;
@@ -34,9 +38,13 @@ mod waiting;
 pub use clock::Clock;
 pub use error::{ControlError, Result};
 pub use executor::{Attempt, End, Executor, LeaseLost, Outcome};
-pub use log::{Event, EventKind, EventReader, LogKey, Logs, Mask, RunLog, Stream, TextReader};
-pub use queue::{Worker, WorkerSettings};
-pub use request::{NewRun, RunRequest, TaskRequest, TaskText, TaskValue};
+pub use log::{
+    Event, EventKind, EventReader, LogKey, Logs, Mask, RunLog, Sent, Stream, TextReader,
+};
+pub use names::{BadPoolName, BadTaskName, BadTaskRunName, PoolName, TaskName, TaskRunName};
+pub use pools::{Pool, PoolProperties, Pools, Tier};
+pub use queue::{Queue, Worker, WorkerSettings};
+pub use request::{Lane, NewRun, RunRequest, TaskRequest, TaskText, TaskValue};
 pub use run::{
     BuildArgument, BuildOptions, BuildRequest, BuildSecret, CacheExport, Commit, ContextSource,
     NamedContext, OutputImage, RemoteSource, Run, RunId, RunKind, RunStatus, UnknownKind,
@@ -44,10 +52,7 @@ pub use run::{
 };
 pub use runs::{RunFilter, RunSettings, Runs, Swept, TimeRange};
 pub use sources::{ListedSource, NewSource, SourceSettings, Sources};
-pub use task::{
-    BadTaskName, NoContext, StoredTask, TaskContext, TaskDefinition, TaskName, TaskOverrides,
-    TaskStep,
-};
-pub use task_runs::{BadTaskRunName, TaskRun, TaskRunDeclaration, TaskRunName, TaskRuns};
+pub use task::{NoContext, StoredTask, TaskContext, TaskDefinition, TaskOverrides, TaskStep};
+pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};
 pub use tasks::Tasks;
 pub use waiting::{WaitReason, Waiting};

@@ -15,7 +15,7 @@ mod file;
 mod mask;
 mod read;
 
-pub use event::{Event, EventKind, Stream};
+pub use event::{Event, EventKind, Sent, Stream};
 pub use mask::Mask;
 pub use read::{EventReader, TextReader};
 
@@ -86,6 +86,8 @@ struct Pending {
     text: String,
     /// Bytes of records in this log so far.
     size: u64,
+    /// What came last from an agent.
+    sent: Option<Sent>,
     dropping: bool,
     finished: bool,
 }
@@ -122,6 +124,7 @@ impl Logs {
             events: Vec::new(),
             text: String::new(),
             size: files.events_len,
+            sent: found.sent,
             dropping: false,
             finished: found.finished,
         };
@@ -196,6 +199,11 @@ impl RunLog {
     /// Appends a record. Waits only when the disk is far behind; records after the last one
     /// are dropped.
     pub async fn append(&self, kind: EventKind) {
+        self.append_sent(kind, None).await;
+    }
+
+    /// Appends a record that an agent has sent, unless it, or a later one, is here already.
+    pub async fn append_sent(&self, kind: EventKind, sent: Option<Sent>) {
         loop {
             let space = self.live.space.notified();
             tokio::pin!(space);
@@ -203,7 +211,7 @@ impl RunLog {
             {
                 let mut pending = lock(&self.live.pending);
                 if pending.events.len() < PENDING_MAX || pending.finished {
-                    self.live.push(&mut pending, kind);
+                    self.live.push(&mut pending, kind, sent);
                     break;
                 }
             }
@@ -212,13 +220,23 @@ impl RunLog {
         self.live.wake.notify_one();
     }
 
+    /// What came last from an agent.
+    pub fn last_sent(&self) -> Option<Sent> {
+        lock(&self.live.pending).sent
+    }
+
+    /// The id of the last record that was appended; 0: none was.
+    pub fn last_id(&self) -> u64 {
+        lock(&self.live.pending).next_id - 1
+    }
+
     /// Appends a line of the executor's own.
     pub async fn message(&self, text: impl Into<String>) {
         self.append(EventKind::Message { text: text.into() }).await;
     }
 
     /// Appends the last record and returns once all is on disk.
-    pub(crate) async fn finish(&self, status: RunStatus, error: Option<String>, elapsed: Duration) {
+    pub async fn finish(&self, status: RunStatus, error: Option<String>, elapsed: Duration) {
         let milliseconds = elapsed.as_millis() as u64;
         self.append(EventKind::Finished { status, error, milliseconds }).await;
         let mut progress = self.live.progress.subscribe();
@@ -228,10 +246,11 @@ impl RunLog {
 }
 
 impl Live {
-    fn push(&self, pending: &mut Pending, mut kind: EventKind) {
-        if pending.finished {
+    fn push(&self, pending: &mut Pending, mut kind: EventKind, sent: Option<Sent>) {
+        if pending.finished || sent.is_some_and(|sent| pending.sent >= Some(sent)) {
             return;
         }
+        pending.sent = sent.or(pending.sent);
         if pending.size >= self.size_max && kind.is_bulk() {
             if pending.dropping {
                 return;
@@ -247,7 +266,7 @@ impl Live {
             self.mask.apply(text);
             cut(text, TEXT_LEN_MAX);
         }
-        let event = Event { id: pending.next_id, at: self.clock.now(), kind };
+        let event = Event { id: pending.next_id, at: self.clock.now(), sent, kind };
         let Ok(line) = serde_json::to_vec(&event) else { return };
         pending.next_id += 1;
         pending.size += line.len() as u64 + 1;

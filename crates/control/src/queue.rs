@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::executor::{Attempt, Executor, Outcome};
-use crate::runs::status_of;
-use crate::{End, EventKind, RunStatus, Runs};
+use crate::leases::status_of;
+use crate::{End, Result, RunStatus};
 
 /// A worker that does not renew its lease for this long has lost its runs.
-const LEASE: Duration = Duration::from_secs(60);
+pub(crate) const LEASE: Duration = Duration::from_secs(60);
 
 /// How often a lease is renewed, and the table looked at without a signal.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -19,9 +20,39 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// How long attempts that were dropped may take to leave nothing behind.
 const IDLE_WAIT: Duration = Duration::from_secs(15);
 
-/// Why a task whose commands were under way when the server stopped has ended.
-const LOST_TASK: &str = "the server stopped while this run was under way, and a task with commands \
-                         is not begun again";
+/// Where a worker has its runs from: the table, or a server that has it.
+#[async_trait]
+pub trait Queue: Send + Sync {
+    /// Takes a run that may be begun now, if there is one.
+    async fn claim(&self) -> Result<Option<Attempt>>;
+
+    /// Returns when a claim may find something. Dropping this loses nothing.
+    async fn changed(&self);
+
+    /// Extends a lease, and learns whether the user wants the run stopped. `None`: lost.
+    async fn renew(&self, attempt: &Attempt) -> Result<Option<bool>>;
+
+    /// Whether the lease still holds.
+    async fn holds(&self, attempt: &Attempt) -> Result<bool>;
+
+    /// `Started` becomes `Running`.
+    async fn set_running(&self, attempt: &Attempt, repeatable: bool) -> Result<()>;
+
+    /// Ends a run under its lease. `false`: another attempt has it, nothing was changed.
+    async fn finish(
+        &self,
+        attempt: &Attempt,
+        status: RunStatus,
+        error: Option<&str>,
+        outcome: &Outcome,
+    ) -> Result<bool>;
+
+    /// Gives a run back that this process cannot finish; it does not count as an attempt.
+    async fn give_back(&self, attempt: &Attempt) -> Result<()>;
+
+    /// Nothing more is said of this attempt.
+    fn forget(&self, attempt: &Attempt);
+}
 
 #[derive(Debug, Clone)]
 pub struct WorkerSettings {
@@ -35,14 +66,18 @@ pub struct WorkerSettings {
 
 /// Claims runs and executes them, a bounded number at once.
 pub struct Worker {
-    runs: Runs,
+    queue: Arc<dyn Queue>,
     executor: Arc<dyn Executor>,
     settings: WorkerSettings,
 }
 
 impl Worker {
-    pub fn new(runs: Runs, executor: Arc<dyn Executor>, settings: WorkerSettings) -> Self {
-        Self { runs, executor, settings }
+    pub fn new(
+        queue: Arc<dyn Queue>,
+        executor: Arc<dyn Executor>,
+        settings: WorkerSettings,
+    ) -> Self {
+        Self { queue, executor, settings }
     }
 
     /// Works until `shutdown`. Runs that are then not done within the grace are given back,
@@ -54,7 +89,7 @@ impl Worker {
             self.fill(&mut attempts, &stop).await;
             tokio::select! {
                 () = shutdown.cancelled() => (),
-                () = self.runs.shared.wake.notified() => (),
+                () = self.queue.changed(), if attempts.len() < self.settings.concurrency as usize => (),
                 () = tokio::time::sleep(PERIOD) => (),
                 Some(_) = attempts.join_next() => (),
             }
@@ -74,7 +109,7 @@ impl Worker {
     /// Claims as many runs as there are places.
     async fn fill(&self, attempts: &mut JoinSet<()>, stop: &CancellationToken) {
         while attempts.len() < self.settings.concurrency as usize {
-            match self.runs.claim(LEASE).await {
+            match self.queue.claim().await {
                 Ok(Some(attempt)) => {
                     let executor = Arc::clone(&self.executor);
                     let cancel_grace = self.settings.cancel_grace;
@@ -108,18 +143,6 @@ async fn work(
     cancel_grace: Duration,
 ) {
     let attempt = Arc::new(attempt);
-    if let Some(outcome) = refuse(&attempt).await {
-        return end(&attempt, outcome, None).await;
-    }
-    // A first one has those that came with the run.
-    if attempt.is_repeated()
-        && let Err(error) = attempt.runs.keep_context(&attempt.run).await
-    {
-        tracing::error!(run = %attempt.run.id, %error, "the context could not be leased");
-        return end(&attempt, Outcome::of(End::Error("the build context is gone".into())), None)
-            .await;
-    }
-    attempt.log.append(EventKind::Status { status: attempt.run.status }).await;
     let mut execution = tokio::spawn({
         let attempt = Arc::clone(&attempt);
         async move { executor.execute(&attempt).await }
@@ -145,41 +168,19 @@ async fn work(
     match (stopped, joined) {
         (Stop::LeaseLost, _) => {
             tracing::warn!(run = %attempt.run.id, "the lease was lost; this attempt is dropped");
-            attempt.runs.forget(&attempt);
+            attempt.queue.forget(&attempt);
         }
         (Stop::Shutdown, Ok(joined)) => end(&attempt, outcome_of(joined), None).await,
-        (Stop::Shutdown, Err(_)) => give_back(&attempt).await,
+        (Stop::Shutdown, Err(_)) => {
+            if let Err(error) = attempt.queue.give_back(&attempt).await {
+                tracing::error!(run = %attempt.run.id, %error, "a run could not be given back");
+            }
+        }
         (stopped, joined) => {
             let outcome = joined.map_or_else(|_| Outcome::of(End::Canceled), outcome_of);
             end(&attempt, outcome, Some(stopped)).await;
         }
     }
-}
-
-/// Ends runs that should not be begun (again), and says in the log when one is.
-async fn refuse(attempt: &Attempt) -> Option<Outcome> {
-    let run = &attempt.run;
-    if attempt.cancel.is_cancelled() {
-        return Some(Outcome::of(End::Canceled));
-    }
-    if !run.may_begin_again() {
-        return Some(Outcome::of(End::Error(LOST_TASK.into())));
-    }
-    let attempts_max = attempt.runs.attempts_max();
-    if run.attempts > attempts_max {
-        let message = format!(
-            "the server stopped while the run was under way, in each of {attempts_max} attempts"
-        );
-        return Some(Outcome::of(End::Error(message)));
-    }
-    if attempt.is_repeated() {
-        let message = format!(
-            "the server stopped while this run was under way; attempt {} of {attempts_max} begins",
-            run.attempts
-        );
-        attempt.log.message(message).await;
-    }
-    None
 }
 
 /// Renews the lease until there is a reason to stop.
@@ -194,7 +195,7 @@ async fn watch(attempt: &Attempt, stop: &CancellationToken) -> Stop {
             () = stop.cancelled() => return Stop::Shutdown,
             () = tokio::time::sleep(PERIOD) => (),
         }
-        match attempt.runs.renew(attempt, LEASE).await {
+        match attempt.queue.renew(attempt).await {
             Ok(Some(false)) => renewed_at = tokio::time::Instant::now(),
             Ok(Some(true)) => return Stop::Canceled,
             Ok(None) => return Stop::LeaseLost,
@@ -230,7 +231,7 @@ async fn end(attempt: &Attempt, outcome: Outcome, stopped: Option<Stop>) {
             _ => (status, error),
         };
     }
-    match attempt.runs.finish(attempt, status, error.as_deref(), &outcome).await {
+    match attempt.queue.finish(attempt, status, error.as_deref(), &outcome).await {
         Ok(true) => (),
         Ok(false) => {
             tracing::warn!(run = %attempt.run.id, "the end of an attempt came too late and was dropped");
@@ -238,20 +239,5 @@ async fn end(attempt: &Attempt, outcome: Outcome, stopped: Option<Stop>) {
         Err(error) => {
             tracing::error!(run = %attempt.run.id, %error, "the end of a run could not be recorded");
         }
-    }
-}
-
-/// The server leaves: the run waits for the next one, if it may begin again.
-async fn give_back(attempt: &Attempt) {
-    let run = &attempt.run;
-    // Only the table knows how far it has come; if it does not answer, the next server asks.
-    if let Ok(Some(now)) = attempt.runs.get(&run.registry, run.id).await
-        && !now.may_begin_again()
-    {
-        return end(attempt, Outcome::of(End::Error(LOST_TASK.into())), None).await;
-    }
-    attempt.log.message("the server stops; the run begins again with the next start").await;
-    if let Err(error) = attempt.runs.release(attempt).await {
-        tracing::error!(run = %attempt.run.id, %error, "a run could not be given back");
     }
 }

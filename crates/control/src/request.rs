@@ -6,8 +6,8 @@ use std::time::Duration;
 use oci::{Digest, Platform};
 use serde::{Deserialize, Serialize};
 
-use crate::TaskName;
 use crate::run::{BuildRequest, ContextSource, RemoteSource, RunKind};
+use crate::{PoolName, TaskName};
 
 /// A run to be queued.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,16 +20,50 @@ pub struct NewRun {
     pub definition: Option<Digest>,
     /// What the task's owner wants to hear again of the run.
     pub update_trigger_token: Option<String>,
+    /// Whose agents execute it; absent: the server does.
+    pub pool: Option<PoolName>,
+    pub lane: Lane,
     /// What its log begins with.
     pub warnings: Vec<String>,
+}
+
+/// Which runs go before which, whenever they were queued.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// Somebody asked for it, and may be waiting.
+    #[default]
+    People,
+    /// A commit, a timer, an update of one image.
+    Triggers,
+    /// One of the many that follow from one event.
+    Waves,
+}
+
+impl Lane {
+    /// As the table has it: the lower one goes first.
+    pub(crate) fn number(self) -> i64 {
+        match self {
+            Self::People => 0,
+            Self::Triggers => 1,
+            Self::Waves => 2,
+        }
+    }
 }
 
 impl<R: Into<RunRequest>> From<R> for NewRun {
     /// A run that somebody asked for.
     fn from(request: R) -> Self {
         let request = request.into();
-        let (kind, warnings) = (request.kind(), Vec::new());
-        Self { kind, request, task: None, definition: None, update_trigger_token: None, warnings }
+        Self {
+            kind: request.kind(),
+            request,
+            task: None,
+            definition: None,
+            update_trigger_token: None,
+            pool: None,
+            lane: Lane::People,
+            warnings: Vec::new(),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use oci::{Compression, Digest, Platform, RegistryName};
 use serde::{Deserialize, Serialize};
 use store::Millis;
 
-use crate::{RunRequest, TaskName};
+use crate::{PoolName, RunRequest, TaskName};
 
 /// `c` and a number in base 36, at least two digits: unique in a registry for ever, and
 /// later ones are never shorter (runs.md section 4). Usable as a tag.
@@ -468,6 +468,10 @@ pub struct Run {
     pub definition: Option<Digest>,
     /// What the task's owner wants to hear again of the run.
     pub update_trigger_token: Option<String>,
+    /// Whose agents execute it; absent: the server does.
+    pub pool: Option<PoolName>,
+    /// The agent that has it, or had it last.
+    pub agent: Option<String>,
     /// Whether run and log are kept for ever.
     pub archived: bool,
     pub created_at: Millis,

@@ -8,15 +8,14 @@ use db::Db;
 use oci::{Digest, RegistryName, RepositoryName};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
-use store::{Catalog, Millis, lease_within, release_within};
+use store::{Catalog, Millis, lease_within};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::executor::Attempt;
-use crate::table::{column, from_json, not_json, parsed, to_json};
+use crate::table::{column, from_json, not_json, parsed};
 use crate::{
-    Clock, ControlError, End, EventKind, LogKey, Logs, Mask, NewRun, Outcome, Result, Run, RunId,
-    RunKind, RunLog, RunRequest, RunStatus, TaskName, table, tasks,
+    Clock, ControlError, EventKind, LogKey, Logs, Mask, NewRun, PoolName, Result, Run, RunId,
+    RunKind, RunLog, RunRequest, RunStatus, TaskName, pools, table, tasks,
 };
 
 const SCHEMA: &[&str] = &[
@@ -59,6 +58,9 @@ const SCHEMA: &[&str] = &[
         PRIMARY KEY (registry, number, repository, digest)
     )",
     "CREATE INDEX run_images_by_digest ON run_images (registry, digest, repository)",
+    "ALTER TABLE runs ADD COLUMN pool TEXT",
+    "ALTER TABLE runs ADD COLUMN agent TEXT",
+    "ALTER TABLE runs ADD COLUMN lane BIGINT NOT NULL DEFAULT 0",
 ];
 
 /// Keeps what a run needs beyond its time limit, so that a retry finds it.
@@ -89,6 +91,7 @@ pub struct RunFilter {
     pub archived: Option<bool>,
     pub created: TimeRange,
     pub finished: TimeRange,
+    pub pool: Option<PoolName>,
     /// Only runs that pushed this manifest into this repository.
     pub image: Option<(RepositoryName, Digest)>,
     /// Only runs older than this one: how a listing goes on.
@@ -119,24 +122,27 @@ pub struct Runs {
 
 pub(crate) struct Shared {
     pub(crate) db: Db,
-    catalog: Option<Catalog>,
+    pub(crate) catalog: Option<Catalog>,
     logs: Logs,
     pub(crate) clock: Clock,
     pub(crate) settings: RunSettings,
     /// A run was queued or a place became free; a hint, the table decides.
     pub(crate) wake: Notify,
+    /// The same, for those that ask on behalf of agents.
+    pub(crate) queued: watch::Sender<u64>,
     /// Runs being executed in this process, and how to stop them.
     active: Mutex<HashMap<LogKey, Active>>,
     /// Changes when a run ends.
     ended: watch::Sender<u64>,
 }
 
-/// An attempt of this process.
-struct Active {
-    epoch: i64,
-    cancel: CancellationToken,
-    /// Gone with the attempt.
-    alive: Weak<()>,
+/// An attempt that this process knows of.
+pub(crate) struct Active {
+    pub(crate) epoch: i64,
+    pub(crate) started_at: Millis,
+    pub(crate) cancel: CancellationToken,
+    /// Gone with the attempt; an agent's is never here.
+    pub(crate) alive: Weak<()>,
 }
 
 impl Runs {
@@ -157,6 +163,7 @@ impl Runs {
             clock,
             settings,
             wake: Notify::new(),
+            queued: watch::Sender::new(0),
             active: Mutex::default(),
             ended: watch::Sender::new(0),
         };
@@ -186,7 +193,7 @@ impl Runs {
         for text in warnings {
             log.append(EventKind::Warning { text }).await;
         }
-        self.shared.wake.notify_one();
+        self.queue_has_changed();
         Ok(run)
     }
 
@@ -222,6 +229,9 @@ impl Runs {
             // It may have been deleted since it was read.
             tasks::check(transaction, registry, task).await?;
         }
+        if let Some(pool) = &new.pool {
+            pools::check(transaction, registry, pool).await?;
+        }
         let number: i64 = sqlx::query_scalar(
             "INSERT INTO run_counters (registry, last) VALUES ($1, 1)
              ON CONFLICT (registry) DO UPDATE SET last = run_counters.last + 1
@@ -234,8 +244,9 @@ impl Runs {
         sqlx::query(
             "INSERT INTO runs (registry, number, kind, status, request, created_at, updated_at,
                 attempts, epoch, lease_until, cancel_requested, archived, log_kept, task,
-                definition, update_trigger_token)
-             VALUES ($1, $2, $3, 'Queued', $4, $5, $5, 0, 0, 0, FALSE, $6, TRUE, $7, $8, $9)",
+                definition, update_trigger_token, pool, lane)
+             VALUES ($1, $2, $3, 'Queued', $4, $5, $5, 0, 0, 0, FALSE, $6, TRUE, $7, $8, $9, $10,
+                $11)",
         )
         .bind(registry.as_str())
         .bind(number)
@@ -246,6 +257,8 @@ impl Runs {
         .bind(new.task.as_ref().map(TaskName::as_str))
         .bind(new.definition.as_ref().map(ToString::to_string))
         .bind(&new.update_trigger_token)
+        .bind(new.pool.as_ref().map(PoolName::as_str))
+        .bind(new.lane.number())
         .execute(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
@@ -333,7 +346,7 @@ impl Runs {
             active.cancel.cancel();
         }
         // Nobody may be executing it: then the next claim ends it.
-        self.shared.wake.notify_one();
+        self.queue_has_changed();
         Ok(run)
     }
 
@@ -382,10 +395,11 @@ impl Runs {
 
     /// For the only owner of a data folder, before its worker starts: what was under way
     /// when the last owner died may be claimed at once, and logs are put right. Returns
-    /// those runs.
+    /// those runs. Agents go on with theirs.
     pub async fn take_over(&self) -> Result<Vec<Run>> {
         let statement = sqlx::query(
-            "UPDATE runs SET lease_until = 0 WHERE status IN ('Started', 'Running') RETURNING *",
+            "UPDATE runs SET lease_until = 0
+             WHERE agent IS NULL AND status IN ('Started', 'Running') RETURNING *",
         );
         let rows = table::returning(&self.shared.db, "take over runs", statement).await?;
         for run in self.unfinished().await? {
@@ -420,16 +434,17 @@ impl Runs {
 
     async fn end_overdue(&self, before: Millis) -> Result<u64> {
         let statement = sqlx::query(
-            "UPDATE runs SET status = 'Error', error = 'the run waited too long for a worker',
-                updated_at = $2, finished_at = $2
-             WHERE status = 'Queued' AND created_at < $1 RETURNING *",
+            "UPDATE runs SET status = 'Error', updated_at = $2, finished_at = $2,
+                error = CASE WHEN status = 'Queued' THEN 'the run waited too long for a worker'
+                    ELSE 'its agent was lost, and no other came' END
+             WHERE (status = 'Queued' AND created_at < $1)
+                OR (status IN ('Started', 'Running') AND agent IS NOT NULL AND lease_until < $1)
+             RETURNING *",
         )
         .bind(before)
         .bind(self.shared.clock.now());
         let rows = table::returning(&self.shared.db, "end overdue runs", statement).await?;
-        for row in &rows {
-            self.after_end(&run_of(row)?).await?;
-        }
+        self.after_ends(&rows).await?;
         Ok(rows.len() as u64)
     }
 
@@ -489,201 +504,6 @@ impl Runs {
         Ok(rows.len() as u64)
     }
 
-    /// Takes the oldest run that may be executed now: one that waits, or one whose attempt
-    /// was lost. One statement, so that two workers never get the same run.
-    pub(crate) async fn claim(&self, lease: Duration) -> Result<Option<Attempt>> {
-        let now = self.shared.clock.now();
-        self.keep_own(now, lease).await?;
-        let statement = sqlx::query(
-            "UPDATE runs SET
-                status = CASE WHEN status = 'Queued' THEN 'Started' ELSE status END,
-                started_at = COALESCE(started_at, $1),
-                updated_at = $1,
-                attempts = attempts + 1,
-                epoch = epoch + 1,
-                lease_until = $2
-             WHERE (registry, number) = (
-                SELECT r.registry, r.number FROM runs r
-                WHERE (r.status = 'Queued'
-                        OR (r.status IN ('Started', 'Running') AND r.lease_until < $1))
-                    AND $3 > (SELECT COUNT(*) FROM runs o
-                        WHERE o.registry = r.registry AND o.status IN ('Started', 'Running')
-                            AND o.lease_until >= $1)
-                ORDER BY r.created_at, r.registry, r.number LIMIT 1)
-             RETURNING *",
-        )
-        .bind(now)
-        .bind(until(now, lease))
-        .bind(i64::from(self.shared.settings.concurrency));
-        let rows = table::returning(&self.shared.db, "claim a run", statement).await?;
-        let Some(row) = rows.first() else { return Ok(None) };
-        let run = run_of(row)?;
-        let epoch = column(row, "epoch")?;
-        let cancel = CancellationToken::new();
-        if column(row, "cancel_requested")? {
-            cancel.cancel();
-        }
-        let log = self.log(&run).await?;
-        let alive = Arc::new(());
-        let active = Active { epoch, cancel: cancel.clone(), alive: Arc::downgrade(&alive) };
-        self.active().insert(log_key(&run), active);
-        let runs = self.clone();
-        Ok(Some(Attempt { run, log, cancel, runs, epoch, started_at: now, _alive: alive }))
-    }
-
-    /// Extends expired leases of attempts that go on in this process: the machine was asleep,
-    /// or its clock was set. Only who claimed a run since then has taken it over.
-    async fn keep_own(&self, now: Millis, lease: Duration) -> Result<()> {
-        let own: Vec<(LogKey, i64)> = (self.active().iter())
-            .filter(|(_, active)| active.alive.strong_count() > 0)
-            .map(|(key, active)| (key.clone(), active.epoch))
-            .collect();
-        for (key, epoch) in own {
-            let statement = sqlx::query(
-                "UPDATE runs SET lease_until = $5
-                 WHERE registry = $1 AND number = $2 AND epoch = $3 AND lease_until < $4
-                    AND status IN ('Started', 'Running')",
-            )
-            .bind(key.registry.as_str())
-            .bind(key.run.number())
-            .bind(epoch)
-            .bind(now)
-            .bind(until(now, lease));
-            table::execute(&self.shared.db, "keep a run", statement).await?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn attempts_max(&self) -> u32 {
-        self.shared.settings.attempts_max
-    }
-
-    /// Extends a lease, and learns whether the user wants the run stopped. `None`: lost.
-    pub(crate) async fn renew(&self, attempt: &Attempt, lease: Duration) -> Result<Option<bool>> {
-        let statement = sqlx::query(
-            "UPDATE runs SET lease_until = $4
-             WHERE registry = $1 AND number = $2 AND epoch = $3
-                AND status IN ('Started', 'Running')
-             RETURNING cancel_requested",
-        )
-        .bind(attempt.run.registry.as_str())
-        .bind(attempt.run.id.number())
-        .bind(attempt.epoch)
-        .bind(until(self.shared.clock.now(), lease));
-        let rows = table::returning(&self.shared.db, "renew a lease", statement).await?;
-        rows.first().map(|row| column(row, "cancel_requested")).transpose()
-    }
-
-    pub(crate) async fn holds_lease(&self, attempt: &Attempt) -> Result<bool> {
-        let held: i64 = sqlx::query_scalar(
-            "SELECT COUNT(*) FROM runs
-             WHERE registry = $1 AND number = $2 AND epoch = $3
-                AND status IN ('Started', 'Running')",
-        )
-        .bind(attempt.run.registry.as_str())
-        .bind(attempt.run.id.number())
-        .bind(attempt.epoch)
-        .fetch_one(self.shared.db.reads())
-        .await
-        .map_err(ControlError::database("check a lease"))?;
-        Ok(held == 1)
-    }
-
-    /// `Started` becomes `Running`; whether it did. A later attempt finds it so, and says anew
-    /// whether it may be repeated.
-    pub(crate) async fn set_running(&self, attempt: &Attempt, repeatable: bool) -> Result<bool> {
-        let statement = sqlx::query(
-            "UPDATE runs SET status = 'Running', updated_at = $4, repeatable = $5
-             WHERE registry = $1 AND number = $2 AND epoch = $3
-                AND status IN ('Started', 'Running')",
-        )
-        .bind(attempt.run.registry.as_str())
-        .bind(attempt.run.id.number())
-        .bind(attempt.epoch)
-        .bind(self.shared.clock.now())
-        .bind(repeatable);
-        let changed =
-            table::execute(&self.shared.db, "note that a run is running", statement).await?;
-        Ok(changed == 1 && attempt.run.status != RunStatus::Running)
-    }
-
-    /// Ends a run under its lease. `false`: another attempt has it, nothing was changed.
-    pub(crate) async fn finish(
-        &self,
-        attempt: &Attempt,
-        status: RunStatus,
-        error: Option<&str>,
-        outcome: &Outcome,
-    ) -> Result<bool> {
-        let now = self.shared.clock.now();
-        let request = attempt.run.request.clone().without_secrets();
-        let output = Output {
-            images: outcome.images.clone(),
-            digest: outcome.digest.clone(),
-            commit: outcome.commit.clone(),
-            dependencies: outcome.dependencies.clone(),
-        };
-        let cost = cost_of(&attempt.run, outcome, attempt.started_at, now);
-        // It lives longer than the log, and a user's text may be in it.
-        let error = error.map(|error| attempt.log.masked(error));
-        let statement = sqlx::query(
-            "UPDATE runs SET status = $4, error = $5, output = $6, cost = $7, request = $8,
-                updated_at = $9, finished_at = $9
-             WHERE registry = $1 AND number = $2 AND epoch = $3
-                AND status IN ('Started', 'Running')
-             RETURNING *",
-        )
-        .bind(attempt.run.registry.as_str())
-        .bind(attempt.run.id.number())
-        .bind(attempt.epoch)
-        .bind(status.as_str())
-        .bind(error)
-        .bind(to_json(&output)?)
-        .bind(to_json(&cost)?)
-        .bind(request_json(&request)?)
-        .bind(now);
-        let failed = "end a run";
-        let mut transaction =
-            self.shared.db.begin().await.map_err(ControlError::database(failed))?;
-        let row = statement.fetch_optional(&mut *transaction).await;
-        let row = row.map_err(ControlError::database(failed))?;
-        if row.is_some() && self.shared.catalog.is_some() {
-            let owner = lease_owner(&attempt.run.registry, attempt.run.id);
-            release_within(&mut transaction, &owner).await?;
-        }
-        if row.is_some() {
-            let (run, images) = (&attempt.run, &outcome.images);
-            note_images(&mut transaction, run, images)
-                .await
-                .map_err(ControlError::database(failed))?;
-            if let (Some(task), Some(made_of)) = (&run.task, &outcome.dependencies)
-                && status == RunStatus::Succeeded
-            {
-                tasks::note_dependencies(&mut transaction, run, task, made_of).await?;
-            }
-        }
-        transaction.commit().await.map_err(ControlError::database(failed))?;
-        self.forget(attempt);
-        let Some(row) = row else { return Ok(false) };
-        self.after_end(&run_of(&row)?).await?;
-        Ok(true)
-    }
-
-    /// Gives a run back that this process cannot finish; it does not count as an attempt.
-    pub(crate) async fn release(&self, attempt: &Attempt) -> Result<()> {
-        self.forget(attempt);
-        let statement = sqlx::query(
-            "UPDATE runs SET lease_until = 0, attempts = attempts - 1
-             WHERE registry = $1 AND number = $2 AND epoch = $3
-                AND status IN ('Started', 'Running')",
-        )
-        .bind(attempt.run.registry.as_str())
-        .bind(attempt.run.id.number())
-        .bind(attempt.epoch);
-        table::execute(&self.shared.db, "give a run back", statement).await?;
-        Ok(())
-    }
-
     /// What follows from an end that is recorded: the log's last line, and no more leases.
     pub(crate) async fn after_end(&self, run: &Run) -> Result<()> {
         if run.request.secrets().next().is_some() {
@@ -698,8 +518,28 @@ impl Runs {
             catalog.release_leases(&lease_owner(&run.registry, run.id)).await?;
         }
         self.shared.ended.send_modify(|count| *count += 1);
-        self.shared.wake.notify_one();
+        self.queue_has_changed();
         Ok(())
+    }
+
+    /// The same for many rows: all of them, whatever becomes of one, since followers wait for the
+    /// end of each log.
+    pub(crate) async fn after_ends(&self, rows: &[SqliteRow]) -> Result<()> {
+        let mut result = Ok(());
+        for row in rows {
+            let ended = match run_of(row) {
+                Ok(run) => self.after_end(&run).await,
+                Err(error) => Err(error),
+            };
+            result = result.and(ended);
+        }
+        result
+    }
+
+    /// A run was queued, or a place became free.
+    pub(crate) fn queue_has_changed(&self) {
+        self.shared.wake.notify_one();
+        self.shared.queued.send_modify(|count| *count += 1);
     }
 
     async fn forget_secrets(&self, run: &Run) -> Result<()> {
@@ -712,7 +552,7 @@ impl Runs {
         Ok(())
     }
 
-    async fn log(&self, run: &Run) -> Result<RunLog> {
+    pub(crate) async fn log(&self, run: &Run) -> Result<RunLog> {
         self.shared.logs.open(&log_key(run), Mask::new(run.request.secrets())).await
     }
 
@@ -728,16 +568,7 @@ impl Runs {
         self.shared.settings.queue_keep + request.timeout() + LEASE_SLACK
     }
 
-    /// The attempt is over, and no later one of its run is meant.
-    pub(crate) fn forget(&self, attempt: &Attempt) {
-        let key = log_key(&attempt.run);
-        let mut all = self.active();
-        if all.get(&key).is_some_and(|active| active.epoch == attempt.epoch) {
-            all.remove(&key);
-        }
-    }
-
-    fn active(&self) -> std::sync::MutexGuard<'_, HashMap<LogKey, Active>> {
+    pub(crate) fn active(&self) -> std::sync::MutexGuard<'_, HashMap<LogKey, Active>> {
         self.shared.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -757,6 +588,9 @@ fn listing(registry: &RegistryName, filter: &RunFilter, limit: usize) -> QueryBu
     }
     if let Some(task) = &filter.task {
         query.push(" AND LOWER(task) = ").push_bind(task.key());
+    }
+    if let Some(pool) = &filter.pool {
+        query.push(" AND LOWER(pool) = ").push_bind(pool.key());
     }
     if let Some(archived) = filter.archived {
         query.push(" AND archived = ").push_bind(archived);
@@ -782,33 +616,12 @@ fn listing(registry: &RegistryName, filter: &RunFilter, limit: usize) -> QueryBu
     query
 }
 
-/// So that runs are found by what they pushed.
-async fn note_images(
-    connection: &mut SqliteConnection,
-    run: &Run,
-    images: &[crate::OutputImage],
-) -> sqlx::Result<()> {
-    for image in images {
-        sqlx::query(
-            "INSERT INTO run_images (registry, number, repository, digest)
-             VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-        )
-        .bind(run.registry.as_str())
-        .bind(run.id.number())
-        .bind(&image.repository)
-        .bind(image.digest.to_string())
-        .execute(&mut *connection)
-        .await?;
-    }
-    Ok(())
-}
-
 /// Owner of the leases that a run holds in the store.
-fn lease_owner(registry: &RegistryName, run: RunId) -> String {
+pub(crate) fn lease_owner(registry: &RegistryName, run: RunId) -> String {
     format!("run/{registry}/{run}")
 }
 
-fn log_key(run: &Run) -> LogKey {
+pub(crate) fn log_key(run: &Run) -> LogKey {
     LogKey { registry: run.registry.clone(), run: run.id }
 }
 
@@ -816,44 +629,17 @@ fn run_not_found(id: RunId) -> ControlError {
     ControlError::NotFound { what: format!("run `{id}`") }
 }
 
-fn until(now: Millis, lease: Duration) -> Millis {
-    now.saturating_add_unsigned(lease.as_millis() as u64)
-}
-
-/// What the queue itself knows of a run's cost, added to what the executor says.
-fn cost_of(run: &Run, outcome: &Outcome, started_at: Millis, now: Millis) -> serde_json::Value {
-    let mut cost = match &outcome.cost {
-        Some(serde_json::Value::Object(cost)) => cost.clone(),
-        _ => serde_json::Map::new(),
-    };
-    let first_start = run.started_at.unwrap_or(started_at);
-    cost.insert("queueMilliseconds".into(), (first_start - run.created_at).max(0).into());
-    cost.insert("milliseconds".into(), (now - started_at).max(0).into());
-    cost.insert("attempts".into(), run.attempts.into());
-    cost.into()
-}
-
-/// The status that an attempt's end gives its run, and why.
-pub(crate) fn status_of(end: &End) -> (RunStatus, Option<String>) {
-    match end {
-        End::Succeeded => (RunStatus::Succeeded, None),
-        End::Failed(message) => (RunStatus::Failed, Some(message.clone())),
-        End::Error(message) => (RunStatus::Error, Some(message.clone())),
-        End::Canceled => (RunStatus::Canceled, None),
-    }
-}
-
 #[derive(Default, serde::Serialize, serde::Deserialize)]
-struct Output {
-    images: Vec<crate::OutputImage>,
-    digest: Option<oci::Digest>,
+pub(crate) struct Output {
+    pub(crate) images: Vec<crate::OutputImage>,
+    pub(crate) digest: Option<oci::Digest>,
     #[serde(default)]
-    commit: Option<crate::Commit>,
+    pub(crate) commit: Option<crate::Commit>,
     #[serde(default)]
-    dependencies: Option<serde_json::Value>,
+    pub(crate) dependencies: Option<serde_json::Value>,
 }
 
-fn request_json(request: &RunRequest) -> Result<String> {
+pub(crate) fn request_json(request: &RunRequest) -> Result<String> {
     request.to_json().map_err(|source| not_json("write a run", source))
 }
 
@@ -865,6 +651,7 @@ pub(crate) fn run_of(row: &SqliteRow) -> Result<Run> {
     let request = RunRequest::from_json(kind, column(row, "request")?);
     let task: Option<&str> = column(row, "task")?;
     let definition: Option<&str> = column(row, "definition")?;
+    let pool: Option<&str> = column(row, "pool")?;
     Ok(Run {
         registry: parsed(column(row, "registry")?)?,
         id: RunId::from_number(column::<i64>(row, "number")? as u64),
@@ -874,6 +661,8 @@ pub(crate) fn run_of(row: &SqliteRow) -> Result<Run> {
         task: task.map(parsed).transpose()?,
         definition: definition.map(parsed).transpose()?,
         update_trigger_token: column(row, "update_trigger_token")?,
+        pool: pool.map(parsed).transpose()?,
+        agent: column(row, "agent")?,
         archived: column(row, "archived")?,
         created_at: column(row, "created_at")?,
         updated_at: column(row, "updated_at")?,

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use oci::{Compression, Digest, Platform, RegistryName};
@@ -10,72 +9,7 @@ use serde::{Deserialize, Serialize};
 use store::Millis;
 
 use crate::run::{BuildArgument, BuildOptions, BuildRequest, ContextSource, RemoteSource, RunKind};
-use crate::{NewRun, TaskRequest, TaskText, TaskValue};
-
-/// The name of a task: 5 to 50 letters, digits, `_` and `-` (runs.md section 2). Names that
-/// differ only in case name one task.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct TaskName(String);
-
-impl TaskName {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// What names of one task have in common.
-    pub(crate) fn key(&self) -> String {
-        self.0.to_ascii_lowercase()
-    }
-}
-
-impl PartialEq for TaskName {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.eq_ignore_ascii_case(&other.0)
-    }
-}
-
-impl Eq for TaskName {}
-
-impl fmt::Display for TaskName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl From<TaskName> for String {
-    fn from(name: TaskName) -> Self {
-        name.0
-    }
-}
-
-/// A text that no task can have as its name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` cannot name a task: a name has 5 to 50 letters, digits, `_` and `-`")]
-pub struct BadTaskName(String);
-
-impl FromStr for TaskName {
-    type Err = BadTaskName;
-
-    fn from_str(text: &str) -> Result<Self, BadTaskName> {
-        let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
-        match (5..=50).contains(&text.len()) && text.bytes().all(is_fine) {
-            true => Ok(Self(text.to_owned())),
-            false => {
-                let shown = text.chars().filter(|c| !c.is_control()).take(60).collect();
-                Err(BadTaskName(shown))
-            }
-        }
-    }
-}
-
-impl TryFrom<String> for TaskName {
-    type Error = BadTaskName;
-
-    fn try_from(text: String) -> Result<Self, BadTaskName> {
-        text.parse()
-    }
-}
+use crate::{Lane, NewRun, PoolName, TaskName, TaskRequest, TaskText, TaskValue};
 
 /// A stored task.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,6 +44,9 @@ pub struct TaskDefinition {
     pub expires_at: Option<Millis>,
     /// Texts of whoever manages it.
     pub tags: BTreeMap<String, String>,
+    /// Whose agents execute its runs; absent: the server itself does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
 }
 
 /// A git repository, or an archive somewhere else, that a task works on.
@@ -205,6 +142,7 @@ pub struct TaskOverrides {
     pub arguments: Vec<BuildArgument>,
     pub values: Vec<TaskValue>,
     pub update_trigger_token: Option<String>,
+    pub pool: Option<PoolName>,
     pub archived: bool,
 }
 
@@ -290,6 +228,8 @@ impl TaskDefinition {
             task: Some(name.clone()),
             definition: Some(self.digest()),
             update_trigger_token: overrides.update_trigger_token,
+            pool: overrides.pool.or_else(|| self.pool.clone()),
+            lane: Lane::People,
             warnings,
         })
     }
@@ -351,6 +291,7 @@ mod tests {
             description: None,
             expires_at: None,
             tags: BTreeMap::new(),
+            pool: None,
         }
     }
 

@@ -1,8 +1,5 @@
 //! Task runs: runs that are declared by name (runs.md section 2.3).
 
-use std::fmt;
-use std::str::FromStr;
-
 use oci::RegistryName;
 use serde_json::Value;
 use sqlx::SqliteConnection;
@@ -10,7 +7,7 @@ use sqlx::sqlite::SqliteRow;
 use store::Millis;
 
 use crate::table::{column, from_json, parsed, to_json};
-use crate::{ControlError, NewRun, Result, Run, RunId, Runs, table};
+use crate::{ControlError, NewRun, Result, Run, RunId, Runs, TaskRunName, table};
 
 const SCHEMA: &[&str] = &["CREATE TABLE task_runs (
         registry TEXT NOT NULL,
@@ -26,55 +23,6 @@ const SCHEMA: &[&str] = &["CREATE TABLE task_runs (
 
 /// Task runs of one registry.
 const TASK_RUNS_MAX: i64 = 10_000;
-
-/// The name of a task run: 5 to 50 letters, digits and `-`. Names that differ only in case name
-/// one.
-#[derive(Debug, Clone)]
-pub struct TaskRunName(String);
-
-impl TaskRunName {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    fn key(&self) -> String {
-        self.0.to_ascii_lowercase()
-    }
-}
-
-impl PartialEq for TaskRunName {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.eq_ignore_ascii_case(&other.0)
-    }
-}
-
-impl Eq for TaskRunName {}
-
-impl fmt::Display for TaskRunName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// A text that no task run can have as its name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` cannot name a task run: a name has 5 to 50 letters, digits and `-`")]
-pub struct BadTaskRunName(String);
-
-impl FromStr for TaskRunName {
-    type Err = BadTaskRunName;
-
-    fn from_str(text: &str) -> Result<Self, BadTaskRunName> {
-        let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-        match (5..=50).contains(&text.len()) && text.bytes().all(is_fine) {
-            true => Ok(Self(text.to_owned())),
-            false => {
-                let shown = text.chars().filter(|c| !c.is_control()).take(60).collect();
-                Err(BadTaskRunName(shown))
-            }
-        }
-    }
-}
 
 /// A run that is declared by name.
 #[derive(Debug, Clone, PartialEq)]

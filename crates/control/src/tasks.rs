@@ -4,7 +4,6 @@ use oci::RegistryName;
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
 
-use crate::runs::run_of;
 use crate::table::{column, from_json, parsed, to_json};
 use crate::{
     ControlError, Result, Run, Runs, StoredTask, TaskDefinition, TaskName, TaskOverrides, table,
@@ -157,16 +156,7 @@ impl Tasks {
         .await
         .map_err(ControlError::database(failed))?;
         transaction.commit().await.map_err(ControlError::database(failed))?;
-        // All of them, whatever becomes of one: followers wait for the end of each log.
-        let mut result = Ok(());
-        for row in &canceled {
-            let ended = match run_of(row) {
-                Ok(run) => self.runs.after_end(&run).await,
-                Err(error) => Err(error),
-            };
-            result = result.and(ended);
-        }
-        result
+        self.runs.after_ends(&canceled).await
     }
 }
 

@@ -190,7 +190,11 @@ impl Working {
             shutdown_grace: Duration::ZERO,
             cancel_grace: Duration::from_millis(100),
         };
-        let worker = Worker::new(runs.clone(), Arc::clone(executor) as Arc<dyn Executor>, settings);
+        let worker = Worker::new(
+            Arc::new(runs.clone()),
+            Arc::clone(executor) as Arc<dyn Executor>,
+            settings,
+        );
         let shutdown = CancellationToken::new();
         let worker = tokio::spawn(worker.run(shutdown.clone()));
         Self { shutdown, worker }
@@ -575,7 +579,8 @@ async fn a_late_attempt_can_publish_nothing() {
     let runs = folder.open().await;
     let settings =
         WorkerSettings { concurrency: 1, shutdown_grace: PATIENCE, cancel_grace: PATIENCE };
-    let worker = Worker::new(runs.clone(), Arc::clone(&late) as Arc<dyn Executor>, settings);
+    let worker =
+        Worker::new(Arc::new(runs.clone()), Arc::clone(&late) as Arc<dyn Executor>, settings);
     let shutdown = CancellationToken::new();
     let worker = tokio::spawn(worker.run(shutdown.clone()));
     let id = runs.submit(&local(), request()).await.unwrap().id;
@@ -826,6 +831,7 @@ fn task_definition() -> TaskDefinition {
         description: None,
         expires_at: None,
         tags: BTreeMap::new(),
+        pool: None,
     }
 }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use axum::Router;
 use control::{
-    Clock, Executor, Logs, RunSettings, Runs, SourceSettings, Sources, TaskRuns, Tasks, Worker,
-    WorkerSettings,
+    Clock, Executor, Logs, Pools, RunSettings, Runs, SourceSettings, Sources, TaskRuns, Tasks,
+    Worker, WorkerSettings,
 };
 use registry::{PullThrough, PullThroughSettings};
 use remote::Remote;
@@ -25,6 +25,7 @@ use crate::from_api::BuildDefaults;
 use crate::keys::{Keys, publish_token};
 use crate::listen::{self, Clients, ConnectionSettings, Ends, Listener};
 use crate::owner::{self, OtherOwner, OwnerKind};
+use crate::presence::Presence;
 use crate::registries::Registries;
 use crate::state::{Shared, State};
 use crate::{Settings, background, routes, tls};
@@ -154,6 +155,9 @@ impl App {
         let task_runs = TaskRuns::open(runs.clone())
             .await
             .map_err(ServeError::starting("open the table of task runs"))?;
+        let pools = Pools::open(runs.clone())
+            .await
+            .map_err(ServeError::starting("open the table of agent pools"))?;
         let sources = open_sources(&settings, db, &catalog, clock.clone()).await?;
         let mut bound = Bound::default();
         if tcp {
@@ -177,6 +181,8 @@ impl App {
             runs: runs.clone(),
             tasks,
             task_runs,
+            pools,
+            presence: Presence::default(),
             clock: clock.clone(),
             sources,
             layers: crate::executor::open_layers(&catalog, &folder).await?,
@@ -221,7 +227,7 @@ impl App {
             .merge(registry);
         Ok(Self {
             router,
-            worker: Worker::new(runs, executor, worker_settings),
+            worker: Worker::new(Arc::new(runs), executor, worker_settings),
             state,
             listeners: bound.listeners,
             address: bound.address,

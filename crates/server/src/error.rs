@@ -101,7 +101,7 @@ impl From<ControlError> for ApiError {
                 let ControlError::Store(error) = error else { unreachable!("matched above") };
                 return error.into();
             }
-            ControlError::Io { .. } | ControlError::Database { .. } => {
+            ControlError::Io { .. } | ControlError::Database { .. } | ControlError::Server(_) => {
                 return Self::internal(&error);
             }
         };

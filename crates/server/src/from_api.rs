@@ -1,5 +1,6 @@
 //! Words of the API become words of the domain, checked.
 
+mod pools;
 mod run_filter;
 mod stored_tasks;
 mod task_runs;
@@ -22,6 +23,7 @@ use oci::{
     RepositoryName,
 };
 
+pub(crate) use pools::{pool, pool_name, pool_of_run};
 pub(crate) use run_filter::run_filter;
 pub(crate) use stored_tasks::{
     merge, refuse_identity, task_definition, task_of_run, task_overrides,
@@ -72,9 +74,6 @@ pub(crate) fn build_request(
     uploads: &Uploads,
     defaults: &BuildDefaults,
 ) -> Result<BuildRequest, ApiError> {
-    if body.agent_pool_name.is_some() {
-        return Err(ApiError::invalid("this server has no agent pools").at("agentPoolName"));
-    }
     if body.image_names.len() > ITEMS_MAX || body.arguments.len() > ITEMS_MAX {
         let message = format!("more than {ITEMS_MAX} image names or arguments");
         return Err(ApiError::invalid(message));

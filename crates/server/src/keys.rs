@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use control::Pool;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use oci::Digest;
@@ -147,9 +148,46 @@ impl Keys {
         Some(hexadecimal(&tag.as_ref()[..16]))
     }
 
+    /// What agents join a pool with, until its serial changes or another pool has its name.
+    pub(crate) fn pool_token(&self, pool: &Pool) -> String {
+        let Pool { registry, name, .. } = pool;
+        format!("{registry}/{name}/{}", self.signed(&pool_secret(pool)))
+    }
+
+    /// Whether a token is that of a pool.
+    pub(crate) fn is_pool_token(&self, pool: &Pool, token: &str) -> bool {
+        let code = token.rsplit_once('/').map_or("", |(_, code)| code);
+        self.is_signed(&pool_secret(pool), code)
+    }
+
+    /// The password of an attempt for its own registry; the user is [`run_user`].
+    pub(crate) fn run_password(&self, user: &str) -> String {
+        self.signed(&format!("password of {user}"))
+    }
+
+    pub(crate) fn is_run_password(&self, user: &str, password: &str) -> bool {
+        self.is_signed(&format!("password of {user}"), password)
+    }
+
+    fn signed(&self, text: &str) -> String {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &self.signing);
+        hexadecimal(ring::hmac::sign(&key, text.as_bytes()).as_ref())
+    }
+
+    /// The digests are compared, so that the time says nothing of the code.
+    fn is_signed(&self, text: &str, code: &str) -> bool {
+        Digest::of(self.signed(text).as_bytes()) == Digest::of(code.as_bytes())
+    }
+
     fn is_token(&self, text: &str) -> bool {
         Digest::of(text.as_bytes()) == self.token_digest
     }
+}
+
+fn pool_secret(pool: &Pool) -> String {
+    let Pool { registry, name, created_at, token_serial, .. } = pool;
+    let name = name.as_str().to_ascii_lowercase();
+    format!("token of agent pool {registry}/{name} of {created_at}, number {token_serial}")
 }
 
 fn basic(value: &str) -> Option<(String, String)> {

@@ -23,6 +23,7 @@ mod keys;
 mod line_filter;
 mod listen;
 mod owner;
+mod presence;
 mod registries;
 mod routes;
 mod state;

@@ -4,6 +4,7 @@ mod agents;
 mod content;
 mod health;
 mod import;
+mod pools;
 mod purge;
 mod runs;
 mod scrub;
@@ -58,6 +59,14 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
                 .delete(task_runs::delete),
         )
         .route("/taskRuns/{name}/listDetails", post(task_runs::show))
+        .route("/agentPools", get(pools::list))
+        .route(
+            "/agentPools/{name}",
+            get(pools::show).put(pools::put).patch(pools::update).delete(pools::delete),
+        )
+        .route("/agentPools/{name}/listQueueStatus", post(pools::queue_status))
+        .route("/agentPools/{name}/listAgentToken", post(pools::token))
+        .route("/agentPools/{name}/regenerateAgentToken", post(pools::renew_token))
         .route("/repositories", get(content::repositories))
         .route("/repositories/{name}", get(content::repository))
         .route("/repositories/{name}", delete(content::delete_repository))

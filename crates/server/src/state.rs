@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use builder::{ContextLimits, Layers, OwnNames};
-use control::{Clock, Runs, Sources, TaskRuns, Tasks};
+use control::{Clock, Pools, Runs, Sources, TaskRuns, Tasks};
 
 use engine::Destination;
 use oci::{Reference, RegistryName, RepositoryName};
@@ -20,6 +20,7 @@ use crate::agents::Agents;
 use crate::error::ApiError;
 use crate::from_api::{BuildDefaults, cut};
 use crate::keys::{Keys, Principal};
+use crate::presence::Presence;
 use crate::registries::{self, Registries};
 
 /// One per server.
@@ -27,6 +28,8 @@ pub(crate) struct State {
     pub(crate) runs: Runs,
     pub(crate) tasks: Tasks,
     pub(crate) task_runs: TaskRuns,
+    pub(crate) pools: Pools,
+    pub(crate) presence: Presence,
     pub(crate) clock: Clock,
     pub(crate) sources: Sources,
     pub(crate) catalog: Catalog,

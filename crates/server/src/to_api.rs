@@ -2,8 +2,8 @@
 
 use base64::Engine as _;
 use control::{
-    Event, EventKind, Run, RunStatus, StoredTask, Stream, TaskRun, TaskStep, TaskText, WaitReason,
-    Waiting,
+    Event, EventKind, Pool, Run, RunStatus, StoredTask, Stream, TaskRun, TaskStep, TaskText,
+    WaitReason, Waiting,
 };
 use engine::Imported;
 use housekeeping::{Item, Record};
@@ -15,6 +15,7 @@ use store::{
 };
 
 use crate::from_api::Import;
+use crate::presence::Seen;
 use crate::registries::{OwnNames, Registries};
 
 pub(crate) fn run(run: &Run) -> api::Run {
@@ -30,6 +31,8 @@ pub(crate) fn run(run: &Run) -> api::Run {
             task: run.task.as_ref().map(ToString::to_string),
             update_trigger_token: run.update_trigger_token.clone(),
             definition_digest: run.definition.as_ref().map(ToString::to_string),
+            agent_pool_name: run.pool.as_ref().map(ToString::to_string),
+            agent_name: run.agent.clone(),
             create_time: time(run.created_at),
             last_updated_time: time(run.updated_at),
             start_time: run.started_at.map(time),
@@ -79,10 +82,41 @@ pub(crate) fn waiting(
         WaitReason::WorkersBusy { running } => {
             format!("{running} of {workers} workers are busy")
         }
+        WaitReason::PoolBusy { running } => {
+            format!("{running} runs of its agent pool are under way, as many as may be")
+        }
+        WaitReason::PoolEmpty => {
+            "its agent pool has a count of 0, so that no run of it begins".to_owned()
+        }
+        WaitReason::NoAgent => "no agent of its pool is free".to_owned(),
         WaitReason::Starting => "it begins at any moment".to_owned(),
     };
     let expected_seconds = waiting.expected.map(|expected| expected.as_secs().max(1));
     api::Waiting { reason, position: waiting.position, expected_seconds }
+}
+
+pub(crate) fn pool(pool: &Pool, agents: Vec<api::PoolAgent>) -> api::AgentPool {
+    let properties = &pool.properties;
+    api::AgentPool {
+        id: format!("/api/v1/registries/{}/agentPools/{}", pool.registry, pool.name),
+        name: pool.name.to_string(),
+        kind: "Microsoft.ContainerRegistry/registries/agentPools".into(),
+        location: Some("local".into()),
+        tags: Some(properties.tags.clone()),
+        properties: api::AgentPoolProperties {
+            count: Some(pool.count),
+            tier: Some(properties.tier.as_str().into()),
+            os: Some("Linux".into()),
+            virtual_network_subnet_resource_id: properties.subnet.clone(),
+            provisioning_state: Some("Succeeded".into()),
+            agents: Some(agents),
+        },
+    }
+}
+
+pub(crate) fn pool_agent(name: String, seen: &Seen, runs: Vec<String>) -> api::PoolAgent {
+    let Seen { at, platform, version } = seen.clone();
+    api::PoolAgent { name, platform, version, last_seen: time(at), runs }
 }
 
 /// A task without its secrets: a request that leaves them out keeps them.
@@ -103,7 +137,7 @@ pub(crate) fn task(task: &StoredTask) -> api::Task {
             status: Some(status.into()),
             platform: platform(&definition.platform),
             agent_configuration: definition.cpu.map(|cpu| api::AgentProperties { cpu: Some(cpu) }),
-            agent_pool_name: None,
+            agent_pool_name: definition.pool.as_ref().map(ToString::to_string),
             timeout: Some(u32::try_from(definition.timeout.as_secs()).unwrap_or(u32::MAX)),
             step: Some(task_step(task)),
             trigger: None,

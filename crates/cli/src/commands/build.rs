@@ -12,7 +12,9 @@ use api::{
 use base64::Engine as _;
 
 use super::Session;
-use super::quick_task::{Unsupported, check_timeout, parse_platform, report, see_to_end, upload};
+use super::quick_task::{
+    PoolArgs, Unsupported, check_timeout, parse_platform, report, see_to_end, upload,
+};
 use super::task_input::named_values;
 use crate::connection::Connection;
 use crate::context::{Content, Context, NamedContent, NamedContext};
@@ -153,6 +155,9 @@ pub struct Args {
     /// How progress is shown
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     progress: ProgressMode,
+
+    #[command(flatten)]
+    pool: PoolArgs,
 
     #[command(flatten)]
     unsupported: Unsupported,
@@ -307,7 +312,7 @@ fn request(
         timeout: args.timeout,
         platform,
         source_location: None,
-        agent_pool_name: None,
+        agent_pool_name: args.pool.pool.clone(),
         is_archive_enabled: false,
         source_date_epoch: source_date_epoch(session)?,
         network: args.network.clone(),

@@ -23,11 +23,17 @@ use crate::ssh::{Agents, Forwarding};
 /// How often a display is redrawn.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Where a run is executed.
+#[derive(Debug, clap::Args)]
+pub(super) struct PoolArgs {
+    /// Pool whose agents execute the run; without it the server does
+    #[arg(long = "agent-pool", value_name = "POOL")]
+    pub(super) pool: Option<String>,
+}
+
 /// Flags of later versions: refused, never ignored.
 #[derive(Debug, clap::Args)]
 pub(super) struct Unsupported {
-    #[arg(long, hide = true)]
-    agent_pool: Option<String>,
     #[arg(long, hide = true)]
     log_template: Option<String>,
     #[arg(long, hide = true)]
@@ -39,7 +45,6 @@ pub(super) struct Unsupported {
 impl Unsupported {
     pub(super) fn refuse(&self) -> Result<()> {
         let given = [
-            ("--agent-pool", self.agent_pool.is_some()),
             ("--log-template", self.log_template.is_some()),
             ("--auth-mode", self.auth_mode.is_some()),
             ("--source-acr-auth-id", self.source_acr_auth_id.is_some()),

@@ -6,7 +6,9 @@ use api::{EncodedTaskRunRequest, FileTaskRunRequest, Run, RunRequest, TaskRunOpt
 use base64::Engine as _;
 
 use super::Session;
-use super::quick_task::{Unsupported, check_timeout, parse_platform, report, see_to_end, upload};
+use super::quick_task::{
+    PoolArgs, Unsupported, check_timeout, parse_platform, report, see_to_end, upload,
+};
 use super::task_input::{ValueArgs, is_stdin, read_task_file, read_values_file};
 use crate::connection::Connection;
 use crate::context::{Content, Source, Workspace};
@@ -58,6 +60,9 @@ pub struct Args {
     /// How progress is shown
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     progress: ProgressMode,
+
+    #[command(flatten)]
+    pool: PoolArgs,
 
     #[command(flatten)]
     unsupported: Unsupported,

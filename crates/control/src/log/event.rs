@@ -14,8 +14,17 @@ pub struct Event {
     /// Grows by one from 1 within a run.
     pub id: u64,
     pub at: Millis,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<Sent>,
     #[serde(flatten)]
     pub kind: EventKind,
+}
+
+/// Of a record that an agent has sent: its attempt, and its id in the agent's own log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Sent {
+    pub epoch: i64,
+    pub id: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,7 +236,7 @@ mod tests {
         for (index, kind) in kinds.into_iter().enumerate() {
             let id = index as u64 + 1;
             let at = 1_700_000_000_000 + id as i64 * 1000;
-            renderer.render(&Event { id, at, kind }, &mut out);
+            renderer.render(&Event { id, at, sent: None, kind }, &mut out);
         }
         assert!(!out.replace("\r\n", "").contains('\n'));
         out.replace("\r\n", "\n")

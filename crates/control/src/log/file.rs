@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use oci::RegistryName;
 
 use super::LogKey;
-use super::event::{Event, EventKind, TextRenderer};
+use super::event::{Event, EventKind, Sent, TextRenderer};
 
 /// A record's line is never longer than this; anything else in a file is damage.
 pub(super) const LINE_LEN_MAX: u64 = 4 << 20;
@@ -42,6 +42,7 @@ pub(super) struct Files {
 /// What opening found.
 pub(super) struct Found {
     pub(super) last_id: u64,
+    pub(super) sent: Option<Sent>,
     pub(super) renderer: TextRenderer,
     pub(super) finished: bool,
 }
@@ -53,8 +54,8 @@ impl Files {
         std::fs::create_dir_all(folder.join(key.registry.as_str()))?;
         let mut events = open(&path(folder, key, Part::Events, false))?;
         let text = open(&path(folder, key, Part::Text, false))?;
-        let mut found =
-            Found { last_id: 0, renderer: TextRenderer::new(key.run.as_str()), finished: false };
+        let renderer = TextRenderer::new(key.run.as_str());
+        let mut found = Found { last_id: 0, sent: None, renderer, finished: false };
         let mut events_len = 0;
         let mut text_len = 0;
         events.seek(SeekFrom::Start(0))?;
@@ -68,6 +69,7 @@ impl Files {
             found.renderer.render(&event, &mut rendered);
             text.write_all_at(rendered.as_bytes(), text_len)?;
             found.last_id = event.id;
+            found.sent = event.sent.or(found.sent);
             found.finished = matches!(event.kind, EventKind::Finished { .. });
             events_len += read as u64;
             text_len += rendered.len() as u64;

@@ -167,8 +167,13 @@ fn take(filter: &mut RunFilter, term: &Term) -> Result<(), ApiError> {
             return Err(refuse(format!("`{field}` is asked for by `contains`"))
                 .hint("such as `contains(OutputImageManifests, 'app@sha256:...')`"));
         }
-        ("agentpoolname", _) => return Err(refuse("this server has no agent pools".to_owned())),
-        ("status" | "runtype" | "taskname" | "runid" | "isarchiveenabled", operator) => {
+        ("agentpoolname", "eq") => {
+            filter.pool = Some(value.parse().map_err(|error| wrong(&error))?);
+        }
+        (
+            "status" | "runtype" | "taskname" | "runid" | "isarchiveenabled" | "agentpoolname",
+            operator,
+        ) => {
             let message = format!("operator `{}` is not known here, only `eq`", cut(operator));
             return Err(refuse(message));
         }
@@ -302,7 +307,7 @@ mod tests {
             `a:b` is not `REPOSITORY@DIGEST`
             `contains ( OutputImageManifests a )` is not of the form `FIELD eq 'VALUE'`
             `outputimagemanifests` is asked for by `contains`
-            this server has no agent pools
+            `p` cannot name an agent pool: a name has 3 to 20 letters, digits and `-`
             there are two conditions on `status`
         "#]]
         .assert_eq(&told);

@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use super::tasks::{self, refuse_credentials, values};
 use super::{
-    ADDRESS_SIZE_MAX, ITEMS_MAX, argument, cut, image_name, path_in_source, platform, timeout,
+    ADDRESS_SIZE_MAX, ITEMS_MAX, argument, cut, image_name, path_in_source, platform, pool_of_run,
+    timeout,
 };
 use crate::error::ApiError;
 use crate::from_api::BuildDefaults;
@@ -59,6 +60,7 @@ pub(crate) fn task_definition(
         description: text(properties.description, "description", DESCRIPTION_MAX)?,
         expires_at: properties.expires_on.as_deref().map(expiry).transpose()?,
         tags: checked_tags(tags.unwrap_or_default())?,
+        pool: pool_of_run(properties.agent_pool_name.as_deref())?,
     })
 }
 
@@ -290,9 +292,6 @@ pub(crate) fn refuse_identity(identity: Option<&Value>) -> Result<(), ApiError> 
 /// What is not there yet is refused by name, never ignored.
 fn refuse_unsupported(properties: &api::TaskProperties) -> Result<(), ApiError> {
     let refuse = |message: &str, member: &str| Err(ApiError::invalid(message).at(member));
-    if properties.agent_pool_name.as_ref().is_some_and(|pool| !pool.is_empty()) {
-        return refuse("this server has no agent pools", "agentPoolName");
-    }
     if properties.log_template.as_ref().is_some_and(|template| !template.is_empty()) {
         return refuse("logs are not stored as artifacts yet", "logTemplate");
     }
@@ -361,9 +360,6 @@ pub(crate) fn task_overrides(
     context: Option<ContextSource>,
 ) -> Result<TaskOverrides, ApiError> {
     let refuse = |message: String, member: &str| Err(ApiError::invalid(message).at(member));
-    if body.agent_pool_name.as_ref().is_some_and(|pool| !pool.is_empty()) {
-        return refuse("this server has no agent pools".into(), "agentPoolName");
-    }
     if body.log_template.as_ref().is_some_and(|template| !template.is_empty()) {
         return refuse("logs are not stored as artifacts yet".into(), "logTemplate");
     }
@@ -389,6 +385,7 @@ pub(crate) fn task_overrides(
         arguments: build_arguments(given.arguments)?,
         values: values(given.values)?,
         update_trigger_token: token,
+        pool: pool_of_run(body.agent_pool_name.as_deref())?,
         archived: body.is_archive_enabled,
     })
 }
@@ -589,8 +586,10 @@ mod tests {
             expect!["trigger: triggers are not supported yet: start the task's runs yourself"],
         );
         check_refused(
-            with("/properties/agentPoolName", json!("pool1")),
-            expect!["agentPoolName: this server has no agent pools"],
+            with("/properties/agentPoolName", json!("a pool")),
+            expect![
+                "agentPoolName: `a pool` cannot name an agent pool: a name has 3 to 20 letters, digits and `-`"
+            ],
         );
         check_refused(
             with("/properties/isSystemTask", json!(true)),

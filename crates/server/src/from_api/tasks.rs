@@ -112,9 +112,6 @@ pub(super) fn values(values: Vec<api::SetValue>) -> Result<Vec<TaskValue>, ApiEr
 
 /// What is not there yet is refused by name, never ignored.
 fn refuse_unsupported(options: &api::TaskRunOptions) -> Result<(), ApiError> {
-    if options.agent_pool_name.is_some() {
-        return Err(ApiError::invalid("this server has no agent pools").at("agentPoolName"));
-    }
     if options.log_template.is_some() {
         let message = "logs are not stored as artifacts yet";
         return Err(ApiError::invalid(message).at("logTemplate"));
@@ -350,10 +347,6 @@ mod tests {
     #[test]
     fn what_is_not_there_yet_is_refused_by_name() {
         let refused = |more: Value, expected| check_refused(file_task(&more), expected);
-        refused(
-            json!({ "agentPoolName": "pool" }),
-            expect!["agentPoolName: this server has no agent pools"],
-        );
         refused(
             json!({ "logTemplate": "logs:{{.Run.ID}}" }),
             expect!["logTemplate: logs are not stored as artifacts yet"],

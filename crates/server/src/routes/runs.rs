@@ -63,8 +63,20 @@ pub(crate) async fn new_run(
     registry: &RegistryName,
     body: api::RunRequest,
 ) -> Result<NewRun, ApiError> {
-    Ok(match body {
+    let pool = match &body {
+        api::RunRequest::DockerBuildRequest(body) => body.agent_pool_name.as_deref(),
+        api::RunRequest::FileTaskRunRequest(body) => body.options.agent_pool_name.as_deref(),
+        api::RunRequest::EncodedTaskRunRequest(body) => body.options.agent_pool_name.as_deref(),
+        // The pool of its task stands behind it.
+        api::RunRequest::TaskRunRequest(_) => None,
+    };
+    let pool = from_api::pool_of_run(pool)?;
+    let run: NewRun = match body {
         api::RunRequest::DockerBuildRequest(body) => {
+            if pool.is_some() && !body.build_options.ssh.is_empty() {
+                let message = "an agent cannot reach the ssh agents of a client";
+                return Err(ApiError::invalid(message).at("agentPoolName"));
+            }
             build_request(state, registry, body).await?.into()
         }
         api::RunRequest::FileTaskRunRequest(body) => {
@@ -80,8 +92,9 @@ pub(crate) async fn new_run(
             };
             from_api::encoded_task_request(body, context, state.build_defaults.timeout)?.into()
         }
-        api::RunRequest::TaskRunRequest(body) => task_run(state, registry, body).await?,
-    })
+        api::RunRequest::TaskRunRequest(body) => return task_run(state, registry, body).await,
+    };
+    Ok(NewRun { pool, ..run })
 }
 
 /// A run of a stored task.

@@ -74,6 +74,7 @@ pub(crate) async fn put(
         let definition =
             from_api::task_definition(body.clone(), known.as_ref(), &state.build_defaults)?;
         refuse_copies(&state, &registry, &definition)?;
+        check_pool(&state, &registry, &definition).await?;
         match state.tasks.put(&registry, &name, &definition, known.as_ref()).await {
             Ok(task) => return Ok(axum::Json(to_api::task(&task))),
             Err(ControlError::Conflict { .. }) if attempt < CHANGE_ATTEMPTS => (),
@@ -103,6 +104,7 @@ pub(crate) async fn update(
             .map_err(|error| ApiError::invalid(format!("the change is not right: {error}")))?;
         let definition = from_api::task_definition(body, Some(&known), &state.build_defaults)?;
         refuse_copies(&state, &registry, &definition)?;
+        check_pool(&state, &registry, &definition).await?;
         match state.tasks.put(&registry, &name, &definition, Some(&known)).await {
             Ok(task) => return Ok(axum::Json(to_api::task(&task))),
             Err(ControlError::Conflict { .. }) if attempt < CHANGE_ATTEMPTS => (),
@@ -144,5 +146,20 @@ fn refuse_copies(
     match &definition.step {
         control::TaskStep::Docker { image_names, .. } => state.refuse_copies(registry, image_names),
         control::TaskStep::File { .. } => Ok(()),
+    }
+}
+
+/// Runs of a task whose pool is not there could not be queued.
+async fn check_pool(
+    state: &Shared,
+    registry: &RegistryName,
+    definition: &control::TaskDefinition,
+) -> Result<(), ApiError> {
+    let Some(pool) = &definition.pool else { return Ok(()) };
+    match state.pools.get(registry, pool).await? {
+        Some(_) => Ok(()),
+        None => Err(ApiError::invalid(format!("there is no agent pool `{pool}`"))
+            .at("agentPoolName")
+            .hint("`refit agentpool create` makes it")),
     }
 }

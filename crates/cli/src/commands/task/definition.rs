@@ -102,6 +102,10 @@ struct DefinitionArgs {
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
 
+    /// Pool whose agents execute its runs; empty: the server does
+    #[arg(long, value_name = "POOL")]
+    agent_pool: Option<String>,
+
     /// Time from which on the task starts no runs, such as 2030-01-31T00:00:00Z; empty: never
     #[arg(long, value_name = "TIME")]
     expires_on: Option<String>,
@@ -128,8 +132,6 @@ struct Unsupported {
     #[arg(long, hide = true)]
     auth_mode: Option<String>,
     #[arg(long, hide = true)]
-    agent_pool: Option<String>,
-    #[arg(long, hide = true)]
     log_template: Option<String>,
 }
 
@@ -144,7 +146,6 @@ impl Unsupported {
             ("--base-image-trigger-type", self.base_image_trigger_type.is_some()),
             ("--assign-identity", self.assign_identity.is_some()),
             ("--auth-mode", self.auth_mode.as_ref().is_some_and(|mode| mode != "Default")),
-            ("--agent-pool", self.agent_pool.is_some()),
             ("--log-template", self.log_template.is_some()),
         ];
         match given.iter().find(|(_, given)| *given) {
@@ -236,6 +237,7 @@ impl DefinitionArgs {
         add("platform", platform.map(|platform| json!(platform)));
         add("timeout", self.timeout.map(|timeout| json!(timeout)));
         add("agentConfiguration", self.cpu.map(|cpu| json!({ "cpu": cpu })));
+        add("agentPoolName", self.agent_pool.as_ref().map(|pool| json!(pool)));
         add("owner", self.owner.as_ref().map(|owner| json!(owner)));
         add("description", self.description.as_ref().map(|text| json!(text)));
         let expires_on = self.expires_on.as_ref();

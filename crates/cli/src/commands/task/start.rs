@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use api::{OverrideTaskStepProperties, Run, RunRequest, Task, TaskRunRequest, TaskStep};
 
 use super::super::Session;
-use super::super::quick_task::{Unsupported, report, see_to_end, upload};
+use super::super::quick_task::{PoolArgs, Unsupported, report, see_to_end, upload};
 use super::super::task_input::{ValueArgs, named_values};
 use super::name::TaskArg;
 use super::route;
@@ -61,6 +61,9 @@ pub struct RunArgs {
     progress: ProgressMode,
 
     #[command(flatten)]
+    pool: PoolArgs,
+
+    #[command(flatten)]
     unsupported: Unsupported,
 }
 
@@ -95,7 +98,7 @@ pub(crate) async fn run(
     let request = RunRequest::TaskRunRequest(TaskRunRequest {
         task_id: args.task.name().to_owned(),
         override_task_step_properties: Some(overrides),
-        agent_pool_name: None,
+        agent_pool_name: args.pool.pool.clone(),
         log_template: None,
         is_archive_enabled: false,
     });

@@ -1,0 +1,504 @@
+//! Who executes which run: the table as a queue of leases.
+//!
+//! A lease is held under an epoch. A later claim has a higher one, and whatever an earlier one
+//! still wants to change is refused.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use oci::RegistryName;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use store::{Millis, release_within};
+use tokio_util::sync::CancellationToken;
+
+use crate::executor::Attempt;
+use crate::pools::Pool;
+use crate::queue::{LEASE, Queue};
+use crate::runs::{Active, Output, lease_owner, log_key, request_json, run_of};
+use crate::table::{column, to_json};
+use crate::{
+    ControlError, End, EventKind, LogKey, Outcome, OutputImage, Result, Run, RunId, RunStatus,
+    Runs, table, tasks,
+};
+
+/// The pool whose agents execute what names no pool.
+pub(crate) const DEFAULT_POOL: &str = "default";
+
+/// Who wants a run.
+#[derive(Debug, Clone, Copy)]
+enum Claimant<'a> {
+    /// This process.
+    Here,
+    Agent {
+        pool: &'a Pool,
+        name: &'a str,
+    },
+}
+
+#[async_trait]
+impl Queue for Runs {
+    async fn claim(&self) -> Result<Option<Attempt>> {
+        self.next(Claimant::Here).await
+    }
+
+    async fn changed(&self) {
+        self.shared.wake.notified().await;
+    }
+
+    async fn renew(&self, attempt: &Attempt) -> Result<Option<bool>> {
+        let statement = sqlx::query(
+            "UPDATE runs SET lease_until = $4
+             WHERE registry = $1 AND number = $2 AND epoch = $3
+                AND status IN ('Started', 'Running')
+             RETURNING cancel_requested",
+        )
+        .bind(attempt.run.registry.as_str())
+        .bind(attempt.run.id.number())
+        .bind(attempt.epoch)
+        .bind(until(self.shared.clock.now(), LEASE));
+        let rows = table::returning(&self.shared.db, "renew a lease", statement).await?;
+        rows.first().map(|row| column(row, "cancel_requested")).transpose()
+    }
+
+    async fn holds(&self, attempt: &Attempt) -> Result<bool> {
+        self.holds_lease(&attempt.run.registry, attempt.run.id, attempt.epoch).await
+    }
+
+    /// A later attempt finds a run that is running, and says anew whether it may be repeated.
+    async fn set_running(&self, attempt: &Attempt, repeatable: bool) -> Result<()> {
+        let statement = sqlx::query(
+            "UPDATE runs SET status = 'Running', updated_at = $4, repeatable = $5
+             WHERE registry = $1 AND number = $2 AND epoch = $3
+                AND status IN ('Started', 'Running')",
+        )
+        .bind(attempt.run.registry.as_str())
+        .bind(attempt.run.id.number())
+        .bind(attempt.epoch)
+        .bind(self.shared.clock.now())
+        .bind(repeatable);
+        let changed =
+            table::execute(&self.shared.db, "note that a run is running", statement).await?;
+        if changed == 1 && attempt.run.status != RunStatus::Running {
+            attempt.log.append(EventKind::Status { status: RunStatus::Running }).await;
+        }
+        Ok(())
+    }
+
+    async fn finish(
+        &self,
+        attempt: &Attempt,
+        status: RunStatus,
+        error: Option<&str>,
+        outcome: &Outcome,
+    ) -> Result<bool> {
+        let now = self.shared.clock.now();
+        let request = attempt.run.request.clone().without_secrets();
+        let output = Output {
+            images: outcome.images.clone(),
+            digest: outcome.digest.clone(),
+            commit: outcome.commit.clone(),
+            dependencies: outcome.dependencies.clone(),
+        };
+        let cost = cost_of(&attempt.run, outcome, attempt.started_at, now);
+        // It lives longer than the log, and a user's text may be in it.
+        let error = error.map(|error| attempt.log.masked(error));
+        let statement = sqlx::query(
+            "UPDATE runs SET status = $4, error = $5, output = $6, cost = $7, request = $8,
+                updated_at = $9, finished_at = $9
+             WHERE registry = $1 AND number = $2 AND epoch = $3
+                AND status IN ('Started', 'Running')
+             RETURNING *",
+        )
+        .bind(attempt.run.registry.as_str())
+        .bind(attempt.run.id.number())
+        .bind(attempt.epoch)
+        .bind(status.as_str())
+        .bind(error)
+        .bind(to_json(&output)?)
+        .bind(to_json(&cost)?)
+        .bind(request_json(&request)?)
+        .bind(now);
+        let failed = "end a run";
+        let mut transaction =
+            self.shared.db.begin().await.map_err(ControlError::database(failed))?;
+        let row = statement.fetch_optional(&mut *transaction).await;
+        let row = row.map_err(ControlError::database(failed))?;
+        if row.is_some() && self.shared.catalog.is_some() {
+            let owner = lease_owner(&attempt.run.registry, attempt.run.id);
+            release_within(&mut transaction, &owner).await?;
+        }
+        if row.is_some() {
+            let (run, images) = (&attempt.run, &outcome.images);
+            note_images(&mut transaction, run, images)
+                .await
+                .map_err(ControlError::database(failed))?;
+            if let (Some(task), Some(made_of)) = (&run.task, &outcome.dependencies)
+                && status == RunStatus::Succeeded
+            {
+                tasks::note_dependencies(&mut transaction, run, task, made_of).await?;
+            }
+        }
+        transaction.commit().await.map_err(ControlError::database(failed))?;
+        self.forget(attempt);
+        let Some(row) = row else { return Ok(false) };
+        self.after_end(&run_of(&row)?).await?;
+        Ok(true)
+    }
+
+    /// Where commands are under way the run ends instead.
+    async fn give_back(&self, attempt: &Attempt) -> Result<()> {
+        let run = &attempt.run;
+        // Only the table knows how far it has come; if it does not answer, the next claim asks.
+        if let Ok(Some(now)) = self.get(&run.registry, run.id).await
+            && !now.may_begin_again()
+        {
+            return self.refuse(attempt, End::Error(lost_task(run))).await;
+        }
+        let text = match run.agent {
+            Some(_) => "the agent stops; the run begins again with the next one",
+            None => "the server stops; the run begins again with the next start",
+        };
+        attempt.log.message(text).await;
+        self.release(attempt).await
+    }
+
+    /// The attempt is over, and no later one of its run is meant.
+    fn forget(&self, attempt: &Attempt) {
+        let key = log_key(&attempt.run);
+        let mut all = self.active();
+        if all.get(&key).is_some_and(|active| active.epoch == attempt.epoch) {
+            all.remove(&key);
+        }
+    }
+}
+
+impl Runs {
+    /// Takes a run for an agent of a pool; its lease must be renewed within a minute.
+    pub async fn claim_for(&self, pool: &Pool, agent: &str) -> Result<Option<Attempt>> {
+        self.next(Claimant::Agent { pool, name: agent }).await
+    }
+
+    /// Whether [`Self::claim_for`] would find a run.
+    pub async fn has_work_for(&self, pool: &Pool) -> Result<bool> {
+        let mut query = QueryBuilder::new("");
+        let now = self.shared.clock.now();
+        self.push_claimable(&mut query, Claimant::Agent { pool, name: "" }, now);
+        let found = query.build().fetch_optional(self.shared.db.reads()).await;
+        Ok(found.map_err(ControlError::database("look for a run"))?.is_some())
+    }
+
+    /// Returns when [`Self::has_work_for`] may have changed.
+    pub async fn queue_changed(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.shared.queued.subscribe().changed().await;
+    }
+
+    /// An attempt that an agent still holds, by what the agent knows of it.
+    pub async fn attempt_of(
+        &self,
+        registry: &RegistryName,
+        id: RunId,
+        epoch: i64,
+    ) -> Result<Option<Attempt>> {
+        let row = sqlx::query(
+            "SELECT * FROM runs WHERE registry = $1 AND number = $2 AND epoch = $3
+                AND agent IS NOT NULL AND status IN ('Started', 'Running')",
+        )
+        .bind(registry.as_str())
+        .bind(id.number())
+        .bind(epoch)
+        .fetch_optional(self.shared.db.reads())
+        .await
+        .map_err(ControlError::database("read a run"))?;
+        let Some(row) = row else { return Ok(None) };
+        let (run, is_canceled) = (run_of(&row)?, column(&row, "cancel_requested")?);
+        let started_at = run.updated_at;
+        self.attempt(run, epoch, started_at, is_canceled).await.map(Some)
+    }
+
+    /// Whether the attempt with this epoch is the one that may publish.
+    pub async fn holds_lease(
+        &self,
+        registry: &RegistryName,
+        id: RunId,
+        epoch: i64,
+    ) -> Result<bool> {
+        let held: i64 = sqlx::query_scalar(
+            "SELECT COUNT(*) FROM runs
+             WHERE registry = $1 AND number = $2 AND epoch = $3
+                AND status IN ('Started', 'Running')",
+        )
+        .bind(registry.as_str())
+        .bind(id.number())
+        .bind(epoch)
+        .fetch_one(self.shared.db.reads())
+        .await
+        .map_err(ControlError::database("check a lease"))?;
+        Ok(held == 1)
+    }
+
+    /// Takes the next run that may be begun, and ends those before it that may not.
+    async fn next(&self, claimant: Claimant<'_>) -> Result<Option<Attempt>> {
+        loop {
+            let Some(attempt) = self.take(claimant).await? else { return Ok(None) };
+            let run = &attempt.run;
+            if let Some(end) = self.reason_to_end(&attempt) {
+                self.refuse(&attempt, end).await?;
+                continue;
+            }
+            // A first one has the contexts that came with the run.
+            if attempt.epoch > 1
+                && let Err(error) = self.keep_context(run).await
+            {
+                tracing::error!(run = %run.id, %error, "the context could not be leased");
+                self.refuse(&attempt, End::Error("the build context is gone".into())).await?;
+                continue;
+            }
+            if attempt.epoch > 1 {
+                let (who, max) = (executor_of(run), self.shared.settings.attempts_max);
+                let number = run.attempts;
+                let text = format!(
+                    "{who} stopped while this run was under way; attempt {number} of {max} begins"
+                );
+                attempt.log.message(text).await;
+            }
+            attempt.log.append(EventKind::Status { status: run.status }).await;
+            return Ok(Some(attempt));
+        }
+    }
+
+    /// Takes the first run in line: one that waits, or one whose attempt was lost. One statement,
+    /// so that two workers never get the same run.
+    async fn take(&self, claimant: Claimant<'_>) -> Result<Option<Attempt>> {
+        let now = self.shared.clock.now();
+        let agent = match claimant {
+            Claimant::Here => {
+                self.keep_own(now).await?;
+                None
+            }
+            Claimant::Agent { name, .. } => Some(name),
+        };
+        let mut query = QueryBuilder::new(
+            "UPDATE runs SET
+                status = CASE WHEN status = 'Queued' THEN 'Started' ELSE status END,
+                attempts = attempts + 1, epoch = epoch + 1, started_at = COALESCE(started_at, ",
+        );
+        query.push_bind(now).push("), updated_at = ").push_bind(now);
+        query.push(", lease_until = ").push_bind(until(now, LEASE));
+        query.push(", agent = ").push_bind(agent);
+        query.push(" WHERE (registry, number) = (");
+        self.push_claimable(&mut query, claimant, now);
+        query.push(") RETURNING *");
+        let rows = table::returning(&self.shared.db, "claim a run", query.build()).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let run = run_of(row)?;
+        let (epoch, is_canceled) = (column(row, "epoch")?, column(row, "cancel_requested")?);
+        self.attempt(run, epoch, now, is_canceled).await.map(Some)
+    }
+
+    /// Adds the statement that finds the first run in line for somebody.
+    fn push_claimable(
+        &self,
+        query: &mut QueryBuilder<Sqlite>,
+        claimant: Claimant<'_>,
+        now: Millis,
+    ) {
+        let settings = &self.shared.settings;
+        query.push(
+            "SELECT r.registry, r.number FROM runs r
+             WHERE (r.status = 'Queued'
+                OR (r.status IN ('Started', 'Running') AND r.lease_until < ",
+        );
+        query.push_bind(now).push(")) AND ");
+        match claimant {
+            Claimant::Here => {
+                query.push("((r.pool IS NULL AND ").push_bind(i64::from(settings.concurrency));
+                query.push(
+                    " > (SELECT COUNT(*) FROM runs o WHERE o.registry = r.registry
+                        AND o.agent IS NULL AND o.status IN ('Started', 'Running')
+                        AND o.lease_until >= ",
+                );
+                query.push_bind(now).push("))");
+                // What an agent has lost, and no other may begin again, is ended here.
+                query.push(
+                    " OR (r.pool IS NOT NULL AND r.status != 'Queued' AND (r.cancel_requested
+                        OR (r.status = 'Running' AND NOT r.repeatable) OR r.attempts >= ",
+                );
+                query.push_bind(i64::from(settings.attempts_max)).push(")))");
+            }
+            Claimant::Agent { pool, .. } => {
+                query.push("r.registry = ").push_bind(pool.registry.as_str());
+                query.push(" AND COALESCE(LOWER(r.pool), 'default') = ");
+                query.push_bind(pool.name.key()).push(" AND ").push_bind(i64::from(pool.count));
+                query.push(
+                    " > (SELECT COUNT(*) FROM runs o WHERE o.registry = r.registry
+                        AND o.agent IS NOT NULL AND o.status IN ('Started', 'Running')
+                        AND COALESCE(LOWER(o.pool), 'default') = COALESCE(LOWER(r.pool), 'default')
+                        AND o.lease_until >= ",
+                );
+                query.push_bind(now).push(")");
+            }
+        }
+        query.push(" ORDER BY r.lane, r.created_at, r.registry, r.number LIMIT 1");
+    }
+
+    async fn attempt(
+        &self,
+        run: Run,
+        epoch: i64,
+        started_at: Millis,
+        is_canceled: bool,
+    ) -> Result<Attempt> {
+        let log = self.log(&run).await?;
+        let alive = Arc::new(());
+        let (cancel, started_at) = {
+            let mut active = self.active();
+            let known = active.get(&log_key(&run)).filter(|known| known.epoch == epoch);
+            match known {
+                Some(known) => (known.cancel.clone(), known.started_at),
+                None => {
+                    let (cancel, alive) = (CancellationToken::new(), Arc::downgrade(&alive));
+                    let new = Active { epoch, started_at, cancel: cancel.clone(), alive };
+                    active.insert(log_key(&run), new);
+                    (cancel, started_at)
+                }
+            }
+        };
+        if is_canceled {
+            cancel.cancel();
+        }
+        let queue = Arc::new(self.clone());
+        Ok(Attempt { run, log, cancel, epoch, started_at, queue, alive })
+    }
+
+    /// Why an attempt should not be made (again).
+    fn reason_to_end(&self, attempt: &Attempt) -> Option<End> {
+        let (run, attempts_max) = (&attempt.run, self.shared.settings.attempts_max);
+        if attempt.cancel.is_cancelled() {
+            return Some(End::Canceled);
+        }
+        if !run.may_begin_again() {
+            return Some(End::Error(lost_task(run)));
+        }
+        (run.attempts > attempts_max).then(|| {
+            let who = executor_of(run);
+            End::Error(format!(
+                "{who} stopped while the run was under way, in each of {attempts_max} attempts"
+            ))
+        })
+    }
+
+    /// Ends a run that nobody executes.
+    async fn refuse(&self, attempt: &Attempt, end: End) -> Result<()> {
+        let (status, error) = status_of(&end);
+        let outcome = Outcome::of(end);
+        if !self.finish(attempt, status, error.as_deref(), &outcome).await? {
+            tracing::warn!(run = %attempt.run.id, "a run was taken over before it was ended");
+        }
+        Ok(())
+    }
+
+    /// Extends expired leases of attempts that go on in this process: the machine was asleep,
+    /// or its clock was set. Only who claimed a run since then has taken it over.
+    async fn keep_own(&self, now: Millis) -> Result<()> {
+        let own: Vec<(LogKey, i64)> = (self.active().iter())
+            .filter(|(_, active)| active.alive.strong_count() > 0)
+            .map(|(key, active)| (key.clone(), active.epoch))
+            .collect();
+        for (key, epoch) in own {
+            let statement = sqlx::query(
+                "UPDATE runs SET lease_until = $5
+                 WHERE registry = $1 AND number = $2 AND epoch = $3 AND lease_until < $4
+                    AND agent IS NULL AND status IN ('Started', 'Running')",
+            )
+            .bind(key.registry.as_str())
+            .bind(key.run.number())
+            .bind(epoch)
+            .bind(now)
+            .bind(until(now, LEASE));
+            table::execute(&self.shared.db, "keep a run", statement).await?;
+        }
+        Ok(())
+    }
+
+    /// Another attempt may have the run at once; this one does not count.
+    async fn release(&self, attempt: &Attempt) -> Result<()> {
+        self.forget(attempt);
+        let statement = sqlx::query(
+            "UPDATE runs SET lease_until = 0, attempts = attempts - 1
+             WHERE registry = $1 AND number = $2 AND epoch = $3
+                AND status IN ('Started', 'Running')",
+        )
+        .bind(attempt.run.registry.as_str())
+        .bind(attempt.run.id.number())
+        .bind(attempt.epoch);
+        table::execute(&self.shared.db, "give a run back", statement).await?;
+        self.queue_has_changed();
+        Ok(())
+    }
+}
+
+/// What executes a run.
+fn executor_of(run: &Run) -> &'static str {
+    match run.pool {
+        Some(_) => "its agent",
+        None => "the server",
+    }
+}
+
+/// Why a task whose commands were under way has ended.
+fn lost_task(run: &Run) -> String {
+    let who = executor_of(run);
+    format!(
+        "{who} stopped while this run was under way, and a task with commands is not begun again"
+    )
+}
+
+fn until(now: Millis, lease: Duration) -> Millis {
+    now.saturating_add_unsigned(lease.as_millis() as u64)
+}
+
+/// The status that an attempt's end gives its run, and why.
+pub(crate) fn status_of(end: &End) -> (RunStatus, Option<String>) {
+    match end {
+        End::Succeeded => (RunStatus::Succeeded, None),
+        End::Failed(message) => (RunStatus::Failed, Some(message.clone())),
+        End::Error(message) => (RunStatus::Error, Some(message.clone())),
+        End::Canceled => (RunStatus::Canceled, None),
+    }
+}
+
+/// What the queue itself knows of a run's cost, added to what the executor says.
+fn cost_of(run: &Run, outcome: &Outcome, started_at: Millis, now: Millis) -> serde_json::Value {
+    let mut cost = match &outcome.cost {
+        Some(serde_json::Value::Object(cost)) => cost.clone(),
+        _ => serde_json::Map::new(),
+    };
+    let first_start = run.started_at.unwrap_or(started_at);
+    cost.insert("queueMilliseconds".into(), (first_start - run.created_at).max(0).into());
+    cost.insert("milliseconds".into(), (now - started_at).max(0).into());
+    cost.insert("attempts".into(), run.attempts.into());
+    cost.into()
+}
+
+/// So that runs are found by what they pushed.
+async fn note_images(
+    connection: &mut SqliteConnection,
+    run: &Run,
+    images: &[OutputImage],
+) -> sqlx::Result<()> {
+    for image in images {
+        sqlx::query(
+            "INSERT INTO run_images (registry, number, repository, digest)
+             VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+        )
+        .bind(run.registry.as_str())
+        .bind(run.id.number())
+        .bind(&image.repository)
+        .bind(image.digest.to_string())
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
