@@ -121,15 +121,51 @@ pub(crate) fn connect_as(
     environment: &Environment,
     credential: Option<Credential>,
 ) -> Result<Connection> {
-    let allow_http = args.allow_http || environment.flag("REFIT_ALLOW_HTTP")?;
-    if credential.is_some() && server.scheme() == "http" && !is_loopback(server) && !allow_http {
-        let host = server.host_str().unwrap_or_default();
-        return Err(Error::usage(format!("credentials would travel to `{host}` in the clear"))
-            .with_hint("use an `https://` address, or `--allow-http` if the network is yours"));
+    if credential.is_some() {
+        check_clear(server, args, environment)?;
     }
-    let ca_file = environment.variable("REFIT_CA_FILE").filter(|file| !file.is_empty());
-    let ca_file = args.ca_file.as_deref().or(ca_file.map(Path::new));
+    let ca_file = ca_file(args, environment);
     Connection::to_url(server.clone(), ca_file, &args.registry, credential)
+}
+
+/// The server of an agent.
+pub struct AgentServer {
+    pub url: Url,
+    /// Certificates to trust besides the system's, PEM.
+    pub ca_pem: Option<Vec<u8>>,
+}
+
+/// Where an agent finds its server: a flag, else `REFIT_SERVER`. Its token does not travel in the
+/// clear unless told so.
+pub fn agent_server(args: &GlobalArgs, environment: &Environment) -> Result<AgentServer> {
+    let variable = environment.variable("REFIT_SERVER").filter(|server| !server.is_empty());
+    let Some(server) = args.server.as_deref().or(variable) else {
+        return Err(Error::usage("an agent needs a server")
+            .with_hint("give its address with `--server`, or set `REFIT_SERVER`"));
+    };
+    let url = parse_server(server)?;
+    check_clear(&url, args, environment)?;
+    let ca_pem = ca_file(args, environment)
+        .map(|file| std::fs::read(file).map_err(could_not(format!("read `{}`", file.display()))));
+    Ok(AgentServer { url, ca_pem: ca_pem.transpose()? })
+}
+
+/// Credentials go in the clear only over this machine, or where the user says so.
+fn check_clear(server: &Url, args: &GlobalArgs, environment: &Environment) -> Result<()> {
+    let allow_http = args.allow_http || environment.flag("REFIT_ALLOW_HTTP")?;
+    match server.scheme() == "http" && !is_loopback(server) && !allow_http {
+        false => Ok(()),
+        true => {
+            let host = server.host_str().unwrap_or_default();
+            Err(Error::usage(format!("credentials would travel to `{host}` in the clear"))
+                .with_hint("use an `https://` address, or `--allow-http` if the network is yours"))
+        }
+    }
+}
+
+fn ca_file<'a>(args: &'a GlobalArgs, environment: &'a Environment) -> Option<&'a Path> {
+    let variable = environment.variable("REFIT_CA_FILE").filter(|file| !file.is_empty());
+    args.ca_file.as_deref().or(variable.map(Path::new))
 }
 
 /// A server as people write it: a URL, or a host with TLS.

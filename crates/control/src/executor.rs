@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use oci::Digest;
+use serde::{Deserialize, Serialize};
 use store::Millis;
 use tokio_util::sync::CancellationToken;
 
@@ -64,7 +65,7 @@ impl Attempt {
 }
 
 /// How an attempt ended.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     pub end: End,
     /// What was pushed.
@@ -78,7 +79,7 @@ pub struct Outcome {
     pub cost: Option<serde_json::Value>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
     Succeeded,
     /// The user's doing: a step, a login, a check failed.

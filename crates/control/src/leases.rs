@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use oci::RegistryName;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use store::{Millis, release_within};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::executor::Attempt;
@@ -188,10 +189,9 @@ impl Runs {
         Ok(found.map_err(ControlError::database("look for a run"))?.is_some())
     }
 
-    /// Returns when [`Self::has_work_for`] may have changed.
-    pub async fn queue_changed(&self) {
-        // The sender lives as long as `self`.
-        let _ = self.shared.queued.subscribe().changed().await;
+    /// Changes when [`Self::has_work_for`] may have.
+    pub fn queue_changes(&self) -> watch::Receiver<u64> {
+        self.shared.queued.subscribe()
     }
 
     /// An attempt that an agent still holds, by what the agent knows of it.

@@ -181,7 +181,7 @@ impl RunRequest {
     }
 
     /// The blobs of uploads that the run reads.
-    pub(crate) fn blobs(&self) -> Vec<Digest> {
+    pub fn blobs(&self) -> Vec<Digest> {
         match self {
             Self::Build(build) => build.blobs(),
             Self::Task(task) => task.blobs(),
@@ -203,7 +203,7 @@ impl RunRequest {
     }
 
     /// As the table keeps it; the kind of the run stands beside it.
-    pub(crate) fn to_json(&self) -> serde_json::Result<String> {
+    pub fn to_json(&self) -> serde_json::Result<String> {
         match self {
             Self::Build(build) => serde_json::to_string(build),
             Self::Task(task) => serde_json::to_string(task),
@@ -211,7 +211,7 @@ impl RunRequest {
     }
 
     /// Reads what the table has of a run of this kind.
-    pub(crate) fn from_json(kind: RunKind, text: &str) -> serde_json::Result<Self> {
+    pub fn from_json(kind: RunKind, text: &str) -> serde_json::Result<Self> {
         Ok(match kind {
             RunKind::QuickBuild | RunKind::AutoBuild => Self::Build(serde_json::from_str(text)?),
             RunKind::QuickRun | RunKind::AutoRun => Self::Task(serde_json::from_str(text)?),

@@ -24,10 +24,11 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::{CacheExport, NamedCache, cache_of};
 use crate::context::{ContextLoader, ContextSource, Loaded, list_failure};
 use crate::dependencies::{Dependencies, dependencies, report};
+use crate::housekeeper::Housekeeper;
 use crate::layout::{LayoutError, store_layout};
 use crate::name::Destination;
 use crate::platforms::{BuiltImages, PlatformEvents, ToldWarnings};
-use crate::publish::{Lease, Publication, PublishError, abandon, publish};
+use crate::publish::{Lease, Publication, PublishError, Publisher, abandon};
 use crate::unpack::{UnpackError, Unpacked, after};
 use crate::variables::{self, has_variables};
 
@@ -48,6 +49,10 @@ pub struct Engine {
     /// Other registries, to push to.
     pub remote: Remote,
     pub pushes: PushPolicy,
+    /// Of the registry.
+    pub publisher: Arc<dyn Publisher>,
+    /// Carries out commands of `acr`, which work on the registry.
+    pub housekeeper: Arc<dyn Housekeeper>,
     /// The images of the aliases that task files have without saying so.
     pub alias_images: AliasImages,
 }
@@ -351,10 +356,8 @@ async fn run(
     let pushed = if step.push { names } else { Vec::new() };
     let (run, registry) = (request.run.as_str(), &engine.registry);
     let publication = Publication { run, registry, names: &pushed, caches: &caches };
-    publish(&engine.catalog, &built, &publication, lease).await.map_err(|error| match error {
-        PublishError::LeaseLost => Failure::Superseded,
-        PublishError::Store(error) => Failure::ours(&error),
-    })?;
+    let published = engine.publisher.publish(&engine.catalog, &built, &publication, lease).await;
+    published.map_err(PublishError::failure)?;
     let digest = &built.descriptor().digest;
     for name in &pushed {
         events.image(Some(&name.reference), digest).await;

@@ -16,6 +16,7 @@ mod cache;
 mod context;
 mod dependencies;
 mod execute;
+mod housekeeper;
 mod import;
 mod layout;
 mod name;
@@ -33,6 +34,7 @@ pub use execute::{
     Argument, BuildOptions, BuildStep, Engine, NamedContext, Outcome, Output, PushPolicy,
     RefusePush, RunEvents, RunRequest, execute,
 };
+pub use housekeeper::{AcrCommand, AcrError, Housekeeper, Lines, LocalHousekeeper};
 pub use import::{
     ImageArchive, ImageArchiveError, ImportError, ImportSource, ImportTarget, Imported, import,
     read_image_archive,
@@ -40,7 +42,10 @@ pub use import::{
 pub use layout::{LayoutError, store_layout};
 pub use name::{Destination, NameError};
 pub use platforms::BuiltImages;
-pub use publish::{Lease, Publication, PublishError, publish};
+pub use publish::{
+    Lease, LocalPublisher, Publication, PublishError, Publisher, Release, ReleasedManifest,
+    ReleasedName,
+};
 pub use steps::{
     PushedImage, SetValue, StepCost, TaskEnd, TaskOutput, TaskRequest, TaskText, execute_task,
 };

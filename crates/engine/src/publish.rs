@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use builder::CacheImage;
 use bytes::Bytes;
-use oci::{Descriptor, Digest, Manifest, RegistryName};
+use oci::{Descriptor, Digest, Manifest, RegistryName, RepositoryName, Tag};
+use serde::{Deserialize, Serialize};
 use store::{Catalog, Cause, Expected, NewManifest, StoreError};
 
+use crate::execute::Failure;
 use crate::{BuiltImages, Destination, NamedCache};
 
 /// The right of an attempt to publish: held by one attempt of a run at a time.
@@ -38,108 +39,267 @@ pub struct Publication<'a> {
 pub enum PublishError {
     #[error("another attempt of this run has taken over")]
     LeaseLost,
+    /// The registry takes no such image, whoever asks and how often.
+    #[error("{0}")]
+    Refused(String),
+    /// The server that has the registry could not be asked.
+    #[error("{0}")]
+    Server(String),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl PublishError {
+    pub(crate) fn failure(self) -> Failure {
+        match self {
+            Self::LeaseLost => Failure::Superseded,
+            Self::Refused(reason) => Failure::User(format!("error: {reason}")),
+            Self::Server(reason) => Failure::Ours(format!("error: {reason}")),
+            Self::Store(error) => Failure::ours(&error),
+        }
+    }
+}
+
+/// Makes built images visible in the run's own registry, wherever that is.
+#[async_trait]
+pub trait Publisher: Send + Sync {
+    /// The blobs of the images are in `catalog`. Nothing is published unless `lease` holds.
+    async fn publish(
+        &self,
+        catalog: &Catalog,
+        built: &BuiltImages,
+        publication: &Publication<'_>,
+        lease: &dyn Lease,
+    ) -> Result<(), PublishError>;
+}
+
+/// The registry is in the catalog of the engine itself.
+pub struct LocalPublisher;
+
+#[async_trait]
+impl Publisher for LocalPublisher {
+    async fn publish(
+        &self,
+        catalog: &Catalog,
+        built: &BuiltImages,
+        publication: &Publication<'_>,
+        lease: &dyn Lease,
+    ) -> Result<(), PublishError> {
+        let release = Release::prepare(catalog, built, publication).await?;
+        release.publish(catalog, publication.registry, publication.run, lease).await
+    }
 }
 
 /// How long an image that nothing names is kept.
 const UNNAMED_KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Publishes an image under its names: blobs first, then the manifest together with its tags; of
-/// several platforms the manifests first, and then the index.
-///
-/// Repeating it is harmless. The lease is asked again before each repository.
-pub async fn publish(
-    catalog: &Catalog,
-    built: &BuiltImages,
-    publication: &Publication<'_>,
-    lease: &dyn Lease,
-) -> Result<(), PublishError> {
-    let registry = publication.registry;
-    let cause = Cause::Build { run: publication.run.to_owned() };
-    for NamedCache { image, .. } in publication.caches {
-        store_blob(catalog, &image.config, &image.config_descriptor.digest).await?;
-    }
-    // Nothing is collected while it is on its way, nor for a day if it has no name.
-    let owner = lease_owner(registry, publication.run);
-    let manifests = manifests_of(built);
-    let repositories: BTreeSet<_> = publication.names.iter().map(|name| &name.repository).collect();
-    // One manifest in one repository comes with its blobs, or not at all.
-    let is_one_write = (manifests.len(), repositories.len(), publication.caches.len()) == (1, 1, 0);
-    if !is_one_write {
-        let of_caches = publication.caches.iter().flat_map(|cache| cache_blobs(&cache.image));
-        let held: Vec<Digest> = built.blobs().into_iter().chain(of_caches.cloned()).collect();
-        catalog.lease_blobs(&owner, &held, UNNAMED_KEEP).await?;
-    }
-    if publication.names.is_empty() {
-        keep_unnamed(catalog, &manifests, &owner).await?;
-    }
-    for repository in repositories {
-        if !lease.holds().await {
-            return Err(PublishError::LeaseLost);
-        }
-        for (descriptor, bytes) in &manifests {
-            let manifest = Manifest::parse(bytes, Some(&descriptor.media_type))
-                .expect("the builder writes valid manifests");
-            let is_named = *descriptor == built.descriptor();
-            let tags: Vec<_> = (publication.names.iter())
-                .filter(|name| is_named && name.repository == *repository)
-                .map(|name| (name.tag.clone(), Expected::Any))
-                .collect();
-            let new = new_manifest(descriptor, bytes, &manifest);
-            let put = match built.images.iter().find(|image| image.descriptor == **descriptor) {
-                Some(image) => {
-                    let record = &image.record;
-                    let record = serde_json::to_string(record).expect("plain structs serialize");
-                    catalog.put_built(registry, repository, new, &record, &tags, &cause).await
-                }
-                None => catalog.put_manifest(registry, repository, new, &tags, &cause).await,
-            };
-            put?;
-        }
-    }
-    for cache in publication.caches {
-        if !lease.holds().await {
-            return Err(PublishError::LeaseLost);
-        }
-        publish_cache(catalog, registry, cache, &cause).await?;
-    }
-    // Without a name the image has nothing else that keeps it.
-    if !publication.names.is_empty() && !is_one_write {
-        catalog.release_leases(&owner).await?;
-    }
-    Ok(())
+/// What is published: everything of a publication but the blobs, which are in the store by then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// Names point at the last one, which needs the others.
+    pub manifests: Vec<ReleasedManifest>,
+    /// Empty: nothing names it; it is kept for a day by a lease.
+    pub names: Vec<ReleasedName>,
+    /// Published after the image, each on its own.
+    pub caches: Vec<(ReleasedName, ReleasedManifest)>,
 }
 
-/// Publishes a cache whose blobs are stored, as an image is.
-async fn publish_cache(
-    catalog: &Catalog,
-    registry: &RegistryName,
-    cache: &NamedCache,
-    cause: &Cause,
-) -> Result<(), PublishError> {
-    let NamedCache { name, image } = cache;
-    catalog.link_blobs(registry, &name.repository, cache_blobs(image)).await?;
-    let descriptor = &image.descriptor;
-    let manifest = Manifest::parse(&image.manifest, Some(&descriptor.media_type))
-        .expect("the builder writes valid manifests");
-    let new = new_manifest(descriptor, &image.manifest, &manifest);
-    let tags = [(name.tag.clone(), Expected::Any)];
-    catalog.put_manifest(registry, &name.repository, new, &tags, cause).await?;
-    Ok(())
+/// A manifest, and how it was built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleasedManifest {
+    pub digest: Digest,
+    pub media_type: String,
+    pub text: String,
+    /// The build record, as JSON.
+    pub record: Option<String>,
 }
 
-fn new_manifest<'a>(
-    descriptor: &'a Descriptor,
-    bytes: &Bytes,
-    manifest: &'a Manifest,
-) -> NewManifest<'a> {
-    let (digest, media_type) = (&descriptor.digest, descriptor.media_type.as_str());
-    NewManifest { digest, media_type, bytes: bytes.clone(), manifest }
+/// A tag of the run's own registry.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ReleasedName {
+    pub repository: String,
+    pub tag: String,
 }
 
-fn cache_blobs(image: &CacheImage) -> impl Iterator<Item = &Digest> {
-    image.layers.iter().chain([&image.config_descriptor]).map(|descriptor| &descriptor.digest)
+/// A release whose manifests and names are read.
+struct Checked<'a> {
+    manifests: Vec<CheckedManifest<'a>>,
+    names: Vec<(RepositoryName, Tag)>,
+    caches: Vec<(RepositoryName, Tag, CheckedManifest<'a>)>,
+}
+
+struct CheckedManifest<'a> {
+    released: &'a ReleasedManifest,
+    manifest: Manifest,
+}
+
+impl Release {
+    /// Puts what the publication needs besides the image's layers into the catalog, and tells what
+    /// is to be published.
+    pub async fn prepare(
+        catalog: &Catalog,
+        built: &BuiltImages,
+        publication: &Publication<'_>,
+    ) -> store::Result<Self> {
+        for NamedCache { image, .. } in publication.caches {
+            store_blob(catalog, &image.config, &image.config_descriptor.digest).await?;
+        }
+        let record = |descriptor: &Descriptor| {
+            let image = built.images.iter().find(|image| image.descriptor == *descriptor)?;
+            serde_json::to_string(&image.record).ok()
+        };
+        let manifests = manifests_of(built).into_iter().map(|(descriptor, bytes)| {
+            let record = record(descriptor);
+            ReleasedManifest { record, ..released(descriptor, &bytes) }
+        });
+        let caches = publication.caches.iter().map(|NamedCache { name, image }| {
+            (ReleasedName::of(name), released(&image.descriptor, &image.manifest))
+        });
+        Ok(Self {
+            manifests: manifests.collect(),
+            names: publication.names.iter().map(ReleasedName::of).collect(),
+            caches: caches.collect(),
+        })
+    }
+
+    /// What its manifests name, besides one another; or what is wrong with one.
+    pub fn blobs(&self) -> Result<BTreeSet<Digest>, PublishError> {
+        let checked = Checked::of(self)?;
+        let of_caches = checked.caches.iter().map(|(_, _, manifest)| manifest);
+        Ok(checked.manifests.iter().chain(of_caches).flat_map(CheckedManifest::blobs).collect())
+    }
+
+    /// Publishes it for a run: blobs first, then the manifest together with its tags; of several
+    /// platforms the manifests first, and then the index.
+    ///
+    /// Repeating it is harmless. The lease is asked again before each repository.
+    pub async fn publish(
+        &self,
+        catalog: &Catalog,
+        registry: &RegistryName,
+        run: &str,
+        lease: &dyn Lease,
+    ) -> Result<(), PublishError> {
+        let checked = Checked::of(self)?;
+        let cause = Cause::Build { run: run.to_owned() };
+        // Nothing is collected while it is on its way, nor for a day if it has no name.
+        let owner = lease_owner(registry, run);
+        let repositories: BTreeSet<_> = checked.names.iter().map(|(name, _)| name).collect();
+        // One manifest in one repository comes with its blobs, or not at all.
+        let is_one_write =
+            (self.manifests.len(), repositories.len(), self.caches.len()) == (1, 1, 0);
+        if !is_one_write {
+            let held: Vec<Digest> = self.blobs()?.into_iter().collect();
+            catalog.lease_blobs(&owner, &held, UNNAMED_KEEP).await?;
+        }
+        if checked.names.is_empty() {
+            keep_unnamed(catalog, &self.manifests, &owner).await?;
+        }
+        for repository in repositories {
+            if !lease.holds().await {
+                return Err(PublishError::LeaseLost);
+            }
+            for (index, manifest) in checked.manifests.iter().enumerate() {
+                let is_named = index + 1 == checked.manifests.len();
+                let tags: Vec<_> = (checked.names.iter())
+                    .filter(|(name, _)| is_named && name == repository)
+                    .map(|(_, tag)| (tag.clone(), Expected::Any))
+                    .collect();
+                let new = manifest.new_manifest();
+                let put = match &manifest.released.record {
+                    Some(record) => {
+                        catalog.put_built(registry, repository, new, record, &tags, &cause).await
+                    }
+                    None => catalog.put_manifest(registry, repository, new, &tags, &cause).await,
+                };
+                put?;
+            }
+        }
+        for (repository, tag, manifest) in &checked.caches {
+            if !lease.holds().await {
+                return Err(PublishError::LeaseLost);
+            }
+            let blobs = manifest.blobs();
+            catalog.link_blobs(registry, repository, blobs.iter()).await?;
+            let tags = [(tag.clone(), Expected::Any)];
+            let new = manifest.new_manifest();
+            catalog.put_manifest(registry, repository, new, &tags, &cause).await?;
+        }
+        // Without a name the image has nothing else that keeps it.
+        if !checked.names.is_empty() && !is_one_write {
+            catalog.release_leases(&owner).await?;
+        }
+        Ok(())
+    }
+}
+
+impl ReleasedName {
+    fn of(name: &Destination) -> Self {
+        Self { repository: name.repository.to_string(), tag: name.tag.to_string() }
+    }
+
+    fn read(&self) -> Result<(RepositoryName, Tag), PublishError> {
+        let refused = |error: &dyn std::error::Error| PublishError::Refused(error.to_string());
+        let repository = self.repository.parse().map_err(|error| refused(&error))?;
+        Ok((repository, self.tag.parse().map_err(|error| refused(&error))?))
+    }
+}
+
+impl<'a> Checked<'a> {
+    fn of(release: &'a Release) -> Result<Self, PublishError> {
+        if release.manifests.is_empty() {
+            return Err(PublishError::Refused("there is no manifest to publish".to_owned()));
+        }
+        let caches = release.caches.iter().map(|(name, manifest)| {
+            let (repository, tag) = name.read()?;
+            Ok((repository, tag, CheckedManifest::of(manifest)?))
+        });
+        let manifests = release.manifests.iter().map(CheckedManifest::of);
+        Ok(Self {
+            manifests: manifests.collect::<Result<_, _>>()?,
+            names: release.names.iter().map(ReleasedName::read).collect::<Result<_, _>>()?,
+            caches: caches.collect::<Result<_, PublishError>>()?,
+        })
+    }
+}
+
+impl<'a> CheckedManifest<'a> {
+    fn of(released: &'a ReleasedManifest) -> Result<Self, PublishError> {
+        let refused = |reason: String| {
+            PublishError::Refused(format!("manifest `{}`: {reason}", released.digest))
+        };
+        if Digest::of(released.text.as_bytes()) != released.digest {
+            return Err(refused("its bytes have another digest".to_owned()));
+        }
+        let manifest = Manifest::parse(released.text.as_bytes(), Some(&released.media_type))
+            .map_err(|error| refused(error.to_string()))?;
+        Ok(Self { released, manifest })
+    }
+
+    fn new_manifest(&self) -> NewManifest<'_> {
+        let ReleasedManifest { digest, media_type, text, .. } = self.released;
+        let bytes = Bytes::from(text.clone());
+        NewManifest { digest, media_type, bytes, manifest: &self.manifest }
+    }
+
+    fn blobs(&self) -> Vec<Digest> {
+        match &self.manifest {
+            Manifest::Image(image) => {
+                let all = image.layers.iter().chain([&image.config]);
+                all.map(|descriptor| descriptor.digest.clone()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn released(descriptor: &Descriptor, bytes: &Bytes) -> ReleasedManifest {
+    ReleasedManifest {
+        digest: descriptor.digest.clone(),
+        media_type: descriptor.media_type.clone(),
+        text: String::from_utf8_lossy(bytes).into_owned(),
+        record: None,
+    }
 }
 
 async fn store_blob(catalog: &Catalog, bytes: &Bytes, digest: &Digest) -> store::Result<()> {
@@ -165,12 +325,12 @@ fn lease_owner(registry: &RegistryName, run: &str) -> String {
 /// Keeps manifests as blobs under the lease that their layers have already.
 async fn keep_unnamed(
     catalog: &Catalog,
-    manifests: &[(&Descriptor, Bytes)],
+    manifests: &[ReleasedManifest],
     owner: &str,
 ) -> Result<(), PublishError> {
-    for (descriptor, bytes) in manifests {
-        store_blob(catalog, bytes, &descriptor.digest).await?;
-        catalog.lease_blob(owner, &descriptor.digest, UNNAMED_KEEP).await?;
+    for manifest in manifests {
+        store_blob(catalog, &Bytes::from(manifest.text.clone()), &manifest.digest).await?;
+        catalog.lease_blob(owner, &manifest.digest, UNNAMED_KEEP).await?;
     }
     Ok(())
 }

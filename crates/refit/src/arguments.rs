@@ -20,6 +20,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Run the server: registry, builder and API
     Serve(ServeArgs),
+    /// Execute the runs of an agent pool for a server on another machine
+    Agent(crate::agent::Args),
     #[command(flatten)]
     Client(cli::Command),
     /// Tell what this machine allows, and what to change
@@ -66,16 +68,33 @@ pub(crate) fn embedded_settings(global: &GlobalArgs) -> Result<Settings> {
     settings(None, [], global)
 }
 
+/// Settings of an agent, whose data folder is another than that of a server.
+pub(crate) fn agent_settings(file: Option<PathBuf>, global: &GlobalArgs) -> Result<Settings> {
+    let sources = sources(file, [("server.listen", String::new())], global);
+    resolved(&Sources { folder_name: "refit-agent", ..sources })
+}
+
 fn settings(
     file: Option<PathBuf>,
     flags: impl IntoIterator<Item = (&'static str, String)>,
     global: &GlobalArgs,
 ) -> Result<Settings> {
+    resolved(&sources(file, flags, global))
+}
+
+fn sources(
+    file: Option<PathBuf>,
+    flags: impl IntoIterator<Item = (&'static str, String)>,
+    global: &GlobalArgs,
+) -> Sources {
     let data = global.data.as_ref().map(|data| ("server.data", data.display().to_string()));
     let flags = flags.into_iter().chain(data).map(|(key, value)| (key.to_owned(), value));
-    let sources = Sources::from_process(file, flags.collect());
+    Sources::from_process(file, flags.collect())
+}
+
+fn resolved(sources: &Sources) -> Result<Settings> {
     // All that is wrong is told at once; each problem has its own hint.
-    Settings::resolve(&sources).map_err(|error| Error::usage(error.to_string()))
+    Settings::resolve(sources).map_err(|error| Error::usage(error.to_string()))
 }
 
 #[cfg(test)]

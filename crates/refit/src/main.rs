@@ -1,9 +1,10 @@
 //! Refit: the container registry that builds and patches its own images.
 //!
-//! This program is what its first argument says: a server, a client, or the helper that
+//! This program is what its first argument says: a server, an agent of one, a client, or the helper that
 //! becomes a container. A client without a server runs one in its own process (*embedded*),
 //! so that there is one way to do each thing.
 
+mod agent;
 mod allocator;
 mod arguments;
 mod client;
@@ -51,6 +52,7 @@ fn run(arguments: Arguments, printer: Printer, environment: &Environment) -> Res
     }
     match command {
         Command::Serve(args) => serve::run(args, &global, printer),
+        Command::Agent(args) => agent::run(args, &global, printer, environment),
         Command::Doctor => doctor::run(&global, printer),
         Command::Client(command) => client::run(command, &global, printer, environment),
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use oci::Reference;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, RANGE, RETRY_AFTER};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, RANGE, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
 use tokio::sync::Mutex;
 
@@ -37,6 +37,9 @@ pub struct Upstream {
     pub plain_http: Option<bool>,
     /// A certificate authority to trust besides the system's, PEM.
     pub ca_pem: Option<Vec<u8>>,
+    /// Where the registry is reached instead, as in `https://10.0.0.7:5000`: a server that has its
+    /// name among others. It is told the name, and the credentials with every request.
+    pub address: Option<String>,
 }
 
 /// How to talk to other registries.
@@ -116,6 +119,15 @@ impl Remote {
         Ok(Self { inner: Arc::new(Inner { http, uploads, settings, tokens }) })
     }
 
+    /// The same, with other hosts. Certificate authorities stay those that were there.
+    pub fn with_upstreams(&self, upstreams: impl IntoIterator<Item = (String, Upstream)>) -> Self {
+        let mut settings = self.inner.settings.clone();
+        settings.upstreams.extend(upstreams);
+        let (http, uploads) = (self.inner.http.clone(), self.inner.uploads.clone());
+        let tokens = Mutex::default();
+        Self { inner: Arc::new(Inner { http, uploads, settings, tokens }) }
+    }
+
     /// The same, with other credentials for one host.
     pub fn with_credentials(&self, host: &str, credentials: Credentials) -> Self {
         let mut settings = self.inner.settings.clone();
@@ -193,6 +205,9 @@ impl Remote {
     ) -> Result<Response, RemoteError> {
         let url = format!("{}{}", self.inner.base_url(host), ask.path);
         let mut request = self.inner.http.request(ask.method.clone(), url);
+        if self.inner.address(host).is_some() {
+            request = request.header(HOST, host);
+        }
         if let Some(accept) = ask.accept {
             request = request.header(ACCEPT, accept);
         }
@@ -218,6 +233,9 @@ impl Remote {
         reference: &Reference,
         access: Access,
     ) -> Option<String> {
+        if self.inner.address(&reference.host).is_some() {
+            return self.inner.credentials(&reference.host).map(auth::basic);
+        }
         let key = (reference.host.clone(), access.scope(reference));
         self.inner.tokens.lock().await.get(&key).cloned()
     }
@@ -400,12 +418,20 @@ impl Inner {
         self.upstream(host)?.credentials.as_ref()
     }
 
+    /// Where a host is reached instead of by its name.
+    fn address(&self, host: &str) -> Option<&str> {
+        self.upstream(host)?.address.as_deref()
+    }
+
     fn is_plain(&self, host: &str) -> bool {
         let declared = self.upstream(host).and_then(|upstream| upstream.plain_http);
         declared.unwrap_or_else(|| is_loopback(host))
     }
 
     pub(crate) fn base_url(&self, host: &str) -> String {
+        if let Some(address) = self.address(host) {
+            return address.trim_end_matches('/').to_owned();
+        }
         let scheme = if self.is_plain(host) { "http" } else { "https" };
         // The name of Docker Hub in references is not the name of its server.
         let address = if host == "docker.io" { "registry-1.docker.io" } else { host };

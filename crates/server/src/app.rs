@@ -50,7 +50,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 const SOCKET_PATH_LEN: usize = 108;
 
 /// How long a cancelled run may take to end (runs.md section 7).
-const CANCEL_GRACE: Duration = Duration::from_secs(10);
+pub(crate) const CANCEL_GRACE: Duration = Duration::from_secs(10);
 
 /// Files of an archive that an image is imported from.
 const ARCHIVE_ENTRIES_MAX: usize = 100_000;
@@ -321,11 +321,11 @@ fn own(data: &Path, kind: OwnerKind) -> Result<Result<DataDir, OtherOwner>, Serv
     owner::acquire(data, kind).map_err(ServeError::starting("own the data folder"))
 }
 
-fn own_now(data: &Path, kind: OwnerKind) -> Result<DataDir, ServeError> {
+pub(crate) fn own_now(data: &Path, kind: OwnerKind) -> Result<DataDir, ServeError> {
     own(data, kind)?.map_err(|owner| ServeError::owned(data, &owner))
 }
 
-async fn open_store(folder: &DataDir) -> Result<(db::Db, Catalog), ServeError> {
+pub(crate) async fn open_store(folder: &DataDir) -> Result<(db::Db, Catalog), ServeError> {
     let failed = format!("open the store in `{}`", folder.path().display());
     let starting = || ServeError::starting(failed.clone());
     let db =
@@ -411,6 +411,7 @@ fn open_registry(settings: &Settings, state: &Shared, clock: Clock) -> Router {
         access: Arc::new(ServerAccess {
             keys: Arc::clone(&state.keys),
             anonymous_loopback: settings.server.anonymous_loopback,
+            runs: state.runs.clone(),
         }),
         signer: registry::TokenSigner::hmac(state.keys.signing()),
         limits: registry::Limits {

@@ -43,6 +43,11 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "Conflict", message)
     }
 
+    /// What the request is about was there, and is not any more.
+    pub(crate) fn gone(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::GONE, "Gone", message)
+    }
+
     /// The request did not arrive in time.
     pub(crate) fn late(message: impl Into<String>) -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "RequestTimeout", message)

@@ -5,31 +5,28 @@ mod events;
 mod tasks;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use builder::{
-    BaseImages, Builder, CacheFolders, CatalogCache, CatalogImages, InFlight, Layers, OwnNames,
-    RemoteImages, RunPolicy, Secret, TrustDomain,
-};
-use container::{Limits, Network, Runtime, RuntimeSettings};
+use builder::{BaseImages, CatalogImages, Layers, OwnNames, RemoteImages, Secret, SshAgents};
+use container::Network;
 use control::{Attempt, BuildRequest, Commit, End, Executor, Outcome, OutputImage};
 use dockerfile::ContextAddress;
 use engine::{
-    BuildOptions, BuildStep, CacheExport, ContextSource, Engine, Lease, NamedContext, PushPolicy,
-    RunRequest,
+    BuildOptions, BuildStep, CacheExport, ContextSource, Engine, Lease, LocalHousekeeper,
+    LocalPublisher, NamedContext, PushPolicy, RunRequest,
 };
 use oci::{Annotations, RegistryName, RepositoryName};
-use remote::{Credentials, DownloadSettings, Downloads, Remote, RemoteSettings, Upstream};
-use ring::hmac;
+use remote::{Credentials, Remote, RemoteSettings, Upstream};
 use store::{Catalog, DataDir};
-use tokio::sync::Semaphore;
+use task::Seed;
 
 use crate::agents::Agents;
-use crate::app::context_limits;
-use crate::settings::{BuildSettings, Settings};
+use crate::keys::Keys;
+use crate::machine::{Machine, Place};
+use crate::settings::Settings;
 use crate::state::{Shared, copies_message};
 use crate::{ServeError, UpstreamSettings};
 use copies::CopiedImages;
@@ -42,11 +39,8 @@ const TIMEOUT_SLACK: Duration = Duration::from_secs(60);
 struct BuildExecutor {
     engines: BTreeMap<RegistryName, Engine>,
     agents: Agents,
-    runtime: Option<Arc<Runtime>>,
-    downloads: Arc<Downloads>,
-    layers: Arc<Layers>,
-    /// For what is random in task files.
-    seeds: hmac::Key,
+    machine: Machine,
+    keys: Arc<Keys>,
 }
 
 /// Opens what builds need of this machine.
@@ -56,94 +50,47 @@ pub(crate) async fn build(
     folder: &DataDir,
     notices: &mut Vec<String>,
 ) -> Result<Arc<dyn Executor>, ServeError> {
-    let blobs = Arc::clone(state.catalog.blobs());
     let upstream = Arc::new(RemoteImages::new(state.remote.clone(), state.catalog.clone()));
     let own = OwnNames::new(state.registries.own_names());
-    let runtime = open_runtime(settings, folder.path()).await;
-    let limits = container_limits(&settings.build);
-    notices.extend(runtime.as_ref().and_then(|runtime| runtime.unlimited(&limits)));
-    let caches = folder.snapshots().join("mounts");
-    let cache_folders = CacheFolders::open(&caches, settings.build.cache_mounts_size_max)
-        .map_err(ServeError::starting("open the folder of cache mounts"))?;
-    let downloads = Downloads::new(DownloadSettings {
-        size_max: settings.limits.download_size_max,
-        allowed: settings.build.allow_addresses.clone(),
-        bridges: container::BRIDGES.to_owned(),
-        proxies: settings.build.proxies.clone(),
-        ..DownloadSettings::default()
-    });
-    let downloads = downloads.map_err(ServeError::starting("prepare for fetching files"))?;
-    let downloads = Arc::new(downloads);
-    let policy = RunPolicy {
-        host_network: settings.build.allow_host_network,
-        insecure: settings.build.allow_insecure,
-    };
-    let workspaces = folder.path().join("workspaces");
-    remove_old_workspaces(&workspaces);
+    let (catalog, layers) = (state.catalog.clone(), Arc::clone(&state.layers));
+    let machine = Machine::open(settings, catalog, layers, folder, notices).await?;
     let pushes = push_policy(settings, state);
-    let runs = Arc::new(Semaphore::new(settings.server.worker_threads.max(2)));
-    let in_flight = Arc::new(InFlight::default());
-    let engine = |registry: &RegistryName| Engine {
-        builder: Arc::new(Builder {
-            blobs: Arc::clone(&blobs),
+    let engine = |registry: &RegistryName| {
+        machine.engine(Place {
+            registry: registry.clone(),
+            own: own.clone(),
             images: base_images(state, registry, &own, &upstream),
-            cache: Arc::new(CatalogCache::new(
-                state.catalog.clone(),
-                registry,
-                &TrustDomain::Trusted,
-            )),
-            layers: Arc::clone(&state.layers),
-            runtime: runtime.clone(),
-            runs: Arc::clone(&runs),
-            cache_folders: Arc::clone(&cache_folders),
-            downloads: Arc::clone(&downloads),
-            policy,
-            in_flight: Arc::clone(&in_flight),
-        }),
-        catalog: state.catalog.clone(),
-        registry: registry.clone(),
-        own: own.clone(),
-        workspaces: workspaces.join(registry.as_str()),
-        context_limits: context_limits(settings),
-        container_limits: limits.clone(),
-        allow_host_network: settings.build.allow_host_network,
-        remote: state.remote.clone(),
-        pushes: pushes.clone(),
-        alias_images: settings.tasks.alias_images.clone(),
+            remote: state.remote.clone(),
+            pushes: pushes.clone(),
+            publisher: Arc::new(LocalPublisher),
+            housekeeper: Arc::new(LocalHousekeeper {
+                catalog: state.catalog.clone(),
+                registry: registry.clone(),
+                own: own.clone(),
+                pushes: pushes.clone(),
+            }),
+        })
     };
     let engines = state.registries.iter().map(|(registry, _)| (registry.clone(), engine(registry)));
     let (engines, agents) = (engines.collect(), state.agents.clone());
-    let seeds = hmac::Key::new(hmac::HMAC_SHA256, state.keys.signing());
-    // A key of its own, so that nothing else is signed with it.
-    let seeds = hmac::sign(&seeds, b"random texts of task files");
-    let seeds = hmac::Key::new(hmac::HMAC_SHA256, seeds.as_ref());
-    let layers = Arc::clone(&state.layers);
-    Ok(Arc::new(BuildExecutor { engines, agents, runtime, downloads, layers, seeds }))
-}
-
-/// Removes what a killed server has left, since the folder has one owner; in a thread of its own, for
-/// it may be much.
-fn remove_old_workspaces(workspaces: &Path) {
-    let old = workspaces.with_extension("old");
-    // There is one already if the last removal was cut off: what is new then waits for the next start.
-    let _nothing_there_or_no_room = std::fs::rename(workspaces, &old);
-    std::thread::spawn(move || {
-        if let Err(error) = container::remove_tree(&old) {
-            tracing::warn!(path = %old.display(), %error, "workspaces of earlier runs not removed");
-        }
-    });
+    Ok(Arc::new(BuildExecutor { engines, agents, machine, keys: Arc::clone(&state.keys) }))
 }
 
 /// To other registries if their settings say so, and to no copies of other registries' images.
 fn push_policy(settings: &Settings, state: &Shared) -> PushPolicy {
     let upstreams = settings.upstreams.iter().filter(|(_, upstream)| upstream.push);
     let hosts = upstreams.map(|(host, _)| host.clone()).collect();
+    PushPolicy { hosts: Arc::new(hosts), ..own_pushes(state) }
+}
+
+/// To the own registry only.
+pub(crate) fn own_pushes(state: &Shared) -> PushPolicy {
     let pull_through = state.pull_through.clone();
     let refused = move |repository: &RepositoryName| {
         let holds = pull_through.as_ref().is_some_and(|kept| kept.holds(repository));
         holds.then(|| copies_message(repository))
     };
-    PushPolicy { hosts: Arc::new(hosts), refused: Arc::new(refused) }
+    PushPolicy { hosts: Arc::default(), refused: Arc::new(refused) }
 }
 
 /// Where the builds of a registry get base images.
@@ -164,10 +111,16 @@ fn base_images(
 
 /// Access to other registries, as the settings say.
 pub(crate) fn open_remote(settings: &Settings) -> Result<Remote, ServeError> {
-    let upstreams = settings.upstreams.iter().map(|(host, own)| (host.clone(), upstream(own)));
-    let remote_settings =
-        RemoteSettings { upstreams: upstreams.collect(), ..RemoteSettings::default() };
-    Remote::new(remote_settings)
+    remote_of(upstreams(settings))
+}
+
+/// Other registries, by host.
+pub(crate) fn upstreams(settings: &Settings) -> BTreeMap<String, Upstream> {
+    settings.upstreams.iter().map(|(host, own)| (host.clone(), upstream(own))).collect()
+}
+
+pub(crate) fn remote_of(upstreams: BTreeMap<String, Upstream>) -> Result<Remote, ServeError> {
+    Remote::new(RemoteSettings { upstreams, ..RemoteSettings::default() })
         .map_err(ServeError::starting("prepare for pulling from other registries"))
 }
 
@@ -179,32 +132,7 @@ fn upstream(settings: &UpstreamSettings) -> Upstream {
         _ => None,
     };
     let plain_http = settings.plain_http.then_some(true);
-    Upstream { credentials, plain_http, ca_pem: None }
-}
-
-/// Without a runtime builds work that have no `RUN`; those that do are refused.
-async fn open_runtime(settings: &Settings, data: &Path) -> Option<Arc<Runtime>> {
-    let helper = match container::program() {
-        Ok(helper) => helper,
-        Err(error) => {
-            tracing::warn!(%error, "this program's own file is not known: `RUN` is not possible");
-            return None;
-        }
-    };
-    let runtime_settings = RuntimeSettings {
-        external: settings.build.runtime.clone(),
-        helper,
-        state_dir: data.join("containers"),
-        subnet: settings.network.subnet.clone(),
-        user_namespaces: settings.build.user_namespaces,
-    };
-    match Runtime::new(runtime_settings).await {
-        Ok(runtime) => Some(Arc::new(runtime)),
-        Err(error) => {
-            tracing::warn!(%error, "containers cannot be run here: `RUN` is not possible");
-            None
-        }
-    }
+    Upstream { credentials, plain_http, ..Upstream::default() }
 }
 
 /// Sweeping what a killed process left may take a while.
@@ -220,15 +148,6 @@ pub(crate) async fn open_layers(
     Ok(Arc::new(opened.map_err(ServeError::starting("open the folder of snapshots"))?))
 }
 
-fn container_limits(settings: &BuildSettings) -> Limits {
-    Limits {
-        memory: settings.memory,
-        pids: settings.pids,
-        cpus: settings.cpus,
-        ..Limits::default()
-    }
-}
-
 #[async_trait]
 impl Executor for BuildExecutor {
     async fn execute(&self, attempt: &Attempt) -> Outcome {
@@ -237,33 +156,40 @@ impl Executor for BuildExecutor {
             let message = format!("registry `{}` is not served any more", run.registry);
             return Outcome::of(End::Error(message));
         };
-        let build = match &run.request {
-            control::RunRequest::Build(build) => build,
-            control::RunRequest::Task(task) => {
-                return tasks::execute(engine, attempt, task, &self.seeds).await;
-            }
-        };
-        if let Err(error) = attempt.running(true).await {
-            return Outcome::of(End::Error(error.to_string()));
-        }
-        let mut request = match run_request(attempt, build) {
-            Ok(request) => request,
-            Err(message) => return Outcome::of(End::Error(message)),
-        };
-        request.step.options.ssh_agents = Some(self.agents.of(run));
-        let events = LogEvents::new(attempt.log.clone());
-        let lease = AttemptLease(attempt);
-        let outcome = engine::execute(engine, &request, &events, &lease, &attempt.cancel).await;
-        outcome_of(outcome, |output| succeeded(engine, output))
+        let (seed, agents) = (self.keys.seed(run), self.agents.of(run));
+        execute(engine, attempt, seed, Some(agents)).await
     }
 
     async fn idle(&self) {
-        if let Some(runtime) = &self.runtime {
-            runtime.idle().await;
-        }
-        self.downloads.idle().await;
-        self.layers.removals().idle().await;
+        self.machine.idle().await;
     }
+}
+
+/// Executes an attempt with an engine.
+pub(crate) async fn execute(
+    engine: &Engine,
+    attempt: &Attempt,
+    seed: Seed,
+    ssh_agents: Option<Arc<dyn SshAgents>>,
+) -> Outcome {
+    let build = match &attempt.run.request {
+        control::RunRequest::Build(build) => build,
+        control::RunRequest::Task(task) => {
+            return tasks::execute(engine, attempt, task, seed).await;
+        }
+    };
+    if let Err(error) = attempt.running(true).await {
+        return Outcome::of(End::Error(error.to_string()));
+    }
+    let mut request = match run_request(attempt, build) {
+        Ok(request) => request,
+        Err(message) => return Outcome::of(End::Error(message)),
+    };
+    request.step.options.ssh_agents = ssh_agents;
+    let events = LogEvents::new(attempt.log.clone());
+    let lease = AttemptLease(attempt);
+    let outcome = engine::execute(engine, &request, &events, &lease, &attempt.cancel).await;
+    outcome_of(outcome, |output| succeeded(engine, output))
 }
 
 /// How an attempt ended, in the queue's words.

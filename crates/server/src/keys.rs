@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use control::Pool;
+use control::{Pool, Run, RunId};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use oci::Digest;
+use oci::{Digest, RegistryName};
+use registry::same_secret;
 use ring::rand::SecureRandom;
+use task::Seed;
 
 /// User name of the credential that the first start makes.
 pub(crate) const ADMIN: &str = "admin";
@@ -169,19 +171,44 @@ impl Keys {
         self.is_signed(&format!("password of {user}"), password)
     }
 
+    /// What random texts of a run's task file begin from: the same in each attempt, and nobody
+    /// else's to guess.
+    pub(crate) fn seed(&self, run: &Run) -> Seed {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &self.signing);
+        // A key of its own, so that nothing else is signed with it.
+        let key = ring::hmac::sign(&key, b"random texts of task files");
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, key.as_ref());
+        let name = format!("{}/{}/{}", run.registry, run.id, run.created_at);
+        let mut seed = Seed::default();
+        seed.0.copy_from_slice(ring::hmac::sign(&key, name.as_bytes()).as_ref());
+        seed
+    }
+
     fn signed(&self, text: &str) -> String {
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &self.signing);
         hexadecimal(ring::hmac::sign(&key, text.as_bytes()).as_ref())
     }
 
-    /// The digests are compared, so that the time says nothing of the code.
     fn is_signed(&self, text: &str, code: &str) -> bool {
-        Digest::of(self.signed(text).as_bytes()) == Digest::of(code.as_bytes())
+        same_secret(&self.signed(text), code)
     }
 
     fn is_token(&self, text: &str) -> bool {
         Digest::of(text.as_bytes()) == self.token_digest
     }
+}
+
+/// The user that an attempt is for its registry.
+pub(crate) fn run_user(registry: &RegistryName, run: RunId, epoch: i64) -> String {
+    format!("run/{registry}/{run}/{epoch}")
+}
+
+/// The attempt that a user is, if it is one.
+pub(crate) fn attempt_of_user(user: &str) -> Option<(RegistryName, RunId, i64)> {
+    let mut parts = user.strip_prefix("run/")?.split('/');
+    let (registry, run, epoch) = (parts.next()?, parts.next()?, parts.next()?);
+    let attempt = (registry.parse().ok()?, run.parse().ok()?, epoch.parse().ok()?);
+    parts.next().is_none().then_some(attempt)
 }
 
 fn pool_secret(pool: &Pool) -> String {
@@ -212,7 +239,7 @@ fn random_secret() -> io::Result<String> {
     Ok(hexadecimal(&bytes))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -13,6 +13,8 @@
 mod settings;
 
 mod access;
+mod agent;
+mod agent_wire;
 mod agents;
 mod app;
 mod background;
@@ -22,6 +24,7 @@ mod from_api;
 mod keys;
 mod line_filter;
 mod listen;
+mod machine;
 mod owner;
 mod presence;
 mod registries;
@@ -30,6 +33,7 @@ mod state;
 mod tls;
 mod to_api;
 
+pub use agent::{AgentSettings, agent};
 pub use app::{App, Embedded, ServeError, embedded, serve};
 pub use settings::{
     BuildSettings, LimitSettings, NetworkSettings, Problem, RegistrySettings, Secret,

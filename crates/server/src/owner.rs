@@ -12,6 +12,7 @@ use store::{DataDir, DataDirError, Locked};
 pub(crate) enum OwnerKind {
     Server,
     Command,
+    Agent,
 }
 
 impl OwnerKind {
@@ -19,6 +20,7 @@ impl OwnerKind {
         match self {
             Self::Server => "server",
             Self::Command => "command",
+            Self::Agent => "agent",
         }
     }
 }
@@ -34,7 +36,8 @@ pub(crate) struct OtherOwner {
 
 impl std::fmt::Display for OtherOwner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "a {}", self.kind.word())?;
+        let article = if self.kind == OwnerKind::Agent { "an" } else { "a" };
+        write!(f, "{article} {}", self.kind.word())?;
         if self.is_leaving {
             f.write_str(" that is stopping")?;
         }
@@ -66,6 +69,7 @@ pub(crate) fn acquire(
             let mut words = text.split_whitespace();
             let kind = match words.next() {
                 Some("server") => OwnerKind::Server,
+                Some("agent") => OwnerKind::Agent,
                 _ => OwnerKind::Command,
             };
             Ok(Err(OtherOwner { kind, is_leaving: words.next() == Some(LEAVING), process }))

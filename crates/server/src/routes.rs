@@ -1,6 +1,7 @@
 //! The REST API: wire to domain, decide, domain to wire.
 
 mod agents;
+mod attempts;
 mod content;
 mod health;
 mod import;
@@ -86,10 +87,32 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
         .route("/api/v1/gc", post(content::collect_garbage_of_server))
         .route("/api/v1/scrub", get(scrub::report).post(scrub::begin))
         .layer(middleware::from_fn_with_state(Shared::clone(&state), authenticate));
+    // Agents have the token of their pool, and no other.
+    let attempts = Router::new()
+        .route("/renew", post(attempts::renew))
+        .route("/canceled", get(attempts::canceled))
+        .route("/lease", get(attempts::holds))
+        .route("/running", post(attempts::running))
+        .route("/events", post(attempts::events))
+        .route("/context/{digest}", get(attempts::context))
+        .route("/blobs", post(attempts::missing))
+        .route("/blobs/{digest}", put(attempts::put_blob))
+        .route("/publish", post(attempts::publish))
+        .route("/acr", post(attempts::acr))
+        .route("/finish", post(attempts::finish))
+        .route("/giveBack", post(attempts::give_back))
+        .layer(DefaultBodyLimit::max(attempts::BODY_SIZE_MAX));
+    let of_agents = Router::new()
+        .route("/claim", post(attempts::claim))
+        .route("/queue", get(attempts::queue))
+        .nest("/attempts/{run}/{epoch}", attempts);
     // The address of an upload is its own permission, as in the managed service.
     let uploads = Router::new().route("/sources/upload/{id}", put(sources::upload));
     Router::new()
-        .nest("/api/v1/registries/{registry}", of_registry.merge(uploads))
+        .nest(
+            "/api/v1/registries/{registry}",
+            of_registry.merge(uploads).nest("/agentPools/{name}", of_agents),
+        )
         .merge(of_server)
         .route("/api/v1/version", get(health::version))
         .route("/healthz", get(health::alive))

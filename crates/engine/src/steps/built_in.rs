@@ -3,15 +3,13 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use container::{OutputSink as _, Stream};
-use housekeeping::acr::{self, OwnRegistry};
-use housekeeping::{HousekeepingError, Record, Records, Registry};
-use store::Cause;
 use task::{BUILT_IN_ACR, Cmd};
 use tokio_util::sync::CancellationToken;
 
 use super::TaskContext;
 use super::cmd::{Output, first_line};
 use crate::execute::Failure;
+use crate::housekeeper::{AcrCommand, AcrError, Lines, parse};
 
 /// Which registry a command is for if it does not say.
 const DEFAULT_REGISTRY: &str = "ACR_DEFAULT_REGISTRY";
@@ -33,7 +31,7 @@ pub(crate) fn prepare(
     context: &TaskContext<'_>,
     cmd: &Cmd,
     words: Vec<String>,
-) -> Result<acr::Command, Failure> {
+) -> Result<AcrCommand, Failure> {
     let asked = [("entryPoint", cmd.entry_point.is_some()), ("detach", cmd.container.detach)];
     if let Some((property, _)) = asked.iter().find(|(_, is_asked)| *is_asked) {
         return Err(Failure::User(format!(
@@ -48,12 +46,21 @@ pub(crate) fn prepare(
                 .to_owned(),
         ));
     }
-    let engine = &context.engine;
-    let hosts: Vec<String> = engine.own.hosts(&engine.registry).map(str::to_owned).collect();
     let mut env = cmd.container.env.iter();
-    let default = env.find(|(name, _)| *name == DEFAULT_REGISTRY).map(|(_, value)| value);
-    let own = OwnRegistry { name: engine.registry.as_str(), hosts: &hosts, default };
-    acr::parse(&words, &own).map_err(|error| Failure::user(&error, error.hint()))
+    let default =
+        env.find(|(name, _)| *name == DEFAULT_REGISTRY).map(|(_, value)| (*value).to_owned());
+    let command = AcrCommand { words, default_registry: default };
+    let engine = &context.engine;
+    parse(&command, &engine.registry, &engine.own).map_err(failure)?;
+    Ok(command)
+}
+
+fn failure(error: AcrError) -> Failure {
+    match error {
+        AcrError::Canceled => Failure::Canceled,
+        AcrError::Refused { ref hint, .. } => Failure::user(&error, hint.clone()),
+        AcrError::Failed(text) => Failure::Ours(text),
+    }
 }
 
 /// Whether words are read without something that is meant for a regular expression.
@@ -71,47 +78,21 @@ fn has_bare_backslash(command: &str) -> bool {
     false
 }
 
-/// Carries a command out, once. If it is canceled it ends at the next tag or manifest.
+/// Carries a command out, once.
 pub(crate) async fn run(
     context: &TaskContext<'_>,
-    command: &acr::Command,
+    command: &AcrCommand,
     output: &Output<'_>,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    let engine = &context.engine;
-    let login_server = engine.own.host(&engine.registry).unwrap_or(engine.registry.as_str());
-    let registry = Registry {
-        catalog: engine.catalog.clone(),
-        name: engine.registry.clone(),
-        login_server: login_server.to_owned(),
-        cause: Cause::Purge { run: Some(context.request.run.clone()), principal: None },
-        refused: engine.pushes.refused.clone(),
-        now: jiff::Timestamp::now().as_millisecond(),
-    };
-    let lines = Lines { output, login_server };
-    match acr::run(&registry, command, &lines, stop).await {
-        Ok(()) => Ok(()),
-        Err(HousekeepingError::Canceled) => Err(Failure::Canceled),
-        Err(error) if error.is_users() => Err(Failure::user(&error, error.hint())),
-        Err(error) => Err(Failure::ours(&error)),
-    }
-}
-
-/// Records as a program would print them.
-struct Lines<'a> {
-    output: &'a Output<'a>,
-    login_server: &'a str,
+    let run = &context.request.run;
+    context.engine.housekeeper.run(run, command, output, stop).await.map_err(failure)
 }
 
 #[async_trait]
-impl Records for Lines<'_> {
-    async fn take(&self, record: Record) {
-        let stream = match record {
-            Record::Warning(_) => Stream::Stderr,
-            Record::Line(_) | Record::Item { .. } => Stream::Stdout,
-        };
-        let line = format!("{}\n", record.text(self.login_server));
-        self.output.write(stream, Bytes::from(line)).await;
+impl Lines for Output<'_> {
+    async fn line(&self, stream: Stream, text: &str) {
+        self.write(stream, Bytes::from(format!("{text}\n"))).await;
     }
 }
 

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use container::{
     Exit, Limits, Mount, MountKind, Network, OutputSink, Peers, Private, Stream, is_host_name,
 };
-use housekeeping::acr;
 use oci::Reference;
 use task::{BUILT_IN_ACR, Cmd, Container, Pull, Step};
 use tokio::sync::Notify;
@@ -25,6 +24,7 @@ use super::events::Watch;
 use super::workspace::WORKSPACE;
 use super::{HOME, TaskContext, Work, attempts, unless_stopped};
 use crate::execute::{Engine, Failure, RunEvents};
+use crate::housekeeper::AcrCommand;
 
 /// A command whose words are known.
 #[derive(Clone)]
@@ -32,7 +32,7 @@ pub(crate) enum Prepared {
     /// An image, and what it gets as arguments.
     Image { image: Box<BaseImage>, arguments: Vec<String> },
     /// One that needs no container.
-    BuiltIn(acr::Command),
+    BuiltIn(AcrCommand),
 }
 
 /// Finds the image of a command, if it is of one.

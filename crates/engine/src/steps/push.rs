@@ -11,7 +11,7 @@ use super::{PushedImage, TaskContext, attempts, unless_stopped};
 use crate::execute::Failure;
 use crate::name::Destination;
 use crate::platforms::BuiltImages;
-use crate::publish::{Publication, PublishError, manifests_of, publish};
+use crate::publish::{Publication, PublishError, manifests_of};
 
 /// How often a reference is tried (task-yaml.md section 4.7).
 const TRIES: u32 = 3;
@@ -99,11 +99,9 @@ async fn publish_here(
     let names = [Destination { repository, tag, reference: name.clone() }];
     let (run, registry) = (context.request.run.as_str(), &engine.registry);
     let publication = Publication { run, registry, names: &names, caches: &[] };
-    let published = publish(&engine.catalog, built, &publication, context.lease).await;
-    published.map_err(|error| match error {
-        PublishError::LeaseLost => Failure::Superseded,
-        PublishError::Store(error) => Failure::ours(&error),
-    })?;
+    let published =
+        engine.publisher.publish(&engine.catalog, built, &publication, context.lease).await;
+    published.map_err(PublishError::failure)?;
     let digest = built.descriptor().digest.clone();
     let [Destination { repository, tag, .. }] = names;
     let digest_of = digest.clone();

@@ -2,8 +2,6 @@
 
 use control::{Attempt, Commit, End, Outcome, OutputImage, TaskRequest};
 use engine::{Engine, SetValue, TaskEnd, TaskOutput, TaskText, execute_task};
-
-use ring::hmac;
 use task::Seed;
 
 use super::events::LogEvents;
@@ -14,9 +12,9 @@ pub(super) async fn execute(
     engine: &Engine,
     attempt: &Attempt,
     task: &TaskRequest,
-    seeds: &hmac::Key,
+    seed: Seed,
 ) -> Outcome {
-    let request = match request(attempt, task, seeds) {
+    let request = match request(attempt, task, seed) {
         Ok(request) => request,
         Err(message) => return Outcome::of(End::Error(message)),
     };
@@ -31,7 +29,7 @@ pub(super) async fn execute(
 fn request(
     attempt: &Attempt,
     task: &TaskRequest,
-    seeds: &hmac::Key,
+    seed: Seed,
 ) -> Result<engine::TaskRequest, String> {
     let values = task.values.iter().map(|value| SetValue {
         name: value.name.clone(),
@@ -48,18 +46,8 @@ fn request(
         platform: task.platform.clone(),
         timeout: task.timeout + super::TIMEOUT_SLACK,
         now: super::begun_at(attempt),
-        seed: seed(attempt, seeds),
+        seed,
     })
-}
-
-/// What random texts begin from: the same in each attempt of a run, and nobody else's to guess.
-fn seed(attempt: &Attempt, seeds: &hmac::Key) -> Seed {
-    let run = &attempt.run;
-    let name = format!("{}/{}/{}", run.registry, run.id, run.created_at);
-    let tag = hmac::sign(seeds, name.as_bytes());
-    let mut seed = Seed::default();
-    seed.0.copy_from_slice(tag.as_ref());
-    seed
 }
 
 fn text(text: &control::TaskText) -> TaskText {

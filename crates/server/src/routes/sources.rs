@@ -124,7 +124,7 @@ pub(crate) async fn commit(
 }
 
 /// The pieces of a body; an error when none comes for too long.
-fn chunks(
+pub(super) fn chunks(
     body: Body,
     stall: Duration,
 ) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {

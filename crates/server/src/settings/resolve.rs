@@ -23,7 +23,7 @@ use super::{
 const FILE_SIZE_MAX: u64 = 1 << 20;
 
 /// Where settings come from: file, environment and flags, the later wins.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Sources {
     /// `--config`; it must exist then. Else `REFIT_CONFIG`, else `refit.toml` in the usual
     /// place if there is one.
@@ -31,6 +31,15 @@ pub struct Sources {
     pub environment: Vec<(String, String)>,
     /// `section.key` and value, such as `("server.listen", "127.0.0.1:0")`.
     pub flags: Vec<(String, String)>,
+    /// The last part of the data folder, if nothing says where it is.
+    pub folder_name: &'static str,
+}
+
+impl Default for Sources {
+    fn default() -> Self {
+        let (environment, flags) = (Vec::new(), Vec::new());
+        Self { file: None, environment, flags, folder_name: "refit" }
+    }
 }
 
 impl Sources {
@@ -39,7 +48,7 @@ impl Sources {
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        Self { file, environment, flags }
+        Self { file, environment, flags, ..Self::default() }
     }
 
     fn variable(&self, name: &str) -> Option<&str> {
@@ -760,8 +769,10 @@ fn is_root() -> bool {
 
 fn default_data(sources: &Sources) -> Option<PathBuf> {
     match is_root() {
-        true => Some(PathBuf::from("/var/lib/refit")),
-        false => Some(home_folder(sources, "XDG_DATA_HOME", ".local/share")?.join("refit")),
+        true => Some(Path::new("/var/lib").join(sources.folder_name)),
+        false => {
+            Some(home_folder(sources, "XDG_DATA_HOME", ".local/share")?.join(sources.folder_name))
+        }
     }
 }
 
@@ -836,7 +847,7 @@ mod tests {
         };
         let mut environment = owned(environment);
         environment.push(("HOME".into(), "/home/someone".into()));
-        Sources { file: None, environment, flags: owned(flags) }
+        Sources { environment, flags: owned(flags), ..Sources::default() }
     }
 
     /// Resolves a file's text and shows what is wrong with it.

@@ -194,7 +194,12 @@ pub(crate) fn settings(
     ];
     all.extend(flags.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     let environment = vec![("XDG_RUNTIME_DIR".to_owned(), runtime_folder.display().to_string())];
-    Settings::resolve(&Sources { file: Some(config), environment, flags: all })
+    Settings::resolve(&Sources {
+        file: Some(config),
+        environment,
+        flags: all,
+        ..Sources::default()
+    })
 }
 
 pub(crate) fn client() -> reqwest::Client {
