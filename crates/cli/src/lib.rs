@@ -33,4 +33,6 @@ pub use error::{Error, ErrorKind, Result};
 pub use export::{Export, ImageForm, Place};
 pub use interrupt::Interrupts;
 pub use printer::{Output, OutputFormat, Printer};
-pub use select::{AgentServer, GlobalArgs, Selected, agent_server, connect, select};
+pub use select::{
+    AGENT_TOKEN_VARIABLE, AgentServer, GlobalArgs, Selected, agent_server, connect, select,
+};

@@ -133,7 +133,12 @@ pub struct AgentServer {
     pub url: Url,
     /// Certificates to trust besides the system's, PEM.
     pub ca_pem: Option<Vec<u8>>,
+    /// The token of the agent pool, if the environment has it.
+    pub token: Option<String>,
 }
+
+/// Has the token of an agent pool.
+pub const AGENT_TOKEN_VARIABLE: &str = "REFIT_AGENT_TOKEN";
 
 /// Where an agent finds its server: a flag, else `REFIT_SERVER`. Its token does not travel in the
 /// clear unless told so.
@@ -147,7 +152,8 @@ pub fn agent_server(args: &GlobalArgs, environment: &Environment) -> Result<Agen
     check_clear(&url, args, environment)?;
     let ca_pem = ca_file(args, environment)
         .map(|file| std::fs::read(file).map_err(could_not(format!("read `{}`", file.display()))));
-    Ok(AgentServer { url, ca_pem: ca_pem.transpose()? })
+    let token = environment.variable(AGENT_TOKEN_VARIABLE).map(str::to_owned);
+    Ok(AgentServer { url, ca_pem: ca_pem.transpose()?, token })
 }
 
 /// Credentials go in the clear only over this machine, or where the user says so.

@@ -309,7 +309,7 @@ async fn store_blob(catalog: &Catalog, bytes: &Bytes, digest: &Digest) -> store:
     Ok(())
 }
 
-/// Ends what [`publish`] holds if it was cut off.
+/// Ends what [`Release::publish`] holds if it was cut off.
 pub(crate) async fn abandon(catalog: &Catalog, registry: &RegistryName, run: &str) {
     let owner = lease_owner(registry, run);
     if let Err(error) = catalog.release_leases(&owner).await {

@@ -2,14 +2,11 @@
 
 use std::path::PathBuf;
 
-use cli::{Environment, Error, GlobalArgs, Printer, Result};
+use cli::{AGENT_TOKEN_VARIABLE, Environment, Error, GlobalArgs, Printer, Result};
 use server::{AgentSettings, Secret};
 use tokio_util::sync::CancellationToken;
 
 use crate::arguments::agent_settings;
-
-/// Has the token if no file does.
-const TOKEN_VARIABLE: &str = "REFIT_AGENT_TOKEN";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -39,7 +36,7 @@ pub(crate) fn run(
     let agent = AgentSettings {
         server: place.url,
         ca_pem: place.ca_pem,
-        token: token(&args)?,
+        token: token(&args, place.token)?,
         name: args.name.clone().unwrap_or_else(machine_name),
         concurrency: args.concurrency,
         settings,
@@ -53,16 +50,16 @@ pub(crate) fn run(
 }
 
 /// Never from the command line, which everybody on the machine can read.
-fn token(args: &Args) -> Result<Secret> {
+fn token(args: &Args, of_environment: Option<String>) -> Result<Secret> {
     let text = match &args.token_file {
         Some(file) => std::fs::read_to_string(file).map_err(|error| {
             Error::usage(format!("cannot read `{}`", file.display())).caused_by(&error)
         })?,
-        None => std::env::var(TOKEN_VARIABLE).unwrap_or_default(),
+        None => of_environment.unwrap_or_default(),
     };
     match text.trim() {
         "" => Err(Error::usage("an agent needs the token of its pool").with_hint(format!(
-            "give the file that has it with `--token-file`, or set `{TOKEN_VARIABLE}`; \
+            "give the file that has it with `--token-file`, or set `{AGENT_TOKEN_VARIABLE}`; \
              `refit agentpool token POOL` prints it"
         ))),
         token => Ok(Secret::new(token)),

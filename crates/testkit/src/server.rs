@@ -38,10 +38,14 @@ impl Server {
     #[expect(clippy::disallowed_methods, reason = "tests run the program itself")]
     pub(crate) fn start_in(root: &Path, args: &[&str]) -> Self {
         let launcher = launcher(root);
+        // A server that comes back has to be where it was.
+        let listen: &[&str] =
+            if args.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
         let mut child = Command::new(&launcher[0])
             .args(&launcher[1..])
-            .args(["serve", "--listen", "127.0.0.1:0", "--data"])
+            .args(["serve", "--data"])
             .arg(root.join("data"))
+            .args(listen)
             .args(args)
             .current_dir(root)
             .env_clear()

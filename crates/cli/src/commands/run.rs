@@ -121,6 +121,7 @@ fn options(args: &Args) -> Result<TaskRunOptions> {
     Ok(TaskRunOptions {
         values: args.values.values()?,
         timeout: args.timeout,
+        agent_pool_name: args.pool.pool.clone(),
         platform: parse_platform(args.platform.as_deref().unwrap_or("linux"))?,
         ..TaskRunOptions::default()
     })

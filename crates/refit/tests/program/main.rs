@@ -3,6 +3,7 @@
 //! Tests that need root say so by name.
 
 mod add;
+mod agents;
 mod arguments;
 mod bases;
 mod build;

@@ -121,7 +121,7 @@ fn note(state: &Shared, pool: &Pool, claim: &Claim) -> Result<(), ApiError> {
         ))
         .hint("run the same version on both"));
     }
-    let (platform, version) = (cut(platform).into(), version.clone());
+    let (platform, version) = (cut(platform), version.clone());
     state.presence.note(pool, agent, Seen { at: state.clock.now(), platform, version });
     Ok(())
 }

@@ -1,0 +1,323 @@
+//! `refit agent` and `refit agentpool`: runs that another process executes, in a folder of its own.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use testkit::{Outcome, Running, Sandbox, Server, busybox, until, validate};
+
+use crate::sandbox;
+
+/// A server with a pool, and a place for agents.
+struct Pool {
+    server: Sandbox,
+    agents: Sandbox,
+}
+
+impl Pool {
+    fn new() -> Self {
+        Self { server: sandbox(), agents: sandbox() }
+    }
+
+    fn serve(&self, count: u32) -> Server {
+        let server = self.server.server();
+        server.registry().push("busybox", "latest", &busybox());
+        let count = count.to_string();
+        self.refit(&server, ["agentpool", "create", "builders", "--count", &count]).success();
+        self.write_token(&server);
+        server
+    }
+
+    fn write_token(&self, server: &Server) {
+        let token = self.refit(server, ["agentpool", "token", "builders"]).success().stdout;
+        self.agents.write("token", token);
+    }
+
+    fn refit<'a>(&self, server: &Server, args: impl IntoIterator<Item = &'a str>) -> Outcome {
+        self.server.refit(args).on(server).run()
+    }
+
+    /// Starts an agent, and waits until the server knows it.
+    fn agent(&self, server: &Server, name: &str) -> Running {
+        let agent = self.start(server, name);
+        until("the agent", || self.agents_there(server).contains(&name.to_owned()).then_some(()));
+        agent
+    }
+
+    fn start(&self, server: &Server, name: &str) -> Running {
+        let data = self.agents.path(name).display().to_string();
+        let args = ["agent", "--server", server.url(), "--token-file", "token", "--name", name];
+        let args = args.into_iter().chain(["--data", &data, "--concurrency", "4"]);
+        self.agents.refit(args).within(Duration::from_secs(300)).start()
+    }
+
+    fn agents_there(&self, server: &Server) -> Vec<String> {
+        let shown = self.refit(server, ["agentpool", "show", "builders", "-o", "json"]);
+        let agents = shown.success().json()["properties"]["agents"].take();
+        let agents = agents.as_array().into_iter().flatten();
+        agents.filter_map(|agent| Some(agent["name"].as_str()?.to_owned())).collect()
+    }
+
+    fn run(&self, server: &Server, id: &str) -> Value {
+        let shown = self.refit(server, ["task", "show-run", "--run-id", id, "-o", "json"]);
+        shown.success().json()["properties"].take()
+    }
+
+    fn log(&self, server: &Server, id: &str) -> String {
+        self.refit(server, ["task", "logs", "--run-id", id]).success().stdout
+    }
+
+    /// Queues a build of the folder `app`.
+    fn queue(&self, server: &Server) -> String {
+        let args = ["build", "app", "-t", "app:1", "--agent-pool", "builders", "--no-wait"];
+        self.refit(server, args).success().stdout.trim().to_owned()
+    }
+
+    fn write_app(&self, server: &Server, steps: &str) {
+        let dockerfile = format!("FROM {}/busybox\nCOPY f /f\n{steps}", server.host());
+        self.server.write("app/Dockerfile", dockerfile).write("app/f", "from the context\n");
+    }
+}
+
+fn stop(agent: Running) -> Outcome {
+    agent.signal(Signal::TERM);
+    agent.wait()
+}
+
+#[test]
+fn mistakes_of_agents_are_told_at_once() {
+    let sandbox = sandbox();
+    let refused =
+        |args: &[&str], code| sandbox.refit(["agent"].iter().chain(args).copied()).run().code(code);
+    refused(&[], 2).stderr_has("an agent needs a server").stderr_has("REFIT_SERVER");
+    let server = ["--server", "http://127.0.0.1:9"];
+    refused(&server, 2).stderr_has("an agent needs the token").stderr_has("REFIT_AGENT_TOKEN");
+    let in_the_clear = ["--server", "http://203.0.113.1:9"];
+    refused(&in_the_clear, 2).stderr_has("in the clear").stderr_has("--allow-http");
+    let missing = [&server[..], &["--token-file", "missing"]].concat();
+    refused(&missing, 2).stderr_has("cannot read `missing`");
+    sandbox.write("token", "nonsense\n");
+    let data = sandbox.path("agent").display().to_string();
+    let nonsense = [&server[..], &["--token-file", "token", "--data", &data]].concat();
+    refused(&nonsense, 1).stderr_has("could not read the token of the agent pool");
+    refused(&["--concurrency", "0"], 2).stderr_has("0 is not in 1..=1000");
+}
+
+#[test]
+fn pools_are_made_changed_listed_and_deleted() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    let pool =
+        |args: &[&str]| sandbox.refit(["agentpool"].iter().chain(args).copied()).on(&server).run();
+    // As `az acr` has it, too.
+    pool(&["create", "--name", "arm", "--tier", "s1", "--count", "2", "--no-wait"]).success();
+    pool(&["create", "arm"]).code(5).stderr_has("agent pool `arm` is there already");
+    pool(&["create", "a_b"]).code(2).stderr_has("`a_b` cannot name an agent pool");
+    pool(&["create", "big", "--tier", "XL"]).code(2).stderr_has("`XL` is not a tier");
+    pool(&["update", "-n", "ARM", "--count", "0"]).success();
+    let shown = pool(&["show", "arm", "-o", "json"]).success().json();
+    let properties = &shown["properties"];
+    assert_eq!((&properties["count"], &properties["tier"]), (&0.into(), &"S1".into()));
+    assert_eq!((&properties["os"], &shown["name"]), (&"Linux".into(), &"arm".into()));
+
+    // What waits for it says so, and ends with it.
+    let args = ["run", "--cmd", "busybox true", "/dev/null", "--agent-pool", "arm", "--no-wait"];
+    let id = sandbox.refit(args).on(&server).run().success().stdout.trim().to_owned();
+    let count = pool(&["show", "arm", "--queue-count"]).success().stdout;
+    assert_eq!(count.trim(), "1");
+    let show = ["task", "show-run", "--run-id", &id, "-o", "json"];
+    let shown = sandbox.refit(show).on(&server).run().success().stdout;
+    assert!(shown.contains("its agent pool has a count of 0"), "{shown}");
+    let missing = ["run", "--cmd", "busybox true", "/dev/null", "--agent-pool", "other"];
+    sandbox.refit(missing).on(&server).run().code(4).stderr_has("agent pool `other` not found");
+    let missing = ["task", "create", "nightly", "--cmd", "busybox true", "--agent-pool", "other"];
+    sandbox.refit(missing).on(&server).run().code(2).stderr_has("there is no agent pool `other`");
+
+    let first = pool(&["token", "arm"]).success().stdout;
+    assert_eq!(first, pool(&["token", "arm"]).success().stdout);
+    assert_ne!(first, pool(&["token", "arm", "--renew"]).success().stdout);
+    pool(&["delete", "arm"]).code(2).stderr_has("nobody is there to ask");
+    pool(&["delete", "arm", "--yes"]).success();
+    pool(&["show", "arm"]).code(4).stderr_has("agent pool `arm` not found");
+    let ended = sandbox.refit(show).on(&server).run().json();
+    assert_eq!(ended["properties"]["status"], "Error");
+    assert_eq!(ended["properties"]["runErrorMessage"], "its agent pool was deleted");
+}
+
+#[test]
+fn as_root_an_agent_builds_and_the_server_has_the_image() {
+    let pool = Pool::new();
+    let server = pool.serve(2);
+    let agent = pool.agent(&server, "one");
+    pool.write_app(&server, "RUN echo $((6 * 7)) > /made && cat /f\n");
+    let args = ["build", "app", "-t", "app:1", "-t", "team/app:{{.Run.ID}}"];
+    let built = pool.refit(&server, args.into_iter().chain(["--agent-pool", "builders"]));
+    let built = built.success().stderr_has("from the context").stderr_has("Queued a build");
+    assert!(built.stdout.starts_with("app@sha256:"), "{}", built.stdout);
+    let image = validate(&server.registry(), "app", "1");
+    assert_eq!(
+        (image.text("made").as_str(), image.text("f").as_str()),
+        ("42\n", "from the context\n")
+    );
+    let run = pool.run(&server, "c01");
+    assert_eq!((&run["agentPoolName"], &run["agentName"]), (&"builders".into(), &"one".into()));
+    assert_eq!(run["outputImages"][1]["repository"], "team/app");
+    assert_eq!(run["dependencies"][0]["runtime-dependency"]["repository"], "busybox");
+
+    // What is there already is not sent or done again.
+    let again = pool.refit(&server, args.into_iter().chain(["--agent-pool", "builders"]));
+    again.success().stderr_has("CACHED");
+    // Without a name the image is kept for a day all the same.
+    let args = ["build", "app", "--agent-pool", "builders", "--output", "type=local,dest=out"];
+    pool.refit(&server, args).success();
+    assert_eq!(fs::read_to_string(pool.server.path("out/made")).unwrap(), "42\n");
+
+    // The server's folder is none of the agent's business, nor the other way.
+    assert!(!pool.server.data().join("snapshots/mounts/x").exists());
+    stop(agent).success().stderr_has("stopping");
+    until("the agent's absence", || {
+        let waits = ["build", "app", "--agent-pool", "builders", "--no-wait"];
+        let id = pool.refit(&server, waits).success().stdout.trim().to_owned();
+        let reason = pool.run(&server, &id)["waiting"]["reason"].take();
+        pool.refit(&server, ["task", "cancel-run", "--run-id", &id]).success();
+        (reason == "no agent of its pool is free").then_some(())
+    });
+}
+
+#[test]
+fn as_root_an_agent_carries_out_the_steps_of_a_task() {
+    let pool = Pool::new();
+    let server = pool.serve(2);
+    let _agent = pool.agent(&server, "one");
+    pool.write_app(&server, "RUN --mount=type=secret,id=none cat /f\n");
+    let host = server.host();
+    let task = format!(
+        "version: v1.1.0\n\
+         steps:\n\
+         - id: service\n  cmd: {host}/busybox busybox nc -ll -p 80 -e echo served\n  detach: true\n  when: [\"-\"]\n\
+         - id: build\n  build: -t {{{{.Run.Registry}}}}/app:{{{{.Run.ID}}}} .\n  when: [\"-\"]\n\
+         - id: test\n  cmd: \"{{{{.Run.Registry}}}}/app:{{{{.Run.ID}}}} sh -c 'until busybox nc service 80; do sleep 0.1; done; \
+           echo {{{{.Values.password}}}}; seq 1 3000'\"\n  when: [service, build]\n\
+         - id: push\n  push: [\"{{{{.Run.Registry}}}}/app:{{{{.Run.ID}}}}\"]\n\
+         - id: list\n  cmd: acr tag list -r {{{{.Run.RegistryName}}}} --repository app\n\
+         - id: bad\n  cmd: acr purge --filter 'app:[' --ago 0d\n  ignoreErrors: true\n"
+    );
+    pool.server.write("app/acb.yaml", task);
+    let args =
+        ["run", "app", "--set-secret", "password=hunter22hunter", "--agent-pool", "builders"];
+    let ran = pool.refit(&server, args).success();
+    assert!(!ran.stderr.contains("hunter22"), "{}", ran.stderr);
+    let log = pool.log(&server, "c01");
+    assert!(log.contains("served") && log.contains("***"), "{log}");
+    let numbers: Vec<u32> = log.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    assert_eq!(numbers, (1..=3000).collect::<Vec<_>>());
+    let listed = format!("\n{host}/app:c01").replace("127.0.0.1", "localhost");
+    assert!(log.replace("\r\n", "\n").contains(&listed), "{log}");
+    validate(&server.registry(), "app", "c01");
+    let run = pool.run(&server, "c01");
+    assert_eq!(run["cost"]["steps"].as_array().unwrap().len(), 6);
+    assert_eq!(run["outputImages"][0]["tag"], "c01");
+}
+
+#[test]
+fn as_root_a_cancel_reaches_an_agent_at_once() {
+    let pool = Pool::new();
+    let server = pool.serve(1);
+    let _agent = pool.agent(&server, "one");
+    pool.write_app(&server, "RUN sleep 600\n");
+    let args = ["build", "app", "--agent-pool", "builders"];
+    let building = pool.server.refit(args).on(&server).start();
+    building.wait_for_stderr("RUN sleep 600");
+    let begun = std::time::Instant::now();
+    building.interrupt();
+    building.wait().code(130).stderr_has("was canceled");
+    // Leases are renewed every ten seconds, which would do, but late.
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    assert_eq!(pool.run(&server, "c01")["status"], "Canceled");
+}
+
+#[test]
+fn as_root_a_run_goes_on_while_its_server_is_away() {
+    let pool = Pool::new();
+    let server = pool.serve(1);
+    let _agent = pool.agent(&server, "one");
+    pool.write_app(&server, "RUN for i in $(seq 1 40); do echo line $i of 40; sleep 0.1; done\n");
+    let id = pool.queue(&server);
+    until("the first lines", || {
+        let shown = pool.refit(&server, ["task", "logs", "--run-id", &id, "--no-follow"]);
+        shown.stdout.contains("line 5 of 40").then_some(())
+    });
+    let listen = server.host();
+    server.kill();
+    std::thread::sleep(Duration::from_secs(1));
+    let server = pool.server.server_with(&["--listen", &listen]);
+    let log = pool.log(&server, &id);
+    let lines: Vec<&str> =
+        log.lines().map(str::trim).filter(|line| line.starts_with("line ")).collect();
+    let expected: Vec<String> = (1..=40).map(|number| format!("line {number} of 40")).collect();
+    assert_eq!(lines, expected, "{log}");
+    let run = pool.run(&server, &id);
+    assert_eq!((&run["status"], &run["cost"]["attempts"]), (&"Succeeded".into(), &1.into()));
+    validate(&server.registry(), "app", "1");
+}
+
+#[test]
+fn as_root_what_a_killed_agent_had_another_one_does() {
+    let pool = Pool::new();
+    let server = pool.serve(1);
+    let first = pool.agent(&server, "first");
+    pool.write_app(&server, "RUN sleep 5; echo made > /made\n");
+    let id = pool.queue(&server);
+    until("the step", || pool.run(&server, &id)["status"].eq("Running").then_some(()));
+    first.signal(Signal::KILL);
+    drop(first);
+    let _second = pool.agent(&server, "second");
+    // As long as the lease of the first one, a minute, and what the build takes.
+    let args = ["task", "logs", "--run-id", &id];
+    let log = pool.server.refit(args).on(&server).within(Duration::from_secs(180)).run();
+    let log = log.success().stdout;
+    assert!(
+        log.contains("its agent stopped while this run was under way; attempt 2 of 3"),
+        "{log}"
+    );
+    let run = pool.run(&server, &id);
+    assert_eq!((&run["status"], &run["agentName"]), (&"Succeeded".into(), &"second".into()));
+    assert_eq!(validate(&server.registry(), "app", "1").text("made"), "made\n");
+}
+
+#[test]
+fn as_root_an_agent_that_stops_gives_its_run_back() {
+    let pool = Pool::new();
+    pool.agents.write("refit.toml", "[server]\nshutdown_grace = \"0s\"\n");
+    let server = pool.serve(1);
+    let config = pool.agents.path("refit.toml").display().to_string();
+    let data = pool.agents.path("hasty").display().to_string();
+    let args = ["agent", "--server", server.url(), "--token-file", "token", "--name", "hasty"];
+    let args = args.into_iter().chain(["--data", &data, "--config", &config]);
+    let hasty = pool.agents.refit(args).start();
+    pool.write_app(&server, "RUN sleep 3; echo made > /made\n");
+    let id = pool.queue(&server);
+    until("the step", || pool.run(&server, &id)["status"].eq("Running").then_some(()));
+    stop(hasty).success();
+    let _patient = pool.agent(&server, "patient");
+    let log = pool.log(&server, &id);
+    assert!(log.contains("the agent stops; the run begins again with the next one"), "{log}");
+    let run = pool.run(&server, &id);
+    assert_eq!((&run["status"], &run["cost"]["attempts"]), (&"Succeeded".into(), &1.into()));
+}
+
+#[test]
+fn as_root_who_has_an_old_token_is_shut_out() {
+    let pool = Pool::new();
+    let server = pool.serve(1);
+    pool.refit(&server, ["agentpool", "token", "builders", "--renew"]).success();
+    let agent = pool.start(&server, "late");
+    agent.wait_for_stderr("this is not the token of the agent pool");
+    assert!(pool.agents_there(&server).is_empty());
+    stop(agent).success();
+    // Nor does it open anything else.
+    let token = fs::read_to_string(pool.agents.path("token")).unwrap();
+    let listed = pool.server.refit(["task", "list-runs", "--server", server.url()]);
+    listed.env("REFIT_TOKEN", token.trim()).run().code(3).stderr_has("not valid");
+}
