@@ -361,6 +361,9 @@ pub struct RunProperties {
     /// `buildtime-dependency` and `git` (runs.md section 4.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dependencies: Option<serde_json::Value>,
+    /// Ours: the digest of the text of the log, up to where that says how the run ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_digest: Option<String>,
     /// Ours: what the run cost (architecture.md decision 13).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<serde_json::Value>,

@@ -100,6 +100,7 @@ impl Queue for Runs {
             digest: outcome.digest.clone(),
             commit: outcome.commit.clone(),
             dependencies: outcome.dependencies.clone(),
+            log_digest: Some(attempt.log.digest()),
         };
         let cost = cost_of(&attempt.run, outcome, attempt.started_at, now);
         // It lives longer than the log, and a user's text may be in it.

@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use oci::RegistryName;
+use oci::{Digest, Hasher, RegistryName};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -88,6 +88,8 @@ struct Pending {
     size: u64,
     /// What came last from an agent.
     sent: Option<Sent>,
+    /// Of the text so far.
+    hasher: Hasher,
     dropping: bool,
     finished: bool,
 }
@@ -125,6 +127,7 @@ impl Logs {
             text: String::new(),
             size: files.events_len,
             sent: found.sent,
+            hasher: found.hasher,
             dropping: false,
             finished: found.finished,
         };
@@ -225,6 +228,14 @@ impl RunLog {
         lock(&self.live.pending).sent
     }
 
+    /// The digest of all lines of the text so far.
+    pub(crate) fn digest(&self) -> Digest {
+        let pending = lock(&self.live.pending);
+        let mut hasher = pending.hasher.clone();
+        hasher.update(pending.renderer.line_end().as_bytes());
+        hasher.finish()
+    }
+
     /// The id of the last record that was appended; 0: none was.
     pub fn last_id(&self) -> u64 {
         lock(&self.live.pending).next_id - 1
@@ -272,8 +283,10 @@ impl Live {
         pending.size += line.len() as u64 + 1;
         pending.events.extend_from_slice(&line);
         pending.events.push(b'\n');
-        let Pending { renderer, text, .. } = pending;
+        let Pending { renderer, text, hasher, .. } = pending;
+        let rendered_from = text.len();
         renderer.render(&event, text);
+        hasher.update(&text.as_bytes()[rendered_from..]);
         pending.finished = matches!(event.kind, EventKind::Finished { .. });
     }
 

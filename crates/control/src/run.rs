@@ -491,6 +491,8 @@ pub struct Run {
     pub commit: Option<Commit>,
     /// What the images were made of: a JSON list (runs.md section 4.1).
     pub dependencies: Option<serde_json::Value>,
+    /// The digest of the text of its log, up to where that says how the run ended.
+    pub log_digest: Option<Digest>,
     /// What the run cost (architecture.md decision 13), a JSON object.
     pub cost: Option<serde_json::Value>,
 }

@@ -637,6 +637,8 @@ pub(crate) struct Output {
     pub(crate) commit: Option<crate::Commit>,
     #[serde(default)]
     pub(crate) dependencies: Option<serde_json::Value>,
+    #[serde(default)]
+    pub(crate) log_digest: Option<oci::Digest>,
 }
 
 pub(crate) fn request_json(request: &RunRequest) -> Result<String> {
@@ -675,6 +677,7 @@ pub(crate) fn run_of(row: &SqliteRow) -> Result<Run> {
         digest: output.digest,
         commit: output.commit,
         dependencies: output.dependencies,
+        log_digest: output.log_digest,
         cost: cost.map(from_json).transpose()?,
     })
 }

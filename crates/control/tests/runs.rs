@@ -244,6 +244,12 @@ async fn log_text(runs: &Runs, id: RunId) -> String {
     String::from_utf8(text).unwrap()
 }
 
+/// Of the text up to its last line, which says how the run ended.
+fn digest_of_log(text: &str) -> Digest {
+    let end = text.rfind("Run ID: ").unwrap();
+    Digest::of(&text.as_bytes()[..end])
+}
+
 #[tokio::test]
 async fn ids_are_issued_in_order_and_survive_a_restart() {
     let folder = Folder::new();
@@ -297,6 +303,7 @@ async fn a_run_goes_from_queued_to_its_end() {
     assert!(run.cost.unwrap()["queueMilliseconds"].as_i64().unwrap() > 0);
     let text = log_text(&runs, run.id).await;
     assert!(text.ends_with("Run ID: c01 was successful after 0s\r\n"), "{text}");
+    assert_eq!(run.log_digest, Some(digest_of_log(&text)));
     working.stop().await;
 }
 
@@ -554,7 +561,11 @@ async fn a_task_that_had_not_come_to_its_steps_begins_again() {
     runs.take_over().await.unwrap();
     let working = Working::start(&runs, &Script::new([]));
     assert_eq!(ended(&runs, id).await.status, RunStatus::Succeeded);
-    assert!(log_text(&runs, id).await.contains("attempt 2 of 3 begins"));
+    let text = log_text(&runs, id).await;
+    assert!(text.contains("attempt 2 of 3 begins"), "{text}");
+    let run = runs.get(&local(), id).await.unwrap().unwrap();
+    // Also of what an earlier process has written.
+    assert_eq!(run.log_digest, Some(digest_of_log(&text)));
     working.stop().await;
 }
 

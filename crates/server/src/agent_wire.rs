@@ -109,6 +109,7 @@ impl LeasedRun {
             digest: None,
             commit: None,
             dependencies: None,
+            log_digest: None,
             cost: None,
         })
     }

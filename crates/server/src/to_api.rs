@@ -47,6 +47,7 @@ pub(crate) fn run(run: &Run) -> api::Run {
             dependencies: run.dependencies.clone(),
             commit_id: run.commit.as_ref().map(|commit| commit.id.clone()),
             branch_name: run.commit.as_ref().and_then(|commit| commit.branch.clone()),
+            log_digest: run.log_digest.as_ref().map(ToString::to_string),
             cost: run.cost.clone(),
         },
     }

@@ -187,10 +187,13 @@ impl TextRenderer {
         }
     }
 
+    /// What the text lacks for its last line to have an end.
+    pub(super) fn line_end(&self) -> &'static str {
+        if self.in_line { "\r\n" } else { "" }
+    }
+
     fn begin_line(&mut self, out: &mut String) {
-        if self.in_line {
-            out.push_str("\r\n");
-        }
+        out.push_str(self.line_end());
         self.in_line = false;
         self.after_carriage_return = false;
     }

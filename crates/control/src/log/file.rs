@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use oci::RegistryName;
+use oci::{Hasher, RegistryName};
 
 use super::LogKey;
 use super::event::{Event, EventKind, Sent, TextRenderer};
@@ -43,6 +43,8 @@ pub(super) struct Files {
 pub(super) struct Found {
     pub(super) last_id: u64,
     pub(super) sent: Option<Sent>,
+    /// Of the text.
+    pub(super) hasher: Hasher,
     pub(super) renderer: TextRenderer,
     pub(super) finished: bool,
 }
@@ -55,7 +57,8 @@ impl Files {
         let mut events = open(&path(folder, key, Part::Events, false))?;
         let text = open(&path(folder, key, Part::Text, false))?;
         let renderer = TextRenderer::new(key.run.as_str());
-        let mut found = Found { last_id: 0, sent: None, renderer, finished: false };
+        let hasher = Hasher::sha256();
+        let mut found = Found { last_id: 0, sent: None, hasher, renderer, finished: false };
         let mut events_len = 0;
         let mut text_len = 0;
         events.seek(SeekFrom::Start(0))?;
@@ -68,6 +71,7 @@ impl Files {
             let mut rendered = String::new();
             found.renderer.render(&event, &mut rendered);
             text.write_all_at(rendered.as_bytes(), text_len)?;
+            found.hasher.update(rendered.as_bytes());
             found.last_id = event.id;
             found.sent = event.sent.or(found.sent);
             found.finished = matches!(event.kind, EventKind::Finished { .. });
