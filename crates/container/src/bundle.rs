@@ -467,6 +467,10 @@ fn extra_mount(
             }
             MountEntry::new(&mount.target, "bind", &path_text(source)?, &options)
         }
+        MountKind::Shared { source } => {
+            let options = ["bind", "ro", "nosuid", "nodev"];
+            MountEntry::new(&mount.target, "bind", &path_text(source)?, &options)
+        }
         MountKind::Tmpfs { size, mode: permissions } => {
             let size = format!("size={size}");
             let permissions = format!("mode={:o}", permissions & 0o7777);

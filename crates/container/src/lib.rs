@@ -22,6 +22,7 @@
 
 mod output;
 mod process;
+mod program;
 mod remove;
 mod rootless;
 mod runtime;
@@ -46,6 +47,7 @@ pub use process::{
     Exit, Limits, Mount, MountKind, Network, Peers, Private, ProcessSpec, Rootfs, User,
     is_host_name,
 };
+pub use program::{ProgramFiles, program, program_files};
 pub use remove::{Removals, remove_tree};
-pub use rootless::{enter, ids, is_rootless, program};
+pub use rootless::{enter, ids, is_rootless};
 pub use runtime::{ContainerError, ExternalRuntime, HELPER_ARG, Runtime, RuntimeSettings, Usage};

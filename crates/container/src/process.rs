@@ -67,6 +67,9 @@ pub struct Mount {
 pub enum MountKind {
     /// A directory or file of the host.
     Bind { source: PathBuf },
+    /// A file of the host that everybody may read, such as a program; read-only. Its owner is the
+    /// host's, so that it may be on any file system.
+    Shared { source: PathBuf },
     /// Memory, at most `size` bytes.
     Tmpfs { size: u64, mode: u32 },
     /// An overlay over `lowers` (topmost first), or what is at `path` in it: relative, cleaned,
@@ -306,7 +309,7 @@ fn check_mount(mount: &Mount) -> Result<(), ContainerError> {
         return Err(refuse("a mount over the whole root"));
     }
     match &mount.kind {
-        MountKind::Bind { source } => path_text(source).map(drop),
+        MountKind::Bind { source } | MountKind::Shared { source } => path_text(source).map(drop),
         MountKind::Tmpfs { .. } | MountKind::File { .. } => Ok(()),
         MountKind::Overlay { lowers, upper, work, path } => {
             let parts_are_names =

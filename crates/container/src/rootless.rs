@@ -19,6 +19,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Pid, User, getegid, geteuid};
 
 use crate::linux::{Keeper, start_keeper};
+use crate::program::program_files;
 use crate::users::{IdMapping, Mappings};
 
 /// The largest `/etc/subuid` that is read.
@@ -41,21 +42,8 @@ pub fn enter() {
     }
 }
 
-/// This program's own file. What the kernel says of it after [`enter`] is where it was on its
-/// mount, which the new mount namespace has a copy of.
-pub fn program() -> io::Result<PathBuf> {
-    match PROGRAM.get() {
-        Some(program) => Ok(program.clone()),
-        None => std::env::current_exe(),
-    }
-}
-
-/// As it was before this process entered its namespaces.
-static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-
 fn enter_new() -> io::Result<()> {
-    let program = std::env::current_exe()?;
-    PROGRAM.get_or_init(|| program);
+    program_files()?;
     let (user, group) = (geteuid(), getegid());
     let keeper = match subordinate_namespace(user.as_raw(), group.as_raw()) {
         Ok(keeper) => keeper,
