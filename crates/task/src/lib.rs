@@ -40,5 +40,5 @@ pub use pipeline::{ExpandedFile, RenderedFile, TaskFile};
 pub use secret::{SecretText, Seed};
 pub use span::{Span, TaskError, Warning};
 pub use task::*;
-pub use template::{RunVariables, Secrets, Values, Variables, render};
+pub use template::{RunVariables, Secrets, Values, Variables, render, render_json};
 pub use text::{DEFAULT_FILE, is_task_file};

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use gotmpl::parse::{DefineNode, Parser};
-use gotmpl::{Template, TemplateError};
+use gotmpl::{Template, TemplateError, Value};
 
 pub use variables::{RunVariables, Secrets, Values, Variables};
 
@@ -40,18 +40,36 @@ pub fn render(text: &str, variables: &Variables, secrets: &Secrets) -> Result<St
         .map_err(|error| error.shown_in(text).masked(&variables.hidden(secrets)))
 }
 
+/// Renders a Go template over a JSON value, as `--format` of docker's commands does: there is `json`
+/// besides.
+pub fn render_json(text: &str, data: &serde_json::Value) -> Result<String, TaskError> {
+    let budget = Arc::new(Budget::new());
+    let functions = Functions::new(text, Arc::clone(&budget), &Variables::default()).with_json();
+    let rendered = execute(text, functions, &budget, &json::from_json(data));
+    rendered.map_err(|error| error.shown_in(text))
+}
+
 fn render_text(text: &str, variables: &Variables, secrets: &Secrets) -> Result<String, TaskError> {
     if !text.contains("{{") {
         return Ok(text.replace(NO_VALUE, ""));
     }
+    let budget = Arc::new(Budget::new());
+    let functions = Functions::new(text, Arc::clone(&budget), variables);
+    execute(text, functions, &budget, &variables.data(secrets))
+}
+
+fn execute(
+    text: &str,
+    functions: Functions,
+    budget: &Arc<Budget>,
+    data: &Value,
+) -> Result<String, TaskError> {
     if text.len() > TEMPLATE_MAX {
         return Err(TaskError::new(format!("template: it has more than {TEMPLATE_MAX} bytes")));
     }
-    let budget = Arc::new(Budget::new());
-    let functions = Functions::new(text, Arc::clone(&budget), variables);
     let template = prepare(text, &functions)?.funcs(functions.into_map());
-    let mut output = Output::new(&budget);
-    match template.execute_template_fmt(&mut output, MAIN, &variables.data(secrets)) {
+    let mut output = Output::new(budget);
+    match template.execute_template_fmt(&mut output, MAIN, data) {
         Ok(()) => Ok(output.text.replace(NO_VALUE, "")),
         Err(error) => Err(TaskError::at(action(text, budget.position()), message(&error, &output))),
     }
@@ -130,5 +148,24 @@ fn message(error: &TemplateError, output: &Output<'_>) -> String {
         TemplateError::RecursionLimit => "template: it is nested too deep".to_owned(),
         TemplateError::Write => message(&budget::too_much(), output),
         error => format!("template: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_formatted_as_docker_does() {
+        let data = serde_json::json!({
+            "Id": "sha256:a", "Size": 7, "Config": {"Env": ["A=b", "C"], "User": null},
+        });
+        let format = |text: &str| render_json(text, &data).unwrap_or_else(|e| e.to_string());
+        assert_eq!(format("{{.Id}} {{.Size}} {{.None}}"), "sha256:a 7 ");
+        assert_eq!(format("{{json .Config}}"), r#"{"Env":["A=b","C"],"User":null}"#);
+        assert_eq!(format("{{range .Config.Env}}{{.}};{{end}}"), "A=b;C;");
+        assert_eq!(format("{{index .Config.Env 1}}"), "C");
+        assert!(format("{{nothing}}").contains("there is no function `nothing`"));
+        assert!(render("{{json .Run}}", &Variables::default(), &Secrets::new()).is_err());
     }
 }

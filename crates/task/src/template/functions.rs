@@ -93,6 +93,14 @@ impl Functions {
         Self { surroundings: Arc::new(surroundings), by_name: all.collect() }
     }
 
+    /// With `json`, which is another name of `toJson`.
+    pub(super) fn with_json(mut self) -> Self {
+        if let Some(function) = self.by_name.get("toJson") {
+            self.by_name.insert("json", function);
+        }
+        self
+    }
+
     pub(super) fn has(&self, name: &str) -> bool {
         FREE.contains(&name) || self.by_name.contains_key(name)
     }

@@ -1,5 +1,7 @@
 //! Values as JSON the way Go writes it, and JSON as a word of a shell.
 
+use std::sync::Arc;
+
 use gotmpl::Value;
 use serde_json::{Map, Number, Value as Json};
 
@@ -36,6 +38,25 @@ fn to_json(value: &Value) -> Json {
         Value::Map(entries) => {
             let entries = entries.iter().map(|(name, value)| (name.to_string(), to_json(value)));
             Json::Object(entries.collect::<Map<_, _>>())
+        }
+    }
+}
+
+/// A value of JSON.
+pub(super) fn from_json(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::Nil,
+        Json::Bool(value) => Value::Bool(*value),
+        Json::Number(number) => match number.as_i64() {
+            Some(number) => Value::Int(number),
+            None => Value::Float(number.as_f64().unwrap_or_default()),
+        },
+        Json::String(text) => Value::String(text.as_str().into()),
+        Json::Array(items) => Value::List(items.iter().map(from_json).collect()),
+        Json::Object(members) => {
+            let members =
+                members.iter().map(|(name, value)| (name.as_str().into(), from_json(value)));
+            Value::Map(Arc::new(members.collect()))
         }
     }
 }
