@@ -55,6 +55,8 @@ pub struct Engine {
     pub housekeeper: Arc<dyn Housekeeper>,
     /// The images of the aliases that task files have without saying so.
     pub alias_images: AliasImages,
+    /// The image with `sh` in which lines of `cmd` are carried out that are more than words.
+    pub shell_image: String,
 }
 
 /// Where runs may push to.

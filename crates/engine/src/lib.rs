@@ -47,6 +47,7 @@ pub use publish::{
     ReleasedName,
 };
 pub use steps::{
-    PushedImage, SetValue, StepCost, TaskEnd, TaskOutput, TaskRequest, TaskText, execute_task,
+    PushedImage, SHELL_CLIENT_ARG, SetValue, StepCost, TaskEnd, TaskOutput, TaskRequest, TaskText,
+    execute_task, shell_client,
 };
 pub use unpack::{UnpackError, Unpacked, unpack};

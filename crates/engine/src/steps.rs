@@ -8,10 +8,12 @@ mod build;
 mod built_in;
 mod cmd;
 mod command_line;
+mod containers;
 mod events;
 mod images;
 mod push;
 mod schedule;
+mod shell;
 mod workspace;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,10 +43,13 @@ use crate::platforms::BuiltImages;
 use crate::publish::{Lease, abandon};
 use crate::variables::RunFacts;
 use cmd::VolumeFiles;
+use containers::Containers;
 use events::Numbers;
 use images::RunImages;
 use schedule::{Schedule, StepState};
 use workspace::read_text;
+
+pub use shell::{SHELL_CLIENT_ARG, shell_client};
 
 /// Where the home folder of all steps is in containers.
 const HOME: &str = "/acb/home";
@@ -208,6 +213,8 @@ struct TaskContext<'a> {
     private_folders: AtomicU32,
     /// What build steps have made, by their ids.
     dependencies: Mutex<BTreeMap<String, Vec<Dependencies>>>,
+    /// Those that are there now.
+    containers: Containers,
 }
 
 impl TaskContext<'_> {
@@ -291,6 +298,7 @@ async fn run(
         output,
         private_folders: AtomicU32::new(0),
         dependencies: Mutex::default(),
+        containers: Containers::default(),
     };
     if !lease.begin_steps(is_repeatable(&task, engine)).await {
         return Err(Failure::Superseded);

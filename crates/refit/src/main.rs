@@ -1,7 +1,8 @@
 //! Refit: the container registry that builds and patches its own images.
 //!
-//! This program is what its first argument says: a server, an agent of one, a client, or the helper that
-//! becomes a container. A client without a server runs one in its own process (*embedded*),
+//! This program is what its first argument says: a server, an agent of one, a client, the helper that
+//! becomes a container, or a command of the shell that carries out steps of tasks. A client without a
+//! server runs one in its own process (*embedded*),
 //! so that there is one way to do each thing.
 
 mod agent;
@@ -22,8 +23,14 @@ use arguments::{Arguments, Command};
 fn main() -> ExitCode {
     // Before all else: the helper stays single-threaded and starts in an instant.
     let mut words = std::env::args_os().skip(1);
-    if words.next().is_some_and(|word| word == container::HELPER_ARG) {
-        container::helper_main(&words.collect::<Vec<_>>());
+    match words.next() {
+        Some(word) if word == container::HELPER_ARG => {
+            container::helper_main(&words.collect::<Vec<_>>());
+        }
+        Some(word) if word == engine::SHELL_CLIENT_ARG => {
+            return ExitCode::from(engine::shell_client(&words.collect::<Vec<_>>()));
+        }
+        _ => (),
     }
     allocator::give_back_large_allocations();
     let arguments = match Arguments::try_parse() {

@@ -33,6 +33,7 @@ pub(crate) struct Machine {
     context_limits: engine::ContextLimits,
     limits: Limits,
     alias_images: AliasImages,
+    shell_image: String,
 }
 
 /// Where runs have their images from, and where they bring them.
@@ -71,6 +72,7 @@ impl Machine {
         let downloads = downloads.map_err(ServeError::starting("prepare for fetching files"))?;
         let workspaces = folder.path().join("workspaces");
         remove_old_workspaces(&workspaces);
+        let shell_image = settings.build.shell_image.as_ref();
         Ok(Self {
             catalog,
             layers,
@@ -87,6 +89,7 @@ impl Machine {
             context_limits: context_limits(settings),
             limits,
             alias_images: settings.tasks.alias_images.clone(),
+            shell_image: shell_image.unwrap_or(&settings.tasks.alias_images.bash).clone(),
         })
     }
 
@@ -119,6 +122,7 @@ impl Machine {
             publisher: place.publisher,
             housekeeper: place.housekeeper,
             alias_images: self.alias_images.clone(),
+            shell_image: self.shell_image.clone(),
         }
     }
 

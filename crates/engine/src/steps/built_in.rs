@@ -2,36 +2,32 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use container::{OutputSink as _, Stream};
+use container::{OutputSink, Stream};
 use task::{BUILT_IN_ACR, Cmd};
 use tokio_util::sync::CancellationToken;
 
 use super::TaskContext;
-use super::cmd::{Output, first_line};
+use super::cmd::first_word;
 use crate::execute::Failure;
-use crate::housekeeper::{AcrCommand, AcrError, Lines, parse};
+use crate::housekeeper::{self, AcrCommand, AcrError, Lines};
 
 /// Which registry a command is for if it does not say.
 const DEFAULT_REGISTRY: &str = "ACR_DEFAULT_REGISTRY";
 
 /// Whether a step asks for such a command.
 pub(crate) fn is_meant(cmd: &Cmd) -> bool {
-    cmd.command.split_whitespace().next() == Some(BUILT_IN_ACR)
+    first_word(&cmd.command) == BUILT_IN_ACR
 }
 
-/// The command as its author wrote it.
-pub(crate) fn shown(command: &str) -> String {
-    let line = first_line(command);
-    line.strip_prefix(BUILT_IN_ACR).map_or(line.to_owned(), |rest| format!("acr{rest}"))
+/// The text as its author wrote it.
+pub(crate) fn plain(command: &str) -> String {
+    let text = command.trim();
+    text.strip_prefix(BUILT_IN_ACR).map_or(text.to_owned(), |rest| format!("acr{rest}"))
 }
 
-/// Reads the words behind `acr`. What a container has besides (a user, a folder, a network) does not
-/// matter; what asks for another program is refused.
-pub(crate) fn prepare(
-    context: &TaskContext<'_>,
-    cmd: &Cmd,
-    words: Vec<String>,
-) -> Result<AcrCommand, Failure> {
+/// Refuses what asks for another program. What a container has besides (a user, a folder, a network)
+/// does not matter.
+pub(crate) fn check(cmd: &Cmd) -> Result<(), Failure> {
     let asked = [("entryPoint", cmd.entry_point.is_some()), ("detach", cmd.container.detach)];
     if let Some((property, _)) = asked.iter().find(|(_, is_asked)| *is_asked) {
         return Err(Failure::User(format!(
@@ -39,6 +35,16 @@ pub(crate) fn prepare(
              hint: leave it away, or name an image instead of `acr`"
         )));
     }
+    Ok(())
+}
+
+/// Reads the words behind `acr`.
+pub(crate) fn prepare(
+    context: &TaskContext<'_>,
+    cmd: &Cmd,
+    words: &[String],
+) -> Result<AcrCommand, Failure> {
+    check(cmd)?;
     if has_bare_backslash(&cmd.command) {
         return Err(Failure::User(
             "error: a backslash outside of quotes is taken away, and the filter would be another\n\
@@ -46,12 +52,21 @@ pub(crate) fn prepare(
                 .to_owned(),
         ));
     }
+    parse(context, cmd, words)
+}
+
+/// Reads the words behind `acr`, as they are.
+pub(crate) fn parse(
+    context: &TaskContext<'_>,
+    cmd: &Cmd,
+    words: &[String],
+) -> Result<AcrCommand, Failure> {
+    let engine = &context.engine;
     let mut env = cmd.container.env.iter();
     let default =
         env.find(|(name, _)| *name == DEFAULT_REGISTRY).map(|(_, value)| (*value).to_owned());
-    let command = AcrCommand { words, default_registry: default };
-    let engine = &context.engine;
-    parse(&command, &engine.registry, &engine.own).map_err(failure)?;
+    let command = AcrCommand { words: words.to_vec(), default_registry: default };
+    housekeeper::parse(&command, &engine.registry, &engine.own).map_err(failure)?;
     Ok(command)
 }
 
@@ -82,17 +97,20 @@ fn has_bare_backslash(command: &str) -> bool {
 pub(crate) async fn run(
     context: &TaskContext<'_>,
     command: &AcrCommand,
-    output: &Output<'_>,
+    output: &dyn OutputSink,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let run = &context.request.run;
-    context.engine.housekeeper.run(run, command, output, stop).await.map_err(failure)
+    context.engine.housekeeper.run(run, command, &Printed(output), stop).await.map_err(failure)
 }
 
+/// Lines as a program would print them.
+struct Printed<'a>(&'a dyn OutputSink);
+
 #[async_trait]
-impl Lines for Output<'_> {
+impl Lines for Printed<'_> {
     async fn line(&self, stream: Stream, text: &str) {
-        self.write(stream, Bytes::from(format!("{text}\n"))).await;
+        self.0.write(stream, Bytes::from(format!("{text}\n"))).await;
     }
 }
 

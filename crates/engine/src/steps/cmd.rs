@@ -20,9 +20,10 @@ use tokio_util::sync::CancellationToken;
 use super::attempts::Attempt;
 use super::built_in;
 use super::command_line::CommandLine;
+use super::containers::Running;
 use super::events::Watch;
 use super::workspace::WORKSPACE;
-use super::{HOME, TaskContext, Work, attempts, unless_stopped};
+use super::{HOME, TaskContext, Work, attempts, shell, unless_stopped};
 use crate::execute::{Engine, Failure, RunEvents};
 use crate::housekeeper::AcrCommand;
 
@@ -31,6 +32,8 @@ use crate::housekeeper::AcrCommand;
 pub(crate) enum Prepared {
     /// An image, and what it gets as arguments.
     Image { image: Box<BaseImage>, arguments: Vec<String> },
+    /// A line for the agent shell, which is made of this image.
+    Shell(Box<BaseImage>),
     /// One that needs no container.
     BuiltIn(AcrCommand),
 }
@@ -39,17 +42,9 @@ pub(crate) enum Prepared {
 pub(crate) async fn prepare(context: &TaskContext<'_>, cmd: &Cmd) -> Result<Prepared, Failure> {
     let words = match CommandLine::parse(&cmd.command) {
         Ok(CommandLine::Words(words)) => words,
-        Ok(CommandLine::Script(operator)) if built_in::is_meant(cmd) => {
-            return Err(Failure::User(format!(
-                "error: the command has {operator}, and there is no shell to act on it\n\
-                 hint: put the word in quotes, as in `--filter 'app:.*'`"
-            )));
-        }
         Ok(CommandLine::Script(operator)) => {
-            return Err(Failure::User(format!(
-                "error: the command has {operator}, which needs a shell outside of the image\n\
-                 hint: quote the part that the image's own shell is to run: `IMAGE sh -c '...'`"
-            )));
+            let image = shell::prepare(context, cmd, &operator).await?;
+            return Ok(Prepared::Shell(Box::new(image)));
         }
         Err(error) => return Err(Failure::User(format!("error: `cmd`: {error}"))),
     };
@@ -58,7 +53,8 @@ pub(crate) async fn prepare(context: &TaskContext<'_>, cmd: &Cmd) -> Result<Prep
         return Err(Failure::User("error: `cmd` names no image".to_owned()));
     };
     if name == BUILT_IN_ACR {
-        return built_in::prepare(context, cmd, words.collect()).map(Prepared::BuiltIn);
+        let words: Vec<_> = words.collect();
+        return built_in::prepare(context, cmd, &words).map(Prepared::BuiltIn);
     }
     let reference: Reference =
         name.parse().map_err(|error: oci::ReferenceError| Failure::user(&error, error.hint()))?;
@@ -67,7 +63,7 @@ pub(crate) async fn prepare(context: &TaskContext<'_>, cmd: &Cmd) -> Result<Prep
 }
 
 /// Brings an image, and tries again as often as the step says.
-async fn pull(
+pub(crate) async fn pull(
     context: &TaskContext<'_>,
     reference: &Reference,
     pull: Option<&Pull>,
@@ -89,7 +85,7 @@ async fn pull(
     }
 }
 
-fn image_failure(error: &ImageError) -> Failure {
+pub(crate) fn image_failure(error: &ImageError) -> Failure {
     match error {
         ImageError::Store { .. } | ImageError::Damaged { .. } => Failure::ours(error),
         error => Failure::user(error, error.hint()),
@@ -156,16 +152,27 @@ pub(crate) async fn run(
     let output = Output { events: context.events, number, watch, started };
     let result = match prepared {
         Prepared::BuiltIn(command) => {
-            let shown = built_in::shown(&cmd.command);
-            context.events.step_started(number, &format!("[{}] {shown}", step.id)).await;
+            let shown = built_in::plain(&cmd.command);
+            let shown = format!("[{}] {}", step.id, first_line(&shown));
+            context.events.step_started(number, &shown).await;
             built_in::run(context, command, &output, stop).await
         }
         Prepared::Image { image, arguments } => {
             let command = command(context, step, cmd, image, arguments)?;
-            context.events.message(&format!("Launching container with name: {}", step.id)).await;
-            let shown = first_line(&cmd.command);
-            context.events.step_started(number, &format!("[{}] {shown}", step.id)).await;
-            in_container(context, &command, &output, stop).await
+            let stop = stop.child_token();
+            let _listed = context.containers.add(Running {
+                name: step.id.clone(),
+                image: first_word(&cmd.command).to_owned(),
+                stop: cmd.container.detach.then(|| stop.clone()),
+            });
+            tell_launch(context, step, number, &cmd.command).await;
+            in_container(context, &command, &output, &stop).await
+        }
+        Prepared::Shell(image) => {
+            tell_launch(context, step, number, &built_in::plain(&cmd.command)).await;
+            let output = Output { started: None, ..output };
+            let shell = shell::Shell { context, step, cmd, started };
+            shell.run(image, &output, stop).await
         }
     };
     let end = match &result {
@@ -176,7 +183,13 @@ pub(crate) async fn run(
     result
 }
 
-async fn in_container(
+async fn tell_launch(context: &TaskContext<'_>, step: &Step, number: StepNumber, command: &str) {
+    context.events.message(&format!("Launching container with name: {}", step.id)).await;
+    let shown = first_line(command);
+    context.events.step_started(number, &format!("[{}] {shown}", step.id)).await;
+}
+
+pub(crate) async fn in_container(
     context: &TaskContext<'_>,
     command: &Command,
     output: &Output<'_>,
@@ -197,7 +210,7 @@ async fn in_container(
     }
 }
 
-fn command_failure(error: &CommandError) -> Failure {
+pub(crate) fn command_failure(error: &CommandError) -> Failure {
     match error {
         CommandError::Layers(BuildError::Canceled) => Failure::Canceled,
         error if error.is_users() => Failure::user(error, error.hint()),
@@ -206,7 +219,7 @@ fn command_failure(error: &CommandError) -> Failure {
 }
 
 /// What to run, all of it known.
-fn command(
+pub(crate) fn command(
     context: &TaskContext<'_>,
     step: &Step,
     cmd: &Cmd,
@@ -228,8 +241,8 @@ fn command(
         working_directory: container.working_directory.clone(),
         hostname: host_name(&step.id),
         mounts: mounts(context, container),
-        network: network(context, container)?,
-        peers: peers(context, step, container)?,
+        network: network(context, container.network.as_deref())?,
+        peers: peers(context, container.network.as_deref(), Some(&step.id))?,
         limits: limits(engine, container)?,
         privileged: container.privileged,
     })
@@ -244,13 +257,7 @@ fn not_allowed(what: &str, setting: &str) -> Failure {
 
 /// The workspace, the home folder, and the files of secret volumes.
 fn mounts(context: &TaskContext<'_>, container: &Container) -> Vec<Mount> {
-    let bind = |target: &str, source| Mount {
-        target: target.to_owned(),
-        read_only: false,
-        kind: MountKind::Bind { source },
-    };
-    let mut mounts =
-        vec![bind(WORKSPACE, context.workspace.clone()), bind(HOME, context.home.clone())];
+    let mut mounts = shared_folders(context);
     for mount in &container.mounts {
         let files = context.volumes.get(mount.volume.as_str()).into_iter().flatten();
         mounts.extend(files.map(|(name, content)| Mount {
@@ -262,11 +269,21 @@ fn mounts(context: &TaskContext<'_>, container: &Container) -> Vec<Mount> {
     mounts
 }
 
+/// The workspace and the home folder, which all containers of a run have.
+pub(crate) fn shared_folders(context: &TaskContext<'_>) -> Vec<Mount> {
+    let bind = |target: &str, source| Mount {
+        target: target.to_owned(),
+        read_only: false,
+        kind: MountKind::Bind { source },
+    };
+    vec![bind(WORKSPACE, context.workspace.clone()), bind(HOME, context.home.clone())]
+}
+
 /// The files of a volume, which are in memory only.
 pub(crate) type VolumeFiles = Vec<(String, Private)>;
 
-fn network(context: &TaskContext<'_>, container: &Container) -> Result<Network, Failure> {
-    match container.network.as_deref() {
+pub(crate) fn network(context: &TaskContext<'_>, name: Option<&str>) -> Result<Network, Failure> {
+    match name {
         Some("none") => Ok(Network::None),
         Some("host") if !context.engine.allow_host_network => {
             Err(not_allowed("the host's network", "build.allow_host_network"))
@@ -276,33 +293,32 @@ fn network(context: &TaskContext<'_>, container: &Container) -> Result<Network, 
     }
 }
 
-/// The other containers that a step reaches by their ids.
-fn peers(
+/// The other containers that one of a network reaches by their ids; they reach it by `name`.
+pub(crate) fn peers(
     context: &TaskContext<'_>,
-    step: &Step,
-    container: &Container,
+    network: Option<&str>,
+    name: Option<&str>,
 ) -> Result<Option<Peers>, Failure> {
-    let Some(name) = container.network.as_deref().filter(|name| !matches!(*name, "none" | "host"))
-    else {
+    let Some(network) = network.filter(|network| !matches!(*network, "none" | "host")) else {
         return Ok(None);
     };
     if context.engine.builder.runtime.is_none() {
         // Which is said when the command is to start.
         return Ok(None);
     }
-    let Some(network) = context.networks.get(name) else {
+    let Some(found) = context.networks.get(network) else {
         return Err(Failure::User(format!(
-            "error: there is no network `{name}`\n\
+            "error: there is no network `{network}`\n\
              hint: list it under `networks` of the task"
         )));
     };
     // An id that is no host name cannot be reached by it.
-    let names = is_host_name(&step.id).then(|| step.id.clone());
-    Ok(Some(Peers { network: network.clone(), names: names.into_iter().collect() }))
+    let names = name.filter(|name| is_host_name(name)).map(str::to_owned);
+    Ok(Some(Peers { network: found.clone(), names: names.into_iter().collect() }))
 }
 
 /// The server's bounds, and processors as the step asks for them, if that is less.
-fn limits(engine: &Engine, container: &Container) -> Result<Limits, Failure> {
+pub(crate) fn limits(engine: &Engine, container: &Container) -> Result<Limits, Failure> {
     let mut limits = engine.container_limits.clone();
     if let Some(text) = &container.cpus {
         let wanted = text.trim().parse::<f64>().ok().filter(|cpus| (0.01..=4096.0).contains(cpus));
@@ -317,13 +333,17 @@ fn limits(engine: &Engine, container: &Container) -> Result<Limits, Failure> {
 }
 
 /// The id of a step as a host name: what cannot be in one becomes `-`.
-fn host_name(id: &str) -> String {
+pub(crate) fn host_name(id: &str) -> String {
     let letter = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c } else { '-' };
     id.chars().take(63).map(letter).collect()
 }
 
 pub(crate) fn first_line(text: &str) -> &str {
     text.trim().lines().next().unwrap_or_default()
+}
+
+pub(crate) fn first_word(text: &str) -> &str {
+    text.split_whitespace().next().unwrap_or_default()
 }
 
 /// Passes on what a command prints.

@@ -1,42 +1,102 @@
 //! The images of a run: those that its steps have built are there at once, without a push.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use builder::{BaseImage, BaseImages, Built, ImageError, OwnNames, parse_config};
-use oci::{Descriptor, Manifest, Platform, Reference};
+use oci::{Descriptor, Digest, Manifest, Platform, Reference};
 
 use crate::platforms::BuiltImages;
+
+/// Names that commands of a run may give, in all.
+const NAMES_MAX: usize = 1000;
 
 /// Images of the run by name, and all others where they are.
 pub(crate) struct RunImages {
     others: Arc<dyn BaseImages>,
     own: OwnNames,
-    built: Mutex<BTreeMap<String, Arc<BuiltImages>>>,
+    named: Mutex<BTreeMap<String, Named>>,
+}
+
+struct Named {
+    name: Reference,
+    image: RunImage,
+}
+
+/// What a name stands for in a run.
+#[derive(Debug, Clone)]
+pub(crate) enum RunImage {
+    /// What a step of the run has built.
+    Built(Arc<BuiltImages>),
+    /// An image of elsewhere that a command gave another name; with its digest.
+    Other(Box<Reference>),
+}
+
+impl RunImage {
+    /// What the name points at.
+    pub(crate) fn digest(&self) -> Option<&Digest> {
+        match self {
+            Self::Built(built) => Some(&built.descriptor().digest),
+            Self::Other(reference) => reference.digest.as_ref(),
+        }
+    }
 }
 
 impl RunImages {
     pub(crate) fn new(others: Arc<dyn BaseImages>, own: OwnNames) -> Self {
-        Self { others, own, built: Mutex::default() }
+        Self { others, own, named: Mutex::default() }
     }
 
     /// A step has built an image. A name that was another's is this one's from now on.
     pub(crate) fn add(&self, names: &[Reference], built: &Arc<BuiltImages>) {
-        let mut all = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.lock();
         for name in names {
-            all.insert(self.key(name), Arc::clone(built));
+            let image = RunImage::Built(Arc::clone(built));
+            all.insert(self.key(name), Named { name: name.clone(), image });
         }
     }
 
-    /// What a step of this run has built under a name.
-    pub(crate) fn built(&self, reference: &Reference) -> Option<Arc<BuiltImages>> {
-        let all = self.built.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = all.get(&self.key(reference)).cloned()?;
+    /// Gives an image another name; `false` if there are too many.
+    pub(crate) fn add_name(&self, name: Reference, image: RunImage) -> bool {
+        let (key, mut all) = (self.key(&name), self.lock());
+        let has_room = all.len() < NAMES_MAX || all.contains_key(&key);
+        if has_room {
+            all.insert(key, Named { name, image });
+        }
+        has_room
+    }
+
+    /// Whether there was such a name.
+    pub(crate) fn remove_name(&self, name: &Reference) -> bool {
+        self.lock().remove(&self.key(name)).is_some()
+    }
+
+    /// All names that the run has given.
+    pub(crate) fn names(&self) -> Vec<(Reference, RunImage)> {
+        self.lock().values().map(|named| (named.name.clone(), named.image.clone())).collect()
+    }
+
+    /// What a name stands for, if the run has given it.
+    pub(crate) fn find(&self, reference: &Reference) -> Option<RunImage> {
+        let found = self.lock().get(&self.key(reference)).map(|named| named.image.clone())?;
         match &reference.digest {
-            Some(digest) if found.descriptor().digest != *digest => None,
+            Some(digest) if found.digest() != Some(digest) => None,
             _ => Some(found),
         }
+    }
+
+    /// What a step of this run has built under a name, or where else the image is.
+    fn built(&self, reference: &Reference) -> Result<Arc<BuiltImages>, Reference> {
+        match self.find(reference) {
+            Some(RunImage::Built(built)) => Ok(built),
+            Some(RunImage::Other(other)) => Err(*other),
+            None => Err(reference.clone()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Named>> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same text for all names of an image: an own registry may have several hosts.
@@ -91,16 +151,18 @@ impl BaseImages for RunImages {
         platform: &Platform,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<BaseImage, ImageError> {
-        let Some(built) = self.built(reference) else {
-            return self.others.resolve(reference, platform, progress).await;
+        let built = match self.built(reference) {
+            Ok(built) => built,
+            Err(other) => return self.others.resolve(&other, platform, progress).await,
         };
         let name = reference.familiar();
         base_image(&name, &built, for_platform(&name, &built, platform)?)
     }
 
     async fn manifest(&self, reference: &Reference) -> Result<Manifest, ImageError> {
-        let Some(built) = self.built(reference) else {
-            return self.others.manifest(reference).await;
+        let built = match self.built(reference) {
+            Ok(built) => built,
+            Err(other) => return self.others.manifest(&other).await,
         };
         let bytes = match &built.index {
             Some(index) => &index.bytes,
@@ -122,8 +184,9 @@ impl BaseImages for RunImages {
     ) -> Result<(), ImageError> {
         // The manifest that names it may be from before a step took over the name.
         match self.built(reference) {
-            Some(built) if built.blobs().contains(&blob.digest) => Ok(()),
-            _ => self.others.fetch(reference, blob, progress).await,
+            Ok(built) if built.blobs().contains(&blob.digest) => Ok(()),
+            Ok(_) => self.others.fetch(reference, blob, progress).await,
+            Err(other) => self.others.fetch(&other, blob, progress).await,
         }
     }
 }

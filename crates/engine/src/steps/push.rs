@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use oci::{Descriptor, Manifest, Reference};
 use remote::{ManifestToPush, Push, RemoteError};
+use store::{Cause, ManifestRef};
 use tokio_util::sync::CancellationToken;
 
+use super::images::RunImage;
 use super::{PushedImage, TaskContext, attempts, unless_stopped};
 use crate::execute::Failure;
+use crate::import::{ImportError, ImportSource, ImportTarget, import};
 use crate::name::Destination;
 use crate::platforms::BuiltImages;
 use crate::publish::{Publication, PublishError, manifests_of};
@@ -29,14 +32,14 @@ pub(crate) async fn execute(
         if stop.is_cancelled() {
             return Err(Failure::Canceled);
         }
-        let Some(built) = context.images.built(reference) else {
+        let Some(image) = context.images.find(reference) else {
             let name = reference.familiar();
             return Err(Failure::User(format!(
                 "error: no step of this run has built `{name}`\n\
                  hint: the name must be that of `-t` in a `build` step, with its tag"
             )));
         };
-        push(context, reference, &built, stop).await?;
+        push(context, reference, &image, stop).await?;
     }
     Ok(())
 }
@@ -44,14 +47,14 @@ pub(crate) async fn execute(
 async fn push(
     context: &TaskContext<'_>,
     reference: &Reference,
-    built: &Arc<BuiltImages>,
+    image: &RunImage,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let mut delay = DELAY;
     for number in 1.. {
         let text = format!("Pushing image: {}, attempt {number}", reference.familiar());
         context.events.message(&text).await;
-        let failure = match push_once(context, reference, built, stop).await {
+        let failure = match push_once(context, reference, image, stop).await {
             Ok(()) => break,
             Err(Failure::Ours(text)) if number < TRIES => text,
             Err(failure) => return Err(failure),
@@ -66,17 +69,27 @@ async fn push(
 async fn push_once(
     context: &TaskContext<'_>,
     reference: &Reference,
-    built: &Arc<BuiltImages>,
+    image: &RunImage,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let engine = &context.engine;
-    match engine.own.registry(reference) {
-        Some(own) if *own == engine.registry => publish_here(context, reference, built).await,
-        Some(_) => Err(Failure::User(format!(
+    match (engine.own.registry(reference), image) {
+        (Some(own), RunImage::Built(built)) if *own == engine.registry => {
+            publish_here(context, reference, built).await
+        }
+        (Some(own), RunImage::Other(source)) if *own == engine.registry => {
+            import_here(context, reference, source, stop).await
+        }
+        (Some(_), _) => Err(Failure::User(format!(
             "error: `{}` is in another registry of this server, which the run may not push to",
             reference.familiar()
         ))),
-        None => send(context, reference, built, stop).await,
+        (None, RunImage::Built(built)) => send(context, reference, built, stop).await,
+        (None, RunImage::Other(_)) => Err(Failure::User(format!(
+            "error: `{}` is in another registry, where only images go that a step has built\n\
+             hint: push it into the run's own registry",
+            reference.familiar()
+        ))),
     }
 }
 
@@ -87,16 +100,8 @@ async fn publish_here(
     built: &Arc<BuiltImages>,
 ) -> Result<(), Failure> {
     let engine = &context.engine;
-    let Some(tag) = reference.tag_or_latest() else {
-        return Err(Failure::User(format!("error: `{reference}` has no tag to push to")));
-    };
-    if let Some(reason) = (engine.pushes.refused)(&reference.repository) {
-        return Err(Failure::User(format!("error: {reason}")));
-    }
-    let host = engine.own.host(&engine.registry).unwrap_or(engine.registry.as_str());
-    let repository = reference.repository.clone();
-    let name = format!("{host}/{repository}:{tag}");
-    let names = [Destination { repository, tag, reference: name.clone() }];
+    let names = [destination(context, reference)?];
+    let name = names[0].reference.clone();
     let (run, registry) = (context.request.run.as_str(), &engine.registry);
     let publication = Publication { run, registry, names: &names, caches: &[] };
     let published =
@@ -107,6 +112,69 @@ async fn publish_here(
     let digest_of = digest.clone();
     context.note_pushed(PushedImage { host: None, repository, tag: Some(tag), digest: digest_of });
     context.events.image(Some(&name), &digest).await;
+    Ok(())
+}
+
+/// Where an image goes in the run's own registry.
+fn destination(context: &TaskContext<'_>, reference: &Reference) -> Result<Destination, Failure> {
+    let engine = &context.engine;
+    let Some(tag) = reference.tag_or_latest() else {
+        return Err(Failure::User(format!("error: `{reference}` has no tag to push to")));
+    };
+    if let Some(reason) = (engine.pushes.refused)(&reference.repository) {
+        return Err(Failure::User(format!("error: {reason}")));
+    }
+    let host = engine.own.host(&engine.registry).unwrap_or(engine.registry.as_str());
+    let repository = reference.repository.clone();
+    let name = format!("{host}/{repository}:{tag}");
+    Ok(Destination { repository, tag, reference: name })
+}
+
+/// Brings an image of elsewhere into the run's own registry, whole: all its platforms, and what
+/// belongs to it.
+async fn import_here(
+    context: &TaskContext<'_>,
+    reference: &Reference,
+    source: &Reference,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let (engine, destination) = (&context.engine, destination(context, reference)?);
+    let wanted = source.digest.clone().map(ManifestRef::Digest);
+    let wanted = wanted.unwrap_or_else(|| ManifestRef::Tag(oci::Tag::latest()));
+    let source = match engine.own.registry(source) {
+        Some(registry) => {
+            ImportSource::Own { registry, repository: &source.repository, wanted: &wanted }
+        }
+        None => ImportSource::Remote { remote: &engine.remote, reference: source },
+    };
+    let target = ImportTarget {
+        registry: &engine.registry,
+        tags: &[(destination.repository.clone(), destination.tag.clone())],
+        untagged: &[],
+        force: true,
+        platform: None,
+        cause: &Cause::Build { run: context.request.run.clone() },
+    };
+    if !context.lease.holds().await {
+        return Err(Failure::Superseded);
+    }
+    let imported = async {
+        let imported = import(&engine.catalog, &source, &target, &|_| ()).await;
+        imported.map_err(|error| match error {
+            ImportError::Store(error) => Failure::ours(&error),
+            error => Failure::user(&error, error.hint()),
+        })
+    };
+    let imported = unless_stopped(stop, imported).await?;
+    let Destination { repository, tag, reference } = destination;
+    let digest = imported.digest;
+    context.note_pushed(PushedImage {
+        host: None,
+        repository,
+        tag: Some(tag),
+        digest: digest.clone(),
+    });
+    context.events.image(Some(&reference), &digest).await;
     Ok(())
 }
 

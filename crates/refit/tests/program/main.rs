@@ -31,6 +31,7 @@ mod rootless;
 mod run;
 mod scrub;
 mod serve;
+mod shell;
 mod ssh;
 mod steps;
 mod stored;

@@ -146,6 +146,11 @@ pub(super) const SECTIONS: &[Section] = &[
                 "Policy: `ADD` and contexts may be fetched from these addresses or networks although they are this machine's or link-local.",
             ),
             text(
+                "shell_image",
+                "",
+                "The image with `sh` in which lines of `cmd` with `|`, `>`, `&&` and the like are carried out. Empty: that of `bash`.",
+            ),
+            text(
                 "cache_mounts_size_max",
                 "20GiB",
                 "Folders of `RUN --mount=type=cache`; those not used for longest go first.",

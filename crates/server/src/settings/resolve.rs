@@ -362,13 +362,8 @@ impl Layers {
 
     fn alias_images(&mut self) -> AliasImages {
         let mut at = self.at("tasks", "");
-        let mut image = |key: &str, otherwise: &str| {
-            let name = |text: &str| match text.parse::<oci::Reference>() {
-                Ok(_) => Ok(text.to_owned()),
-                Err(error) => Err(error.to_string()),
-            };
-            at.parsed(key, name, otherwise.to_owned())
-        };
+        let mut image =
+            |key: &str, otherwise: &str| at.parsed(key, image_name, otherwise.to_owned());
         AliasImages {
             acr: image("acr_image", BUILT_IN_ACR),
             az: image("az_image", ""),
@@ -395,6 +390,7 @@ impl Layers {
             allow_insecure: at.flag("allow_insecure"),
             allow_addresses: at.list("allow_addresses", network),
             proxies: proxies(sources),
+            shell_image: at.optional("shell_image", image_name),
             cache_mounts_size_max: at.size("cache_mounts_size_max"),
             compression: at.compression(),
         }
@@ -689,6 +685,13 @@ fn cpus(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(cpus) if cpus.is_finite() && cpus >= 0.01 => Ok(cpus),
         _ => Err(format!("`{text}` is not a number of processors such as `1.5`")),
+    }
+}
+
+fn image_name(text: &str) -> Result<String, String> {
+    match text.parse::<oci::Reference>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
