@@ -147,25 +147,29 @@ async fn import_here(
         }
         None => ImportSource::Remote { remote: &engine.remote, reference: source },
     };
-    let target = ImportTarget {
+    let untagged = ImportTarget {
         registry: &engine.registry,
-        tags: &[(destination.repository.clone(), destination.tag.clone())],
-        untagged: &[],
+        tags: &[],
+        untagged: std::slice::from_ref(&destination.repository),
         force: true,
         platform: None,
         cause: &Cause::Build { run: context.request.run.clone() },
     };
-    if !context.lease.holds().await {
-        return Err(Failure::Superseded);
-    }
-    let imported = async {
-        let imported = import(&engine.catalog, &source, &target, &|_| ()).await;
+    let tags = [(destination.repository.clone(), destination.tag.clone())];
+    let tagged = ImportTarget { tags: &tags, untagged: &[], ..untagged };
+    let bring = async |target: &ImportTarget<'_>| {
+        let imported = import(&engine.catalog, &source, target, &|_| ()).await;
         imported.map_err(|error| match error {
             ImportError::Store(error) => Failure::ours(&error),
             error => Failure::user(&error, error.hint()),
         })
     };
-    let imported = unless_stopped(stop, imported).await?;
+    // That may take a while, in which another attempt may take over.
+    unless_stopped(stop, bring(&untagged)).await?;
+    if !context.lease.holds().await {
+        return Err(Failure::Superseded);
+    }
+    let imported = bring(&tagged).await?;
     let Destination { repository, tag, reference } = destination;
     let digest = imported.digest;
     context.note_pushed(PushedImage {
