@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::attempts::Attempt;
 use super::built_in;
 use super::command_line::CommandLine;
-use super::containers::Running;
+use super::containers::{Recent, Running};
 use super::events::Watch;
 use super::workspace::WORKSPACE;
 use super::{HOME, TaskContext, Work, attempts, shell, unless_stopped};
@@ -149,7 +149,7 @@ pub(crate) async fn run(
     started: Option<&Notify>,
 ) -> Result<(), Failure> {
     let number = context.numbers.next();
-    let output = Output { events: context.events, number, watch, started };
+    let output = Output { events: context.events, number, watch, started, recent: None };
     let result = match prepared {
         Prepared::BuiltIn(command) => {
             let shown = built_in::plain(&cmd.command);
@@ -160,12 +160,13 @@ pub(crate) async fn run(
         Prepared::Image { image, arguments } => {
             let command = command(context, step, cmd, image, arguments)?;
             let stop = stop.child_token();
-            let _listed = context.containers.add(Running {
+            let listed = context.containers.add(Running {
                 name: step.id.clone(),
                 image: first_word(&cmd.command).to_owned(),
                 stop: cmd.container.detach.then(|| stop.clone()),
             });
             tell_launch(context, step, number, &cmd.command).await;
+            let output = Output { recent: listed.recent.as_deref(), ..output };
             in_container(context, &command, &output, &stop).await
         }
         Prepared::Shell(image) => {
@@ -352,6 +353,7 @@ pub(crate) struct Output<'a> {
     number: StepNumber,
     watch: &'a Watch,
     started: Option<&'a Notify>,
+    recent: Option<&'a Recent>,
 }
 
 #[async_trait]
@@ -364,6 +366,9 @@ impl OutputSink for Output<'_> {
 
     async fn write(&self, stream: Stream, bytes: Bytes) {
         self.watch.look(stream, &bytes);
+        if let Some(recent) = self.recent {
+            recent.add(&bytes);
+        }
         self.events.output(self.number, stream, bytes).await;
     }
 }

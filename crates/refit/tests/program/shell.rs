@@ -136,12 +136,14 @@ fn as_root_commands_of_docker_run_beside_each_other_and_end_with_their_clients()
         wait
         cat one two
         docker run --name other BUSYBOX sh -c 'exit 42' || echo code $?
+        for i in $(seq 50); do docker version > version.$i & done; wait
+        cat version.* | wc -l
         docker run -i BUSYBOX cat || echo code $?
         docker build . || echo code $?";
     let done = line(&sandbox, &server, text).success();
     has_lines(
         &done.stderr,
-        &["y", "b-word-/tmp-/workspace/acb.yaml", "two", "code 42", "code 125"],
+        &["y", "b-word-/tmp-/workspace/acb.yaml", "two", "code 42", "50", "code 125"],
     );
     let done =
         done.stderr_has("`-i` and `-t` are not possible").stderr_has("a `build` step builds");
@@ -253,19 +255,21 @@ fn as_root_a_service_is_listed_reached_and_stopped() {
     let server = server(&sandbox);
     let task = "
 steps:
+  - {id: said, cmd: \"BUSYBOX sh -c 'echo one; echo said last; sleep 1000'\", detach: true}
   - {id: web, cmd: \"BUSYBOX sh -c 'echo page > /page; exec busybox httpd -f -h /' > web.log\", detach: true}
   - id: check
     cmd: |
       BUSYBOX sh -c 'for i in $(seq 50); do wget -q -O - http://web/page && exit 0; sleep 0.1; done; exit 1'
       wget -q -O - http://web/page | tr a-z A-Z
       docker ps -q
+      until docker logs --tail 1 said | grep last; do sleep 0.1; done
       docker stop none || echo code $?
       docker rm -f web
       docker ps
 ";
     let done = run(&sandbox, &server, task).success();
     let done = done.stderr_has("no container is called `none`").stderr_lacks("whole buffer");
-    has_lines(&done.stderr, &["page", "PAGE", "web", "code 1"]);
+    has_lines(&done.stderr, &["page", "PAGE", "web", "said", "said last", "code 1"]);
     let last = done.stderr.rsplit("NAMES").next().unwrap();
     assert!(!last.contains(" web "), "{}", done.stderr);
 }

@@ -21,7 +21,7 @@ use crate::execute::Failure;
 use crate::steps::cmd::{
     self, command_failure, host_name, image_failure, limits, network, peers, shared_folders,
 };
-use crate::steps::containers::{Ended, Running};
+use crate::steps::containers::{Ended, Recent, Running};
 use crate::steps::images::RunImage;
 use crate::steps::{HOME, built_in, push, unless_stopped};
 
@@ -137,12 +137,13 @@ impl Session<'_> {
         // Whoever stops it does not end the caller, who is told.
         let stop = caller.gone.child_token();
         let Listing { name, image, may_end } = listing;
-        let _listed = context.containers.add(Running {
+        let listed = context.containers.add(Running {
             name: name.to_owned(),
             image: image.to_owned(),
             stop: may_end.then(|| stop.clone()),
         });
-        let output = CallerOutput { caller, started };
+        let recent = listed.recent.as_deref();
+        let output = CallerOutput { caller, started, recent };
         let builder = &context.engine.builder;
         let (exit, usage) = match run_command(builder, command, &output, &stop).await {
             Ok(ended) => ended,
@@ -223,6 +224,18 @@ impl Session<'_> {
             }
             Command::Stop(stop) | Command::Kill(stop) | Command::Rm(stop) => {
                 self.stop(&stop.containers, caller).await
+            }
+            Command::Logs(logs) => {
+                let Some(recent) = self.shell.context.containers.recent(&logs.container) else {
+                    return Err(Failure::User(format!(
+                        "error: no output is kept of a container called `{}`\n\
+                         hint: that of steps with `detach: true` is; the log of the run has all",
+                        logs.container
+                    )));
+                };
+                let text = last_lines(&recent, logs.tail);
+                caller.write(Stream::Stdout, Bytes::copy_from_slice(text)).await;
+                Ok(())
             }
             Command::Version(_) => {
                 say(&format!("Refit {}\n", env!("CARGO_PKG_VERSION"))).await;
@@ -315,6 +328,17 @@ impl Session<'_> {
     }
 }
 
+/// The last lines of a text; all of them if it has no more, or if no number is given.
+fn last_lines(text: &[u8], count: Option<usize>) -> &[u8] {
+    let body = text.strip_suffix(b"\n").unwrap_or(text);
+    let mut ends = body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n');
+    match count {
+        None => text,
+        Some(0) => &[],
+        Some(count) => ends.nth(count - 1).map_or(text, |(end, _)| &text[end + 1..]),
+    }
+}
+
 fn reference(name: &str) -> Result<Reference, Failure> {
     if name.len() > NAME_SIZE_MAX {
         return Err(Failure::User("error: the name of an image is too long".to_owned()));
@@ -333,6 +357,7 @@ struct Listing<'a> {
 struct CallerOutput<'a> {
     caller: &'a Caller,
     started: Option<&'a Notify>,
+    recent: Option<&'a Recent>,
 }
 
 #[async_trait]
@@ -344,6 +369,35 @@ impl OutputSink for CallerOutput<'_> {
     }
 
     async fn write(&self, stream: Stream, bytes: Bytes) {
+        if let Some(recent) = self.recent {
+            recent.add(&bytes);
+        }
         self.caller.write(stream, bytes).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_those_that_were_asked_for() {
+        let last = |text: &'static str, count| {
+            std::str::from_utf8(last_lines(text.as_bytes(), count)).unwrap()
+        };
+        assert_eq!(last("a\nb\nc\n", Some(2)), "b\nc\n");
+        assert_eq!(last("a\nb\nc", Some(1)), "c");
+        assert_eq!(last("a\nb\n", Some(2)), "a\nb\n");
+        assert_eq!(last("a\nb\n", Some(9)), "a\nb\n");
+        assert_eq!(last("a\nb\n", Some(0)), "");
+        assert_eq!(last("", Some(1)), "");
+        assert_eq!(last("a\nb\n", None), "a\nb\n");
+    }
+
+    #[test]
+    fn names_of_images_are_bounded() {
+        assert!(reference("busybox").is_ok());
+        assert!(matches!(reference("A"), Err(Failure::User(_))));
+        assert!(matches!(reference(&"a".repeat(600)), Err(Failure::User(_))));
     }
 }

@@ -44,6 +44,8 @@ pub(super) enum Command {
     Logout(LogoutArgs),
     /// List the containers of the run
     Ps(PsArgs),
+    /// Show what detached steps have printed last
+    Logs(LogsArgs),
     /// End detached steps
     Stop(StopArgs),
     /// End detached steps
@@ -231,6 +233,16 @@ pub(super) struct PsArgs {
 }
 
 #[derive(Debug, PartialEq, Eq, Args)]
+pub(super) struct LogsArgs {
+    /// So many lines, from the end; without it all that is kept
+    #[arg(long, short = 'n', value_name = "COUNT")]
+    pub(super) tail: Option<usize>,
+    /// Id of a step
+    #[arg(value_name = "STEP")]
+    pub(super) container: String,
+}
+
+#[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct StopArgs {
     /// Changes nothing
     #[arg(long, short)]
@@ -329,7 +341,6 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Told> {
 fn instead(name: &str) -> &'static str {
     match name {
         "build" | "buildx" | "builder" => "a `build` step builds images",
-        "logs" => "the log of the run has what its steps print",
         "exec" | "attach" | "cp" => "steps share the folders `/workspace` and `/acb/home`",
         "network" | "volume" => "`networks` and `volumes` of the task file make them",
         _ => "`docker --help` tells what is",
@@ -407,6 +418,7 @@ mod tests {
                 "logout",
                 "ps -a",
                 "rm -f web",
+                "logs --tail 5 web",
                 "version",
                 "--help",
                 "run --help",
@@ -436,10 +448,12 @@ mod tests {
                   Ps(PsArgs { quiet: false, all: true })
                 rm -f web
                   Rm(StopArgs { force: true, time: None, signal: None, containers: ["web"] })
+                logs --tail 5 web
+                  Logs(LogsArgs { tail: Some(5), container: "web" })
                 version
                   Version(VersionArgs { format: None })
                 --help
-                  help of 24 lines
+                  help of 25 lines
                 run --help
                   help of 14 lines
             "#]],
@@ -456,7 +470,7 @@ mod tests {
                 "tag a",
                 "push --all-tags a",
                 "build .",
-                "logs web",
+                "logs -f web",
                 "compose up",
                 "inspect --type container web",
             ],
@@ -487,9 +501,8 @@ mod tests {
                 build .
                   error: `docker build` is not possible in a task
                   hint: a `build` step builds images
-                logs web
-                  error: `docker logs` is not possible in a task
-                  hint: the log of the run has what its steps print
+                logs -f web
+                  error: unexpected argument '-f' found
                 compose up
                   error: `docker compose` is not possible in a task
                   hint: `docker --help` tells what is
