@@ -225,7 +225,7 @@ steps:
     has_lines(&done.stderr, &lines);
     let id = done.stderr.split("run with ID: ").nth(1).unwrap().split_whitespace().next().unwrap();
     let log = sandbox.refit(["task", "logs", "--run-id", id]).on(&server).succeeds().stdout;
-    for text in ["hunter33", "aHVudGVyMjI", "bWU6aHVudGVyMjI"] {
+    for text in ["hunter22", "hunter33", "aHVudGVyMjI", "bWU6aHVudGVyMjI"] {
         assert!(!log.contains(text) && !done.stderr.contains(text), "{log}");
     }
     assert!(!server.log().contains("hunter"), "{}", server.log());
