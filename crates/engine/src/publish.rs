@@ -71,6 +71,9 @@ pub trait Publisher: Send + Sync {
         publication: &Publication<'_>,
         lease: &dyn Lease,
     ) -> Result<(), PublishError>;
+
+    /// Whether the registry is in the catalog of the engine, which can then import into it.
+    fn takes_imports(&self) -> bool;
 }
 
 /// The registry is in the catalog of the engine itself.
@@ -87,6 +90,10 @@ impl Publisher for LocalPublisher {
     ) -> Result<(), PublishError> {
         let release = Release::prepare(catalog, built, publication).await?;
         release.publish(catalog, publication.registry, publication.run, lease).await
+    }
+
+    fn takes_imports(&self) -> bool {
+        true
     }
 }
 

@@ -34,6 +34,7 @@ use task::{
     Action, AliasSource, ExpandedFile, RunDefaults, SecretText, Seed, Step, Task, TaskError,
     TaskFile, Values, Variables,
 };
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::{ContextLoader, ContextSource, list_failure};
@@ -61,6 +62,8 @@ const ALIASES_TIMEOUT: Duration = Duration::from_secs(2);
 const STEPS_PER_CPU: usize = 4;
 /// Services of one run.
 const SERVICES_MAX: usize = 50;
+/// Containers at once that shells of one run have asked for; further ones wait.
+const SHELL_CONTAINERS_MAX: usize = 32;
 /// How long steps may take to end when they are told to.
 const END_WAIT: Duration = Duration::from_secs(10);
 /// How long images of a run are kept that nothing else keeps.
@@ -215,6 +218,8 @@ struct TaskContext<'a> {
     dependencies: Mutex<BTreeMap<String, Vec<Dependencies>>>,
     /// Those that are there now.
     containers: Containers,
+    /// Places for containers that shells ask for.
+    shell_containers: Semaphore,
 }
 
 impl TaskContext<'_> {
@@ -299,6 +304,7 @@ async fn run(
         private_folders: AtomicU32::new(0),
         dependencies: Mutex::default(),
         containers: Containers::default(),
+        shell_containers: Semaphore::new(SHELL_CONTAINERS_MAX),
     };
     if !lease.begin_steps(is_repeatable(&task, engine)).await {
         return Err(Failure::Superseded);

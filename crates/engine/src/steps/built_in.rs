@@ -25,7 +25,7 @@ pub(crate) fn plain(command: &str) -> String {
     text.strip_prefix(BUILT_IN_ACR).map_or(text.to_owned(), |rest| format!("acr{rest}"))
 }
 
-/// Refuses what asks for another program. What a container has besides (a user, a folder, a network)
+/// Refuses what asks for another program, or would be another filter. What a container has besides (a user, a folder, a network)
 /// does not matter.
 pub(crate) fn check(cmd: &Cmd) -> Result<(), Failure> {
     let asked = [("entryPoint", cmd.entry_point.is_some()), ("detach", cmd.container.detach)];
@@ -34,6 +34,13 @@ pub(crate) fn check(cmd: &Cmd) -> Result<(), Failure> {
             "error: `acr` runs in no container, and takes no `{property}`\n\
              hint: leave it away, or name an image instead of `acr`"
         )));
+    }
+    if has_bare_backslash(&cmd.command) {
+        return Err(Failure::User(
+            "error: a backslash outside of quotes is taken away, and the filter would be another\n\
+             hint: put the words of `acr` in single quotes: `--filter 'app:^v\\d+$'`"
+                .to_owned(),
+        ));
     }
     Ok(())
 }
@@ -45,13 +52,6 @@ pub(crate) fn prepare(
     words: &[String],
 ) -> Result<AcrCommand, Failure> {
     check(cmd)?;
-    if has_bare_backslash(&cmd.command) {
-        return Err(Failure::User(
-            "error: a backslash outside of quotes is taken away, and the filter would be another\n\
-             hint: put the words of `acr` in single quotes: `--filter 'app:^v\\d+$'`"
-                .to_owned(),
-        ));
-    }
     parse(context, cmd, words)
 }
 
@@ -80,9 +80,11 @@ fn failure(error: AcrError) -> Failure {
 
 /// Whether words are read without something that is meant for a regular expression.
 fn has_bare_backslash(command: &str) -> bool {
-    let (mut quote, mut chars) = (None, command.chars());
+    let (mut quote, mut chars) = (None, command.chars().peekable());
     while let Some(c) = chars.next() {
         match (c, quote) {
+            // The line goes on.
+            ('\\', None) if chars.next_if_eq(&'\n').is_some() => (),
             ('\\', None) => return true,
             ('\\', Some('"')) => drop(chars.next()),
             ('\'' | '"', None) => quote = Some(c),
@@ -124,7 +126,7 @@ mod tests {
             assert!(has_bare_backslash(bare), "{bare}");
         }
         for fine in
-            [r"acr purge -f 'app:\d'", r#"acr -f "app:\\d""#, r#"acr "a\"b" c"#, "acr -f a:b"]
+            [r"acr purge -f 'app:\d'", r#"acr -f "app:\\d""#, r#"acr "a\"b" c"#, "acr -f \\\n a:b"]
         {
             assert!(!has_bare_backslash(fine), "{fine}");
         }

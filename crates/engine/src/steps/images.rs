@@ -17,6 +17,8 @@ pub(crate) struct RunImages {
     others: Arc<dyn BaseImages>,
     own: OwnNames,
     named: Mutex<BTreeMap<String, Named>>,
+    /// What commands have fetched from elsewhere, as it was then.
+    pulled: Mutex<BTreeMap<String, Reference>>,
 }
 
 struct Named {
@@ -45,7 +47,7 @@ impl RunImage {
 
 impl RunImages {
     pub(crate) fn new(others: Arc<dyn BaseImages>, own: OwnNames) -> Self {
-        Self { others, own, named: Mutex::default() }
+        Self { others, own, named: Mutex::default(), pulled: Mutex::default() }
     }
 
     /// A step has built an image. A name that was another's is this one's from now on.
@@ -69,7 +71,23 @@ impl RunImages {
 
     /// Whether there was such a name.
     pub(crate) fn remove_name(&self, name: &Reference) -> bool {
-        self.lock().remove(&self.key(name)).is_some()
+        self.find(name).is_some() && self.lock().remove(&self.key(name)).is_some()
+    }
+
+    /// A command has fetched an image. Of too many the last ones are not remembered.
+    pub(crate) fn note_pulled(&self, name: &Reference, digest: &Digest) {
+        let (key, mut pulled) = (self.key(name), lock(&self.pulled));
+        if pulled.len() < NAMES_MAX || pulled.contains_key(&key) {
+            let image = Reference { tag: None, digest: Some(digest.clone()), ..name.clone() };
+            pulled.insert(key, image);
+        }
+    }
+
+    /// What a command has fetched under a name that the run has given to nothing.
+    pub(crate) fn pulled(&self, name: &Reference) -> Option<RunImage> {
+        let image = lock(&self.pulled).get(&self.key(name)).cloned()?;
+        let is_meant = name.digest.is_none() || name.digest == image.digest;
+        is_meant.then(|| RunImage::Other(Box::new(image)))
     }
 
     /// All names that the run has given.
@@ -96,7 +114,7 @@ impl RunImages {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Named>> {
-        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.named)
     }
 
     /// The same text for all names of an image: an own registry may have several hosts.
@@ -109,6 +127,10 @@ impl RunImages {
         let tag = tag.as_ref().map_or("latest", |tag| tag.as_str());
         format!("{host}/{repository}:{tag}")
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The image for a platform, of several.

@@ -139,6 +139,13 @@ async fn import_here(
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let (engine, destination) = (&context.engine, destination(context, reference)?);
+    if !engine.publisher.takes_imports() {
+        return Err(Failure::User(
+            "error: an agent pushes only what its run has built\n\
+             hint: build an image `FROM` that one, or run the task without `--agent-pool`"
+                .to_owned(),
+        ));
+    }
     let wanted = source.digest.clone().map(ManifestRef::Digest);
     let wanted = wanted.unwrap_or_else(|| ManifestRef::Tag(oci::Tag::latest()));
     let source = match engine.own.registry(source) {
@@ -157,21 +164,22 @@ async fn import_here(
     };
     let tags = [(destination.repository.clone(), destination.tag.clone())];
     let tagged = ImportTarget { tags: &tags, untagged: &[], ..untagged };
-    let bring = async |target: &ImportTarget<'_>| {
-        let imported = import(&engine.catalog, &source, target, &|_| ()).await;
+    let bring = async |source: &ImportSource<'_>, target: &ImportTarget<'_>| {
+        let imported = import(&engine.catalog, source, target, &|_| ()).await;
         imported.map_err(|error| match error {
             ImportError::Store(error) => Failure::ours(&error),
             error => Failure::user(&error, error.hint()),
         })
     };
     // That may take a while, in which another attempt may take over.
-    unless_stopped(stop, bring(&untagged)).await?;
+    let digest = unless_stopped(stop, bring(&source, &untagged)).await?.digest;
     if !context.lease.holds().await {
         return Err(Failure::Superseded);
     }
-    let imported = bring(&tagged).await?;
+    let wanted = ManifestRef::Digest(digest.clone());
+    let (registry, repository) = (&engine.registry, &destination.repository);
+    bring(&ImportSource::Own { registry, repository, wanted: &wanted }, &tagged).await?;
     let Destination { repository, tag, reference } = destination;
-    let digest = imported.digest;
     context.note_pushed(PushedImage {
         host: None,
         repository,

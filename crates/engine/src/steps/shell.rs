@@ -135,7 +135,10 @@ impl Shell<'_> {
             working_directory: Some(WORKSPACE.to_owned()),
             hostname: host_name(&self.step.id),
             mounts: [shared_folders(context), door.mounts(files)].concat(),
-            network: Network::Isolated,
+            network: match container.network.as_deref() {
+                Some("none") => Network::None,
+                _ => Network::Isolated,
+            },
             peers: peers(context, container.network.as_deref(), None)?,
             limits: limits(&context.engine, container)?,
             privileged: false,
@@ -145,7 +148,8 @@ impl Shell<'_> {
     /// What the shell is to make of the text.
     fn text(&self) -> String {
         match built_in::is_meant(self.cmd) {
-            true => built_in::plain(&self.cmd.command),
+            // Filters look like patterns of file names.
+            true => format!("set -f; {}", built_in::plain(&self.cmd.command)),
             false => format!("{STEP_COMMAND} {}", self.cmd.command.trim()),
         }
     }

@@ -26,7 +26,7 @@ fn flags_of_later_versions_are_refused_by_name() {
     sandbox.write("app/Dockerfile", "FROM scratch\n");
     let server = "http://127.0.0.1:9";
     for (flags, name) in [
-        (&["--agent-pool", "pool"][..], "`--agent-pool`"),
+        (&["--log-template", "a:b"][..], "`--log-template`"),
         (&["--platform", "linux/amd64,,"], "`` is not a platform"),
         (&["--timeout", "5"], "`--timeout 5`"),
     ] {

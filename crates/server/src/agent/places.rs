@@ -150,6 +150,10 @@ impl Publisher for PoolPublisher {
         let tell = || self.0.tell(Method::POST, &["publish"], &release);
         persistently(PATIENCE, tell).await.map_err(failure)
     }
+
+    fn takes_imports(&self) -> bool {
+        false
+    }
 }
 
 /// Has the server carry out commands of `acr`.

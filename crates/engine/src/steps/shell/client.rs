@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, OpenOptions};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, Read, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
@@ -121,8 +122,15 @@ fn read_logins() -> io::Result<Bytes> {
 fn keep_logins(bytes: &[u8]) -> io::Result<()> {
     let folder = logins_folder()?;
     DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-    let new = folder.join(format!("config.json.{}", std::process::id()));
+    // Other shells have processes of the same numbers.
+    let random = RandomState::new().build_hasher().finish();
+    let new = folder.join(format!("config.json.{random:x}"));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    std::fs::rename(new, folder.join("config.json"))
+    let kept =
+        file.write_all(bytes).and_then(|()| std::fs::rename(&new, folder.join("config.json")));
+    if kept.is_err() {
+        // It has a password in it.
+        let _ = std::fs::remove_file(&new);
+    }
+    kept
 }

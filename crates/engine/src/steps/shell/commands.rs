@@ -11,22 +11,25 @@ use oci::{Manifest, Reference};
 use tokio::sync::Notify;
 
 use super::docker::{
-    Command, ImageCommand, ManifestCommand, RmiArgs, RunArgs, TagArgs, Told, parse,
+    Command, ImageCommand, InspectArgs, ManifestCommand, RmiArgs, RunArgs, TagArgs, Told, parse,
 };
 use super::inspect;
 use super::logins;
 use super::protocol::{Program, Request};
 use super::session::{Caller, KILLED, NOT_STARTED, Session};
-use crate::execute::Failure;
+use crate::execute::{Failure, blocking};
 use crate::steps::cmd::{
     self, command_failure, host_name, image_failure, limits, network, peers, shared_folders,
 };
 use crate::steps::containers::{Ended, Recent, Running};
-use crate::steps::images::RunImage;
 use crate::steps::{HOME, built_in, push, unless_stopped};
 
 /// What a shell says of a program that it does not find.
 const NOT_FOUND: u8 = 127;
+
+/// Images that are shown at once, and what there may be to show of them in JSON.
+const INSPECTED_MAX: usize = 50;
+const INSPECTED_SIZE_MAX: usize = 8 << 20;
 
 /// Arguments that are an image's name have at most so many bytes.
 const NAME_SIZE_MAX: usize = 512;
@@ -144,6 +147,10 @@ impl Session<'_> {
         });
         let recent = listed.recent.as_deref();
         let output = CallerOutput { caller, started, recent };
+        let place = context.shell_containers.acquire();
+        let Ok(_place) = unless_stopped(&stop, async { Ok(place.await) }).await else {
+            return KILLED;
+        };
         let builder = &context.engine.builder;
         let (exit, usage) = match run_command(builder, command, &output, &stop).await {
             Ok(ended) => ended,
@@ -172,15 +179,15 @@ impl Session<'_> {
     async fn image(&self, name: &str, caller: &Caller) -> Result<BaseImage, Failure> {
         let reference = reference(name)?;
         let found = cmd::pull(self.shell.context, &reference, None);
-        unless_stopped(&caller.gone, found).await
+        let image = unless_stopped(&caller.gone, found).await?;
+        self.shell.context.images.note_pulled(&reference, &image.top);
+        Ok(image)
     }
 
     async fn docker(&self, command: &Command, caller: &Caller) -> Result<(), Failure> {
         let say = async |text: &str| caller.say(Stream::Stdout, text).await;
         match command {
-            Command::Tag(tag) | Command::Image(ImageCommand::Tag(tag)) => {
-                self.tag(tag, caller).await
-            }
+            Command::Tag(tag) | Command::Image(ImageCommand::Tag(tag)) => self.tag(tag),
             Command::Push(push) | Command::Image(ImageCommand::Push(push)) => {
                 self.push(&push.image, push.quiet, caller).await
             }
@@ -201,14 +208,7 @@ impl Session<'_> {
                 self.remove_names(rmi, caller).await
             }
             Command::Inspect(args) | Command::Image(ImageCommand::Inspect(args)) => {
-                let mut found = Vec::new();
-                for name in &args.images {
-                    let image = self.image(name, caller).await?;
-                    let names = self.shell.context.images.names();
-                    found.push(inspect::describe(&reference(name)?, &image, &names));
-                }
-                say(&inspect::show(found, args.format.as_deref())?).await;
-                Ok(())
+                self.inspect(args, caller).await
             }
             Command::Manifest(ManifestCommand::Inspect(args)) => {
                 let manifest = self.manifest(&args.image, caller).await?;
@@ -246,7 +246,36 @@ impl Session<'_> {
         }
     }
 
-    async fn tag(&self, tag: &TagArgs, caller: &Caller) -> Result<(), Failure> {
+    async fn inspect(&self, args: &InspectArgs, caller: &Caller) -> Result<(), Failure> {
+        let too_much = || {
+            Failure::User(format!(
+                "error: that is too much at once\n\
+                 hint: ask for at most {INSPECTED_MAX} images, which have at most \
+                 {INSPECTED_SIZE_MAX} bytes to show"
+            ))
+        };
+        if args.images.len() > INSPECTED_MAX {
+            return Err(too_much());
+        }
+        let (mut found, mut size) = (Vec::new(), 0);
+        for name in &args.images {
+            let image = self.image(name, caller).await?;
+            let names = self.shell.context.images.names();
+            let described = inspect::describe(&reference(name)?, &image, &names);
+            size += described.to_string().len();
+            if size > INSPECTED_SIZE_MAX {
+                return Err(too_much());
+            }
+            found.push(described);
+        }
+        let format = args.format.clone();
+        let shown = blocking(move || inspect::show(found, format.as_deref()));
+        let shown = unless_stopped(&caller.gone, async { shown.await? }).await?;
+        caller.say(Stream::Stdout, &shown).await;
+        Ok(())
+    }
+
+    fn tag(&self, tag: &TagArgs) -> Result<(), Failure> {
         let (source, target) = (reference(&tag.source)?, reference(&tag.target)?);
         if target.digest.is_some() {
             return Err(Failure::User("error: a digest cannot be given to an image".to_owned()));
@@ -254,11 +283,14 @@ impl Session<'_> {
         let images = &self.shell.context.images;
         let image = match images.find(&source) {
             Some(image) => image,
-            None => {
-                let found = self.image(&tag.source, caller).await?;
-                let digest = Some(found.top);
-                RunImage::Other(Box::new(Reference { tag: None, digest, ..source }))
-            }
+            // Not whatever somebody else has under that name.
+            None => images.pulled(&source).ok_or_else(|| {
+                Failure::User(format!(
+                    "error: no image of this run is called `{}`\n\
+                     hint: `docker pull` fetches one of elsewhere",
+                    tag.source
+                ))
+            })?,
         };
         match images.add_name(target, image) {
             true => Ok(()),

@@ -19,6 +19,7 @@ struct Arguments {
 #[derive(Debug, PartialEq, Eq, Subcommand)]
 pub(super) enum Command {
     /// Run a command of an image
+    #[command(disable_help_flag = true)]
     Run(Box<RunArgs>),
     /// Give an image another name
     Tag(TagArgs),
@@ -103,11 +104,14 @@ pub(super) struct RunArgs {
     #[arg(long, visible_alias = "net", value_name = "NAME")]
     pub(super) network: Option<String>,
     /// Name to be reached by
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = container_name)]
     pub(super) name: Option<String>,
     /// Name of its host
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, short = 'h', value_name = "NAME")]
     pub(super) hostname: Option<String>,
+    /// Print help
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
     #[command(flatten)]
     refused: RefusedArgs,
     #[command(subcommand)]
@@ -337,6 +341,15 @@ pub(super) fn parse(words: &[String]) -> Result<Command, Told> {
     }
 }
 
+/// A host name can be made of it.
+fn container_name(text: &str) -> Result<String, String> {
+    let is_fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    match (1..=63).contains(&text.len()) && text.chars().all(is_fine) {
+        true => Ok(text.to_owned()),
+        false => Err("a name has 1 to 63 letters, digits, `_`, `.` and `-`".to_owned()),
+    }
+}
+
 /// What to do instead of a command that there is not.
 fn instead(name: &str) -> &'static str {
     match name {
@@ -400,6 +413,10 @@ mod tests {
         assert_eq!((full.user.as_deref(), full.entrypoint.as_deref()), (Some("1:2"), Some("sh")));
         assert_eq!((full.network.as_deref(), full.name.as_deref()), (Some("none"), Some("n")));
         assert_eq!(full.image(), ("i", &["help".to_owned()][..]));
+        // As docker has it: no help.
+        assert_eq!(run("run -h box busybox true").hostname.as_deref(), Some("box"));
+        assert!(matches!(read("run --help"), Err(Told::Help(_))));
+        assert!(matches!(read(&format!("run --name {} i", "a".repeat(64))), Err(Told::Refused(_))));
     }
 
     #[test]

@@ -89,11 +89,15 @@ fn name_of(reference: &Reference) -> String {
     Reference { tag: None, digest: None, ..reference.clone() }.familiar()
 }
 
+/// A longer cell moves the ones behind it.
+const WIDTH_MAX: usize = 200;
+
 fn table(head: Option<&[&str]>, rows: Vec<Vec<String>>) -> String {
     let head = head.map(|head| head.iter().map(|cell| (*cell).to_owned()).collect());
     let rows: Vec<Vec<String>> = head.into_iter().chain(rows).collect();
     let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let length = |row: &Vec<String>, column: usize| row[column].chars().count().min(WIDTH_MAX);
+    let width = |column: usize| rows.iter().map(|row| length(row, column)).max();
     let widths: Vec<_> = (0..columns).map(|column| width(column).unwrap_or_default()).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));

@@ -1,7 +1,7 @@
 //! A shell's clients, each on its own connection, until the shell is at its end.
 
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,6 +23,8 @@ use crate::execute::Failure;
 const CONNECTIONS_MAX: usize = 32;
 /// How long a client may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of output in one message.
+const PIECE_SIZE: usize = 64 << 10;
 /// How long to wait when no connection can be taken.
 const ACCEPT_DELAY: Duration = Duration::from_millis(100);
 
@@ -46,7 +48,11 @@ impl<'a> Session<'a> {
 
     /// The first failure of a client that was not the user's.
     pub(super) fn trouble(&self) -> Option<Failure> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock_trouble().clone()
+    }
+
+    fn lock_trouble(&self) -> MutexGuard<'_, Option<Failure>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Serves clients until the shell ends; then what they asked for ends too.
@@ -103,14 +109,17 @@ impl<'a> Session<'a> {
             Failure::Canceled => return KILLED,
             Failure::Superseded => "error: another attempt has taken over",
         };
-        caller.say(Stream::Stderr, &format!("{text}\n")).await;
-        if !matches!(failure, Failure::User(_)) {
-            if failure == Failure::Superseded {
+        let text = format!("{text}\n");
+        match failure {
+            // Nothing that comes after counts.
+            Failure::Superseded => {
+                *self.lock_trouble() = Some(failure);
                 self.end.cancel();
             }
-            let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-            trouble.get_or_insert(failure);
+            Failure::Ours(_) => drop(self.lock_trouble().get_or_insert(failure)),
+            Failure::User(_) | Failure::Canceled => (),
         }
+        caller.say(Stream::Stderr, &text).await;
         code
     }
 }
@@ -174,10 +183,14 @@ impl Caller {
 #[async_trait]
 impl OutputSink for Caller {
     async fn write(&self, stream: Stream, bytes: Bytes) {
-        let message = match stream {
-            Stream::Stdout => Message::Stdout(bytes),
-            Stream::Stderr => Message::Stderr(bytes),
-        };
-        self.tell(&message).await;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(PIECE_SIZE));
+            let message = match stream {
+                Stream::Stdout => Message::Stdout(piece),
+                Stream::Stderr => Message::Stderr(piece),
+            };
+            self.tell(&message).await;
+        }
     }
 }
