@@ -31,10 +31,19 @@ pub(crate) const DEFAULT_POOL: &str = "default";
 enum Claimant<'a> {
     /// This process.
     Here,
-    Agent {
-        pool: &'a Pool,
-        name: &'a str,
-    },
+    Agent(&'a AgentClaim<'a>),
+    /// Nobody executes what an agent has lost and no other may begin again: it is ended.
+    Nobody,
+}
+
+/// An agent that asks for a run.
+#[derive(Debug, Clone, Copy)]
+pub struct AgentClaim<'a> {
+    pub pool: &'a Pool,
+    pub agent: &'a str,
+    /// As [`Platform`](oci::Platform) has it: of the runs that name no pool an agent gets those for
+    /// its own machine.
+    pub platform: &'a str,
 }
 
 #[async_trait]
@@ -177,15 +186,15 @@ impl Queue for Runs {
 
 impl Runs {
     /// Takes a run for an agent of a pool; its lease must be renewed within a minute.
-    pub async fn claim_for(&self, pool: &Pool, agent: &str) -> Result<Option<Attempt>> {
-        self.next(Claimant::Agent { pool, name: agent }).await
+    pub async fn claim_for(&self, claim: &AgentClaim<'_>) -> Result<Option<Attempt>> {
+        self.next(Claimant::Agent(claim)).await
     }
 
     /// Whether [`Self::claim_for`] would find a run.
-    pub async fn has_work_for(&self, pool: &Pool) -> Result<bool> {
+    pub async fn has_work_for(&self, claim: &AgentClaim<'_>) -> Result<bool> {
         let mut query = QueryBuilder::new("");
         let now = self.shared.clock.now();
-        self.push_claimable(&mut query, Claimant::Agent { pool, name: "" }, now);
+        self.push_claimable(&mut query, Claimant::Agent(claim), now);
         let found = query.build().fetch_optional(self.shared.db.reads()).await;
         Ok(found.map_err(ControlError::database("look for a run"))?.is_some())
     }
@@ -244,7 +253,7 @@ impl Runs {
         loop {
             let Some(attempt) = self.take(claimant).await? else { return Ok(None) };
             let run = &attempt.run;
-            if let Some(end) = self.reason_to_end(&attempt) {
+            if let Some(end) = self.reason_to_end(&attempt, claimant) {
                 self.refuse(&attempt, end).await?;
                 continue;
             }
@@ -278,7 +287,8 @@ impl Runs {
                 self.keep_own(now).await?;
                 None
             }
-            Claimant::Agent { name, .. } => Some(name),
+            Claimant::Agent(claim) => Some(claim.agent),
+            Claimant::Nobody => None,
         };
         let mut query = QueryBuilder::new(
             "UPDATE runs SET
@@ -314,24 +324,30 @@ impl Runs {
         query.push_bind(now).push(")) AND ");
         match claimant {
             Claimant::Here => {
-                query.push("((r.pool IS NULL AND ").push_bind(i64::from(settings.concurrency));
+                query.push("r.pool IS NULL AND ").push_bind(i64::from(settings.concurrency));
                 query.push(
                     " > (SELECT COUNT(*) FROM runs o WHERE o.registry = r.registry
                         AND o.agent IS NULL AND o.status IN ('Started', 'Running')
                         AND o.lease_until >= ",
                 );
-                query.push_bind(now).push("))");
-                // What an agent has lost, and no other may begin again, is ended here.
-                query.push(
-                    " OR (r.pool IS NOT NULL AND r.status != 'Queued' AND (r.cancel_requested
-                        OR (r.status = 'Running' AND NOT r.repeatable) OR r.attempts >= ",
-                );
-                query.push_bind(i64::from(settings.attempts_max)).push(")))");
+                query.push_bind(now).push(")");
             }
-            Claimant::Agent { pool, .. } => {
+            Claimant::Nobody => {
+                query.push(
+                    "r.pool IS NOT NULL AND r.status != 'Queued' AND (r.cancel_requested
+                        OR (r.status = 'Running' AND NOT r.repeatable)
+                        OR NOT EXISTS (SELECT 1 FROM agent_pools p
+                            WHERE p.registry = r.registry AND p.name_key = LOWER(r.pool))
+                        OR r.attempts >= ",
+                );
+                query.push_bind(i64::from(settings.attempts_max)).push(")");
+            }
+            Claimant::Agent(AgentClaim { pool, platform, .. }) => {
                 query.push("r.registry = ").push_bind(pool.registry.as_str());
                 query.push(" AND COALESCE(LOWER(r.pool), 'default') = ");
-                query.push_bind(pool.name.key()).push(" AND ").push_bind(i64::from(pool.count));
+                query.push_bind(pool.name.key());
+                query.push(" AND (r.pool IS NOT NULL OR r.suits = ").push_bind(*platform);
+                query.push(") AND ").push_bind(i64::from(pool.count));
                 query.push(
                     " > (SELECT COUNT(*) FROM runs o WHERE o.registry = r.registry
                         AND o.agent IS NOT NULL AND o.status IN ('Started', 'Running')
@@ -355,10 +371,11 @@ impl Runs {
         let alive = Arc::new(());
         let (cancel, started_at) = {
             let mut active = self.active();
-            let known = active.get(&log_key(&run)).filter(|known| known.epoch == epoch);
-            match known {
-                Some(known) => (known.cancel.clone(), known.started_at),
-                None => {
+            match active.get(&log_key(&run)) {
+                Some(known) if known.epoch == epoch => (known.cancel.clone(), known.started_at),
+                // It was taken over meanwhile, and will find that its lease is lost.
+                Some(known) if known.epoch > epoch => (CancellationToken::new(), started_at),
+                _ => {
                     let (cancel, alive) = (CancellationToken::new(), Arc::downgrade(&alive));
                     let new = Active { epoch, started_at, cancel: cancel.clone(), alive };
                     active.insert(log_key(&run), new);
@@ -373,8 +390,14 @@ impl Runs {
         Ok(Attempt { run, log, cancel, epoch, started_at, queue, alive })
     }
 
+    /// Ends what agents have lost and no other may begin again.
+    pub(crate) async fn end_lost(&self) -> Result<()> {
+        // All that it takes it ends.
+        self.next(Claimant::Nobody).await.map(drop)
+    }
+
     /// Why an attempt should not be made (again).
-    fn reason_to_end(&self, attempt: &Attempt) -> Option<End> {
+    fn reason_to_end(&self, attempt: &Attempt, claimant: Claimant<'_>) -> Option<End> {
         let (run, attempts_max) = (&attempt.run, self.shared.settings.attempts_max);
         if attempt.cancel.is_cancelled() {
             return Some(End::Canceled);
@@ -382,12 +405,14 @@ impl Runs {
         if !run.may_begin_again() {
             return Some(End::Error(lost_task(run)));
         }
-        (run.attempts > attempts_max).then(|| {
+        if run.attempts > attempts_max {
             let who = executor_of(run);
-            End::Error(format!(
+            return Some(End::Error(format!(
                 "{who} stopped while the run was under way, in each of {attempts_max} attempts"
-            ))
-        })
+            )));
+        }
+        matches!(claimant, Claimant::Nobody)
+            .then(|| End::Error("its agent stopped, and its agent pool is gone".into()))
     }
 
     /// Ends a run that nobody executes.
@@ -427,13 +452,14 @@ impl Runs {
     async fn release(&self, attempt: &Attempt) -> Result<()> {
         self.forget(attempt);
         let statement = sqlx::query(
-            "UPDATE runs SET lease_until = 0, attempts = attempts - 1
+            "UPDATE runs SET lease_until = $4, attempts = attempts - 1
              WHERE registry = $1 AND number = $2 AND epoch = $3
                 AND status IN ('Started', 'Running')",
         )
         .bind(attempt.run.registry.as_str())
         .bind(attempt.run.id.number())
-        .bind(attempt.epoch);
+        .bind(attempt.epoch)
+        .bind(self.shared.clock.now() - 1);
         table::execute(&self.shared.db, "give a run back", statement).await?;
         self.queue_has_changed();
         Ok(())

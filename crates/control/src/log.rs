@@ -35,8 +35,14 @@ use crate::{Clock, ControlError, Result, RunId, RunStatus};
 /// Records are on disk after this long.
 const SYNC_PERIOD: Duration = Duration::from_millis(500);
 
+/// How long is waited for what was appended to be in the file.
+const WRITTEN_WAIT: Duration = Duration::from_secs(5);
+
 /// Bytes that may wait for the disk before writers have to.
 const PENDING_MAX: usize = 1 << 20;
+
+/// Bytes of records that are no output, beyond the bound of a log, if an agent sends them.
+const EXCESS_MAX: u64 = 64 << 20;
 
 /// A single text in a record; longer ones are cut.
 const TEXT_LEN_MAX: usize = 256 << 10;
@@ -241,6 +247,15 @@ impl RunLog {
         lock(&self.live.pending).next_id - 1
     }
 
+    /// Returns when all that was appended is in the file; after a while anyhow, for the disk may be
+    /// full.
+    pub async fn written(&self) {
+        let size = lock(&self.live.pending).size;
+        let mut progress = self.live.progress.subscribe();
+        let written = progress.wait_for(|progress| progress.events >= size || progress.done);
+        let _late = tokio::time::timeout(WRITTEN_WAIT, written).await;
+    }
+
     /// Appends a line of the executor's own.
     pub async fn message(&self, text: impl Into<String>) {
         self.append(EventKind::Message { text: text.into() }).await;
@@ -262,7 +277,9 @@ impl Live {
             return;
         }
         pending.sent = sent.or(pending.sent);
-        if pending.size >= self.size_max && kind.is_bulk() {
+        // An agent is not asked how much it has to say.
+        let is_excess = sent.is_some() && pending.size >= self.size_max.saturating_add(EXCESS_MAX);
+        if is_excess || (pending.size >= self.size_max && kind.is_bulk()) {
             if pending.dropping {
                 return;
             }

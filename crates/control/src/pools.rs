@@ -13,7 +13,7 @@ use crate::runs::run_of;
 use crate::table::{column, from_json, parsed, to_json};
 use crate::{ControlError, PoolName, Result, RunId, Runs, table};
 
-const SCHEMA: &[&str] = &["CREATE TABLE agent_pools (
+pub(crate) const SCHEMA: &[&str] = &["CREATE TABLE agent_pools (
         registry TEXT NOT NULL,
         name_key TEXT NOT NULL,
         name TEXT NOT NULL,
@@ -90,11 +90,9 @@ pub struct Pools {
 }
 
 impl Pools {
-    pub async fn open(runs: Runs) -> Result<Self> {
-        let failed = "prepare the table of agent pools";
-        let migrated = runs.shared.db.migrate("agent_pools", SCHEMA).await;
-        migrated.map_err(ControlError::database(failed))?;
-        Ok(Self { runs })
+    /// Their table is there since the runs are.
+    pub fn new(runs: Runs) -> Self {
+        Self { runs }
     }
 
     pub async fn get(&self, registry: &RegistryName, name: &PoolName) -> Result<Option<Pool>> {

@@ -29,6 +29,11 @@ pub trait Queue: Send + Sync {
     /// Returns when a claim may find something. Dropping this loses nothing.
     async fn changed(&self);
 
+    /// How often a claim is tried without [`Self::changed`].
+    fn period(&self) -> Duration {
+        PERIOD
+    }
+
     /// Extends a lease, and learns whether the user wants the run stopped. `None`: lost.
     async fn renew(&self, attempt: &Attempt) -> Result<Option<bool>>;
 
@@ -90,7 +95,7 @@ impl Worker {
             tokio::select! {
                 () = shutdown.cancelled() => (),
                 () = self.queue.changed(), if attempts.len() < self.settings.concurrency as usize => (),
-                () = tokio::time::sleep(PERIOD) => (),
+                () = tokio::time::sleep(self.queue.period()) => (),
                 Some(_) = attempts.join_next() => (),
             }
             while attempts.try_join_next().is_some() {}
@@ -159,7 +164,7 @@ async fn work(
             cancel_grace
         }
     };
-    let joined = tokio::time::timeout(grace, &mut execution).await;
+    let joined = renewing(&attempt, tokio::time::timeout(grace, &mut execution)).await;
     if joined.is_err() {
         execution.abort();
         // Its containers are gone when it is.
@@ -172,7 +177,7 @@ async fn work(
         }
         (Stop::Shutdown, Ok(joined)) => end(&attempt, outcome_of(joined), None).await,
         (Stop::Shutdown, Err(_)) => {
-            if let Err(error) = attempt.queue.give_back(&attempt).await {
+            if let Err(error) = renewing(&attempt, attempt.queue.give_back(&attempt)).await {
                 tracing::error!(run = %attempt.run.id, %error, "a run could not be given back");
             }
         }
@@ -189,13 +194,17 @@ async fn watch(attempt: &Attempt, stop: &CancellationToken) -> Stop {
     tokio::pin!(time_is_up);
     let mut renewed_at = tokio::time::Instant::now();
     loop {
-        tokio::select! {
+        let renewed = async {
+            tokio::time::sleep(PERIOD).await;
+            attempt.queue.renew(attempt).await
+        };
+        let renewed = tokio::select! {
             () = attempt.cancel.cancelled() => return Stop::Canceled,
             () = &mut time_is_up => return Stop::TimeIsUp,
             () = stop.cancelled() => return Stop::Shutdown,
-            () = tokio::time::sleep(PERIOD) => (),
-        }
-        match attempt.queue.renew(attempt).await {
+            renewed = renewed => renewed,
+        };
+        match renewed {
             Ok(Some(false)) => renewed_at = tokio::time::Instant::now(),
             Ok(Some(true)) => return Stop::Canceled,
             Ok(None) => return Stop::LeaseLost,
@@ -205,6 +214,22 @@ async fn watch(attempt: &Attempt, stop: &CancellationToken) -> Stop {
             }
             Err(_) => return Stop::LeaseLost,
         }
+    }
+}
+
+/// Keeps the lease while something else is done that takes its time.
+async fn renewing<T>(attempt: &Attempt, work: impl Future<Output = T>) -> T {
+    let renewals = async {
+        loop {
+            tokio::time::sleep(PERIOD).await;
+            if let Err(error) = attempt.queue.renew(attempt).await {
+                tracing::warn!(run = %attempt.run.id, %error, "a lease could not be renewed");
+            }
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        never = renewals => never,
     }
 }
 
@@ -231,7 +256,8 @@ async fn end(attempt: &Attempt, outcome: Outcome, stopped: Option<Stop>) {
             _ => (status, error),
         };
     }
-    match attempt.queue.finish(attempt, status, error.as_deref(), &outcome).await {
+    let told = attempt.queue.finish(attempt, status, error.as_deref(), &outcome);
+    match renewing(attempt, told).await {
         Ok(true) => (),
         Ok(false) => {
             tracing::warn!(run = %attempt.run.id, "the end of an attempt came too late and was dropped");

@@ -172,6 +172,13 @@ impl RunRequest {
         }
     }
 
+    /// The platform of agents that may execute it although it names no pool; none: only the server
+    /// may, which has what it needs.
+    pub(crate) fn suits(&self) -> Option<&Platform> {
+        let needs_client = self.build().is_some_and(|build| !build.options.ssh.is_empty());
+        (!needs_client).then(|| self.platform())
+    }
+
     /// Whether run and log are kept for ever.
     pub fn archived(&self) -> bool {
         match self {

@@ -61,6 +61,7 @@ const SCHEMA: &[&str] = &[
     "ALTER TABLE runs ADD COLUMN pool TEXT",
     "ALTER TABLE runs ADD COLUMN agent TEXT",
     "ALTER TABLE runs ADD COLUMN lane BIGINT NOT NULL DEFAULT 0",
+    "ALTER TABLE runs ADD COLUMN suits TEXT",
 ];
 
 /// Keeps what a run needs beyond its time limit, so that a retry finds it.
@@ -156,6 +157,8 @@ impl Runs {
     ) -> Result<Self> {
         let failed = "prepare the table of runs";
         db.migrate("runs", SCHEMA).await.map_err(ControlError::database(failed))?;
+        // The queue asks whether a pool is there.
+        db.migrate("agent_pools", pools::SCHEMA).await.map_err(ControlError::database(failed))?;
         let shared = Shared {
             db,
             catalog,
@@ -244,9 +247,9 @@ impl Runs {
         sqlx::query(
             "INSERT INTO runs (registry, number, kind, status, request, created_at, updated_at,
                 attempts, epoch, lease_until, cancel_requested, archived, log_kept, task,
-                definition, update_trigger_token, pool, lane)
+                definition, update_trigger_token, pool, lane, suits)
              VALUES ($1, $2, $3, 'Queued', $4, $5, $5, 0, 0, 0, FALSE, $6, TRUE, $7, $8, $9, $10,
-                $11)",
+                $11, $12)",
         )
         .bind(registry.as_str())
         .bind(number)
@@ -259,6 +262,7 @@ impl Runs {
         .bind(&new.update_trigger_token)
         .bind(new.pool.as_ref().map(PoolName::as_str))
         .bind(new.lane.number())
+        .bind(request.suits().map(|platform| platform.to_string()))
         .execute(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
@@ -423,6 +427,7 @@ impl Runs {
 
     /// Removes what is older than the settings keep, and ends runs that waited too long.
     pub async fn sweep(&self) -> Result<Swept> {
+        self.end_lost().await?;
         let now = self.shared.clock.now();
         let before = |keep: Duration| now.saturating_sub_unsigned(keep.as_millis() as u64);
         Ok(Swept {
@@ -508,6 +513,9 @@ impl Runs {
     pub(crate) async fn after_end(&self, run: &Run) -> Result<()> {
         if run.request.secrets().next().is_some() {
             self.forget_secrets(run).await?;
+        }
+        if let Some(active) = self.active().remove(&log_key(run)) {
+            active.cancel.cancel();
         }
         let begun = run.started_at.unwrap_or(run.created_at);
         let elapsed = run.finished_at.unwrap_or(run.updated_at) - begun;

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use control::{
-    Attempt, Clock, ControlError, End, EventKind, Lane, LogKey, Logs, NewRun, Outcome, Pool,
-    PoolName, PoolProperties, Pools, Queue as _, RunFilter, RunId, RunSettings, RunStatus, Runs,
-    Sent, TaskRequest, TaskText, Tier, WaitReason,
+    AgentClaim, Attempt, Clock, ControlError, End, EventKind, Lane, LogKey, Logs, NewRun, Outcome,
+    Pool, PoolName, PoolProperties, Pools, Queue as _, RunFilter, RunId, RunSettings, RunStatus,
+    Runs, Sent, TaskRequest, TaskText, Tier, WaitReason,
 };
 use oci::{Platform, RegistryName};
 use tempfile::TempDir;
@@ -55,8 +55,9 @@ impl Server {
     }
 
     async fn claim(&self, pool: &Pool) -> Option<Attempt> {
-        let has_work = self.runs.has_work_for(pool).await.unwrap();
-        let claimed = self.runs.claim_for(pool, "agent-1").await.unwrap();
+        let claim = AgentClaim { pool, agent: "agent-1", platform: "linux/amd64" };
+        let has_work = self.runs.has_work_for(&claim).await.unwrap();
+        let claimed = self.runs.claim_for(&claim).await.unwrap();
         // What ends at the claim was work, too.
         assert!(has_work || claimed.is_none());
         claimed
@@ -92,7 +93,7 @@ async fn open(folder: &TempDir, now: &Arc<AtomicI64>) -> (Runs, Pools) {
         run_keep: Duration::from_secs(24 * 3600),
     };
     let runs = Runs::open(db, None, logs, clock, settings).await.unwrap();
-    let pools = Pools::open(runs.clone()).await.unwrap();
+    let pools = Pools::new(runs.clone());
     (runs, pools)
 }
 
@@ -241,10 +242,10 @@ async fn the_server_ends_what_no_agent_may_begin_again() {
     let attempt = server.claim(&arm).await.unwrap();
     server.runs.cancel(&local(), canceled).await.unwrap();
     // While the leases hold they are nobody's business.
-    assert!(server.runs.claim().await.unwrap().is_none());
+    server.runs.sweep().await.unwrap();
     drop(attempt);
     server.pass(61);
-    assert!(server.runs.claim().await.unwrap().is_none());
+    server.runs.sweep().await.unwrap();
     let lost = server.runs.get(&local(), with_commands).await.unwrap().unwrap();
     assert_eq!(lost.status, RunStatus::Error);
     assert_eq!(
@@ -257,7 +258,7 @@ async fn the_server_ends_what_no_agent_may_begin_again() {
     assert_eq!(server.status(often).await, RunStatus::Started);
     server.claim(&arm).await.unwrap();
     server.pass(61);
-    assert!(server.runs.claim().await.unwrap().is_none());
+    server.runs.sweep().await.unwrap();
     let ended = server.runs.get(&local(), often).await.unwrap().unwrap();
     let told = "its agent stopped while the run was under way, in each of 2 attempts";
     assert_eq!((ended.status, ended.error.as_deref()), (RunStatus::Error, Some(told)));
@@ -342,9 +343,42 @@ async fn an_agent_that_leaves_gives_back_what_can_be_begun_again() {
     let id = server.submit(Some("arm"), Lane::People).await;
     let attempt = server.claim(&arm).await.unwrap();
     attempt.queue.give_back(&attempt).await.unwrap();
+    // It waits as long as others do.
+    server.pass(120);
+    server.runs.sweep().await.unwrap();
     let again = server.claim(&arm).await.unwrap();
     assert_eq!((again.run.id, again.run.attempts), (id, 1));
     again.running(false).await.unwrap();
     again.queue.give_back(&again).await.unwrap();
     assert_eq!(server.status(id).await, RunStatus::Error);
+}
+
+#[tokio::test]
+async fn a_run_that_is_lost_after_its_pool_is_gone_ends() {
+    let server = Server::new().await;
+    let arm = server.pool("arm", 1).await;
+    let id = server.submit(Some("arm"), Lane::People).await;
+    server.claim(&arm).await.unwrap().running(true).await.unwrap();
+    server.pools.delete(&local(), &arm.name).await.unwrap();
+    server.runs.sweep().await.unwrap();
+    assert_eq!(server.status(id).await, RunStatus::Running);
+    server.pass(61);
+    server.runs.sweep().await.unwrap();
+    let run = server.runs.get(&local(), id).await.unwrap().unwrap();
+    assert_eq!(run.error.as_deref(), Some("its agent stopped, and its agent pool is gone"));
+}
+
+#[tokio::test]
+async fn an_agent_of_the_pool_default_gets_what_suits_its_machine() {
+    let server = Server::new().await;
+    let (default, arm) = (server.pool("default", 9).await, server.pool("arm", 9).await);
+    let id = server.submit(None, Lane::People).await;
+    let named = server.submit(Some("arm"), Lane::People).await;
+    let of = |pool| AgentClaim { pool, agent: "a", platform: "linux/arm64" };
+    assert!(!server.runs.has_work_for(&of(&default)).await.unwrap());
+    assert!(server.runs.claim_for(&of(&default)).await.unwrap().is_none());
+    // Who names a pool has chosen.
+    let attempt = server.runs.claim_for(&of(&arm)).await.unwrap().unwrap();
+    assert_eq!(attempt.run.id, named);
+    assert_eq!(server.claim(&default).await.unwrap().run.id, id);
 }

@@ -79,13 +79,12 @@ pub async fn agent(
     let logs = Logs::new(logs, settings.limits.log_size_max, clock.clone());
     notices.iter().for_each(|text| notice(text));
     notice(&format!("joining agent pool `{}` of {server} as `{name}`", client.pool()));
-    let queue = AgentQueue::new(client.clone(), logs, clock);
+    let queue = AgentQueue::new(client, logs, clock);
     let pushes = settings.upstreams.iter().filter(|(_, upstream)| upstream.push);
     let executor = AgentExecutor {
         machine,
         remote,
         server,
-        client,
         catalog: catalog.clone(),
         leases: queue.clone(),
         pushes: PushPolicy {
@@ -150,7 +149,6 @@ struct AgentExecutor {
     /// Knows nothing of any run.
     remote: Remote,
     server: Url,
-    client: Client,
     catalog: Catalog,
     leases: AgentQueue,
     pushes: PushPolicy,
@@ -162,7 +160,7 @@ impl Executor for AgentExecutor {
         let Some(lease) = self.leases.lease(attempt) else {
             return Outcome::of(End::Error("the lease of the run is not known here".to_owned()));
         };
-        let place = self.client.attempt(attempt);
+        let place = self.leases.client(attempt);
         if let Err(error) = fetch_context(&place, attempt, &self.catalog).await {
             return Outcome::of(End::Error(error.to_string()));
         }
@@ -188,7 +186,7 @@ impl AgentExecutor {
         };
         let hosts = lease.hosts.iter().map(|(host, _)| (host.clone(), upstream.clone()));
         let remote = self.remote.with_upstreams(hosts);
-        let place = self.client.attempt(attempt);
+        let place = self.leases.client(attempt);
         let mut engine = self.machine.engine(Place {
             registry: attempt.run.registry.clone(),
             own: OwnNames::new(lease.hosts.iter().cloned()),

@@ -3,7 +3,7 @@
 //! Both are of one version, which the first request makes sure of; so the forms are those that the
 //! version's own tables have, and nothing of them is promised to anybody.
 
-use control::{Outcome, Run, RunKind, RunRequest, RunStatus, TaskName};
+use control::{Outcome, Run, RunId, RunKind, RunRequest, RunStatus, TaskName};
 use oci::{Digest, RegistryName};
 use serde::{Deserialize, Serialize};
 use store::Millis;
@@ -83,6 +83,10 @@ impl LeasedRun {
             attempts: run.attempts,
             repeatable: run.repeatable,
         })
+    }
+
+    pub(crate) fn id(&self) -> Option<RunId> {
+        self.id.parse().ok()
     }
 
     pub(crate) fn into_run(self) -> Result<Run, BadLease> {

@@ -155,9 +155,7 @@ impl App {
         let task_runs = TaskRuns::open(runs.clone())
             .await
             .map_err(ServeError::starting("open the table of task runs"))?;
-        let pools = Pools::open(runs.clone())
-            .await
-            .map_err(ServeError::starting("open the table of agent pools"))?;
+        let pools = Pools::new(runs.clone());
         let sources = open_sources(&settings, db, &catalog, clock.clone()).await?;
         let mut bound = Bound::default();
         if tcp {

@@ -42,6 +42,14 @@ impl Presence {
         }
     }
 
+    /// One that works asks for nothing new, but says that it is there.
+    pub(crate) fn touch(&self, registry: &RegistryName, pool: &str, agent: &str, now: Millis) {
+        let key = (registry.clone(), pool.to_ascii_lowercase());
+        if let Some(seen) = self.pools().get_mut(&key).and_then(|agents| agents.get_mut(agent)) {
+            seen.at = now;
+        }
+    }
+
     /// Those that were there in the last minute, by name.
     pub(crate) fn of(&self, pool: &Pool, now: Millis) -> OfPool {
         let pools = self.pools();

@@ -99,9 +99,13 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
         .route("/blobs/{digest}", put(attempts::put_blob))
         .route("/publish", post(attempts::publish))
         .route("/acr", post(attempts::acr))
-        .route("/finish", post(attempts::finish))
         .route("/giveBack", post(attempts::give_back))
-        .layer(DefaultBodyLimit::max(attempts::BODY_SIZE_MAX));
+        .layer(DefaultBodyLimit::max(attempts::BODY_SIZE_MAX))
+        .merge(
+            Router::new()
+                .route("/finish", post(attempts::finish))
+                .layer(DefaultBodyLimit::max(attempts::FINISH_SIZE_MAX)),
+        );
     let of_agents = Router::new()
         .route("/claim", post(attempts::claim))
         .route("/queue", get(attempts::queue))

@@ -97,8 +97,12 @@ impl EventKind {
     /// Every text in it that could hold a secret.
     pub(super) fn texts_mut(&mut self) -> Vec<&mut String> {
         match self {
-            Self::Message { text } | Self::Warning { text } | Self::Output { text, .. } => {
-                vec![text]
+            Self::Message { text }
+            | Self::Warning { text }
+            | Self::Output { text, .. }
+            | Self::Explained { text, .. } => vec![text],
+            Self::Image { reference, digest } => {
+                reference.iter_mut().chain(std::iter::once(digest)).collect()
             }
             Self::StepStarted { name, .. } => vec![name],
             Self::StepFinished { error: Some(error), .. }

@@ -47,8 +47,11 @@ impl Pool {
 
     fn start(&self, server: &Server, name: &str) -> Running {
         let data = self.agents.path(name).display().to_string();
+        let settings = format!("[build]\nshell_image = \"{}/busybox\"\n", server.host());
+        self.agents.write("agent.toml", settings);
         let args = ["agent", "--server", server.url(), "--token-file", "token", "--name", name];
-        let args = args.into_iter().chain(["--data", &data, "--concurrency", "4"]);
+        let more = ["--data", &data, "--concurrency", "4", "--config", "agent.toml"];
+        let args = args.into_iter().chain(more);
         self.agents.refit(args).within(Duration::from_secs(300)).start()
     }
 
@@ -200,6 +203,8 @@ fn as_root_an_agent_carries_out_the_steps_of_a_task() {
          - id: test\n  cmd: \"{{{{.Run.Registry}}}}/app:{{{{.Run.ID}}}} sh -c 'until busybox nc service 80; do sleep 0.1; done; \
            echo {{{{.Values.password}}}}; seq 1 3000'\"\n  when: [service, build]\n\
          - id: push\n  push: [\"{{{{.Run.Registry}}}}/app:{{{{.Run.ID}}}}\"]\n\
+         - id: shell\n  cmd: |\n    {host}/busybox echo in the shell | tr a-z A-Z\n    \
+           docker tag $Registry/app:$ID $Registry/app:shell && docker push $Registry/app:shell\n\
          - id: list\n  cmd: acr tag list -r {{{{.Run.RegistryName}}}} --repository app\n\
          - id: bad\n  cmd: acr purge --filter 'app:[' --ago 0d\n  ignoreErrors: true\n"
     );
@@ -216,7 +221,9 @@ fn as_root_an_agent_carries_out_the_steps_of_a_task() {
     assert!(log.replace("\r\n", "\n").contains(&listed), "{log}");
     validate(&server.registry(), "app", "c01");
     let run = pool.run(&server, "c01");
-    assert_eq!(run["cost"]["steps"].as_array().unwrap().len(), 6);
+    assert!(log.contains("IN THE SHELL"), "{log}");
+    validate(&server.registry(), "app", "shell");
+    assert_eq!(run["cost"]["steps"].as_array().unwrap().len(), 7);
     assert_eq!(run["outputImages"][0]["tag"], "c01");
 }
 

@@ -14,6 +14,7 @@ mod contexts;
 mod crash;
 mod damage;
 mod determinism;
+mod docs;
 mod doctor;
 mod explain;
 mod gc;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use control::{Attempt, ControlError};
+use control::{ControlError, RunId};
 use oci::RegistryName;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
@@ -125,10 +125,10 @@ impl Client {
         Ok(json::<QueueNews>(answered(request).await?).await?.has_work)
     }
 
-    /// What is asked for under the lease of an attempt.
-    pub(super) fn attempt(&self, attempt: &Attempt) -> AttemptClient {
-        let (run, epoch) = (attempt.run.id.to_string(), attempt.epoch.to_string());
-        AttemptClient { client: self.clone(), run, epoch }
+    /// What is asked for under a lease.
+    pub(super) fn attempt(&self, run: RunId, epoch: i64, password: &str) -> AttemptClient {
+        let client = Self { token: password.to_owned(), ..self.clone() };
+        AttemptClient { client, run: run.to_string(), epoch: epoch.to_string() }
     }
 
     fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
@@ -143,6 +143,7 @@ impl Client {
 /// One attempt, seen by the agent that has it. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct AttemptClient {
+    /// With the password of the attempt as its token.
     client: Client,
     run: String,
     epoch: String,
@@ -162,13 +163,18 @@ impl AttemptClient {
     }
 
     /// Asks once, where the answer is only whether it was done.
-    pub(super) async fn tell(
+    pub(super) async fn tell(&self, path: &[&str], body: &impl Serialize) -> Result<(), AskError> {
+        self.tell_within(TIMEOUT, path, body).await
+    }
+
+    /// The same, where the server may take longer.
+    pub(super) async fn tell_within(
         &self,
-        method: Method,
+        timeout: Duration,
         path: &[&str],
         body: &impl Serialize,
     ) -> Result<(), AskError> {
-        let request = self.request(method, path).json(body).timeout(TIMEOUT);
+        let request = self.request(Method::POST, path).json(body).timeout(timeout);
         answered(request).await.map(drop)
     }
 

@@ -29,6 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A transfer that brings nothing for this long is given up.
 const STALL: Duration = Duration::from_secs(60);
 
+/// How long the server may take to publish an image.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(600);
+
 /// Blobs sent at once.
 const PARALLEL: usize = 4;
 
@@ -60,32 +63,29 @@ pub(super) async fn fetch_context(
     let owner = context_owner(attempt);
     for digest in attempt.run.request.blobs() {
         if catalog.blobs().stat(&digest).await?.is_none() {
-            fetch(client, &digest, catalog).await?;
+            persistently(PATIENCE, || fetch(client, &digest, catalog)).await?;
         }
         catalog.lease_blob(&owner, &digest, KEEP).await?;
     }
     Ok(())
 }
 
-async fn fetch(
-    client: &AttemptClient,
-    digest: &Digest,
-    catalog: &Catalog,
-) -> Result<(), ContextError> {
-    let path = ["context", digest.as_str()];
-    let mut response =
-        persistently(PATIENCE, || answered(client.request(Method::GET, &path))).await?;
-    let mut upload = catalog.blobs().begin_upload(Algorithm::Sha256).await?;
+async fn fetch(client: &AttemptClient, digest: &Digest, catalog: &Catalog) -> Result<(), AskError> {
     let broken = |reason: &str| AskError::Unreachable(reason.to_owned());
+    let own = |error: StoreError| AskError::Refused(error.to_string());
+    let answer = answered(client.request(Method::GET, &["context", digest.as_str()]));
+    let answer = tokio::time::timeout(STALL, answer).await;
+    let mut response = answer.map_err(|_| broken("nothing came for too long"))??;
+    let mut upload = catalog.blobs().begin_upload(Algorithm::Sha256).await.map_err(own)?;
     loop {
         match tokio::time::timeout(STALL, response.chunk()).await {
-            Ok(Ok(Some(chunk))) => upload.write(chunk).await?,
+            Ok(Ok(Some(chunk))) => upload.write(chunk).await.map_err(own)?,
             Ok(Ok(None)) => break,
-            Ok(Err(_)) => return Err(broken("the connection broke").into()),
-            Err(_) => return Err(broken("nothing came for too long").into()),
+            Ok(Err(_)) => return Err(broken("the connection broke")),
+            Err(_) => return Err(broken("nothing came for too long")),
         }
     }
-    upload.commit(Some(digest)).await?;
+    upload.commit(Some(digest)).await.map_err(own)?;
     Ok(())
 }
 
@@ -147,7 +147,7 @@ impl Publisher for PoolPublisher {
     ) -> Result<(), PublishError> {
         let release = Release::prepare(catalog, built, publication).await?;
         self.send(catalog, release.blobs()?.into_iter().collect()).await?;
-        let tell = || self.0.tell(Method::POST, &["publish"], &release);
+        let tell = || self.0.tell_within(PUBLISH_TIMEOUT, &["publish"], &release);
         persistently(PATIENCE, tell).await.map_err(failure)
     }
 

@@ -17,13 +17,16 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::LAST_WORDS;
 use super::client::{AskError, AttemptClient, Client, answered, persistently};
-use crate::agent_wire::{EventsTaken, Finish, LeaseNews, RunningSteps};
+use crate::agent_wire::{BadLease, EventsTaken, Finish, Lease, LeaseNews, RunningSteps};
 
 /// Records that are sent at once, in bytes; a single one may be larger.
 const BATCH: usize = 256 << 10;
 
 /// How long a batch of records may take.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often a run is asked for although the server tells of none.
+const PERIOD: Duration = Duration::from_secs(300);
 
 /// How long it is waited when the server cannot be reached.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -51,6 +54,7 @@ pub(super) struct AgentQueue {
 
 /// What goes on beside an attempt.
 struct Held {
+    key: LogKey,
     leased: Arc<Leased>,
     /// How much of the log the server has.
     sent: watch::Receiver<u64>,
@@ -80,7 +84,7 @@ impl AgentQueue {
     fn hold(&self, attempt: &Attempt, leased: Leased) {
         let end = CancellationToken::new();
         let (progress, sent) = watch::channel(0);
-        let client = self.client.attempt(attempt);
+        let client = self.client.attempt(attempt.run.id, attempt.epoch, &leased.password);
         let sending = send_log(client.clone(), self.logs.clone(), log_key(attempt), progress);
         let listening = listen(client, attempt.cancel.clone());
         for task in
@@ -88,8 +92,46 @@ impl AgentQueue {
         {
             tokio::spawn(end.clone().run_until_cancelled_owned(task));
         }
-        let held = Held { leased: Arc::new(leased), sent, _ends: end.drop_guard() };
+        let key = log_key(attempt);
+        let held = Held { key, leased: Arc::new(leased), sent, _ends: end.drop_guard() };
         self.held().insert(attempt.fence(), held);
+    }
+
+    /// Begins an attempt; not while an earlier one of the run is still here, which has not noticed
+    /// yet that it lost the run.
+    async fn begin(&self, lease: Lease) -> Result<Option<Attempt>> {
+        let run = lease.run.into_run().map_err(|error| AskError::Refused(error.to_string()))?;
+        let key = LogKey { registry: run.registry.clone(), run: run.id };
+        if self.held().values().any(|held| held.key == key) {
+            return Ok(None);
+        }
+        let removal = self.removals().remove(&key);
+        if let Some(removal) = removal {
+            // An earlier attempt was here, too.
+            let _it_has_told = removal.await;
+        }
+        let log: RunLog = self.logs.open(&key, Mask::new(run.request.secrets())).await?;
+        let attempt = Attempt {
+            run,
+            log,
+            cancel: CancellationToken::new(),
+            epoch: lease.epoch,
+            started_at: self.clock.now(),
+            queue: Arc::new(self.clone()),
+            alive: Arc::new(()),
+        };
+        let seed = seed(&lease.seed).ok_or_else(|| AskError::Refused("a bad lease".to_owned()))?;
+        let (hosts, limits) = (lease.hosts, lease.limits);
+        let (user, password) = (lease.user, lease.password);
+        self.hold(&attempt, Leased { seed, hosts, limits, user, password });
+        Ok(Some(attempt))
+    }
+
+    /// What is asked for under an attempt's lease.
+    pub(super) fn client(&self, attempt: &Attempt) -> AttemptClient {
+        let lease = self.lease(attempt);
+        let password = lease.as_ref().map(|lease| lease.password.as_str()).unwrap_or_default();
+        self.client.attempt(attempt.run.id, attempt.epoch, password)
     }
 
     /// Waits until the server has all that the log has now.
@@ -127,28 +169,18 @@ fn log_key(attempt: &Attempt) -> LogKey {
 impl Queue for AgentQueue {
     async fn claim(&self) -> Result<Option<Attempt>> {
         let Some(lease) = self.client.claim().await? else { return Ok(None) };
-        let run = lease.run.into_run().map_err(|error| AskError::Refused(error.to_string()))?;
-        let key = LogKey { registry: run.registry.clone(), run: run.id };
-        let removal = self.removals().remove(&key);
-        if let Some(removal) = removal {
-            // An earlier attempt was here, too.
-            let _it_has_told = removal.await;
+        let (epoch, password) = (lease.epoch, lease.password.clone());
+        let run = lease.run.id().ok_or_else(|| AskError::Refused(BadLease.to_string()))?;
+        let begun = self.begin(lease).await;
+        if !matches!(begun, Ok(Some(_))) {
+            // Another agent may have more luck; and this one after a while.
+            let client = self.client.attempt(run, epoch, &password);
+            if let Err(error) = client.tell(&["giveBack"], &()).await {
+                tracing::warn!(%run, %error, "a run could not be given back");
+            }
+            tokio::time::sleep(PAUSE).await;
         }
-        let log: RunLog = self.logs.open(&key, Mask::new(run.request.secrets())).await?;
-        let attempt = Attempt {
-            run,
-            log,
-            cancel: CancellationToken::new(),
-            epoch: lease.epoch,
-            started_at: self.clock.now(),
-            queue: Arc::new(self.clone()),
-            alive: Arc::new(()),
-        };
-        let seed = seed(&lease.seed).ok_or_else(|| AskError::Refused("a bad lease".to_owned()))?;
-        let (hosts, limits) = (lease.hosts, lease.limits);
-        let (user, password) = (lease.user, lease.password);
-        self.hold(&attempt, Leased { seed, hosts, limits, user, password });
-        Ok(Some(attempt))
+        begun
     }
 
     async fn changed(&self) {
@@ -168,8 +200,13 @@ impl Queue for AgentQueue {
         }
     }
 
+    /// The server tells when there is something.
+    fn period(&self) -> Duration {
+        PERIOD
+    }
+
     async fn renew(&self, attempt: &Attempt) -> Result<Option<bool>> {
-        match self.client.attempt(attempt).ask::<LeaseNews>(&["renew"], &()).await {
+        match self.client(attempt).ask::<LeaseNews>(&["renew"], &()).await {
             Ok(news) => Ok(Some(news.canceled)),
             Err(AskError::Gone) => Ok(None),
             Err(error) => Err(error.into()),
@@ -177,7 +214,7 @@ impl Queue for AgentQueue {
     }
 
     async fn holds(&self, attempt: &Attempt) -> Result<bool> {
-        let client = self.client.attempt(attempt);
+        let client = self.client(attempt);
         let request = || answered(client.request(Method::GET, &["lease"]).timeout(SEND_TIMEOUT));
         match persistently(SEND_TIMEOUT, request).await {
             Ok(_) => Ok(true),
@@ -187,8 +224,8 @@ impl Queue for AgentQueue {
     }
 
     async fn set_running(&self, attempt: &Attempt, repeatable: bool) -> Result<()> {
-        let (client, body) = (self.client.attempt(attempt), RunningSteps { repeatable });
-        let tell = || client.tell(Method::POST, &["running"], &body);
+        let (client, body) = (self.client(attempt), RunningSteps { repeatable });
+        let tell = || client.tell(&["running"], &body);
         Ok(persistently(SEND_TIMEOUT, tell).await?)
     }
 
@@ -202,8 +239,8 @@ impl Queue for AgentQueue {
         self.flush(attempt).await;
         let error = error.map(str::to_owned);
         let body = Finish { status, error, outcome: outcome.clone() };
-        let client = self.client.attempt(attempt);
-        let told = persistently(LAST_WORDS, || client.tell(Method::POST, &["finish"], &body)).await;
+        let client = self.client(attempt);
+        let told = persistently(LAST_WORDS, || client.tell(&["finish"], &body)).await;
         self.let_go(attempt);
         match told {
             Ok(()) => Ok(true),
@@ -214,7 +251,7 @@ impl Queue for AgentQueue {
 
     async fn give_back(&self, attempt: &Attempt) -> Result<()> {
         self.flush(attempt).await;
-        let told = self.client.attempt(attempt).tell(Method::POST, &["giveBack"], &()).await;
+        let told = self.client(attempt).tell(&["giveBack"], &()).await;
         self.let_go(attempt);
         match told {
             // Somebody has it already.
@@ -271,7 +308,11 @@ async fn send_log(client: AttemptClient, logs: Logs, key: LogKey, progress: watc
                 match persistently(SEND_TIMEOUT, send).await {
                     Ok(_) => break,
                     Err(AskError::Unreachable(_)) => (),
-                    Err(AskError::Gone) => return,
+                    // Nobody waits for the rest.
+                    Err(AskError::Gone) => {
+                        progress.send_replace(u64::MAX);
+                        return;
+                    }
                     Err(error) => {
                         tracing::error!(%error, run = %key.run, "a part of a log was not taken");
                         break;

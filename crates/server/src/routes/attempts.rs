@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use container::Stream as OutputStream;
-use control::{Attempt, Event, EventKind, Pool, Sent};
+use control::{AgentClaim, Attempt, Event, EventKind, Pool, Sent};
 use engine::{
     AcrCommand, AcrError, Housekeeper, Lease as EngineLease, Lines, LocalHousekeeper, PublishError,
     Release,
@@ -38,6 +38,10 @@ use crate::state::Shared;
 /// A body that is no blob: an image of many platforms with its records.
 pub(super) const BODY_SIZE_MAX: usize = 64 << 20;
 
+/// What becomes of a run is told in at most so many bytes: listings read it.
+pub(super) const FINISH_SIZE_MAX: usize = 8 << 20;
+const ERROR_SIZE_MAX: usize = 64 << 10;
+
 /// Bytes of the name of an agent.
 const NAME_MAX: usize = 100;
 
@@ -52,6 +56,12 @@ const SENT_KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Lines of `acr` that wait to be sent.
 const LINES_MAX: usize = 256;
+
+impl Claim {
+    fn of<'a>(&'a self, pool: &'a Pool) -> AgentClaim<'a> {
+        AgentClaim { pool, agent: &self.agent, platform: &self.platform }
+    }
+}
 
 /// Where an attempt is, in a path.
 #[derive(Deserialize)]
@@ -75,7 +85,7 @@ pub(crate) async fn claim(
     if state.leaving.is_cancelled() {
         return Err(ApiError::leaving());
     }
-    match state.runs.claim_for(&pool, &body.agent).await? {
+    match state.runs.claim_for(&body.of(&pool)).await? {
         None => Ok(StatusCode::NO_CONTENT.into_response()),
         Some(attempt) => Ok(axum::Json(lease(&state, &pool, &attempt)?).into_response()),
     }
@@ -94,7 +104,7 @@ pub(crate) async fn queue(
     let mut changes = state.runs.queue_changes();
     loop {
         changes.borrow_and_update();
-        let has_work = state.runs.has_work_for(&pool).await?;
+        let has_work = state.runs.has_work_for(&query.of(&pool)).await?;
         if has_work || tokio::time::Instant::now() >= end {
             return Ok(axum::Json(QueueNews { has_work }));
         }
@@ -155,27 +165,31 @@ async fn joined(
     };
     let (registry, _) = state.registry(registry).map_err(|_| refused())?;
     let name = from_api::pool_name(pool).map_err(|_| refused())?;
-    let header = headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok());
-    let token = header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default();
     let pool = state.pools.get(&registry, &name).await?;
-    pool.filter(|pool| state.keys.is_pool_token(pool, token)).ok_or_else(refused)
+    pool.filter(|pool| state.keys.is_pool_token(pool, bearer(headers))).ok_or_else(refused)
 }
 
-/// The attempt that a path names, if its agent still has it.
+/// The attempt that a path names, if the request has its password and its agent still has it. The
+/// token of the pool does not matter: it may be another one by now, or none.
 async fn held(
     state: &Shared,
     path: &AttemptPath,
     headers: &HeaderMap,
 ) -> Result<Attempt, ApiError> {
-    let pool = joined(state, &path.registry, &path.pool, headers).await?;
     let lost = || ApiError::gone("the run is not this agent's any more");
+    let (registry, _) = state.registry(&path.registry).map_err(|_| lost())?;
     let id = path.run.parse().map_err(|_| lost())?;
-    let attempt = state.runs.attempt_of(&pool.registry, id, path.epoch).await?;
-    let of_pool = |attempt: &Attempt| match &attempt.run.pool {
-        Some(of_run) => *of_run == pool.name,
-        None => pool.name.is_default(),
-    };
-    attempt.filter(of_pool).ok_or_else(lost)
+    let user = run_user(&registry, id, path.epoch);
+    if !state.keys.is_run_password(&user, bearer(headers)) {
+        return Err(ApiError::unauthorized("this is not the password of the attempt"));
+    }
+    state.runs.attempt_of(&registry, id, path.epoch).await?.ok_or_else(lost)
+}
+
+/// What a request proves itself with.
+fn bearer(headers: &HeaderMap) -> &str {
+    let header = headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok());
+    header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default()
 }
 
 pub(crate) async fn renew(
@@ -185,6 +199,8 @@ pub(crate) async fn renew(
 ) -> Result<axum::Json<LeaseNews>, ApiError> {
     let attempt = held(&state, &path, &headers).await?;
     let renewed = attempt.queue.renew(&attempt).await?;
+    let agent = attempt.run.agent.as_deref().unwrap_or_default();
+    state.presence.touch(&attempt.run.registry, &path.pool, agent, state.clock.now());
     let canceled = renewed.ok_or_else(|| ApiError::gone("the lease of the run is lost"))?;
     Ok(axum::Json(LeaseNews { canceled }))
 }
@@ -244,6 +260,8 @@ pub(crate) async fn events(
             attempt.log.append_sent(event.kind, Some(sent)).await;
         }
     }
+    // What is answered for is not lost with this process.
+    attempt.log.written().await;
     let last = attempt.log.last_sent().filter(|sent| sent.epoch == attempt.epoch);
     Ok(axum::Json(EventsTaken { last: last.map_or(0, |sent| sent.id) }))
 }
@@ -355,7 +373,7 @@ pub(crate) async fn publish(
     Json(release): Json<Release>,
 ) -> Result<StatusCode, ApiError> {
     let attempt = held(&state, &path, &headers).await?;
-    let (registry, owner) = (&attempt.run.registry, sent_owner(&attempt));
+    let owner = sent_owner(&attempt);
     for digest in release.blobs().map_err(refusal)? {
         if !state.catalog.renew_lease(&owner, &digest, SENT_KEEP).await? {
             let message = format!("blob {digest} of the image was not sent");
@@ -369,8 +387,13 @@ pub(crate) async fn publish(
             .map_err(|error: oci::ReferenceError| ApiError::invalid(error.to_string()))?;
         state.refuse_copy(&repository)?;
     }
-    let (run, lease) = (attempt.run.id.to_string(), AttemptLease(&attempt));
-    release.publish(&state.catalog, registry, &run, &lease).await.map_err(refusal)?;
+    // Begun, it is not left half done when the agent is gone.
+    let publishing = tokio::spawn(async move {
+        let (run, lease) = (attempt.run.id.to_string(), AttemptLease(&attempt));
+        release.publish(&state.catalog, &attempt.run.registry, &run, &lease).await
+    });
+    let published = publishing.await.map_err(|error| ApiError::interrupted(&error))?;
+    published.map_err(refusal)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -401,6 +424,11 @@ pub(crate) async fn acr(
     Json(command): Json<AcrCommand>,
 ) -> Result<Response, ApiError> {
     let attempt = held(&state, &path, &headers).await?;
+    // What a build could not do here, its agent cannot either.
+    if attempt.run.request.task().is_none() {
+        return Err(ApiError::invalid("only the steps of a task have commands of `acr`"));
+    }
+    tracing::info!(run = %attempt.run.id, agent = attempt.run.agent, ?command, "`acr` for an agent");
     let housekeeper = LocalHousekeeper {
         catalog: state.catalog.clone(),
         registry: attempt.run.registry.clone(),
@@ -412,9 +440,14 @@ pub(crate) async fn acr(
     let stopping = stop.clone().drop_guard();
     tokio::spawn(async move {
         let (run, lines) = (attempt.run.id.to_string(), Sender(sender));
+        let work = housekeeper.run(&run, &command, &lines, &stop);
+        tokio::pin!(work);
         let ended = tokio::select! {
-            ended = housekeeper.run(&run, &command, &lines, &stop) => ended,
-            () = attempt.cancel.cancelled() => Err(AcrError::Canceled),
+            ended = &mut work => ended,
+            () = no_longer(&state, &attempt) => {
+                stop.cancel();
+                work.await
+            }
         };
         let record = match ended {
             Ok(()) => AcrRecord::Done,
@@ -433,6 +466,20 @@ pub(crate) async fn acr(
         Some((line, (receiver, stopping)))
     });
     Ok(stream_response(NDJSON, records))
+}
+
+/// Returns when nothing more is to be done for an attempt.
+async fn no_longer(state: &Shared, attempt: &Attempt) {
+    let lost = async {
+        while matches!(attempt.confirm().await, Ok(Ok(()))) {
+            tokio::time::sleep(PERIOD).await;
+        }
+    };
+    tokio::select! {
+        () = attempt.cancel.cancelled() => (),
+        () = state.stopping.cancelled() => (),
+        () = lost => (),
+    }
 }
 
 struct Sender(mpsc::Sender<AcrRecord>);
@@ -466,7 +513,10 @@ pub(crate) async fn finish(
     if !body.status.is_final() {
         return Err(ApiError::invalid("that is no end of a run").at("status"));
     }
-    let Finish { status, error, outcome } = body;
+    let Finish { status, mut error, outcome } = body;
+    if let Some(error) = &mut error {
+        error.truncate(error.floor_char_boundary(ERROR_SIZE_MAX));
+    }
     let recorded = attempt.queue.finish(&attempt, status, error.as_deref(), &outcome).await?;
     release_sent(&state, &attempt).await;
     match recorded {
