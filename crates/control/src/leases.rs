@@ -448,11 +448,12 @@ impl Runs {
         Ok(())
     }
 
-    /// Another attempt may have the run at once; this one does not count.
+    /// Another attempt may have the run at once; this one does not count, nor what is still on its way
+    /// from it.
     async fn release(&self, attempt: &Attempt) -> Result<()> {
         self.forget(attempt);
         let statement = sqlx::query(
-            "UPDATE runs SET lease_until = $4, attempts = attempts - 1
+            "UPDATE runs SET lease_until = $4, attempts = attempts - 1, epoch = epoch + 1
              WHERE registry = $1 AND number = $2 AND epoch = $3
                 AND status IN ('Started', 'Running')",
         )

@@ -105,6 +105,8 @@ struct Pending {
 struct Progress {
     events: u64,
     text: u64,
+    /// Bytes of records that were written, or could not be.
+    handled: u64,
     /// Nothing follows.
     done: bool,
 }
@@ -124,8 +126,12 @@ impl Logs {
         }
         let (folder, owned) = (self.shared.folder.clone(), key.clone());
         let (files, found) = blocking("open a log", move || Files::open(&folder, &owned)).await?;
-        let progress =
-            Progress { events: files.events_len, text: files.text_len, done: found.finished };
+        let progress = Progress {
+            events: files.events_len,
+            text: files.text_len,
+            handled: files.events_len,
+            done: found.finished,
+        };
         let pending = Pending {
             next_id: found.last_id + 1,
             renderer: found.renderer,
@@ -252,7 +258,7 @@ impl RunLog {
     pub async fn written(&self) {
         let size = lock(&self.live.pending).size;
         let mut progress = self.live.progress.subscribe();
-        let written = progress.wait_for(|progress| progress.events >= size || progress.done);
+        let written = progress.wait_for(|progress| progress.handled >= size || progress.done);
         let _late = tokio::time::timeout(WRITTEN_WAIT, written).await;
     }
 
@@ -326,6 +332,7 @@ struct Batch {
 /// Writes what is appended until the log ends, then compresses it.
 async fn write_loop(logs: Logs, live: Arc<Live>, mut files: Files) {
     let mut sync_at: Option<tokio::time::Instant> = None;
+    let mut handled = files.events_len;
     loop {
         match sync_at {
             None => live.wake.notified().await,
@@ -336,6 +343,7 @@ async fn write_loop(logs: Logs, live: Arc<Live>, mut files: Files) {
         }
         let batch = live.take();
         let last = batch.last;
+        handled += batch.events.len() as u64;
         let sync = last || sync_at.is_some_and(|at| at <= tokio::time::Instant::now());
         let written = tokio::task::spawn_blocking(move || {
             let result = files
@@ -353,7 +361,8 @@ async fn write_loop(logs: Logs, live: Arc<Live>, mut files: Files) {
             (true, _) => None,
             (false, at) => at.or_else(|| Some(tokio::time::Instant::now() + SYNC_PERIOD)),
         };
-        let now = Progress { events: files.events_len, text: files.text_len, done: last };
+        let (events, text) = (files.events_len, files.text_len);
+        let now = Progress { events, text, handled, done: last };
         live.progress.send_if_modified(|progress| std::mem::replace(progress, now) != now);
         live.space.notify_waiters();
         if last {

@@ -86,6 +86,8 @@ fn has_bare_backslash(command: &str) -> bool {
             // The line goes on.
             ('\\', None) if chars.next_if_eq(&'\n').is_some() => (),
             ('\\', None) => return true,
+            // What follows is another command.
+            ('|' | '&' | ';' | '<' | '>' | '(' | '\n', None) => return false,
             ('\\', Some('"')) => drop(chars.next()),
             ('\'' | '"', None) => quote = Some(c),
             (c, Some(open)) if c == open => quote = None,
@@ -124,6 +126,9 @@ mod tests {
     fn a_backslash_needs_quotes() {
         for bare in [r"acr purge -f app:\d", r#"acr -f "a" \b"#, r"acr 'a'\b"] {
             assert!(has_bare_backslash(bare), "{bare}");
+        }
+        for fine in ["acr tag list | grep a\\.b", "acr version\nprintf a\\ b"] {
+            assert!(!has_bare_backslash(fine), "{fine}");
         }
         for fine in
             [r"acr purge -f 'app:\d'", r#"acr -f "app:\\d""#, r#"acr "a\"b" c"#, "acr -f \\\n a:b"]

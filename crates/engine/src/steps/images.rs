@@ -76,7 +76,10 @@ impl RunImages {
 
     /// A command has fetched an image. Of too many the last ones are not remembered.
     pub(crate) fn note_pulled(&self, name: &Reference, digest: &Digest) {
-        let (key, mut pulled) = (self.key(name), lock(&self.pulled));
+        if self.find(name).is_some() {
+            return;
+        }
+        let (key, mut pulled) = (self.pulled_key(name), lock(&self.pulled));
         if pulled.len() < NAMES_MAX || pulled.contains_key(&key) {
             let image = Reference { tag: None, digest: Some(digest.clone()), ..name.clone() };
             pulled.insert(key, image);
@@ -85,9 +88,16 @@ impl RunImages {
 
     /// What a command has fetched under a name that the run has given to nothing.
     pub(crate) fn pulled(&self, name: &Reference) -> Option<RunImage> {
-        let image = lock(&self.pulled).get(&self.key(name)).cloned()?;
-        let is_meant = name.digest.is_none() || name.digest == image.digest;
-        is_meant.then(|| RunImage::Other(Box::new(image)))
+        let image = lock(&self.pulled).get(&self.pulled_key(name)).cloned()?;
+        Some(RunImage::Other(Box::new(image)))
+    }
+
+    /// What was fetched by its digest says nothing of a tag.
+    fn pulled_key(&self, name: &Reference) -> String {
+        match &name.digest {
+            Some(digest) => format!("{}@{digest}", self.key(name)),
+            None => self.key(name),
+        }
     }
 
     /// All names that the run has given.

@@ -19,6 +19,9 @@ use super::LAST_WORDS;
 use super::client::{AskError, AttemptClient, Client, answered, persistently};
 use crate::agent_wire::{BadLease, EventsTaken, Finish, Lease, LeaseNews, RunningSteps};
 
+/// How long it is waited after a run that could not even be begun.
+const FAILED_PAUSE: Duration = Duration::from_secs(30);
+
 /// Records that are sent at once, in bytes; a single one may be larger.
 const BATCH: usize = 256 << 10;
 
@@ -147,7 +150,6 @@ impl AgentQueue {
 
     /// The log of an attempt that is over is of no use here.
     fn let_go(&self, attempt: &Attempt) {
-        self.held().remove(&attempt.fence());
         let (logs, log, key) = (self.logs.clone(), attempt.log.clone(), log_key(attempt));
         let removal = tokio::spawn(async move {
             log.finish(RunStatus::Canceled, None, Duration::ZERO).await;
@@ -158,6 +160,9 @@ impl AgentQueue {
         let mut removals = self.removals();
         removals.retain(|_, removal| !removal.is_finished());
         removals.insert(log_key(attempt), removal);
+        drop(removals);
+        // Only now may the run begin here again.
+        self.held().remove(&attempt.fence());
     }
 }
 
@@ -174,11 +179,12 @@ impl Queue for AgentQueue {
         let begun = self.begin(lease).await;
         if !matches!(begun, Ok(Some(_))) {
             // Another agent may have more luck; and this one after a while.
+            let pause = if begun.is_err() { FAILED_PAUSE } else { PAUSE };
             let client = self.client.attempt(run, epoch, &password);
             if let Err(error) = client.tell(&["giveBack"], &()).await {
                 tracing::warn!(%run, %error, "a run could not be given back");
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
         }
         begun
     }

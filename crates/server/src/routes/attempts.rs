@@ -449,6 +449,13 @@ pub(crate) async fn acr(
                 work.await
             }
         };
+        // Nobody has canceled the run because the server stops.
+        let ended = match ended {
+            Err(AcrError::Canceled) if !attempt.cancel.is_cancelled() => {
+                Err(AcrError::Failed("the server stopped before the command had ended".into()))
+            }
+            ended => ended,
+        };
         let record = match ended {
             Ok(()) => AcrRecord::Done,
             Err(AcrError::Canceled) => AcrRecord::Canceled,
@@ -471,7 +478,7 @@ pub(crate) async fn acr(
 /// Returns when nothing more is to be done for an attempt.
 async fn no_longer(state: &Shared, attempt: &Attempt) {
     let lost = async {
-        while matches!(attempt.confirm().await, Ok(Ok(()))) {
+        while !matches!(attempt.confirm().await, Ok(Err(_))) {
             tokio::time::sleep(PERIOD).await;
         }
     };

@@ -81,6 +81,11 @@ impl Session<'_> {
 
     /// `docker run`, as somebody wrote it.
     async fn run_other(&self, run: &RunArgs, request: &Request, caller: &Caller) -> u8 {
+        // Steps have their own bound.
+        let place = self.shell.context.shell_containers.acquire();
+        let Ok(_place) = unless_stopped(&caller.gone, async { Ok(place.await) }).await else {
+            return KILLED;
+        };
         match self.other_command(run, request, caller).await {
             Ok(command) => {
                 let name = run.name.as_deref().unwrap_or(&command.hostname);
@@ -147,10 +152,6 @@ impl Session<'_> {
         });
         let recent = listed.recent.as_deref();
         let output = CallerOutput { caller, started, recent };
-        let place = context.shell_containers.acquire();
-        let Ok(_place) = unless_stopped(&stop, async { Ok(place.await) }).await else {
-            return KILLED;
-        };
         let builder = &context.engine.builder;
         let (exit, usage) = match run_command(builder, command, &output, &stop).await {
             Ok(ended) => ended,
