@@ -171,9 +171,7 @@ impl Release {
 
     /// What its manifests name, besides one another; or what is wrong with one.
     pub fn blobs(&self) -> Result<BTreeSet<Digest>, PublishError> {
-        let checked = Checked::of(self)?;
-        let of_caches = checked.caches.iter().map(|(_, _, manifest)| manifest);
-        Ok(checked.manifests.iter().chain(of_caches).flat_map(CheckedManifest::blobs).collect())
+        Ok(Checked::of(self)?.blobs())
     }
 
     /// Publishes it for a run: blobs first, then the manifest together with its tags; of several
@@ -196,7 +194,7 @@ impl Release {
         let is_one_write =
             (self.manifests.len(), repositories.len(), self.caches.len()) == (1, 1, 0);
         if !is_one_write {
-            let held: Vec<Digest> = self.blobs()?.into_iter().collect();
+            let held: Vec<Digest> = checked.blobs().into_iter().collect();
             catalog.lease_blobs(&owner, &held, UNNAMED_KEEP).await?;
         }
         if checked.names.is_empty() {
@@ -267,6 +265,13 @@ impl<'a> Checked<'a> {
             names: release.names.iter().map(ReleasedName::read).collect::<Result<_, _>>()?,
             caches: caches.collect::<Result<_, PublishError>>()?,
         })
+    }
+}
+
+impl Checked<'_> {
+    fn blobs(&self) -> BTreeSet<Digest> {
+        let of_caches = self.caches.iter().map(|(_, _, manifest)| manifest);
+        self.manifests.iter().chain(of_caches).flat_map(CheckedManifest::blobs).collect()
     }
 }
 

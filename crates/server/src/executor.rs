@@ -347,7 +347,7 @@ fn succeeded(engine: &Engine, output: &engine::Output) -> Outcome {
 }
 
 /// The right to publish, asked of the queue.
-struct AttemptLease<'a>(&'a Attempt);
+pub(crate) struct AttemptLease<'a>(pub(crate) &'a Attempt);
 
 #[async_trait]
 impl Lease for AttemptLease<'_> {

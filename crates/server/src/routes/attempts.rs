@@ -11,10 +11,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use container::Stream as OutputStream;
 use control::{AgentClaim, Attempt, Event, EventKind, Pool, Sent};
-use engine::{
-    AcrCommand, AcrError, Housekeeper, Lease as EngineLease, Lines, LocalHousekeeper, PublishError,
-    Release,
-};
+use engine::{AcrCommand, AcrError, Housekeeper, Lines, LocalHousekeeper, PublishError, Release};
 use futures_util::{StreamExt as _, stream};
 use oci::{Algorithm, Digest};
 use serde::Deserialize;
@@ -30,6 +27,7 @@ use crate::agent_wire::{
     RunningSteps, VERSION, WAIT_SECONDS,
 };
 use crate::error::ApiError;
+use crate::executor::AttemptLease;
 use crate::from_api::{self, cut};
 use crate::keys::run_user;
 use crate::presence::Seen;
@@ -403,15 +401,6 @@ fn refusal(error: PublishError) -> ApiError {
         PublishError::Refused(reason) => ApiError::invalid(reason),
         PublishError::Server(_) => ApiError::interrupted(&error),
         PublishError::Store(error) => error.into(),
-    }
-}
-
-struct AttemptLease<'a>(&'a Attempt);
-
-#[async_trait]
-impl EngineLease for AttemptLease<'_> {
-    async fn holds(&self) -> bool {
-        matches!(self.0.confirm().await, Ok(Ok(())))
     }
 }
 
