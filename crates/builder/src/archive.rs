@@ -1,11 +1,11 @@
-//! Archives that `ADD` unpacks: tar, plain or compressed with gzip or zstd, told by what is
-//! in them and never by their names.
+//! Archives that `ADD` unpacks: tar, plain or compressed, told by what is in them and never by
+//! their names.
 //!
 //! An archive is somebody's upload. Entries must stay below their folder, their number and
 //! sizes are bounded, and their bytes go to one nameless file until the layer is written.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 
 use oci::Hasher;
 
@@ -28,58 +28,77 @@ impl Default for ArchiveLimits {
     }
 }
 
+/// How an archive is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Tar,
+pub enum ArchiveFormat {
+    /// Not at all.
+    Plain,
     Gzip,
+    Bzip2,
+    Xz,
     Zstd,
 }
 
-/// Whether `ADD` unpacks a file. One that is compressed in a way that we cannot read is
-/// refused: unpacked or not would be a guess.
+impl ArchiveFormat {
+    /// How many of the first bytes tell it.
+    pub const START: usize = 6;
+    /// In KiB, what an xz archive may ask for: twice what `xz -9` takes.
+    const XZ_MEMORY_MAX: u32 = 128 << 10;
+
+    pub fn of(start: &[u8]) -> Self {
+        match start {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Self::Bzip2,
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            _ => Self::Plain,
+        }
+    }
+
+    /// What is in a compressed stream, or in several that follow each other. Fails when it is read
+    /// if the stream is broken or asks for too much memory.
+    pub fn decompress<'a>(
+        self,
+        reader: impl Read + Send + 'a,
+    ) -> io::Result<Box<dyn Read + Send + 'a>> {
+        let reader = BufReader::with_capacity(128 << 10, reader);
+        Ok(match self {
+            Self::Plain => Box::new(reader),
+            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
+            Self::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(reader)),
+            Self::Xz => {
+                let memory = Self::XZ_MEMORY_MAX;
+                Box::new(lzma_rust2::XzReader::new_mem_limit(reader, true, memory))
+            }
+            Self::Zstd => Box::new(zstd::Decoder::with_buffer(reader)?),
+        })
+    }
+}
+
+/// Whether `ADD` unpacks a file.
 pub(crate) fn is_archive(source: &dyn Tree, path: &str) -> Result<bool, CopyError> {
     if !matches!(source.node(path).map(|node| node.kind), Some(NodeKind::File { .. })) {
         return Ok(false);
     }
-    let read = || -> io::Result<Option<Format>> {
-        let mut magic = Vec::new();
-        source.open(path)?.take(6).read_to_end(&mut magic)?;
-        if magic.starts_with(b"BZh") || magic.starts_with(b"\xfd7zXZ\0") {
-            return Err(io::Error::from(io::ErrorKind::Unsupported));
-        }
-        let format = match magic.as_slice() {
-            [0x1f, 0x8b, ..] => Format::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Format::Zstd,
-            _ => Format::Tar,
-        };
+    let read = || -> io::Result<bool> {
+        let format = format_of(source, path)?;
         let mut header = Vec::with_capacity(BLOCK);
-        let Ok(reader) = decompress(source.open(path)?, format) else { return Ok(None) };
+        let Ok(reader) = format.decompress(source.open(path)?) else { return Ok(false) };
         // Broken compression is no archive; a broken disk shows when it is copied.
         let whole = reader.take(BLOCK as u64).read_to_end(&mut header).is_ok();
-        let is_tar = whole && is_header(&header) && header[0] != 0;
-        Ok(is_tar.then_some(format))
+        Ok(whole && is_header(&header) && header[0] != 0)
     };
-    match read() {
-        Ok(format) => Ok(format.is_some()),
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(CopyError::Archive {
-            path: path.to_owned(),
-            reason: "`ADD` unpacks tar, plain or compressed with gzip or zstd, not this".to_owned(),
-            hint: Some("`COPY` it as it is, or compress it with gzip or zstd".to_owned()),
-        }),
-        Err(error) => Err(broken(path, &error.to_string())),
-    }
+    read().map_err(|error| broken(path, &error.to_string()))
 }
 
-fn decompress(reader: Box<dyn Read + Send>, format: Format) -> io::Result<Box<dyn Read + Send>> {
-    Ok(match format {
-        Format::Tar => reader,
-        Format::Gzip => Box::new(flate2::read::MultiGzDecoder::new(reader)),
-        Format::Zstd => Box::new(zstd::Decoder::new(reader)?),
-    })
+fn format_of(source: &dyn Tree, path: &str) -> io::Result<ArchiveFormat> {
+    let mut start = Vec::new();
+    source.open(path)?.take(ArchiveFormat::START as u64).read_to_end(&mut start)?;
+    Ok(ArchiveFormat::of(&start))
 }
 
 fn broken(path: &str, reason: &str) -> CopyError {
-    CopyError::Archive { path: path.to_owned(), reason: reason.to_owned(), hint: None }
+    CopyError::Archive { path: path.to_owned(), reason: reason.to_owned() }
 }
 
 /// Reads an archive: what is in it, with the bytes of its files appended to `spool`.
@@ -90,14 +109,8 @@ pub(crate) fn unpack(
     limits: ArchiveLimits,
 ) -> Result<Vec<ArchiveEntry>, CopyError> {
     let fail = |error: io::Error| broken(path, &error.to_string());
-    let mut magic = Vec::new();
-    source.open(path).map_err(fail)?.take(4).read_to_end(&mut magic).map_err(fail)?;
-    let format = match magic.as_slice() {
-        [0x1f, 0x8b, ..] => Format::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd] => Format::Zstd,
-        _ => Format::Tar,
-    };
-    let reader = decompress(source.open(path).map_err(fail)?, format).map_err(fail)?;
+    let format = format_of(source, path).map_err(fail)?;
+    let reader = format.decompress(source.open(path).map_err(fail)?).map_err(fail)?;
     // Padding and long names count too: all that is read of it is bounded.
     let mut archive = TarReader::new(reader.take(limits.bytes_max));
     let mut entries = Vec::new();

@@ -158,7 +158,7 @@ pub enum CopyError {
     #[error("it would copy more files than a layer can have")]
     TooMany,
     #[error("archive `{}` cannot be unpacked: {reason}", shown(path))]
-    Archive { path: String, reason: String, hint: Option<String> },
+    Archive { path: String, reason: String },
 }
 
 impl CopyError {
@@ -174,7 +174,6 @@ impl CopyError {
             Self::SeveralToOne { path } => {
                 Some(format!("end the destination with a slash: `{path}/`"))
             }
-            Self::Archive { hint, .. } => hint.clone(),
             _ => None,
         }
     }

@@ -56,6 +56,7 @@ mod record;
 mod secret;
 
 pub use agents::{AgentConnection, SshAgents};
+pub use archive::ArchiveFormat;
 pub use assemble::{ImageIndexBytes, ImageLayer, index_of};
 pub use build::{BuildRequest, Builder, Built, InFlight, NamedContext, RunPolicy, build};
 pub use cache::{BuildCache, CatalogCache, TrustDomain};

@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use builder::{ContextLimits, LIMITS_HINT, TarEntry, TarKind, TarReader};
+use builder::{ArchiveFormat, ContextLimits, LIMITS_HINT, TarEntry, TarKind, TarReader};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 /// Why a context was refused. `Display` is the user's sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    #[error("the context is not a tar archive, plain or compressed with gzip or zstd")]
+    #[error("the context is not a tar archive, plain or compressed with gzip, bzip2, xz or zstd")]
     NotAnArchive,
     #[error("the context's archive is damaged: {0}")]
     Damaged(String),
@@ -123,20 +123,19 @@ pub fn unpack(
 
 pub(crate) fn decompress<'a>(
     archive: impl Read + Send + 'a,
-) -> Result<Box<dyn Read + 'a>, UnpackError> {
+) -> Result<Box<dyn Read + Send + 'a>, UnpackError> {
     let mut reader = BufReader::with_capacity(128 << 10, archive);
     let start = reader.fill_buf().map_err(|source| UnpackError::Io { path: ".".into(), source })?;
+    let format = ArchiveFormat::of(start);
     let is_tar = start.len() > 262 && &start[257..262] == b"ustar";
     // The end of an archive without entries: an empty context.
     let is_empty_tar = start.len() >= 1024 && start[..1024].iter().all(|byte| *byte == 0);
-    match start {
-        [0x1f, 0x8b, ..] => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(reader))),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            let decoder = zstd::Decoder::with_buffer(reader);
-            Ok(Box::new(decoder.map_err(|error| UnpackError::Damaged(error.to_string()))?))
+    match format {
+        ArchiveFormat::Plain if !is_tar && !is_empty_tar => Err(UnpackError::NotAnArchive),
+        format => {
+            let decompressed = format.decompress(reader);
+            decompressed.map_err(|error| UnpackError::Damaged(error.to_string()))
         }
-        _ if is_tar || is_empty_tar => Ok(Box::new(reader)),
-        _ => Err(UnpackError::NotAnArchive),
     }
 }
 

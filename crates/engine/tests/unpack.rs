@@ -105,9 +105,12 @@ fn files_folders_and_links_come_out_as_they_were_packed() {
 }
 
 #[test]
-fn zstd_and_plain_archives_are_told_by_their_content() {
+fn archives_are_told_by_their_content() {
     let bytes = archive(&[file("a", b"a")]);
-    for packed in [bytes.clone(), zstd::encode_all(&bytes[..], 1).unwrap()] {
+    let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    bzip2.write_all(&bytes).unwrap();
+    let bzip2 = bzip2.finish().unwrap();
+    for packed in [bytes.clone(), zstd::encode_all(&bytes[..], 1).unwrap(), bzip2] {
         let folder = tempfile::tempdir().unwrap();
         unpack_into(folder.path(), &packed).unwrap();
         assert_eq!(std::fs::read(folder.path().join("a")).unwrap(), b"a");

@@ -43,7 +43,7 @@ pub struct ImageArchive {
 /// Why an archive holds no image that can be used. `Display` is the user's sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageArchiveError {
-    #[error("it is no tar archive, plain or compressed with gzip or zstd")]
+    #[error("it is no tar archive, plain or compressed with gzip, bzip2, xz or zstd")]
     NoArchive,
     #[error("the archive is damaged: {0}")]
     Damaged(String),

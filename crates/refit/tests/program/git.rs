@@ -338,12 +338,15 @@ fn as_root_an_archive_at_an_address_is_built() {
     }
     host.file("context.tar.gz", &tar.into_inner().unwrap().finish().unwrap());
     host.file("context.tar.xz", b"\xfd7zXZ\0 and more");
+    host.file("page.html", b"<html>");
     let address = format!("{}/context.tar.gz", host.url());
     let args = ["build", &address, "-f", "dir/Dockerfile", "-t", "app"];
     allowed(&sandbox, args).run().success();
     assert_eq!(text(&sandbox, "f"), "archived");
-    let other = build(&sandbox, &format!("{}/context.tar.xz", host.url())).code(1);
-    other.stderr_has("is not a tar archive, plain or compressed with gzip or zstd");
+    let broken = build(&sandbox, &format!("{}/context.tar.xz", host.url())).code(1);
+    broken.stderr_has("the context's archive is damaged");
+    let other = build(&sandbox, &format!("{}/page.html", host.url())).code(1);
+    other.stderr_has("is not a tar archive, plain or compressed with gzip, bzip2, xz or zstd");
     build(&sandbox, &format!("{}/none.tar", host.url())).code(1).stderr_has("status 404");
     let outside = allowed(&sandbox, ["build", &address, "-f", "../Dockerfile"]).run().code(2);
     outside.stderr_has("is not in the context, which is remote");
