@@ -78,8 +78,8 @@ pub trait BaseImages: Send + Sync {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<BaseImage, ImageError>;
 
-    /// The manifest that a reference names, of whatever kind.
-    async fn manifest(&self, reference: &Reference) -> Result<Manifest, ImageError>;
+    /// The manifest that a reference names, of whatever kind, with its digest.
+    async fn manifest(&self, reference: &Reference) -> Result<(Digest, Manifest), ImageError>;
 
     /// Brings a blob of such a manifest where the blob store can read it, under the same rules as
     /// those of images.
@@ -252,9 +252,9 @@ impl BaseImages for CatalogImages {
         }
     }
 
-    async fn manifest(&self, reference: &Reference) -> Result<Manifest, ImageError> {
+    async fn manifest(&self, reference: &Reference) -> Result<(Digest, Manifest), ImageError> {
         if let Some(registry) = self.own.registry(reference) {
-            return Ok(self.own_manifest(registry, reference).await?.1);
+            return self.own_manifest(registry, reference).await;
         }
         match self.upstream(reference).await?.manifest(reference).await {
             Err(error) => Err(self.with_namesake(reference, error).await),

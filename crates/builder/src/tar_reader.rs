@@ -38,7 +38,7 @@ pub enum TarKind {
 }
 
 /// What an entry says in numbers; none where it is no number, or too large.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TarNumbers {
     /// Permission bits, set-user-ID and the like included.
     pub mode: Option<u32>,

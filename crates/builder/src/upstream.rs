@@ -1,7 +1,7 @@
 //! Base images from other registries.
 
 use async_trait::async_trait;
-use oci::{Descriptor, Manifest, Platform, Reference};
+use oci::{Descriptor, Digest, Manifest, Platform, Reference};
 use remote::{Remote, RemoteError};
 use store::Catalog;
 
@@ -36,9 +36,10 @@ impl BaseImages for RemoteImages {
         Ok(BaseImage { top, digest, manifest: pulled.resolved.manifest, config })
     }
 
-    async fn manifest(&self, reference: &Reference) -> Result<Manifest, ImageError> {
+    async fn manifest(&self, reference: &Reference) -> Result<(Digest, Manifest), ImageError> {
         let fetched = self.remote.fetch_manifest(reference).await;
-        fetched.map(|fetched| fetched.manifest).map_err(|e| translate(&reference.familiar(), e))
+        let fetched = fetched.map_err(|error| translate(&reference.familiar(), error))?;
+        Ok((fetched.digest, fetched.manifest))
     }
 
     async fn fetch(

@@ -99,7 +99,9 @@ fn remote_address(context: &str) -> Result<Option<String>> {
         return Ok(None);
     }
     match ContextAddress::of(context) {
-        ContextAddress::Git(Ok(_)) | ContextAddress::Archive(_) => Ok(Some(context.to_owned())),
+        ContextAddress::Git(Ok(_))
+        | ContextAddress::Archive(_)
+        | ContextAddress::Artifact(Ok(_)) => Ok(Some(context.to_owned())),
         ContextAddress::Git(Err(error)) => {
             let refused = Error::usage(error.to_string());
             Err(match error.hint() {
@@ -107,9 +109,9 @@ fn remote_address(context: &str) -> Result<Option<String>> {
                 None => refused,
             })
         }
-        ContextAddress::Artifact => Err(Error::usage(format!(
-            "the context `{context}` is an artifact of a registry, which is not supported yet"
-        ))),
+        ContextAddress::Artifact(Err(error)) => {
+            Err(Error::usage(error.to_string()).with_hint(error.hint()))
+        }
         ContextAddress::Nothing | ContextAddress::Local => Ok(None),
     }
 }

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use oci::Reference;
+
 use crate::address::{Address, percent_decoded, secret_of, without_credentials};
 
 /// What a build is made from, told by how it is written.
@@ -17,7 +19,7 @@ pub enum ContextAddress {
     /// An archive at an `http://` or `https://` address.
     Archive(Address),
     /// `oci://`: an artifact of a registry.
-    Artifact,
+    Artifact(Result<Reference, ArtifactAddressError>),
     /// Everything else: a folder, or the name of an upload.
     Local,
 }
@@ -32,9 +34,44 @@ impl ContextAddress {
         }
         match Address::new(text) {
             Some(address) => Self::Archive(address),
-            None if starts_with_ignoring_case(text, "oci://") => Self::Artifact,
-            None => Self::Local,
+            None => match text.split_at_checked("oci://".len()) {
+                Some((start, name)) if start.eq_ignore_ascii_case("oci://") => {
+                    Self::Artifact(artifact(name))
+                }
+                _ => Self::Local,
+            },
         }
+    }
+}
+
+/// Why the address of an artifact cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the address `{address}` of an artifact cannot be used: {reason}")]
+pub struct ArtifactAddressError {
+    address: String,
+    reason: String,
+}
+
+impl ArtifactAddressError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> String {
+        "write it like `oci://REGISTRY/REPOSITORY:TAG`; the login is that of the registry"
+            .to_owned()
+    }
+}
+
+fn artifact(name: &str) -> Result<Reference, ArtifactAddressError> {
+    let refuse = |reason: String| ArtifactAddressError {
+        address: without_credentials(&format!("oci://{name}")),
+        reason,
+    };
+    if name.split('/').next().is_some_and(|host| host.contains('@')) {
+        return Err(refuse("it has a user".to_owned()));
+    }
+    match name.parse::<Reference>() {
+        Ok(reference) if reference.has_host => Ok(reference),
+        Ok(_) => Err(refuse("it names no registry".to_owned())),
+        Err(error) => Err(refuse(error.to_string())),
     }
 }
 
@@ -250,10 +287,6 @@ fn path_end(text: &str) -> &str {
     &text[..text.find(['?', '#']).unwrap_or(text.len())]
 }
 
-fn starts_with_ignoring_case(text: &str, start: &str) -> bool {
-    text.get(..start.len()).is_some_and(|found| found.eq_ignore_ascii_case(start))
-}
-
 fn clean_folder(text: &str) -> Option<String> {
     let parts: Vec<&str> = text.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
     Some(parts.join("/")).filter(|folder| !folder.is_empty())
@@ -268,7 +301,8 @@ mod tests {
         match ContextAddress::of(text) {
             ContextAddress::Nothing => "nothing".into(),
             ContextAddress::Archive(address) => format!("archive {address}"),
-            ContextAddress::Artifact => "artifact".into(),
+            ContextAddress::Artifact(Ok(reference)) => format!("artifact {reference}"),
+            ContextAddress::Artifact(Err(error)) => format!("error: {error}"),
             ContextAddress::Local => "local".into(),
             ContextAddress::Git(Err(error)) => format!("error: {error}"),
             ContextAddress::Git(Ok(address)) => {
@@ -316,7 +350,16 @@ mod tests {
             ("https://h/r.git?token=x", "archive https://h/r.git?token=x"),
             ("https://u:p@h/c.tar.gz", "archive https://***@h/c.tar.gz"),
             ("HTTPS://h/r.git", "local"),
-            ("OCI://h/r", "artifact"),
+            ("OCI://h.x/r", "artifact h.x/r"),
+            ("oci://contoso.azurecr.io/a:1", "artifact contoso.azurecr.io/a:1"),
+            (
+                "oci://app",
+                "error: the address `oci://app` of an artifact cannot be used: it names no registry",
+            ),
+            (
+                "oci://u:secret@h.x/app",
+                "error: the address `oci://***@h.x/app` of an artifact cannot be used: it has a user",
+            ),
             ("/DEV/null", "nothing"),
             (".", "local"),
             ("source/0123.tar.gz", "local"),

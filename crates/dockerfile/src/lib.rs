@@ -34,7 +34,7 @@ pub mod lint;
 pub mod path;
 
 pub use address::Address;
-pub use git::{ContextAddress, GitAddress, GitAddressError};
+pub use git::{ArtifactAddressError, ContextAddress, GitAddress, GitAddressError};
 pub use heredoc::HereDocument;
 pub use instruction::*;
 pub use mode::ModeChange;

@@ -1,4 +1,4 @@
-//! Where a context comes from: an upload, a git repository, an archive at an address.
+//! Where a context comes from: an upload, a git repository, an archive at an address, an artifact.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,10 +7,11 @@ use builder::{
     Address, ContextFiles, ContextLimits, GitAddress, GitError, GitLimits, LazyFolder, ListError,
     ListedFiles, RecordedRepository, RepositoryOptions,
 };
-use oci::Digest;
+use oci::{Digest, Reference};
 use remote::Download;
 use tokio_util::sync::CancellationToken;
 
+use crate::artifact;
 use crate::execute::{Engine, Failure, RunEvents, blocking, open_source, unpack_failure};
 use crate::unpack::{Unpacked, unpack};
 
@@ -27,6 +28,8 @@ pub enum ContextSource {
     Repository(GitAddress),
     /// An archive.
     Address(Address),
+    /// An artifact of a registry.
+    Artifact(Reference),
 }
 
 /// A context that the builder can read.
@@ -40,8 +43,12 @@ pub(crate) struct Loaded {
 impl Loaded {
     /// A context without files, in an empty folder.
     pub(crate) fn empty(folder: PathBuf) -> Self {
-        let files = ContextFiles::Folder(folder);
-        Self { files, unpacked: Unpacked::default(), repository: None }
+        Self::unpacked(folder, Unpacked::default())
+    }
+
+    /// What was brought into a folder.
+    pub(crate) fn unpacked(folder: PathBuf, unpacked: Unpacked) -> Self {
+        Self { files: ContextFiles::Folder(folder), unpacked, repository: None }
     }
 
     /// How much the context holds. A list is read for it.
@@ -91,6 +98,9 @@ impl ContextLoader<'_> {
                 (archive, Some(repository))
             }
             ContextSource::Address(address) => (self.fetch_archive(address).await?, None),
+            ContextSource::Artifact(reference) => {
+                return artifact::load(self, reference, folder, limits).await;
+            }
         };
         let reader = open_source(self.engine, &blob).await?;
         let (stop, root) = (self.stop.clone(), folder.clone());

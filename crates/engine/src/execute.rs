@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use builder::{
     BuildError, BuildEvents, BuildRequest, Builder, CacheImports, ContextFiles, ContextLimits,
-    ContextOptions, ListError, OwnNames, RecordedRepository, Secrets, SshAgents, StoredImage,
+    ContextOptions, ImageError, ListError, OwnNames, RecordedRepository, Secrets, SshAgents,
+    StoredImage,
 };
 use container::{Limits, Network, Removals};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName, RepositoryName};
@@ -575,6 +576,13 @@ pub(crate) async fn open_source(
 ) -> Result<Box<dyn Read + Send>, Failure> {
     let reader = engine.catalog.blobs().open(blob, 0).await;
     Ok(reader.map_err(|error| Failure::ours(&error))?.into_blocking())
+}
+
+pub(crate) fn image_failure(error: &ImageError) -> Failure {
+    match error {
+        ImageError::Store { .. } | ImageError::Damaged { .. } => Failure::ours(error),
+        error => Failure::user(error, error.hint()),
+    }
 }
 
 pub(crate) fn unpack_failure(mut error: UnpackError, limits: ContextLimits) -> Failure {

@@ -12,6 +12,7 @@
 //!   and its workspace is removed.
 //! - Knows neither queue, database nor triggers.
 
+mod artifact;
 mod cache;
 mod context;
 mod dependencies;

@@ -8,7 +8,9 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use builder::{ArchiveFormat, ContextLimits, LIMITS_HINT, TarEntry, TarKind, TarReader};
+use builder::{
+    ArchiveFormat, ContextLimits, LIMITS_HINT, TarEntry, TarKind, TarNumbers, TarReader,
+};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
@@ -78,47 +80,9 @@ pub fn unpack(
     limits: ContextLimits,
     cancel: &CancellationToken,
 ) -> Result<Unpacked, UnpackError> {
-    let root = rustix::fs::open(
-        folder,
-        OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    );
-    let root = root.map_err(|errno| failed(".", errno))?;
-    let reader = decompress(archive)?;
-    // One byte more than allowed tells too large from just fitting.
-    let mut counted = Counted { inner: reader, read: 0, max: limits.bytes_max };
-    let mut unpacker = Unpacker { root, folders: BTreeMap::new(), cancel };
-    let mut tar = TarReader::new(&mut counted);
-    let too_large = || UnpackError::TooLarge { max: limits.bytes_max };
-    let damaged = |error: io::Error| match error.kind() {
-        io::ErrorKind::QuotaExceeded => too_large(),
-        _ => UnpackError::Damaged(error.to_string()),
-    };
-    let (mut count, mut size) = (0, 0_u64);
-    while let Some(entry) = tar.next_entry().map_err(damaged)? {
-        if count >= limits.entries_max {
-            return Err(UnpackError::TooManyEntries { max: limits.entries_max });
-        }
-        count += 1;
-        if cancel.is_cancelled() {
-            return Err(UnpackError::Canceled);
-        }
-        // A sparse file is larger than what the archive has of it.
-        size = size.saturating_add(entry.size);
-        if size > limits.bytes_max {
-            return Err(too_large());
-        }
-        match unpacker.entry(&entry, &mut tar) {
-            Err(UnpackError::Io { source, .. })
-                if source.kind() == io::ErrorKind::QuotaExceeded =>
-            {
-                return Err(too_large());
-            }
-            result => result?,
-        }
-    }
-    unpacker.set_folder_modes()?;
-    Ok(Unpacked { bytes: counted.read.max(size), entries: count })
+    let mut unpacker = Unpacker::new(folder, limits, cancel.clone())?;
+    unpacker.add_archive(archive)?;
+    unpacker.finish()
 }
 
 pub(crate) fn decompress<'a>(
@@ -157,18 +121,100 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-struct Unpacker<'a> {
+/// Fills a folder. Blocking.
+pub(crate) struct Unpacker {
     root: OwnedFd,
     /// Modes of folders, set at the end so that a read-only one can still be filled.
     folders: BTreeMap<String, u32>,
-    cancel: &'a CancellationToken,
+    limits: ContextLimits,
+    used: Unpacked,
+    cancel: CancellationToken,
 }
 
 fn failed(path: &str, errno: Errno) -> UnpackError {
     UnpackError::Io { path: path.to_owned(), source: errno.into() }
 }
 
-impl Unpacker<'_> {
+impl Unpacker {
+    pub(crate) fn new(
+        folder: &Path,
+        limits: ContextLimits,
+        cancel: CancellationToken,
+    ) -> Result<Self, UnpackError> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(folder, flags, Mode::empty());
+        let root = root.map_err(|errno| failed(".", errno))?;
+        Ok(Self { root, folders: BTreeMap::new(), limits, used: Unpacked::default(), cancel })
+    }
+
+    /// Everything that is in an archive.
+    pub(crate) fn add_archive(&mut self, archive: impl Read + Send) -> Result<(), UnpackError> {
+        // One byte more than allowed tells too large from just fitting.
+        let before = self.used.bytes;
+        let max = self.limits.bytes_max.saturating_sub(before);
+        let mut counted = Counted { inner: decompress(archive)?, read: 0, max };
+        let added = self.add_entries(&mut TarReader::new(&mut counted));
+        self.used.bytes = self.used.bytes.max(before.saturating_add(counted.read));
+        added.map_err(|error| match error {
+            UnpackError::Io { source, .. } if source.kind() == io::ErrorKind::QuotaExceeded => {
+                UnpackError::TooLarge { max: self.limits.bytes_max }
+            }
+            error => error,
+        })
+    }
+
+    fn add_entries<R: Read>(&mut self, tar: &mut TarReader<R>) -> Result<(), UnpackError> {
+        let damaged = |error: io::Error| match error.kind() {
+            io::ErrorKind::QuotaExceeded => UnpackError::Io { path: ".".into(), source: error },
+            _ => UnpackError::Damaged(error.to_string()),
+        };
+        while let Some(entry) = tar.next_entry().map_err(damaged)? {
+            // A sparse file is larger than what the archive has of it.
+            self.count(entry.size)?;
+            self.entry(&entry, tar)?;
+        }
+        Ok(())
+    }
+
+    /// One file that is readable by all, and as old as can be.
+    pub(crate) fn add_file(
+        &mut self,
+        path: &str,
+        size: u64,
+        mut content: impl Read,
+    ) -> Result<(), UnpackError> {
+        if clean(path.as_bytes())?.is_none() {
+            return Err(UnpackError::BadName { path: path.to_owned() });
+        }
+        let (path, link) = (path.as_bytes().to_vec(), Vec::new());
+        let numbers = TarNumbers { mode: Some(0o644), mtime: Some(0), ..TarNumbers::default() };
+        let entry =
+            TarEntry { kind: TarKind::File, path, link, size, numbers, xattrs: BTreeMap::new() };
+        self.count(size)?;
+        self.entry(&entry, &mut content)
+    }
+
+    /// Counts what comes next, before it comes.
+    fn count(&mut self, size: u64) -> Result<(), UnpackError> {
+        if self.used.entries >= self.limits.entries_max {
+            return Err(UnpackError::TooManyEntries { max: self.limits.entries_max });
+        }
+        if self.cancel.is_cancelled() {
+            return Err(UnpackError::Canceled);
+        }
+        self.used.entries += 1;
+        self.used.bytes = self.used.bytes.saturating_add(size);
+        match self.used.bytes > self.limits.bytes_max {
+            true => Err(UnpackError::TooLarge { max: self.limits.bytes_max }),
+            false => Ok(()),
+        }
+    }
+
+    pub(crate) fn finish(self) -> Result<Unpacked, UnpackError> {
+        self.set_folder_modes()?;
+        Ok(self.used)
+    }
+
     /// Makes an entry; `content` gives its bytes.
     fn entry(&mut self, entry: &TarEntry, content: &mut impl Read) -> Result<(), UnpackError> {
         let Some(path) = clean(&entry.path)? else { return Ok(()) };

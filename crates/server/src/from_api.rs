@@ -126,9 +126,10 @@ impl<'a> SourceLocation<'a> {
             ContextAddress::Archive(address) => {
                 (address.to_string(), address.secret().map(str::to_owned))
             }
-            ContextAddress::Artifact => {
-                let message = "a context from a registry's artifact is not supported yet";
-                return Err(ApiError::invalid(message).at("sourceLocation"));
+            ContextAddress::Artifact(Ok(_)) => (location.to_owned(), None),
+            ContextAddress::Artifact(Err(error)) => {
+                let refused = ApiError::invalid(error.to_string()).at("sourceLocation");
+                return Err(refused.hint(error.hint()));
             }
             ContextAddress::Nothing | ContextAddress::Local => return Ok(Self::Upload(location)),
         };
@@ -687,8 +688,8 @@ mod tests {
             ],
         );
         check_refused(
-            json!({ "sourceLocation": "oci://example.com/x" }),
-            expect!["sourceLocation: a context from a registry's artifact is not supported yet"],
+            json!({ "sourceLocation": "oci://x" }),
+            expect!["sourceLocation: the address `oci://x` of an artifact cannot be used: it names no registry (write it like `oci://REGISTRY/REPOSITORY:TAG`; the login is that of the registry)"],
         );
         check_refused(
             json!({ "arguments": [{ "name": "A=B", "value": "" }] }),

@@ -122,7 +122,7 @@ impl Build<'_> {
         step: StepNumber,
     ) -> Result<CacheContent, String> {
         let manifest = self.builder.images.manifest(reference).await;
-        let manifest = manifest.map_err(|error| match error.hint() {
+        let (_, manifest) = manifest.map_err(|error| match error.hint() {
             Some(hint) => format!("{error} ({hint})"),
             None => error.to_string(),
         })?;

@@ -14,7 +14,7 @@ pub(crate) struct NamedContext {
 
 pub(crate) enum NamedContent {
     Folder(Source),
-    /// The address of a git repository or an archive; the server fetches it.
+    /// The address of a git repository, an archive or an artifact; the server fetches it.
     Remote(String),
     /// A reference; the server knows what it means.
     Image(String),
@@ -55,7 +55,7 @@ impl NamedContext {
             None if value.contains("://") => {
                 let message = format!("the context `{name}`: `{value}` is not supported yet");
                 return Err(Error::usage(message).with_hint(
-                    "a folder, a git repository, an archive at an address, `docker-image://` and \
+                    "a folder, a git repository, an archive at an address, `oci://`, `docker-image://` and \
                      `oci-layout://` can be used",
                 ));
             }
@@ -92,14 +92,19 @@ mod tests {
             refused("a=git@github.com:u/r"),
             "`git@github.com:u/r` is reached over SSH, which is not supported"
         );
-        assert!(refused("a=oci://h/x").contains("not supported yet"));
+        assert!(refused("a=oci://x").contains("names no registry"));
         assert!(refused("a=target:b://").contains("not supported yet"));
         assert!(refused("a=oci-layout:///no/such").starts_with("the context `a`: `/no/such`"));
     }
 
     #[test]
     fn what_the_server_fetches_is_an_address() {
-        for address in ["https://token@h/x.git#main:app", "github.com/u/r", "http://h/x.tar.gz"] {
+        for address in [
+            "https://token@h/x.git#main:app",
+            "github.com/u/r",
+            "http://h/x.tar.gz",
+            "oci://h.x/y:1",
+        ] {
             let found = NamedContext::find(&format!("a={address}")).unwrap().content;
             assert!(matches!(&found, NamedContent::Remote(found) if found == address), "{address}");
         }

@@ -130,12 +130,9 @@ fn address(context: &str) -> Result<Option<ContextSource>, Failure> {
         ContextAddress::Nothing => {
             return Err(Failure::User("error: a `build` step needs a context".to_owned()));
         }
-        ContextAddress::Artifact => {
-            return Err(Failure::User(
-                "error: artifacts of registries cannot be contexts yet\n\
-                 hint: a git repository, an archive at an address, or a folder can"
-                    .to_owned(),
-            ));
+        ContextAddress::Artifact(Ok(reference)) => Some(ContextSource::Artifact(reference)),
+        ContextAddress::Artifact(Err(error)) => {
+            return Err(Failure::user(&error, Some(error.hint())));
         }
     })
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use builder::{
-    BaseImage, BaseImages as _, BuildError, Command, CommandError, ImageError, RunLimits, StepEnd,
-    StepNumber, describe_exit, run_command,
+    BaseImage, BaseImages as _, BuildError, Command, CommandError, RunLimits, StepEnd, StepNumber,
+    describe_exit, run_command,
 };
 use bytes::Bytes;
 use container::{
@@ -24,7 +24,7 @@ use super::containers::{Recent, Running};
 use super::events::Watch;
 use super::workspace::WORKSPACE;
 use super::{HOME, TaskContext, Work, attempts, shell, unless_stopped};
-use crate::execute::{Engine, Failure, RunEvents};
+use crate::execute::{Engine, Failure, RunEvents, image_failure};
 use crate::housekeeper::AcrCommand;
 
 /// A command whose words are known.
@@ -82,13 +82,6 @@ pub(crate) async fn pull(
         context.events.warning(&format!("{error}; it is tried again")).await;
         let delay = pull.map_or(Duration::ZERO, |pull| pull.retry_delay);
         attempts::sleep(delay, &context.kill).await?;
-    }
-}
-
-pub(crate) fn image_failure(error: &ImageError) -> Failure {
-    match error {
-        ImageError::Store { .. } | ImageError::Damaged { .. } => Failure::ours(error),
-        error => Failure::user(error, error.hint()),
     }
 }
 

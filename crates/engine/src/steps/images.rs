@@ -191,7 +191,7 @@ impl BaseImages for RunImages {
         base_image(&name, &built, for_platform(&name, &built, platform)?)
     }
 
-    async fn manifest(&self, reference: &Reference) -> Result<Manifest, ImageError> {
+    async fn manifest(&self, reference: &Reference) -> Result<(Digest, Manifest), ImageError> {
         let built = match self.built(reference) {
             Ok(built) => built,
             Err(other) => return self.others.manifest(&other).await,
@@ -201,10 +201,11 @@ impl BaseImages for RunImages {
             None => &built.images[0].manifest,
         };
         let parsed = Manifest::parse(bytes, Some(&built.descriptor().media_type));
-        parsed.map_err(|error| ImageError::Unusable {
+        let parsed = parsed.map_err(|error| ImageError::Unusable {
             reference: reference.familiar(),
             reason: error.to_string(),
-        })
+        })?;
+        Ok((built.descriptor().digest.clone(), parsed))
     }
 
     /// What a step has built is in the store.

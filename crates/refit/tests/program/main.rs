@@ -5,6 +5,7 @@
 mod add;
 mod agents;
 mod arguments;
+mod artifacts;
 mod bases;
 mod build;
 mod cache_exchange;

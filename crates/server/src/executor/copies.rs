@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use builder::{BaseImage, BaseImages, CatalogImages, ImageError, OwnNames};
-use oci::{Descriptor, Manifest, Platform, Reference};
+use oci::{Descriptor, Digest, Manifest, Platform, Reference};
 use registry::PullThrough;
 
 /// A copy may lack what nobody has pulled yet, so its image comes from where it is a copy of;
@@ -44,7 +44,7 @@ impl BaseImages for CopiedImages {
         }
     }
 
-    async fn manifest(&self, reference: &Reference) -> Result<Manifest, ImageError> {
+    async fn manifest(&self, reference: &Reference) -> Result<(Digest, Manifest), ImageError> {
         let origin = self.origin(reference);
         self.images.manifest(origin.as_ref().unwrap_or(reference)).await
     }

@@ -312,8 +312,8 @@ mod tests {
             expect!["platform: this server has no agent that runs Windows"],
         );
         check_refused(
-            file_task(&json!({ "sourceLocation": "oci://example.com/x" })),
-            expect!["sourceLocation: a context from a registry's artifact is not supported yet"],
+            file_task(&json!({ "sourceLocation": "oci://x" })),
+            expect!["sourceLocation: the address `oci://x` of an artifact cannot be used: it names no registry (write it like `oci://REGISTRY/REPOSITORY:TAG`; the login is that of the registry)"],
         );
     }
 

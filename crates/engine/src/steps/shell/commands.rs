@@ -17,10 +17,8 @@ use super::inspect;
 use super::logins;
 use super::protocol::{Program, Request};
 use super::session::{Caller, KILLED, NOT_STARTED, Session};
-use crate::execute::{Failure, blocking};
-use crate::steps::cmd::{
-    self, command_failure, host_name, image_failure, limits, network, peers, shared_folders,
-};
+use crate::execute::{Failure, blocking, image_failure};
+use crate::steps::cmd::{self, command_failure, host_name, limits, network, peers, shared_folders};
 use crate::steps::containers::{Ended, Recent, Running};
 use crate::steps::{HOME, built_in, push, unless_stopped};
 
@@ -330,7 +328,7 @@ impl Session<'_> {
         let (context, reference) = (self.shell.context, reference(name)?);
         let found = async {
             let found = context.images.manifest(&reference).await;
-            found.map_err(|error| image_failure(&error))
+            found.map(|(_, manifest)| manifest).map_err(|error| image_failure(&error))
         };
         unless_stopped(&caller.gone, found).await
     }
