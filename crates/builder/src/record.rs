@@ -73,9 +73,9 @@ pub struct RecordedBase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BaseRole {
-    /// The image that the result stands on.
+    /// The image that the result stands on, through however many stages.
     Runtime,
-    /// One that only helped: the base of another stage, or a `COPY --from`.
+    /// One that only helped: the base of a stage beside those, or a `COPY --from`.
     Buildtime,
 }
 

@@ -201,7 +201,7 @@ impl<'a> Stage<'a> {
             trail: Mutex::default(),
             earlier_builds: OnceCell::new(),
         };
-        let role = match id == build.plan.target {
+        let role = match build.plan.result_stands_on(id) {
             true => BaseRole::Runtime,
             false => BaseRole::Buildtime,
         };

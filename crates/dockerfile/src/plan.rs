@@ -50,6 +50,22 @@ pub struct Plan {
     pub unused_args: Vec<String>,
 }
 
+impl Plan {
+    /// Whether the result stands on a stage: on the target, and on what that is `FROM`, through
+    /// however many stages.
+    pub fn result_stands_on(&self, stage: StageId) -> bool {
+        let mut on = self.target;
+        loop {
+            match self.stages[on.0].base {
+                _ if on == stage => return true,
+                // An earlier one, so this ends.
+                Source::Stage(below) => on = below,
+                _ => return false,
+            }
+        }
+    }
+}
+
 /// Where a stage starts, or a `COPY --from` reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {

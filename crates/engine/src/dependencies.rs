@@ -122,3 +122,28 @@ fn write_image(text: &mut String, label: &str, image: &ImageDependency) {
          digest: {digest}"
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bases_are_named_as_clients_of_the_managed_service_know_them() {
+        let digest = Digest::of(b"manifest");
+        let hub = DOCKER_HUB;
+        let pinned = format!("r.example.com/team/app@{digest}");
+        for (case, written, registry, repository, tag) in [
+            ("h1", "alpine", hub, "library/alpine", "latest"),
+            ("h13", "library/golang", hub, "library/golang", "latest"),
+            ("h13", "golang:latest", hub, "library/golang", "latest"),
+            ("h14", &pinned, "r.example.com", "team/app", ""),
+            ("h15", "localhost:5000/x", "localhost:5000", "x", "latest"),
+            ("h16", "org/app:1", hub, "org/app", "1"),
+        ] {
+            let found = dependency(&written.parse().unwrap(), &digest);
+            let ImageDependency { registry: host, repository: path, tag: label, .. } = &found;
+            assert_eq!((&**host, &**path, &**label), (registry, repository, tag), "{case}");
+            assert_eq!(found.digest, digest, "{case}");
+        }
+    }
+}

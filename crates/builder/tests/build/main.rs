@@ -4,6 +4,7 @@
 
 mod support;
 
+mod bases;
 mod cache;
 mod compression;
 mod contexts;
