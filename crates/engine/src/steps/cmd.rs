@@ -27,6 +27,9 @@ use super::{HOME, TaskContext, Work, attempts, shell, unless_stopped};
 use crate::execute::{Engine, Failure, RunEvents, image_failure};
 use crate::housekeeper::AcrCommand;
 
+/// The network that tasks need not make: it leads out, and to no other container.
+const USUAL_NETWORK: &str = "bridge";
+
 /// A command whose words are known.
 #[derive(Clone)]
 pub(crate) enum Prepared {
@@ -301,9 +304,14 @@ pub(crate) fn peers(
         return Ok(None);
     }
     let Some(found) = context.networks.get(network) else {
+        // What containers have that name no network; it is always there.
+        if network == USUAL_NETWORK {
+            return Ok(None);
+        }
         return Err(Failure::User(format!(
             "error: there is no network `{network}`\n\
-             hint: list it under `networks` of the task"
+             hint: list it under `networks` of the task, without `skipCreation`: \
+             this server has no networks but those that a run makes, and `{USUAL_NETWORK}`"
         )));
     };
     // An id that is no host name cannot be reached by it.
