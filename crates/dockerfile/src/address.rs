@@ -38,6 +38,17 @@ impl Address {
             _ => "__unnamed__".to_owned(),
         }
     }
+
+    /// Whether it is that of a repository at GitHub, which has no archive there.
+    pub fn is_github_repository(&self) -> bool {
+        let rest = self.0.split_once("://").map_or("", |(_, rest)| rest);
+        let rest = rest[credentials(rest).len()..].trim_start_matches('@');
+        let path = &rest[..rest.find(['?', '#']).unwrap_or(rest.len())];
+        match path.trim_end_matches('/').split('/').collect::<Vec<_>>()[..] {
+            [host, _, name] => host.eq_ignore_ascii_case("github.com") && !name.ends_with(".git"),
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Display for Address {

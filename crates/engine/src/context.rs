@@ -141,6 +141,9 @@ impl ContextLoader<'_> {
     }
 
     async fn fetch_archive(&self, address: &Address) -> Result<Digest, Failure> {
+        if let Some(text) = archive_warning(address) {
+            self.events.warning(&text).await;
+        }
         let download = Download { address: address.reveal(), known: None, expected: None };
         let builder = &self.engine.builder;
         let fetched = builder.downloads.fetch(&download, &*builder.blobs, &|_| ()).await;
@@ -154,6 +157,16 @@ impl ContextLoader<'_> {
     }
 }
 
+/// What is said of an address that is hardly that of an archive (contexts.md section 1).
+fn archive_warning(address: &Address) -> Option<String> {
+    let text = || {
+        format!(
+            "`{address}` is fetched as an archive: as a repository it would have to end in `.git`"
+        )
+    };
+    address.is_github_repository().then(text)
+}
+
 /// `limits` are those of all contexts of a build together.
 pub(crate) fn list_failure(mut error: ListError, limits: ContextLimits) -> Failure {
     match &mut error {
@@ -164,5 +177,27 @@ pub(crate) fn list_failure(mut error: ListError, limits: ContextLimits) -> Failu
     match error.is_users() {
         true => Failure::user(&error, error.hint()),
         false => Failure::ours(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i3_a_repository_at_github_that_is_named_as_its_page_is_warned_of() {
+        for (address, warned) in [
+            ("https://github.com/u/r", true),
+            ("https://token@GitHub.com/u/r/?x=y#main", true),
+            ("https://github.com/u/r.git#", false),
+            ("https://github.com/u/r/archive/main.tar.gz", false),
+            ("https://github.com/u", false),
+            ("https://example.com/u/r", false),
+            ("https://example.com/github.com/r", false),
+        ] {
+            let warning = archive_warning(&Address::new(address).unwrap());
+            assert_eq!(warning.is_some(), warned, "{address}");
+            assert!(!warning.unwrap_or_default().contains("token"), "{address}");
+        }
     }
 }
