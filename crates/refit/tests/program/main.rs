@@ -10,6 +10,7 @@ mod bases;
 mod build;
 mod cache_exchange;
 mod cancel;
+mod cases;
 mod completions;
 mod contexts;
 mod crash;

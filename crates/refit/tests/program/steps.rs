@@ -100,7 +100,7 @@ steps:
 }
 
 #[test]
-fn as_root_b13_a_failing_test_stops_the_push_and_everything_else() {
+fn as_root_a_failing_test_stops_the_push_and_everything_else() {
     let sandbox = sandbox();
     let server = server(&sandbox);
     sandbox.write("app/Dockerfile", format!("FROM {}/busybox\n", server.host()));
@@ -210,6 +210,10 @@ fn as_root_l3_a_step_that_takes_too_long_fails_and_is_killed() {
     assert!(killed < place(log, " after\n"));
     place(log, "step `last`: it took longer than its limit of 1 s");
     assert_eq!(processes(&sleep), 0);
+    let id = log.split("run with ID: ").nth(1).unwrap().split_whitespace().next().unwrap();
+    let show = ["task", "show-run", "--run-id", id, "-o", "json"];
+    let shown = sandbox.refit(show).on(&server).succeeds().json();
+    assert_eq!(shown["properties"]["status"], "Failed");
 }
 
 #[test]
@@ -465,7 +469,7 @@ fn as_root_a1_a_task_without_steps_succeeds() {
 }
 
 #[test]
-fn as_root_networks_of_steps_are_as_the_task_says() {
+fn as_root_c19_networks_of_steps_are_as_the_task_says() {
     let sandbox = sandbox();
     let server = server(&sandbox);
     let wait =

@@ -1,0 +1,85 @@
+//! Sections E, H and L: how runs begin, and what is kept of them.
+
+use serde_json::Value;
+use testkit::validate;
+
+use super::{record, run, server};
+use crate::sandbox;
+
+#[test]
+fn as_root_h3_h13_a_run_tells_each_image_that_it_used_once() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    for (name, label) in [("tools", "t"), ("below", "b")] {
+        sandbox.write(
+            &format!("{name}/Dockerfile"),
+            format!("FROM scratch\nLABEL a={label}\nCOPY f /{name}\n"),
+        );
+        sandbox.write(&format!("{name}/f"), name);
+        sandbox.refit(["build", name, "-t", name]).on(&server).succeeds();
+    }
+    let dockerfile = "FROM R/tools AS x\nFROM R/tools:latest AS y\nFROM R/below AS one\n\
+                      FROM one AS two\nFROM two\nCOPY --from=x /tools /x\nCOPY --from=y /tools /y\n";
+    sandbox.write("app/Dockerfile", dockerfile.replace("R/", &format!("{}/", server.host())));
+    let task = "version: v1.1.0\nsteps: [{build: -t $Registry/app:1 .}]";
+    let done = run(&sandbox, &server, task).success();
+    let dependencies = record(&sandbox, &server, &done)["dependencies"].clone();
+    let name = |image: &Value| format!("{}:{}", image["repository"], image["tag"]).replace('"', "");
+    assert_eq!(name(&dependencies[0]["runtime-dependency"]), "below:latest", "{dependencies}");
+    let others = dependencies[0]["buildtime-dependency"].as_array().unwrap().iter();
+    assert_eq!(others.map(name).collect::<Vec<_>>(), ["tools:latest"]);
+}
+
+#[test]
+fn as_root_e30_e31_image_names_are_templates() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    sandbox.write("app/Dockerfile", "FROM scratch\nLABEL a=b\n");
+    let build = |name: &str| sandbox.refit(["build", "app", "-t", name]).on(&server).run();
+    let built = build("app:{{.Run.ID}}").success();
+    let record = record(&sandbox, &server, &built);
+    let id = record["runId"].as_str().unwrap();
+    let digest = validate(&server.registry(), "app", id).digest;
+    assert_eq!(built.stdout, format!("app@{digest}\n"));
+    let host = server.host().replace("127.0.0.1", "localhost");
+    let image = &record["outputImages"][0];
+    assert_eq!((&image["registry"], &image["tag"]), (&host.into(), &id.into()));
+    let refused = build("app:{{.Values.x}}").code(1);
+    refused.stderr_has("`app:`");
+    assert_eq!(server.registry().tags("app"), [id]);
+}
+
+#[test]
+fn as_root_l8_a_build_without_a_name_is_not_pushed_and_says_so() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    sandbox.write("app/Dockerfile", "FROM scratch\nLABEL a=b\n");
+    let built = sandbox.refit(["build", "app"]).on(&server).succeeds();
+    let built = built.stderr_has("The image gets no name (`-t`), so it is not pushed");
+    let record = record(&sandbox, &server, &built);
+    assert_eq!(record["status"], "Succeeded");
+    assert_eq!(record["outputImages"].as_array().map_or(0, Vec::len), 0, "{record}");
+    let listed = sandbox.refit(["repository", "list", "-o", "json"]).on(&server).succeeds();
+    assert_eq!(listed.json(), serde_json::json!(["busybox"]));
+}
+
+#[test]
+fn as_root_l13_l14_the_name_of_a_file_says_whether_it_is_a_task() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    let task = "{\"steps\": [{\"id\": \"s\", \"cmd\": \"BUSYBOX echo from json\"}]}";
+    sandbox.write("app/task.json", task.replace("BUSYBOX", "{{.Run.Registry}}/busybox"));
+    let done = sandbox.refit(["run", "-f", "task.json", "app"]).on(&server).run();
+    done.success().stderr_has(" from json\n");
+    let git = "https://example.com/app.git";
+    for (case, file, kind, member) in [
+        ("l13", "task.json", "FileTask", "taskFilePath"),
+        ("l14", "build.txt", "Docker", "dockerFilePath"),
+    ] {
+        let name = format!("case-{case}");
+        let create = ["task", "create", &name, "-c", git, "-f", file, "-o", "json"];
+        let created = sandbox.refit(create).on(&server).succeeds().json();
+        let step = &created["properties"]["step"];
+        assert_eq!((&step["type"], &step[member]), (&kind.into(), &file.into()), "{case}");
+    }
+}
