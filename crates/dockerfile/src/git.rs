@@ -314,6 +314,40 @@ mod tests {
     }
 
     #[test]
+    fn contexts_of_the_specification_are_told_apart() {
+        let archive = |address: &str| format!("archive {address}");
+        for (case, text, expected) in [
+            ("i1", "https://github.com/u/r.git", "git https://github.com/u/r.git - -".into()),
+            ("i2", "https://github.com/u/r.git#", archive("https://github.com/u/r.git#")),
+            ("i3", "https://github.com/u/r", archive("https://github.com/u/r")),
+            ("i4", "github.com/u/r", "git https://github.com/u/r - -".into()),
+            (
+                "i6",
+                "https://dev.azure.com/o/p/_git/r",
+                "git https://dev.azure.com/o/p/_git/r - -".into(),
+            ),
+            (
+                "i7",
+                "https://dev.azure.com/o/p/_git/r?x=1",
+                archive("https://dev.azure.com/o/p/_git/r?x=1"),
+            ),
+            (
+                "i8",
+                "HTTPS://DEV.AZURE.COM/o/_git/r",
+                "git HTTPS://DEV.AZURE.COM/o/_git/r - -".into(),
+            ),
+            (
+                "i9",
+                "https://o.visualstudio.com/p/_git/r#m:d",
+                "git https://o.visualstudio.com/p/_git/r m d".into(),
+            ),
+            ("i11", "src/app", "local".into()),
+        ] {
+            assert_eq!(kind(text), expected, "{case}");
+        }
+    }
+
+    #[test]
     fn contexts_are_told_by_how_they_are_written() {
         let commit = "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567";
         for (text, expected) in [
@@ -327,14 +361,12 @@ mod tests {
             (&format!("https://h/r.git#{commit}"), &format!("git https://h/r.git {commit} -")),
             ("https://h/r.git?ref=v1&subdir=a%2Fb", "git https://h/r.git v1 a/b"),
             ("https://h/r.git?branch=x#:app", "git https://h/r.git refs/heads/x app"),
-            ("github.com/u/r", "git https://github.com/u/r - -"),
             ("github.com/u/r#dev:app", "git https://github.com/u/r dev app"),
             (
                 "https://dev.azure.com/o/p/_git/r#dev:app",
                 "git https://dev.azure.com/o/p/_git/r dev app",
             ),
             ("https://me@Dev.Azure.com/o/p/_git/r", "git https://me@Dev.Azure.com/o/p/_git/r - -"),
-            ("https://o.visualstudio.com/p/_git/r", "git https://o.visualstudio.com/p/_git/r - -"),
             (
                 "https://dev.azure.com/o/p/_git/r?path=x",
                 "archive https://dev.azure.com/o/p/_git/r?path=x",
@@ -345,8 +377,6 @@ mod tests {
                 "archive https://evil.com/dev.azure.com/_git/r",
             ),
             (" https://dev.azure.com/o/p/_git/r", "local"),
-            ("https://h/u/r.git#", "archive https://h/u/r.git#"),
-            ("https://github.com/u/r", "archive https://github.com/u/r"),
             ("https://h/r.git?token=x", "archive https://h/r.git?token=x"),
             ("https://u:p@h/c.tar.gz", "archive https://***@h/c.tar.gz"),
             ("HTTPS://h/r.git", "local"),

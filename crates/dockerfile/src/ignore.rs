@@ -282,9 +282,11 @@ mod tests {
     }
 
     #[test]
-    fn the_last_matching_pattern_decides() {
-        check(&["*.md", "!README.md"], "README.md", false);
-        check(&["!README.md", "*.md"], "README.md", true);
+    fn i21_i22_the_last_matching_pattern_decides() {
+        for (path, excluded) in [("keep.md", false), ("other.md", true), ("sub/deep.md", false)] {
+            check(&["*.md", "!keep.md"], path, excluded);
+        }
+        check(&["!keep.md", "*.md"], "keep.md", true);
         check(&["docs", "!docs/keep"], "docs/keep", false);
         check(&["docs", "!docs/keep"], "docs/keep/below", false);
         check(&["docs", "!docs/keep", "docs/keep/secret"], "docs/keep/secret", true);

@@ -118,7 +118,8 @@ fn archives_are_told_by_their_content() {
 }
 
 #[test]
-fn nothing_is_written_outside() {
+fn i20_nothing_is_written_outside() {
+    check_refused(&[file("../x", b"x")], "`../x` of the context leads out of it");
     let dots = "`../evil` of the context leads out of it";
     check_refused(&[file("../evil", b"x")], dots);
     check_refused(&[folder("../evil", 0o755)], dots);

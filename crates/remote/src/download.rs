@@ -631,7 +631,7 @@ mod tests {
     fn credentials_go_to_submodules_of_their_own_server_only() {
         let base = Target::of_git("https://token@h/team/app.git").unwrap();
         let credentials = base.credentials().unwrap();
-        assert_eq!((&*credentials.username, &*credentials.password), ("dummy", "token"));
+        assert_eq!((&*credentials.username, &*credentials.password), ("dummy", "token"), "i16");
         for (url, expected, has_credentials) in [
             ("../lib.git", Some("https://h/team/lib.git"), true),
             ("../../other/lib.git", Some("https://h/other/lib.git"), true),

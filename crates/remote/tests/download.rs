@@ -259,7 +259,23 @@ async fn a_body_that_is_too_short_is_no_file() {
 }
 
 #[tokio::test]
-async fn answers_that_are_no_file_are_errors() {
+async fn i17_a_server_that_fails_twice_gives_the_file_in_the_end() {
+    let archive = b"\x1f\x8b\x08 and more of a tar.gz";
+    let failing = "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n";
+    let server = Server::start(move |number, _| {
+        let is_failing = number < 2;
+        let answer = if is_failing { Answer::new(failing, b"") } else { Answer::file("", archive) };
+        std::future::ready(answer)
+    })
+    .await;
+    let store = Store::new().await;
+    let fetched = store.fetch(settings(), get(&server.url("/c.tar.gz"))).await.unwrap().unwrap();
+    assert_eq!(fetched.digest, Digest::of(archive));
+    assert_eq!(server.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn i18_answers_that_are_no_file_are_errors() {
     let store = Store::new().await;
     let server = Server::always(Answer::new("HTTP/1.1 404 Not Found\r\n", b"no")).await;
     let error = store.error(settings(), &server.url("/x")).await;

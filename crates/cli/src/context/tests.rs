@@ -68,7 +68,7 @@ fn names(entries: &BTreeMap<String, String>) -> Vec<&str> {
 }
 
 #[test]
-fn a_context_travels_with_modes_and_links_but_without_version_control() {
+fn i23_a_context_travels_with_modes_and_links_but_without_version_control() {
     let folder = tempfile::tempdir().unwrap();
     write(
         folder.path(),
@@ -98,7 +98,7 @@ fn a_context_travels_with_modes_and_links_but_without_version_control() {
 }
 
 #[test]
-fn the_ignore_file_decides_and_may_take_back() {
+fn i24_the_ignore_file_decides_and_may_take_back() {
     let folder = tempfile::tempdir().unwrap();
     write(
         folder.path(),
@@ -144,6 +144,16 @@ fn a_dockerfile_outside_travels_with_its_own_ignore_file() {
     let entries = entries(&context, Some(&file));
     assert_eq!(names(&entries), ["<dockerfile>", "kept"]);
     assert_eq!(entries["<dockerfile>"], "644 FROM x\n");
+}
+
+#[test]
+fn i25_of_two_ignore_files_only_that_of_the_dockerfile_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let ignored = [(".dockerignore", "one\n"), ("Dockerfile.dockerignore", "two\n")];
+    write(folder.path(), &ignored);
+    write(folder.path(), &[("Dockerfile", "FROM scratch\n"), ("one", ""), ("two", "")]);
+    let entries = entries(folder.path(), None);
+    assert_eq!(names(&entries), ["<dockerfile>", "Dockerfile", "Dockerfile.dockerignore", "one"]);
 }
 
 #[test]

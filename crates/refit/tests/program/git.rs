@@ -37,7 +37,7 @@ fn app(host: &GitHost) -> GitRepository {
 }
 
 #[test]
-fn as_root_a_repository_is_built_by_every_kind_of_reference() {
+fn as_root_i1_i12_i13_i14_i15_a_repository_is_built_by_every_kind_of_reference() {
     let (sandbox, host) = (sandbox(), GitHost::start());
     let repository = app(&host);
     let first = repository.commit("first");
@@ -71,7 +71,8 @@ fn as_root_a_repository_is_built_by_every_kind_of_reference() {
     missing.stderr_has(&format!("`{address}` has no branch, tag or commit `nowhere`"));
     build(&sandbox, &format!("{address}#{}", "1".repeat(40))).code(1).stderr_has("has no branch");
     build(&sandbox, &format!("{address}#:none")).code(1).stderr_has("has no folder `none`");
-    build(&sandbox, &format!("{address}#:f")).code(1).stderr_has("it is a file");
+    build(&sandbox, &format!("{address}#main:../x")).code(1).stderr_has("has no folder `../x`");
+    build(&sandbox, &format!("{address}#main:Dockerfile")).code(1).stderr_has("it is a file");
     build(&sandbox, &format!("{}/none.git", host.url())).code(1).stderr_has("status 404");
 }
 
@@ -181,7 +182,7 @@ fn as_root_submodules_come_along() {
 }
 
 #[test]
-fn as_root_a_private_repository_needs_its_token_and_nobody_sees_it() {
+fn as_root_i16_a_private_repository_needs_its_token_and_nobody_sees_it() {
     let (sandbox, host) = (sandbox(), GitHost::private("hunter2secret"));
     app(&host).commit("first");
     let context = |credentials: &str| format!("{}/app.git", host.url_with(credentials));
@@ -326,7 +327,7 @@ fn as_root_a_repository_has_bounds() {
 }
 
 #[test]
-fn as_root_an_archive_at_an_address_is_built() {
+fn as_root_i18_i19_an_archive_at_an_address_is_built() {
     let (sandbox, host) = (sandbox(), GitHost::start());
     let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
     for (name, bytes) in [("dir/Dockerfile", "FROM scratch\nCOPY dir/f /\n"), ("dir/f", "archived")]
