@@ -356,12 +356,12 @@ async fn no_more_runs_at_once_than_the_registry_may() {
 }
 
 #[tokio::test]
-async fn a_queued_run_is_cancelled_at_once() {
+async fn l4_a_queued_run_is_cancelled_at_once() {
     let folder = Folder::new();
     let runs = folder.open().await;
     let run = runs.submit(&local(), request()).await.unwrap();
     let run = runs.cancel(&local(), run.id).await.unwrap();
-    assert_eq!(run.status, RunStatus::Canceled);
+    assert_eq!((run.status, run.started_at), (RunStatus::Canceled, None));
     assert!(log_text(&runs, run.id).await.contains("Error: Canceled"));
     let error = runs.cancel(&local(), run.id).await.unwrap_err();
     assert!(matches!(error, ControlError::Conflict { .. }), "{error}");

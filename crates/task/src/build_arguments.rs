@@ -207,24 +207,26 @@ mod tests {
 
     #[test]
     fn the_cases_of_group_g() {
+        let remote = "https://h/u/r.git#dev:sub";
+        let with_file = format!("{remote} -f x/D");
         let cases = [
-            ("-t a -f d/Dockerfile .", Some("d/Dockerfile"), None, "."),
-            (". -t a", None, None, "."),
-            ("--no-cache -t a ./app", None, None, "./app"),
-            ("-t a --no-cache ./app", None, None, "./app"),
-            ("--file=x.df --target=t .", Some("x.df"), Some("t"), "."),
-            ("https://h/u/r.git#dev:sub -f x/D", Some("x/D"), None, "https://h/u/r.git#dev:sub"),
-            ("-t a", None, None, "."),
+            ("g1", "-t a -f d/Dockerfile .", Some("d/Dockerfile"), None, "."),
+            ("g2", ". -t a", None, None, "."),
+            ("g3", "--no-cache -t a ./app", None, None, "./app"),
+            ("g4", "-t a --no-cache ./app", None, None, "./app"),
+            ("g5", "--file=x.df --target=t .", Some("x.df"), Some("t"), "."),
+            ("g6", &with_file, Some("x/D"), None, remote),
+            ("g7", "-t a", None, None, "."),
         ];
-        for (text, file, target, context) in cases {
+        for (case, text, file, target, context) in cases {
             let arguments = parse(text);
-            assert_eq!(arguments.file.as_deref(), file, "{text}");
-            assert_eq!(arguments.target.as_deref(), target, "{text}");
-            assert_eq!(arguments.context, context, "{text}");
+            assert_eq!(arguments.file.as_deref(), file, "{case}");
+            assert_eq!(arguments.target.as_deref(), target, "{case}");
+            assert_eq!(arguments.context, context, "{case}");
         }
         let g8 = parse("--build-arg \"A=b c\" .");
-        assert_eq!(g8.build_args, [("A".to_owned(), Some("b c".to_owned()))]);
-        assert_eq!(parse("--image a:1 ."), parse("-t a:1 ."));
+        assert_eq!(g8.build_args, [("A".to_owned(), Some("b c".to_owned()))], "g8");
+        assert_eq!(parse("--image a:1 ."), parse("-t a:1 ."), "g9");
     }
 
     #[test]

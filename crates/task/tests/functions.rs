@@ -111,7 +111,9 @@ fn values_are_set_as_texts_and_the_last_one_counts() {
     assert_eq!(with(&["flag=false"], flag), "on", "e16");
     assert_eq!(with(&["a=2"], "{{.Values.a}}"), "2", "e18");
     assert_eq!(with(&["a.b=2"], "{{index .Values \"a.b\"}}"), "2", "a name is no path");
-    assert_eq!(with(&["b=2"], "{{.ValuesJSON}}"), "'{\"a\":1,\"b\":\"2\"}'", "e22");
+    let json = "{{.ValuesJSON}}";
+    assert_eq!(with(&["b=2"], json), "'{\"a\":1,\"b\":\"2\"}'");
+    assert_eq!(with(&["b=2", "a=1"], json), "'{\"a\":\"1\",\"b\":\"2\"}'", "e22");
     assert_eq!(with(&["a=it's"], "{{.ValuesJSON}}"), r#"'{"a":"it'"'"'s"}'"#, "e23");
     let run = with(&[], "{{.RunJSON}}");
     assert!(run.starts_with(r#"'{"Architecture":"amd64","Branch":"","Commit":"#), "{run}");

@@ -293,9 +293,11 @@ mod tests {
                 disableWorkingDirectoryOverride: true
         "#]]
         .assert_eq(&command_task("bash -c 'echo \"$HOME\"'", None).unwrap());
-        let limited = command_task("app", Some(600)).unwrap();
-        assert!(limited.ends_with("    timeout: 600\n"), "{limited}");
-        assert_eq!(step(&limited, &[]).timeout.as_secs(), 600);
+        let limited = command_task("app", Some(700)).unwrap();
+        assert!(limited.ends_with("    timeout: 700\n"), "{limited}");
+        assert_eq!(step(&limited, &[]).timeout.as_secs(), 700);
+        let l12 = command_task("bash sleep 700", None).unwrap();
+        assert_eq!(step(&l12, &[]).timeout.as_secs(), 600);
         for empty in ["", " \n"] {
             assert!(command_task(empty, None).is_err());
         }

@@ -146,6 +146,53 @@ async fn a_run_is_cancelled_once() {
 }
 
 #[tokio::test]
+async fn l4_a_run_that_is_cancelled_while_it_waits_has_never_started() {
+    let server = Server::start().await;
+    let held = [server.schedule("hold").await, server.schedule("hold").await];
+    let id = server.schedule("ok").await;
+    assert_eq!(server.get(&format!("/runs/{id}")).await["properties"]["status"], "Queued");
+    let cancel = server.request(Method::POST, &format!("/runs/{id}/cancel")).send();
+    assert_eq!(cancel.await.unwrap().status(), StatusCode::ACCEPTED);
+    let run = server.ended(&id).await;
+    assert_eq!((&run["status"], run.get("startTime")), (&json!("Canceled"), None));
+    server.builder.hold.add_permits(2);
+    for id in &held {
+        assert!(server.ended(id).await["startTime"].is_string());
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn e13_l1_l5_l7_requests_are_taken_or_refused_with_400() {
+    let server = Server::start().await;
+    let (taken, refused) = (StatusCode::CREATED, StatusCode::BAD_REQUEST);
+    let linux = |architecture: &str, variant: Value| json!({ "platform": { "os": "linux", "architecture": architecture, "variant": variant } });
+    for (case, more, status) in [
+        ("e13", json!({ "values": [{ "name": "", "value": "x" }] }), refused),
+        ("e13", json!({ "values": [{ "value": "x" }] }), refused),
+        ("l1", json!({ "timeout": 299 }), refused),
+        ("l1", json!({ "timeout": 300 }), taken),
+        ("l1", json!({ "timeout": 28800 }), taken),
+        ("l1", json!({ "timeout": 28801 }), refused),
+        ("l5", linux("arm64", json!("v8")), taken),
+        ("l7", linux("sparc", Value::Null), refused),
+    ] {
+        let mut body = json!({
+            "type": "EncodedTaskRunRequest",
+            "encodedTaskContent": "c3RlcHM6IFtdCg==",
+            "platform": { "os": "linux" },
+        });
+        for (member, value) in more.as_object().unwrap() {
+            body[member] = value.clone();
+        }
+        let answered = server.request(Method::POST, "/scheduleRun").json(&body).send().await;
+        let answered = answered.unwrap();
+        assert_eq!(answered.status(), status, "{case} {more}: {}", answered.text().await.unwrap());
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn listings_page_and_filter() {
     let server = Server::start().await;
     for dockerfile in ["ok", "fail", "ok"] {

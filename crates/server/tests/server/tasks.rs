@@ -108,12 +108,30 @@ async fn a_run_of_a_task_is_what_the_task_says_and_is_asked_otherwise() {
     // That was for one run only.
     let failed = run_task(&server, "BUILD-APP", json!({})).await;
     assert_eq!(server.ended(&failed).await["status"], "Failed");
-    // L11
-    server.schedule("fail").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn l11_failed_runs_of_a_task_are_listed_newest_first() {
+    let server = Server::start().await;
+    for (name, dockerfile) in [("build-app", "fail"), ("t1234", "fail")] {
+        let path = format!("/tasks/{name}");
+        send(&server, Method::PUT, &path, &docker(dockerfile), StatusCode::OK).await;
+    }
+    let first = run_task(&server, "t1234", json!({})).await;
+    let others = [
+        run_task(&server, "t1234", json!({ "file": "Dockerfile" })).await,
+        run_task(&server, "build-app", json!({})).await,
+        server.schedule("fail").await,
+    ];
+    let second = run_task(&server, "t1234", json!({})).await;
+    for id in others.iter().chain([&first, &second]) {
+        server.ended(id).await;
+    }
     let listed =
-        get(&server, "/runs?$filter=TaskName eq 'Build-App' and Status eq 'Failed'&$top=5").await;
+        get(&server, "/runs?$filter=TaskName eq 'T1234' and Status eq 'Failed'&$top=5").await;
     let ids: Vec<_> = listed["value"].as_array().unwrap().iter().map(|run| &run["name"]).collect();
-    assert_eq!(ids, [failed.as_str()]);
+    assert_eq!(ids, [second.as_str(), first.as_str()]);
     assert_eq!(listed.get("nextLink"), None);
     server.stop().await;
 }
