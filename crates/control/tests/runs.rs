@@ -388,7 +388,7 @@ async fn a_running_run_is_cancelled() {
 }
 
 #[tokio::test]
-async fn a_run_that_takes_too_long_ends_as_timeout_even_if_it_does_not_listen() {
+async fn l2_a_run_that_takes_too_long_ends_as_timeout_even_if_it_does_not_listen() {
     let folder = Folder::new();
     let runs = folder.open().await;
     let working = Working::start(&runs, &Script::new([Action::Wait, Action::Hang]));

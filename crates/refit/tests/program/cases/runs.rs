@@ -1,9 +1,10 @@
 //! Sections E, H and L: how runs begin, and what is kept of them.
 
 use serde_json::Value;
-use testkit::validate;
+use testkit::{until, validate};
 
-use super::{record, run, server};
+use super::{long_sleep, processes, record, run, server};
+use crate::output::tool;
 use crate::sandbox;
 
 #[test]
@@ -82,4 +83,37 @@ fn as_root_l13_l14_the_name_of_a_file_says_whether_it_is_a_task() {
         let step = &created["properties"]["step"];
         assert_eq!((&step["type"], &step[member]), (&kind.into(), &file.into()), "{case}");
     }
+}
+
+#[test]
+fn as_root_l2_the_limit_of_a_run_ends_it_before_that_of_its_step() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    let queue = |sleep: &str| {
+        let task = format!("steps: [{{cmd: BUSYBOX {sleep}, timeout: 600}}]");
+        sandbox.write("app/acb.yaml", task.replace("BUSYBOX", "{{.Run.Registry}}/busybox"));
+        let args = ["run", "app", "--timeout", "300", "--no-wait", "-o", "json"];
+        let queued = sandbox.refit(args).on(&server).succeeds().json();
+        queued["name"].as_str().unwrap().to_owned()
+    };
+    let others = [1, 2].map(|_| queue(&long_sleep(4)));
+    until("the others run", || (processes(&long_sleep(4)) == 2).then_some(()));
+    let id = queue(&long_sleep(5));
+    // No request may ask for less than five minutes, so one that waits is changed.
+    let database = sandbox.data().join("refit.db").display().to_string();
+    let shorter = "UPDATE runs SET request = replace(request, '\"secs\":300', '\"secs\":2') \
+                   WHERE status = 'Queued'; SELECT changes();";
+    let change = ["-cmd", ".timeout 10000", &database, shorter];
+    let Some(changed) = tool(&sandbox, "sqlite3", &change) else { return };
+    assert_eq!(changed, "1\n");
+    for other in others {
+        sandbox.refit(["task", "cancel-run", "--run-id", &other]).on(&server).succeeds();
+    }
+    until("its command runs", || (processes(&long_sleep(5)) == 1).then_some(()));
+    let followed = sandbox.refit(["task", "logs", "--run-id", &id]).on(&server).run();
+    assert!(followed.stdout.contains("the run reached its time limit of 2 s"), "{followed:?}");
+    let show = ["task", "show-run", "--run-id", &id, "-o", "json"];
+    let run = sandbox.refit(show).on(&server).succeeds().json();
+    assert_eq!(run["properties"]["status"], "Timeout");
+    until("its command is gone", || (processes(&long_sleep(5)) == 0).then_some(()));
 }
