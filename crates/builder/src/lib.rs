@@ -64,7 +64,9 @@ pub use caches::CacheFolders;
 pub use command::{Command, CommandError, run_command};
 pub use context::{ContextError, ContextFiles, ContextOptions, LazyFolder};
 pub use copy::CopyError;
-pub use dockerfile::{Address, ContextAddress, GitAddress, bytes as parse_size};
+pub use dockerfile::{
+    Address, ContextAddress, GitAddress, bytes as parse_size, without_credentials,
+};
 pub use error::{BuildError, RunLimits, describe_exit};
 pub use event::{BuildEvents, NoEvents, StepEnd, StepNumber};
 pub use exchange::{CacheImage, CacheImports, cache_image};

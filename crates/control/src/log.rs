@@ -19,7 +19,7 @@ pub use event::{Event, EventKind, Sent, Stream};
 pub use mask::Mask;
 pub use read::{EventReader, TextReader};
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -96,6 +96,8 @@ struct Pending {
     sent: Option<Sent>,
     /// Of the text so far.
     hasher: Hasher,
+    /// Ends of output that may be the beginnings of secrets, by step and stream.
+    held: BTreeMap<(u32, Stream), String>,
     dropping: bool,
     finished: bool,
 }
@@ -140,6 +142,7 @@ impl Logs {
             size: files.events_len,
             sent: found.sent,
             hasher: found.hasher,
+            held: BTreeMap::new(),
             dropping: false,
             finished: found.finished,
         };
@@ -240,9 +243,10 @@ impl RunLog {
         lock(&self.live.pending).sent
     }
 
-    /// The digest of all lines of the text so far.
+    /// The digest of all lines of the text so far, when no output follows.
     pub(crate) fn digest(&self) -> Digest {
-        let pending = lock(&self.live.pending);
+        let mut pending = lock(&self.live.pending);
+        self.live.release(&mut pending, |_| true);
         let mut hasher = pending.hasher.clone();
         hasher.update(pending.renderer.line_end().as_bytes());
         hasher.finish()
@@ -283,6 +287,39 @@ impl Live {
             return;
         }
         pending.sent = sent.or(pending.sent);
+        match &mut kind {
+            EventKind::Output { step, stream, text } => {
+                if let Some(held) = pending.held.remove(&(*step, *stream)) {
+                    text.insert_str(0, &held);
+                }
+                let held = self.mask.take_begun(text);
+                if !held.is_empty() {
+                    pending.held.insert((*step, *stream), held);
+                }
+                if text.is_empty() {
+                    return;
+                }
+            }
+            EventKind::StepFinished { step, .. } => {
+                let step = *step;
+                self.release(pending, |of| of == step);
+            }
+            EventKind::Finished { .. } => self.release(pending, |_| true),
+            _ => (),
+        }
+        self.record(pending, kind, sent);
+    }
+
+    /// What was held of the output of steps was no beginning of a secret.
+    fn release(&self, pending: &mut Pending, of: impl Fn(u32) -> bool) {
+        let released = pending.held.extract_if(.., |&(step, _), _| of(step));
+        let released: Vec<_> = released.collect();
+        for ((step, stream), text) in released {
+            self.record(pending, EventKind::Output { step, stream, text }, None);
+        }
+    }
+
+    fn record(&self, pending: &mut Pending, mut kind: EventKind, sent: Option<Sent>) {
         // An agent is not asked how much it has to say.
         let is_excess = sent.is_some() && pending.size >= self.size_max.saturating_add(EXCESS_MAX);
         if is_excess || (pending.size >= self.size_max && kind.is_bulk()) {

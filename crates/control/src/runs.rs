@@ -196,6 +196,11 @@ impl Runs {
         for text in warnings {
             log.append(EventKind::Warning { text }).await;
         }
+        if run.request.secrets().any(|secret| !secret.is_empty() && !Mask::hides(secret)) {
+            let text = format!("a secret of fewer than {} characters", Mask::SECRET_LEN_MIN);
+            let text = format!("{text} is not hidden in the log");
+            log.append(EventKind::Warning { text }).await;
+        }
         self.queue_has_changed();
         Ok(run)
     }

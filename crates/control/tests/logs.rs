@@ -179,11 +179,15 @@ async fn secrets_are_masked_in_both_forms() {
     let fixture = fixture(1 << 20);
     let log = fixture.logs.open(&fixture.key, Mask::new(["hunter22"])).await.unwrap();
     log.append(output("the password is hunter22\n")).await;
+    for part in ["it is hun", "ter", "22, or hunt"] {
+        log.append(output(part)).await;
+    }
     log.append(EventKind::StepStarted { step: 1, name: "RUN login hunter22".into() }).await;
     log.append(finished()).await;
     let text = fixture.text(0, true).await;
     let events = serde_json::to_string(&fixture.events(0, true).await).unwrap();
-    assert!(text.contains("the password is *****"));
+    assert!(text.contains("the password is ***"));
+    assert!(text.contains("it is ***, or \r\n") && text.contains("\nhunt\r\n"), "{text}");
     assert!(!text.contains("hunter22") && !events.contains("hunter22"));
 }
 

@@ -92,7 +92,7 @@ pub(crate) fn secret_of(address: &str) -> Option<&str> {
 }
 
 /// A text with the credentials of all addresses in it replaced by `***`.
-pub(crate) fn without_credentials(text: &str) -> String {
+pub fn without_credentials(text: &str) -> String {
     replace_credentials(text, |_| "***".to_owned())
 }
 

@@ -33,7 +33,7 @@ pub mod ignore;
 pub mod lint;
 pub mod path;
 
-pub use address::Address;
+pub use address::{Address, without_credentials};
 pub use git::{ArtifactAddressError, ContextAddress, GitAddress, GitAddressError};
 pub use heredoc::HereDocument;
 pub use instruction::*;

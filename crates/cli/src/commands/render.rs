@@ -18,7 +18,7 @@ use crate::printer::Table;
 use crate::sanitize::sanitize_text;
 
 /// Shown in the place of a secret value.
-const HIDDEN: &str = "*****";
+const HIDDEN: &str = "***";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

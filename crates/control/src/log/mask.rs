@@ -1,51 +1,113 @@
 //! Secrets do not reach a log.
 
+use aho_corasick::AhoCorasick;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
+use engine::without_credentials;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 /// What stands where a secret was.
-const MASK: &str = "*****";
+const MASK: &str = "***";
 
-/// Lines of a longer secret that are shorter than this are not hidden by themselves: they
-/// would be found everywhere.
-const LINE_LEN_MIN: usize = 4;
+/// The part of a secret in the middle of Base64 is hidden from so many characters on.
+const BASE64_LEN_MIN: usize = 6;
 
-/// Replaces secret values in text.
+/// A finder takes many times the memory of what it finds, in bytes.
+const FINDER_SIZE_MAX: usize = 64 << 10;
+
+/// At most so much of a text waits for the rest of a secret, in bytes.
+const HELD_MAX: usize = 4096;
+
+/// Replaces secret values in text: as they are, their lines, and in the encodings in which programs
+/// pass them on. Of addresses in it, what is before the `@` goes too.
 ///
-/// It works on one event at a time, and events hold whole lines where possible; a program
-/// that takes a secret apart is beyond it.
+/// A program that takes a secret apart in another way is beyond it.
 #[derive(Clone, Default)]
 pub struct Mask {
-    /// Longest first, so that a secret within another does not leave the rest in view.
+    /// Sorted.
     secrets: Vec<String>,
+    /// Finds all of them in one pass, unless they are too large for it.
+    finder: Option<AhoCorasick>,
 }
 
 impl Mask {
+    /// Secrets of fewer characters, and lines of longer ones, are not hidden: they would be found
+    /// everywhere.
+    pub(crate) const SECRET_LEN_MIN: usize = 4;
+
+    /// Whether a secret is long enough to be hidden.
+    pub(crate) fn hides(secret: &str) -> bool {
+        secret.trim().chars().nth(Self::SECRET_LEN_MIN - 1).is_some()
+    }
+
     pub fn new<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
         let mut secrets = Vec::new();
-        for value in values {
+        for value in values.into_iter().filter(|value| Self::hides(value)) {
             secrets.push(value.trim().to_owned());
-            let lines = value.lines().map(str::trim);
-            secrets.extend(lines.filter(|line| line.len() >= LINE_LEN_MIN).map(str::to_owned));
-            if value.len() >= LINE_LEN_MIN {
-                secrets.extend(encoded(value));
-                secrets.extend(encoded(value.trim()));
-            }
+            secrets.extend(value.lines().map(|line| line.trim().to_owned()));
+            secrets.extend(encoded(value));
+            secrets.extend(encoded(value.trim()));
         }
-        secrets.retain(|secret| !secret.is_empty());
-        secrets.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        secrets.retain(|secret| Self::hides(secret));
+        secrets.sort_unstable();
         secrets.dedup();
-        Self { secrets }
+        let size: usize = secrets.iter().map(String::len).sum();
+        let finder = (1..=FINDER_SIZE_MAX).contains(&size).then(|| AhoCorasick::new(&secrets).ok());
+        Self { finder: finder.flatten(), secrets }
     }
 
     /// Replaces the secrets of a text.
     pub(crate) fn apply(&self, text: &mut String) {
-        for secret in &self.secrets {
-            if text.contains(secret.as_str()) {
-                *text = text.replace(secret.as_str(), MASK);
+        let found = self.find(text);
+        for &(from, to) in found.iter().rev() {
+            text.replace_range(from..to, MASK);
+        }
+        if text.contains("://") && text.contains('@') {
+            *text = without_credentials(text);
+        }
+    }
+
+    /// Takes off the end of a text what may be the beginning of a secret.
+    pub(crate) fn take_begun(&self, text: &mut String) -> String {
+        let first = text.ceil_char_boundary(text.len().saturating_sub(HELD_MAX));
+        let starts = text[first..].char_indices().map(|(at, _)| first + at);
+        let mut begun = starts.filter(|&at| self.is_beginning(&text[at..])).peekable();
+        if begun.peek().is_none() {
+            return String::new();
+        }
+        let found = self.find(text);
+        let is_within = |at: usize| found.iter().any(|&(from, to)| from < at && at < to);
+        let begun = begun.find(|&at| !is_within(at));
+        begun.map_or_else(String::new, |at| text.split_off(at))
+    }
+
+    /// Whether a secret begins with a text and is longer.
+    fn is_beginning(&self, text: &str) -> bool {
+        let next = self.secrets.partition_point(|secret| secret.as_str() <= text);
+        self.secrets.get(next).is_some_and(|secret| secret.starts_with(text))
+    }
+
+    /// Where secrets are, those that overlap as one.
+    fn find(&self, text: &str) -> Vec<(usize, usize)> {
+        let mut found: Vec<(usize, usize)> = Vec::new();
+        let mut all: Vec<_> = match &self.finder {
+            Some(finder) => {
+                let all = finder.find_overlapping_iter(text);
+                all.map(|one| (one.start(), one.end())).collect()
+            }
+            None => {
+                let all = self.secrets.iter().flat_map(|secret| text.match_indices(&**secret));
+                all.map(|(at, secret)| (at, at + secret.len())).collect()
+            }
+        };
+        all.sort_unstable();
+        for (from, to) in all {
+            match found.last_mut() {
+                Some(last) if from < last.1 => last.1 = last.1.max(to),
+                _ => found.push((from, to)),
             }
         }
+        found
     }
 }
 
@@ -61,7 +123,20 @@ fn encoded(secret: &str) -> impl Iterator<Item = String> {
     let percent = |set| utf8_percent_encode(secret, set).to_string();
     let (all, address, path) = (percent(NON_ALPHANUMERIC), percent(IN_ADDRESS), percent(IN_PATH));
     let form: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
-    [base64, for_addresses, all, address, path, form].into_iter()
+    let inside = inside_base64(secret);
+    [base64, for_addresses, all, address, path, form].into_iter().chain(inside)
+}
+
+/// What is always seen of a secret in the Base64 of a longer text, by where in a group of three
+/// bytes it begins. The characters at its ends depend on its neighbours.
+fn inside_base64(secret: &str) -> impl Iterator<Item = String> {
+    let shifted = (0..3_usize).map(|shift| {
+        let bytes = [&b"   "[..shift], secret.as_bytes()].concat();
+        let whole = bytes.len() * 8 / 6;
+        BASE64_STANDARD_NO_PAD.encode(bytes)[(shift * 8).div_ceil(6)..whole].to_owned()
+    });
+    let plain = shifted.filter(|part| part.len() >= BASE64_LEN_MIN);
+    plain.flat_map(|part| [part.replace('+', "-").replace('/', "_"), part])
 }
 
 /// Hides what it hides.
@@ -77,10 +152,13 @@ mod tests {
 
     #[test]
     fn secrets_are_masked_whole_and_line_by_line() {
-        let mask = Mask::new(["hunter", "hunter22", "-----BEGIN\nabcdef\nx\n", ""]);
+        let mask = Mask::new(["hunter", "hunter22", "-----BEGIN\nabcdef\nx\n", "", "pin"]);
         for (text, expected) in [
-            ("pass hunter22, hunter", "pass *****, *****"),
-            ("line abcdef end", "line ***** end"),
+            ("a pin is too short", "a pin is too short"),
+            ("huntehunter22", "hunte***"),
+            ("https://user:word@host/x and a@b", "https://***@host/x and a@b"),
+            ("pass hunter22, hunter", "pass ***, ***"),
+            ("line abcdef end", "line *** end"),
             ("x stays", "x stays"),
         ] {
             let mut masked = text.to_owned();
@@ -96,16 +174,65 @@ mod tests {
         let mask = Mask::new([secret, "my-pass word\n"]);
         let base64 = base64::prelude::BASE64_STANDARD.encode(secret);
         for (text, expected) in [
-            (format!("Authorization: Basic {base64}"), "Authorization: Basic *****="),
-            ("?q=p%3Fss%20w%C3%B6rd%2F%2B&r".to_owned(), "?q=*****&r"),
-            ("q=p%3Fss+w%C3%B6rd%2F%2B".to_owned(), "q=*****"),
-            ("/p%3Fss%20w%C3%B6rd/%2B".to_owned(), "/*****"),
-            ("x=my-pass%20word".to_owned(), "x=*****"),
-            ("bXktcGFzcyB3b3Jk".to_owned(), "*****"),
+            (format!("Authorization: Basic {base64}"), "Authorization: Basic ***="),
+            ("?q=p%3Fss%20w%C3%B6rd%2F%2B&r".to_owned(), "?q=***&r"),
+            ("q=p%3Fss+w%C3%B6rd%2F%2B".to_owned(), "q=***"),
+            ("/p%3Fss%20w%C3%B6rd/%2B".to_owned(), "/***"),
+            ("x=my-pass%20word".to_owned(), "x=***"),
+            ("bXktcGFzcyB3b3Jk".to_owned(), "***"),
         ] {
             let mut masked = text;
             mask.apply(&mut masked);
             assert_eq!(masked.trim_end_matches('='), expected.trim_end_matches('='));
+        }
+    }
+
+    #[test]
+    fn secrets_are_masked_in_the_base64_of_a_longer_text() {
+        let mask = Mask::new(["hunter22"]);
+        for before in ["", "a", "ab", "abc", "user:"] {
+            for after in ["", "c", "cd", "/z"] {
+                let mut text = BASE64_STANDARD_NO_PAD.encode(format!("{before}hunter22{after}"));
+                mask.apply(&mut text);
+                assert!(text.contains(MASK), "{before} {after}: {text}");
+                // At most a character of the secret's ends is left in what is left.
+                assert!(text.len() <= (before.len() + after.len()) * 2 + 3 + 3, "{text}");
+            }
+        }
+    }
+
+    /// What is seen of a text that comes in pieces.
+    fn in_pieces(mask: &Mask, pieces: &[&str]) -> String {
+        let (mut seen, mut begun) = (String::new(), String::new());
+        for piece in pieces {
+            let mut text = begun + piece;
+            begun = mask.take_begun(&mut text);
+            mask.apply(&mut text);
+            seen.push_str(&text);
+        }
+        mask.apply(&mut begun);
+        seen + &begun
+    }
+
+    #[test]
+    fn secrets_are_masked_however_they_are_split() {
+        let mask = Mask::new(["hunter22", "hunter", "ererer", "zwölf"]);
+        for text in
+            ["a hunter22 b", "hunthunter22hunter", "an hunt", "ererererer", "zwölf zwö", "er"]
+        {
+            let whole = in_pieces(&mask, &[text]);
+            for (first, _) in text.char_indices() {
+                for (second, _) in text.char_indices().filter(|(second, _)| *second >= first) {
+                    let pieces = [&text[..first], &text[first..second], &text[second..]];
+                    let seen = in_pieces(&mask, &pieces);
+                    for secret in ["hunter", "ererer", "zwölf"] {
+                        assert!(!seen.contains(secret), "{pieces:?}: {seen}");
+                    }
+                    if !text.starts_with("erer") {
+                        assert_eq!(seen, whole, "{pieces:?}");
+                    }
+                }
+            }
         }
     }
 }

@@ -32,7 +32,7 @@ fn a_task_file_is_shown_as_it_would_be_run() {
           - id: build
             build: -t local/app:2 .
           - id: test
-            cmd: bash echo *****
+            cmd: bash echo ***
             whn: [build]
           - id: push
             push: ["local/app:2"]
