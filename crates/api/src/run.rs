@@ -52,6 +52,12 @@ pub struct DockerBuildRequest {
     pub source_location: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_pool_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_configuration: Option<AgentProperties>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_template: Option<String>,
     #[serde(default, skip_serializing_if = "is_false")]
     pub is_archive_enabled: bool,
     /// Ours: the time for `SOURCE_DATE_EPOCH`, in seconds since 1970.

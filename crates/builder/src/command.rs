@@ -1,8 +1,8 @@
 //! A process of an image that was made before: what a `cmd` step of a task runs.
 
 use container::{
-    ContainerError, Exit, Limits, Mount, Network, OutputSink, Peers, Private, ProcessSpec, Rootfs,
-    Usage, User,
+    ContainerError, Exit, Limits, Mount, MountKind, Network, OutputSink, Peers, Private,
+    ProcessSpec, Rootfs, Usage, User,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,8 @@ pub struct Command {
     pub working_directory: Option<String>,
     pub hostname: String,
     pub mounts: Vec<Mount>,
+    /// Files in memory, by their paths, which only the command's user can read.
+    pub files: Vec<(String, Private)>,
     pub network: Network,
     /// Containers that reach each other by name.
     pub peers: Option<Peers>,
@@ -100,6 +102,7 @@ pub async fn run_command(
     let config = &command.image.config.config;
     let cwd = command.working_directory.as_ref().unwrap_or(&config.working_dir);
     let (env, private_env) = environment(command, &identity);
+    let mounts = mounts(command, &identity);
     let spec = ProcessSpec {
         name: unique_name(&command.name),
         rootfs: Rootfs::Overlay {
@@ -117,7 +120,7 @@ pub async fn run_command(
             additional_gids: identity.additional_gids,
         },
         hostname: command.hostname.clone(),
-        mounts: command.mounts.clone(),
+        mounts,
         extra_hosts: Vec::new(),
         network: command.network,
         peers: command.peers.clone(),
@@ -125,6 +128,15 @@ pub async fn run_command(
         privileged: command.privileged,
     };
     Ok(runtime.run(&spec, output, cancel).await?)
+}
+
+fn mounts(command: &Command, identity: &Identity) -> Vec<Mount> {
+    let files = command.files.iter().map(|(target, content)| {
+        let (content, uid, gid) = (content.clone(), identity.uid, identity.gid);
+        let kind = MountKind::File { content, uid, gid, mode: 0o400 };
+        Mount { target: target.clone(), read_only: true, kind }
+    });
+    command.mounts.iter().cloned().chain(files).collect()
 }
 
 /// The program and its arguments, as `docker run` puts them together.
@@ -215,6 +227,7 @@ mod tests {
             working_directory: None,
             hostname: "refit".to_owned(),
             mounts: Vec::new(),
+            files: Vec::new(),
             network: Network::None,
             peers: None,
             limits: Limits::default(),

@@ -274,12 +274,12 @@ pub(crate) struct FileEntry {
 pub(crate) fn private_bytes(spec: &ProcessSpec) -> Vec<u8> {
     let mut bytes = Vec::new();
     for variable in &spec.private_env {
-        bytes.extend_from_slice(variable.bytes());
+        bytes.extend_from_slice(variable.reveal());
         bytes.push(0);
     }
     for mount in &spec.mounts {
         if let MountKind::File { content, .. } = &mount.kind {
-            bytes.extend_from_slice(content.bytes());
+            bytes.extend_from_slice(content.reveal());
         }
     }
     bytes
@@ -394,7 +394,7 @@ pub(crate) fn describe(
         }),
         Rootfs::Directory(path) => RootfsEntry::Directory(path.clone()),
     };
-    let private_env = spec.private_env.iter().map(|text| text.bytes().len() + 1).sum();
+    let private_env = spec.private_env.iter().map(|text| text.reveal().len() + 1).sum();
     let extras = Extras {
         rootfs,
         overlays,
@@ -483,7 +483,7 @@ fn extra_mount(
             let at = Placement::files(&place.folder).join(number.to_string());
             let source = path_text(&at)?;
             let (uid, gid, mode) = (*uid, *gid, permissions & 0o7777);
-            files.push(FileEntry { at, size: content.bytes().len(), uid, gid, mode });
+            files.push(FileEntry { at, size: content.reveal().len(), uid, gid, mode });
             let options = ["bind", "ro", "nosuid", "nodev"];
             MountEntry::new(&mount.target, "bind", &source, &options)
         }

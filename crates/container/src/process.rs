@@ -88,7 +88,8 @@ impl Private {
         Self(bytes.into())
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// What is not shown.
+    pub fn reveal(&self) -> &[u8] {
         &self.0
     }
 }
@@ -211,7 +212,7 @@ pub(crate) fn check(spec: &ProcessSpec) -> Result<(), ContainerError> {
     for mount in &spec.mounts {
         check_mount(mount)?;
         if let MountKind::File { content, .. } = &mount.kind {
-            private_size += content.bytes().len();
+            private_size += content.reveal().len();
         }
     }
     if private_size > PRIVATE_SIZE_MAX {
@@ -263,10 +264,10 @@ fn check_texts(spec: &ProcessSpec) -> Result<(), ContainerError> {
         size += text.len() + 1;
     }
     for text in &spec.private_env {
-        if text.bytes().contains(&0) || std::str::from_utf8(text.bytes()).is_err() {
+        if text.reveal().contains(&0) || std::str::from_utf8(text.reveal()).is_err() {
             return Err(refuse("a private variable is not UTF-8, or contains a NUL byte"));
         }
-        size += text.bytes().len() + 1;
+        size += text.reveal().len() + 1;
     }
     if size > TEXT_SIZE_MAX {
         return Err(refuse("arguments and environment together are larger than 4 MiB"));

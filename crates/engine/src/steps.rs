@@ -24,8 +24,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use builder::{Builder, ContextFiles, RecordedRepository};
-use container::{PeerNetwork, Private};
+use builder::{BuildCost, Builder, ContextFiles, RecordedRepository};
+use container::{PeerNetwork, Private, Usage};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use oci::{Digest, Platform, Reference, RepositoryName, Tag};
@@ -150,9 +150,63 @@ pub struct PushedImage {
 #[serde(rename_all = "camelCase")]
 pub struct StepCost {
     pub id: String,
-    /// `successful`, `failed`, `skipped`, or `inprogress` if the run ended before the step did.
+    /// `successful`, `failed` (also if it was killed), `skipped`, or `inprogress` if the run was
+    /// canceled meanwhile.
     pub state: &'static str,
     pub milliseconds: u64,
+    #[serde(flatten)]
+    pub usage: StepUsage,
+}
+
+/// What the containers and builds of a step used, all its attempts together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepUsage {
+    /// Processor time of what has ended.
+    pub cpu_milliseconds: u64,
+    /// Largest memory of one container, in bytes.
+    pub memory_peak: u64,
+    /// Bytes of base images that had to be fetched.
+    pub pulled: u64,
+    /// Bytes of new layers.
+    pub written: u64,
+    pub cache_hits: u32,
+    pub cache_misses: u32,
+    /// What the hits would have cost again.
+    pub saved_milliseconds: u64,
+}
+
+impl StepUsage {
+    fn add(&mut self, other: &Self) {
+        self.cpu_milliseconds += other.cpu_milliseconds;
+        self.memory_peak = self.memory_peak.max(other.memory_peak);
+        self.pulled += other.pulled;
+        self.written += other.written;
+        self.cache_hits += other.cache_hits;
+        self.cache_misses += other.cache_misses;
+        self.saved_milliseconds += other.saved_milliseconds;
+    }
+}
+
+impl From<Usage> for StepUsage {
+    fn from(usage: Usage) -> Self {
+        let cpu_milliseconds = u64::try_from(usage.cpu.as_millis()).unwrap_or(u64::MAX);
+        Self { cpu_milliseconds, memory_peak: usage.memory_peak, ..Self::default() }
+    }
+}
+
+impl From<&BuildCost> for StepUsage {
+    fn from(cost: &BuildCost) -> Self {
+        Self {
+            cpu_milliseconds: cost.cpu_milliseconds,
+            memory_peak: cost.memory_peak,
+            pulled: cost.pulled,
+            written: cost.written,
+            cache_hits: cost.cache_hits,
+            cache_misses: cost.cache_misses,
+            saved_milliseconds: cost.saved_milliseconds,
+        }
+    }
 }
 
 /// How a run of a task ended. What it had made by then, it has made, however it ended.
@@ -216,6 +270,8 @@ struct TaskContext<'a> {
     private_folders: AtomicU32,
     /// What build steps have made, by their ids.
     dependencies: Mutex<BTreeMap<String, Vec<Dependencies>>>,
+    /// By step.
+    usage: Mutex<BTreeMap<String, StepUsage>>,
     /// Those that are there now.
     containers: Containers,
     /// Places for containers that shells ask for.
@@ -238,6 +294,12 @@ impl TaskContext<'_> {
     }
 
     /// A step that is done again has made another image.
+    /// Adds what a container or a build of a step used.
+    fn note_usage(&self, step: &str, used: StepUsage) {
+        let mut all = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(step.to_owned()).or_default().add(&used);
+    }
+
     fn note_dependencies(&self, step: &str, of: Vec<Dependencies>) {
         let mut all = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
         all.insert(step.to_owned(), of);
@@ -303,10 +365,17 @@ async fn run(
         output,
         private_folders: AtomicU32::new(0),
         dependencies: Mutex::default(),
+        usage: Mutex::default(),
         containers: Containers::default(),
         shell_containers: Semaphore::new(SHELL_CONTAINERS_MAX),
     };
-    if !lease.begin_steps(is_repeatable(&task, engine)).await {
+    for step in &task.steps {
+        if let Action::Build(build) = &step.action {
+            build::check(&context, build)
+                .map_err(|failure| failure.of(format_args!("step `{}`", step.id)))?;
+        }
+    }
+    if !lease.begin_steps(task.retryable || is_repeatable(&task, engine)).await {
         return Err(Failure::Superseded);
     }
     context.output().repository.clone_from(&repository);
@@ -534,6 +603,7 @@ async fn run_steps<'c>(context: &'c TaskContext<'_>, task: &'c Task) -> Result<(
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut schedule = Schedule::new(&task.graph, cpus * STEPS_PER_CPU);
     let mut took = vec![Duration::ZERO; task.steps.len()];
+    context.output().steps = costs(context, task, &schedule, &took);
     let mut running = FuturesUnordered::new();
     let mut services = FuturesUnordered::new();
     let mut failure = None;
@@ -556,7 +626,7 @@ async fn run_steps<'c>(context: &'c TaskContext<'_>, task: &'c Task) -> Result<(
         };
         took[number] = elapsed;
         schedule.record(number, result.is_ok());
-        context.output().steps = costs(task, &schedule, &took);
+        context.output().steps = costs(context, task, &schedule, &took);
         match result {
             Ok(Done::Ended) => (),
             Ok(Done::Detached(_)) if services.len() >= SERVICES_MAX => {
@@ -569,17 +639,27 @@ async fn run_steps<'c>(context: &'c TaskContext<'_>, task: &'c Task) -> Result<(
     }
     context.kill.cancel();
     let rest = async {
-        while running.next().await.is_some() {}
+        while let Some((number, result, elapsed)) = running.next().await {
+            took[number] = elapsed;
+            schedule.record(number, result.is_ok());
+        }
         while services.next().await.is_some() {}
     };
     if tokio::time::timeout(END_WAIT, rest).await.is_err() {
         tracing::warn!(run = context.request.run, "steps did not end when they were told to");
     }
+    context.output().steps = costs(context, task, &schedule, &took);
     failure.map_or(Ok(()), Err)
 }
 
 /// How far each step is.
-fn costs(task: &Task, schedule: &Schedule<'_>, took: &[Duration]) -> Vec<StepCost> {
+fn costs(
+    context: &TaskContext<'_>,
+    task: &Task,
+    schedule: &Schedule<'_>,
+    took: &[Duration],
+) -> Vec<StepCost> {
+    let usage = context.usage.lock().unwrap_or_else(PoisonError::into_inner);
     let costs = task.steps.iter().zip(took).enumerate().map(|(number, (step, took))| StepCost {
         id: step.id.clone(),
         state: match schedule.state(number) {
@@ -589,6 +669,7 @@ fn costs(task: &Task, schedule: &Schedule<'_>, took: &[Duration]) -> Vec<StepCos
             StepState::Failed => "failed",
         },
         milliseconds: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        usage: usage.get(&step.id).copied().unwrap_or_default(),
     });
     costs.collect()
 }

@@ -29,6 +29,7 @@ pub(crate) use stored_tasks::{
     merge, refuse_identity, task_definition, task_of_run, task_overrides,
 };
 pub(crate) use task_runs::{lacks_secrets, without_secrets};
+use tasks::refuse_unsupported;
 pub(crate) use tasks::{encoded_task_request, file_task_request};
 
 use crate::error::ApiError;
@@ -81,6 +82,8 @@ pub(crate) fn build_request(
     for name in &body.image_names {
         image_name(name)?;
     }
+    let agent = body.agent_configuration.as_ref();
+    refuse_unsupported(body.log_template.as_deref(), agent, body.credentials.as_ref())?;
     Ok(BuildRequest {
         push: body.is_push_enabled,
         no_cache: body.no_cache,
@@ -689,7 +692,9 @@ mod tests {
         );
         check_refused(
             json!({ "sourceLocation": "oci://x" }),
-            expect!["sourceLocation: the address `oci://x` of an artifact cannot be used: it names no registry (write it like `oci://REGISTRY/REPOSITORY:TAG`; the login is that of the registry)"],
+            expect![
+                "sourceLocation: the address `oci://x` of an artifact cannot be used: it names no registry (write it like `oci://REGISTRY/REPOSITORY:TAG`; the login is that of the registry)"
+            ],
         );
         check_refused(
             json!({ "arguments": [{ "name": "A=B", "value": "" }] }),

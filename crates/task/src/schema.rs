@@ -26,6 +26,7 @@ pub(crate) struct Int {
 pub(crate) struct Task {
     pub(crate) version: Option<Text>,
     pub(crate) step_timeout: Option<Int>,
+    pub(crate) retryable: bool,
     pub(crate) working_directory: Option<Text>,
     pub(crate) env: Vec<Text>,
     pub(crate) secrets: Vec<Secret>,
@@ -108,6 +109,7 @@ impl Task {
         let task = Self {
             version: fields.text("version")?,
             step_timeout: fields.int("stepTimeout")?,
+            retryable: fields.flag("retryable")?,
             working_directory: fields.text("workingDirectory")?,
             env: fields.texts("env")?,
             secrets: fields.each("secrets", Secret::read)?,

@@ -38,6 +38,9 @@ const DEFAULT_NETWORK: &str = "acb_default_network";
 #[derive(Debug, Clone)]
 pub struct Task {
     pub version: String,
+    /// Ours: whether it may begin again when what executed it was lost, though its commands may
+    /// have done something already (runs.md section 7).
+    pub retryable: bool,
     pub secrets: Vec<Secret>,
     pub networks: Vec<Network>,
     pub volumes: Vec<Volume>,
@@ -254,7 +257,8 @@ pub(crate) fn task(file: &schema::Task, run: &RunDefaults) -> Result<Task, TaskE
         steps.push(step(written, id, env, &defaults)?);
         graph.add(&id.text, id.at, &written.when)?;
     }
-    Ok(Task { version, secrets, networks, volumes, steps, graph: graph.finish() })
+    let retryable = file.retryable;
+    Ok(Task { version, retryable, secrets, networks, volumes, steps, graph: graph.finish() })
 }
 
 fn version(file: &schema::Task) -> Result<String, TaskError> {

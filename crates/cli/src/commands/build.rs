@@ -303,6 +303,9 @@ fn request(
     }
     check_timeout(args.timeout)?;
     Ok(DockerBuildRequest {
+        agent_configuration: None,
+        credentials: None,
+        log_template: None,
         is_push_enabled: !args.no_push && !names.is_empty(),
         image_names: names,
         no_cache: args.no_cache,

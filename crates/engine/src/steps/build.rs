@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use builder::{ContextAddress, ContextFiles, ContextOptions, LazyFolder, parse_size};
+use builder::{
+    ContextAddress, ContextFiles, ContextOptions, LazyFolder, Secret, Secrets, parse_size,
+};
 use container::Network;
 use oci::{Annotations, Compression, Platform, Reference};
 use task::{Build, BuildArguments, BuildOption, Container, Step};
@@ -16,9 +18,10 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use super::attempts::Attempt;
-use super::events::StepEvents;
+use super::cmd::volume_files;
+use super::events::{StepEvents, Watch};
 use super::workspace::{OpenFolder, WORKSPACE, make_empty_folder, path_in, read_text};
-use super::{TaskContext, Work, attempts, unless_stopped};
+use super::{StepUsage, TaskContext, Work, attempts, unless_stopped};
 use crate::context::{ContextLoader, ContextSource, LoadedRepository};
 use crate::dependencies::dependencies;
 use crate::execute::{
@@ -28,6 +31,8 @@ use crate::execute::{
 
 /// Where the Dockerfile is that nobody names.
 const DOCKERFILE: &str = "Dockerfile";
+/// Bytes of a secret of the workspace.
+const SECRET_SIZE_MAX: u64 = 500 << 10;
 /// Longer than any run: the step's own time counts.
 const NO_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -37,36 +42,113 @@ pub(crate) async fn execute(
     step: &Step,
     build: &Build,
 ) -> Result<(), Failure> {
+    let Parts { names, mut request, address } = parts(context, build)?;
+    request.step.options.secrets = secrets(context, build).await?;
+    let (request, names) = (&request, names.as_slice());
+    // What is fetched from elsewhere is fetched once.
+    let fetched = OnceCell::new();
+    let (address, fetched) = (address.as_ref(), &fetched);
+    let attempt = |(watch, stop): Attempt| -> Work<'_> {
+        Box::pin(async move {
+            let built = async {
+                let Some(address) = address else {
+                    let source = local(context, build).await?;
+                    return build_once(context, step, &source, request, names, (&watch, &stop))
+                        .await;
+                };
+                let fetch = || remote(context, step, &build.arguments, address, &stop);
+                let source = unless_stopped(&stop, fetched.get_or_try_init(fetch)).await?;
+                build_once(context, step, source, request, names, (&watch, &stop)).await
+            };
+            let built = built.await;
+            // A tool that builds would have printed it.
+            if let Err(failure) = &built {
+                watch.look(container::Stream::Stderr, failure.first_line().as_bytes());
+            }
+            built
+        })
+    };
+    attempts::execute(step, &build.attempts, context, attempt).await
+}
+
+/// What the arguments of a step say.
+struct Parts {
+    names: Vec<Reference>,
+    request: RunRequest,
+    /// Where the context is, if it is not in the workspace.
+    address: Option<ContextSource>,
+}
+
+fn parts(context: &TaskContext<'_>, build: &Build) -> Result<Parts, Failure> {
     let names =
         build.arguments.tags.iter().map(|tag| {
             tag.parse::<Reference>().map_err(|error| Failure::user(&error, error.hint()))
         });
-    let names = names.collect::<Result<Vec<_>, _>>()?;
-    let request = run_request(context, build)?;
-    let (request, names) = (&request, names.as_slice());
-    if !build.container.mounts.is_empty() {
-        return Err(Failure::User(
-            "error: `volumeMounts` are not possible in a `build` step\n\
-             hint: they are in `cmd` steps"
-                .to_owned(),
-        ));
+    Ok(Parts {
+        names: names.collect::<Result<_, _>>()?,
+        request: run_request(context, build)?,
+        address: address(&build.arguments.context)?,
+    })
+}
+
+/// Finds what is wrong with a step before any step has begun.
+pub(crate) fn check(context: &TaskContext<'_>, build: &Build) -> Result<(), Failure> {
+    parts(context, build)?;
+    let secrets = build.arguments.options.iter().filter(|option| option.name == "secret");
+    secrets.map(SecretSource::of).collect::<Result<Vec<_>, _>>().map(drop)
+}
+
+/// `--secret id=ID,src=FILE`: a file of a volume of the step, or of the workspace.
+struct SecretSource<'a> {
+    id: &'a str,
+    path: &'a str,
+}
+
+impl<'a> SecretSource<'a> {
+    fn of(option: &'a BuildOption) -> Result<Self, Failure> {
+        let value = option.value.as_deref().unwrap_or_default();
+        let (mut id, mut path) = (None, None);
+        for field in value.split(',') {
+            match field.split_once('=') {
+                Some(("id", value)) => id = Some(value),
+                Some(("src" | "source", value)) => path = Some(value),
+                Some(("type", "file")) => (),
+                _ => return Err(malformed(option, "id=ID,src=FILE")),
+            }
+        }
+        match (id, path) {
+            (Some(id), Some(path)) if !id.is_empty() => Ok(Self { id, path }),
+            (Some(id), None) if !id.is_empty() => Ok(Self { id, path: id }),
+            _ => Err(malformed(option, "id=ID,src=FILE")),
+        }
     }
-    let address = address(&build.arguments.context)?;
-    // What is fetched from elsewhere is fetched once.
-    let fetched = OnceCell::new();
-    let (address, fetched) = (address.as_ref(), &fetched);
-    let attempt = |(_, stop): Attempt| -> Work<'_> {
-        Box::pin(async move {
-            let Some(address) = address else {
-                let source = local(context, build).await?;
-                return build_once(context, step, &source, request, names, &stop).await;
-            };
-            let fetch = || remote(context, step, &build.arguments, address, &stop);
-            let source = unless_stopped(&stop, fetched.get_or_try_init(fetch)).await?;
-            build_once(context, step, source, request, names, &stop).await
-        })
-    };
-    attempts::execute(step, &build.attempts, context, attempt).await
+}
+
+/// What `RUN --mount=type=secret` of the build may use.
+async fn secrets(context: &TaskContext<'_>, build: &Build) -> Result<Secrets, Failure> {
+    let base = build.container.working_directory.as_deref().unwrap_or(WORKSPACE);
+    let files = volume_files(context, &build.container);
+    let mut secrets = Secrets::new();
+    for option in build.arguments.options.iter().filter(|option| option.name == "secret") {
+        let SecretSource { id, path } = SecretSource::of(option)?;
+        let mounted = files.iter().find(|(mounted, _)| mounted == path);
+        let secret = match mounted {
+            Some((_, content)) => Secret::new(content.reveal()),
+            None => {
+                let inside = path_in(base, path).ok_or_else(|| {
+                    Failure::User(format!(
+                        "error: the secret `{path}` is neither in a volume of the step nor in the \
+                         workspace"
+                    ))
+                })?;
+                let root = context.workspace.clone();
+                let text = blocking(move || read_text(&root, &inside, "secret", SECRET_SIZE_MAX));
+                Secret::new(text.await??)
+            }
+        };
+        secrets.insert(id.to_owned(), secret);
+    }
+    Ok(secrets)
 }
 
 async fn build_once(
@@ -75,7 +157,7 @@ async fn build_once(
     source: &Source,
     request: &RunRequest,
     names: &[Reference],
-    stop: &CancellationToken,
+    (watch, stop): (&Watch, &CancellationToken),
 ) -> Result<(), Failure> {
     let engine = &context.engine;
     let Source { folder, dockerfile_path, dockerfile, repository } = source;
@@ -93,13 +175,15 @@ async fn build_once(
         wanted.source_date_epoch = wanted.source_date_epoch.or(Some(*time));
         wanted.repository = Some(record.clone());
     }
-    let events = StepEvents::new(context.events, context.numbers, &step.id);
+    let events = StepEvents::new(context.events, context.numbers, &step.id, watch);
     let built = build_images(engine, &wanted, &request.step, &events, stop).await;
     // At most a bind mount of the context made one; what is left of it goes with the workspace.
     if let Err(error) = blocking(move || container::remove_tree(&private)).await? {
         tracing::warn!(%error, run = context.request.run, "a context's copy was not removed");
     }
     let built = Arc::new(built?);
+    let costs = built.images.iter().map(|image| StepUsage::from(&image.cost));
+    costs.for_each(|used| context.note_usage(&step.id, used));
     context.keep(&built).await?;
     context.images.add(names, &built);
     let commit = repository.as_ref().map(|repository| repository.record.commit.as_str());
@@ -329,10 +413,7 @@ fn apply(step: &mut BuildStep, option: &BuildOption) -> Result<(), Failure> {
             _ => Ok(()),
         };
     };
-    let malformed = |form: &str| {
-        let text = format!("error: `--{} {value}` is not of the form `{form}`", option.name);
-        Failure::User(text)
-    };
+    let malformed = |form: &str| malformed(option, form);
     match option.name {
         "label" => {
             let (name, value) = pair(value);
@@ -385,6 +466,8 @@ fn apply(step: &mut BuildStep, option: &BuildOption) -> Result<(), Failure> {
             let image = image.parse().map_err(|_| malformed("NAME=docker-image://IMAGE"))?;
             options.contexts.insert(name, NamedContext::Image(image));
         }
+        // Its file is read when the step begins.
+        "secret" => (),
         // They choose how the reference's tools work, not what comes out.
         "builder" | "cgroup-parent" | "isolation" | "progress" | "provenance" | "sbom"
         | "attest" | "security-opt" | "allow" => (),
@@ -393,6 +476,11 @@ fn apply(step: &mut BuildStep, option: &BuildOption) -> Result<(), Failure> {
         name => return Err(unsupported(name)),
     }
     Ok(())
+}
+
+fn malformed(option: &BuildOption, form: &str) -> Failure {
+    let (name, value) = (option.name, option.value.as_deref().unwrap_or_default());
+    Failure::User(format!("error: `--{name} {value}` is not of the form `{form}`"))
 }
 
 fn unsupported(option: &str) -> Failure {

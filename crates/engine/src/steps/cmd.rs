@@ -163,7 +163,7 @@ pub(crate) async fn run(
             });
             tell_launch(context, step, number, &cmd.command).await;
             let output = Output { recent: listed.recent.as_deref(), ..output };
-            in_container(context, &command, &output, &stop).await
+            in_container(context, step, &command, &output, &stop).await
         }
         Prepared::Shell(image) => {
             tell_launch(context, step, number, &built_in::plain(&cmd.command)).await;
@@ -188,11 +188,16 @@ async fn tell_launch(context: &TaskContext<'_>, step: &Step, number: StepNumber,
 
 pub(crate) async fn in_container(
     context: &TaskContext<'_>,
+    step: &Step,
     command: &Command,
     output: &Output<'_>,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    match run_command(&context.engine.builder, command, output, stop).await {
+    let ended = run_command(&context.engine.builder, command, output, stop).await;
+    if let Ok((_, usage)) = &ended {
+        context.note_usage(&step.id, usage.clone().into());
+    }
+    match ended {
         Ok((Exit::Code(0), _)) => Ok(()),
         Ok((Exit::Canceled, _)) => Err(Failure::Canceled),
         Ok((exit, usage)) => {
@@ -237,7 +242,8 @@ pub(crate) fn command(
         user: container.user.clone(),
         working_directory: container.working_directory.clone(),
         hostname: host_name(&step.id),
-        mounts: mounts(context, container),
+        mounts: shared_folders(context),
+        files: volume_files(context, container),
         network: network(context, container.network.as_deref())?,
         peers: peers(context, container.network.as_deref(), Some(&step.id))?,
         limits: limits(engine, container)?,
@@ -252,18 +258,18 @@ fn not_allowed(what: &str, setting: &str) -> Failure {
     ))
 }
 
-/// The workspace, the home folder, and the files of secret volumes.
-fn mounts(context: &TaskContext<'_>, container: &Container) -> Vec<Mount> {
-    let mut mounts = shared_folders(context);
+/// The files of secret volumes, by where they are mounted.
+pub(crate) fn volume_files(
+    context: &TaskContext<'_>,
+    container: &Container,
+) -> Vec<(String, Private)> {
+    let mut mounted = Vec::new();
     for mount in &container.mounts {
         let files = context.volumes.get(mount.volume.as_str()).into_iter().flatten();
-        mounts.extend(files.map(|(name, content)| Mount {
-            target: format!("{}/{name}", mount.path.trim_end_matches('/')),
-            read_only: true,
-            kind: MountKind::File { content: content.clone(), uid: 0, gid: 0, mode: 0o400 },
-        }));
+        let folder = mount.path.trim_end_matches('/');
+        mounted.extend(files.map(|(name, content)| (format!("{folder}/{name}"), content.clone())));
     }
-    mounts
+    mounted
 }
 
 /// The workspace and the home folder, which all containers of a run have.

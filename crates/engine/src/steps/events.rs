@@ -28,12 +28,18 @@ pub(crate) struct StepEvents<'a> {
     pub(crate) events: &'a dyn RunEvents,
     numbers: &'a Numbers,
     step: &'a str,
+    watch: &'a Watch,
     given: Mutex<HashMap<StepNumber, StepNumber>>,
 }
 
 impl<'a> StepEvents<'a> {
-    pub(crate) fn new(events: &'a dyn RunEvents, numbers: &'a Numbers, step: &'a str) -> Self {
-        Self { events, numbers, step, given: Mutex::default() }
+    pub(crate) fn new(
+        events: &'a dyn RunEvents,
+        numbers: &'a Numbers,
+        step: &'a str,
+        watch: &'a Watch,
+    ) -> Self {
+        Self { events, numbers, step, watch, given: Mutex::default() }
     }
 
     fn number(&self, step: StepNumber) -> StepNumber {
@@ -49,6 +55,7 @@ impl BuildEvents for StepEvents<'_> {
     }
 
     async fn output(&self, step: StepNumber, stream: Stream, bytes: Bytes) {
+        self.watch.look(stream, &bytes);
         self.events.output(self.number(step), stream, bytes).await;
     }
 

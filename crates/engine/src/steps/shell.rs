@@ -107,7 +107,8 @@ impl Shell<'_> {
         let command = self.command(image, &door)?;
         let session = Session::new(*self, stop.child_token());
         let shell = async {
-            let result = in_container(self.context, &command, output, &session.end).await;
+            let ended = in_container(self.context, self.step, &command, output, &session.end);
+            let result = ended.await;
             session.end.cancel();
             result
         };
@@ -135,6 +136,7 @@ impl Shell<'_> {
             working_directory: Some(WORKSPACE.to_owned()),
             hostname: host_name(&self.step.id),
             mounts: [shared_folders(context), door.mounts(files)].concat(),
+            files: Vec::new(),
             network: match container.network.as_deref() {
                 Some("none") => Network::None,
                 _ => Network::Isolated,

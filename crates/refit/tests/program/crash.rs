@@ -153,3 +153,21 @@ steps:
     let moves = String::from_utf8(moves.expect("sqlite3 is installed").stdout).unwrap();
     assert_eq!(moves.trim(), format!("{RUNS} {RUNS}"));
 }
+
+#[test]
+fn as_root_a_task_that_is_retryable_begins_again() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    server.registry().push("busybox", "latest", &testkit::busybox());
+    let step = Step::new("retryable");
+    let file = "retryable: true
+steps:
+  - cmd: \"{{.Run.Registry}}/busybox sh -c 'sleep 2 && echo MARK'\"
+";
+    sandbox.write("app/acb.yaml", file.replace("MARK", &step.mark));
+    let queued = sandbox.refit(["run", "app", "--no-wait", "-o", "json"]).on(&server).succeeds();
+    let id = queued.json()["name"].as_str().unwrap().to_owned();
+    step.kill(server);
+    let server = sandbox.server();
+    until("the end", || (run(&sandbox, &server, &id)["status"] == "Succeeded").then_some(()));
+}

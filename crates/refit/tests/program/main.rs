@@ -36,6 +36,7 @@ mod scrub;
 mod serve;
 mod shell;
 mod ssh;
+mod step_secrets;
 mod steps;
 mod stored;
 mod task;

@@ -60,7 +60,8 @@ fn task_request(
     context: Option<ContextSource>,
     timeout_default: Duration,
 ) -> Result<TaskRequest, ApiError> {
-    refuse_unsupported(&options)?;
+    let agent = options.agent_configuration.as_ref();
+    refuse_unsupported(options.log_template.as_deref(), agent, options.credentials.as_ref())?;
     Ok(TaskRequest {
         file,
         values_file,
@@ -111,16 +112,20 @@ pub(super) fn values(values: Vec<api::SetValue>) -> Result<Vec<TaskValue>, ApiEr
 }
 
 /// What is not there yet is refused by name, never ignored.
-fn refuse_unsupported(options: &api::TaskRunOptions) -> Result<(), ApiError> {
-    if options.log_template.is_some() {
+pub(super) fn refuse_unsupported(
+    log_template: Option<&str>,
+    agent: Option<&api::AgentProperties>,
+    credentials: Option<&api::Credentials>,
+) -> Result<(), ApiError> {
+    if log_template.is_some() {
         let message = "logs are not stored as artifacts yet";
         return Err(ApiError::invalid(message).at("logTemplate"));
     }
-    if options.agent_configuration.as_ref().and_then(|agent| agent.cpu) == Some(0) {
+    if agent.and_then(|agent| agent.cpu) == Some(0) {
         let message = "a run needs at least 1 processor";
         return Err(ApiError::invalid(message).at("agentConfiguration"));
     }
-    refuse_credentials(options.credentials.as_ref())
+    refuse_credentials(credentials)
 }
 
 /// Logins that are not there yet.
@@ -313,7 +318,9 @@ mod tests {
         );
         check_refused(
             file_task(&json!({ "sourceLocation": "oci://x" })),
-            expect!["sourceLocation: the address `oci://x` of an artifact cannot be used: it names no registry (write it like `oci://REGISTRY/REPOSITORY:TAG`; the login is that of the registry)"],
+            expect![
+                "sourceLocation: the address `oci://x` of an artifact cannot be used: it names no registry (write it like `oci://REGISTRY/REPOSITORY:TAG`; the login is that of the registry)"
+            ],
         );
     }
 

@@ -124,6 +124,7 @@ impl Session<'_> {
             working_directory: run.workdir.clone(),
             hostname: host_name(host.unwrap_or(&self.shell.step.id)),
             mounts: shared_folders(context),
+            files: Vec::new(),
             network: network(context, wanted)?,
             peers: peers(context, wanted, run.name.as_deref())?,
             limits: limits(&context.engine, container)?,
@@ -160,6 +161,7 @@ impl Session<'_> {
                 return self.refuse(caller, code, command_failure(&error)).await;
             }
         };
+        context.note_usage(&self.shell.step.id, usage.clone().into());
         match exit {
             Exit::Code(code) => u8::try_from(code).unwrap_or(u8::MAX),
             Exit::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),

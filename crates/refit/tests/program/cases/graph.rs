@@ -37,7 +37,7 @@ steps:
     assert_eq!(processes(&sleep), 0);
     let record = record(&sandbox, &server, &failed);
     // It has not come to an end of its own.
-    let c = "inprogress";
+    let c = "failed";
     assert_eq!(states(&record), ("Failed", vec!["successful", "failed", c, "skipped"]));
 }
 
@@ -99,5 +99,5 @@ steps:
     let failed = run(&sandbox, &server, &task).code(1).stderr_has("step `one`: the command ended");
     assert_eq!(processes(&sleep), 0);
     let record = record(&sandbox, &server, &failed);
-    assert_eq!(states(&record), ("Failed", vec!["failed", "inprogress"]));
+    assert_eq!(states(&record), ("Failed", vec!["failed", "failed"]));
 }
