@@ -370,6 +370,10 @@ pub struct RunProperties {
     /// Ours: the digest of the text of the log, up to where that says how the run ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_digest: Option<String>,
+    /// Ours, when it has ended and is asked for alone: what it was made of, by digests, and what its
+    /// task file came to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<serde_json::Value>,
     /// Ours: what the run cost (architecture.md decision 13).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<serde_json::Value>,

@@ -77,6 +77,9 @@ pub struct Outcome {
     pub dependencies: Option<serde_json::Value>,
     /// A JSON object.
     pub cost: Option<serde_json::Value>,
+    /// What the run was made of and came to, a JSON object.
+    #[serde(default)]
+    pub plan: Option<serde_json::Value>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +96,7 @@ pub enum End {
 impl Outcome {
     /// An end without anything to show.
     pub fn of(end: End) -> Self {
-        Self { end, images: Vec::new(), digest: None, commit: None, dependencies: None, cost: None }
+        let images = Vec::new();
+        Self { end, images, digest: None, commit: None, dependencies: None, cost: None, plan: None }
     }
 }

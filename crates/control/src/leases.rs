@@ -139,6 +139,9 @@ impl Queue for Runs {
             let owner = lease_owner(&attempt.run.registry, attempt.run.id);
             release_within(&mut transaction, &owner).await?;
         }
+        if let (Some(plan), true) = (&outcome.plan, row.is_some()) {
+            note_plan(&mut transaction, attempt, plan).await?;
+        }
         if row.is_some() {
             let (run, images) = (&attempt.run, &outcome.images);
             note_images(&mut transaction, run, images)
@@ -494,6 +497,39 @@ pub(crate) fn status_of(end: &End) -> (RunStatus, Option<String>) {
         End::Failed(message) => (RunStatus::Failed, Some(message.clone())),
         End::Error(message) => (RunStatus::Error, Some(message.clone())),
         End::Canceled => (RunStatus::Canceled, None),
+    }
+}
+
+/// Keeps what a run was made of, without its secrets.
+async fn note_plan(
+    connection: &mut SqliteConnection,
+    attempt: &Attempt,
+    plan: &serde_json::Value,
+) -> Result<()> {
+    let mut plan = plan.clone();
+    mask_texts(&mut plan, &|text| attempt.log.masked(text));
+    let noted = sqlx::query(
+        "INSERT INTO run_plans (registry, number, plan) VALUES ($1, $2, $3)
+         ON CONFLICT (registry, number) DO UPDATE SET plan = excluded.plan",
+    )
+    .bind(attempt.run.registry.as_str())
+    .bind(attempt.run.id.number())
+    .bind(to_json(&plan)?)
+    .execute(connection)
+    .await;
+    noted.map(drop).map_err(ControlError::database("keep the plan of a run"))
+}
+
+fn mask_texts(value: &mut serde_json::Value, masked: &impl Fn(&str) -> String) {
+    match value {
+        serde_json::Value::String(text) => *text = masked(text),
+        serde_json::Value::Array(values) => {
+            values.iter_mut().for_each(|value| mask_texts(value, masked));
+        }
+        serde_json::Value::Object(members) => {
+            members.values_mut().for_each(|value| mask_texts(value, masked));
+        }
+        _ => (),
     }
 }
 

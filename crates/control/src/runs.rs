@@ -62,6 +62,12 @@ const SCHEMA: &[&str] = &[
     "ALTER TABLE runs ADD COLUMN agent TEXT",
     "ALTER TABLE runs ADD COLUMN lane BIGINT NOT NULL DEFAULT 0",
     "ALTER TABLE runs ADD COLUMN suits TEXT",
+    "CREATE TABLE run_plans (
+        registry TEXT NOT NULL,
+        number BIGINT NOT NULL,
+        plan TEXT NOT NULL,
+        PRIMARY KEY (registry, number)
+    )",
 ];
 
 /// Keeps what a run needs beyond its time limit, so that a retry finds it.
@@ -181,6 +187,22 @@ impl Runs {
         let id = self.insert_within(&mut transaction, registry, &new, now).await?;
         transaction.commit().await.map_err(ControlError::database("queue a run"))?;
         self.after_insert(registry, id, new.warnings).await
+    }
+
+    /// What a run that has ended was made of and came to, a JSON object.
+    pub async fn plan(
+        &self,
+        registry: &RegistryName,
+        id: RunId,
+    ) -> Result<Option<serde_json::Value>> {
+        let plan: Option<String> =
+            sqlx::query_scalar("SELECT plan FROM run_plans WHERE registry = $1 AND number = $2")
+                .bind(registry.as_str())
+                .bind(id.number())
+                .fetch_optional(self.shared.db.reads())
+                .await
+                .map_err(ControlError::database("look up the plan of a run"))?;
+        plan.as_deref().map(from_json).transpose()
     }
 
     /// What follows once a run is queued.
@@ -497,12 +519,17 @@ impl Runs {
         .await
         .map_err(ControlError::database(failed))?;
         for row in &rows {
-            sqlx::query("DELETE FROM run_images WHERE registry = $1 AND number = $2")
-                .bind(column::<&str>(row, "registry")?)
-                .bind(column::<i64>(row, "number")?)
-                .execute(&mut *transaction)
-                .await
-                .map_err(ControlError::database(failed))?;
+            for statement in [
+                "DELETE FROM run_images WHERE registry = $1 AND number = $2",
+                "DELETE FROM run_plans WHERE registry = $1 AND number = $2",
+            ] {
+                sqlx::query(statement)
+                    .bind(column::<&str>(row, "registry")?)
+                    .bind(column::<i64>(row, "number")?)
+                    .execute(&mut *transaction)
+                    .await
+                    .map_err(ControlError::database(failed))?;
+            }
         }
         transaction.commit().await.map_err(ControlError::database(failed))?;
         for row in &rows {

@@ -32,6 +32,16 @@ pub enum ContextSource {
     Artifact(Reference),
 }
 
+impl ContextSource {
+    /// Of what was uploaded.
+    pub(crate) fn digest(&self) -> Option<Digest> {
+        match self {
+            Self::Upload(digest) | Self::Listed { list: digest, .. } => Some(digest.clone()),
+            Self::Repository(_) | Self::Address(_) | Self::Artifact(_) => None,
+        }
+    }
+}
+
 /// A context that the builder can read.
 pub(crate) struct Loaded {
     pub(crate) files: ContextFiles,

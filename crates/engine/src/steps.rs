@@ -131,8 +131,27 @@ pub struct TaskOutput {
     pub repository: Option<RecordedRepository>,
     /// What each step took.
     pub steps: Vec<StepCost>,
+    /// Once the task file is understood.
+    pub plan: Option<TaskPlan>,
     /// Of all build steps, in the order of the file.
     pub dependencies: Vec<Dependencies>,
+}
+
+/// What a task was made of, and what it came to (architecture.md decision 1).
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskPlan {
+    /// The task file as it was written.
+    pub task_file: Digest,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub values_file: Option<Digest>,
+    /// An uploaded context: its archive, or the list of its files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<Digest>,
+    /// The images of `cmd` steps, as they were when a step began.
+    pub images: BTreeMap<String, Digest>,
+    /// The task file with its aliases and templates replaced. Secrets may be in it.
+    pub text: String,
 }
 
 /// An image that a run has pushed.
@@ -294,6 +313,14 @@ impl TaskContext<'_> {
     }
 
     /// A step that is done again has made another image.
+    /// Notes what an image of a command was.
+    fn note_image(&self, reference: &Reference, digest: &Digest) {
+        if let Some(plan) = &mut self.output().plan {
+            let named = Reference { tag: reference.tag_or_latest(), ..reference.clone() };
+            plan.images.insert(named.to_string(), digest.clone());
+        }
+    }
+
     /// Adds what a container or a build of a step used.
     fn note_usage(&self, step: &str, used: StepUsage) {
         let mut all = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
@@ -344,7 +371,8 @@ async fn run(
     let repository = load(engine, request, root.clone(), events, stop).await?;
     let reader =
         TaskReader { engine, request, root: root.clone(), repository: repository.as_ref() };
-    let task = reader.read(events).await?;
+    let (task, plan) = reader.read(events).await?;
+    output.lock().unwrap_or_else(PoisonError::into_inner).plan = Some(plan);
     let volumes = volumes(&task)?;
     let networks = networks(engine, &task, events).await?;
     let images = Arc::new(RunImages::new(Arc::clone(&engine.builder.images), engine.own.clone()));
@@ -429,14 +457,14 @@ struct TaskReader<'a> {
 }
 
 impl TaskReader<'_> {
-    async fn read(&self, events: &dyn RunEvents) -> Result<Task, Failure> {
+    async fn read(&self, events: &dyn RunEvents) -> Result<(Task, TaskPlan), Failure> {
         let name = match &self.request.file {
             TaskText::Inline(_) => "the task file",
             TaskText::InContext(path) => path,
         };
         let text = self.text(&self.request.file, "the task file").await?;
         let show = |error: TaskError| Failure::User(error.render(name, &text));
-        let variables = self.variables().await?;
+        let (variables, values_file) = self.variables().await?;
         let file = TaskFile::read(&text, &variables).map_err(show)?;
         if !file.alias_sources().is_empty() {
             events.message("Loading alias sources").await;
@@ -445,6 +473,13 @@ impl TaskReader<'_> {
         let file = file.expand(&sources, &self.engine.alias_images, &variables).map_err(show)?;
         refuse_vaults(&file, &variables).map_err(show)?;
         let file = file.render(&variables, &task::Secrets::new()).map_err(show)?;
+        let plan = TaskPlan {
+            task_file: Digest::of(text.as_bytes()),
+            values_file,
+            context: self.request.context.as_ref().and_then(ContextSource::digest),
+            images: BTreeMap::new(),
+            text: file.text().to_owned(),
+        };
         let (task, warnings) = file.task(&RunDefaults::default()).map_err(show)?;
         for warning in &warnings {
             events
@@ -453,7 +488,7 @@ impl TaskReader<'_> {
                 )
                 .await;
         }
-        Ok(task)
+        Ok((task, plan))
     }
 
     async fn text(&self, text: &TaskText, what: &'static str) -> Result<String, Failure> {
@@ -466,12 +501,14 @@ impl TaskReader<'_> {
         }
     }
 
-    async fn variables(&self) -> Result<Variables, Failure> {
+    /// What templates may use, and the digest of the values file.
+    async fn variables(&self) -> Result<(Variables, Option<Digest>), Failure> {
         let request = self.request;
         let user = |error: TaskError| Failure::User(error.render("the values", ""));
-        let mut values = Values::default();
+        let (mut values, mut digest) = (Values::default(), None);
         if let Some(file) = &request.values_file {
             let text = self.text(file, "the values file").await?;
+            digest = Some(Digest::of(text.as_bytes()));
             values = Values::from_file(&text).map_err(user)?;
         }
         for SetValue { name, value, secret } in &request.values {
@@ -489,7 +526,7 @@ impl TaskReader<'_> {
             repository: self.repository,
         };
         let run = facts.variables(self.engine);
-        Ok(Variables { now: run.started, run, values, seed: request.seed })
+        Ok((Variables { now: run.started, run, values, seed: request.seed }, digest))
     }
 
     async fn aliases(

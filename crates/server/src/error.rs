@@ -80,7 +80,7 @@ impl ApiError {
     }
 
     /// Ours: the client learns that much, the operator's log the rest.
-    fn internal(error: &dyn std::error::Error) -> Self {
+    pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
         let mut chain = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {

@@ -344,7 +344,21 @@ fn succeeded(engine: &Engine, output: &engine::Output) -> Outcome {
         }),
         dependencies: serde_json::to_value(&output.dependencies).ok(),
         cost: serde_json::to_value(output.built.cost()).ok(),
+        plan: Some(build_plan(&output.built)),
     }
+}
+
+/// What a build was made of; the rest is in the records of its manifests.
+fn build_plan(built: &engine::BuiltImages) -> serde_json::Value {
+    let records = || built.images.iter().map(|image| &image.record);
+    let definitions = records().map(|record| (record.platform.clone(), &record.definition));
+    let bases = records().flat_map(|record| &record.bases);
+    let images = bases.map(|base| (base.reference.clone(), &base.digest));
+    serde_json::json!({
+        "definitions": definitions.collect::<BTreeMap<_, _>>(),
+        "context": records().find_map(|record| record.context.as_ref()),
+        "images": images.collect::<BTreeMap<_, _>>(),
+    })
 }
 
 /// The right to publish, asked of the queue.

@@ -77,6 +77,7 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
         .route("/repositories/{name}/manifests", get(content::manifests))
         .route("/repositories/{name}/manifests/{reference}", get(content::manifest))
         .route("/repositories/{name}/manifests/{reference}", delete(content::delete_manifest))
+        .route("/repositories/{name}/manifests/{reference}/record", get(content::build_record))
         .route("/gc", post(content::collect_garbage))
         .route("/purge", post(purge::purge))
         .route("/import", post(import::import))

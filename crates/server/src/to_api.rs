@@ -43,6 +43,7 @@ pub(crate) fn run(run: &Run) -> api::Run {
             is_archive_enabled: run.archived,
             provisioning_state: provisioning_state(run.status).into(),
             waiting: None,
+            plan: None,
             output_digest: run.digest.as_ref().map(ToString::to_string),
             dependencies: run.dependencies.clone(),
             commit_id: run.commit.as_ref().map(|commit| commit.id.clone()),

@@ -24,6 +24,10 @@ pub enum Command {
 pub struct ShowArgs {
     #[command(flatten)]
     image: ImageArg,
+
+    /// Show how it was built here: bases, context, steps
+    #[arg(long)]
+    record: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -54,7 +58,14 @@ async fn show(session: &Session<'_>, args: ShowArgs) -> Result<()> {
     let image = args.image.name()?;
     let reference = image.reference.as_deref().unwrap_or("latest");
     let connection = session.connection()?;
-    let url = connection.route(&["repositories", &image.repository, "manifests", reference]);
+    let route = ["repositories", &image.repository, "manifests", reference];
+    if args.record {
+        let url = connection.route(&[&route[..], &["record"]].concat());
+        let record: serde_json::Value = connection.get(url).await?;
+        let text = format!("{record:#}");
+        return session.printer.result(&record, &Table::lines(text.lines().map(str::to_owned)));
+    }
+    let url = connection.route(&route);
     let found: ManifestDocument = connection.get(url).await?;
     let text = match session.printer.format() {
         OutputFormat::Tsv => found.digest.clone(),

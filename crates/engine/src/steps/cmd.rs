@@ -75,7 +75,10 @@ pub(crate) async fn pull(
     loop {
         let platform = &context.request.platform;
         let error = match context.images.resolve(reference, platform, &|_| ()).await {
-            Ok(image) => return Ok(image),
+            Ok(image) => {
+                context.note_image(reference, &image.top);
+                return Ok(image);
+            }
             Err(error) => error,
         };
         if left == 0 {
@@ -195,7 +198,7 @@ pub(crate) async fn in_container(
 ) -> Result<(), Failure> {
     let ended = run_command(&context.engine.builder, command, output, stop).await;
     if let Ok((_, usage)) = &ended {
-        context.note_usage(&step.id, usage.clone().into());
+        context.note_usage(&step.id, (*usage).into());
     }
     match ended {
         Ok((Exit::Code(0), _)) => Ok(()),

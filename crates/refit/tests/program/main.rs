@@ -28,6 +28,7 @@ mod output;
 mod platforms;
 mod pull_through;
 mod purge;
+mod records;
 mod render;
 mod repository;
 mod rootless;

@@ -77,6 +77,7 @@ fn with_output(outcome: Outcome, engine: &Engine, output: &TaskOutput) -> Outcom
             .then(|| serde_json::to_value(dependencies).ok())
             .flatten(),
         cost: Some(serde_json::json!({ "steps": output.steps })),
+        plan: output.plan.as_ref().and_then(|plan| serde_json::to_value(plan).ok()),
         ..outcome
     }
 }

@@ -141,6 +141,22 @@ pub(crate) async fn manifest(
     Ok(axum::Json(to_api::manifest_document(&entry)))
 }
 
+/// How a manifest was built here (architecture.md decision 1).
+pub(crate) async fn build_record(
+    State(state): State<Shared>,
+    Path((registry, name, reference)): Path<(String, String, String)>,
+) -> Result<axum::Json<serde_json::Value>, ApiError> {
+    let (registry, name) = existing(&state, &registry, &name).await?;
+    let digest = find_manifest(&state, &registry, &name, &reference).await?.digest;
+    let record = state.catalog.build_record(&registry, &digest).await?;
+    let Some(record) = record else {
+        return Err(ApiError::not_found(format!("the build record of `{name}@{digest}`"))
+            .hint("only what was built here has one; of several platforms, each by its digest"));
+    };
+    let record = serde_json::from_str(&record);
+    Ok(axum::Json(record.map_err(|error| ApiError::internal(&error))?))
+}
+
 /// Removes the manifest behind a tag or digest, and every tag that points at it: what the
 /// managed service's client means (registry.md section 1).
 pub(crate) async fn delete_manifest(

@@ -211,6 +211,9 @@ pub(crate) async fn show(
         shown.properties.waiting =
             waiting.map(|waiting| to_api::waiting(&waiting, &run.registry, bounds));
     }
+    if run.status.is_final() {
+        shown.properties.plan = state.runs.plan(&run.registry, run.id).await?;
+    }
     Ok(axum::Json(shown))
 }
 

@@ -161,7 +161,7 @@ impl Session<'_> {
                 return self.refuse(caller, code, command_failure(&error)).await;
             }
         };
-        context.note_usage(&self.shell.step.id, usage.clone().into());
+        context.note_usage(&self.shell.step.id, usage.into());
         match exit {
             Exit::Code(code) => u8::try_from(code).unwrap_or(u8::MAX),
             Exit::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),

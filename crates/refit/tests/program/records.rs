@@ -1,0 +1,61 @@
+//! What is kept of runs and images about how they were made (architecture.md decision 1).
+
+use oci::Digest;
+use testkit::busybox;
+
+use crate::sandbox;
+
+#[test]
+fn as_root_a_run_of_a_task_keeps_what_it_was_made_of() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    let image = server.registry().push("busybox", "latest", &busybox());
+    let file = "version: v1.1.0
+steps:
+  - cmd: $Registry/busybox echo {{.Values.word}} {{.Values.p}}
+";
+    sandbox.write("app/acb.yaml", file).write("app/values.yaml", "word: hello\n");
+    let args = ["run", "app", "--values", "app/values.yaml", "--set-secret", "p=hunter22"];
+    let run = sandbox.refit(args.into_iter().chain(["-o", "json"])).on(&server).succeeds().json();
+    let id = run["name"].as_str().unwrap();
+    let show = ["task", "show-run", "--run-id", id, "-o", "json"];
+    let shown = sandbox.refit(show).on(&server).succeeds().json();
+    let plan = &shown["properties"]["plan"];
+    assert_eq!(plan["taskFile"], Digest::of(file.as_bytes()).as_str());
+    assert_eq!(plan["valuesFile"], Digest::of(b"word: hello\n").as_str());
+    assert!(plan["context"].as_str().unwrap().starts_with("sha256:"), "{plan}");
+    let images: Vec<_> = plan["images"].as_object().unwrap().iter().collect();
+    let [(name, digest)] = images.as_slice() else { panic!("{plan}") };
+    assert!(name.ends_with("/busybox:latest") && *digest == image.as_str(), "{plan}");
+    let text = plan["text"].as_str().unwrap();
+    assert!(text.contains("/busybox echo hello ***\n"), "{text}");
+    // Lists stay short.
+    let list = sandbox.refit(["task", "list-runs", "-o", "json"]).on(&server).succeeds().json();
+    assert!(list[0]["properties"]["plan"].is_null(), "{list}");
+}
+
+#[test]
+fn as_root_an_image_tells_how_it_was_built() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    let base = server.registry().push("busybox", "latest", &busybox());
+    sandbox.write("app/Dockerfile", format!("FROM {}/busybox\nCOPY f /f\n", server.host()));
+    sandbox.write("app/f", "f");
+    let args = ["build", "app", "-t", "app:1", "-o", "json"];
+    let built = sandbox.refit(args).on(&server).succeeds().json();
+    let id = built["name"].as_str().unwrap();
+    let show = ["task", "show-run", "--run-id", id, "-o", "json"];
+    let shown = sandbox.refit(show).on(&server).succeeds().json();
+    let args = ["manifest", "show", "--record", "--name", "app:1", "-o", "json"];
+    let record = sandbox.refit(args).on(&server).succeeds().json();
+    assert_eq!(record["bases"][0]["digest"], base.as_str());
+    assert_eq!(record["steps"].as_array().unwrap().len(), 1);
+    let plan = &shown["properties"]["plan"];
+    assert_eq!(plan["context"], record["context"]);
+    assert_eq!(plan["images"][format!("{}/busybox:latest", server.host())], base.as_str());
+    let platform = record["platform"].as_str().unwrap();
+    assert_eq!(plan["definitions"][platform], record["definition"]);
+    let args = ["manifest", "show", "--record", "--name", "busybox"];
+    let none = sandbox.refit(args).on(&server).run().code(4);
+    none.stderr_has("the build record of").stderr_has("only what was built here has one");
+}
