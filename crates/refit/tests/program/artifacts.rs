@@ -44,7 +44,7 @@ fn push(registry: &RegistryClient, tag: &str, layers: &[(Value, Vec<u8>)]) -> Di
         },
         "layers": layers.iter().map(|(descriptor, _)| descriptor).collect::<Vec<_>>(),
     });
-    let manifest = serde_json::to_vec(&manifest).unwrap();
+    let manifest = serde_json::to_vec(&manifest).expect("it is JSON");
     registry.push_manifest("contexts/app", tag, &manifest, media_type::OCI_MANIFEST)
 }
 
@@ -54,8 +54,8 @@ fn assets() -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
     header.set_mode(0o640);
     header.set_size(5);
-    tar.append_data(&mut header, "assets/icon", &b"icon\n"[..]).unwrap();
-    tar.into_inner().unwrap().finish().unwrap()
+    tar.append_data(&mut header, "assets/icon", &b"icon\n"[..]).expect("memory takes it");
+    tar.into_inner().and_then(GzEncoder::finish).expect("memory takes it")
 }
 
 fn push_app(registry: &RegistryClient) -> Digest {
