@@ -84,11 +84,20 @@ pub(crate) fn is_archive(source: &dyn Tree, path: &str) -> Result<bool, CopyErro
         let format = format_of(source, path)?;
         let mut header = Vec::with_capacity(BLOCK);
         let Ok(reader) = format.decompress(source.open(path)?) else { return Ok(false) };
-        // Broken compression is no archive; a broken disk shows when it is copied.
-        let whole = reader.take(BLOCK as u64).read_to_end(&mut header).is_ok();
-        Ok(whole && is_header(&header) && header[0] != 0)
+        match reader.take(BLOCK as u64).read_to_end(&mut header) {
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Err(error),
+            // Broken compression is no archive; a broken disk shows when it is copied.
+            Err(_) => Ok(false),
+            Ok(_) => Ok(is_header(&header) && header[0] != 0),
+        }
     };
-    read().map_err(|error| broken(path, &error.to_string()))
+    read().map_err(|error| match error.kind() {
+        io::ErrorKind::OutOfMemory => {
+            let memory = ArchiveFormat::XZ_MEMORY_MAX >> 10;
+            broken(path, &format!("it asks for more than {memory} MiB of memory"))
+        }
+        _ => broken(path, &error.to_string()),
+    })
 }
 
 fn format_of(source: &dyn Tree, path: &str) -> io::Result<ArchiveFormat> {

@@ -245,10 +245,16 @@ impl RunLog {
 
     /// The digest of all lines of the text so far, when no output follows.
     pub(crate) fn digest(&self) -> Digest {
-        let mut pending = lock(&self.live.pending);
-        self.live.release(&mut pending, |_| true);
-        let mut hasher = pending.hasher.clone();
-        hasher.update(pending.renderer.line_end().as_bytes());
+        let pending = lock(&self.live.pending);
+        let (mut renderer, mut hasher) = (pending.renderer.clone(), pending.hasher.clone());
+        let mut rest = String::new();
+        for text in pending.held.values() {
+            let mut text = text.clone();
+            self.live.mask.apply(&mut text);
+            renderer.output(&text, &mut rest);
+        }
+        rest.push_str(renderer.line_end());
+        hasher.update(rest.as_bytes());
         hasher.finish()
     }
 
@@ -288,7 +294,8 @@ impl Live {
         }
         pending.sent = sent.or(pending.sent);
         match &mut kind {
-            EventKind::Output { step, stream, text } => {
+            // An agent has held back what is to be held, and is told what has come.
+            EventKind::Output { step, stream, text } if sent.is_none() => {
                 if let Some(held) = pending.held.remove(&(*step, *stream)) {
                     text.insert_str(0, &held);
                 }
@@ -300,7 +307,7 @@ impl Live {
                     return;
                 }
             }
-            EventKind::StepFinished { step, .. } => {
+            EventKind::StepStarted { step, .. } | EventKind::StepFinished { step, .. } => {
                 let step = *step;
                 self.release(pending, |of| of == step);
             }

@@ -103,34 +103,61 @@ pub(crate) fn masked_credentials(text: &str) -> String {
 
 fn replace_credentials(text: &str, replaced: impl Fn(&str) -> String) -> String {
     let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find("://") {
-        let (before, after) = rest.split_at(at + 3);
-        out.push_str(before);
-        let secret = credentials(after);
+    let (mut done, mut word) = (0, Word::default());
+    while let Some(found) = text[done..].find("://") {
+        let start = done + found + 3;
+        out.push_str(&text[done..start]);
+        if word.end < start {
+            word = Word::at(text, start);
+        }
+        let secret = word.credentials(text, start);
         if !secret.is_empty() {
             out.push_str(&replaced(secret));
         }
-        rest = &after[secret.len()..];
+        done = start + secret.len();
     }
-    out.push_str(rest);
+    out.push_str(&text[done..]);
     out
 }
 
 /// What stands before the `@` of an address, which begins after its `://`.
 fn credentials(text: &str) -> &str {
-    let word_end = text.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\''));
-    let word = &text[..word_end.unwrap_or(text.len())];
-    let end = word.find(['/', '?', '#', '\\']).unwrap_or(word.len());
-    let host = &word[..end];
-    if let Some(at) = host.rfind('@') {
-        return &word[..at];
+    Word::at(text, 0).credentials(text, 0)
+}
+
+/// Where a word ends, and where its last `@` is. A word may hold many addresses, and is read once.
+#[derive(Default)]
+struct Word {
+    end: usize,
+    at: Option<usize>,
+}
+
+impl Word {
+    fn at(text: &str, start: usize) -> Self {
+        let rest = &text[start..];
+        let len = rest.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\''));
+        let len = len.unwrap_or(rest.len());
+        Self { end: start + len, at: rest[..len].rfind('@').map(|at| start + at) }
     }
-    // A password with a character that it may not have breaks the address: hide all of it.
-    let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    match (host.rsplit_once(':'), word.rfind('@')) {
-        (Some((_, port)), Some(at)) if !is_port(port) && !host.ends_with(']') => &word[..at],
-        _ => "",
+
+    /// Of the address that begins at `start` in this word.
+    fn credentials<'a>(&self, text: &'a str, start: usize) -> &'a str {
+        let Some(last_at) = self.at.filter(|at| *at >= start) else { return "" };
+        let word = &text[start..self.end];
+        let end = word.find(['/', '?', '#', '\\']).unwrap_or(word.len());
+        let host = &word[..end];
+        if let Some(at) = host.rfind('@') {
+            // The digest of an image is none.
+            let is_digest =
+                ["sha256:", "sha512:"].iter().any(|kind| host[at + 1..].starts_with(kind));
+            return if is_digest { "" } else { &word[..at] };
+        }
+        // A password with a character that it may not have breaks the address: hide all of it.
+        let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        match host.rsplit_once(':') {
+            Some((_, port)) if !is_port(port) && !host.ends_with(']') => &text[start..last_at],
+            _ => "",
+        }
     }
 }
 
@@ -173,6 +200,9 @@ mod tests {
             ("https://h/npm@5 http://a:b@c", "https://h/npm@5 http://***@c"),
             ("[\"https://u:p@h/x\", \"/\"]", "[\"https://***@h/x\", \"/\"]"),
             ("no address: a@b", "no address: a@b"),
+            ("docker-image://alpine@sha256:ab", "docker-image://alpine@sha256:ab"),
+            ("x://a:b/y://c:d@e", "x://***@e"),
+            ("x://a/y://c@e x://f@g", "x://a/y://***@e x://***@g"),
             ("://", "://"),
         ];
         for (text, shown) in cases {
@@ -180,6 +210,9 @@ mod tests {
             assert_eq!(masked_credentials(text).chars().count(), text.chars().count());
         }
         assert_eq!(masked_credentials("http://u:pß@h"), "http://****@h");
+        // Long words are read once.
+        let long = format!("@{}", "://a:b".repeat(200_000));
+        assert_eq!(without_credentials(&long), long);
         let address = Address::new("https://u:secret@h/x").unwrap();
         assert_eq!(format!("{address} {address:?}"), "https://***@h/x \"https://***@h/x\"");
     }

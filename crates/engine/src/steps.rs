@@ -177,7 +177,8 @@ pub struct StepCost {
     pub usage: StepUsage,
 }
 
-/// What the containers and builds of a step used, all its attempts together.
+/// What the containers and builds of a step used, all its attempts together. Builds that failed are
+/// not in it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StepUsage {
@@ -312,7 +313,6 @@ impl TaskContext<'_> {
         self.output().pushed.push(image);
     }
 
-    /// A step that is done again has made another image.
     /// Notes what an image of a command was.
     fn note_image(&self, reference: &Reference, digest: &Digest) {
         if let Some(plan) = &mut self.output().plan {
@@ -327,6 +327,7 @@ impl TaskContext<'_> {
         all.entry(step.to_owned()).or_default().add(&used);
     }
 
+    /// A step that is done again has made another image.
     fn note_dependencies(&self, step: &str, of: Vec<Dependencies>) {
         let mut all = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
         all.insert(step.to_owned(), of);
@@ -373,6 +374,7 @@ async fn run(
         TaskReader { engine, request, root: root.clone(), repository: repository.as_ref() };
     let (task, plan) = reader.read(events).await?;
     output.lock().unwrap_or_else(PoisonError::into_inner).plan = Some(plan);
+    output.lock().unwrap_or_else(PoisonError::into_inner).repository.clone_from(&repository);
     let volumes = volumes(&task)?;
     let networks = networks(engine, &task, events).await?;
     let images = Arc::new(RunImages::new(Arc::clone(&engine.builder.images), engine.own.clone()));
@@ -398,7 +400,8 @@ async fn run(
         shell_containers: Semaphore::new(SHELL_CONTAINERS_MAX),
     };
     for step in &task.steps {
-        if let Action::Build(build) = &step.action {
+        // Where errors do not matter, that is one when the step begins.
+        if let (Action::Build(build), false) = (&step.action, step.ignore_errors) {
             build::check(&context, build)
                 .map_err(|failure| failure.of(format_args!("step `{}`", step.id)))?;
         }
@@ -406,7 +409,6 @@ async fn run(
     if !lease.begin_steps(task.retryable || is_repeatable(&task, engine)).await {
         return Err(Failure::Superseded);
     }
-    context.output().repository.clone_from(&repository);
     run_steps(&context, &task).await?;
     let mut found =
         std::mem::take(&mut *context.dependencies.lock().unwrap_or_else(PoisonError::into_inner));

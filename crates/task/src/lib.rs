@@ -36,6 +36,7 @@ pub use alias::{AliasImages, AliasSource, BUILT_IN_ACR};
 pub use build_arguments::{BuildArguments, BuildOption};
 pub use environment::Environment;
 pub use graph::Graph;
+pub use path::absolute;
 pub use pipeline::{ExpandedFile, RenderedFile, TaskFile};
 pub use secret::{SecretText, Seed};
 pub use span::{Span, TaskError, Warning};

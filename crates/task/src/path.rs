@@ -26,7 +26,7 @@ pub(crate) fn clean(path: &str) -> String {
 }
 
 /// `path` seen from the folder `base`, cleaned.
-pub(crate) fn absolute(base: &str, path: &str) -> String {
+pub fn absolute(base: &str, path: &str) -> String {
     match path.starts_with('/') {
         true => clean(path),
         false => clean(&format!("{base}/{path}")),

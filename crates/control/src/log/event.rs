@@ -115,6 +115,7 @@ impl EventKind {
 /// Renders events as the text log of runs.md section 6, one after the other.
 ///
 /// A pure fold, so the text can be made again from the records after a crash.
+#[derive(Clone)]
 pub(super) struct TextRenderer {
     run: String,
     names: HashMap<u32, String>,
@@ -215,7 +216,7 @@ impl TextRenderer {
     }
 
     /// Output as it came, but every line ends in CR LF.
-    fn output(&mut self, text: &str, out: &mut String) {
+    pub(super) fn output(&mut self, text: &str, out: &mut String) {
         for c in text.chars() {
             if c == '\n' && !self.after_carriage_return {
                 out.push('\r');

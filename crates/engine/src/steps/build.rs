@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use builder::{
     ContextAddress, ContextFiles, ContextOptions, LazyFolder, Secret, Secrets, parse_size,
 };
-use container::Network;
+use container::{Network, Private};
 use oci::{Annotations, Compression, Platform, Reference};
 use task::{Build, BuildArguments, BuildOption, Container, Step};
 
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::attempts::Attempt;
 use super::cmd::volume_files;
 use super::events::{StepEvents, Watch};
-use super::workspace::{OpenFolder, WORKSPACE, make_empty_folder, path_in, read_text};
+use super::workspace::{OpenFolder, WORKSPACE, make_empty_folder, path_in, read_file, read_text};
 use super::{StepUsage, TaskContext, Work, attempts, unless_stopped};
 use crate::context::{ContextLoader, ContextSource, LoadedRepository};
 use crate::dependencies::dependencies;
@@ -94,56 +94,71 @@ fn parts(context: &TaskContext<'_>, build: &Build) -> Result<Parts, Failure> {
 /// Finds what is wrong with a step before any step has begun.
 pub(crate) fn check(context: &TaskContext<'_>, build: &Build) -> Result<(), Failure> {
     parts(context, build)?;
-    let secrets = build.arguments.options.iter().filter(|option| option.name == "secret");
-    secrets.map(SecretSource::of).collect::<Result<Vec<_>, _>>().map(drop)
+    secret_sources(context, build).map(drop)
 }
 
-/// `--secret id=ID,src=FILE`: a file of a volume of the step, or of the workspace.
-struct SecretSource<'a> {
-    id: &'a str,
-    path: &'a str,
+enum SecretSource {
+    Volume(Private),
+    /// A path in the workspace.
+    Workspace(String),
 }
 
-impl<'a> SecretSource<'a> {
-    fn of(option: &'a BuildOption) -> Result<Self, Failure> {
-        let value = option.value.as_deref().unwrap_or_default();
-        let (mut id, mut path) = (None, None);
-        for field in value.split(',') {
-            match field.split_once('=') {
-                Some(("id", value)) => id = Some(value),
-                Some(("src" | "source", value)) => path = Some(value),
-                Some(("type", "file")) => (),
-                _ => return Err(malformed(option, "id=ID,src=FILE")),
-            }
-        }
-        match (id, path) {
-            (Some(id), Some(path)) if !id.is_empty() => Ok(Self { id, path }),
-            (Some(id), None) if !id.is_empty() => Ok(Self { id, path: id }),
-            _ => Err(malformed(option, "id=ID,src=FILE")),
+/// The id and the file of `--secret id=ID,src=FILE`.
+fn secret_parts(option: &BuildOption) -> Result<(&str, &str), Failure> {
+    let value = option.value.as_deref().unwrap_or_default();
+    let (mut id, mut path) = (None, None);
+    for field in value.split(',') {
+        match field.split_once('=') {
+            Some(("id", value)) => id = Some(value),
+            Some(("src" | "source", value)) => path = Some(value),
+            Some(("type", "file")) => (),
+            _ => return Err(malformed(option, "id=ID,src=FILE")),
         }
     }
+    match id.filter(|id| !id.is_empty()) {
+        Some(id) => Ok((id, path.unwrap_or(id))),
+        None => Err(malformed(option, "id=ID,src=FILE")),
+    }
+}
+
+/// Where the secrets of a step are, by their ids: files of its volumes, or of the workspace.
+fn secret_sources<'a>(
+    context: &TaskContext<'_>,
+    build: &'a Build,
+) -> Result<BTreeMap<&'a str, SecretSource>, Failure> {
+    let base = build.container.working_directory.as_deref().unwrap_or(WORKSPACE);
+    let files = volume_files(context, &build.container);
+    let mut sources = BTreeMap::new();
+    for option in build.arguments.options.iter().filter(|option| option.name == "secret") {
+        let (id, path) = secret_parts(option)?;
+        let wanted = task::absolute(base, path);
+        // Of several at one path the last one is seen.
+        let mounted = files.iter().rev().find(|(at, _)| task::absolute("/", at) == wanted);
+        let source = match (mounted, path_in(base, path)) {
+            (Some((_, content)), _) => SecretSource::Volume(content.clone()),
+            (None, Some(inside)) => SecretSource::Workspace(inside),
+            (None, None) => {
+                return Err(Failure::User(format!(
+                    "error: the secret `{path}` is neither in a volume of the step nor in the \
+                     workspace"
+                )));
+            }
+        };
+        sources.insert(id, source);
+    }
+    Ok(sources)
 }
 
 /// What `RUN --mount=type=secret` of the build may use.
 async fn secrets(context: &TaskContext<'_>, build: &Build) -> Result<Secrets, Failure> {
-    let base = build.container.working_directory.as_deref().unwrap_or(WORKSPACE);
-    let files = volume_files(context, &build.container);
     let mut secrets = Secrets::new();
-    for option in build.arguments.options.iter().filter(|option| option.name == "secret") {
-        let SecretSource { id, path } = SecretSource::of(option)?;
-        let mounted = files.iter().find(|(mounted, _)| mounted == path);
-        let secret = match mounted {
-            Some((_, content)) => Secret::new(content.reveal()),
-            None => {
-                let inside = path_in(base, path).ok_or_else(|| {
-                    Failure::User(format!(
-                        "error: the secret `{path}` is neither in a volume of the step nor in the \
-                         workspace"
-                    ))
-                })?;
+    for (id, source) in secret_sources(context, build)? {
+        let secret = match source {
+            SecretSource::Volume(content) => Secret::new(content.reveal()),
+            SecretSource::Workspace(path) => {
                 let root = context.workspace.clone();
-                let text = blocking(move || read_text(&root, &inside, "secret", SECRET_SIZE_MAX));
-                Secret::new(text.await??)
+                let read = move || read_file(&root, &path, "the secret", SECRET_SIZE_MAX);
+                Secret::new(blocking(read).await??)
             }
         };
         secrets.insert(id.to_owned(), secret);

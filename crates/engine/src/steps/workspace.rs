@@ -56,6 +56,18 @@ pub(crate) fn read_text(
     what: &str,
     size_max: u64,
 ) -> Result<String, Failure> {
+    let bytes = read_file(root, path, what, size_max)?;
+    String::from_utf8(bytes)
+        .map_err(|_| Failure::User(format!("error: {what} `{path}` is not UTF-8 text")))
+}
+
+/// Reads a file of a workspace.
+pub(crate) fn read_file(
+    root: &Path,
+    path: &str,
+    what: &str,
+    size_max: u64,
+) -> Result<Vec<u8>, Failure> {
     let refused = |reason: &str| Failure::User(format!("error: {what} `{path}` {reason}"));
     let file = open_in_folder(root, path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => refused("is not in the context"),
@@ -67,7 +79,7 @@ pub(crate) fn read_text(
     if bytes.len() as u64 > size_max {
         return Err(refused(&format!("is larger than {size_max} bytes")));
     }
-    String::from_utf8(bytes).map_err(|_| refused("is not UTF-8 text"))
+    Ok(bytes)
 }
 
 /// The path in a workspace that a path in a container means, without slash at either end;

@@ -65,7 +65,7 @@ volumes:
   - {name: vault, secret: {f: '{{b64enc .Values.p}}'}}
 steps:
   - cmd: $Registry/busybox sh -c 'printf made-here > token'
-  - build: --secret id=s,src=/m/f --secret id=w,src=token --no-cache .
+  - build: --secret id=s,src=//m/./f --secret id=w,src=token --no-cache .
     env: [DOCKER_BUILDKIT=1]
     volumeMounts: [{name: vault, mountPath: /m}]
 ";
@@ -80,7 +80,7 @@ steps:
         "--secret id=x,src=/etc/passwd",
         "neither in a volume of the step nor in the workspace",
     );
-    refused("--secret id=x,src=none", "secret `none` is not in the context");
+    refused("--secret id=x,src=none", "the secret `none` is not in the context");
 }
 
 #[test]
