@@ -34,7 +34,7 @@ pub struct PurgeRequest {
     pub repository_page_size: Option<i64>,
 }
 
-/// A line of the answer of `POST .../purge`, which comes while the purge goes on. The last one is
+/// A line of the answer of `POST .../purge` or `.../annotate`, which comes while that goes on. The last one is
 /// `finished` or `failed`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -42,7 +42,7 @@ pub enum PurgeRecord {
     /// A line for people.
     Note(String),
     Warning(String),
-    /// Deleted, or in a dry run what would be.
+    /// Deleted or annotated, or in a dry run what would be.
     Item(PurgedItem),
     Finished(PurgeSummary),
     Failed(PurgeFailure),
@@ -54,7 +54,7 @@ pub struct PurgedItem {
     /// `HOST/REPOSITORY:TAG`, or `HOST/REPOSITORY@DIGEST`.
     pub name: String,
     pub repository: String,
-    /// Absent: it is the manifest that was deleted.
+    /// Absent: it is the manifest itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
     pub digest: String,

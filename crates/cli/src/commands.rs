@@ -1,7 +1,9 @@
 //! One file per command.
 
 mod agentpool;
+mod annotate;
 mod build;
+mod by_rule;
 mod completions;
 mod gc;
 mod image;
@@ -48,6 +50,8 @@ pub enum Command {
     Tag(tag::Command),
     /// Delete tags by name and age, and manifests that nobody needs
     Purge(purge::Args),
+    /// Attach annotations to images, chosen by name
+    Annotate(annotate::Args),
     /// Stored tasks, runs and their logs
     #[command(subcommand)]
     Task(task::Command),
@@ -140,6 +144,7 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Taskrun(command) => taskrun::run(session, command).await,
         Command::Agentpool(command) => agentpool::run(session, command).await,
         Command::Purge(args) => purge::run(session, args).await,
+        Command::Annotate(args) => annotate::run(session, args).await,
         Command::Gc(args) => gc::run(session, args).await,
         Command::Scrub(args) => scrub::run(session, args).await,
         Command::Import(args) => import::run(session, args).await,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use builder::OwnNames;
 use container::Stream;
-use housekeeping::acr::{self, OwnRegistry};
+use housekeeping::acr::{self, OwnRegistry, Previews};
 use housekeeping::{HousekeepingError, Record, Records, Registry};
 use oci::RegistryName;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,9 @@ pub struct AcrCommand {
     pub words: Vec<String>,
     /// Which registry it is for if the words do not say; `None`: that of the run.
     pub default_registry: Option<String>,
+    /// Whether `annotate` is a command.
+    #[serde(default)]
+    pub annotate: bool,
 }
 
 /// Receives what a command prints, line by line.
@@ -101,7 +104,7 @@ pub(crate) fn parse(
     let hosts: Vec<String> = own.hosts(registry).map(str::to_owned).collect();
     let default = command.default_registry.as_deref();
     let own = OwnRegistry { name: registry.as_str(), hosts: &hosts, default };
-    acr::parse(&command.words, &own)
+    acr::parse(&command.words, &own, Previews { annotate: command.annotate })
         .map_err(|error| AcrError::Refused { message: error.to_string(), hint: error.hint() })
 }
 

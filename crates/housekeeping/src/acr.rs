@@ -12,7 +12,7 @@ use crate::purge::{Purge, purge};
 use crate::record::Records;
 use crate::registry::{Registry, Session};
 
-pub use command_line::{CommandLineError, OwnRegistry, parse};
+pub use command_line::{CommandLineError, OwnRegistry, Previews, parse};
 
 /// Tags or manifests that are listed at once.
 const PAGE: usize = 1000;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use expect_test::{Expect, expect};
-use housekeeping::acr::{self, OwnRegistry};
+use housekeeping::acr::{self, OwnRegistry, Previews};
 use housekeeping::{HousekeepingError, Record, Records, Registry};
 use oci::{
     Algorithm, Descriptor, Digest, ImageIndex, ImageManifest, Manifest, RegistryName,
@@ -194,7 +194,8 @@ impl Fixture {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         let hosts = [HOST.to_owned()];
         let own = OwnRegistry { name: "local", hosts: &hosts, default: None };
-        let command = acr::parse(&words, &own).map_err(|error| error.to_string())?;
+        let previews = Previews { annotate: true };
+        let command = acr::parse(&words, &own, previews).map_err(|error| error.to_string())?;
         let refused = |name: &RepositoryName| {
             name.as_str().starts_with("copies").then(|| format!("`{name}` holds copies"))
         };

@@ -17,7 +17,7 @@ use control::{
 };
 use dockerfile::ContextAddress;
 use engine::Destination;
-use housekeeping::PurgeOptions;
+use housekeeping::{AnnotateOptions, PurgeOptions};
 use oci::{
     Annotations, Compression, CompressionError, Digest, Platform, Reference, RegistryName,
     RepositoryName,
@@ -589,6 +589,18 @@ pub(crate) fn purge_options(body: api::PurgeRequest) -> PurgeOptions {
         concurrency: body.concurrency,
         filter_timeout_seconds: body.filter_timeout_seconds,
         repository_page_size: body.repository_page_size,
+    }
+}
+
+/// As with [`purge_options`]. Nothing is locked, and it does one after the other.
+pub(crate) fn annotate_options(body: api::AnnotateRequest) -> AnnotateOptions {
+    AnnotateOptions {
+        filters: body.filters,
+        artifact_type: body.artifact_type,
+        annotations: body.annotations,
+        untagged: body.untagged,
+        dry_run: body.dry_run,
+        filter_timeout_seconds: body.filter_timeout_seconds,
     }
 }
 

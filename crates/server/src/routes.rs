@@ -2,11 +2,11 @@
 
 mod agents;
 mod attempts;
+mod by_rule;
 mod content;
 mod health;
 mod import;
 mod pools;
-mod purge;
 mod runs;
 mod scrub;
 mod sources;
@@ -79,7 +79,8 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
         .route("/repositories/{name}/manifests/{reference}", delete(content::delete_manifest))
         .route("/repositories/{name}/manifests/{reference}/record", get(content::build_record))
         .route("/gc", post(content::collect_garbage))
-        .route("/purge", post(purge::purge))
+        .route("/purge", post(by_rule::purge))
+        .route("/annotate", post(by_rule::annotate))
         .route("/import", post(import::import))
         .route("/import/tags", post(import::tags))
         .route("/scrub", get(scrub::of_registry).post(scrub::begin_for_registry))

@@ -70,6 +70,18 @@ impl RegistryClient {
         tags.iter().filter_map(|tag| Some(tag.as_str()?.to_owned())).collect()
     }
 
+    /// The descriptors of the manifests that have this one as their subject.
+    #[track_caller]
+    pub fn referrers(&self, repository: &str, subject: &Digest) -> Vec<serde_json::Value> {
+        let index: serde_json::Value = wait(async {
+            let response = get(&format!("{}/v2/{repository}/referrers/{subject}", self.url)).await;
+            assert_eq!(response.status(), StatusCode::OK, "referrers of {repository}@{subject}");
+            let bytes = response.bytes().await.expect("the index comes whole");
+            serde_json::from_slice(&bytes).expect("an index is JSON")
+        });
+        index["manifests"].as_array().cloned().unwrap_or_default()
+    }
+
     /// Pushes an image; its manifest's digest.
     #[track_caller]
     pub fn push(&self, repository: &str, tag: &str, image: &Image) -> Digest {

@@ -13,6 +13,8 @@ use crate::housekeeper::{self, AcrCommand, AcrError, Lines};
 
 /// Which registry a command is for if it does not say.
 const DEFAULT_REGISTRY: &str = "ACR_DEFAULT_REGISTRY";
+/// Makes `acr annotate` a command if it is `true`.
+const ANNOTATE: &str = "ACR_EXPERIMENTAL_ANNOTATE";
 
 /// Whether a step asks for such a command.
 pub(crate) fn is_meant(cmd: &Cmd) -> bool {
@@ -62,10 +64,15 @@ pub(crate) fn parse(
     words: &[String],
 ) -> Result<AcrCommand, Failure> {
     let engine = &context.engine;
-    let mut env = cmd.container.env.iter();
-    let default =
-        env.find(|(name, _)| *name == DEFAULT_REGISTRY).map(|(_, value)| (*value).to_owned());
-    let command = AcrCommand { words: words.to_vec(), default_registry: default };
+    let variable = |wanted: &str| {
+        let mut env = cmd.container.env.iter();
+        env.find(|(name, _)| *name == wanted).map(|(_, value)| (*value).to_owned())
+    };
+    let command = AcrCommand {
+        words: words.to_vec(),
+        default_registry: variable(DEFAULT_REGISTRY),
+        annotate: variable(ANNOTATE).is_some_and(|value| value.eq_ignore_ascii_case("true")),
+    };
     housekeeper::parse(&command, &engine.registry, &engine.own).map_err(failure)?;
     Ok(command)
 }

@@ -2,13 +2,14 @@
 
 use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use super::{Action, Command};
 use crate::annotate::{Annotate, AnnotateOptions};
 use crate::error::OptionsError;
 use crate::purge::{Purge, PurgeOptions};
 
+const ANNOTATE: &str = "annotate";
 /// How wide help is.
 const WIDTH: usize = 100;
 
@@ -34,6 +35,13 @@ impl OwnRegistry<'_> {
     }
 }
 
+/// Commands that are there only for those who ask for them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Previews {
+    /// As `ACR_EXPERIMENTAL_ANNOTATE=true` has it.
+    pub annotate: bool,
+}
+
 /// Why a command line is refused. `Display` is the sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandLineError {
@@ -45,6 +53,8 @@ pub enum CommandLineError {
     OtherRegistry { given: String, own: String },
     #[error("`acr {0}` is not built in")]
     NotBuiltIn(&'static str),
+    #[error("`acr annotate` is a preview, which this step does not ask for")]
+    NotAsked,
 }
 
 impl CommandLineError {
@@ -58,6 +68,9 @@ impl CommandLineError {
             Self::NotBuiltIn("cssc") => {
                 Some("run an image that has it: `cmd: IMAGE cssc ...`".to_owned())
             }
+            Self::NotAsked => {
+                Some("give the step `env: [ACR_EXPERIMENTAL_ANNOTATE=true]`".to_owned())
+            }
             Self::NotBuiltIn(_) => {
                 Some("commands of a run need no login: they work on its registry".to_owned())
             }
@@ -66,8 +79,19 @@ impl CommandLineError {
 }
 
 /// Reads the words behind `acr`.
-pub fn parse(words: &[String], own: &OwnRegistry<'_>) -> Result<Command, CommandLineError> {
-    let arguments = match Arguments::try_parse_from(words) {
+pub fn parse(
+    words: &[String],
+    own: &OwnRegistry<'_>,
+    previews: Previews,
+) -> Result<Command, CommandLineError> {
+    let matches = match known(previews).try_get_matches_from(words) {
+        Ok(matches) => matches,
+        Err(error) => return told(&error),
+    };
+    if !previews.annotate && matches.subcommand_name() == Some(ANNOTATE) {
+        return Err(CommandLineError::NotAsked);
+    }
+    let arguments = match Arguments::from_arg_matches(&matches) {
         Ok(arguments) => arguments,
         Err(error) => return told(&error),
     };
@@ -120,6 +144,17 @@ pub fn parse(words: &[String], own: &OwnRegistry<'_>) -> Result<Command, Command
         notices.push("no credentials are needed, and those that are given are not used".to_owned());
     }
     Ok(Command { action, notices })
+}
+
+/// The commands there are. A preview that is not asked for has no options and no help.
+fn known(previews: Previews) -> clap::Command {
+    let command = Arguments::command();
+    if previews.annotate {
+        return command;
+    }
+    command.mut_subcommand(ANNOTATE, |_| {
+        Rest::augment_args(clap::Command::new(ANNOTATE).hide(true)).disable_help_flag(true)
+    })
 }
 
 /// Help is no error.
@@ -310,9 +345,17 @@ mod tests {
     use super::*;
 
     fn read(line: &str, default: Option<&str>) -> Result<Command, CommandLineError> {
+        read_with(line, default, Previews { annotate: true })
+    }
+
+    fn read_with(
+        line: &str,
+        default: Option<&str>,
+        previews: Previews,
+    ) -> Result<Command, CommandLineError> {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         let hosts = ["contoso.example.com".to_owned(), "localhost:5000".to_owned()];
-        parse(&words, &OwnRegistry { name: "local", hosts: &hosts, default })
+        parse(&words, &OwnRegistry { name: "local", hosts: &hosts, default }, previews)
     }
 
     #[track_caller]
@@ -446,6 +489,27 @@ mod tests {
     }
 
     #[test]
+    fn annotate_is_there_for_those_who_ask_for_it() {
+        for line in [
+            "annotate -f a:b --artifact-type a/b -a k=v",
+            "annotate --unknown",
+            "annotate --help",
+            "-r local annotate",
+        ] {
+            let error = read_with(line, None, Previews::default()).unwrap_err();
+            assert_eq!(error, CommandLineError::NotAsked, "{line}");
+        }
+        for (previews, is_told) in
+            [(Previews::default(), false), (Previews { annotate: true }, true)]
+        {
+            let Action::Text(help) = read_with("help", None, previews).unwrap().action else {
+                panic!("help is a text");
+            };
+            assert_eq!(help.contains("annotate"), is_told, "{help}");
+        }
+    }
+
+    #[test]
     fn help_is_a_text_and_no_error() {
         let text = |line: &str| match read(line, None).unwrap().action {
             Action::Text(text) => text,
@@ -464,7 +528,7 @@ mod tests {
         #[test]
         fn any_words_are_taken_or_refused(words in proptest::collection::vec("\\PC{0,12}", 0..6)) {
             let own = OwnRegistry { name: "local", hosts: &[], default: None };
-            let _either = parse(&words, &own);
+            let _either = parse(&words, &own, Previews { annotate: words.len() % 2 == 0 });
         }
     }
 }

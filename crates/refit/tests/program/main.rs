@@ -4,6 +4,7 @@
 
 mod add;
 mod agents;
+mod annotate;
 mod arguments;
 mod artifacts;
 mod bases;

@@ -153,11 +153,13 @@ async fn the_host_selects_the_registry() {
 }
 
 #[tokio::test]
-async fn a_purge_takes_no_member_that_it_does_not_know() {
+async fn what_goes_by_rule_takes_no_member_that_it_does_not_know() {
     let server = Server::start().await;
     let purge = json!({ "filters": ["app:.*"], "ago": "0d", "dry_run": true });
-    let refused = server.request(Method::POST, "/purge").json(&purge).send().await.unwrap();
-    let refused = answer(refused, StatusCode::BAD_REQUEST).await;
-    assert!(refused["error"]["message"].as_str().unwrap().contains("`dry_run`"), "{refused}");
+    for route in ["/purge", "/annotate"] {
+        let refused = server.request(Method::POST, route).json(&purge).send().await.unwrap();
+        let refused = answer(refused, StatusCode::BAD_REQUEST).await;
+        assert!(refused["error"]["message"].as_str().unwrap().contains("unknown"), "{refused}");
+    }
     server.stop().await;
 }
