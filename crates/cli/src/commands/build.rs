@@ -13,7 +13,7 @@ use base64::Engine as _;
 
 use super::Session;
 use super::quick_task::{
-    PoolArgs, Unsupported, check_timeout, parse_platform, report, see_to_end, upload,
+    PoolArgs, ProgressArgs, Unsupported, check_timeout, parse_platform, report, see_to_end, upload,
 };
 use super::task_input::named_values;
 use crate::connection::Connection;
@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result, could_not};
 use crate::export::{self, BuiltImage, Exports, can_write};
 use crate::interrupt::Interrupts;
 use crate::printer::Table;
-use crate::progress::{Display, ProgressMode};
+use crate::progress::Display;
 use crate::ssh::Agents;
 
 /// A secret has at most this many bytes.
@@ -128,10 +128,6 @@ pub struct Args {
     #[arg(long)]
     no_push: bool,
 
-    /// Show no log; only the result
-    #[arg(long)]
-    no_logs: bool,
-
     /// Print the run once it is queued, and leave
     #[arg(long)]
     no_wait: bool,
@@ -152,9 +148,8 @@ pub struct Args {
     #[arg(long)]
     check: bool,
 
-    /// How progress is shown
-    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
-    progress: ProgressMode,
+    #[command(flatten)]
+    progress: ProgressArgs,
 
     #[command(flatten)]
     pool: PoolArgs,
@@ -214,8 +209,7 @@ pub(super) async fn run(
     if !args.no_push && args.images.is_empty() && exports.is_empty() {
         session.printer.note("The image gets no name (`-t`), so it is not pushed");
     }
-    let mode = if args.no_logs { ProgressMode::None } else { args.progress };
-    let mut display = Display::new(mode, session.printer, session.environment);
+    let mut display = Display::new(args.progress.mode(), session.printer, session.environment);
 
     let uploading = async {
         let location = match context {

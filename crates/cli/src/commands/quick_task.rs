@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::follow::{self, Followed};
 use crate::interrupt::Interrupts;
 use crate::printer::Table;
-use crate::progress::{Display, size};
+use crate::progress::{Display, ProgressMode, size};
 use crate::ssh::{Agents, Forwarding};
 
 /// How often a display is redrawn.
@@ -29,6 +29,37 @@ pub(super) struct PoolArgs {
     /// Pool whose agents execute the run; without it the server does
     #[arg(long = "agent-pool", value_name = "POOL")]
     pub(super) pool: Option<String>,
+}
+
+/// How progress is shown.
+#[derive(Debug, clap::Args)]
+pub(super) struct ProgressArgs {
+    /// Show no log; only the result
+    #[arg(long)]
+    pub(super) no_logs: bool,
+
+    /// How progress is shown
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    progress: ProgressMode,
+
+    /// The same as --progress plain
+    #[arg(long, hide = true)]
+    no_format: bool,
+}
+
+impl ProgressArgs {
+    pub(super) fn mode(&self) -> ProgressMode {
+        match (self.no_logs, self.no_format) {
+            (true, _) => ProgressMode::None,
+            (false, true) if self.progress != ProgressMode::None => ProgressMode::Plain,
+            _ => self.progress,
+        }
+    }
+}
+
+/// Whether a run is to get credentials as it always does.
+pub(super) fn is_usual_auth_mode(mode: &str) -> bool {
+    mode.eq_ignore_ascii_case("Default")
 }
 
 /// Flags of later versions: refused, never ignored.
@@ -46,7 +77,10 @@ impl Unsupported {
     pub(super) fn refuse(&self) -> Result<()> {
         let given = [
             ("--log-template", self.log_template.is_some()),
-            ("--auth-mode", self.auth_mode.is_some()),
+            (
+                "--auth-mode",
+                self.auth_mode.as_deref().is_some_and(|mode| !is_usual_auth_mode(mode)),
+            ),
             ("--source-acr-auth-id", self.source_acr_auth_id.is_some()),
         ];
         match given.iter().find(|(_, given)| *given) {

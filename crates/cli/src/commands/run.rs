@@ -7,7 +7,7 @@ use base64::Engine as _;
 
 use super::Session;
 use super::quick_task::{
-    PoolArgs, Unsupported, check_timeout, parse_platform, report, see_to_end, upload,
+    PoolArgs, ProgressArgs, Unsupported, check_timeout, parse_platform, report, see_to_end, upload,
 };
 use super::task_input::{ValueArgs, is_stdin, read_task_file, read_values_file};
 use crate::connection::Connection;
@@ -15,7 +15,7 @@ use crate::context::{Content, Source, Workspace};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupts;
 use crate::printer::Table;
-use crate::progress::{Display, ProgressMode};
+use crate::progress::Display;
 use crate::ssh::Agents;
 
 #[derive(Debug, clap::Args)]
@@ -49,17 +49,12 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u32>,
 
-    /// Show no log; only the result
-    #[arg(long)]
-    no_logs: bool,
-
     /// Print the run once it is queued, and leave
     #[arg(long)]
     no_wait: bool,
 
-    /// How progress is shown
-    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
-    progress: ProgressMode,
+    #[command(flatten)]
+    progress: ProgressArgs,
 
     #[command(flatten)]
     pool: PoolArgs,
@@ -89,8 +84,7 @@ pub(super) async fn run(
         found = Task::find(&args, &workspace) => found?,
         () = interrupts.next() => return Err(Error::interrupted()),
     };
-    let mode = if args.no_logs { ProgressMode::None } else { args.progress };
-    let mut display = Display::new(mode, session.printer, session.environment);
+    let mut display = Display::new(args.progress.mode(), session.printer, session.environment);
     options.source_location = tokio::select! {
         location = locate(connection, session, workspace, &task, &mut display) => location?,
         // Nothing is queued yet; the server sweeps what it received.

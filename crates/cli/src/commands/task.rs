@@ -7,11 +7,11 @@ mod start;
 
 use std::io::IsTerminal as _;
 
-use api::{Page, Run, Task, TaskStep};
+use api::{Page, Run, TagAttributes, Task, TaskStep};
 use url::Url;
 
 use super::Session;
-use super::image::confirm;
+use super::image::{NamedImage, confirm};
 use super::repository::pages;
 use crate::connection::Connection;
 use crate::error::{Error, ErrorKind, Result, could_not};
@@ -77,11 +77,14 @@ pub struct LogsArgs {
     #[arg(long = "name", short = 'n', value_name = "TASK", conflicts_with = "run_id")]
     task: Option<String>,
     /// The newest run that pushed this image
-    #[arg(long, value_name = "REPOSITORY@DIGEST", conflicts_with = "run_id")]
+    #[arg(long, value_name = "REPOSITORY:TAG|@DIGEST", conflicts_with = "run_id")]
     image: Option<String>,
     /// Only lines in which this regular expression is found; (?i) in front ignores case
     #[arg(long, value_name = "PATTERN")]
     grep: Option<String>,
+    /// Changes nothing: a log is plain
+    #[arg(long, hide = true)]
+    no_format: bool,
     /// Print what is there, and leave
     #[arg(long)]
     no_follow: bool,
@@ -96,8 +99,11 @@ pub struct ListRunsArgs {
     #[arg(long, value_name = "STATUS")]
     run_status: Option<String>,
     /// Only runs that pushed this image
-    #[arg(long, value_name = "REPOSITORY@DIGEST")]
+    #[arg(long, value_name = "REPOSITORY:TAG|@DIGEST")]
     image: Option<String>,
+    /// Only runs that agents of this pool execute
+    #[arg(long, value_name = "POOL")]
+    agent_pool: Option<String>,
     /// How many at most
     #[arg(long, default_value_t = 15, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1000))]
     top: u32,
@@ -130,7 +136,13 @@ pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
         Command::Run(_) => Err(Error::failed("a run needs to be interruptible")),
         Command::Logs(args) => logs(session, args).await,
         Command::ListRuns(args) => {
-            let filter = filter(&args.task, &args.run_status, &args.image);
+            let filter = RunFilter {
+                task: args.task,
+                status: args.run_status,
+                image: digest_of(session, args.image).await?,
+                pool: args.agent_pool,
+            }
+            .text();
             let runs = newest(session, args.top, &filter).await?;
             print_runs(session, &runs, &runs)
         }
@@ -206,21 +218,55 @@ fn print(session: &Session<'_>, value: &impl serde::Serialize, tasks: &[Task]) -
     session.printer.result(value, &table)
 }
 
-/// The `$filter` of a listing of runs.
-fn filter(task: &Option<String>, status: &Option<String>, image: &Option<String>) -> String {
-    let quoted = |text: &String| format!("'{}'", text.replace('\'', "''"));
-    let task = task.as_ref().map(|task| format!("TaskName eq {}", quoted(task)));
-    let status = status.as_ref().map(|status| format!("Status eq {}", quoted(status)));
-    let image = image.as_ref();
-    let image = image.map(|image| format!("contains(OutputImageManifests, {})", quoted(image)));
-    [task, status, image].into_iter().flatten().collect::<Vec<_>>().join(" and ")
+/// Which runs are listed.
+#[derive(Default)]
+struct RunFilter {
+    task: Option<String>,
+    status: Option<String>,
+    /// `REPOSITORY@DIGEST`
+    image: Option<String>,
+    pool: Option<String>,
+}
+
+impl RunFilter {
+    /// The `$filter` of the listing.
+    fn text(&self) -> String {
+        let quoted = |text: &String| format!("'{}'", text.replace('\'', "''"));
+        let is = |name: &str, value: &Option<String>| {
+            value.as_ref().map(|value| format!("{name} eq {}", quoted(value)))
+        };
+        let image = self.image.as_ref();
+        let image = image.map(|image| format!("contains(OutputImageManifests, {})", quoted(image)));
+        let parts = [
+            is("TaskName", &self.task),
+            is("Status", &self.status),
+            image,
+            is("AgentPoolName", &self.pool),
+        ];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
+    }
+}
+
+/// An image as runs are found by: a tag is where the registry has it now.
+async fn digest_of(session: &Session<'_>, image: Option<String>) -> Result<Option<String>> {
+    let Some(image) = image else { return Ok(None) };
+    let named = NamedImage::parse(&image)?;
+    let reference = named.required_reference()?;
+    if image.contains('@') {
+        return Ok(Some(image));
+    }
+    let connection = session.connection()?;
+    let url = connection.route(&["repositories", &named.repository, "tags", reference]);
+    let tag: TagAttributes = connection.get(url).await?;
+    Ok(Some(format!("{}@{}", named.repository, tag.digest)))
 }
 
 async fn logs(session: &Session<'_>, args: LogsArgs) -> Result<()> {
     let id = match args.run_id {
         Some(id) => id,
         None => {
-            let filter = filter(&args.task, &None, &args.image);
+            let image = digest_of(session, args.image).await?;
+            let filter = RunFilter { task: args.task, image, ..RunFilter::default() }.text();
             match newest(session, 1, &filter).await?.into_iter().next() {
                 Some(run) => run.properties.run_id,
                 None => return Err(Error::new(ErrorKind::NotFound, "there is no such run yet")),

@@ -59,6 +59,18 @@ fn mistakes_are_told_before_anything_is_sent() {
         .stderr_has("`--timeout 5`");
     refused(&["create", "nightly", "--cmd", "app", "--schedule", "0 1 * * *"])
         .stderr_has("`--schedule` is not supported yet");
+    for flag in [
+        "--source-trigger-name=a",
+        "--base-image-trigger-name=a",
+        "--update-trigger-endpoint=http://a",
+        "--update-trigger-payload-type=Token",
+        "--is-system-task",
+        "--auth-mode=None",
+    ] {
+        let name = flag.split('=').next().unwrap();
+        refused(&["create", "nightly", "--cmd", "app", flag])
+            .stderr_has(&format!("`{name}` is not supported yet"));
+    }
     refused(&["update", "nightly"]).stderr_has("there is nothing to change");
     refused(&["delete", "nightly"]).stderr_has("nobody is there to ask");
 }
@@ -168,7 +180,14 @@ fn as_root_a_stored_task_builds_its_repository() {
     let digest = format!("app@{}", image.digest);
     let listed = task(&sandbox, &server, ["list-runs", "--image", &digest, "-o", "tsv"]).success();
     assert!(listed.stdout.starts_with(&format!("{id}\tbuild-app\t")), "{}", listed.stdout);
-    let log = task(&sandbox, &server, ["logs", "--name", "build-app"]).success().stdout;
+    let tagged = format!("app:{id}");
+    let listed = task(&sandbox, &server, ["list-runs", "--image", &tagged, "-o", "tsv"]).success();
+    assert!(listed.stdout.starts_with(&format!("{id}\tbuild-app\t")), "{}", listed.stdout);
+    task(&sandbox, &server, ["list-runs", "--image", "app:none", "-o", "tsv"]).code(4);
+    let of_pool = ["list-runs", "--agent-pool", "builders", "-o", "tsv"];
+    assert_eq!(task(&sandbox, &server, of_pool).success().stdout, "");
+    let log = task(&sandbox, &server, ["logs", "--name", "build-app", "--no-format"]);
+    let log = log.success().stdout;
     assert!(log.contains(&format!("Run ID: {second} was successful")), "{log}");
     let kept = ["update-run", "--run-id", &id, "--no-archive", "false", "-o", "json"];
     let kept = task(&sandbox, &server, kept).success().json();

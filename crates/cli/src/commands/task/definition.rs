@@ -6,7 +6,7 @@ use base64::Engine as _;
 use serde_json::{Map, Value, json};
 
 use super::super::Session;
-use super::super::quick_task::{check_timeout, parse_platform};
+use super::super::quick_task::{check_timeout, is_usual_auth_mode, parse_platform};
 use super::super::run::command_task;
 use super::super::task_input::{
     ValueArgs, is_stdin, named_values, read_task_file, read_values_file,
@@ -127,6 +127,16 @@ struct Unsupported {
     base_image_trigger_enabled: Option<bool>,
     #[arg(long, hide = true)]
     base_image_trigger_type: Option<String>,
+    #[arg(long, hide = true)]
+    source_trigger_name: Option<String>,
+    #[arg(long, hide = true)]
+    base_image_trigger_name: Option<String>,
+    #[arg(long, hide = true)]
+    update_trigger_endpoint: Option<String>,
+    #[arg(long, hide = true)]
+    update_trigger_payload_type: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    is_system_task: Option<bool>,
     #[arg(long, hide = true, num_args = 0..)]
     assign_identity: Option<Vec<String>>,
     #[arg(long, hide = true)]
@@ -145,7 +155,15 @@ impl Unsupported {
             ("--base-image-trigger-enabled", is_on(self.base_image_trigger_enabled)),
             ("--base-image-trigger-type", self.base_image_trigger_type.is_some()),
             ("--assign-identity", self.assign_identity.is_some()),
-            ("--auth-mode", self.auth_mode.as_ref().is_some_and(|mode| mode != "Default")),
+            (
+                "--auth-mode",
+                self.auth_mode.as_deref().is_some_and(|mode| !is_usual_auth_mode(mode)),
+            ),
+            ("--source-trigger-name", self.source_trigger_name.is_some()),
+            ("--base-image-trigger-name", self.base_image_trigger_name.is_some()),
+            ("--update-trigger-endpoint", self.update_trigger_endpoint.is_some()),
+            ("--update-trigger-payload-type", self.update_trigger_payload_type.is_some()),
+            ("--is-system-task", is_on(self.is_system_task)),
             ("--log-template", self.log_template.is_some()),
         ];
         match given.iter().find(|(_, given)| *given) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use api::{OverrideTaskStepProperties, Run, RunRequest, Task, TaskRunRequest, TaskStep};
 
 use super::super::Session;
-use super::super::quick_task::{PoolArgs, Unsupported, report, see_to_end, upload};
+use super::super::quick_task::{PoolArgs, ProgressArgs, Unsupported, report, see_to_end, upload};
 use super::super::task_input::{ValueArgs, named_values};
 use super::name::TaskArg;
 use super::route;
@@ -13,7 +13,7 @@ use crate::context::{Content, Source, Workspace};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupts;
 use crate::printer::Table;
-use crate::progress::{Display, ProgressMode};
+use crate::progress::Display;
 use crate::ssh::Agents;
 
 #[derive(Debug, clap::Args)]
@@ -48,17 +48,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "TEXT")]
     update_trigger_token: Option<String>,
 
-    /// Show no log; only the result
-    #[arg(long)]
-    no_logs: bool,
-
     /// Print the run once it is queued, and leave
     #[arg(long)]
     no_wait: bool,
 
-    /// How progress is shown
-    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
-    progress: ProgressMode,
+    #[command(flatten)]
+    progress: ProgressArgs,
 
     #[command(flatten)]
     pool: PoolArgs,
@@ -76,8 +71,7 @@ pub(crate) async fn run(
     let values = args.values.values()?;
     let arguments = named_values(&args.args, &args.secret_args, session.environment)?;
     let connection = session.connection()?;
-    let mode = if args.no_logs { ProgressMode::None } else { args.progress };
-    let mut display = Display::new(mode, session.printer, session.environment);
+    let mut display = Display::new(args.progress.mode(), session.printer, session.environment);
     let mut overrides = OverrideTaskStepProperties {
         context_path: None,
         file: args.file.as_ref().map(|file| file.to_string_lossy().into_owned()),
