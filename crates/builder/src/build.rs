@@ -130,6 +130,17 @@ pub enum NamedContext {
 }
 
 impl BuildRequest {
+    /// Takes the values of secret arguments out of a text that is kept; very short ones are found
+    /// everywhere.
+    fn hide_secret_args(&self, text: &mut String) {
+        const LEN_MIN: usize = 4;
+        for value in self.secret_args.iter().filter_map(|name| self.build_args.get(name)) {
+            if value.len() >= LEN_MIN && text.contains(value.as_str()) {
+                *text = text.replace(value.as_str(), "***");
+            }
+        }
+    }
+
     /// A build of a Dockerfile for this machine, with nothing else set.
     pub fn new(dockerfile: impl Into<String>, now: i64) -> Self {
         Self {
@@ -518,6 +529,12 @@ impl<'a> Build<'a> {
             .downloads
             .sort_by(|a, b| (a.stage, a.line, &a.address).cmp(&(b.stage, b.line, &b.address)));
         notes.cost.milliseconds = milliseconds(started.elapsed());
+        for base in &mut notes.bases {
+            self.request.hide_secret_args(&mut base.reference);
+        }
+        for download in &mut notes.downloads {
+            self.request.hide_secret_args(&mut download.address);
+        }
         let layer_sizes = stage.layers.iter().map(|layer| layer.descriptor.size);
         let record = BuildRecord {
             version: RECORD_VERSION,

@@ -130,6 +130,7 @@ impl Queue for Runs {
         .bind(to_json(&cost)?)
         .bind(request_json(&request)?)
         .bind(now);
+        let plan = outcome.plan.as_ref().map(|plan| plan_of(attempt, plan)).transpose()?.flatten();
         let failed = "end a run";
         let mut transaction =
             self.shared.db.begin().await.map_err(ControlError::database(failed))?;
@@ -139,7 +140,7 @@ impl Queue for Runs {
             let owner = lease_owner(&attempt.run.registry, attempt.run.id);
             release_within(&mut transaction, &owner).await?;
         }
-        if let (Some(plan), true) = (&outcome.plan, row.is_some()) {
+        if let (Some(plan), true) = (&plan, row.is_some()) {
             note_plan(&mut transaction, attempt, plan).await?;
         }
         if row.is_some() {
@@ -500,25 +501,29 @@ pub(crate) fn status_of(end: &End) -> (RunStatus, Option<String>) {
     }
 }
 
-/// Keeps what a run was made of, without its secrets.
-async fn note_plan(
-    connection: &mut SqliteConnection,
-    attempt: &Attempt,
-    plan: &serde_json::Value,
-) -> Result<()> {
+/// What a run was made of, as it is kept: without its secrets. An agent could say anything.
+fn plan_of(attempt: &Attempt, plan: &serde_json::Value) -> Result<Option<String>> {
     let mut plan = plan.clone();
     mask_texts(&mut plan, &|text| attempt.log.masked(text));
+    let text = to_json(&plan)?;
+    Ok(Some(text).filter(|text| text.len() <= PLAN_SIZE_MAX))
+}
+
+async fn note_plan(connection: &mut SqliteConnection, attempt: &Attempt, plan: &str) -> Result<()> {
     let noted = sqlx::query(
         "INSERT INTO run_plans (registry, number, plan) VALUES ($1, $2, $3)
          ON CONFLICT (registry, number) DO UPDATE SET plan = excluded.plan",
     )
     .bind(attempt.run.registry.as_str())
     .bind(attempt.run.id.number())
-    .bind(to_json(&plan)?)
+    .bind(plan)
     .execute(connection)
     .await;
     noted.map(drop).map_err(ControlError::database("keep the plan of a run"))
 }
+
+/// Bytes of the plan of a run, as JSON.
+const PLAN_SIZE_MAX: usize = 1 << 20;
 
 fn mask_texts(value: &mut serde_json::Value, masked: &impl Fn(&str) -> String) {
     match value {
@@ -527,7 +532,11 @@ fn mask_texts(value: &mut serde_json::Value, masked: &impl Fn(&str) -> String) {
             values.iter_mut().for_each(|value| mask_texts(value, masked));
         }
         serde_json::Value::Object(members) => {
-            members.values_mut().for_each(|value| mask_texts(value, masked));
+            let all = std::mem::take(members).into_iter();
+            members.extend(all.map(|(name, mut value)| {
+                mask_texts(&mut value, masked);
+                (masked(&name), value)
+            }));
         }
         _ => (),
     }

@@ -248,7 +248,8 @@ impl RunLog {
         let pending = lock(&self.live.pending);
         let (mut renderer, mut hasher) = (pending.renderer.clone(), pending.hasher.clone());
         let mut rest = String::new();
-        for text in pending.held.values() {
+        let has_room = pending.size < self.live.size_max;
+        for text in pending.held.values().filter(|_| has_room) {
             let mut text = text.clone();
             self.live.mask.apply(&mut text);
             renderer.output(&text, &mut rest);
@@ -256,6 +257,12 @@ impl RunLog {
         rest.push_str(renderer.line_end());
         hasher.update(rest.as_bytes());
         hasher.finish()
+    }
+
+    /// Appends what waits to be known as no secret: no output follows.
+    pub fn release_held(&self) {
+        self.live.release(&mut lock(&self.live.pending), |_| true);
+        self.live.wake.notify_one();
     }
 
     /// The id of the last record that was appended; 0: none was.

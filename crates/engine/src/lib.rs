@@ -48,7 +48,7 @@ pub use publish::{
     ReleasedName,
 };
 pub use steps::{
-    PushedImage, SHELL_CLIENT_ARG, SetValue, StepCost, StepUsage, TaskEnd, TaskOutput, TaskPlan,
-    TaskRequest, TaskText, execute_task, shell_client,
+    InputImage, PushedImage, SHELL_CLIENT_ARG, SetValue, StepCost, StepUsage, TaskEnd, TaskOutput,
+    TaskPlan, TaskRequest, TaskText, execute_task, shell_client,
 };
 pub use unpack::{UnpackError, Unpacked, unpack};

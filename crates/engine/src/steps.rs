@@ -66,6 +66,9 @@ const SERVICES_MAX: usize = 50;
 const SHELL_CONTAINERS_MAX: usize = 32;
 /// How long steps may take to end when they are told to.
 const END_WAIT: Duration = Duration::from_secs(10);
+/// Bytes of a rendered task file that are kept, and images.
+const PLAN_TEXT_MAX: usize = 256 << 10;
+const PLAN_IMAGES_MAX: usize = 1000;
 /// How long images of a run are kept that nothing else keeps.
 const IMAGES_KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -149,9 +152,18 @@ pub struct TaskPlan {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context: Option<Digest>,
     /// The images of `cmd` steps, as they were when a step began.
-    pub images: BTreeMap<String, Digest>,
-    /// The task file with its aliases and templates replaced. Secrets may be in it.
-    pub text: String,
+    pub images: Vec<InputImage>,
+    /// The task file with its aliases and templates replaced, as if all secrets were `***` and with
+    /// other random texts, at most 256 KiB; absent if it cannot be rendered so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+/// An image that a run was made of.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct InputImage {
+    pub reference: String,
+    pub digest: Digest,
 }
 
 /// An image that a run has pushed.
@@ -317,7 +329,10 @@ impl TaskContext<'_> {
     fn note_image(&self, reference: &Reference, digest: &Digest) {
         if let Some(plan) = &mut self.output().plan {
             let named = Reference { tag: reference.tag_or_latest(), ..reference.clone() };
-            plan.images.insert(named.to_string(), digest.clone());
+            let image = InputImage { reference: named.to_string(), digest: digest.clone() };
+            if plan.images.len() < PLAN_IMAGES_MAX && !plan.images.contains(&image) {
+                plan.images.push(image);
+            }
         }
     }
 
@@ -458,6 +473,14 @@ struct TaskReader<'a> {
     repository: Option<&'a RecordedRepository>,
 }
 
+/// Which secrets a template gets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Real,
+    /// None of them, and no random text that is used.
+    Hidden,
+}
+
 impl TaskReader<'_> {
     async fn read(&self, events: &dyn RunEvents) -> Result<(Task, TaskPlan), Failure> {
         let name = match &self.request.file {
@@ -466,7 +489,7 @@ impl TaskReader<'_> {
         };
         let text = self.text(&self.request.file, "the task file").await?;
         let show = |error: TaskError| Failure::User(error.render(name, &text));
-        let (variables, values_file) = self.variables().await?;
+        let (variables, values_file) = self.variables(Shown::Real).await?;
         let file = TaskFile::read(&text, &variables).map_err(show)?;
         if !file.alias_sources().is_empty() {
             events.message("Loading alias sources").await;
@@ -479,8 +502,8 @@ impl TaskReader<'_> {
             task_file: Digest::of(text.as_bytes()),
             values_file,
             context: self.request.context.as_ref().and_then(ContextSource::digest),
-            images: BTreeMap::new(),
-            text: file.text().to_owned(),
+            images: Vec::new(),
+            text: self.text_without_secrets(&text, &sources).await,
         };
         let (task, warnings) = file.task(&RunDefaults::default()).map_err(show)?;
         for warning in &warnings {
@@ -491,6 +514,20 @@ impl TaskReader<'_> {
                 .await;
         }
         Ok((task, plan))
+    }
+
+    /// What the file comes to if nothing in it is secret.
+    async fn text_without_secrets(
+        &self,
+        text: &str,
+        sources: &BTreeMap<AliasSource, String>,
+    ) -> Option<String> {
+        let (variables, _) = self.variables(Shown::Hidden).await.ok()?;
+        let file = TaskFile::read(text, &variables).ok()?;
+        let file = file.expand(sources, &self.engine.alias_images, &variables).ok()?;
+        let file = file.render(&variables, &task::Secrets::new()).ok()?;
+        let text = file.text();
+        Some(text[..text.floor_char_boundary(PLAN_TEXT_MAX)].to_owned())
     }
 
     async fn text(&self, text: &TaskText, what: &'static str) -> Result<String, Failure> {
@@ -504,7 +541,7 @@ impl TaskReader<'_> {
     }
 
     /// What templates may use, and the digest of the values file.
-    async fn variables(&self) -> Result<(Variables, Option<Digest>), Failure> {
+    async fn variables(&self, shown: Shown) -> Result<(Variables, Option<Digest>), Failure> {
         let request = self.request;
         let user = |error: TaskError| Failure::User(error.render("the values", ""));
         let (mut values, mut digest) = (Values::default(), None);
@@ -515,6 +552,7 @@ impl TaskReader<'_> {
         }
         for SetValue { name, value, secret } in &request.values {
             let set = match secret {
+                true if shown == Shown::Hidden => values.set_secret(name, &SecretText::new("***")),
                 true => values.set_secret(name, &SecretText::new(value)),
                 false => values.set_value(name, value),
             };
@@ -528,7 +566,8 @@ impl TaskReader<'_> {
             repository: self.repository,
         };
         let run = facts.variables(self.engine);
-        Ok((Variables { now: run.started, run, values, seed: request.seed }, digest))
+        let seed = if shown == Shown::Hidden { Seed([0; 32]) } else { request.seed };
+        Ok((Variables { now: run.started, run, values, seed }, digest))
     }
 
     async fn aliases(

@@ -4,7 +4,7 @@ mod copies;
 mod events;
 mod tasks;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -353,11 +353,16 @@ fn build_plan(built: &engine::BuiltImages) -> serde_json::Value {
     let records = || built.images.iter().map(|image| &image.record);
     let definitions = records().map(|record| (record.platform.clone(), &record.definition));
     let bases = records().flat_map(|record| &record.bases);
-    let images = bases.map(|base| (base.reference.clone(), &base.digest));
+    let images = bases.map(|base| (&base.reference, &base.digest));
+    let images = images.collect::<BTreeSet<_>>().into_iter();
+    let images = images.map(|(reference, digest)| engine::InputImage {
+        reference: reference.clone(),
+        digest: digest.clone(),
+    });
     serde_json::json!({
         "definitions": definitions.collect::<BTreeMap<_, _>>(),
         "context": records().find_map(|record| record.context.as_ref()),
-        "images": images.collect::<BTreeMap<_, _>>(),
+        "images": images.collect::<Vec<_>>(),
     })
 }
 

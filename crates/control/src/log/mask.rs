@@ -85,17 +85,20 @@ impl Mask {
     pub(crate) fn take_begun(&self, text: &mut String) -> String {
         let longest = self.longest.saturating_sub(1).min(HELD_MAX);
         let first = text.ceil_char_boundary(text.len().saturating_sub(longest));
-        let mut starts = text[first..].char_indices().map(|(at, _)| first + at);
-        let Some(begun) = starts.find(|&at| self.is_beginning(&text[at..])) else {
-            return String::new();
-        };
+        let starts = text[first..].char_indices().map(|(at, _)| first + at);
+        let mut starts = starts.filter(|&at| self.is_beginning(&text[at..]));
+        let Some(begun) = starts.next() else { return String::new() };
         // One that overlaps with it is seen together with it, or its rest would be shown.
         let found = self.find(text);
         let after = found.partition_point(|&(from, _)| from < begun);
         let overlapping = found[..after].last().filter(|&&(_, to)| begun < to);
-        let from = overlapping.map_or(begun, |&(from, _)| from);
-        let from = if text.len() - from <= HELD_MAX { from } else { begun };
-        text.split_off(from)
+        let from = match overlapping {
+            Some(&(from, _)) if text.len() - from <= HELD_MAX => Some(from),
+            // What is found is never taken apart.
+            Some(&(_, to)) => starts.find(|&at| at >= to),
+            None => Some(begun),
+        };
+        from.map_or_else(String::new, |from| text.split_off(from))
     }
 
     /// Whether a secret begins with a text and is longer.
@@ -246,6 +249,10 @@ mod tests {
             let seen = in_pieces(&mask, &["a", &secret[..at], &secret[at..], "b"]);
             assert_eq!(seen, "a***b");
         }
+        let huge: String = (0..20_000).map(|number| format!("{number:x}0")).collect();
+        let mask = Mask::new([huge.as_str()]);
+        assert_eq!(in_pieces(&mask, &[&huge[..60_000], &huge[60_000..], "b"]), "***b");
+        let mask = Mask::new([secret.as_str()]);
         // A beginning that never goes on is no secret in the end.
         assert_eq!(in_pieces(&mask, &["a", &secret[..9000]]), format!("a{}", &secret[..9000]));
     }

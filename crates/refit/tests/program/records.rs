@@ -12,10 +12,11 @@ fn as_root_a_run_of_a_task_keeps_what_it_was_made_of() {
     let image = server.registry().push("busybox", "latest", &busybox());
     let file = "version: v1.1.0
 steps:
-  - cmd: $Registry/busybox echo {{.Values.word}} {{.Values.p}}
+  - cmd: $Registry/busybox echo {{.Values.word}}
+    env: [A={{.Values.p | toJson}}, B={{.Values.p | quote}}, C={{.Values.p}}]
 ";
     sandbox.write("app/acb.yaml", file).write("app/values.yaml", "word: hello\n");
-    let args = ["run", "app", "--values", "app/values.yaml", "--set-secret", "p=hunter22"];
+    let args = ["run", "app", "--values", "app/values.yaml", "--set-secret", "p=hunter&22\"x"];
     let run = sandbox.refit(args.into_iter().chain(["-o", "json"])).on(&server).succeeds().json();
     let id = run["name"].as_str().unwrap();
     let show = ["task", "show-run", "--run-id", id, "-o", "json"];
@@ -24,13 +25,16 @@ steps:
     assert_eq!(plan["taskFile"], Digest::of(file.as_bytes()).as_str());
     assert_eq!(plan["valuesFile"], Digest::of(b"word: hello\n").as_str());
     assert!(plan["context"].as_str().unwrap().starts_with("sha256:"), "{plan}");
-    let images: Vec<_> = plan["images"].as_object().unwrap().iter().collect();
-    let [(name, digest)] = images.as_slice() else { panic!("{plan}") };
-    assert!(name.ends_with("/busybox:latest") && *digest == image.as_str(), "{plan}");
+    let [used] = plan["images"].as_array().unwrap().as_slice() else { panic!("{plan}") };
+    assert!(used["reference"].as_str().unwrap().ends_with("/busybox:latest"), "{plan}");
+    assert_eq!(used["digest"], image.as_str());
     let text = plan["text"].as_str().unwrap();
-    assert!(text.contains("/busybox echo hello ***\n"), "{text}");
+    assert!(text.contains("/busybox echo hello\n"), "{text}");
+    assert!(text.contains("C=***]"), "{text}");
+    assert!(!shown.to_string().contains("hunter"), "{shown}");
     // Lists stay short.
     let list = sandbox.refit(["task", "list-runs", "-o", "json"]).on(&server).succeeds().json();
+    assert_eq!(list[0]["name"], id);
     assert!(list[0]["properties"]["plan"].is_null(), "{list}");
 }
 
@@ -51,9 +55,11 @@ fn as_root_an_image_tells_how_it_was_built() {
     assert_eq!(record["bases"][0]["digest"], base.as_str());
     assert_eq!(record["steps"].as_array().unwrap().len(), 1);
     let plan = &shown["properties"]["plan"];
+    assert!(record["context"].as_str().unwrap().starts_with("sha256:"), "{record}");
     assert_eq!(plan["context"], record["context"]);
-    assert_eq!(plan["images"][format!("{}/busybox:latest", server.host())], base.as_str());
+    assert_eq!(plan["images"][0]["digest"], base.as_str());
     let platform = record["platform"].as_str().unwrap();
+    assert!(record["definition"].as_str().unwrap().starts_with("sha256:"), "{record}");
     assert_eq!(plan["definitions"][platform], record["definition"]);
     let args = ["manifest", "show", "--record", "--name", "busybox"];
     let none = sandbox.refit(args).on(&server).run().code(4);

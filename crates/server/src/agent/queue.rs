@@ -141,6 +141,7 @@ impl AgentQueue {
     async fn flush(&self, attempt: &Attempt) {
         let sent = self.held().get(&attempt.fence()).map(|held| held.sent.clone());
         let Some(mut sent) = sent else { return };
+        attempt.log.release_held();
         let last = attempt.log.last_id();
         let all = sent.wait_for(|sent| *sent >= last);
         if tokio::time::timeout(LAST_WORDS, all).await.is_err() {
