@@ -5,7 +5,7 @@
 //! sizes are bounded, and their bytes go to one nameless file until the layer is written.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 
 use oci::Hasher;
 
@@ -59,9 +59,8 @@ impl ArchiveFormat {
     /// if the stream is broken or asks for too much memory.
     pub fn decompress<'a>(
         self,
-        reader: impl Read + Send + 'a,
+        reader: impl BufRead + Send + 'a,
     ) -> io::Result<Box<dyn Read + Send + 'a>> {
-        let reader = BufReader::with_capacity(128 << 10, reader);
         Ok(match self {
             Self::Plain => Box::new(reader),
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
@@ -83,7 +82,7 @@ pub(crate) fn is_archive(source: &dyn Tree, path: &str) -> Result<bool, CopyErro
     let read = || -> io::Result<bool> {
         let format = format_of(source, path)?;
         let mut header = Vec::with_capacity(BLOCK);
-        let Ok(reader) = format.decompress(source.open(path)?) else { return Ok(false) };
+        let Ok(reader) = format.decompress(buffered(source.open(path)?)) else { return Ok(false) };
         match reader.take(BLOCK as u64).read_to_end(&mut header) {
             Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Err(error),
             // Broken compression is no archive; a broken disk shows when it is copied.
@@ -98,6 +97,10 @@ pub(crate) fn is_archive(source: &dyn Tree, path: &str) -> Result<bool, CopyErro
         }
         _ => broken(path, &error.to_string()),
     })
+}
+
+fn buffered(reader: impl Read) -> impl BufRead {
+    BufReader::with_capacity(128 << 10, reader)
 }
 
 fn format_of(source: &dyn Tree, path: &str) -> io::Result<ArchiveFormat> {
@@ -119,7 +122,8 @@ pub(crate) fn unpack(
 ) -> Result<Vec<ArchiveEntry>, CopyError> {
     let fail = |error: io::Error| broken(path, &error.to_string());
     let format = format_of(source, path).map_err(fail)?;
-    let reader = format.decompress(source.open(path).map_err(fail)?).map_err(fail)?;
+    let reader = buffered(source.open(path).map_err(fail)?);
+    let reader = format.decompress(reader).map_err(fail)?;
     // Padding and long names count too: all that is read of it is bounded.
     let mut archive = TarReader::new(reader.take(limits.bytes_max));
     let mut entries = Vec::new();

@@ -37,6 +37,9 @@ use crate::record::{
 use crate::secret::Secrets;
 use crate::stage;
 
+/// Shorter secret arguments are found everywhere, and references are to stay what they are.
+const RECORDED_SECRET_MIN: usize = 4;
+
 /// What builds need of the machine they run on; shared by all builds of a process.
 #[derive(Clone)]
 pub struct Builder {
@@ -130,15 +133,13 @@ pub enum NamedContext {
 }
 
 impl BuildRequest {
-    /// Takes the values of secret arguments out of a text that is kept; very short ones are found
-    /// everywhere.
-    fn hide_secret_args(&self, text: &mut String) {
-        const LEN_MIN: usize = 4;
-        for value in self.secret_args.iter().filter_map(|name| self.build_args.get(name)) {
-            if value.len() >= LEN_MIN && text.contains(value.as_str()) {
-                *text = text.replace(value.as_str(), "***");
-            }
-        }
+    /// A text that is kept, without the values of secret arguments of at least so many bytes.
+    pub(crate) fn without_secret_args(&self, text: &str, len_min: usize) -> String {
+        let values = self.secret_args.iter().filter_map(|name| self.build_args.get(name));
+        let mut values: Vec<_> = values.filter(|value| value.len() >= len_min).collect();
+        // The longest first: one may be a part of another.
+        values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+        values.into_iter().fold(text.to_owned(), |text, value| text.replace(value.as_str(), "***"))
     }
 
     /// A build of a Dockerfile for this machine, with nothing else set.
@@ -529,11 +530,10 @@ impl<'a> Build<'a> {
             .downloads
             .sort_by(|a, b| (a.stage, a.line, &a.address).cmp(&(b.stage, b.line, &b.address)));
         notes.cost.milliseconds = milliseconds(started.elapsed());
-        for base in &mut notes.bases {
-            self.request.hide_secret_args(&mut base.reference);
-        }
-        for download in &mut notes.downloads {
-            self.request.hide_secret_args(&mut download.address);
+        let bases = notes.bases.iter_mut().map(|base| &mut base.reference);
+        let downloads = notes.downloads.iter_mut().map(|download| &mut download.address);
+        for text in bases.chain(downloads) {
+            *text = self.request.without_secret_args(text, RECORDED_SECRET_MIN);
         }
         let layer_sizes = stage.layers.iter().map(|layer| layer.descriptor.size);
         let record = BuildRecord {

@@ -290,7 +290,7 @@ impl<'a> Stage<'a> {
             self.view = None;
             self.made_by.push(self.step_name(&operation.text));
         }
-        let created_by = self.hide_secrets(&operation.created_by);
+        let created_by = self.build.request.without_secret_args(&operation.created_by, 1);
         self.image.record(&created_by, layer);
         self.image.set_config(&operation.config, operation.author.as_deref());
         Ok(())
@@ -391,7 +391,7 @@ impl<'a> Stage<'a> {
 
     /// Notes an input. Not even a digest is kept of what has a secret in it.
     fn input(&self, detail: &mut Detail, kind: InputKind, name: &str, value: &str) {
-        match self.hide_secrets(value) == value {
+        match self.build.request.without_secret_args(value, 1) == value {
             true => detail.input(kind, name, value.as_bytes()),
             false => detail.input(InputKind::Secret, name, b""),
         }
@@ -727,7 +727,10 @@ impl<'a> Stage<'a> {
     async fn find(&self, at: Span, step: &Step, key: Digest) -> Result<Found, BuildError> {
         let build = self.build;
         let mut alone = build.builder.in_flight.enter(&key).await;
-        self.trail().steps.push(TrailStep::new(&self.hide_secrets(&step.text), key.clone()));
+        self.trail().steps.push(TrailStep::new(
+            &self.build.request.without_secret_args(&step.text, 1),
+            key.clone(),
+        ));
         let mut found = match self.cache_is_off() {
             Some(flag) => Lookup::Nothing(WhyMissed::NotAsked(flag)),
             None => self.cached(&key).await?,
@@ -802,7 +805,10 @@ impl<'a> Stage<'a> {
             return Ok(None);
         };
         let key = remembered.layer;
-        self.trail().steps.push(TrailStep::new(&self.hide_secrets(&step.text), key.clone()));
+        self.trail().steps.push(TrailStep::new(
+            &self.build.request.without_secret_args(&step.text, 1),
+            key.clone(),
+        ));
         let context = memo.context.clone();
         self.build.notes().remembered_contexts.insert(context, remembered.context);
         Ok(Some(self.hit(at, step, key, *cached, cost).await))
@@ -1158,21 +1164,6 @@ impl<'a> Stage<'a> {
             let doing = "read the image's users".to_owned();
             BuildError::Io { doing, source }
         })
-    }
-
-    /// History is public: values of secret build arguments stay out of it.
-    fn hide_secrets(&self, created_by: &str) -> String {
-        let request = self.build.request;
-        let secrets = request.build_args.iter().filter(|(n, _)| request.secret_args.contains(*n));
-        let mut text = created_by.to_owned();
-        let mut values: Vec<_> =
-            secrets.map(|(_, value)| value).filter(|v| !v.is_empty()).collect();
-        // The longest first: one may be a part of another.
-        values.sort_by_key(|value| std::cmp::Reverse(value.len()));
-        for value in values {
-            text = text.replace(value.as_str(), "***");
-        }
-        text
     }
 
     /// The name of the step under way: `[build 2/5] RUN make`.

@@ -23,6 +23,9 @@ use crate::{
     Runs, table, tasks,
 };
 
+/// Bytes of the plan of a run, as JSON.
+const PLAN_SIZE_MAX: usize = 1 << 20;
+
 /// The pool whose agents execute what names no pool.
 pub(crate) const DEFAULT_POOL: &str = "default";
 
@@ -130,7 +133,7 @@ impl Queue for Runs {
         .bind(to_json(&cost)?)
         .bind(request_json(&request)?)
         .bind(now);
-        let plan = outcome.plan.as_ref().map(|plan| plan_of(attempt, plan)).transpose()?.flatten();
+        let plan = plan_of(attempt, outcome)?;
         let failed = "end a run";
         let mut transaction =
             self.shared.db.begin().await.map_err(ControlError::database(failed))?;
@@ -502,8 +505,8 @@ pub(crate) fn status_of(end: &End) -> (RunStatus, Option<String>) {
 }
 
 /// What a run was made of, as it is kept: without its secrets. An agent could say anything.
-fn plan_of(attempt: &Attempt, plan: &serde_json::Value) -> Result<Option<String>> {
-    let mut plan = plan.clone();
+fn plan_of(attempt: &Attempt, outcome: &Outcome) -> Result<Option<String>> {
+    let Some(mut plan) = outcome.plan.clone() else { return Ok(None) };
     mask_texts(&mut plan, &|text| attempt.log.masked(text));
     let text = to_json(&plan)?;
     Ok(Some(text).filter(|text| text.len() <= PLAN_SIZE_MAX))
@@ -521,9 +524,6 @@ async fn note_plan(connection: &mut SqliteConnection, attempt: &Attempt, plan: &
     .await;
     noted.map(drop).map_err(ControlError::database("keep the plan of a run"))
 }
-
-/// Bytes of the plan of a run, as JSON.
-const PLAN_SIZE_MAX: usize = 1 << 20;
 
 fn mask_texts(value: &mut serde_json::Value, masked: &impl Fn(&str) -> String) {
     match value {

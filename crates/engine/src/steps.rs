@@ -388,8 +388,11 @@ async fn run(
     let reader =
         TaskReader { engine, request, root: root.clone(), repository: repository.as_ref() };
     let (task, plan) = reader.read(events).await?;
-    output.lock().unwrap_or_else(PoisonError::into_inner).plan = Some(plan);
-    output.lock().unwrap_or_else(PoisonError::into_inner).repository.clone_from(&repository);
+    {
+        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+        output.plan = Some(plan);
+        output.repository.clone_from(&repository);
+    }
     let volumes = volumes(&task)?;
     let networks = networks(engine, &task, events).await?;
     let images = Arc::new(RunImages::new(Arc::clone(&engine.builder.images), engine.own.clone()));
@@ -489,7 +492,11 @@ impl TaskReader<'_> {
         };
         let text = self.text(&self.request.file, "the task file").await?;
         let show = |error: TaskError| Failure::User(error.render(name, &text));
-        let (variables, values_file) = self.variables(Shown::Real).await?;
+        let values = match &self.request.values_file {
+            Some(file) => Some(self.text(file, "the values file").await?),
+            None => None,
+        };
+        let variables = self.variables(values.as_deref(), Shown::Real)?;
         let file = TaskFile::read(&text, &variables).map_err(show)?;
         if !file.alias_sources().is_empty() {
             events.message("Loading alias sources").await;
@@ -500,10 +507,10 @@ impl TaskReader<'_> {
         let file = file.render(&variables, &task::Secrets::new()).map_err(show)?;
         let plan = TaskPlan {
             task_file: Digest::of(text.as_bytes()),
-            values_file,
+            values_file: values.as_ref().map(|values| Digest::of(values.as_bytes())),
             context: self.request.context.as_ref().and_then(ContextSource::digest),
             images: Vec::new(),
-            text: self.text_without_secrets(&text, &sources).await,
+            text: self.text_without_secrets(&text, values.as_deref(), &sources),
         };
         let (task, warnings) = file.task(&RunDefaults::default()).map_err(show)?;
         for warning in &warnings {
@@ -517,12 +524,13 @@ impl TaskReader<'_> {
     }
 
     /// What the file comes to if nothing in it is secret.
-    async fn text_without_secrets(
+    fn text_without_secrets(
         &self,
         text: &str,
+        values: Option<&str>,
         sources: &BTreeMap<AliasSource, String>,
     ) -> Option<String> {
-        let (variables, _) = self.variables(Shown::Hidden).await.ok()?;
+        let variables = self.variables(values, Shown::Hidden).ok()?;
         let file = TaskFile::read(text, &variables).ok()?;
         let file = file.expand(sources, &self.engine.alias_images, &variables).ok()?;
         let file = file.render(&variables, &task::Secrets::new()).ok()?;
@@ -540,16 +548,14 @@ impl TaskReader<'_> {
         }
     }
 
-    /// What templates may use, and the digest of the values file.
-    async fn variables(&self, shown: Shown) -> Result<(Variables, Option<Digest>), Failure> {
+    /// What templates may use; `values` is the text of the values file.
+    fn variables(&self, values: Option<&str>, shown: Shown) -> Result<Variables, Failure> {
         let request = self.request;
         let user = |error: TaskError| Failure::User(error.render("the values", ""));
-        let (mut values, mut digest) = (Values::default(), None);
-        if let Some(file) = &request.values_file {
-            let text = self.text(file, "the values file").await?;
-            digest = Some(Digest::of(text.as_bytes()));
-            values = Values::from_file(&text).map_err(user)?;
-        }
+        let mut values = match values {
+            Some(text) => Values::from_file(text).map_err(user)?,
+            None => Values::default(),
+        };
         for SetValue { name, value, secret } in &request.values {
             let set = match secret {
                 true if shown == Shown::Hidden => values.set_secret(name, &SecretText::new("***")),
@@ -567,7 +573,7 @@ impl TaskReader<'_> {
         };
         let run = facts.variables(self.engine);
         let seed = if shown == Shown::Hidden { Seed([0; 32]) } else { request.seed };
-        Ok((Variables { now: run.started, run, values, seed }, digest))
+        Ok(Variables { now: run.started, run, values, seed })
     }
 
     async fn aliases(

@@ -49,20 +49,6 @@ fn states(record: &Value) -> (&str, Vec<&str>) {
     (record["status"].as_str().expect("a run has a status"), states.collect())
 }
 
-/// Where a text is in the log, which has it.
-#[track_caller]
-fn place(log: &str, text: &str) -> usize {
-    log.find(text).unwrap_or_else(|| panic!("`{text}` is not in:\n{log}"))
-}
-
-/// How many processes of the machine have this command line, its words joined by blanks.
-fn processes(command: &str) -> usize {
-    let all = std::fs::read_dir("/proc").expect("it is mounted").flatten();
-    let lines = all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    let wanted = format!("{}\0", command.replace(' ', "\0"));
-    lines.filter(|line| line == wanted.as_bytes()).count()
-}
-
 /// A `sleep` that no other test has.
 fn long_sleep(number: u32) -> String {
     format!("sleep {}.{number}", 500_000 + std::process::id())

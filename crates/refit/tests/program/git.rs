@@ -2,12 +2,12 @@
 //! is git's own, on this machine.
 
 use std::net::TcpListener;
-use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use testkit::{COMMIT_TIME, GitHost, GitRepository, Invocation, Outcome, Sandbox, validate};
 
+use crate::observe::holding;
 use crate::sandbox;
 
 /// A command that may ask the git host.
@@ -204,24 +204,6 @@ fn as_root_i16_a_private_repository_needs_its_token_and_nobody_sees_it() {
         .write("add/Dockerfile", format!("FROM scratch\nADD {} /\n", context("me:hunter2secret")));
     build(&sandbox, "add").success().stderr_lacks("hunter2secret");
     assert_eq!(text(&sandbox, "f"), "first");
-}
-
-/// Files below a folder that hold some bytes.
-fn holding(folder: &Path, bytes: &[u8]) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).expect("a folder can be listed").flatten() {
-        let path = entry.path();
-        let kind = entry.file_type().expect("a file has a type");
-        if kind.is_dir() {
-            found.extend(holding(&path, bytes));
-        } else if kind.is_file() {
-            let content = std::fs::read(&path).unwrap_or_default();
-            if content.windows(bytes.len()).any(|window| window == bytes) {
-                found.push(path);
-            }
-        }
-    }
-    found
 }
 
 #[test]

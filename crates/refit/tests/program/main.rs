@@ -25,6 +25,7 @@ mod git;
 mod import;
 mod login;
 mod memory;
+mod observe;
 mod output;
 mod platforms;
 mod pull_through;

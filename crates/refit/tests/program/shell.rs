@@ -2,6 +2,7 @@
 
 use testkit::{Outcome, Running, Sandbox, Server, busybox, validate};
 
+use crate::observe::processes;
 use crate::sandbox;
 
 /// The agent shell's image has a name that the server has before it knows its port.
@@ -55,14 +56,6 @@ fn has_lines(log: &str, lines: &[&str]) {
     for line in lines {
         assert!(log.contains(&format!(" {line}\n")), "`{line}` is not in:\n{log}");
     }
-}
-
-/// How many processes of the machine have this command line, its words joined by blanks.
-fn processes(command: &str) -> usize {
-    let all = std::fs::read_dir("/proc").expect("it is mounted").flatten();
-    let lines = all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    let wanted = format!("{}\0", command.replace(' ', "\0"));
-    lines.filter(|line| line == wanted.as_bytes()).count()
 }
 
 /// A `sleep` that no other test has.

@@ -2,6 +2,7 @@
 
 use testkit::{GitHost, Outcome, Sandbox, Server, busybox, validate};
 
+use crate::observe::{place, processes};
 use crate::sandbox;
 
 /// A server that holds a base image with a shell.
@@ -23,14 +24,6 @@ fn server_with(sandbox: &Sandbox, settings: &str) -> Server {
 /// Contexts may come from the tests' own hosts.
 const LOOPBACK: &str = "[build]\nallow_addresses = [\"127.0.0.1\"]\n";
 
-/// How many processes of the machine have this command line, its words joined by blanks.
-fn processes(command: &str) -> usize {
-    let all = std::fs::read_dir("/proc").expect("it is mounted").flatten();
-    let lines = all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    let wanted = format!("{}\0", command.replace(' ', "\0"));
-    lines.filter(|line| line == wanted.as_bytes()).count()
-}
-
 /// A `sleep` that no other test has.
 fn long_sleep(number: u32) -> String {
     format!("sleep {}.{number}", 100_000 + std::process::id())
@@ -41,12 +34,6 @@ fn run(sandbox: &Sandbox, server: &Server, task: &str, flags: &[&str]) -> Outcom
     sandbox.write("app/acb.yaml", task.replace("BUSYBOX", "{{.Run.Registry}}/busybox"));
     let args = ["run", "app"].into_iter().chain(flags.iter().copied());
     sandbox.refit(args).on(server).run()
-}
-
-/// Where a text is in the log, which has it.
-#[track_caller]
-fn place(log: &str, text: &str) -> usize {
-    log.find(text).unwrap_or_else(|| panic!("`{text}` is not in:\n{log}"))
 }
 
 #[test]

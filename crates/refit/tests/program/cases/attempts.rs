@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{place, record, run, server, states};
+use super::{record, run, server, states};
+use crate::observe::place;
 use crate::sandbox;
 
 #[test]

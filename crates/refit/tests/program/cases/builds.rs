@@ -2,7 +2,8 @@
 
 use testkit::GitHost;
 
-use super::{LOOPBACK, place, run, server_with};
+use super::{LOOPBACK, run, server_with};
+use crate::observe::place;
 use crate::sandbox;
 
 #[test]

@@ -1,6 +1,7 @@
 //! Section B: which steps run, and what becomes of the others.
 
-use super::{long_sleep, place, processes, record, run, server, states};
+use super::{long_sleep, record, run, server, states};
+use crate::observe::{place, processes};
 use crate::sandbox;
 
 #[test]

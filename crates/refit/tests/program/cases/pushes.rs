@@ -2,13 +2,13 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use testkit::validate;
 
-use super::{LOOPBACK, place, record, run, server, server_with};
+use super::{LOOPBACK, record, run, server, server_with};
+use crate::observe::{holding, place};
 use crate::sandbox;
 
 #[test]
@@ -172,22 +172,4 @@ steps:
     run(&sandbox, &server, task).success().stderr_has("ereh-si-retnuh");
     let found = holding(&sandbox.data(), b"hunter-is-here");
     assert!(found.is_empty(), "{found:?}");
-}
-
-/// Files below a folder that hold some bytes.
-fn holding(folder: &Path, bytes: &[u8]) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).expect("a folder can be listed").flatten() {
-        let path = entry.path();
-        let kind = entry.file_type().expect("a file has a type");
-        if kind.is_dir() {
-            found.extend(holding(&path, bytes));
-        } else if kind.is_file() {
-            let content = std::fs::read(&path).unwrap_or_default();
-            if content.windows(bytes.len()).any(|window| window == bytes) {
-                found.push(path);
-            }
-        }
-    }
-    found
 }

@@ -3,7 +3,8 @@
 use serde_json::Value;
 use testkit::{until, validate};
 
-use super::{long_sleep, processes, record, run, server};
+use super::{long_sleep, record, run, server};
+use crate::observe::processes;
 use crate::output::tool;
 use crate::sandbox;
 

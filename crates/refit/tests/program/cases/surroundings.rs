@@ -2,7 +2,8 @@
 
 use testkit::GitHost;
 
-use super::{LOOPBACK, place, record, run, server, server_with, states};
+use super::{LOOPBACK, record, run, server, server_with, states};
+use crate::observe::place;
 use crate::sandbox;
 
 #[test]
