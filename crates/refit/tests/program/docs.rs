@@ -25,7 +25,7 @@ fn examples(page: &str) -> Vec<String> {
 fn task_files() -> Vec<(&'static str, String)> {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
     let mut files = Vec::new();
-    for page in ["tasks.md", "purge.md", "agents.md", "build.md"] {
+    for page in ["tasks.md", "task-reference.md", "purge.md", "agents.md", "build.md"] {
         let text = fs::read_to_string(docs.join(page)).expect("the page is there");
         let of_page = examples(&text).into_iter().filter(|example| example.contains("steps:"));
         files.extend(of_page.map(|example| (page, example)));
