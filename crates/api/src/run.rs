@@ -162,9 +162,38 @@ pub struct AgentProperties {
 pub struct Credentials {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_registry: Option<SourceRegistryCredentials>,
-    /// By login server.
+    /// By login server, such as `ghcr.io`. In a change of a task, `null` removes a login.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub custom_registries: Option<BTreeMap<String, serde_json::Value>>,
+    pub custom_registries: Option<BTreeMap<String, Option<CustomRegistryCredentials>>>,
+}
+
+/// A login to another registry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CustomRegistryCredentials {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_name: Option<SecretObject>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<SecretObject>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+}
+
+/// A part of a login.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretObject {
+    /// Never shown of a password. Absent, it stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// `Opaque`: the value itself; `Vaultsecret`: the address of a secret in a vault.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+}
+
+impl fmt::Debug for SecretObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SecretObject").field("kind", &self.kind).finish_non_exhaustive()
+    }
 }
 
 /// The login to the run's own registry.
@@ -343,6 +372,12 @@ pub struct RunProperties {
     pub start_time: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish_time: Option<String>,
+    /// The other registries that it logs in to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub custom_registries: Vec<String>,
+    /// How it logs in to its own registry: `Default` or `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_registry_auth: Option<String>,
     #[serde(default)]
     pub output_images: Vec<ImageDescriptor>,
     pub platform: PlatformProperties,

@@ -22,6 +22,7 @@ mod error;
 mod executor;
 mod leases;
 mod log;
+mod logins;
 mod names;
 mod pools;
 mod queue;
@@ -42,6 +43,7 @@ pub use leases::AgentClaim;
 pub use log::{
     Event, EventKind, EventReader, LogKey, Logs, Mask, RunLog, Sent, Stream, TextReader,
 };
+pub use logins::{Logins, RegistryLogin};
 pub use names::{BadPoolName, BadTaskName, BadTaskRunName, PoolName, TaskName, TaskRunName};
 pub use pools::{Pool, PoolProperties, Pools, Tier};
 pub use queue::{Queue, Worker, WorkerSettings};

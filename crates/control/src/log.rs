@@ -73,7 +73,8 @@ struct Live {
     key: LogKey,
     size_max: u64,
     clock: Clock,
-    mask: Mask,
+    /// Replaced as a whole when the run gets more secrets.
+    mask: Mutex<Arc<Mask>>,
     pending: Mutex<Pending>,
     /// There is something to write.
     wake: Notify,
@@ -150,7 +151,7 @@ impl Logs {
             key: key.clone(),
             size_max: self.shared.size_max,
             clock: self.shared.clock.clone(),
-            mask,
+            mask: Mutex::new(Arc::new(mask)),
             pending: Mutex::new(pending),
             wake: Notify::new(),
             space: Notify::new(),
@@ -210,8 +211,14 @@ impl RunLog {
     /// A text without the secrets of its run.
     pub(crate) fn masked(&self, text: &str) -> String {
         let mut text = text.to_owned();
-        self.live.mask.apply(&mut text);
+        self.live.mask().apply(&mut text);
         text
+    }
+
+    /// Hides more secrets from now on.
+    pub fn hide<'a>(&self, values: impl IntoIterator<Item = &'a str>) {
+        let mut mask = lock(&self.live.mask);
+        *mask = Arc::new(mask.with(values));
     }
 
     /// Appends a record. Waits only when the disk is far behind; records after the last one
@@ -251,7 +258,7 @@ impl RunLog {
         let has_room = pending.size < self.live.size_max;
         for text in pending.held.values().filter(|_| has_room) {
             let mut text = text.clone();
-            self.live.mask.apply(&mut text);
+            self.live.mask().apply(&mut text);
             renderer.output(&text, &mut rest);
         }
         rest.push_str(renderer.line_end());
@@ -295,6 +302,10 @@ impl RunLog {
 }
 
 impl Live {
+    fn mask(&self) -> Arc<Mask> {
+        Arc::clone(&lock(&self.mask))
+    }
+
     fn push(&self, pending: &mut Pending, mut kind: EventKind, sent: Option<Sent>) {
         if pending.finished || sent.is_some_and(|sent| pending.sent >= Some(sent)) {
             return;
@@ -306,7 +317,7 @@ impl Live {
                 if let Some(held) = pending.held.remove(&(*step, *stream)) {
                     text.insert_str(0, &held);
                 }
-                let held = self.mask.take_begun(text);
+                let held = self.mask().take_begun(text);
                 if !held.is_empty() {
                     pending.held.insert((*step, *stream), held);
                 }
@@ -348,7 +359,7 @@ impl Live {
             kind = EventKind::Warning { text };
         }
         for text in kind.texts_mut() {
-            self.mask.apply(text);
+            self.mask().apply(text);
             cut(text, TEXT_LEN_MAX);
         }
         let event = Event { id: pending.next_id, at: self.clock.now(), sent, kind };

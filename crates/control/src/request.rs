@@ -7,7 +7,7 @@ use oci::{Digest, Platform};
 use serde::{Deserialize, Serialize};
 
 use crate::run::{BuildRequest, ContextSource, RemoteSource, RunKind};
-use crate::{PoolName, TaskName};
+use crate::{Logins, PoolName, TaskName};
 
 /// A run to be queued.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,6 +87,8 @@ pub struct TaskRequest {
     pub timeout: Duration,
     pub platform: Platform,
     pub archived: bool,
+    #[serde(default, skip_serializing_if = "Logins::is_default")]
+    pub logins: Logins,
 }
 
 /// The text of a task file or of its values.
@@ -179,6 +181,14 @@ impl RunRequest {
         (!needs_client).then(|| self.platform())
     }
 
+    /// The registries that it is logged in to.
+    pub fn logins(&self) -> &Logins {
+        match self {
+            Self::Build(build) => &build.logins,
+            Self::Task(task) => &task.logins,
+        }
+    }
+
     /// Whether run and log are kept for ever.
     pub fn archived(&self) -> bool {
         match self {
@@ -235,7 +245,8 @@ impl TaskRequest {
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
         let values = self.values.iter().filter(|value| value.secret);
         let remote = self.context.iter().filter_map(ContextSource::remote);
-        values.map(|value| &*value.value).chain(remote.flat_map(RemoteSource::secret_parts))
+        let remote = remote.flat_map(RemoteSource::secret_parts);
+        values.map(|value| &*value.value).chain(remote).chain(self.logins.secrets())
     }
 
     fn without_secrets(mut self) -> Self {
@@ -243,13 +254,17 @@ impl TaskRequest {
         if let Some(remote) = self.context.as_mut().and_then(ContextSource::remote_mut) {
             remote.forget_secrets();
         }
+        self.logins.hide();
         self
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::RegistryLogin;
 
     fn task() -> TaskRequest {
         let value = |name: &str, value: &str, secret| TaskValue {
@@ -269,23 +284,31 @@ mod tests {
             timeout: Duration::from_secs(600),
             platform: Platform::new("linux", "arm64", None),
             archived: true,
+            logins: logins(),
         }
+    }
+
+    fn logins() -> Logins {
+        let login = RegistryLogin { username: "me".into(), password: "hunter3".into() };
+        Logins { without_own: false, others: BTreeMap::from([("r.example".into(), login)]) }
     }
 
     #[test]
     fn secrets_of_a_task_are_not_printed() {
         let shown = format!("{:?}", task());
         assert!(shown.contains("a=plain") && shown.contains("b=(hidden)"), "{shown}");
-        assert!(!shown.contains("hunter2") && !shown.contains("token"), "{shown}");
+        assert!(!shown.contains("hunter") && !shown.contains("token"), "{shown}");
+        assert!(shown.contains("r.example") && shown.contains("me:(hidden)"), "{shown}");
     }
 
     #[test]
     fn a_task_forgets_its_secrets_and_nothing_else() {
         let request = RunRequest::from(task());
-        assert_eq!(request.secrets().collect::<Vec<_>>(), ["hunter2", "token"]);
+        assert_eq!(request.secrets().collect::<Vec<_>>(), ["hunter2", "token", "hunter3"]);
         let forgotten = request.clone().without_secrets();
         let text = forgotten.to_json().unwrap();
-        assert!(!text.contains("hunter2") && !text.contains("token"), "{text}");
+        assert!(!text.contains("hunter") && !text.contains("token"), "{text}");
+        assert!(text.contains("r.example"), "{text}");
         assert!(text.contains("plain") && text.contains("https://***@h/r.git"), "{text}");
         let uploaded =
             TaskRequest { context: Some(ContextSource::Upload(Digest::of(b"context"))), ..task() };

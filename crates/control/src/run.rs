@@ -10,7 +10,7 @@ use oci::{Compression, Digest, Platform, RegistryName};
 use serde::{Deserialize, Serialize};
 use store::Millis;
 
-use crate::{PoolName, RunRequest, TaskName};
+use crate::{Logins, PoolName, RunRequest, TaskName};
 
 /// `c` and a number in base 36, at least two digits: unique in a registry for ever, and
 /// later ones are never shorter (runs.md section 4). Usable as a tag.
@@ -208,6 +208,8 @@ pub struct BuildRequest {
     pub archived: bool,
     #[serde(default)]
     pub options: BuildOptions,
+    #[serde(default, skip_serializing_if = "Logins::is_default")]
+    pub logins: Logins,
 }
 
 /// What a build was told besides.
@@ -394,7 +396,8 @@ impl BuildRequest {
         // What is not text cannot be in a log.
         let secrets = secrets.filter_map(|secret| std::str::from_utf8(&secret.value).ok());
         let remotes = self.remotes().flat_map(RemoteSource::secret_parts);
-        arguments.map(|argument| &*argument.value).chain(secrets).chain(remotes)
+        let logins = self.logins.secrets();
+        arguments.map(|argument| &*argument.value).chain(secrets).chain(remotes).chain(logins)
     }
 
     /// Forgets them.
@@ -410,6 +413,7 @@ impl BuildRequest {
         for remote in self.context.remote_mut().into_iter().chain(named) {
             remote.forget_secrets();
         }
+        self.logins.hide();
         self
     }
 }

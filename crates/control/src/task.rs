@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use store::Millis;
 
 use crate::run::{BuildArgument, BuildOptions, BuildRequest, ContextSource, RemoteSource, RunKind};
-use crate::{Lane, NewRun, PoolName, TaskName, TaskRequest, TaskText, TaskValue};
+use crate::{Lane, Logins, NewRun, PoolName, TaskName, TaskRequest, TaskText, TaskValue};
 
 /// A stored task.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +47,8 @@ pub struct TaskDefinition {
     /// Whose agents execute its runs; absent: the server itself does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolName>,
+    #[serde(default, skip_serializing_if = "Logins::is_default")]
+    pub logins: Logins,
 }
 
 /// A git repository, or an archive somewhere else, that a task works on.
@@ -167,6 +169,7 @@ impl TaskDefinition {
         if let Some(context) = &mut self.context {
             context.token = None;
         }
+        self.logins.hide();
         match &mut self.step {
             TaskStep::Docker { arguments, .. } => {
                 arguments.iter_mut().for_each(BuildArgument::hide)
@@ -202,6 +205,7 @@ impl TaskDefinition {
                     network: None,
                     archived: overrides.archived,
                     options: BuildOptions { compression, ..BuildOptions::default() },
+                    logins: self.logins.clone(),
                 }
                 .into()
             }
@@ -216,6 +220,7 @@ impl TaskDefinition {
                 timeout: self.timeout,
                 platform: self.platform.clone(),
                 archived: overrides.archived,
+                logins: self.logins.clone(),
             }
             .into(),
         };
@@ -292,6 +297,7 @@ mod tests {
             expires_at: None,
             tags: BTreeMap::new(),
             pool: None,
+            logins: Logins::default(),
         }
     }
 

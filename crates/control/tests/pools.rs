@@ -106,6 +106,7 @@ fn request() -> TaskRequest {
         timeout: Duration::from_secs(3600),
         platform: Platform::new("linux", "amd64", None),
         archived: false,
+        logins: control::Logins::default(),
     }
 }
 

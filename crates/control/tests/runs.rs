@@ -44,6 +44,7 @@ fn request() -> BuildRequest {
         options: control::BuildOptions::default(),
         network: None,
         archived: false,
+        logins: control::Logins::default(),
     }
 }
 
@@ -56,6 +57,7 @@ fn task_request() -> TaskRequest {
         timeout: Duration::from_secs(3600),
         platform: Platform::new("linux", "amd64", None),
         archived: false,
+        logins: control::Logins::default(),
     }
 }
 
@@ -843,6 +845,7 @@ fn task_definition() -> TaskDefinition {
         expires_at: None,
         tags: BTreeMap::new(),
         pool: None,
+        logins: control::Logins::default(),
     }
 }
 

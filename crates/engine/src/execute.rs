@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use builder::{
-    BuildError, BuildEvents, BuildRequest, Builder, CacheImports, ContextFiles, ContextLimits,
-    ContextOptions, ImageError, ListError, OwnNames, RecordedRepository, Secrets, SshAgents,
-    StoredImage,
+    BaseImages, BuildError, BuildEvents, BuildRequest, Builder, CacheImports, ContextFiles,
+    ContextLimits, ContextOptions, ImageError, ListError, OwnNames, RecordedRepository, Secrets,
+    SshAgents, StoredImage,
 };
 use container::{Limits, Network, Removals};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName, RepositoryName};
@@ -27,9 +27,11 @@ use crate::context::{ContextLoader, ContextSource, Loaded, list_failure};
 use crate::dependencies::{Dependencies, dependencies, report};
 use crate::housekeeper::Housekeeper;
 use crate::layout::{LayoutError, store_layout};
+use crate::logins::RunLogins;
 use crate::name::Destination;
 use crate::platforms::{BuiltImages, PlatformEvents, ToldWarnings};
 use crate::publish::{Lease, Publication, PublishError, Publisher, abandon};
+use crate::steps::{may_send, send};
 use crate::unpack::{UnpackError, Unpacked, after};
 use crate::variables::{self, has_variables};
 
@@ -49,6 +51,8 @@ pub struct Engine {
     pub allow_host_network: bool,
     /// Other registries, to push to.
     pub remote: Remote,
+    /// Where base images come from, with access to other registries.
+    pub images: Arc<ImagesOf>,
     pub pushes: PushPolicy,
     /// Of the registry.
     pub publisher: Arc<dyn Publisher>,
@@ -59,6 +63,9 @@ pub struct Engine {
     /// The image with `sh` in which lines of `cmd` are carried out that are more than words.
     pub shell_image: String,
 }
+
+/// Base images, given access to other registries.
+pub type ImagesOf = dyn Fn(&Remote) -> Arc<dyn BaseImages> + Send + Sync;
 
 /// Where runs may push to.
 #[derive(Clone)]
@@ -80,6 +87,7 @@ pub struct RunRequest {
     /// The name of the stored task; empty: there is none.
     pub task_name: String,
     pub step: BuildStep,
+    pub logins: RunLogins,
     /// Bound on all of it, from now on.
     pub timeout: Duration,
     /// Seconds since 1970.
@@ -195,6 +203,8 @@ pub struct Output {
     pub built: BuiltImages,
     /// Names that now point at the image; empty if it was not pushed.
     pub pushed: Vec<Destination>,
+    /// Names in other registries that do, too.
+    pub sent: Vec<Reference>,
     /// The git repository that was the context.
     pub repository: Option<RecordedRepository>,
     pub dependencies: Vec<Dependencies>,
@@ -302,6 +312,7 @@ async fn run(
     lease: &dyn Lease,
     stop: &CancellationToken,
 ) -> Result<Output, Failure> {
+    let engine = &request.logins.engine(engine);
     let step = &request.step;
     // Whatever can be refused is refused before anything is done.
     let known_names = match has_variables(step) {
@@ -315,6 +326,7 @@ async fn run(
                 .to_owned(),
         ));
     }
+    request.logins.check(engine, events, stop).await?;
     let workspace = Workspace::create(engine, &request.run).map_err(|error| {
         tracing::error!(%error, run = request.run, "could not make a workspace");
         Failure::ours(&error)
@@ -339,7 +351,7 @@ async fn run(
         }
     };
     let step = &request.step;
-    let Names { images: names, caches: cache_names } = names;
+    let Names { images: names, others, caches: cache_names } = names;
     let mut build = build_request(engine, &request, context, named, dockerfile);
     let repository = loaded.repository.map(|repository| {
         // What a commit holds is as old as the commit (architecture.md decision 12).
@@ -355,7 +367,7 @@ async fn run(
     }
     let caches = caches(engine, step, cache_names, &built, events).await?;
     let named = names.iter().filter_map(|name| name.reference.parse().ok());
-    let named: Vec<Reference> = named.collect();
+    let named: Vec<Reference> = named.chain(others.iter().cloned()).collect();
     let pushed = if step.push { names } else { Vec::new() };
     let (run, registry) = (request.run.as_str(), &engine.registry);
     let publication = Publication { run, registry, names: &pushed, caches: &caches };
@@ -365,7 +377,15 @@ async fn run(
     for name in &pushed {
         events.image(Some(&name.reference), digest).await;
     }
-    if pushed.is_empty() {
+    let mut sent = Vec::new();
+    for reference in others {
+        if step.push {
+            send(engine, lease, &reference, &built, stop).await?;
+            events.image(Some(&reference.to_string()), digest).await;
+            sent.push(reference);
+        }
+    }
+    if pushed.is_empty() && sent.is_empty() {
         events.image(None, digest).await;
     }
     for NamedCache { name, image } in &caches {
@@ -382,7 +402,7 @@ async fn run(
     let commit = repository.as_ref().map(|repository| repository.commit.as_str());
     let dependencies = dependencies(&named, &built, commit);
     events.message(&report(&dependencies)).await;
-    Ok(Output { built, pushed, repository, dependencies })
+    Ok(Output { built, pushed, sent, repository, dependencies })
 }
 
 /// Builds for all platforms at once, and makes an index if there are several.
@@ -422,26 +442,33 @@ pub(crate) async fn build_images(
 /// The names that a build gives to what it makes.
 struct Names {
     images: Vec<Destination>,
+    /// In other registries that the run may push to.
+    others: Vec<Reference>,
     caches: Vec<Destination>,
 }
 
 impl Names {
     fn of(engine: &Engine, step: &BuildStep) -> Result<Self, Failure> {
-        let destination = |name: &String| {
+        let destination = |name: &String, pushed: bool| {
             let parsed = Destination::parse(name, &engine.registry, &engine.own);
             let parsed = parsed.map_err(|error| Failure::user(&error, error.hint()))?;
-            match (engine.pushes.refused)(&parsed.repository).filter(|_| step.push) {
+            match (engine.pushes.refused)(&parsed.repository).filter(|_| pushed) {
                 None => Ok(parsed),
                 Some(reason) => Err(Failure::User(format!("error: {reason}"))),
             }
         };
-        let images = step.image_names.iter().map(destination);
-        let images: Vec<_> = images.collect::<Result<_, _>>()?;
+        let (mut images, mut others) = (Vec::new(), Vec::new());
+        for name in &step.image_names {
+            match destination(name, step.push) {
+                Ok(own) => images.push(own),
+                Err(refused) => others.push(elsewhere(engine, name, step.push).ok_or(refused)?),
+            }
+        }
         let exports = step.options.cache_to.iter();
-        let caches = exports.map(|export| destination(&export.image_name));
+        let caches = exports.map(|export| destination(&export.image_name, true));
         let caches: Vec<_> = caches.collect::<Result<_, _>>()?;
         match caches.iter().find(|name| step.push && images.contains(name)) {
-            None => Ok(Self { images, caches }),
+            None => Ok(Self { images, others, caches }),
             Some(name) => Err(Failure::User(format!(
                 "error: `{}` cannot name both the image and a cache\n\
                  hint: give the cache a tag of its own",
@@ -449,6 +476,15 @@ impl Names {
             ))),
         }
     }
+}
+
+/// A name in another registry. If it is to be pushed there, the run must be allowed to.
+fn elsewhere(engine: &Engine, name: &str, pushed: bool) -> Option<Reference> {
+    let reference: Reference = name.parse().ok()?;
+    let is_other = reference.has_host && engine.own.registry(&reference).is_none();
+    let is_allowed = !pushed || may_send(engine, &reference.host).is_ok();
+    let is_fine = is_other && reference.digest.is_none() && is_allowed;
+    is_fine.then(|| Reference { tag: reference.tag_or_latest(), ..reference })
 }
 
 /// What is to be put into caches.

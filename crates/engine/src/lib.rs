@@ -20,6 +20,7 @@ mod execute;
 mod housekeeper;
 mod import;
 mod layout;
+mod logins;
 mod name;
 mod platforms;
 mod publish;
@@ -32,7 +33,7 @@ pub use cache::{CacheExport, NamedCache};
 pub use context::ContextSource;
 pub use dependencies::{Dependencies, GitDependency, ImageDependency};
 pub use execute::{
-    Argument, BuildOptions, BuildStep, Engine, NamedContext, Outcome, Output, PushPolicy,
+    Argument, BuildOptions, BuildStep, Engine, ImagesOf, NamedContext, Outcome, Output, PushPolicy,
     RefusePush, RunEvents, RunRequest, execute,
 };
 pub use housekeeper::{AcrCommand, AcrError, Housekeeper, Lines, LocalHousekeeper};
@@ -41,6 +42,7 @@ pub use import::{
     read_image_archive,
 };
 pub use layout::{LayoutError, store_layout};
+pub use logins::{OwnLogin, RunLogins};
 pub use name::{Destination, NameError};
 pub use platforms::BuiltImages;
 pub use publish::{

@@ -23,7 +23,7 @@ pub enum NameError {
     },
     #[error("`{name}` names a digest, which an image has only when it is built")]
     Digest { name: String },
-    #[error("`{name}` is in registry `{host}`: pushing to other registries comes later")]
+    #[error("`{name}` is in registry `{host}`, which the run is not logged in to")]
     OtherRegistry { name: String, host: String },
 }
 
@@ -33,9 +33,10 @@ impl NameError {
         match self {
             Self::Malformed { source, .. } => source.hint(),
             Self::Digest { .. } => Some("give a tag, such as `app:1.0`".to_owned()),
-            Self::OtherRegistry { .. } => {
-                Some("build without a host in the name, then copy the image there".to_owned())
-            }
+            Self::OtherRegistry { host, .. } => Some(format!(
+                "give the task a login, `refit task credential add --login-server {host}`, or build \
+                 without a host in the name and copy the image there"
+            )),
         }
     }
 }
@@ -96,7 +97,7 @@ mod tests {
         let error = check("ghcr.io/app:1").unwrap_err();
         assert_eq!(
             error,
-            "`ghcr.io/app:1` is in registry `ghcr.io`: pushing to other registries comes later"
+            "`ghcr.io/app:1` is in registry `ghcr.io`, which the run is not logged in to"
         );
         assert!(check("App").unwrap_err().contains("is not an image name"));
         let digest = format!("app@sha256:{}", "a".repeat(64));

@@ -40,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use crate::context::{ContextLoader, ContextSource, list_failure};
 use crate::dependencies::{Dependencies, report};
 use crate::execute::{Engine, Failure, Outcome, RunEvents, Workspace, blocking};
+use crate::logins::{RunLogins, read_logins};
 use crate::platforms::BuiltImages;
 use crate::publish::{Lease, abandon};
 use crate::variables::RunFacts;
@@ -50,6 +51,7 @@ use images::RunImages;
 use schedule::{Schedule, StepState};
 use workspace::read_text;
 
+pub(crate) use push::{may_send, send};
 pub use shell::{SHELL_CLIENT_ARG, shell_client};
 
 /// Where the home folder of all steps is in containers.
@@ -91,6 +93,7 @@ pub struct TaskRequest {
     pub now: i64,
     /// What random texts of the file begin from.
     pub seed: Seed,
+    pub logins: RunLogins,
 }
 
 /// A text of the request, or where it is in the context.
@@ -321,6 +324,14 @@ impl TaskContext<'_> {
         self.home.with_file_name(format!("build-{number}"))
     }
 
+    /// Takes over the logins that commands have made or given up.
+    async fn refresh_logins(&self) {
+        let (home, own) = (self.home.clone(), self.engine.own.clone());
+        if let Ok(logins) = blocking(move || read_logins(&home, &own)).await {
+            self.engine.remote.set_logins(logins);
+        }
+    }
+
     fn note_pushed(&self, image: PushedImage) {
         self.output().pushed.push(image);
     }
@@ -377,6 +388,8 @@ async fn run(
     stop: &CancellationToken,
     output: &Mutex<TaskOutput>,
 ) -> Result<(), Failure> {
+    let engine = &request.logins.engine(engine);
+    request.logins.check(engine, events, stop).await?;
     let workspace = Workspace::create(engine, &request.run).map_err(|error| {
         tracing::error!(%error, run = request.run, "could not make a workspace");
         Failure::ours(&error)
@@ -384,6 +397,7 @@ async fn run(
     let root = workspace.path().join("context");
     let home = workspace.path().join("home");
     std::fs::create_dir(&home).map_err(|error| Failure::ours(&error))?;
+    request.logins.write_to(&home, engine).map_err(|error| Failure::ours(&error))?;
     let repository = load(engine, request, root.clone(), events, stop).await?;
     let reader =
         TaskReader { engine, request, root: root.clone(), repository: repository.as_ref() };
@@ -761,6 +775,7 @@ fn costs(
 /// One step, with the lines of the log about it.
 async fn run_step<'c>(context: &'c TaskContext<'_>, step: &'c Step) -> Result<Done<'c>, Failure> {
     attempts::sleep(step.start_delay, &context.kill).await?;
+    context.refresh_logins().await;
     let id = &step.id;
     context.events.message(&introduction(step)).await;
     let started = Instant::now();
@@ -841,7 +856,7 @@ async fn act<'c>(context: &'c TaskContext<'_>, step: &'c Step) -> Result<Done<'c
 }
 
 /// Work that is dropped when the run has no use for it any more.
-async fn unless_stopped<T>(
+pub(crate) async fn unless_stopped<T>(
     stop: &CancellationToken,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {

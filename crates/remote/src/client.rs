@@ -3,21 +3,20 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use oci::Reference;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, RANGE, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
-use tokio::sync::Mutex;
 
 use crate::RemoteError;
 use crate::auth::{self, Challenge};
 use crate::push;
 
 /// A user name and its secret. Does not print.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     pub username: String,
     pub password: String,
@@ -83,8 +82,16 @@ pub(crate) struct Inner {
     /// a time nor follows redirects, whoever sends does.
     pub(crate) uploads: reqwest::Client,
     pub(crate) settings: RemoteSettings,
+    session: Mutex<Session>,
+}
+
+/// What is signed in to, and what that gave.
+#[derive(Default)]
+struct Session {
+    /// By host in lower case. They count instead of those of the settings.
+    logins: BTreeMap<String, Credentials>,
     /// Bearer tokens by host and scope, as `Authorization` values.
-    tokens: Mutex<HashMap<(String, String), String>>,
+    tokens: HashMap<(String, String), String>,
 }
 
 /// Tokens kept at most; registries hand out one per repository.
@@ -115,26 +122,80 @@ impl Remote {
         let http = http.build().map_err(tls_error)?;
         let uploads = http_builder(&settings)?.redirect(reqwest::redirect::Policy::none());
         let uploads = uploads.build().map_err(tls_error)?;
-        let tokens = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { http, uploads, settings, tokens }) })
+        let session = Mutex::default();
+        Ok(Self { inner: Arc::new(Inner { http, uploads, settings, session }) })
     }
 
     /// The same, with other hosts. Certificate authorities stay those that were there.
     pub fn with_upstreams(&self, upstreams: impl IntoIterator<Item = (String, Upstream)>) -> Self {
         let mut settings = self.inner.settings.clone();
         settings.upstreams.extend(upstreams);
+        self.with_settings(settings)
+    }
+
+    /// The same, with logins of its own, which are none for now.
+    pub fn with_own_logins(&self) -> Self {
+        self.with_settings(self.inner.settings.clone())
+    }
+
+    fn with_settings(&self, settings: RemoteSettings) -> Self {
         let (http, uploads) = (self.inner.http.clone(), self.inner.uploads.clone());
-        let tokens = Mutex::default();
-        Self { inner: Arc::new(Inner { http, uploads, settings, tokens }) }
+        Self { inner: Arc::new(Inner { http, uploads, settings, session: Mutex::default() }) }
+    }
+
+    /// Uses these from now on, by host, instead of those before and of those of the settings.
+    pub fn set_logins(&self, logins: BTreeMap<String, Credentials>) {
+        let logins: BTreeMap<_, _> =
+            logins.into_iter().map(|(host, login)| (host.to_ascii_lowercase(), login)).collect();
+        let mut session = self.inner.session();
+        let Session { logins: known, tokens } = &mut *session;
+        tokens.retain(|(host, _), _| {
+            let host = host.to_ascii_lowercase();
+            known.get(&host) == logins.get(&host)
+        });
+        *known = logins;
+    }
+
+    /// Whether there is such a login for a host.
+    pub fn has_login(&self, host: &str) -> bool {
+        self.inner.session().logins.contains_key(&host.to_ascii_lowercase())
+    }
+
+    /// Whether a host is another machine, or one that the settings name.
+    pub fn is_elsewhere_or_declared(&self, host: &str) -> bool {
+        !is_loopback(host) || self.inner.upstream(host).is_some()
+    }
+
+    /// Asks a registry whether it takes the credentials that there are for it; once.
+    pub async fn check_login(&self, host: &str) -> Result<(), RemoteError> {
+        let (ask, what) = (Ask::get("/v2/".to_owned()), "a login");
+        let mut answer = self.send(host, &ask, None).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            let challenge = Challenge::from_headers(answer.headers());
+            let token = self.sign_in(host, what, ask.access, None, challenge).await;
+            let token = token.map_err(|error| match error {
+                RemoteError::Denied { host, .. } => RemoteError::LoginRefused { host },
+                error => error,
+            })?;
+            answer = self.send(host, &ask, Some(&token)).await?;
+        }
+        let host = host.to_owned();
+        match answer.status() {
+            status if status.is_success() => Ok(()),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Err(RemoteError::LoginRefused { host })
+            }
+            status => {
+                Err(RemoteError::Status { host, image: what.to_owned(), status: status.as_u16() })
+            }
+        }
     }
 
     /// The same, with other credentials for one host.
     pub fn with_credentials(&self, host: &str, credentials: Credentials) -> Self {
         let mut settings = self.inner.settings.clone();
         settings.upstreams.entry(host.to_owned()).or_default().credentials = Some(credentials);
-        let (http, uploads) = (self.inner.http.clone(), self.inner.uploads.clone());
-        let tokens = Mutex::default();
-        Self { inner: Arc::new(Inner { http, uploads, settings, tokens }) }
+        self.with_settings(settings)
     }
 
     /// One request about the image that a reference names, signed in if the host asks for it,
@@ -154,7 +215,7 @@ impl Remote {
     }
 
     async fn ask_once(&self, reference: &Reference, ask: &Ask) -> Result<Response, Failure> {
-        let known = self.known_token(reference, ask.access).await;
+        let known = self.known_token(reference, ask.access);
         let mut response = self.send(&reference.host, ask, known.as_deref()).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             let token = self.new_token(reference, ask.access, response.headers()).await?;
@@ -228,16 +289,12 @@ impl Remote {
     }
 
     /// The `Authorization` value that was accepted last, if there was one. It may have expired.
-    pub(crate) async fn known_token(
-        &self,
-        reference: &Reference,
-        access: Access,
-    ) -> Option<String> {
+    pub(crate) fn known_token(&self, reference: &Reference, access: Access) -> Option<String> {
         if self.inner.address(&reference.host).is_some() {
-            return self.inner.credentials(&reference.host).map(auth::basic);
+            return self.inner.credentials(&reference.host).as_ref().map(auth::basic);
         }
         let key = (reference.host.clone(), access.scope(reference));
-        self.inner.tokens.lock().await.get(&key).cloned()
+        self.inner.session().tokens.get(&key).cloned()
     }
 
     /// Signs in as an answer with status 401 asks for, and remembers what that gave.
@@ -248,32 +305,36 @@ impl Remote {
         answer: &HeaderMap,
     ) -> Result<String, RemoteError> {
         let challenge = Challenge::from_headers(answer);
-        let token = self.sign_in(reference, access, challenge).await?;
-        let mut tokens = self.inner.tokens.lock().await;
+        let (host, scope) = (&reference.host, access.scope(reference));
+        let image = reference.to_string();
+        let token = self.sign_in(host, &image, access, Some(&scope), challenge).await?;
+        let tokens = &mut self.inner.session().tokens;
         if tokens.len() >= TOKENS_MAX {
             tokens.clear();
         }
-        tokens.insert((reference.host.clone(), access.scope(reference)), token.clone());
+        tokens.insert((host.clone(), scope), token.clone());
         Ok(token)
     }
 
-    /// The `Authorization` value that answers a challenge.
+    /// The `Authorization` value that answers a challenge. `image` is what it is about, for
+    /// messages; without a scope the token is good for nothing but to know that it was given.
     async fn sign_in(
         &self,
-        reference: &Reference,
+        host: &str,
+        image: &str,
         access: Access,
+        scope: Option<&str>,
         challenge: Option<Challenge>,
     ) -> Result<String, RemoteError> {
-        let host = reference.host.as_str();
         let credentials = self.inner.credentials(host);
         let denied = || RemoteError::Denied {
             host: host.to_owned(),
-            image: reference.to_string(),
+            image: image.to_owned(),
             access,
             with_credentials: credentials.is_some(),
         };
         match challenge {
-            Some(Challenge::Basic) => match credentials {
+            Some(Challenge::Basic) => match &credentials {
                 Some(credentials) => Ok(auth::basic(credentials)),
                 None => Err(denied()),
             },
@@ -281,12 +342,14 @@ impl Remote {
                 if !self.inner.may_receive_credentials(host, &realm) {
                     return Err(RemoteError::UnsafeRealm { host: host.to_owned(), realm });
                 }
-                let scope = access.scope(reference);
-                let mut request = self.inner.http.get(&realm).query(&[("scope", &scope)]);
+                let mut request = self.inner.http.get(&realm);
+                if let Some(scope) = scope {
+                    request = request.query(&[("scope", scope)]);
+                }
                 if let Some(service) = &service {
                     request = request.query(&[("service", service)]);
                 }
-                if let Some(credentials) = credentials {
+                if let Some(credentials) = &credentials {
                     request =
                         request.basic_auth(&credentials.username, Some(&credentials.password));
                 }
@@ -299,7 +362,7 @@ impl Remote {
                     StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(denied()),
                     status => Err(RemoteError::Status {
                         host: host.to_owned(),
-                        image: reference.to_string(),
+                        image: image.to_owned(),
                         status: status.as_u16(),
                     }),
                 }
@@ -414,8 +477,13 @@ impl Inner {
         self.settings.upstreams.get(host)
     }
 
-    fn credentials(&self, host: &str) -> Option<&Credentials> {
-        self.upstream(host)?.credentials.as_ref()
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn credentials(&self, host: &str) -> Option<Credentials> {
+        let login = self.session().logins.get(&host.to_ascii_lowercase()).cloned();
+        login.or_else(|| self.upstream(host)?.credentials.clone())
     }
 
     /// Where a host is reached instead of by its name.

@@ -13,6 +13,8 @@ pub enum RemoteError {
     NotFound { host: String, image: String },
     #[error("`{host}` refuses access to `{image}`")]
     Denied { host: String, image: String, access: Access, with_credentials: bool },
+    #[error("`{host}` does not take this user name and password")]
+    LoginRefused { host: String },
     #[error("`{image}` has no image for {wanted}")]
     NoPlatform { image: String, wanted: String, offered: Vec<String> },
     #[error("`{host}` answered {status} for `{image}`")]
@@ -74,6 +76,9 @@ impl RemoteError {
             Self::Denied { access: Access::Push, .. } => {
                 Some("check that these credentials may push it".to_owned())
             }
+            Self::LoginRefused { .. } => Some(
+                "check user name and password; some registries want a token instead".to_owned(),
+            ),
             Self::NoRepository { .. } => {
                 Some("check the name; some registries want it to be made there first".to_owned())
             }

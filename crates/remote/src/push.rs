@@ -310,7 +310,7 @@ impl Upload<'_> {
             return self.put(url, None).await;
         }
         let (remote, reference) = (self.remote, self.reference);
-        let known = remote.known_token(reference, Access::Push).await;
+        let known = remote.known_token(reference, Access::Push);
         let response = self.put(url, known.as_deref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);

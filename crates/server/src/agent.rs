@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use builder::{OwnNames, RemoteImages};
+use builder::{BaseImages, OwnNames, RemoteImages};
 use control::{Attempt, Clock, End, Executor, Logs, Outcome, Worker, WorkerSettings};
 use engine::PushPolicy;
 use oci::Platform;
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::app::{CANCEL_GRACE, open_store, own_now};
+use crate::executor::Secrets;
 use crate::machine::{Machine, Place};
 use crate::owner::OwnerKind;
 use crate::{Secret, ServeError, Settings};
@@ -165,7 +166,13 @@ impl Executor for AgentExecutor {
             return Outcome::of(End::Error(error.to_string()));
         }
         let engine = self.engine(&lease, attempt);
-        let outcome = crate::executor::execute(&engine, attempt, Seed(lease.seed), None).await;
+        let (username, password) = (lease.user.clone(), lease.password.clone());
+        let secrets = Secrets {
+            seed: Seed(lease.seed),
+            own: Credentials { username, password },
+            ssh_agents: None,
+        };
+        let outcome = crate::executor::execute(&engine, attempt, secrets).await;
         release_context(attempt, &self.catalog).await;
         outcome
     }
@@ -186,11 +193,14 @@ impl AgentExecutor {
         };
         let hosts = lease.hosts.iter().map(|(host, _)| (host.clone(), upstream.clone()));
         let remote = self.remote.with_upstreams(hosts);
-        let place = self.leases.client(attempt);
+        let (place, catalog) = (self.leases.client(attempt), self.catalog.clone());
+        let images = move |remote: &Remote| {
+            Arc::new(RemoteImages::new(remote.clone(), catalog.clone())) as Arc<dyn BaseImages>
+        };
         let mut engine = self.machine.engine(Place {
             registry: attempt.run.registry.clone(),
             own: OwnNames::new(lease.hosts.iter().cloned()),
-            images: Arc::new(RemoteImages::new(remote.clone(), self.catalog.clone())),
+            images: Arc::new(images),
             remote,
             pushes: self.pushes.clone(),
             publisher: Arc::new(PoolPublisher::new(place.clone())),

@@ -15,8 +15,8 @@ use container::Network;
 use control::{Attempt, BuildRequest, Commit, End, Executor, Outcome, OutputImage};
 use dockerfile::ContextAddress;
 use engine::{
-    BuildOptions, BuildStep, CacheExport, ContextSource, Engine, Lease, LocalHousekeeper,
-    LocalPublisher, NamedContext, PushPolicy, RunRequest,
+    BuildOptions, BuildStep, CacheExport, ContextSource, Engine, ImagesOf, Lease, LocalHousekeeper,
+    LocalPublisher, NamedContext, OwnLogin, PushPolicy, RunLogins, RunRequest,
 };
 use oci::{Annotations, RegistryName, RepositoryName};
 use remote::{Credentials, Remote, RemoteSettings, Upstream};
@@ -24,7 +24,7 @@ use store::{Catalog, DataDir};
 use task::Seed;
 
 use crate::agents::Agents;
-use crate::keys::Keys;
+use crate::keys::{Keys, run_user};
 use crate::machine::{Machine, Place};
 use crate::settings::Settings;
 use crate::state::{Shared, copies_message};
@@ -50,7 +50,6 @@ pub(crate) async fn build(
     folder: &DataDir,
     notices: &mut Vec<String>,
 ) -> Result<Arc<dyn Executor>, ServeError> {
-    let upstream = Arc::new(RemoteImages::new(state.remote.clone(), state.catalog.clone()));
     let own = OwnNames::new(state.registries.own_names());
     let (catalog, layers) = (state.catalog.clone(), Arc::clone(&state.layers));
     let machine = Machine::open(settings, catalog, layers, folder, notices).await?;
@@ -59,7 +58,7 @@ pub(crate) async fn build(
         machine.engine(Place {
             registry: registry.clone(),
             own: own.clone(),
-            images: base_images(state, registry, &own, &upstream),
+            images: base_images(state, registry, &own),
             remote: state.remote.clone(),
             pushes: pushes.clone(),
             publisher: Arc::new(LocalPublisher),
@@ -94,19 +93,18 @@ pub(crate) fn own_pushes(state: &Shared) -> PushPolicy {
 }
 
 /// Where the builds of a registry get base images.
-fn base_images(
-    state: &Shared,
-    registry: &RegistryName,
-    own: &OwnNames,
-    upstream: &Arc<RemoteImages>,
-) -> Arc<dyn BaseImages> {
-    let upstream = Arc::clone(upstream) as Arc<dyn BaseImages>;
+fn base_images(state: &Shared, registry: &RegistryName, own: &OwnNames) -> Arc<ImagesOf> {
     let (catalog, registry, own) = (state.catalog.clone(), registry.clone(), own.clone());
-    let images = CatalogImages::new(catalog, registry, own.clone(), Some(upstream));
-    match state.pull_through.clone() {
-        None => Arc::new(images),
-        Some(pull_through) => Arc::new(CopiedImages { images, own, pull_through }),
-    }
+    let pull_through = state.pull_through.clone();
+    Arc::new(move |remote: &Remote| {
+        let upstream = RemoteImages::new(remote.clone(), catalog.clone());
+        let (catalog, registry, own) = (catalog.clone(), registry.clone(), own.clone());
+        let images = CatalogImages::new(catalog, registry, own.clone(), Some(Arc::new(upstream)));
+        match pull_through.clone() {
+            None => Arc::new(images) as Arc<dyn BaseImages>,
+            Some(pull_through) => Arc::new(CopiedImages { images, own, pull_through }),
+        }
+    })
 }
 
 /// Access to other registries, as the settings say.
@@ -156,8 +154,14 @@ impl Executor for BuildExecutor {
             let message = format!("registry `{}` is not served any more", run.registry);
             return Outcome::of(End::Error(message));
         };
-        let (seed, agents) = (self.keys.seed(run), self.agents.of(run));
-        execute(engine, attempt, seed, Some(agents)).await
+        let user = run_user(&run.registry, run.id, attempt.epoch);
+        let password = self.keys.run_password(&user);
+        let secrets = Secrets {
+            seed: self.keys.seed(run),
+            own: Credentials { username: user, password },
+            ssh_agents: Some(self.agents.of(run)),
+        };
+        execute(engine, attempt, secrets).await
     }
 
     async fn idle(&self) {
@@ -165,23 +169,30 @@ impl Executor for BuildExecutor {
     }
 }
 
+/// What an attempt has that its run has not.
+pub(crate) struct Secrets {
+    pub(crate) seed: Seed,
+    /// For the run's own registry.
+    pub(crate) own: Credentials,
+    pub(crate) ssh_agents: Option<Arc<dyn SshAgents>>,
+}
+
 /// Executes an attempt with an engine.
-pub(crate) async fn execute(
-    engine: &Engine,
-    attempt: &Attempt,
-    seed: Seed,
-    ssh_agents: Option<Arc<dyn SshAgents>>,
-) -> Outcome {
+pub(crate) async fn execute(engine: &Engine, attempt: &Attempt, secrets: Secrets) -> Outcome {
+    let Secrets { seed, own, ssh_agents } = secrets;
+    // Commands can show it.
+    attempt.log.hide([&*own.password]);
+    let logins = logins(engine, attempt.run.request.logins(), own);
     let build = match &attempt.run.request {
         control::RunRequest::Build(build) => build,
         control::RunRequest::Task(task) => {
-            return tasks::execute(engine, attempt, task, seed).await;
+            return tasks::execute(engine, attempt, task, seed, logins).await;
         }
     };
     if let Err(error) = attempt.running(true).await {
         return Outcome::of(End::Error(error.to_string()));
     }
-    let mut request = match run_request(attempt, build) {
+    let mut request = match run_request(attempt, build, logins) {
         Ok(request) => request,
         Err(message) => return Outcome::of(End::Error(message)),
     };
@@ -214,7 +225,11 @@ fn sentence(error: String) -> String {
 }
 
 /// All of it was checked when the run was queued.
-fn run_request(attempt: &Attempt, request: &BuildRequest) -> Result<RunRequest, String> {
+fn run_request(
+    attempt: &Attempt,
+    request: &BuildRequest,
+    logins: RunLogins,
+) -> Result<RunRequest, String> {
     let arguments = request.arguments.iter().map(|argument| engine::Argument {
         name: argument.name.clone(),
         value: argument.value.clone(),
@@ -245,9 +260,23 @@ fn run_request(attempt: &Attempt, request: &BuildRequest) -> Result<RunRequest, 
             compression: request.options.compression,
             options: build_options(&request.options)?,
         },
+        logins,
         timeout: request.timeout + TIMEOUT_SLACK,
         now: begun_at(attempt),
     })
+}
+
+/// With which registries an attempt is logged in. In its own one it has its own right, whatever else
+/// was given for it.
+fn logins(engine: &Engine, logins: &control::Logins, own: Credentials) -> RunLogins {
+    let hosts: BTreeSet<&str> = engine.own.hosts(&engine.registry).collect();
+    let others = logins.others.iter().filter(|(host, _)| !hosts.contains(host.as_str()));
+    let others = others.map(|(host, login)| {
+        let control::RegistryLogin { username, password } = login.clone();
+        (host.clone(), Credentials { username, password })
+    });
+    let own = if logins.without_own { OwnLogin::None } else { OwnLogin::With(own) };
+    RunLogins { own, others: others.collect() }
 }
 
 /// When the first attempt began, in seconds, so that a later one makes the same of templates.
@@ -334,9 +363,15 @@ fn succeeded(engine: &Engine, output: &engine::Output) -> Outcome {
         tag: Some(name.tag.to_string()),
         digest: digest.clone(),
     });
+    let sent = output.sent.iter().map(|name| OutputImage {
+        registry: name.host.clone(),
+        repository: name.repository.to_string(),
+        tag: name.tag.as_ref().map(ToString::to_string),
+        digest: digest.clone(),
+    });
     Outcome {
         end: End::Succeeded,
-        images: images.collect(),
+        images: images.chain(sent).collect(),
         digest: Some(digest.clone()),
         commit: output.repository.as_ref().map(|repository| Commit {
             id: repository.commit.clone(),

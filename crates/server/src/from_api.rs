@@ -1,5 +1,6 @@
 //! Words of the API become words of the domain, checked.
 
+mod logins;
 mod pools;
 mod run_filter;
 mod stored_tasks;
@@ -23,6 +24,7 @@ use oci::{
     RepositoryName,
 };
 
+use logins::logins;
 pub(crate) use pools::{pool, pool_name, pool_of_run};
 pub(crate) use run_filter::run_filter;
 pub(crate) use stored_tasks::{
@@ -82,9 +84,9 @@ pub(crate) fn build_request(
     for name in &body.image_names {
         image_name(name)?;
     }
-    let agent = body.agent_configuration.as_ref();
-    refuse_unsupported(body.log_template.as_deref(), agent, body.credentials.as_ref())?;
+    refuse_unsupported(body.log_template.as_deref(), body.agent_configuration.as_ref())?;
     Ok(BuildRequest {
+        logins: logins(body.credentials, None)?,
         push: body.is_push_enabled,
         no_cache: body.no_cache,
         dockerfile: path_in_source(body.docker_file_path, "dockerFilePath")?,

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use builder::{
-    BaseImages, Builder, CacheFolders, CatalogCache, InFlight, Layers, OwnNames, RunPolicy,
-    TrustDomain,
+    Builder, CacheFolders, CatalogCache, InFlight, Layers, OwnNames, RunPolicy, TrustDomain,
 };
 use container::{Limits, Runtime, RuntimeSettings};
-use engine::{Engine, Housekeeper, Publisher, PushPolicy};
+use engine::{Engine, Housekeeper, ImagesOf, Publisher, PushPolicy};
 use oci::RegistryName;
 use remote::{DownloadSettings, Downloads, Remote};
 use store::{Catalog, DataDir};
@@ -40,7 +39,7 @@ pub(crate) struct Machine {
 pub(crate) struct Place {
     pub(crate) registry: RegistryName,
     pub(crate) own: OwnNames,
-    pub(crate) images: Arc<dyn BaseImages>,
+    pub(crate) images: Arc<ImagesOf>,
     pub(crate) remote: Remote,
     pub(crate) pushes: PushPolicy,
     pub(crate) publisher: Arc<dyn Publisher>,
@@ -100,7 +99,7 @@ impl Machine {
         Engine {
             builder: Arc::new(Builder {
                 blobs: Arc::clone(catalog.blobs()),
-                images: place.images,
+                images: (place.images)(&place.remote),
                 cache: Arc::new(cache),
                 layers: Arc::clone(&self.layers),
                 runtime: self.runtime.clone(),
@@ -118,6 +117,7 @@ impl Machine {
             container_limits: self.limits.clone(),
             allow_host_network: self.policy.host_network,
             remote: place.remote,
+            images: place.images,
             pushes: place.pushes,
             publisher: place.publisher,
             housekeeper: place.housekeeper,

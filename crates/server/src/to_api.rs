@@ -2,8 +2,8 @@
 
 use base64::Engine as _;
 use control::{
-    Event, EventKind, Pool, Run, RunStatus, StoredTask, Stream, TaskRun, TaskStep, TaskText,
-    WaitReason, Waiting,
+    Event, EventKind, Logins, Pool, Run, RunStatus, StoredTask, Stream, TaskRun, TaskStep,
+    TaskText, WaitReason, Waiting,
 };
 use engine::Imported;
 use housekeeping::{Item, Record};
@@ -37,6 +37,8 @@ pub(crate) fn run(run: &Run) -> api::Run {
             last_updated_time: time(run.updated_at),
             start_time: run.started_at.map(time),
             finish_time: run.finished_at.map(time),
+            custom_registries: run.request.logins().others.keys().cloned().collect(),
+            source_registry_auth: Some(login_mode(run.request.logins()).into()),
             output_images: run.images.iter().map(image).collect(),
             platform: platform(run.request.platform()),
             run_error_message: run.error.clone(),
@@ -143,7 +145,7 @@ pub(crate) fn task(task: &StoredTask) -> api::Task {
             timeout: Some(u32::try_from(definition.timeout.as_secs()).unwrap_or(u32::MAX)),
             step: Some(task_step(task)),
             trigger: None,
-            credentials: None,
+            credentials: Some(credentials(&definition.logins)),
             log_template: None,
             is_system_task: false,
             owner: definition.owner.clone(),
@@ -152,6 +154,28 @@ pub(crate) fn task(task: &StoredTask) -> api::Task {
             definition_digest: Some(definition.digest().to_string()),
         },
     }
+}
+
+/// Which logins there are. A request that leaves passwords out keeps them.
+fn credentials(logins: &Logins) -> api::Credentials {
+    let others = logins.others.iter().map(|(host, login)| {
+        let opaque = |value| api::SecretObject { value, kind: Some("Opaque".into()) };
+        let login = api::CustomRegistryCredentials {
+            user_name: Some(opaque(Some(login.username.clone()))),
+            password: Some(opaque(None)),
+            identity: None,
+        };
+        (host.clone(), Some(login))
+    });
+    let login_mode = Some(login_mode(logins).into());
+    api::Credentials {
+        source_registry: Some(api::SourceRegistryCredentials { login_mode, identity: None }),
+        custom_registries: Some(others.collect()),
+    }
+}
+
+fn login_mode(logins: &Logins) -> &'static str {
+    if logins.without_own { "None" } else { "Default" }
 }
 
 fn task_step(task: &StoredTask) -> api::TaskStep {

@@ -13,7 +13,8 @@ use base64::Engine as _;
 
 use super::Session;
 use super::quick_task::{
-    PoolArgs, ProgressArgs, Unsupported, check_timeout, parse_platform, report, see_to_end, upload,
+    AuthArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout, parse_platform, report,
+    see_to_end, upload,
 };
 use super::task_input::named_values;
 use crate::connection::Connection;
@@ -153,6 +154,9 @@ pub struct Args {
 
     #[command(flatten)]
     pool: PoolArgs,
+
+    #[command(flatten)]
+    auth: AuthArgs,
 
     #[command(flatten)]
     unsupported: Unsupported,
@@ -298,7 +302,7 @@ fn request(
     check_timeout(args.timeout)?;
     Ok(DockerBuildRequest {
         agent_configuration: None,
-        credentials: None,
+        credentials: args.auth.credentials(),
         log_template: None,
         is_push_enabled: !args.no_push && !names.is_empty(),
         image_names: names,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use api::{ImageDescriptor, PlatformProperties, Run, RunStatus};
+use api::{
+    Credentials, ImageDescriptor, PlatformProperties, Run, RunStatus, SourceRegistryCredentials,
+};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -57,9 +59,31 @@ impl ProgressArgs {
     }
 }
 
-/// Whether a run is to get credentials as it always does.
-pub(super) fn is_usual_auth_mode(mode: &str) -> bool {
-    mode.eq_ignore_ascii_case("Default")
+/// How a run logs in to its own registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum AuthMode {
+    Default,
+    None,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct AuthArgs {
+    /// Whether runs log in to their own registry; without a login they cannot use it
+    #[arg(long, value_enum, ignore_case = true, value_name = "MODE")]
+    auth_mode: Option<AuthMode>,
+}
+
+impl AuthArgs {
+    /// What a request says of it.
+    pub(super) fn credentials(&self) -> Option<Credentials> {
+        let login_mode = match self.auth_mode? {
+            AuthMode::Default => "Default",
+            AuthMode::None => "None",
+        };
+        let source =
+            SourceRegistryCredentials { login_mode: Some(login_mode.to_owned()), identity: None };
+        Some(Credentials { source_registry: Some(source), custom_registries: None })
+    }
 }
 
 /// Flags of later versions: refused, never ignored.
@@ -68,8 +92,6 @@ pub(super) struct Unsupported {
     #[arg(long, hide = true)]
     log_template: Option<String>,
     #[arg(long, hide = true)]
-    auth_mode: Option<String>,
-    #[arg(long, hide = true)]
     source_acr_auth_id: Option<String>,
 }
 
@@ -77,10 +99,6 @@ impl Unsupported {
     pub(super) fn refuse(&self) -> Result<()> {
         let given = [
             ("--log-template", self.log_template.is_some()),
-            (
-                "--auth-mode",
-                self.auth_mode.as_deref().is_some_and(|mode| !is_usual_auth_mode(mode)),
-            ),
             ("--source-acr-auth-id", self.source_acr_auth_id.is_some()),
         ];
         match given.iter().find(|(_, given)| *given) {

@@ -7,7 +7,8 @@ use base64::Engine as _;
 
 use super::Session;
 use super::quick_task::{
-    PoolArgs, ProgressArgs, Unsupported, check_timeout, parse_platform, report, see_to_end, upload,
+    AuthArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout, parse_platform, report,
+    see_to_end, upload,
 };
 use super::task_input::{ValueArgs, is_stdin, read_task_file, read_values_file};
 use crate::connection::Connection;
@@ -58,6 +59,9 @@ pub struct Args {
 
     #[command(flatten)]
     pool: PoolArgs,
+
+    #[command(flatten)]
+    auth: AuthArgs,
 
     #[command(flatten)]
     unsupported: Unsupported,
@@ -116,6 +120,7 @@ fn options(args: &Args) -> Result<TaskRunOptions> {
         values: args.values.values()?,
         timeout: args.timeout,
         agent_pool_name: args.pool.pool.clone(),
+        credentials: args.auth.credentials(),
         platform: parse_platform(args.platform.as_deref().unwrap_or("linux"))?,
         ..TaskRunOptions::default()
     })

@@ -1,5 +1,6 @@
 //! `refit task`: stored tasks, runs and their logs.
 
+mod credential;
 mod definition;
 mod log_text;
 mod name;
@@ -36,6 +37,9 @@ pub enum Command {
     Show(ShowArgs),
     /// Delete a task; its runs that wait are canceled, the others stay
     Delete(DeleteArgs),
+    /// Logins of a task to other registries
+    #[command(subcommand)]
+    Credential(credential::Command),
     /// Run a task
     Run(Box<start::RunArgs>),
     /// Print the log of a run, and follow it to its end
@@ -133,6 +137,7 @@ pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
         Command::List => list(session).await,
         Command::Show(args) => show(session, &args.task).await,
         Command::Delete(args) => delete(session, args).await,
+        Command::Credential(command) => credential::run(session, command).await,
         Command::Run(_) => Err(Error::failed("a run needs to be interruptible")),
         Command::Logs(args) => logs(session, args).await,
         Command::ListRuns(args) => {

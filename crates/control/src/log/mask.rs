@@ -43,7 +43,12 @@ impl Mask {
     }
 
     pub fn new<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut secrets = Vec::new();
+        Self::default().with(values)
+    }
+
+    /// The same for more secrets.
+    pub(crate) fn with<'a>(&self, values: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut secrets = self.secrets.clone();
         for value in values.into_iter().filter(|value| Self::hides(value)) {
             secrets.push(value.trim().to_owned());
             secrets.extend(value.lines().map(|line| line.trim().to_owned()));

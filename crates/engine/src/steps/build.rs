@@ -28,6 +28,7 @@ use crate::execute::{
     Argument, BuildOptions, BuildStep, DOCKERFILE_SIZE_MAX, Failure, NamedContext, NamedDockerfile,
     RunRequest, blocking, build_images, build_request,
 };
+use crate::logins::RunLogins;
 
 /// Where the Dockerfile is that nobody names.
 const DOCKERFILE: &str = "Dockerfile";
@@ -378,7 +379,9 @@ fn run_request(context: &TaskContext<'_>, build: &Build) -> Result<RunRequest, F
         ));
     }
     let (run, now) = (context.request.run.clone(), context.request.now);
-    Ok(RunRequest { run, task_name: String::new(), step, timeout: NO_TIMEOUT, now })
+    // The step has the engine of its run, which is logged in.
+    let logins = RunLogins::default();
+    Ok(RunRequest { run, task_name: String::new(), step, logins, timeout: NO_TIMEOUT, now })
 }
 
 /// Whether a text is a secret or has it somewhere, as it is or in Base64.

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci::{Descriptor, Manifest, Reference};
+use oci::{Descriptor, Digest, Manifest, Reference};
 use remote::{ManifestToPush, Push, RemoteError};
 use store::{Cause, ManifestRef};
 use tokio_util::sync::CancellationToken;
 
 use super::images::RunImage;
 use super::{PushedImage, TaskContext, attempts, unless_stopped};
-use crate::execute::Failure;
+use crate::execute::{Engine, Failure};
 use crate::import::{ImportError, ImportSource, ImportTarget, import};
 use crate::name::Destination;
 use crate::platforms::BuiltImages;
-use crate::publish::{Publication, PublishError, manifests_of};
+use crate::publish::{Lease, Publication, PublishError, manifests_of};
 
 /// How often a reference is tried (task-yaml.md section 4.7).
 const TRIES: u32 = 3;
@@ -84,7 +84,17 @@ async fn push_once(
             "error: `{}` is in another registry of this server, which the run may not push to",
             reference.familiar()
         ))),
-        (None, RunImage::Built(built)) => send(context, reference, built, stop).await,
+        (None, RunImage::Built(built)) => {
+            let digest = send(engine, context.lease, reference, built, stop).await?;
+            context.note_pushed(PushedImage {
+                host: Some(reference.host.clone()),
+                repository: reference.repository.clone(),
+                tag: reference.tag_or_latest(),
+                digest: digest.clone(),
+            });
+            context.events.image(Some(&reference.to_string()), &digest).await;
+            Ok(())
+        }
         (None, RunImage::Other(_)) => Err(Failure::User(format!(
             "error: `{}` is in another registry, where only images go that a step has built\n\
              hint: push it into the run's own registry",
@@ -190,20 +200,35 @@ async fn import_here(
     Ok(())
 }
 
-/// Sends an image to another registry.
-async fn send(
-    context: &TaskContext<'_>,
-    reference: &Reference,
-    built: &Arc<BuiltImages>,
-    stop: &CancellationToken,
-) -> Result<(), Failure> {
-    let (engine, host) = (&context.engine, &reference.host);
-    if !engine.pushes.hosts.contains(host) {
-        return Err(Failure::User(format!(
-            "error: this server does not let runs push to `{host}`\n\
-             hint: its operator can allow it with `push = true` in `[upstream.\"{host}\"]`"
-        )));
+/// Refuses to push where the operator has not allowed it and the run is not logged in. A registry on
+/// the server's own machine is the operator's in any case.
+pub(crate) fn may_send(engine: &Engine, host: &str) -> Result<(), Failure> {
+    let remote = &engine.remote;
+    let is_logged_in = remote.has_login(host);
+    if engine.pushes.hosts.contains(host) || is_logged_in && remote.is_elsewhere_or_declared(host) {
+        return Ok(());
     }
+    let hint = match is_logged_in {
+        true => format!("its operator can allow it with a section `[upstream.\"{host}\"]`"),
+        false => format!(
+            "log in to it: `refit task credential add`, or `docker login` in a step before; or its \
+             operator can allow it with `push = true` in `[upstream.\"{host}\"]`"
+        ),
+    };
+    Err(Failure::User(format!(
+        "error: this server does not let runs push to `{host}`\nhint: {hint}"
+    )))
+}
+
+/// Sends an image to another registry.
+pub(crate) async fn send(
+    engine: &Engine,
+    lease: &dyn Lease,
+    reference: &Reference,
+    built: &BuiltImages,
+    stop: &CancellationToken,
+) -> Result<Digest, Failure> {
+    may_send(engine, &reference.host)?;
     let manifests = manifests_of(built);
     let manifests = manifests.into_iter().map(|(descriptor, bytes)| ManifestToPush {
         media_type: descriptor.media_type.clone(),
@@ -218,18 +243,11 @@ async fn send(
     let sent =
         async { engine.remote.push_blobs(&push, &engine.catalog, &|_| ()).await.map_err(failed) };
     let pushed = unless_stopped(stop, sent).await?;
-    if !context.lease.holds().await {
+    if !lease.holds().await {
         return Err(Failure::Superseded);
     }
     engine.remote.push_manifests(&push).await.map_err(failed)?;
-    context.note_pushed(PushedImage {
-        host: Some(host.clone()),
-        repository: reference.repository.clone(),
-        tag: reference.tag_or_latest(),
-        digest: pushed.digest.clone(),
-    });
-    context.events.image(Some(&reference.to_string()), &pushed.digest).await;
-    Ok(())
+    Ok(pushed.digest)
 }
 
 /// Config and layers of an image; an index has none of its own.

@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use testkit::{Outcome, Running, Sandbox, Server, busybox, until, validate};
 
+use crate::pull_through::{DockerRegistry, PASSWORD};
 use crate::sandbox;
 
 /// A server with a pool, and a place for agents.
@@ -225,6 +226,29 @@ fn as_root_an_agent_carries_out_the_steps_of_a_task() {
     validate(&server.registry(), "app", "shell");
     assert_eq!(run["cost"]["steps"].as_array().unwrap().len(), 7);
     assert_eq!(run["outputImages"][0]["tag"], "c01");
+}
+
+#[test]
+fn as_root_an_agent_uses_the_logins_of_a_task() {
+    let pool = Pool::new();
+    let server = pool.serve(1);
+    let other = DockerRegistry::with_login(&pool.server);
+    other.fill(&pool.server, &server);
+    let task = "steps: [{cmd: 'OTHER/base:1 cat /acb/home/.docker/config.json'}]";
+    pool.server.write("acb.yaml", task.replace("OTHER", &other.host));
+    let file = pool.server.path("acb.yaml").display().to_string();
+    let create = ["task", "create", "nightly", "-c", "/dev/null", "-f", &file];
+    let create = create.into_iter().chain(["--agent-pool", "builders"]);
+    pool.refit(&server, create).success();
+    let agent = pool.agent(&server, "one");
+    let run = ["task", "run", "nightly"];
+    pool.refit(&server, run).code(1).stderr_has("refuses access to");
+    let add = ["task", "credential", "add", "nightly", "--login-server", &other.host];
+    let add = add.into_iter().chain(["-u", "me", "--password-stdin"]);
+    pool.server.refit(add).on(&server).stdin(PASSWORD).run().success();
+    let done = pool.refit(&server, run).success().stderr_has("\"auth\": \"");
+    assert!(!done.stderr.contains(PASSWORD), "{}", done.stderr);
+    stop(agent).success();
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn flags_of_later_versions_are_refused_by_name() {
     let server = "http://127.0.0.1:9";
     for (flags, name) in [
         (&["--log-template", "a:b"][..], "`--log-template`"),
-        (&["--auth-mode", "None"], "`--auth-mode`"),
+        (&["--auth-mode", "Sometimes"], "--auth-mode"),
         (&["--auth-mode", "default", "--no-format", "--timeout", "5"], "`--timeout 5`"),
         (&["--platform", "linux/amd64,,"], "`` is not a platform"),
         (&["--timeout", "5"], "`--timeout 5`"),

@@ -24,6 +24,7 @@ mod gc;
 mod git;
 mod import;
 mod login;
+mod logins;
 mod memory;
 mod observe;
 mod output;

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use testkit::{Image, Layer, RegistryClient, Sandbox, Server, until};
 
 use crate::damage::{flip, last_blob, skopeo};
+use crate::output::tool;
 use crate::sandbox;
 
 fn image() -> Image {
@@ -20,6 +21,10 @@ fn keeping(sandbox: &Sandbox, host: &str) -> Server {
     sandbox.server_with(&["--config", "keeping.toml"])
 }
 
+/// The password of a registry that wants one, and its bcrypt hash.
+pub(crate) const PASSWORD: &str = "hunter2-hunter2";
+const PASSWORD_HASH: &str = "$2y$05$abcdefghijklmnopqrstuuM6LdIRFtSO2kPdsnQR8QqPt6tFqthsy";
+
 /// Debian's registry, the one that Docker wrote.
 pub(crate) struct DockerRegistry {
     child: Child,
@@ -27,13 +32,24 @@ pub(crate) struct DockerRegistry {
 }
 
 impl DockerRegistry {
-    #[expect(clippy::disallowed_methods, reason = "a test runs another registry")]
     pub(crate) fn start(sandbox: &Sandbox) -> Self {
+        Self::with(sandbox, "")
+    }
+
+    /// One that only `me` may use, with a password.
+    pub(crate) fn with_login(sandbox: &Sandbox) -> Self {
+        sandbox.write("htpasswd", format!("me:{PASSWORD_HASH}\n"));
+        let file = sandbox.path("htpasswd").display().to_string();
+        Self::with(sandbox, &format!("auth:\n  htpasswd:\n    realm: test\n    path: {file}\n"))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test runs another registry")]
+    fn with(sandbox: &Sandbox, settings: &str) -> Self {
         let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("there is a free port");
         let host = free.local_addr().expect("it is bound").to_string();
         drop(free);
         let settings = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n",
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n{settings}",
             sandbox.path("docker-registry").display()
         );
         sandbox.write("registry.yml", settings);
@@ -48,6 +64,18 @@ impl DockerRegistry {
         let is_up = || std::net::TcpStream::connect(&registry.host).ok().map(drop);
         until("docker-registry", is_up);
         registry
+    }
+}
+
+impl DockerRegistry {
+    /// Gives one that wants a login the `busybox` of a server, as `base:1`.
+    pub(crate) fn fill(&self, sandbox: &Sandbox, server: &Server) {
+        let from = format!("docker://{}/busybox", server.host());
+        let to = format!("docker://{}/base:1", self.host);
+        let login = format!("me:{PASSWORD}");
+        let copy = ["copy", "--src-tls-verify=false", "--dest-tls-verify=false", "--dest-creds"];
+        let args: Vec<&str> = copy.into_iter().chain([&*login, &*from, &*to]).collect();
+        tool(sandbox, "skopeo", &args).expect("skopeo is installed");
     }
 }
 

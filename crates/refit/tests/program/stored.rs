@@ -65,7 +65,6 @@ fn mistakes_are_told_before_anything_is_sent() {
         "--update-trigger-endpoint=http://a",
         "--update-trigger-payload-type=Token",
         "--is-system-task",
-        "--auth-mode=None",
     ] {
         let name = flag.split('=').next().unwrap();
         refused(&["create", "nightly", "--cmd", "app", flag])

@@ -1,7 +1,7 @@
 //! Runs of task files meet the engine.
 
 use control::{Attempt, Commit, End, Outcome, OutputImage, TaskRequest};
-use engine::{Engine, SetValue, TaskEnd, TaskOutput, TaskText, execute_task};
+use engine::{Engine, RunLogins, SetValue, TaskEnd, TaskOutput, TaskText, execute_task};
 use task::Seed;
 
 use super::events::LogEvents;
@@ -13,8 +13,9 @@ pub(super) async fn execute(
     attempt: &Attempt,
     task: &TaskRequest,
     seed: Seed,
+    logins: RunLogins,
 ) -> Outcome {
-    let request = match request(attempt, task, seed) {
+    let request = match request(attempt, task, seed, logins) {
         Ok(request) => request,
         Err(message) => return Outcome::of(End::Error(message)),
     };
@@ -30,6 +31,7 @@ fn request(
     attempt: &Attempt,
     task: &TaskRequest,
     seed: Seed,
+    logins: RunLogins,
 ) -> Result<engine::TaskRequest, String> {
     let values = task.values.iter().map(|value| SetValue {
         name: value.name.clone(),
@@ -47,6 +49,7 @@ fn request(
         timeout: task.timeout + super::TIMEOUT_SLACK,
         now: super::begun_at(attempt),
         seed,
+        logins,
     })
 }
 

@@ -11,7 +11,8 @@ use oci::RegistryName;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
-use super::tasks::{self, refuse_credentials, values};
+use super::logins::logins;
+use super::tasks::{self, values};
 use super::{
     ADDRESS_SIZE_MAX, ITEMS_MAX, argument, cut, image_name, path_in_source, platform, pool_of_run,
     timeout,
@@ -61,6 +62,7 @@ pub(crate) fn task_definition(
         expires_at: properties.expires_on.as_deref().map(expiry).transpose()?,
         tags: checked_tags(tags.unwrap_or_default())?,
         pool: pool_of_run(properties.agent_pool_name.as_deref())?,
+        logins: logins(properties.credentials, known.map(|task| &task.logins))?,
     })
 }
 
@@ -309,7 +311,7 @@ fn refuse_unsupported(properties: &api::TaskProperties) -> Result<(), ApiError> 
     if properties.trigger.as_ref().is_some_and(|trigger| !is_empty(trigger)) {
         return refuse("triggers are not supported yet: start the task's runs yourself", "trigger");
     }
-    refuse_credentials(properties.credentials.as_ref())
+    Ok(())
 }
 
 /// Whether a part of a request says nothing.

@@ -27,7 +27,14 @@ fn forget(value: &mut Value) {
                             secret.remove("value");
                         }
                     }
-                    ("customRegistries", registries) => *registries = Value::Null,
+                    ("customRegistries", Value::Object(registries)) => {
+                        for login in registries.values_mut() {
+                            match login {
+                                Value::Object(login) => drop(login.remove("password")),
+                                other => *other = Value::Null,
+                            }
+                        }
+                    }
                     (_, member) => forget(member),
                 }
             }
@@ -65,6 +72,9 @@ pub(crate) fn lacks_secrets(request: &Value) -> bool {
                         address.contains("://***@")
                     }
                     ("secrets", Value::Array(secrets)) => !secrets.is_empty(),
+                    ("customRegistries", Value::Object(registries)) => {
+                        registries.values().any(|login| !login.is_null())
+                    }
                     (_, member) => lacks_secrets(member),
                 })
         }

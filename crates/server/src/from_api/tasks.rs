@@ -6,6 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use control::{ContextSource, TaskRequest, TaskText, TaskValue};
 
+use super::logins::logins;
 use super::{ITEMS_MAX, cut, path_in_source, platform, timeout};
 use crate::error::ApiError;
 
@@ -60,9 +61,9 @@ fn task_request(
     context: Option<ContextSource>,
     timeout_default: Duration,
 ) -> Result<TaskRequest, ApiError> {
-    let agent = options.agent_configuration.as_ref();
-    refuse_unsupported(options.log_template.as_deref(), agent, options.credentials.as_ref())?;
+    refuse_unsupported(options.log_template.as_deref(), options.agent_configuration.as_ref())?;
     Ok(TaskRequest {
+        logins: logins(options.credentials, None)?,
         file,
         values_file,
         values: values(options.values)?,
@@ -115,7 +116,6 @@ pub(super) fn values(values: Vec<api::SetValue>) -> Result<Vec<TaskValue>, ApiEr
 pub(super) fn refuse_unsupported(
     log_template: Option<&str>,
     agent: Option<&api::AgentProperties>,
-    credentials: Option<&api::Credentials>,
 ) -> Result<(), ApiError> {
     if log_template.is_some() {
         let message = "logs are not stored as artifacts yet";
@@ -125,29 +125,7 @@ pub(super) fn refuse_unsupported(
         let message = "a run needs at least 1 processor";
         return Err(ApiError::invalid(message).at("agentConfiguration"));
     }
-    refuse_credentials(credentials)
-}
-
-/// Logins that are not there yet.
-pub(super) fn refuse_credentials(credentials: Option<&api::Credentials>) -> Result<(), ApiError> {
-    let Some(credentials) = credentials else { return Ok(()) };
-    let refuse = |message: String| ApiError::invalid(message).at("credentials");
-    let mut registries = credentials.custom_registries.iter().flatten();
-    if registries.any(|(_, login)| !login.is_null()) {
-        return Err(refuse("logins to other registries are not supported yet".to_owned())
-            .hint("give them to the server, in `[upstream.\"HOST\"]` of its settings"));
-    }
-    let Some(source) = &credentials.source_registry else { return Ok(()) };
-    if let Some(mode) = source.login_mode.as_deref()
-        && !mode.eq_ignore_ascii_case("default")
-    {
-        let message = format!("login mode `{}` is not supported yet, only `Default`", cut(mode));
-        return Err(refuse(message));
-    }
-    match source.identity {
-        Some(_) => Err(refuse("identities are not supported yet".to_owned())),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -361,20 +339,6 @@ mod tests {
         refused(
             json!({ "agentConfiguration": { "cpu": 0 } }),
             expect!["agentConfiguration: a run needs at least 1 processor"],
-        );
-        refused(
-            json!({ "credentials": { "customRegistries": { "example.com": {} } } }),
-            expect![[
-                r#"credentials: logins to other registries are not supported yet (give them to the server, in `[upstream."HOST"]` of its settings)"#
-            ]],
-        );
-        refused(
-            json!({ "credentials": { "sourceRegistry": { "loginMode": "None" } } }),
-            expect!["credentials: login mode `None` is not supported yet, only `Default`"],
-        );
-        refused(
-            json!({ "credentials": { "sourceRegistry": { "identity": "[system]" } } }),
-            expect!["credentials: identities are not supported yet"],
         );
     }
 }

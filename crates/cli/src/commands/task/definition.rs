@@ -6,7 +6,7 @@ use base64::Engine as _;
 use serde_json::{Map, Value, json};
 
 use super::super::Session;
-use super::super::quick_task::{check_timeout, is_usual_auth_mode, parse_platform};
+use super::super::quick_task::{AuthArgs, check_timeout, parse_platform};
 use super::super::run::command_task;
 use super::super::task_input::{
     ValueArgs, is_stdin, named_values, read_task_file, read_values_file,
@@ -111,6 +111,9 @@ struct DefinitionArgs {
     expires_on: Option<String>,
 
     #[command(flatten)]
+    auth: AuthArgs,
+
+    #[command(flatten)]
     unsupported: Unsupported,
 }
 
@@ -140,8 +143,6 @@ struct Unsupported {
     #[arg(long, hide = true, num_args = 0..)]
     assign_identity: Option<Vec<String>>,
     #[arg(long, hide = true)]
-    auth_mode: Option<String>,
-    #[arg(long, hide = true)]
     log_template: Option<String>,
 }
 
@@ -155,10 +156,6 @@ impl Unsupported {
             ("--base-image-trigger-enabled", is_on(self.base_image_trigger_enabled)),
             ("--base-image-trigger-type", self.base_image_trigger_type.is_some()),
             ("--assign-identity", self.assign_identity.is_some()),
-            (
-                "--auth-mode",
-                self.auth_mode.as_deref().is_some_and(|mode| !is_usual_auth_mode(mode)),
-            ),
             ("--source-trigger-name", self.source_trigger_name.is_some()),
             ("--base-image-trigger-name", self.base_image_trigger_name.is_some()),
             ("--update-trigger-endpoint", self.update_trigger_endpoint.is_some()),
@@ -256,6 +253,7 @@ impl DefinitionArgs {
         add("timeout", self.timeout.map(|timeout| json!(timeout)));
         add("agentConfiguration", self.cpu.map(|cpu| json!({ "cpu": cpu })));
         add("agentPoolName", self.agent_pool.as_ref().map(|pool| json!(pool)));
+        add("credentials", self.auth.credentials().map(|credentials| json!(credentials)));
         add("owner", self.owner.as_ref().map(|owner| json!(owner)));
         add("description", self.description.as_ref().map(|text| json!(text)));
         let expires_on = self.expires_on.as_ref();

@@ -36,6 +36,7 @@ impl Session<'_> {
     /// Carries a command out, and gives its exit code.
     pub(super) async fn answer(&self, request: &Request, caller: &Caller) -> u8 {
         let words = &request.arguments;
+        self.shell.context.refresh_logins().await;
         let result = match request.program {
             Program::Step => return self.run_step(words, caller).await,
             Program::Docker => match parse(words) {

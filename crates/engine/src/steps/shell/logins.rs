@@ -1,8 +1,6 @@
 //! `docker login`: what is kept of it is a file of the home folder, which the client reads and writes
 //! in its own container. Nothing is asked of the registry.
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use container::Stream;
 use serde_json::{Map, Value, json};
@@ -11,9 +9,7 @@ use super::docker::{LoginArgs, LogoutArgs};
 use super::protocol::Message;
 use super::session::Caller;
 use crate::execute::Failure;
-
-/// How docker calls Docker Hub in its file.
-const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+use crate::logins::{DOCKER_HUB, auth};
 
 /// Keeps a user and a password for a registry.
 pub(super) async fn login(login: &LoginArgs, caller: &Caller) -> Result<(), Failure> {
@@ -30,7 +26,7 @@ pub(super) async fn login(login: &LoginArgs, caller: &Caller) -> Result<(), Fail
         return Err(refused("the password is empty"));
     }
     let file = text(caller.ask(&Message::AskLogins).await?, "the file with logins")?;
-    let auth = BASE64_STANDARD.encode(format!("{user}:{password}"));
+    let auth = auth(user, password);
     let file = with_login(&file, server(login.server.as_deref()), Some(&auth))?;
     caller.ask(&Message::KeepLogins(file.into())).await?;
     caller.say(Stream::Stdout, "Login Succeeded\n").await;

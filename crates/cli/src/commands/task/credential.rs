@@ -1,0 +1,160 @@
+//! `refit task credential`: the logins of a task to other registries.
+
+use api::{CustomRegistryCredentials, Task};
+use serde_json::{Value, json};
+
+use super::super::Session;
+use super::name::TaskArg;
+use super::route;
+use crate::error::{Error, ErrorKind, Result};
+use crate::printer::Table;
+use crate::prompt;
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Let runs of a task log in to a registry
+    Add(SaveArgs),
+    /// Change a login
+    Update(SaveArgs),
+    /// Remove a login
+    Remove(RemoveArgs),
+    /// List the registries that a task logs in to
+    List(ListArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct SaveArgs {
+    #[command(flatten)]
+    task: TaskArg,
+    #[command(flatten)]
+    server: ServerArg,
+    /// User name
+    #[arg(long, short, value_name = "NAME")]
+    username: Option<String>,
+    /// Password or token; others on this machine may see it: better is --password-stdin
+    #[arg(long, short, value_name = "PASSWORD", conflicts_with = "password_stdin")]
+    password: Option<String>,
+    /// Read the password or token from standard input
+    #[arg(long)]
+    password_stdin: bool,
+    /// Of later versions: refused, never ignored.
+    #[arg(long, hide = true)]
+    use_identity: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ServerArg {
+    /// Host of the registry, such as ghcr.io
+    #[arg(long = "login-server", value_name = "HOST")]
+    host: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RemoveArgs {
+    #[command(flatten)]
+    task: TaskArg,
+    #[command(flatten)]
+    server: ServerArg,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    #[command(flatten)]
+    task: TaskArg,
+}
+
+pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
+    match command {
+        Command::Add(args) => {
+            let known = find(session, &args.task).await?;
+            if login(&known, &args.server.host).is_some() {
+                let text = format!("the task has a login to `{}` already", args.server.host);
+                return Err(Error::new(ErrorKind::Conflict, text)
+                    .with_hint("`refit task credential update` changes it"));
+            }
+            if args.username.is_none() && args.use_identity.is_none() {
+                return Err(Error::usage("a login needs a user name")
+                    .with_hint("give it with `--username`"));
+            }
+            save(session, &args).await
+        }
+        Command::Update(args) => {
+            must_have(&find(session, &args.task).await?, &args.server.host)?;
+            save(session, &args).await
+        }
+        Command::Remove(args) => {
+            must_have(&find(session, &args.task).await?, &args.server.host)?;
+            change(session, &args.task, &args.server.host, &Value::Null).await
+        }
+        Command::List(args) => print(session, &find(session, &args.task).await?),
+    }
+}
+
+async fn find(session: &Session<'_>, task: &TaskArg) -> Result<Task> {
+    let connection = session.connection()?;
+    connection.get(route(connection, task)).await
+}
+
+fn logins(task: &Task) -> impl Iterator<Item = (&String, &CustomRegistryCredentials)> {
+    let credentials = task.properties.credentials.as_ref();
+    let registries = credentials.and_then(|all| all.custom_registries.as_ref());
+    registries.into_iter().flatten().filter_map(|(host, login)| Some((host, login.as_ref()?)))
+}
+
+fn login<'a>(task: &'a Task, host: &str) -> Option<&'a CustomRegistryCredentials> {
+    logins(task).find(|(known, _)| known.eq_ignore_ascii_case(host)).map(|(_, login)| login)
+}
+
+fn must_have(task: &Task, host: &str) -> Result<()> {
+    match login(task, host) {
+        Some(_) => Ok(()),
+        None => Err(Error::new(ErrorKind::NotFound, format!("the task has no login to `{host}`"))
+            .with_hint("`refit task credential list` shows those that it has")),
+    }
+}
+
+async fn save(session: &Session<'_>, args: &SaveArgs) -> Result<()> {
+    if args.use_identity.is_some() {
+        return Err(Error::usage("`--use-identity` is not supported yet"));
+    }
+    let password = match (&args.password, args.password_stdin) {
+        (Some(password), _) => Some(password.clone()),
+        (None, true) => Some(prompt::all_input().await?),
+        // A change of the user name alone keeps the password.
+        (None, false) if prompt::is_possible() => {
+            let question = format!("The password for {}: ", args.server.host);
+            Some(prompt::ask_hidden(&question).await?)
+        }
+        (None, false) => {
+            return Err(Error::usage("nobody is there to ask for the password")
+                .with_hint("add `--password-stdin`"));
+        }
+    };
+    let opaque = |value: &Option<String>| json!({ "value": value, "type": "Opaque" });
+    let mut login = json!({ "password": opaque(&password) });
+    if args.username.is_some() {
+        login["userName"] = opaque(&args.username);
+    }
+    change(session, &args.task, &args.server.host, &login).await
+}
+
+async fn change(session: &Session<'_>, task: &TaskArg, host: &str, login: &Value) -> Result<()> {
+    let connection = session.connection()?;
+    let host = host.to_ascii_lowercase();
+    let credentials = json!({ "customRegistries": { host: login } });
+    let body = json!({ "properties": { "credentials": credentials } });
+    let url = route(connection, task);
+    let request = connection.request(reqwest::Method::PATCH, url).json(&body);
+    let task: Task = connection.answer(request).await?;
+    print(session, &task)
+}
+
+fn print(session: &Session<'_>, task: &Task) -> Result<()> {
+    let mut table = Table::new(["REGISTRY", "USER"]);
+    for (host, login) in logins(task) {
+        let user = login.user_name.as_ref().and_then(|user| user.value.clone());
+        table.row([host.clone(), user.unwrap_or_default()]);
+    }
+    let all = task.properties.credentials.as_ref().and_then(|all| all.custom_registries.as_ref());
+    session.printer.result(&all, &table)
+}
