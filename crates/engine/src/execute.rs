@@ -371,7 +371,8 @@ async fn run(
     let pushed = if step.push { names } else { Vec::new() };
     let (run, registry) = (request.run.as_str(), &engine.registry);
     let publication = Publication { run, registry, names: &pushed, caches: &caches };
-    let published = engine.publisher.publish(&engine.catalog, &built, &publication, lease).await;
+    let published =
+        engine.publisher.publish(&engine.catalog, Some(&built), &publication, lease).await;
     published.map_err(PublishError::failure)?;
     let digest = &built.descriptor().digest;
     for name in &pushed {

@@ -57,18 +57,20 @@ impl Destination {
                 return Err(NameError::OtherRegistry { name: name.to_owned(), host });
             }
             // The namespace that Docker Hub adds to bare names is not ours.
-            false => bare_repository(name).map_err(malformed)?,
+            false => Self::repository(name).map_err(malformed)?,
         };
         let tag = reference.tag.unwrap_or_else(Tag::latest);
         let host = own.host(registry).unwrap_or(registry.as_str());
         let reference = format!("{host}/{repository}:{tag}");
         Ok(Self { repository, tag, reference })
     }
-}
 
-fn bare_repository(name: &str) -> Result<RepositoryName, ReferenceError> {
-    let end = name.rfind(':').unwrap_or(name.len());
-    name[..end].parse()
+    /// The repository in the run's own registry of a name without a host.
+    pub(crate) fn repository(name: &str) -> Result<RepositoryName, ReferenceError> {
+        let end = name.find('@').unwrap_or(name.len());
+        let end = name[..end].rfind(':').unwrap_or(end);
+        name[..end].parse()
+    }
 }
 
 #[cfg(test)]

@@ -63,11 +63,12 @@ impl PublishError {
 /// Makes built images visible in the run's own registry, wherever that is.
 #[async_trait]
 pub trait Publisher: Send + Sync {
-    /// The blobs of the images are in `catalog`. Nothing is published unless `lease` holds.
+    /// The blobs of the images are in `catalog`. Nothing is published unless `lease` holds. Without
+    /// images only caches are.
     async fn publish(
         &self,
         catalog: &Catalog,
-        built: &BuiltImages,
+        built: Option<&BuiltImages>,
         publication: &Publication<'_>,
         lease: &dyn Lease,
     ) -> Result<(), PublishError>;
@@ -84,7 +85,7 @@ impl Publisher for LocalPublisher {
     async fn publish(
         &self,
         catalog: &Catalog,
-        built: &BuiltImages,
+        built: Option<&BuiltImages>,
         publication: &Publication<'_>,
         lease: &dyn Lease,
     ) -> Result<(), PublishError> {
@@ -103,7 +104,7 @@ const UNNAMED_KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 /// What is published: everything of a publication but the blobs, which are in the store by then.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
-    /// Names point at the last one, which needs the others.
+    /// Names point at the last one, which needs the others. None: only caches are published.
     pub manifests: Vec<ReleasedManifest>,
     /// Empty: nothing names it; it is kept for a day by a lease.
     pub names: Vec<ReleasedName>,
@@ -145,17 +146,17 @@ impl Release {
     /// is to be published.
     pub async fn prepare(
         catalog: &Catalog,
-        built: &BuiltImages,
+        built: Option<&BuiltImages>,
         publication: &Publication<'_>,
     ) -> store::Result<Self> {
         for NamedCache { image, .. } in publication.caches {
             store_blob(catalog, &image.config, &image.config_descriptor.digest).await?;
         }
         let record = |descriptor: &Descriptor| {
-            let image = built.images.iter().find(|image| image.descriptor == *descriptor)?;
+            let image = built?.images.iter().find(|image| image.descriptor == *descriptor)?;
             serde_json::to_string(&image.record).ok()
         };
-        let manifests = manifests_of(built).into_iter().map(|(descriptor, bytes)| {
+        let manifests = built.into_iter().flat_map(manifests_of).map(|(descriptor, bytes)| {
             let record = record(descriptor);
             ReleasedManifest { record, ..released(descriptor, &bytes) }
         });
@@ -252,7 +253,7 @@ impl ReleasedName {
 
 impl<'a> Checked<'a> {
     fn of(release: &'a Release) -> Result<Self, PublishError> {
-        if release.manifests.is_empty() {
+        if release.manifests.is_empty() && release.caches.is_empty() {
             return Err(PublishError::Refused("there is no manifest to publish".to_owned()));
         }
         let caches = release.caches.iter().map(|(name, manifest)| {
@@ -314,7 +315,11 @@ fn released(descriptor: &Descriptor, bytes: &Bytes) -> ReleasedManifest {
     }
 }
 
-async fn store_blob(catalog: &Catalog, bytes: &Bytes, digest: &Digest) -> store::Result<()> {
+pub(crate) async fn store_blob(
+    catalog: &Catalog,
+    bytes: &Bytes,
+    digest: &Digest,
+) -> store::Result<()> {
     let mut upload = catalog.blobs().begin_upload(oci::Algorithm::Sha256).await?;
     upload.write(bytes.clone()).await?;
     upload.commit(Some(digest)).await?;

@@ -5,6 +5,7 @@
 
 mod attempts;
 mod build;
+mod build_cache;
 mod built_in;
 mod cmd;
 mod command_line;
@@ -31,7 +32,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use oci::{Digest, Platform, Reference, RepositoryName, Tag};
 use remote::Download;
 use task::{
-    Action, AliasSource, ExpandedFile, RunDefaults, SecretText, Seed, Step, Task, TaskError,
+    Action, AliasSource, Cmd, ExpandedFile, RunDefaults, SecretText, Seed, Step, Task, TaskError,
     TaskFile, Values, Variables,
 };
 use tokio::sync::Semaphore;
@@ -778,6 +779,15 @@ async fn run_step<'c>(context: &'c TaskContext<'_>, step: &'c Step) -> Result<Do
     context.refresh_logins().await;
     let id = &step.id;
     context.events.message(&introduction(step)).await;
+    if let Action::Cmd(Cmd { container, .. }) = &step.action
+        && !container.ports.is_empty()
+    {
+        let text = format!(
+            "`ports` of step `{id}` are not published on the server's own addresses; other steps of \
+             its network reach it by its id"
+        );
+        context.events.warning(&text).await;
+    }
     let started = Instant::now();
     let result = act(context, step).await;
     let failure = match result {

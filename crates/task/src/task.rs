@@ -482,6 +482,11 @@ fn mounts(written: &schema::Step, id: &Text, kind: Kind<'_>) -> Result<Vec<Mount
                 format!("a volume mount of step `{}` needs `name` and `mountPath`", id.text);
             return Err(TaskError::at(mount.at, message));
         };
+        if !path.text.starts_with('/') {
+            let message =
+                format!("`mountPath: {}` of step `{}` is not an absolute path", path.text, id.text);
+            return Err(TaskError::at(path.at, message));
+        }
         mounts.push(Mount { volume: name.text.clone(), path: path.text.clone() });
     }
     let mut paths = HashSet::new();

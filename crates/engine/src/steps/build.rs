@@ -18,6 +18,7 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use super::attempts::Attempt;
+use super::build_cache::StepCache;
 use super::cmd::volume_files;
 use super::events::{StepEvents, Watch};
 use super::workspace::{OpenFolder, WORKSPACE, make_empty_folder, path_in, read_file, read_text};
@@ -29,6 +30,7 @@ use crate::execute::{
     RunRequest, blocking, build_images, build_request,
 };
 use crate::logins::RunLogins;
+use crate::platforms::BuiltImages;
 
 /// Where the Dockerfile is that nobody names.
 const DOCKERFILE: &str = "Dockerfile";
@@ -45,6 +47,14 @@ pub(crate) async fn execute(
 ) -> Result<(), Failure> {
     let Parts { names, mut request, address } = parts(context, build)?;
     request.step.options.secrets = secrets(context, build).await?;
+    let cache = match build.cache {
+        true => StepCache::of(context, &step.id, &build.arguments.tags).await?,
+        false => None,
+    };
+    if let Some(cache) = &cache {
+        request.step.options.cache_from.extend(cache.to_import(context).await);
+    }
+    let cache = cache.as_ref();
     let (request, names) = (&request, names.as_slice());
     // What is fetched from elsewhere is fetched once.
     let fetched = OnceCell::new();
@@ -61,7 +71,10 @@ pub(crate) async fn execute(
                 let source = unless_stopped(&stop, fetched.get_or_try_init(fetch)).await?;
                 build_once(context, step, source, request, names, (&watch, &stop)).await
             };
-            let built = built.await;
+            let built = match (built.await, cache) {
+                (Ok(built), Some(cache)) => cache.export(context, &built, &stop).await,
+                (built, _) => built.map(drop),
+            };
             // A tool that builds would have printed it.
             if let Err(failure) = &built {
                 watch.look(container::Stream::Stderr, failure.first_line().as_bytes());
@@ -174,7 +187,7 @@ async fn build_once(
     request: &RunRequest,
     names: &[Reference],
     (watch, stop): (&Watch, &CancellationToken),
-) -> Result<(), Failure> {
+) -> Result<Arc<BuiltImages>, Failure> {
     let engine = &context.engine;
     let Source { folder, dockerfile_path, dockerfile, repository } = source;
     let private = context.private_folder();
@@ -207,7 +220,7 @@ async fn build_once(
     context.note_dependencies(&step.id, dependencies);
     let digest = built.descriptor().digest.clone();
     context.events.message(&format!("Step `{}` built {digest}", step.id)).await;
-    Ok(())
+    Ok(built)
 }
 
 /// What a build reads.
@@ -360,8 +373,9 @@ fn run_request(context: &TaskContext<'_>, build: &Build) -> Result<RunRequest, F
         match (option.name, option.value.as_deref()) {
             ("platform", Some(value)) => platforms.extend(several_platforms(value)?),
             ("annotation", Some(value)) => {
-                let (name, value) = pair(value);
-                annotations.insert(name, value);
+                let (name, value) =
+                    value.split_once('=').ok_or_else(|| malformed(option, "NAME=VALUE"))?;
+                annotations.insert(name.to_owned(), value.to_owned());
             }
             _ => apply(&mut step, option)?,
         }
@@ -397,11 +411,7 @@ fn may_hold(text: &str, secret: &str) -> bool {
 
 /// A step's network is that of its build's `RUN`s.
 fn default_network(container: &Container) -> Network {
-    match container.network.as_deref() {
-        Some("none") => Network::None,
-        Some("host") => Network::Host,
-        _ => Network::Isolated,
-    }
+    network(container.network.as_deref().unwrap_or_default())
 }
 
 fn several_platforms(text: &str) -> Result<Vec<Platform>, Failure> {
@@ -421,6 +431,15 @@ fn pair(text: &str) -> (String, String) {
     (name.to_owned(), value.to_owned())
 }
 
+/// The network of a build's `RUN`s. Those of the task are not for them.
+fn network(name: &str) -> Network {
+    match name {
+        "none" => Network::None,
+        "host" => Network::Host,
+        _ => Network::Isolated,
+    }
+}
+
 /// An option of `docker build` that says something about the image or its making.
 fn apply(step: &mut BuildStep, option: &BuildOption) -> Result<(), Failure> {
     let options = &mut step.options;
@@ -438,11 +457,7 @@ fn apply(step: &mut BuildStep, option: &BuildOption) -> Result<(), Failure> {
             options.labels.insert(name, value);
         }
         "network" => {
-            step.network = match value {
-                "none" => Network::None,
-                "host" => Network::Host,
-                _ => Network::Isolated,
-            };
+            step.network = network(value);
         }
         "add-host" => {
             let parts = value.split_once('=').or_else(|| value.split_once(':'));
@@ -489,8 +504,19 @@ fn apply(step: &mut BuildStep, option: &BuildOption) -> Result<(), Failure> {
         // They choose how the reference's tools work, not what comes out.
         "builder" | "cgroup-parent" | "isolation" | "progress" | "provenance" | "sbom"
         | "attest" | "security-opt" | "allow" => (),
-        // A switch that is off.
-        _ if value == "false" => (),
+        // Switches that are off.
+        "check"
+        | "compress"
+        | "disable-content-trust"
+        | "force-rm"
+        | "load"
+        | "no-cache"
+        | "pull"
+        | "push"
+        | "quiet"
+        | "rm"
+        | "squash"
+            if value == "false" => {}
         name => return Err(unsupported(name)),
     }
     Ok(())

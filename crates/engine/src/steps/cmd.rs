@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::attempts::Attempt;
 use super::built_in;
 use super::command_line::CommandLine;
-use super::containers::{Recent, Running};
+use super::containers::{Listed, Recent, Running};
 use super::events::Watch;
 use super::workspace::WORKSPACE;
 use super::{HOME, TaskContext, Work, attempts, shell, unless_stopped};
@@ -163,10 +163,11 @@ pub(crate) async fn run(
                 name: step.id.clone(),
                 image: first_word(&cmd.command).to_owned(),
                 stop: cmd.container.detach.then(|| stop.clone()),
+                keep: cmd.container.keep,
             });
             tell_launch(context, step, number, &cmd.command).await;
             let output = Output { recent: listed.recent.as_deref(), ..output };
-            in_container(context, step, &command, &output, &stop).await
+            in_container(context, step, &command, &output, &stop, Some(&listed)).await
         }
         Prepared::Shell(image) => {
             tell_launch(context, step, number, &built_in::plain(&cmd.command)).await;
@@ -195,10 +196,14 @@ pub(crate) async fn in_container(
     command: &Command,
     output: &Output<'_>,
     stop: &CancellationToken,
+    listed: Option<&Listed<'_>>,
 ) -> Result<(), Failure> {
     let ended = run_command(&context.engine.builder, command, output, stop).await;
-    if let Ok((_, usage)) = &ended {
+    if let Ok((exit, usage)) = &ended {
         context.note_usage(&step.id, (*usage).into());
+        if let Some(listed) = listed {
+            listed.note_exit(*exit);
+        }
     }
     match ended {
         Ok((Exit::Code(0), _)) => Ok(()),

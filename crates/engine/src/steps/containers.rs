@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use container::Exit;
 use tokio_util::sync::CancellationToken;
 
 /// What is kept of a container's output, in bytes.
@@ -18,6 +19,32 @@ pub(crate) struct Running {
     pub(crate) image: String,
     /// Ends it; `None`: a step is at its end when it is, so nobody may.
     pub(crate) stop: Option<CancellationToken>,
+    /// Whether it is listed until the run ends, or somebody removes it.
+    pub(crate) keep: bool,
+}
+
+impl Running {
+    fn has_output(&self) -> bool {
+        self.stop.is_some() || self.keep
+    }
+}
+
+/// A container, as those who ask for it see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shown {
+    pub(crate) name: String,
+    pub(crate) image: String,
+    pub(crate) state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// For how long.
+    Up(Duration),
+    Exited {
+        code: i32,
+        ago: Duration,
+    },
 }
 
 /// The end of what a container has printed.
@@ -58,8 +85,8 @@ pub(crate) struct Containers {
 struct All {
     next: u64,
     running: BTreeMap<u64, Entry>,
-    /// The output of those that could be ended and have ended, the oldest first.
-    ended: VecDeque<(String, Arc<Recent>)>,
+    /// Those that have ended and whose output is kept, the oldest first.
+    ended: VecDeque<Past>,
 }
 
 struct Entry {
@@ -67,34 +94,61 @@ struct Entry {
     since: Instant,
     recent: Arc<Recent>,
     gone: CancellationToken,
+    /// Once it has ended.
+    code: Option<i32>,
 }
+
+struct Past {
+    running: Running,
+    recent: Arc<Recent>,
+    code: i32,
+    at: Instant,
+}
+
+/// What is told of a container that has ended otherwise than by itself.
+const KILLED: i32 = 137;
 
 impl Containers {
     /// Lists a container until the guard is dropped.
     pub(crate) fn add(&self, running: Running) -> Listed<'_> {
         let (gone, recent) = (CancellationToken::new(), Arc::<Recent>::default());
-        let can_end = running.stop.is_some();
+        let has_output = running.has_output();
         let (since, kept) = (Instant::now(), Arc::clone(&recent));
         let mut all = self.lock();
         let number = all.next;
         all.next += 1;
-        all.running.insert(number, Entry { running, since, recent: kept, gone: gone.clone() });
-        Listed { containers: self, number, recent: can_end.then_some(recent), gone }
+        let (kept_gone, code) = (gone.clone(), None);
+        all.running.insert(number, Entry { running, since, recent: kept, gone: kept_gone, code });
+        Listed { containers: self, number, recent: has_output.then_some(recent), gone }
     }
 
-    /// The end of what a container has printed that can be ended, or that has ended.
+    /// The end of what a container has printed whose output is kept.
     pub(crate) fn recent(&self, name: &str) -> Option<Vec<u8>> {
         let all = self.lock();
-        let is_meant = |entry: &&Entry| entry.running.name == name && entry.running.stop.is_some();
+        let is_meant = |entry: &&Entry| entry.running.name == name && entry.running.has_output();
         let running = all.running.values().rev().find(is_meant).map(|entry| &entry.recent);
-        let ended = all.ended.iter().rev().find(|(ended, _)| ended == name);
-        running.or(ended.map(|(_, recent)| recent)).map(|recent| recent.bytes())
+        let ended = all.ended.iter().rev().find(|past| past.running.name == name);
+        running.or(ended.map(|past| &past.recent)).map(|recent| recent.bytes())
     }
 
-    /// All that are there, with their ages.
-    pub(crate) fn list(&self) -> Vec<(Running, Duration)> {
+    /// Those that are there, and with `ended` those that are kept.
+    pub(crate) fn list(&self, ended: bool) -> Vec<Shown> {
         let all = self.lock();
-        all.running.values().map(|entry| (entry.running.clone(), entry.since.elapsed())).collect()
+        let past = all.ended.iter().filter(|past| ended && past.running.keep).map(Past::shown);
+        past.chain(all.running.values().map(Entry::shown)).collect()
+    }
+
+    /// The last one of a name that is there or kept.
+    pub(crate) fn find(&self, name: &str) -> Option<Shown> {
+        self.list(true).into_iter().rev().find(|shown| shown.name == name)
+    }
+
+    /// Forgets those of a name that are kept; whether there were any.
+    pub(crate) fn remove(&self, name: &str) -> bool {
+        let mut all = self.lock();
+        let before = all.ended.len();
+        all.ended.retain(|past| !past.running.keep || past.running.name != name);
+        all.ended.len() < before
     }
 
     /// Ends the containers of a name, and waits until they are gone.
@@ -123,6 +177,20 @@ impl Containers {
     }
 }
 
+impl Entry {
+    fn shown(&self) -> Shown {
+        let (name, image) = (self.running.name.clone(), self.running.image.clone());
+        Shown { name, image, state: State::Up(self.since.elapsed()) }
+    }
+}
+
+impl Past {
+    fn shown(&self) -> Shown {
+        let (name, image) = (self.running.name.clone(), self.running.image.clone());
+        Shown { name, image, state: State::Exited { code: self.code, ago: self.at.elapsed() } }
+    }
+}
+
 /// A container is listed while this is there.
 pub(crate) struct Listed<'a> {
     containers: &'a Containers,
@@ -132,16 +200,31 @@ pub(crate) struct Listed<'a> {
     gone: CancellationToken,
 }
 
+impl Listed<'_> {
+    /// Notes how it has ended.
+    pub(crate) fn note_exit(&self, exit: Exit) {
+        let code = match exit {
+            Exit::Code(code) => code,
+            Exit::Signal(signal) => 128 + signal,
+            Exit::Canceled | Exit::OutOfMemory | Exit::TimedOut => KILLED,
+        };
+        if let Some(entry) = self.containers.lock().running.get_mut(&self.number) {
+            entry.code = Some(code);
+        }
+    }
+}
+
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
         let mut all = self.containers.lock();
-        if let Some(Entry { running, recent, .. }) = all.running.remove(&self.number)
-            && running.stop.is_some()
+        if let Some(Entry { running, recent, code, .. }) = all.running.remove(&self.number)
+            && running.has_output()
         {
             if all.ended.len() >= ENDED_MAX {
                 all.ended.pop_front();
             }
-            all.ended.push_back((running.name, recent));
+            let (code, at) = (code.unwrap_or(KILLED), Instant::now());
+            all.ended.push_back(Past { running, recent, code, at });
         }
         self.gone.cancel();
     }
@@ -158,11 +241,12 @@ mod tests {
             name: name.to_owned(),
             image: "i".to_owned(),
             stop: stop.cloned(),
+            keep: false,
         };
         let stop = CancellationToken::new();
         let _step = containers.add(running("step", None));
         let service = containers.add(running("service", Some(&stop)));
-        assert_eq!(containers.list().len(), 2);
+        assert_eq!(containers.list(true).len(), 2);
         assert_eq!(containers.end("none").await, Ended::Unknown);
         assert_eq!(containers.end("step").await, Ended::Awaited);
         let process = async {
@@ -171,7 +255,30 @@ mod tests {
         };
         let (ended, ()) = tokio::join!(containers.end("service"), process);
         assert_eq!(ended, Ended::Yes);
-        assert_eq!(containers.list().len(), 1);
+        assert_eq!(containers.list(true).len(), 1);
+    }
+
+    #[test]
+    fn what_is_to_be_kept_is_there_until_somebody_removes_it() {
+        let containers = Containers::default();
+        let add = |name: &str, keep| {
+            let (name, image) = (name.to_owned(), "i".to_owned());
+            containers.add(Running { name, image, stop: None, keep })
+        };
+        add("other", false).note_exit(Exit::Code(0));
+        let kept = add("kept", true);
+        kept.recent.as_ref().unwrap().add(b"output");
+        assert!(matches!(containers.find("kept").unwrap().state, State::Up(_)));
+        assert!(!containers.remove("kept"), "it is running");
+        kept.note_exit(Exit::Code(3));
+        drop(kept);
+        assert_eq!(containers.list(false), []);
+        let [found] = &containers.list(true)[..] else { panic!("it is the only one") };
+        assert!(matches!(found.state, State::Exited { code: 3, .. }), "{found:?}");
+        assert_eq!(containers.recent("kept").unwrap(), b"output");
+        assert_eq!(containers.find("other"), None);
+        assert!(containers.remove("kept") && !containers.remove("kept"));
+        assert_eq!(containers.recent("kept"), None);
     }
 
     #[test]
@@ -179,7 +286,7 @@ mod tests {
         let containers = Containers::default();
         let add = |name: &str, stop: Option<CancellationToken>| {
             let (name, image) = (name.to_owned(), "i".to_owned());
-            containers.add(Running { name, image, stop })
+            containers.add(Running { name, image, stop, keep: false })
         };
         assert!(add("step", None).recent.is_none());
         assert_eq!(containers.recent("step"), None);

@@ -115,7 +115,7 @@ async fn publish_here(
     let (run, registry) = (context.request.run.as_str(), &engine.registry);
     let publication = Publication { run, registry, names: &names, caches: &[] };
     let published =
-        engine.publisher.publish(&engine.catalog, built, &publication, context.lease).await;
+        engine.publisher.publish(&engine.catalog, Some(built), &publication, context.lease).await;
     published.map_err(PublishError::failure)?;
     let digest = built.descriptor().digest.clone();
     let [Destination { repository, tag, .. }] = names;
@@ -126,7 +126,10 @@ async fn publish_here(
 }
 
 /// Where an image goes in the run's own registry.
-fn destination(context: &TaskContext<'_>, reference: &Reference) -> Result<Destination, Failure> {
+pub(super) fn destination(
+    context: &TaskContext<'_>,
+    reference: &Reference,
+) -> Result<Destination, Failure> {
     let engine = &context.engine;
     let Some(tag) = reference.tag_or_latest() else {
         return Err(Failure::User(format!("error: `{reference}` has no tag to push to")));
@@ -228,7 +231,6 @@ pub(crate) async fn send(
     built: &BuiltImages,
     stop: &CancellationToken,
 ) -> Result<Digest, Failure> {
-    may_send(engine, &reference.host)?;
     let manifests = manifests_of(built);
     let manifests = manifests.into_iter().map(|(descriptor, bytes)| ManifestToPush {
         media_type: descriptor.media_type.clone(),
@@ -237,7 +239,19 @@ pub(crate) async fn send(
         bytes,
     });
     let manifests: Vec<_> = manifests.collect();
-    let push = Push { reference, manifests: &manifests };
+    send_manifests(engine, lease, reference, &manifests, stop).await
+}
+
+/// Sends manifests to another registry, with the blobs that they name.
+pub(super) async fn send_manifests(
+    engine: &Engine,
+    lease: &dyn Lease,
+    reference: &Reference,
+    manifests: &[ManifestToPush],
+    stop: &CancellationToken,
+) -> Result<Digest, Failure> {
+    may_send(engine, &reference.host)?;
+    let push = Push { reference, manifests };
     // It tries again by itself where that may help.
     let failed = |error: RemoteError| Failure::user(&error, error.hint());
     let sent =
@@ -251,7 +265,7 @@ pub(crate) async fn send(
 }
 
 /// Config and layers of an image; an index has none of its own.
-fn blobs_of(manifest: &[u8], media_type: &str) -> Vec<Descriptor> {
+pub(super) fn blobs_of(manifest: &[u8], media_type: &str) -> Vec<Descriptor> {
     match Manifest::parse(manifest, Some(media_type)).expect("the builder writes valid manifests") {
         Manifest::Image(image) => std::iter::once(image.config).chain(image.layers).collect(),
         _ => Vec::new(),

@@ -107,7 +107,7 @@ impl Shell<'_> {
         let command = self.command(image, &door)?;
         let session = Session::new(*self, stop.child_token());
         let shell = async {
-            let ended = in_container(self.context, self.step, &command, output, &session.end);
+            let ended = in_container(self.context, self.step, &command, output, &session.end, None);
             let result = ended.await;
             session.end.cancel();
             result

@@ -268,6 +268,33 @@ steps:
 }
 
 #[test]
+fn as_root_f24_a_container_that_is_kept_can_be_inspected_until_the_run_ends() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    let task = "
+steps:
+  - {id: kept, cmd: \"BUSYBOX sh -c 'echo said; exit 3'\", keep: true, ignoreErrors: true}
+  - {id: other, cmd: BUSYBOX true}
+  - id: look
+    cmd: |
+      BUSYBOX true
+      docker ps -a
+      docker inspect kept | grep -o 'ExitCode.*'
+      docker logs kept
+      docker run --name mine BUSYBOX sh -c 'exit 5' || docker ps -a | grep mine
+      docker rm kept mine
+      docker ps -aq | wc -l
+  - {id: late, cmd: BUSYBOX true; docker inspect kept, ignoreErrors: true}
+";
+    let done = run(&sandbox, &server, task).success();
+    has_lines(&done.stderr, &["said", "ExitCode\": 3", "0"]);
+    let listed = done.stderr.split("NAMES").nth(1).unwrap();
+    assert!(listed.contains(" kept ") && listed.contains("Exited (3)"), "{}", done.stderr);
+    assert!(!listed.split("ExitCode").next().unwrap().contains(" other "), "{}", done.stderr);
+    assert!(done.stderr.contains("Exited (5)"), "{}", done.stderr);
+}
+
+#[test]
 fn as_root_f1_f5_shells_are_tried_again_and_killed_when_their_time_is_up() {
     let sandbox = sandbox();
     let server = server(&sandbox);

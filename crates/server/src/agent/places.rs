@@ -141,7 +141,7 @@ impl Publisher for PoolPublisher {
     async fn publish(
         &self,
         catalog: &Catalog,
-        built: &BuiltImages,
+        built: Option<&BuiltImages>,
         publication: &Publication<'_>,
         _: &dyn Lease,
     ) -> Result<(), PublishError> {

@@ -371,6 +371,9 @@ pub(crate) async fn publish(
     Json(release): Json<Release>,
 ) -> Result<StatusCode, ApiError> {
     let attempt = held(&state, &path, &headers).await?;
+    if !release.names.is_empty() || !release.caches.is_empty() {
+        refuse_without_login(&attempt)?;
+    }
     let owner = sent_owner(&attempt);
     for digest in release.blobs().map_err(refusal)? {
         if !state.catalog.renew_lease(&owner, &digest, SENT_KEEP).await? {
@@ -395,6 +398,14 @@ pub(crate) async fn publish(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// What a run here could not do in its own registry, an agent's cannot either.
+fn refuse_without_login(attempt: &Attempt) -> Result<(), ApiError> {
+    match attempt.run.request.logins().without_own {
+        true => Err(ApiError::invalid("the run is not logged in to its own registry")),
+        false => Ok(()),
+    }
+}
+
 fn refusal(error: PublishError) -> ApiError {
     match error {
         PublishError::LeaseLost => ApiError::gone(error.to_string()),
@@ -417,6 +428,7 @@ pub(crate) async fn acr(
     if attempt.run.request.task().is_none() {
         return Err(ApiError::invalid("only the steps of a task have commands of `acr`"));
     }
+    refuse_without_login(&attempt)?;
     tracing::info!(run = %attempt.run.id, agent = attempt.run.agent, ?command, "`acr` for an agent");
     let housekeeper = LocalHousekeeper {
         catalog: state.catalog.clone(),

@@ -71,7 +71,9 @@ impl Session<'_> {
         };
         match prepared.await {
             Ok(command) => {
-                let listed = Listing { name: &step.id, image: name, may_end: cmd.container.detach };
+                let container = &cmd.container;
+                let (may_end, keep) = (container.detach, container.keep);
+                let listed = Listing { name: &step.id, image: name, may_end, keep };
                 self.run(&command, listed, caller, self.shell.started).await
             }
             Err(failure) => self.refuse(caller, NOT_STARTED, failure).await,
@@ -88,7 +90,8 @@ impl Session<'_> {
         match self.other_command(run, request, caller).await {
             Ok(command) => {
                 let name = run.name.as_deref().unwrap_or(&command.hostname);
-                let listed = Listing { name, image: run.image().0, may_end: true };
+                let keep = !run.rm;
+                let listed = Listing { name, image: run.image().0, may_end: true, keep };
                 self.run(&command, listed, caller, None).await
             }
             Err(failure) => self.refuse(caller, NOT_STARTED, failure).await,
@@ -144,11 +147,12 @@ impl Session<'_> {
         let context = self.shell.context;
         // Whoever stops it does not end the caller, who is told.
         let stop = caller.gone.child_token();
-        let Listing { name, image, may_end } = listing;
+        let Listing { name, image, may_end, keep } = listing;
         let listed = context.containers.add(Running {
             name: name.to_owned(),
             image: image.to_owned(),
             stop: may_end.then(|| stop.clone()),
+            keep,
         });
         let recent = listed.recent.as_deref();
         let output = CallerOutput { caller, started, recent };
@@ -163,6 +167,7 @@ impl Session<'_> {
             }
         };
         context.note_usage(&self.shell.step.id, usage.into());
+        listed.note_exit(exit);
         match exit {
             Exit::Code(code) => u8::try_from(code).unwrap_or(u8::MAX),
             Exit::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
@@ -220,18 +225,25 @@ impl Session<'_> {
             Command::Login(login) => logins::login(login, caller).await,
             Command::Logout(logout) => logins::logout(logout, caller).await,
             Command::Ps(ps) => {
-                let containers = self.shell.context.containers.list();
+                let containers = self.shell.context.containers.list(ps.all);
                 say(&inspect::list_containers(&containers, ps.quiet)).await;
                 Ok(())
             }
-            Command::Stop(stop) | Command::Kill(stop) | Command::Rm(stop) => {
-                self.stop(&stop.containers, caller).await
+            Command::Stop(stop) | Command::Kill(stop) => self.stop(&stop.containers, caller).await,
+            Command::Rm(rm) => {
+                for name in &rm.containers {
+                    match self.shell.context.containers.remove(name) {
+                        true => say(&format!("{name}\n")).await,
+                        false => self.stop(std::slice::from_ref(name), caller).await?,
+                    }
+                }
+                Ok(())
             }
             Command::Logs(logs) => {
                 let Some(recent) = self.shell.context.containers.recent(&logs.container) else {
                     return Err(Failure::User(format!(
                         "error: no output is kept of a container called `{}`\n\
-                         hint: that of steps with `detach: true` is; the log of the run has all",
+                         hint: that of steps with `detach` or `keep` is; the log of the run has all",
                         logs.container
                     )));
                 };
@@ -261,9 +273,14 @@ impl Session<'_> {
         }
         let (mut found, mut size) = (Vec::new(), 0);
         for name in &args.images {
-            let image = self.image(name, caller).await?;
-            let names = self.shell.context.images.names();
-            let described = inspect::describe(&reference(name)?, &image, &names);
+            let described = match self.shell.context.containers.find(name) {
+                Some(container) => inspect::describe_container(&container),
+                None => {
+                    let image = self.image(name, caller).await?;
+                    let names = self.shell.context.images.names();
+                    inspect::describe(&reference(name)?, &image, &names)
+                }
+            };
             size += described.to_string().len();
             if size > INSPECTED_SIZE_MAX {
                 return Err(too_much());
@@ -385,6 +402,8 @@ struct Listing<'a> {
     name: &'a str,
     image: &'a str,
     may_end: bool,
+    /// Also when it has ended.
+    keep: bool,
 }
 
 /// Output of a container for the one who asked for it.

@@ -87,7 +87,7 @@ pub(super) enum ManifestCommand {
 pub(super) struct RunArgs {
     /// Changes nothing: containers are always removed
     #[arg(long)]
-    rm: bool,
+    pub(super) rm: bool,
     /// Variable, or the name of one of the shell's; repeatable
     #[arg(long, short, value_name = "NAME[=VALUE]", action = ArgAction::Append)]
     pub(super) env: Vec<String>,
@@ -231,9 +231,9 @@ pub(super) struct PsArgs {
     /// Names only
     #[arg(long, short)]
     pub(super) quiet: bool,
-    /// Changes nothing: those that have ended are gone
+    /// Those too that have ended and are kept
     #[arg(long, short)]
-    all: bool,
+    pub(super) all: bool,
 }
 
 #[derive(Debug, PartialEq, Eq, Args)]

@@ -1,13 +1,11 @@
 //! What docker's commands print about images and containers.
 
-use std::time::Duration;
-
 use builder::BaseImage;
 use oci::{Manifest, Reference};
 use serde_json::{Value, json};
 
 use crate::execute::Failure;
-use crate::steps::containers::Running;
+use crate::steps::containers::{Shown, State};
 use crate::steps::images::RunImage;
 
 /// `docker inspect` of an image.
@@ -34,6 +32,21 @@ pub(super) fn describe(
         "Size": image.manifest.layers.iter().map(|layer| layer.size).sum::<u64>(),
         "Config": config.config,
         "RootFS": { "Type": "layers", "Layers": config.rootfs.diff_ids },
+    })
+}
+
+/// `docker inspect` of a container.
+pub(super) fn describe_container(container: &Shown) -> Value {
+    let (status, code) = match container.state {
+        State::Up(_) => ("running", 0),
+        State::Exited { code, .. } => ("exited", code),
+    };
+    json!({
+        "Id": container.name,
+        "Name": format!("/{}", container.name),
+        "State": { "Status": status, "Running": status == "running", "ExitCode": code },
+        "Image": container.image,
+        "Config": { "Image": container.image },
     })
 }
 
@@ -73,12 +86,17 @@ pub(super) fn list(names: &[(Reference, RunImage)], quiet: bool) -> String {
 }
 
 /// `docker ps`.
-pub(super) fn list_containers(containers: &[(Running, Duration)], quiet: bool) -> String {
-    let rows = containers.iter().map(|(running, age)| match quiet {
-        true => vec![running.name.clone()],
+pub(super) fn list_containers(containers: &[Shown], quiet: bool) -> String {
+    let rows = containers.iter().map(|shown| match quiet {
+        true => vec![shown.name.clone()],
         false => {
-            let status = format!("Up {} seconds", age.as_secs());
-            vec![running.name.clone(), running.image.clone(), status]
+            let status = match shown.state {
+                State::Up(age) => format!("Up {} seconds", age.as_secs()),
+                State::Exited { code, ago } => {
+                    format!("Exited ({code}) {} seconds ago", ago.as_secs())
+                }
+            };
+            vec![shown.name.clone(), shown.image.clone(), status]
         }
     });
     table(if quiet { None } else { Some(&["NAMES", "IMAGE", "STATUS"]) }, rows.collect())
