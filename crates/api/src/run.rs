@@ -345,6 +345,17 @@ pub struct Waiting {
     pub expected_seconds: Option<u64>,
 }
 
+/// Why there is a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunCause {
+    /// `Manual`: somebody asked for it.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Who did, as the server knows them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<String>,
+}
+
 /// The run record (runs.md section 4).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -366,6 +377,9 @@ pub struct RunProperties {
     /// Ours: the agent that executes the run, or did so last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_name: Option<String>,
+    /// Ours: why there is this run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<RunCause>,
     pub create_time: String,
     pub last_updated_time: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

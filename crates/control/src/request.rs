@@ -23,6 +23,8 @@ pub struct NewRun {
     /// Whose agents execute it; absent: the server does.
     pub pool: Option<PoolName>,
     pub lane: Lane,
+    /// Who asked for it.
+    pub started_by: Option<String>,
     /// What its log begins with.
     pub warnings: Vec<String>,
 }
@@ -62,6 +64,7 @@ impl<R: Into<RunRequest>> From<R> for NewRun {
             update_trigger_token: None,
             pool: None,
             lane: Lane::People,
+            started_by: None,
             warnings: Vec::new(),
         }
     }

@@ -476,6 +476,8 @@ pub struct Run {
     pub pool: Option<PoolName>,
     /// The agent that has it, or had it last.
     pub agent: Option<String>,
+    /// Who asked for it, if anybody did and it is known.
+    pub started_by: Option<String>,
     /// Whether run and log are kept for ever.
     pub archived: bool,
     pub created_at: Millis,

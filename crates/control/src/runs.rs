@@ -68,6 +68,7 @@ const SCHEMA: &[&str] = &[
         plan TEXT NOT NULL,
         PRIMARY KEY (registry, number)
     )",
+    "ALTER TABLE runs ADD COLUMN started_by TEXT",
 ];
 
 /// Keeps what a run needs beyond its time limit, so that a retry finds it.
@@ -274,9 +275,9 @@ impl Runs {
         sqlx::query(
             "INSERT INTO runs (registry, number, kind, status, request, created_at, updated_at,
                 attempts, epoch, lease_until, cancel_requested, archived, log_kept, task,
-                definition, update_trigger_token, pool, lane, suits)
+                definition, update_trigger_token, pool, lane, suits, started_by)
              VALUES ($1, $2, $3, 'Queued', $4, $5, $5, 0, 0, 0, FALSE, $6, TRUE, $7, $8, $9, $10,
-                $11, $12)",
+                $11, $12, $13)",
         )
         .bind(registry.as_str())
         .bind(number)
@@ -290,6 +291,7 @@ impl Runs {
         .bind(new.pool.as_ref().map(PoolName::as_str))
         .bind(new.lane.number())
         .bind(request.suits().map(|platform| platform.to_string()))
+        .bind(&new.started_by)
         .execute(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
@@ -705,6 +707,7 @@ pub(crate) fn run_of(row: &SqliteRow) -> Result<Run> {
         update_trigger_token: column(row, "update_trigger_token")?,
         pool: pool.map(parsed).transpose()?,
         agent: column(row, "agent")?,
+        started_by: column(row, "started_by")?,
         archived: column(row, "archived")?,
         created_at: column(row, "created_at")?,
         updated_at: column(row, "updated_at")?,

@@ -235,6 +235,7 @@ impl TaskDefinition {
             update_trigger_token: overrides.update_trigger_token,
             pool: overrides.pool.or_else(|| self.pool.clone()),
             lane: Lane::People,
+            started_by: None,
             warnings,
         })
     }

@@ -101,6 +101,7 @@ impl LeasedRun {
             update_trigger_token: None,
             pool: self.pool,
             agent: self.agent,
+            started_by: None,
             archived: false,
             created_at: self.created_at,
             updated_at: self.updated_at,

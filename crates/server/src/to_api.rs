@@ -33,6 +33,7 @@ pub(crate) fn run(run: &Run) -> api::Run {
             definition_digest: run.definition.as_ref().map(ToString::to_string),
             agent_pool_name: run.pool.as_ref().map(ToString::to_string),
             agent_name: run.agent.clone(),
+            cause: Some(api::RunCause { kind: "Manual".into(), principal: run.started_by.clone() }),
             create_time: time(run.created_at),
             last_updated_time: time(run.updated_at),
             start_time: run.started_at.map(time),

@@ -27,6 +27,7 @@ mod span;
 mod task;
 mod template;
 mod text;
+mod vault;
 mod yaml;
 
 #[doc(hidden)]
@@ -43,3 +44,4 @@ pub use span::{Span, TaskError, Warning};
 pub use task::*;
 pub use template::{RunVariables, Secrets, Values, Variables, render, render_json};
 pub use text::{DEFAULT_FILE, is_task_file};
+pub use vault::{VaultAddressError, VaultSecret};

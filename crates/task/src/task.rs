@@ -15,6 +15,7 @@ use crate::path;
 use crate::schema::{self, Int, Text};
 use crate::secret::SecretText;
 use crate::span::{Span, TaskError};
+use crate::vault::VaultSecret;
 
 /// The versions of task files; the last one has aliases.
 pub(crate) const VERSIONS: [&str; 3] = ["1.0-preview-1", "v1.0.0", "v1.1.0"];
@@ -62,8 +63,7 @@ pub struct RunDefaults {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Secret {
     pub id: String,
-    /// The address of the secret, not checked here.
-    pub key_vault: String,
+    pub key_vault: VaultSecret,
     /// The identity to use; none is the default one.
     pub client_id: Option<Uuid>,
 }
@@ -218,6 +218,11 @@ fn secret(written: &schema::Secret) -> Result<Secret, TaskError> {
         return Err(TaskError::at(written.at, message)
             .with_hint("the address of the secret: `keyvault: https://VAULT/secrets/NAME`"));
     };
+    let vault = VaultSecret::parse(&key_vault.text).map_err(|error| {
+        let message =
+            format!("secret `{}` cannot be in the vault `{}`: {error}", id.text, key_vault.text);
+        TaskError::at(key_vault.at, message).with_hint(error.hint())
+    })?;
     let client_id = written.client_id.as_ref().map(|text| {
         Uuid::try_parse(&text.text).map_err(|_| {
             let message =
@@ -225,11 +230,7 @@ fn secret(written: &schema::Secret) -> Result<Secret, TaskError> {
             TaskError::at(text.at, message)
         })
     });
-    Ok(Secret {
-        id: id.text.clone(),
-        key_vault: key_vault.text.clone(),
-        client_id: client_id.transpose()?,
-    })
+    Ok(Secret { id: id.text.clone(), key_vault: vault, client_id: client_id.transpose()? })
 }
 
 /// Everything of task-yaml.md section 2 from the validation of secrets to the step graph.

@@ -2,6 +2,7 @@
 
 mod credential;
 mod definition;
+mod details;
 mod log_text;
 mod name;
 mod start;
@@ -154,7 +155,7 @@ pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
         Command::ShowRun(args) => {
             let connection = session.connection()?;
             let run: Run = connection.get(connection.route(&["runs", &args.run_id])).await?;
-            print_runs(session, &run, std::slice::from_ref(&run))
+            session.printer.result(&run, &details::run(&run))
         }
         Command::UpdateRun(args) => {
             let connection = session.connection()?;
@@ -184,7 +185,7 @@ async fn list(session: &Session<'_>) -> Result<()> {
 async fn show(session: &Session<'_>, task: &TaskArg) -> Result<()> {
     let connection = session.connection()?;
     let task: Task = connection.get(route(connection, task)).await?;
-    print(session, &task, std::slice::from_ref(&task))
+    session.printer.result(&task, &details::task(&task))
 }
 
 async fn delete(session: &Session<'_>, args: DeleteArgs) -> Result<()> {

@@ -314,7 +314,7 @@ fn as_root_a_run_that_waits_says_for_what() {
     });
     assert_eq!(last["waiting"]["position"], 1);
     let shown = task(&sandbox, &server, ["show-run", "--run-id", &ids[2]]).success();
-    assert!(shown.stdout.contains("Queued (1st)"), "{}", shown.stdout);
+    assert!(shown.stdout.contains("; 1st in line"), "{}", shown.stdout);
     // Who follows a run is told.
     let building = sandbox.refit(["run", "--cmd", &command]).on(&server).start();
     building.wait_for_stderr("2nd in line");

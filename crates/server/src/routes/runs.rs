@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Json, Query};
 use crate::error::ApiError;
 use crate::from_api::SourceLocation;
+use crate::keys::Principal;
 use crate::line_filter::LineFilter;
 use crate::state::Shared;
 use crate::{from_api, to_api};
@@ -45,13 +47,15 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub(crate) async fn schedule(
     State(state): State<Shared>,
     Path(registry): Path<String>,
+    Extension(principal): Extension<Principal>,
     Json(body): Json<api::RunRequest>,
 ) -> Result<(StatusCode, axum::Json<api::Run>), ApiError> {
     let (registry, _) = state.registry(&registry)?;
     if state.leaving.is_cancelled() {
         return Err(ApiError::leaving());
     }
-    let run = new_run(&state, &registry, body).await?;
+    let mut run = new_run(&state, &registry, body).await?;
+    run.started_by = Some(principal.name().to_owned());
     let run = state.runs.submit(&registry, run).await?;
     state.metrics.runs_submitted.fetch_add(1, Ordering::Relaxed);
     Ok((StatusCode::CREATED, axum::Json(to_api::run(&run))))

@@ -1,5 +1,6 @@
 //! Task runs: runs that are declared by name (runs.md section 2.3).
 
+use axum::Extension;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use control::{TaskRun, TaskRunDeclaration, TaskRunName};
@@ -9,6 +10,7 @@ use serde_json::Value;
 use super::tasks::ListQuery;
 use super::{Json, Query, runs};
 use crate::error::ApiError;
+use crate::keys::Principal;
 use crate::state::Shared;
 use crate::{from_api, to_api};
 
@@ -50,6 +52,7 @@ pub(crate) async fn show(
 pub(crate) async fn put(
     State(state): State<Shared>,
     Path((registry, text)): Path<(String, String)>,
+    Extension(principal): Extension<Principal>,
     Json(body): Json<api::TaskRun>,
 ) -> Result<axum::Json<api::TaskRun>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
@@ -58,13 +61,15 @@ pub(crate) async fn put(
     let Some(request) = properties.run_request else {
         return Err(ApiError::invalid("a task run needs a run request").at("runRequest"));
     };
-    declare(&state, &registry, name(&text)?, request, properties.force_update_tag).await
+    let by = principal.name();
+    declare(&state, &registry, name(&text)?, request, properties.force_update_tag, by).await
 }
 
 /// `PATCH` changes the request or the tag.
 pub(crate) async fn update(
     State(state): State<Shared>,
     Path((registry, text)): Path<(String, String)>,
+    Extension(principal): Extension<Principal>,
     Json(patch): Json<api::TaskRunUpdate>,
 ) -> Result<axum::Json<api::TaskRun>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
@@ -80,7 +85,7 @@ pub(crate) async fn update(
         }
         None => known.request.clone(),
     };
-    declare(&state, &registry, known.name, request, tag).await
+    declare(&state, &registry, known.name, request, tag, principal.name()).await
 }
 
 async fn declare(
@@ -89,6 +94,7 @@ async fn declare(
     name: TaskRunName,
     request: Value,
     force_update_tag: Option<String>,
+    started_by: &str,
 ) -> Result<axum::Json<api::TaskRun>, ApiError> {
     if state.leaving.is_cancelled() {
         return Err(ApiError::leaving());
@@ -110,7 +116,8 @@ async fn declare(
     {
         return Ok(axum::Json(shown(state, &known).await?));
     }
-    let run = runs::new_run(state, registry, body).await?;
+    let mut run = runs::new_run(state, registry, body).await?;
+    run.started_by = Some(started_by.to_owned());
     let declared = TaskRunDeclaration { request: kept, force_update_tag: tag, run };
     let task_run = state.task_runs.put(registry, &name, declared).await?;
     Ok(axum::Json(shown(state, &task_run).await?))
