@@ -1,10 +1,11 @@
 //! Annotating by rule, in the words of `acr annotate` (builtin-commands.md section 4).
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Body of `POST .../annotate`, whose answer has the form of that of a purge. A member that is not
 /// known is refused.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AnnotateRequest {
     /// `REPOSITORY:TAG`, both as regular expressions.

@@ -1,12 +1,13 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::PlatformProperties;
 
 /// Ours: what a build may be told beyond the managed service's members. Every member may be
 /// absent.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BuildOptions {
     /// What `RUN --mount=type=secret` may use. Never shown again, and forgotten with the run's
@@ -14,7 +15,7 @@ pub struct BuildOptions {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<BuildSecret>,
     /// Ids of the ssh agents that the client has for `RUN --mount=type=ssh`. It keeps a connection
-    /// to `GET .../runs/{id}/agents/{agent}` open for each, see [`AGENT_PROTOCOL`](crate::AGENT_PROTOCOL).
+    /// to `GET .../runs/{id}/agents/{agent}` open for each, with `Upgrade: refit-ssh-agent`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ssh: Vec<String>,
     /// `name=address` lines for `/etc/hosts` of every `RUN`.
@@ -64,7 +65,7 @@ pub struct BuildOptions {
 }
 
 /// Where to put what a build found or made, for builds of other servers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CacheExport {
     pub image: String,
     #[serde(default)]
@@ -72,7 +73,7 @@ pub struct CacheExport {
 }
 
 /// What is put there.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CacheMode {
     /// The steps whose layers are in the image.
@@ -83,23 +84,25 @@ pub enum CacheMode {
 }
 
 /// One name of a `--build-context`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NamedContext {
     pub name: String,
     #[serde(flatten)]
     pub content: NamedContextContent,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "camelCase")]
 pub enum NamedContextContent {
     /// The files of an upload, by its `relativePath`, or of a git repository or an archive at
     /// an address.
+    #[serde(rename_all = "camelCase")]
     Files { source_location: String },
     /// An image of any registry.
     Image { image: String },
     /// An image of an OCI layout: an upload that has the layout's `blobs`, and the digest of
     /// the manifest or index that is meant.
+    #[serde(rename_all = "camelCase")]
     Layout { source_location: String, digest: String },
 }
 
@@ -116,10 +119,11 @@ impl NamedContextContent {
 }
 
 /// A value that builds may use and nobody may see.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BuildSecret {
     pub id: String,
     /// In base64.
+    #[schema(write_only)]
     pub value: String,
 }
 

@@ -1,11 +1,12 @@
 //! Importing an image, in the words of the managed service (azure-api.md section 4.4).
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::ErrorDetail;
 
 /// Body of `POST .../import`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImportRequest {
     pub source: ImportSource,
@@ -23,7 +24,7 @@ pub struct ImportRequest {
 }
 
 /// An image of a registry, or an uploaded archive.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImportSource {
     /// Host of the registry; without it the image names its own.
@@ -43,10 +44,11 @@ pub struct ImportSource {
 }
 
 /// For the registry that an image comes from. Does not print.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct ImportCredentials {
     #[serde(default)]
     pub username: String,
+    #[schema(write_only)]
     pub password: String,
 }
 
@@ -58,7 +60,7 @@ impl std::fmt::Debug for ImportCredentials {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum ImportMode {
     /// Refuses to move tags that are there.
     #[default]
@@ -67,7 +69,7 @@ pub enum ImportMode {
 }
 
 /// What was imported.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImportReport {
     pub digest: String,
@@ -83,14 +85,14 @@ pub struct ImportReport {
 }
 
 /// Answer of `POST .../import/tags`: the tags of the source's repository.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ImportTags {
     pub tags: Vec<String>,
 }
 
 /// A line of the answer of `POST .../import` for clients that accept `application/x-ndjson`. The
 /// last one is `imported` or `failed`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ImportProgress {
     /// Bytes, so far.
@@ -100,7 +102,7 @@ pub enum ImportProgress {
 }
 
 /// What the answer would have been, had it not begun.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ImportFailure {
     pub status: u16,
     pub error: ErrorDetail,

@@ -1,12 +1,13 @@
 //! Deleting by rule, in the words of `acr purge` (builtin-commands.md section 2).
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::ErrorDetail;
 
 /// Body of `POST .../purge`. A member that is not known is refused: it may have been meant to keep
 /// something.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PurgeRequest {
     /// `REPOSITORY:TAG`, both as regular expressions.
@@ -36,7 +37,7 @@ pub struct PurgeRequest {
 
 /// A line of the answer of `POST .../purge` or `.../annotate`, which comes while that goes on. The last one is
 /// `finished` or `failed`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum PurgeRecord {
     /// A line for people.
@@ -48,7 +49,7 @@ pub enum PurgeRecord {
     Failed(PurgeFailure),
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PurgedItem {
     /// `HOST/REPOSITORY:TAG`, or `HOST/REPOSITORY@DIGEST`.
@@ -60,7 +61,7 @@ pub struct PurgedItem {
     pub digest: String,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PurgeSummary {
     pub dry_run: bool,
@@ -69,7 +70,7 @@ pub struct PurgeSummary {
 }
 
 /// What the answer would have been, had it not begun.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct PurgeFailure {
     pub status: u16,
     pub error: ErrorDetail,

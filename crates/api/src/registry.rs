@@ -1,38 +1,45 @@
 //! What a registry holds (registry.md section 2), as our client and UI read it.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A repository and how much is in it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Repository {
     /// Login server of the registry.
     pub registry: String,
     pub image_name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     pub created_time: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     pub last_update_time: Option<String>,
     pub manifest_count: u64,
     pub tag_count: u64,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TagAttributes {
     pub name: String,
     pub digest: String,
+    #[schema(format = DateTime)]
     pub created_time: String,
+    #[schema(format = DateTime)]
     pub last_update_time: String,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ManifestAttributes {
     pub digest: String,
     /// Config plus layers, in bytes.
     pub image_size: u64,
+    #[schema(format = DateTime)]
     pub created_time: String,
+    #[schema(format = DateTime)]
     pub last_update_time: String,
     pub media_type: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,18 +51,19 @@ pub struct ManifestAttributes {
 }
 
 /// One manifest with its bytes: the answer of `GET .../repositories/{name}/manifests/{ref}`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ManifestDocument {
     pub digest: String,
     pub media_type: String,
     pub size: u64,
     /// The manifest as it was pushed, read as JSON.
+    #[schema(value_type = Object)]
     pub manifest: serde_json::Value,
 }
 
 /// What a deletion removed.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Deleted {
     pub manifests_deleted: u64,
@@ -63,7 +71,7 @@ pub struct Deleted {
 }
 
 /// Body of `POST .../gc`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GarbageRequest {
     /// Report what would be deleted, delete nothing.
@@ -72,7 +80,7 @@ pub struct GarbageRequest {
 }
 
 /// What garbage collection deleted, or would delete.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GarbageReport {
     pub dry_run: bool,
@@ -85,21 +93,21 @@ pub struct GarbageReport {
     pub bytes: u64,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct GarbageManifest {
     pub registry: String,
     pub repository: String,
     pub digest: String,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct GarbageBlob {
     pub digest: String,
     pub size: u64,
 }
 
 /// Body of `POST .../scrub`: read all content again, from the start.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ScrubRequest {
     /// Bytes a second at most, 0 for no bound; the server's setting if absent.
@@ -109,14 +117,16 @@ pub struct ScrubRequest {
 
 /// Answer of `GET .../scrub` and `POST .../scrub`: how far the pass over stored content is that is
 /// under way or was the last, and what is damaged.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ScrubReport {
     /// Absent if there was no pass yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     pub started_time: Option<String>,
     /// Absent while it is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     pub finished_time: Option<String>,
     /// What the pass has read.
     pub blobs: u64,
@@ -131,7 +141,7 @@ pub struct ScrubReport {
 }
 
 /// A blob that counts as not stored until somebody stores it again.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct DamagedBlob {
     pub digest: String,
     pub size: u64,
@@ -139,14 +149,14 @@ pub struct DamagedBlob {
     pub repositories: Vec<RepositoryRef>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct RepositoryRef {
     pub registry: String,
     pub repository: String,
 }
 
 /// Answer of `GET /api/v1/version`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Version {
     pub version: String,
@@ -154,7 +164,7 @@ pub struct Version {
     pub registries: Vec<RegistryInfo>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RegistryInfo {
     pub name: String,

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{BuildOptions, TaskRunRequest};
 
@@ -18,7 +19,7 @@ pub(crate) fn is_false(value: &bool) -> bool {
 }
 
 /// Body of `POST .../scheduleRun`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type")]
 #[expect(clippy::large_enum_variant, reason = "builds, the larger ones, are most of them")]
 pub enum RunRequest {
@@ -28,13 +29,15 @@ pub enum RunRequest {
     TaskRunRequest(TaskRunRequest),
 }
 
-/// One Dockerfile build (runs.md section 1.2), and what Refit adds to it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// One Dockerfile build, and what Refit adds to it.
+// Runs.md section 1.2.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DockerBuildRequest {
     #[serde(default)]
     pub image_names: Vec<String>,
     #[serde(default = "yes")]
+    #[schema(default = true)]
     pub is_push_enabled: bool,
     #[serde(default)]
     pub no_cache: bool,
@@ -73,17 +76,20 @@ pub struct DockerBuildRequest {
     pub build_options: BuildOptions,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Argument {
     pub name: String,
+    /// Every request has it; what is shown of one leaves out that of a secret.
+    #[schema(required = false)]
     pub value: String,
     #[serde(default, skip_serializing_if = "is_false")]
     pub is_secret: bool,
 }
 
-/// A task file inside the context (runs.md section 1.3).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A task file inside the context.
+// Runs.md section 1.3.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FileTaskRunRequest {
     pub task_file_path: String,
@@ -93,8 +99,9 @@ pub struct FileTaskRunRequest {
     pub options: TaskRunOptions,
 }
 
-/// A task file that comes with the request, in Base64 (runs.md section 1.3).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A task file that comes with the request, in Base64.
+// Runs.md section 1.3.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EncodedTaskRunRequest {
     pub encoded_task_content: String,
@@ -105,7 +112,7 @@ pub struct EncodedTaskRunRequest {
 }
 
 /// What runs of task files have in common, wherever the file is.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskRunOptions {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -130,7 +137,7 @@ pub struct TaskRunOptions {
 }
 
 /// A value for a task file.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SetValue {
     pub name: String,
@@ -149,26 +156,28 @@ impl fmt::Debug for SetValue {
 }
 
 /// What the machine of a run should have.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AgentProperties {
     /// Processors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<u32>,
 }
 
-/// How a run logs in to registries (identity-and-secrets.md sections 1 and 2).
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// How a run logs in to registries.
+// Identity-and-secrets.md sections 1 and 2.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Credentials {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_registry: Option<SourceRegistryCredentials>,
     /// By login server, such as `ghcr.io`. In a change of a task, `null` removes a login.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<BTreeMap<String, CustomRegistryCredentials>>)]
     pub custom_registries: Option<BTreeMap<String, Option<CustomRegistryCredentials>>>,
 }
 
 /// A login to another registry.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CustomRegistryCredentials {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -180,7 +189,7 @@ pub struct CustomRegistryCredentials {
 }
 
 /// A part of a login.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SecretObject {
     /// Never shown of a password. Absent, it stays as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,7 +206,7 @@ impl fmt::Debug for SecretObject {
 }
 
 /// The login to the run's own registry.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceRegistryCredentials {
     /// `Default`, which is also meant if it is absent, or `None`.
@@ -207,7 +216,7 @@ pub struct SourceRegistryCredentials {
     pub identity: Option<String>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlatformProperties {
     pub os: String,
@@ -218,7 +227,7 @@ pub struct PlatformProperties {
 }
 
 /// Body of `PATCH .../runs/{id}`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RunUpdate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -226,7 +235,7 @@ pub struct RunUpdate {
 }
 
 /// Answer of `POST .../listBuildSourceUploadUrl`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceUpload {
     pub upload_url: String,
@@ -235,7 +244,7 @@ pub struct SourceUpload {
 
 /// A line of the list that is the body of `POST .../sources`: what is at one path of a context.
 /// Folders come before what is in them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SourceEntry {
     /// Relative to the context, without `.` and `..`.
     pub path: String,
@@ -245,7 +254,7 @@ pub struct SourceEntry {
     pub mtime: i64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum SourceEntryKind {
     Directory {
@@ -266,18 +275,19 @@ pub enum SourceEntryKind {
 }
 
 /// Answer of `POST .../sources`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ListedSource {
     pub id: String,
     /// The files that the server lacks, each content once: rows of them, each with the number of its
     /// first file and how many there are. Files are counted from 0, in the order of the list.
+    #[schema(value_type = Vec<[u64; 2]>)]
     pub missing: Vec<(u64, u64)>,
 }
 
 /// One file of a pack. A line with a list of them is in front of their bytes in the body of
 /// `POST .../sources/{id}/packs`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PackedFile {
     pub digest: String,
     pub size: u64,
@@ -290,21 +300,21 @@ pub const PACK_FILES_MAX: usize = 65_536;
 pub const PACK_SIZE_MAX: u64 = 64 << 20;
 
 /// Body of `POST .../sources/{id}/commit`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SourceCommit {
     /// The digest of the list.
     pub digest: String,
 }
 
 /// Answer of `POST .../sources/{id}/commit`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CommittedSource {
     pub relative_path: String,
 }
 
 /// A run as the managed service shows it: an id envelope around `properties`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Run {
     pub id: String,
     pub name: String,
@@ -313,8 +323,9 @@ pub struct Run {
     pub properties: RunProperties,
 }
 
-/// Runs.md section 3. Forward only; the last five are final.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Forward only; the last five are final.
+// Runs.md section 3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum RunStatus {
     Queued,
     Started,
@@ -333,7 +344,7 @@ impl RunStatus {
 }
 
 /// Why a run that is `Queued` waits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Waiting {
     /// For people, such as ``2 of 2 runs of registry `local` are under way``.
@@ -346,7 +357,7 @@ pub struct Waiting {
 }
 
 /// Why there is a run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RunCause {
     /// `Manual`: somebody asked for it.
     #[serde(rename = "type")]
@@ -356,8 +367,9 @@ pub struct RunCause {
     pub principal: Option<String>,
 }
 
-/// The run record (runs.md section 4).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The run record.
+// Runs.md section 4.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RunProperties {
     pub run_id: String,
@@ -380,11 +392,15 @@ pub struct RunProperties {
     /// Ours: why there is this run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<RunCause>,
+    #[schema(format = DateTime)]
     pub create_time: String,
+    #[schema(format = DateTime)]
     pub last_updated_time: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     pub start_time: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     pub finish_time: Option<String>,
     /// The other registries that it logs in to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -413,8 +429,10 @@ pub struct RunProperties {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch_name: Option<String>,
     /// Ours: what the images were made of, for each build and name `image`, `runtime-dependency`,
-    /// `buildtime-dependency` and `git` (runs.md section 4.1).
+    /// `buildtime-dependency` and `git`.
+    // Runs.md section 4.1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
     pub dependencies: Option<serde_json::Value>,
     /// Ours: the digest of the text of the log, up to where that says how the run ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -422,13 +440,16 @@ pub struct RunProperties {
     /// Ours, when it has ended and is asked for alone: what it was made of, by digests, and what its
     /// task file came to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     pub plan: Option<serde_json::Value>,
-    /// Ours: what the run cost (architecture.md decision 13).
+    /// Ours: what the run cost.
+    // Architecture.md decision 13.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     pub cost: Option<serde_json::Value>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageDescriptor {
     pub registry: String,
@@ -439,7 +460,7 @@ pub struct ImageDescriptor {
 }
 
 /// A page of a listing.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Page<T> {
     pub value: Vec<T>,

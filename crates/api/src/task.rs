@@ -4,19 +4,23 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::run::{is_false, yes};
 use crate::{AgentProperties, Credentials, PlatformProperties, Run, SetValue};
 
 /// A task as the managed service shows it: an id envelope around `properties`. Requests leave the
 /// envelope out, except for `tags`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Task {
     #[serde(default)]
+    #[schema(read_only)]
     pub id: String,
     #[serde(default)]
+    #[schema(read_only)]
     pub name: String,
     #[serde(rename = "type", default)]
+    #[schema(read_only)]
     pub kind: String,
     /// Inert.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -25,22 +29,26 @@ pub struct Task {
     #[serde(default)]
     pub tags: Option<BTreeMap<String, String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     pub identity: Option<serde_json::Value>,
     pub properties: TaskProperties,
 }
 
 /// What a task is to do.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskProperties {
     /// Read-only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
     pub provisioning_state: Option<String>,
     /// Read-only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only, format = DateTime)]
     pub creation_date: Option<String>,
     /// Ours, read-only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only, format = DateTime)]
     pub last_updated_time: Option<String>,
     /// `Enabled` or `Disabled`; enabled if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,6 +64,7 @@ pub struct TaskProperties {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<TaskStep>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     pub trigger: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<Credentials>,
@@ -71,14 +80,17 @@ pub struct TaskProperties {
     pub description: Option<String>,
     /// Ours: a time in RFC 3339, from which on the task starts no runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     pub expires_on: Option<String>,
     /// Ours, read-only: tells this definition from others. Runs have that of their task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
     pub definition_digest: Option<String>,
 }
 
-/// The one step of a task (runs.md section 2.1).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The one step of a task.
+// Runs.md section 2.1.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type")]
 pub enum TaskStep {
     Docker(DockerStep),
@@ -87,7 +99,7 @@ pub enum TaskStep {
 }
 
 /// What a step of every kind has.
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StepContext {
     /// Address of a git repository or an archive; absent or `/dev/null`: none.
@@ -96,6 +108,7 @@ pub struct StepContext {
     /// Never shown. Absent: the token stays as it is if the context is in the same place; empty:
     /// there is none any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(write_only)]
     pub context_access_token: Option<String>,
     /// Read-only: what the images of its last successful run were made of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,7 +122,7 @@ impl fmt::Debug for StepContext {
 }
 
 /// An image that others are made of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BaseImageDependency {
     /// `BuildTime` or `RunTime`.
     #[serde(rename = "type")]
@@ -123,7 +136,7 @@ pub struct BaseImageDependency {
 }
 
 /// Builds a Dockerfile.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DockerStep {
     #[serde(flatten)]
@@ -132,6 +145,7 @@ pub struct DockerStep {
     #[serde(default)]
     pub image_names: Vec<String>,
     #[serde(default = "yes")]
+    #[schema(default = true)]
     pub is_push_enabled: bool,
     #[serde(default)]
     pub no_cache: bool,
@@ -144,7 +158,7 @@ pub struct DockerStep {
 }
 
 /// Runs a task file that is in the context.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FileTaskStep {
     #[serde(flatten)]
@@ -152,13 +166,13 @@ pub struct FileTaskStep {
     pub task_file_path: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub values_file_path: Option<String>,
-    /// As `arguments` of a [`DockerStep`].
+    /// As `arguments` of a `DockerStep`.
     #[serde(default)]
     pub values: Vec<SetValue>,
 }
 
 /// Runs a task file that is stored, in Base64.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EncodedTaskStep {
     #[serde(flatten)]
@@ -166,13 +180,14 @@ pub struct EncodedTaskStep {
     pub encoded_task_content: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoded_values_content: Option<String>,
-    /// As `arguments` of a [`DockerStep`].
+    /// As `arguments` of a `DockerStep`.
     #[serde(default)]
     pub values: Vec<SetValue>,
 }
 
-/// A run of a stored task (runs.md section 1.4).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A run of a stored task.
+// Runs.md section 1.4.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskRunRequest {
     /// The task's `id`, or its name.
@@ -188,7 +203,7 @@ pub struct TaskRunRequest {
 }
 
 /// What one run does otherwise than its task says.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OverrideTaskStepProperties {
     /// The `relativePath` of an upload, or an address.
@@ -209,34 +224,42 @@ pub struct OverrideTaskStepProperties {
     pub update_trigger_token: Option<String>,
 }
 
-/// A run that is declared by name (runs.md section 2.3). Requests leave the envelope out.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A run that is declared by name. Requests leave the envelope out.
+// Runs.md section 2.3.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TaskRun {
     #[serde(default)]
+    #[schema(read_only)]
     pub id: String,
     #[serde(default)]
+    #[schema(read_only)]
     pub name: String,
     #[serde(rename = "type", default)]
+    #[schema(read_only)]
     pub kind: String,
     /// Inert.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub location: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     pub identity: Option<serde_json::Value>,
     pub properties: TaskRunProperties,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskRunProperties {
     /// Read-only: that of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
     pub provisioning_state: Option<String>,
-    /// A [`RunRequest`](crate::RunRequest). Answers leave its secrets out.
+    /// A `RunRequest`. Answers leave its secrets out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<crate::RunRequest>)]
     pub run_request: Option<serde_json::Value>,
     /// Read-only: the run, as long as its record is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
     pub run_result: Option<Run>,
     /// Another one makes another run of the same request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -244,9 +267,10 @@ pub struct TaskRunProperties {
 }
 
 /// Body of `PATCH .../taskRuns/{name}`: what is given replaces.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct TaskRunUpdate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     pub identity: Option<serde_json::Value>,
     #[serde(default)]
     pub properties: TaskRunProperties,
