@@ -25,6 +25,7 @@ mod keys;
 mod line_filter;
 mod listen;
 mod machine;
+mod openapi;
 mod owner;
 mod presence;
 mod registries;

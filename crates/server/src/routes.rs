@@ -21,75 +21,102 @@ use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, St
 use axum::http::request::Parts;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
+use axum::routing::{get, post, put};
 use registry::Peer;
 use serde::de::DeserializeOwned;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::error::ApiError;
+use crate::openapi;
 use crate::state::Shared;
 
 /// Everything but `/v2/`. `body_size_max` bounds what is not an upload.
 pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
-    let of_registry = Router::new()
-        .route("/scheduleRun", post(runs::schedule))
-        .route("/listBuildSourceUploadUrl", post(sources::create))
-        .route("/sources", post(sources::create_listed))
-        .route("/sources/{id}/packs", post(sources::add_pack))
-        .route("/sources/{id}/blobs/{digest}", put(sources::add_file))
-        .route("/sources/{id}/commit", post(sources::commit))
-        .route("/runs", get(runs::list))
-        .route("/runs/{id}", get(runs::show).patch(runs::update))
-        .route("/runs/{id}/cancel", post(runs::cancel))
-        .route("/runs/{id}/logs", get(runs::logs))
-        .route("/runs/{id}/events", get(runs::events))
-        .route("/runs/{id}/blobs/{digest}", get(runs::blob))
-        .route("/runs/{id}/files", get(runs::files))
-        .route("/runs/{id}/agents/{agent}", get(agents::attach))
-        .route("/tasks", get(tasks::list))
-        .route(
-            "/tasks/{name}",
-            get(tasks::show).put(tasks::put).patch(tasks::update).delete(tasks::delete),
-        )
-        .route("/tasks/{name}/listDetails", post(tasks::show))
-        .route("/taskRuns", get(task_runs::list))
-        .route(
-            "/taskRuns/{name}",
-            get(task_runs::show)
-                .put(task_runs::put)
-                .patch(task_runs::update)
-                .delete(task_runs::delete),
-        )
-        .route("/taskRuns/{name}/listDetails", post(task_runs::show))
-        .route("/agentPools", get(pools::list))
-        .route(
-            "/agentPools/{name}",
-            get(pools::show).put(pools::put).patch(pools::update).delete(pools::delete),
-        )
-        .route("/agentPools/{name}/listQueueStatus", post(pools::queue_status))
-        .route("/agentPools/{name}/listAgentToken", post(pools::token))
-        .route("/agentPools/{name}/regenerateAgentToken", post(pools::renew_token))
-        .route("/repositories", get(content::repositories))
-        .route("/repositories/{name}", get(content::repository))
-        .route("/repositories/{name}", delete(content::delete_repository))
-        .route("/repositories/{name}/tags", get(content::tags))
-        .route("/repositories/{name}/tags/{tag}", get(content::tag))
-        .route("/repositories/{name}/tags/{tag}", delete(content::untag))
-        .route("/repositories/{name}/manifests", get(content::manifests))
-        .route("/repositories/{name}/manifests/{reference}", get(content::manifest))
-        .route("/repositories/{name}/manifests/{reference}", delete(content::delete_manifest))
-        .route("/repositories/{name}/manifests/{reference}/record", get(content::build_record))
-        .route("/gc", post(content::collect_garbage))
-        .route("/purge", post(by_rule::purge))
-        .route("/annotate", post(by_rule::annotate))
-        .route("/import", post(import::import))
-        .route("/import/tags", post(import::tags))
-        .route("/scrub", get(scrub::of_registry).post(scrub::begin_for_registry))
-        .layer(middleware::from_fn_with_state(Shared::clone(&state), authenticate));
-    let of_server = Router::new()
-        .route("/api/v1/gc", post(content::collect_garbage_of_server))
-        .route("/api/v1/scrub", get(scrub::report).post(scrub::begin))
-        .layer(middleware::from_fn_with_state(Shared::clone(&state), authenticate));
-    // Agents have the token of their pool, and no other.
+    let (of_principals, _) = of_principals().split_for_parts();
+    let (of_everybody, _) = of_everybody().split_for_parts();
+    of_principals
+        .layer(middleware::from_fn_with_state(Shared::clone(&state), authenticate))
+        .merge(of_everybody)
+        .nest(&format!("{REGISTRY}/agentPools/{{name}}"), of_agents())
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(DefaultBodyLimit::max(body_size_max))
+        .layer(middleware::from_fn_with_state(Shared::clone(&state), count))
+        .with_state(state)
+}
+
+/// What the routes say of themselves.
+pub(crate) fn description() -> utoipa::openapi::OpenApi {
+    crate::openapi::document(of_principals().into_openapi(), of_everybody().into_openapi())
+}
+
+/// Where the routes of a registry are.
+const REGISTRY: &str = "/api/v1/registries/{registry}";
+
+/// Routes that ask who somebody is.
+fn of_principals() -> OpenApiRouter<Shared> {
+    let of_registry = OpenApiRouter::new()
+        .routes(routes!(runs::schedule))
+        .routes(routes!(sources::create))
+        .routes(routes!(sources::create_listed))
+        .routes(routes!(sources::add_pack))
+        .routes(routes!(sources::add_file))
+        .routes(routes!(sources::commit))
+        .routes(routes!(runs::list))
+        .routes(routes!(runs::show, runs::update))
+        .routes(routes!(runs::cancel))
+        .routes(routes!(runs::logs))
+        .routes(routes!(runs::events))
+        .routes(routes!(runs::blob))
+        .routes(routes!(runs::files))
+        .routes(routes!(agents::attach))
+        .routes(routes!(tasks::list))
+        .routes(routes!(tasks::show, tasks::put, tasks::update, tasks::delete))
+        .routes(routes!(tasks::details))
+        .routes(routes!(task_runs::list))
+        .routes(routes!(task_runs::show, task_runs::put, task_runs::update, task_runs::delete))
+        .routes(routes!(task_runs::details))
+        .routes(routes!(pools::list))
+        .routes(routes!(pools::show, pools::put, pools::update, pools::delete))
+        .routes(routes!(pools::queue_status))
+        .routes(routes!(pools::token))
+        .routes(routes!(pools::renew_token))
+        .routes(routes!(content::repositories))
+        .routes(routes!(content::repository, content::delete_repository))
+        .routes(routes!(content::tags))
+        .routes(routes!(content::tag, content::untag))
+        .routes(routes!(content::manifests))
+        .routes(routes!(content::manifest, content::delete_manifest))
+        .routes(routes!(content::build_record))
+        .routes(routes!(content::collect_garbage))
+        .routes(routes!(by_rule::purge))
+        .routes(routes!(by_rule::annotate))
+        .routes(routes!(import::import))
+        .routes(routes!(import::tags))
+        .routes(routes!(scrub::of_registry, scrub::begin_for_registry));
+    OpenApiRouter::new()
+        .nest(REGISTRY, of_registry)
+        .routes(routes!(content::collect_garbage_of_server))
+        .routes(routes!(scrub::report, scrub::begin))
+}
+
+/// Routes that do not.
+fn of_everybody() -> OpenApiRouter<Shared> {
+    // The address of an upload is its own permission, as in the managed service.
+    let uploads = OpenApiRouter::new().routes(routes!(sources::upload));
+    OpenApiRouter::new()
+        .nest(REGISTRY, uploads)
+        .routes(routes!(openapi::show))
+        .routes(routes!(health::version))
+        .routes(routes!(health::alive))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::metrics))
+}
+
+/// What agents and servers say to each other: it changes with every version, and is not described.
+/// Agents have the token of their pool, and no other.
+fn of_agents() -> Router<Shared> {
     let attempts = Router::new()
         .route("/renew", post(attempts::renew))
         .route("/canceled", get(attempts::canceled))
@@ -108,27 +135,10 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
                 .route("/finish", post(attempts::finish))
                 .layer(DefaultBodyLimit::max(attempts::FINISH_SIZE_MAX)),
         );
-    let of_agents = Router::new()
+    Router::new()
         .route("/claim", post(attempts::claim))
         .route("/queue", get(attempts::queue))
-        .nest("/attempts/{run}/{epoch}", attempts);
-    // The address of an upload is its own permission, as in the managed service.
-    let uploads = Router::new().route("/sources/upload/{id}", put(sources::upload));
-    Router::new()
-        .nest(
-            "/api/v1/registries/{registry}",
-            of_registry.merge(uploads).nest("/agentPools/{name}", of_agents),
-        )
-        .merge(of_server)
-        .route("/api/v1/version", get(health::version))
-        .route("/healthz", get(health::alive))
-        .route("/readyz", get(health::ready))
-        .route("/metrics", get(health::metrics))
-        .fallback(no_route)
-        .method_not_allowed_fallback(no_method)
-        .layer(DefaultBodyLimit::max(body_size_max))
-        .layer(middleware::from_fn_with_state(Shared::clone(&state), count))
-        .with_state(state)
+        .nest("/attempts/{run}/{epoch}", attempts)
 }
 
 async fn authenticate(

@@ -10,9 +10,16 @@ use hyper_util::rt::TokioIo;
 use super::runs;
 use crate::error::ApiError;
 use crate::from_api;
+use crate::openapi::Refusal;
 use crate::state::Shared;
 
-/// The connection becomes one to the client's agent, and waits until a `RUN` needs it.
+/// The connection becomes one to the client's ssh agent, and waits until a `RUN` needs it.
+///
+/// Ask with `Upgrade: refit-ssh-agent`, over HTTP/1.1.
+#[utoipa::path(
+    get, path = "/runs/{id}/agents/{agent}", operation_id = "attachSshAgent", tag = "Runs",
+    responses((status = SWITCHING_PROTOCOLS), (status = CONFLICT, response = Refusal)),
+)]
 pub(crate) async fn attach(
     State(state): State<Shared>,
     Path((registry, id, agent)): Path<(String, String, String)>,

@@ -28,7 +28,16 @@ use crate::{from_api, to_api};
 /// Records that wait to be sent; a command waits for those that read them.
 const RECORDS_MAX: usize = 256;
 
-/// `POST .../purge` tells what it deletes while it goes on. Whoever leaves before its end stops it.
+/// Deletes images by rule, and tells what it deletes while it goes on.
+///
+/// Whoever leaves before its end stops it.
+#[utoipa::path(
+    post, path = "/purge", operation_id = "purge", tag = "Maintenance",
+    request_body = api::PurgeRequest,
+    responses(
+        (status = OK, description = "Lines, each a record", body = api::PurgeRecord, content_type = "application/x-ndjson"),
+    ),
+)]
 pub(crate) async fn purge(
     State(state): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -48,7 +57,16 @@ pub(crate) async fn purge(
     }))
 }
 
-/// `POST .../annotate` does so too, with what it annotates.
+/// Annotates images by rule, and tells what it annotates while it goes on.
+///
+/// Whoever leaves before its end stops it.
+#[utoipa::path(
+    post, path = "/annotate", operation_id = "annotate", tag = "Maintenance",
+    request_body = api::AnnotateRequest,
+    responses(
+        (status = OK, description = "Lines, each a record", body = api::PurgeRecord, content_type = "application/x-ndjson"),
+    ),
+)]
 pub(crate) async fn annotate(
     State(state): State<Shared>,
     Extension(principal): Extension<Principal>,

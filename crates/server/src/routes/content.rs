@@ -6,20 +6,25 @@ use axum::http::StatusCode;
 use oci::{RegistryName, RepositoryName, Tag};
 use serde::Deserialize;
 use store::{Cause, Expected, GcOptions, ManifestRef};
+use utoipa::IntoParams;
 
 use super::Query;
 use crate::error::ApiError;
 use crate::from_api::cut;
 use crate::keys::Principal;
+use crate::openapi::Refusal;
 use crate::state::{Shared, State as ServerState};
 use crate::to_api;
 
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1000;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct PageQuery {
+    /// How many on one page, at most 1000; 100 if absent.
     n: Option<usize>,
+    /// The last one on the page before.
     last: Option<String>,
 }
 
@@ -42,6 +47,12 @@ impl PageQuery {
     }
 }
 
+/// Lists repositories by name.
+#[utoipa::path(
+    get, path = "/repositories", operation_id = "listRepositories", tag = "Repositories",
+    params(PageQuery),
+    responses((status = OK, body = api::Page<api::Repository>)),
+)]
 pub(crate) async fn repositories(
     State(state): State<Shared>,
     Path(registry): Path<String>,
@@ -58,6 +69,11 @@ pub(crate) async fn repositories(
     Ok(axum::Json(query.page(&route, repositories, |repository| repository.image_name.clone())))
 }
 
+/// A repository and how much is in it.
+#[utoipa::path(
+    get, path = "/repositories/{name}", operation_id = "getRepository", tag = "Repositories",
+    responses((status = OK, body = api::Repository)),
+)]
 pub(crate) async fn repository(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
@@ -67,6 +83,11 @@ pub(crate) async fn repository(
     Ok(axum::Json(describe(&state, &registry, &own.login_server, &name).await?))
 }
 
+/// Deletes a repository with all that is in it.
+#[utoipa::path(
+    delete, path = "/repositories/{name}", operation_id = "deleteRepository", tag = "Repositories",
+    responses((status = ACCEPTED, body = api::Deleted), (status = CONFLICT, response = Refusal)),
+)]
 pub(crate) async fn delete_repository(
     State(state): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -77,6 +98,12 @@ pub(crate) async fn delete_repository(
     Ok((StatusCode::ACCEPTED, axum::Json(to_api::deleted(deleted))))
 }
 
+/// Lists the tags of a repository by name.
+#[utoipa::path(
+    get, path = "/repositories/{name}/tags", operation_id = "listTags", tag = "Repositories",
+    params(PageQuery),
+    responses((status = OK, body = api::Page<api::TagAttributes>)),
+)]
 pub(crate) async fn tags(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
@@ -90,6 +117,11 @@ pub(crate) async fn tags(
     Ok(axum::Json(query.page(&route, tags, |tag: &api::TagAttributes| tag.name.clone())))
 }
 
+/// A tag and what it points at.
+#[utoipa::path(
+    get, path = "/repositories/{name}/tags/{tag}", operation_id = "getTag", tag = "Repositories",
+    responses((status = OK, body = api::TagAttributes)),
+)]
 pub(crate) async fn tag(
     State(state): State<Shared>,
     Path((registry, name, tag)): Path<(String, String, String)>,
@@ -100,7 +132,14 @@ pub(crate) async fn tag(
     Ok(axum::Json(to_api::tag(&found)))
 }
 
-/// Removes the tag; the manifest stays.
+/// Removes a tag; the manifest stays.
+#[utoipa::path(
+    delete,
+    path = "/repositories/{name}/tags/{tag}",
+    operation_id = "deleteTag",
+    tag = "Repositories",
+    responses((status = ACCEPTED, body = api::Deleted), (status = CONFLICT, response = Refusal)),
+)]
 pub(crate) async fn untag(
     State(state): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -115,6 +154,15 @@ pub(crate) async fn untag(
     Ok((StatusCode::ACCEPTED, axum::Json(deleted)))
 }
 
+/// Lists the manifests of a repository by digest.
+#[utoipa::path(
+    get,
+    path = "/repositories/{name}/manifests",
+    operation_id = "listManifests",
+    tag = "Repositories",
+    params(PageQuery),
+    responses((status = OK, body = api::Page<api::ManifestAttributes>)),
+)]
 pub(crate) async fn manifests(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
@@ -132,6 +180,13 @@ pub(crate) async fn manifests(
 }
 
 /// A manifest by tag or digest, with its bytes read as JSON.
+#[utoipa::path(
+    get,
+    path = "/repositories/{name}/manifests/{reference}",
+    operation_id = "getManifest",
+    tag = "Repositories",
+    responses((status = OK, body = api::ManifestDocument)),
+)]
 pub(crate) async fn manifest(
     State(state): State<Shared>,
     Path((registry, name, reference)): Path<(String, String, String)>,
@@ -141,7 +196,15 @@ pub(crate) async fn manifest(
     Ok(axum::Json(to_api::manifest_document(&entry)))
 }
 
-/// How a manifest was built here (architecture.md decision 1).
+/// How a manifest was built here.
+// Architecture.md decision 1.
+#[utoipa::path(
+    get,
+    path = "/repositories/{name}/manifests/{reference}/record",
+    operation_id = "getBuildRecord",
+    tag = "Repositories",
+    responses((status = OK, body = Object)),
+)]
 pub(crate) async fn build_record(
     State(state): State<Shared>,
     Path((registry, name, reference)): Path<(String, String, String)>,
@@ -157,8 +220,15 @@ pub(crate) async fn build_record(
     Ok(axum::Json(record.map_err(|error| ApiError::internal(&error))?))
 }
 
-/// Removes the manifest behind a tag or digest, and every tag that points at it: what the
-/// managed service's client means (registry.md section 1).
+/// Removes the manifest behind a tag or digest, and every tag that points at it.
+// What the client of the managed service means, registry.md section 1.
+#[utoipa::path(
+    delete,
+    path = "/repositories/{name}/manifests/{reference}",
+    operation_id = "deleteManifest",
+    tag = "Repositories",
+    responses((status = ACCEPTED, body = api::Deleted), (status = CONFLICT, response = Refusal)),
+)]
 pub(crate) async fn delete_manifest(
     State(state): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -171,7 +241,12 @@ pub(crate) async fn delete_manifest(
     Ok((StatusCode::ACCEPTED, axum::Json(to_api::deleted(deleted))))
 }
 
-/// The same by the name of a registry: registries share one store.
+/// Collects garbage of the whole store, as registries share one, or says what it would collect.
+#[utoipa::path(
+    post, path = "/gc", operation_id = "collectGarbage", tag = "Maintenance",
+    request_body(content = api::GarbageRequest, description = "May be left out"),
+    responses((status = OK, body = api::GarbageReport)),
+)]
 pub(crate) async fn collect_garbage(
     state: State<Shared>,
     Path(registry): Path<String>,
@@ -182,6 +257,11 @@ pub(crate) async fn collect_garbage(
 }
 
 /// Collects garbage of the whole store, or says what it would collect.
+#[utoipa::path(
+    post, path = "/api/v1/gc", operation_id = "collectServerGarbage", tag = "Maintenance",
+    request_body(content = api::GarbageRequest, description = "May be left out"),
+    responses((status = OK, body = api::GarbageReport)),
+)]
 pub(crate) async fn collect_garbage_of_server(
     State(state): State<Shared>,
     body: axum::body::Bytes,

@@ -11,15 +11,29 @@ use axum::response::{IntoResponse, Response};
 use crate::state::Shared;
 use crate::to_api;
 
+/// The version of the server, and its registries.
+#[utoipa::path(
+    get, path = "/api/v1/version", operation_id = "getVersion", tag = "Server",
+    responses((status = OK, body = api::Version)),
+)]
 pub(crate) async fn version(State(state): State<Shared>) -> axum::Json<api::Version> {
     axum::Json(to_api::version(&state.registries))
 }
 
+/// Whether the server lives.
+#[utoipa::path(
+    get, path = "/healthz", operation_id = "checkHealth", tag = "Server",
+    responses((status = OK, body = String)),
+)]
 pub(crate) async fn alive() -> &'static str {
     "ok\n"
 }
 
 /// Ready: the database answers, and the server is not about to stop.
+#[utoipa::path(
+    get, path = "/readyz", operation_id = "checkReadiness", tag = "Server",
+    responses((status = OK, body = String), (status = SERVICE_UNAVAILABLE, body = String)),
+)]
 pub(crate) async fn ready(State(state): State<Shared>) -> (StatusCode, &'static str) {
     if state.leaving.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
@@ -30,7 +44,12 @@ pub(crate) async fn ready(State(state): State<Shared>) -> (StatusCode, &'static 
     }
 }
 
-/// Text exposition format, version 0.0.4.
+/// A few figures in the text format of Prometheus.
+// Text exposition format, version 0.0.4.
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "getMetrics", tag = "Server",
+    responses((status = OK, body = String, content_type = "text/plain; version=0.0.4")),
+)]
 pub(crate) async fn metrics(State(state): State<Shared>) -> Response {
     let mut text = String::new();
     let metrics = &state.metrics;

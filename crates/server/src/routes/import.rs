@@ -23,6 +23,7 @@ use super::runs::{NDJSON, accepts, stream_response};
 use crate::error::ApiError;
 use crate::from_api::{self, Import, ImportedFrom};
 use crate::keys::Principal;
+use crate::openapi::Refusal;
 use crate::state::{Shared, State as ServerState};
 use crate::to_api;
 
@@ -31,8 +32,20 @@ const TAGS_MAX: usize = 10_000;
 /// How often a client that wants to know hears how much has come.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
-/// `POST .../import` answers when the image is here, or tells meanwhile how much has come; whoever
-/// leaves before gives it up.
+/// Imports an image, and answers when it is here; whoever leaves before gives it up.
+///
+/// Clients that accept lines of JSON are told meanwhile how much has come.
+#[utoipa::path(
+    post, path = "/import", operation_id = "importImage", tag = "Repositories",
+    request_body = api::ImportRequest,
+    responses(
+        (status = OK, content((api::ImportReport = "application/json"), (api::ImportProgress = "application/x-ndjson"))),
+        (status = CONFLICT, response = Refusal),
+        (status = TOO_MANY_REQUESTS, response = Refusal),
+        (status = BAD_GATEWAY, response = Refusal),
+        (status = INSUFFICIENT_STORAGE, response = Refusal),
+    ),
+)]
 pub(crate) async fn import(
     State(state): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -126,8 +139,18 @@ fn ended_line(ended: Result<api::ImportReport, ApiError>) -> api::ImportProgress
     }
 }
 
-/// `POST .../import/tags` lists the tags of the repository that a source names: whoever wants all
-/// of them imports one after the other.
+/// Lists the tags of the repository that a source names.
+///
+/// Whoever wants all of them imports one after the other.
+#[utoipa::path(
+    post, path = "/import/tags", operation_id = "listImportTags", tag = "Repositories",
+    request_body = api::ImportSource,
+    responses(
+        (status = OK, body = api::ImportTags),
+        (status = TOO_MANY_REQUESTS, response = Refusal),
+        (status = BAD_GATEWAY, response = Refusal),
+    ),
+)]
 pub(crate) async fn tags(
     State(state): State<Shared>,
     Path(registry): Path<String>,

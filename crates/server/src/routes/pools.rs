@@ -11,9 +11,16 @@ use serde_json::Value;
 use super::tasks::ListQuery;
 use super::{Json, Query};
 use crate::error::ApiError;
+use crate::openapi::Refusal;
 use crate::state::Shared;
 use crate::{from_api, to_api};
 
+/// Lists agent pools by name.
+#[utoipa::path(
+    get, path = "/agentPools", operation_id = "listAgentPools", tag = "Agent pools",
+    params(ListQuery),
+    responses((status = OK, body = api::Page<api::AgentPool>)),
+)]
 pub(crate) async fn list(
     State(state): State<Shared>,
     Path(registry): Path<String>,
@@ -35,6 +42,11 @@ pub(crate) async fn list(
     Ok(axum::Json(api::Page { value, next_link }))
 }
 
+/// A pool with its agents and what they do.
+#[utoipa::path(
+    get, path = "/agentPools/{name}", operation_id = "getAgentPool", tag = "Agent pools",
+    responses((status = OK, body = api::AgentPool)),
+)]
 pub(crate) async fn show(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
@@ -43,7 +55,12 @@ pub(crate) async fn show(
     Ok(axum::Json(shown(&state, &pool).await?))
 }
 
-/// `PUT` makes a pool, or changes what can be changed of it.
+/// Makes a pool, or changes what can be changed of it.
+#[utoipa::path(
+    put, path = "/agentPools/{name}", operation_id = "putAgentPool", tag = "Agent pools",
+    request_body = api::AgentPool,
+    responses((status = OK, body = api::AgentPool), (status = CONFLICT, response = Refusal)),
+)]
 pub(crate) async fn put(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
@@ -53,7 +70,12 @@ pub(crate) async fn put(
     save(&state, &registry, &from_api::pool_name(&name)?, body).await
 }
 
-/// `PATCH` changes count and tags (runs.md section 9).
+/// Changes count and tags.
+#[utoipa::path(
+    patch, path = "/agentPools/{name}", operation_id = "updateAgentPool", tag = "Agent pools",
+    request_body(content = Object, description = "Any members of an `AgentPool`; `null` takes one away", content_type = "application/json"),
+    responses((status = OK, body = api::AgentPool), (status = CONFLICT, response = Refusal)),
+)]
 pub(crate) async fn update(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
@@ -82,6 +104,11 @@ async fn save(
     Ok(axum::Json(shown(state, &pool).await?))
 }
 
+/// Deletes a pool that no run needs any more.
+#[utoipa::path(
+    delete, path = "/agentPools/{name}", operation_id = "deleteAgentPool", tag = "Agent pools",
+    responses((status = NO_CONTENT), (status = CONFLICT, response = Refusal)),
+)]
 pub(crate) async fn delete(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
@@ -92,6 +119,13 @@ pub(crate) async fn delete(
 }
 
 /// How many runs wait.
+#[utoipa::path(
+    post,
+    path = "/agentPools/{name}/listQueueStatus",
+    operation_id = "getAgentPoolQueueStatus",
+    tag = "Agent pools",
+    responses((status = OK, body = api::AgentPoolQueueStatus)),
+)]
 pub(crate) async fn queue_status(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
@@ -102,6 +136,13 @@ pub(crate) async fn queue_status(
 }
 
 /// What agents join with.
+#[utoipa::path(
+    post,
+    path = "/agentPools/{name}/listAgentToken",
+    operation_id = "getAgentPoolToken",
+    tag = "Agent pools",
+    responses((status = OK, body = api::AgentPoolToken)),
+)]
 pub(crate) async fn token(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
@@ -110,7 +151,14 @@ pub(crate) async fn token(
     Ok(axum::Json(api::AgentPoolToken { token: state.keys.pool_token(&pool) }))
 }
 
-/// Another one: those given out before are worth nothing from now on.
+/// Another token: those given out before are worth nothing from now on.
+#[utoipa::path(
+    post,
+    path = "/agentPools/{name}/regenerateAgentToken",
+    operation_id = "renewAgentPoolToken",
+    tag = "Agent pools",
+    responses((status = OK, body = api::AgentPoolToken)),
+)]
 pub(crate) async fn renew_token(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,

@@ -24,12 +24,14 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
+use utoipa::IntoParams;
 
 use super::{Json, Query};
 use crate::error::ApiError;
 use crate::from_api::SourceLocation;
 use crate::keys::Principal;
 use crate::line_filter::LineFilter;
+use crate::openapi::{Binary, Refusal};
 use crate::state::Shared;
 use crate::{from_api, to_api};
 
@@ -43,7 +45,17 @@ const BLOB_CHUNK: usize = 256 << 10;
 /// A stream that has nothing to say says so, for proxies that would cut it.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// `POST .../scheduleRun` queues a run and answers at once; the client then follows its log.
+/// Queues a run and answers at once; the client then follows its log.
+#[utoipa::path(
+    post, path = "/scheduleRun", operation_id = "scheduleRun", tag = "Runs",
+    request_body = api::RunRequest,
+    responses(
+        (status = CREATED, body = api::Run),
+        (status = CONFLICT, response = Refusal),
+        (status = TOO_MANY_REQUESTS, response = Refusal),
+        (status = SERVICE_UNAVAILABLE, response = Refusal),
+    ),
+)]
 pub(crate) async fn schedule(
     State(state): State<Shared>,
     Path(registry): Path<String>,
@@ -164,10 +176,13 @@ async fn resolve(
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct ListQuery {
+    /// How many there may be, over all pages; a page has at most 1000.
     #[serde(rename = "$top")]
     top: Option<usize>,
+    /// Conditions such as `Status eq 'Failed'`, joined by `and`.
     #[serde(rename = "$filter", default)]
     filter: String,
     /// The last run of the page before.
@@ -175,6 +190,12 @@ pub(crate) struct ListQuery {
     skip_token: Option<String>,
 }
 
+/// Lists runs, the newest first.
+#[utoipa::path(
+    get, path = "/runs", operation_id = "listRuns", tag = "Runs",
+    params(ListQuery),
+    responses((status = OK, body = api::Page<api::Run>)),
+)]
 pub(crate) async fn list(
     State(state): State<Shared>,
     Path(registry): Path<String>,
@@ -203,6 +224,11 @@ pub(crate) async fn list(
     Ok(axum::Json(api::Page { value: runs.iter().map(to_api::run).collect(), next_link }))
 }
 
+/// A run, and while it is queued why it waits; of one that has ended also its plan.
+#[utoipa::path(
+    get, path = "/runs/{id}", operation_id = "getRun", tag = "Runs",
+    responses((status = OK, body = api::Run)),
+)]
 pub(crate) async fn show(
     State(state): State<Shared>,
     Path((registry, id)): Path<(String, String)>,
@@ -221,6 +247,12 @@ pub(crate) async fn show(
     Ok(axum::Json(shown))
 }
 
+/// Changes whether a run is archived, and nothing else.
+#[utoipa::path(
+    patch, path = "/runs/{id}", operation_id = "updateRun", tag = "Runs",
+    request_body = api::RunUpdate,
+    responses((status = OK, body = api::Run)),
+)]
 pub(crate) async fn update(
     State(state): State<Shared>,
     Path((registry, id)): Path<(String, String)>,
@@ -234,6 +266,11 @@ pub(crate) async fn update(
     Ok(axum::Json(to_api::run(&run)))
 }
 
+/// Asks a run to end. One that has ended already is a conflict.
+#[utoipa::path(
+    post, path = "/runs/{id}/cancel", operation_id = "cancelRun", tag = "Runs",
+    responses((status = ACCEPTED, body = api::Run), (status = CONFLICT, response = Refusal)),
+)]
 pub(crate) async fn cancel(
     State(state): State<Shared>,
     Path((registry, id)): Path<(String, String)>,
@@ -243,19 +280,42 @@ pub(crate) async fn cancel(
     Ok((StatusCode::ACCEPTED, axum::Json(to_api::run(&run))))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct LogQuery {
+    /// Bytes of the text to leave out.
     #[serde(default)]
     offset: u64,
+    /// Goes on until the run has ended.
     #[serde(default)]
     follow: bool,
+    /// Of server-sent events, the id of the last one that is known.
     #[serde(default)]
     after: u64,
     /// Only lines in which this regular expression is found.
     grep: Option<String>,
 }
 
-/// The log as text from a byte offset, or as server-sent events.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct EventQuery {
+    /// The id of the last record that is known.
+    #[serde(default)]
+    after: u64,
+    /// Goes on until the run has ended.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// The log as text from a byte offset, or as server-sent events for clients that accept those.
+///
+/// An event has the `id` of its record, which is its `data`; the last one is named `finished` and
+/// carries the final status. A client that lost the connection goes on with `Last-Event-ID`.
+#[utoipa::path(
+    get, path = "/runs/{id}/logs", operation_id = "getRunLog", tag = "Runs",
+    params(LogQuery, ("last-event-id" = Option<u64>, Header, description = "As `after`")),
+    responses((status = OK, content((String = "text/plain"), (String = "text/event-stream")))),
+)]
 pub(crate) async fn logs(
     State(state): State<Shared>,
     Path((registry, id)): Path<(String, String)>,
@@ -303,10 +363,17 @@ pub(crate) async fn logs(
 }
 
 /// The records of a run, one JSON text per line.
+#[utoipa::path(
+    get, path = "/runs/{id}/events", operation_id = "getRunEvents", tag = "Runs",
+    params(EventQuery),
+    responses(
+        (status = OK, description = "Lines, each a record", body = api::Event, content_type = "application/x-ndjson"),
+    ),
+)]
 pub(crate) async fn events(
     State(state): State<Shared>,
     Path((registry, id)): Path<(String, String)>,
-    Query(query): Query<LogQuery>,
+    Query(query): Query<EventQuery>,
 ) -> Result<Response, ApiError> {
     let run = find(&state, &registry, &id).await?;
     let reader = state.runs.logs().read_events(&log_key(&run), query.after, query.follow).await?;
@@ -370,8 +437,13 @@ where
     })
 }
 
-/// A blob of the image that a run has built, also of one that has no name: its manifest, its
-/// config or a layer.
+/// A blob of the image that a run has built: its manifest, its config or a layer.
+///
+/// Also of an image that has no name.
+#[utoipa::path(
+    get, path = "/runs/{id}/blobs/{digest}", operation_id = "getRunBlob", tag = "Runs",
+    responses((status = OK, body = inline(Binary), content_type = "application/octet-stream")),
+)]
 pub(crate) async fn blob(
     State(state): State<Shared>,
     Path((registry, id, digest)): Path<(String, String, String)>,
@@ -406,9 +478,14 @@ async fn is_part(state: &Shared, built: &Digest, wanted: &Digest) -> Result<bool
     Ok(false)
 }
 
-/// All files of the image that a run has built, as a tar; of an index those of every image, in
-/// folders with the names of their platforms. It ends early, with an error of the connection, if
-/// something is wrong with them.
+/// All files of the image that a run has built, as a tar.
+///
+/// Of an index those of every image, in folders with the names of their platforms. It ends early,
+/// with an error of the connection, if something is wrong with them.
+#[utoipa::path(
+    get, path = "/runs/{id}/files", operation_id = "getRunFiles", tag = "Runs",
+    responses((status = OK, body = inline(Binary), content_type = "application/x-tar")),
+)]
 pub(crate) async fn files(
     State(state): State<Shared>,
     Path((registry, id)): Path<(String, String)>,

@@ -8,13 +8,23 @@ use crate::error::ApiError;
 use crate::state::{Shared, State as ServerState};
 use crate::to_api;
 
+/// How far reading all stored content again is, and what is damaged.
+#[utoipa::path(
+    get, path = "/api/v1/scrub", operation_id = "getServerScrub", tag = "Maintenance",
+    responses((status = OK, body = api::ScrubReport)),
+)]
 pub(crate) async fn report(
     State(state): State<Shared>,
 ) -> Result<axum::Json<api::ScrubReport>, ApiError> {
     Ok(axum::Json(current(&state).await?))
 }
 
-/// Begins a pass, which goes on after the answer.
+/// Begins to read all stored content again, which goes on after the answer.
+#[utoipa::path(
+    post, path = "/api/v1/scrub", operation_id = "beginServerScrub", tag = "Maintenance",
+    request_body = api::ScrubRequest,
+    responses((status = ACCEPTED, body = api::ScrubReport)),
+)]
 pub(crate) async fn begin(
     State(state): State<Shared>,
     Json(request): Json<api::ScrubRequest>,
@@ -24,7 +34,11 @@ pub(crate) async fn begin(
     Ok((StatusCode::ACCEPTED, axum::Json(current(&state).await?)))
 }
 
-/// The same by the name of a registry: registries share one store.
+/// The same as for the server: registries share one store.
+#[utoipa::path(
+    get, path = "/scrub", operation_id = "getScrub", tag = "Maintenance",
+    responses((status = OK, body = api::ScrubReport)),
+)]
 pub(crate) async fn of_registry(
     state: State<Shared>,
     Path(registry): Path<String>,
@@ -33,6 +47,12 @@ pub(crate) async fn of_registry(
     report(state).await
 }
 
+/// The same as for the server: registries share one store.
+#[utoipa::path(
+    post, path = "/scrub", operation_id = "beginScrub", tag = "Maintenance",
+    request_body = api::ScrubRequest,
+    responses((status = ACCEPTED, body = api::ScrubReport)),
+)]
 pub(crate) async fn begin_for_registry(
     state: State<Shared>,
     Path(registry): Path<String>,

@@ -14,12 +14,18 @@ use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use oci::Digest;
 use serde::Deserialize;
 use tokio_util::io::{StreamReader, SyncIoBridge};
+use utoipa::IntoParams;
 
 use super::{Json, Query};
 use crate::error::ApiError;
+use crate::openapi::{Binary, Refusal};
 use crate::state::Shared;
 
-/// `POST .../listBuildSourceUploadUrl`: where to put a context, and its name for a run.
+/// Where to put a context, as a tar archive, and its name for a run.
+#[utoipa::path(
+    post, path = "/listBuildSourceUploadUrl", operation_id = "createSourceUpload", tag = "Sources",
+    responses((status = OK, body = api::SourceUpload)),
+)]
 pub(crate) async fn create(
     State(state): State<Shared>,
     Path(registry): Path<String>,
@@ -33,13 +39,27 @@ pub(crate) async fn create(
     Ok(axum::Json(api::SourceUpload { upload_url, relative_path: source.relative_path }))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct UploadQuery {
+    /// As it stands in the address.
     #[serde(default)]
     sig: String,
 }
 
-/// The tar archive itself, streamed into the store.
+/// A context's tar archive, which may be compressed.
+///
+/// The address comes from `listBuildSourceUploadUrl` and is its own permission.
+#[utoipa::path(
+    put, path = "/sources/upload/{id}", operation_id = "uploadSource", tag = "Sources",
+    params(UploadQuery),
+    request_body(content = inline(Binary), content_type = "application/octet-stream"),
+    responses(
+        (status = CREATED),
+        (status = CONFLICT, response = Refusal),
+        (status = INSUFFICIENT_STORAGE, response = Refusal),
+    ),
+)]
 pub(crate) async fn upload(
     State(state): State<Shared>,
     Path((registry, id)): Path<(String, String)>,
@@ -55,12 +75,22 @@ pub(crate) async fn upload(
     Ok(StatusCode::CREATED)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct BaseQuery {
+    /// The `id` of a source whose files are not missing.
     base: Option<String>,
 }
 
-/// `POST .../sources`: the list of a context's files; tells which of them are missing.
+/// The list of a context's files; tells which of them are missing.
+///
+/// The body may have the `Content-Encoding` `gzip`.
+#[utoipa::path(
+    post, path = "/sources", operation_id = "createSource", tag = "Sources",
+    params(BaseQuery),
+    request_body(content = api::SourceEntry, content_type = "application/x-ndjson", description = "Lines, each an entry"),
+    responses((status = CREATED, body = api::ListedSource)),
+)]
 pub(crate) async fn create_listed(
     State(state): State<Shared>,
     Path(registry): Path<String>,
@@ -75,7 +105,19 @@ pub(crate) async fn create_listed(
     Ok((StatusCode::CREATED, axum::Json(api::ListedSource { id, missing })))
 }
 
-/// `POST .../sources/{id}/packs`: files, each compared with its digest as it comes.
+/// Files, each compared with its digest as it comes.
+///
+/// A line of JSON, a list of `PackedFile`, and then the bytes of these files one after the other. The
+/// body may have the `Content-Encoding` `gzip`.
+#[utoipa::path(
+    post, path = "/sources/{id}/packs", operation_id = "addSourcePack", tag = "Sources",
+    request_body(content = inline(Binary), content_type = "application/octet-stream"),
+    responses(
+        (status = CREATED),
+        (status = CONFLICT, response = Refusal),
+        (status = INSUFFICIENT_STORAGE, response = Refusal),
+    ),
+)]
 pub(crate) async fn add_pack(
     State(state): State<Shared>,
     Path((registry, id)): Path<(String, String)>,
@@ -88,7 +130,16 @@ pub(crate) async fn add_pack(
     Ok(StatusCode::CREATED)
 }
 
-/// `PUT .../sources/{id}/blobs/{digest}`: one file.
+/// One file, with its `Content-Length`.
+#[utoipa::path(
+    put, path = "/sources/{id}/blobs/{digest}", operation_id = "addSourceFile", tag = "Sources",
+    request_body(content = inline(Binary), content_type = "application/octet-stream"),
+    responses(
+        (status = CREATED),
+        (status = CONFLICT, response = Refusal),
+        (status = INSUFFICIENT_STORAGE, response = Refusal),
+    ),
+)]
 pub(crate) async fn add_file(
     State(state): State<Shared>,
     Path((registry, id, digest)): Path<(String, String, String)>,
@@ -109,7 +160,12 @@ pub(crate) async fn add_file(
     Ok(StatusCode::CREATED)
 }
 
-/// `POST .../sources/{id}/commit`: the source's name for a run.
+/// The source's name for a run.
+#[utoipa::path(
+    post, path = "/sources/{id}/commit", operation_id = "commitSource", tag = "Sources",
+    request_body = api::SourceCommit,
+    responses((status = OK, body = api::CommittedSource), (status = CONFLICT, response = Refusal)),
+)]
 pub(crate) async fn commit(
     State(state): State<Shared>,
     Path((registry, id)): Path<(String, String)>,

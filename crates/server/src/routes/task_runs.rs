@@ -11,12 +11,19 @@ use super::tasks::ListQuery;
 use super::{Json, Query, runs};
 use crate::error::ApiError;
 use crate::keys::Principal;
+use crate::openapi::Refusal;
 use crate::state::Shared;
 use crate::{from_api, to_api};
 
 /// Bytes of a `forceUpdateTag`.
 const TAG_MAX: usize = 256;
 
+/// Lists task runs by name.
+#[utoipa::path(
+    get, path = "/taskRuns", operation_id = "listTaskRuns", tag = "Task runs",
+    params(ListQuery),
+    responses((status = OK, body = api::Page<api::TaskRun>)),
+)]
 pub(crate) async fn list(
     State(state): State<Shared>,
     Path(registry): Path<String>,
@@ -38,7 +45,11 @@ pub(crate) async fn list(
     Ok(axum::Json(api::Page { value, next_link }))
 }
 
-/// Also `listDetails`: nobody is shown a secret.
+/// A task run with its run, as long as the record of that is kept.
+#[utoipa::path(
+    get, path = "/taskRuns/{name}", operation_id = "getTaskRun", tag = "Task runs",
+    responses((status = OK, body = api::TaskRun)),
+)]
 pub(crate) async fn show(
     State(state): State<Shared>,
     Path((registry, text)): Path<(String, String)>,
@@ -48,7 +59,30 @@ pub(crate) async fn show(
     Ok(axum::Json(shown(&state, &task_run).await?))
 }
 
-/// `PUT` declares a run: it is queued unless the same one was declared before.
+/// The same as the task run itself: nobody is shown a secret.
+#[utoipa::path(
+    post, path = "/taskRuns/{name}/listDetails", operation_id = "getTaskRunDetails",
+    tag = "Task runs",
+    responses((status = OK, body = api::TaskRun)),
+)]
+pub(crate) async fn details(
+    state: State<Shared>,
+    path: Path<(String, String)>,
+) -> Result<axum::Json<api::TaskRun>, ApiError> {
+    show(state, path).await
+}
+
+/// Declares a run: it is queued unless the same one was declared before.
+#[utoipa::path(
+    put, path = "/taskRuns/{name}", operation_id = "putTaskRun", tag = "Task runs",
+    request_body = api::TaskRun,
+    responses(
+        (status = OK, body = api::TaskRun),
+        (status = CONFLICT, response = Refusal),
+        (status = TOO_MANY_REQUESTS, response = Refusal),
+        (status = SERVICE_UNAVAILABLE, response = Refusal),
+    ),
+)]
 pub(crate) async fn put(
     State(state): State<Shared>,
     Path((registry, text)): Path<(String, String)>,
@@ -65,7 +99,17 @@ pub(crate) async fn put(
     declare(&state, &registry, name(&text)?, request, properties.force_update_tag, by).await
 }
 
-/// `PATCH` changes the request or the tag.
+/// Changes the request or the tag, which makes another run.
+#[utoipa::path(
+    patch, path = "/taskRuns/{name}", operation_id = "updateTaskRun", tag = "Task runs",
+    request_body = api::TaskRunUpdate,
+    responses(
+        (status = OK, body = api::TaskRun),
+        (status = CONFLICT, response = Refusal),
+        (status = TOO_MANY_REQUESTS, response = Refusal),
+        (status = SERVICE_UNAVAILABLE, response = Refusal),
+    ),
+)]
 pub(crate) async fn update(
     State(state): State<Shared>,
     Path((registry, text)): Path<(String, String)>,
@@ -123,6 +167,11 @@ async fn declare(
     Ok(axum::Json(shown(state, &task_run).await?))
 }
 
+/// Deletes a task run. Its run stays.
+#[utoipa::path(
+    delete, path = "/taskRuns/{name}", operation_id = "deleteTaskRun", tag = "Task runs",
+    responses((status = NO_CONTENT)),
+)]
 pub(crate) async fn delete(
     State(state): State<Shared>,
     Path((registry, text)): Path<(String, String)>,

@@ -6,9 +6,11 @@ use control::{ControlError, StoredTask, TaskName};
 use oci::RegistryName;
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::IntoParams;
 
 use super::{Json, Query};
 use crate::error::ApiError;
+use crate::openapi::Refusal;
 use crate::state::Shared;
 use crate::{from_api, to_api};
 
@@ -19,8 +21,10 @@ const PAGE_MAX: usize = 1000;
 /// How often a change is tried when others change the same task.
 const CHANGE_ATTEMPTS: u32 = 5;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct ListQuery {
+    /// How many on one page, at most 1000; 100 if absent.
     #[serde(rename = "$top")]
     top: Option<usize>,
     /// The name of the last one on the page before.
@@ -34,6 +38,12 @@ impl ListQuery {
     }
 }
 
+/// Lists tasks by name.
+#[utoipa::path(
+    get, path = "/tasks", operation_id = "listTasks", tag = "Tasks",
+    params(ListQuery),
+    responses((status = OK, body = api::Page<api::Task>)),
+)]
 pub(crate) async fn list(
     State(state): State<Shared>,
     Path(registry): Path<String>,
@@ -51,7 +61,11 @@ pub(crate) async fn list(
     Ok(axum::Json(api::Page { value: tasks.iter().map(to_api::task).collect(), next_link }))
 }
 
-/// Also `listDetails`: nobody is shown a secret, and a `PUT` of the answer keeps it.
+/// A task without its secrets. A `PUT` of the answer keeps them.
+#[utoipa::path(
+    get, path = "/tasks/{name}", operation_id = "getTask", tag = "Tasks",
+    responses((status = OK, body = api::Task)),
+)]
 pub(crate) async fn show(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
@@ -61,7 +75,24 @@ pub(crate) async fn show(
     Ok(axum::Json(to_api::task(&task)))
 }
 
-/// `PUT` creates a task or replaces it.
+/// The same as the task itself: nobody is shown a secret.
+#[utoipa::path(
+    post, path = "/tasks/{name}/listDetails", operation_id = "getTaskDetails", tag = "Tasks",
+    responses((status = OK, body = api::Task)),
+)]
+pub(crate) async fn details(
+    state: State<Shared>,
+    path: Path<(String, String)>,
+) -> Result<axum::Json<api::Task>, ApiError> {
+    show(state, path).await
+}
+
+/// Creates a task or replaces it.
+#[utoipa::path(
+    put, path = "/tasks/{name}", operation_id = "putTask", tag = "Tasks",
+    request_body = api::Task,
+    responses((status = OK, body = api::Task), (status = CONFLICT, response = Refusal)),
+)]
 pub(crate) async fn put(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
@@ -84,7 +115,12 @@ pub(crate) async fn put(
     unreachable!("the loop ends by returning")
 }
 
-/// `PATCH` changes what it names.
+/// Changes of a task what is named.
+#[utoipa::path(
+    patch, path = "/tasks/{name}", operation_id = "updateTask", tag = "Tasks",
+    request_body(content = Object, description = "Any members of a `Task`; `null` takes one away", content_type = "application/json"),
+    responses((status = OK, body = api::Task), (status = CONFLICT, response = Refusal)),
+)]
 pub(crate) async fn update(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
@@ -114,6 +150,11 @@ pub(crate) async fn update(
     unreachable!("the loop ends by returning")
 }
 
+/// Deletes a task. Its runs stay.
+#[utoipa::path(
+    delete, path = "/tasks/{name}", operation_id = "deleteTask", tag = "Tasks",
+    responses((status = NO_CONTENT)),
+)]
 pub(crate) async fn delete(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
