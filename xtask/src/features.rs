@@ -10,9 +10,15 @@ use crate::tidy::output;
 
 /// Features that the tests have and the program does not: crate, feature, and why that changes
 /// nothing of what is tested.
-const TESTED_ONLY: [(&str, &str, &str); 4] = [
+const TESTED_ONLY: [(&str, &str, &str); 10] = [
     ("getrandom", "std", "an error type"),
     ("getrandom", "sys_rng", "a generator that only proptest uses"),
+    ("idna", "default", "a name for other features, which the program has"),
+    ("num-integer", "std", "a name for a feature of num-traits, which the program has"),
+    ("num-iter", "i128", "a feature without code"),
+    ("num-iter", "std", "a name for features of num-integer and num-traits"),
+    ("num-traits", "default", "a name for another feature, which the program has"),
+    ("regex", "default", "a name for other features, which the program has"),
     ("regex-syntax", "default", "a name for other features, which the program has"),
     ("rustix", "pty", "a module that only tests of terminals use"),
 ];

@@ -9,7 +9,7 @@ use crate::support::{Server, answer};
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// Pushes an image with one small layer, and returns its digest.
-async fn push(server: &Server, repository: &str, tag: &str, content: &str) -> String {
+pub(crate) async fn push(server: &Server, repository: &str, tag: &str, content: &str) -> String {
     let config =
         br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
     let mut descriptors = Vec::new();

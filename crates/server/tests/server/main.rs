@@ -6,6 +6,7 @@ mod access;
 mod agents;
 mod content;
 mod lifecycle;
+mod openapi;
 mod runs;
 mod sources;
 mod support;

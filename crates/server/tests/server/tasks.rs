@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Server, answer, wait_for};
 
-fn docker(dockerfile: &str) -> Value {
+/// A task with secrets.
+pub(crate) fn docker(dockerfile: &str) -> Value {
     json!({
         "location": "here",
         "tags": { "team": "web" },
