@@ -115,6 +115,11 @@ impl OwnNames {
         own.map(|(host, _)| host.as_str())
     }
 
+    /// The host names of all registries.
+    pub fn all_hosts(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(|(host, _)| host.as_str())
+    }
+
     /// The first host name of a registry, to be shown to people.
     pub fn host(&self, registry: &RegistryName) -> Option<&str> {
         self.names.iter().find(|(_, name)| name == registry).map(|(host, _)| host.as_str())

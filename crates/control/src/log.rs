@@ -218,7 +218,10 @@ impl RunLog {
     /// Hides more secrets from now on.
     pub fn hide<'a>(&self, values: impl IntoIterator<Item = &'a str>) {
         let mut mask = lock(&self.live.mask);
-        *mask = Arc::new(mask.with(values));
+        let new: Vec<&str> = values.into_iter().filter(|value| !mask.has(value)).collect();
+        if !new.is_empty() {
+            *mask = Arc::new(mask.with(new));
+        }
     }
 
     /// Appends a record. Waits only when the disk is far behind; records after the last one

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
@@ -75,6 +75,12 @@ impl RunLogins {
         remote.set_logins(self.others.clone());
         let mut images = (engine.images)(&remote);
         let mut engine = Engine { remote, ..engine.clone() };
+        let others = self.others.keys();
+        // One of the server's own machine only the operator can have meant.
+        let allowed = others
+            .filter(|host| !remote::is_loopback(host) || engine.remote.is_declared(host))
+            .chain(&*engine.pushes.hosts);
+        engine.pushes.hosts = Arc::new(allowed.cloned().collect());
         if self.own == OwnLogin::None {
             let own = engine.own.clone();
             images = Arc::new(OthersOnly { images, own });
@@ -157,20 +163,23 @@ async fn check(engine: &Engine, host: &str, events: &dyn RunEvents) -> Result<()
     }
 }
 
-/// The logins that a home folder has by now; none if what is there is not docker's file. Those
-/// of own registries do not count: the run has its own right there.
-pub(crate) fn read_logins(home: &Path, own: &OwnNames) -> BTreeMap<String, Credentials> {
-    let Ok(file) = open_in_folder(home, FILE) else { return BTreeMap::new() };
+/// The logins that a home folder has by now; nothing if what is there is not docker's file, as while
+/// it is being written. Those of own registries do not count: the run has its own right there.
+pub(crate) fn read_logins(home: &Path, own: &OwnNames) -> Option<BTreeMap<String, Credentials>> {
+    let file = match open_in_folder(home, FILE) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Some(BTreeMap::new()),
+        Err(_) => return None,
+    };
     let mut text = Vec::new();
-    if file.take(FILE_SIZE_MAX + 1).read_to_end(&mut text).is_err()
-        || text.len() as u64 > FILE_SIZE_MAX
-    {
-        return BTreeMap::new();
+    file.take(FILE_SIZE_MAX + 1).read_to_end(&mut text).ok()?;
+    if text.len() as u64 > FILE_SIZE_MAX {
+        return None;
     }
-    let Ok(Value::Object(file)) = serde_json::from_slice(&text) else { return BTreeMap::new() };
+    let Ok(Value::Object(file)) = serde_json::from_slice(&text) else { return None };
     let logins = file.get("auths").and_then(Value::as_object).into_iter().flatten();
     let logins = logins.filter_map(|(server, login)| Some((host_of(server), credentials(login)?)));
-    logins.filter(|(host, _)| !is_own(own, host)).take(LOGINS_MAX).collect()
+    Some(logins.filter(|(host, _)| !is_own(own, host)).take(LOGINS_MAX).collect())
 }
 
 fn is_own(own: &OwnNames, host: &str) -> bool {
@@ -212,10 +221,16 @@ struct OthersOnly {
 }
 
 impl OthersOnly {
+    /// Whether a host is another name of this machine, with a port that an own name has.
+    fn is_this_server(&self, host: &str) -> bool {
+        let port = |host: &str| host.rsplit_once(':').map(|(_, port)| port.to_owned());
+        remote::is_loopback(host) && self.own.all_hosts().any(|own| port(own) == port(host))
+    }
+
     fn check(&self, reference: &Reference) -> Result<(), ImageError> {
-        match self.own.registry(reference) {
-            None => Ok(()),
-            Some(_) => Err(ImageError::Pull {
+        match self.own.registry(reference).is_some() || self.is_this_server(&reference.host) {
+            false => Ok(()),
+            true => Err(ImageError::Pull {
                 reference: reference.familiar(),
                 reason: "the run is not logged in to its own registry".to_owned(),
                 hint: Some("leave `loginMode` out, or say `Default`".to_owned()),
@@ -276,7 +291,7 @@ mod tests {
 
     use super::*;
 
-    fn read(file: &str) -> BTreeMap<String, Credentials> {
+    fn read(file: &str) -> Option<BTreeMap<String, Credentials>> {
         let home = tempfile::tempdir().unwrap();
         std::fs::create_dir(home.path().join(".docker")).unwrap();
         std::fs::write(home.path().join(FILE), file).unwrap();
@@ -307,20 +322,23 @@ mod tests {
             ("r.example.com", login("00-00", "token")),
         ];
         let expected = expected.map(|(host, login)| (host.to_owned(), login));
-        assert_eq!(read(&file.to_string()), BTreeMap::from(expected));
+        assert_eq!(read(&file.to_string()), Some(BTreeMap::from(expected)));
     }
 
     #[test]
     fn what_is_not_dockers_file_has_no_logins() {
         let long = format!("{{\"auths\":{{}}}}{}", " ".repeat(300 << 10));
-        for file in ["", "[]", "{", "{\"auths\":1}", "{\"auths\":{\"a\":1}}", &long] {
-            assert_eq!(read(file), BTreeMap::new(), "{file:.20}");
+        for file in ["", "[]", "{", &long] {
+            assert_eq!(read(file), None, "{file:.20}");
+        }
+        for file in ["{}", "{\"auths\":1}", "{\"auths\":{\"a\":1}}"] {
+            assert_eq!(read(file), Some(BTreeMap::new()), "{file:.20}");
         }
         let own = OwnNames::new([]);
         let home = tempfile::tempdir().unwrap();
-        assert_eq!(read_logins(home.path(), &own), BTreeMap::new());
+        assert_eq!(read_logins(home.path(), &own), Some(BTreeMap::new()));
         std::fs::create_dir_all(home.path().join(FILE)).unwrap();
-        assert_eq!(read_logins(home.path(), &own), BTreeMap::new());
+        assert_eq!(read_logins(home.path(), &own), None);
     }
 
     #[test]

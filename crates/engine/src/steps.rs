@@ -312,6 +312,8 @@ struct TaskContext<'a> {
     containers: Containers,
     /// Places for containers that shells ask for.
     shell_containers: Semaphore,
+    /// Held by who takes over logins.
+    logins: tokio::sync::Mutex<()>,
 }
 
 impl TaskContext<'_> {
@@ -327,8 +329,10 @@ impl TaskContext<'_> {
 
     /// Takes over the logins that commands have made or given up.
     async fn refresh_logins(&self) {
+        // Whoever reads last has read what is newest.
+        let _one_at_a_time = self.logins.lock().await;
         let (home, own) = (self.home.clone(), self.engine.own.clone());
-        if let Ok(logins) = blocking(move || read_logins(&home, &own)).await {
+        if let Ok(Some(logins)) = blocking(move || read_logins(&home, &own)).await {
             self.engine.remote.set_logins(logins);
         }
     }
@@ -431,6 +435,7 @@ async fn run(
         usage: Mutex::default(),
         containers: Containers::default(),
         shell_containers: Semaphore::new(SHELL_CONTAINERS_MAX),
+        logins: tokio::sync::Mutex::default(),
     };
     for step in &task.steps {
         // Where errors do not matter, that is one when the step begins.

@@ -32,6 +32,8 @@ impl fmt::Debug for Credentials {
 #[derive(Debug, Clone, Default)]
 pub struct Upstream {
     pub credentials: Option<Credentials>,
+    /// Whether the credentials are for pushes too.
+    pub push: bool,
     /// Speak HTTP without TLS. Loopback hosts do by default.
     pub plain_http: Option<bool>,
     /// A certificate authority to trust besides the system's, PEM.
@@ -161,9 +163,9 @@ impl Remote {
         self.inner.session().logins.contains_key(&host.to_ascii_lowercase())
     }
 
-    /// Whether a host is another machine, or one that the settings name.
-    pub fn is_elsewhere_or_declared(&self, host: &str) -> bool {
-        !is_loopback(host) || self.inner.upstream(host).is_some()
+    /// Whether the settings say something of a host.
+    pub fn is_declared(&self, host: &str) -> bool {
+        self.inner.upstream(host).is_some()
     }
 
     /// Asks a registry whether it takes the credentials that there are for it; once.
@@ -243,7 +245,7 @@ impl Remote {
             .and_then(|value| value.to_str().ok()?.parse().ok())
             .map(Duration::from_secs);
         let (host, image) = (reference.host.clone(), reference.to_string());
-        let with_credentials = self.has_credentials(&host);
+        let with_credentials = self.inner.credentials(&host, access).is_some();
         let error = match response.status() {
             StatusCode::TOO_MANY_REQUESTS => RemoteError::RateLimited { host, retry_after: wait },
             status if access == Access::Push && push::is_refusal(status) => {
@@ -284,14 +286,10 @@ impl Remote {
         request.send().await.map_err(|error| unreachable(host, &error))
     }
 
-    fn has_credentials(&self, host: &str) -> bool {
-        self.inner.credentials(host).is_some()
-    }
-
     /// The `Authorization` value that was accepted last, if there was one. It may have expired.
     pub(crate) fn known_token(&self, reference: &Reference, access: Access) -> Option<String> {
         if self.inner.address(&reference.host).is_some() {
-            return self.inner.credentials(&reference.host).as_ref().map(auth::basic);
+            return self.inner.credentials(&reference.host, access).as_ref().map(auth::basic);
         }
         let key = (reference.host.clone(), access.scope(reference));
         self.inner.session().tokens.get(&key).cloned()
@@ -307,7 +305,12 @@ impl Remote {
         let challenge = Challenge::from_headers(answer);
         let (host, scope) = (&reference.host, access.scope(reference));
         let image = reference.to_string();
+        let credentials = self.inner.credentials(host, access);
         let token = self.sign_in(host, &image, access, Some(&scope), challenge).await?;
+        // Somebody else may be logged in by now, whose tokens the next request asks for.
+        if self.inner.credentials(host, access) != credentials {
+            return Ok(token);
+        }
         let tokens = &mut self.inner.session().tokens;
         if tokens.len() >= TOKENS_MAX {
             tokens.clear();
@@ -326,7 +329,7 @@ impl Remote {
         scope: Option<&str>,
         challenge: Option<Challenge>,
     ) -> Result<String, RemoteError> {
-        let credentials = self.inner.credentials(host);
+        let credentials = self.inner.credentials(host, access);
         let denied = || RemoteError::Denied {
             host: host.to_owned(),
             image: image.to_owned(),
@@ -481,9 +484,14 @@ impl Inner {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn credentials(&self, host: &str) -> Option<Credentials> {
+    /// A login, or those of the settings, which may be for pulls only.
+    fn credentials(&self, host: &str, access: Access) -> Option<Credentials> {
         let login = self.session().logins.get(&host.to_ascii_lowercase()).cloned();
-        login.or_else(|| self.upstream(host)?.credentials.clone())
+        login.or_else(|| {
+            let upstream = self.upstream(host)?;
+            let is_meant = access == Access::Pull || upstream.push;
+            upstream.credentials.clone().filter(|_| is_meant)
+        })
     }
 
     /// Where a host is reached instead of by its name.
@@ -533,7 +541,7 @@ impl Inner {
         let Some(address) = authority(url) else { return false };
         let is_near = is_loopback(host) || !is_loopback(&address);
         match url.scheme() {
-            "https" => true,
+            "https" => is_near,
             "http" if self.is_at(host, url) => true,
             "http" => is_near && self.is_plain(host) && self.is_plain(&address),
             _ => false,
@@ -548,7 +556,7 @@ pub(crate) fn authority(url: &url::Url) -> Option<String> {
 }
 
 /// Whether a host (with optional port) is this machine.
-fn is_loopback(host: &str) -> bool {
+pub fn is_loopback(host: &str) -> bool {
     let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, _)) => address,
         None => host.split_once(':').map_or(host, |(name, _)| name),
@@ -656,6 +664,34 @@ mod tests {
         assert!(!allowed("cache.example:5000", "http://storage.example/1"));
         assert!(!allowed("r.example", "ftp://r.example/1"));
         assert!(!allowed("r.example", "file:///etc/passwd"));
+    }
+
+    #[test]
+    fn logins_go_before_the_settings_whose_credentials_are_for_pulls_at_first() {
+        let login = |name: &str| Credentials { username: name.into(), password: "x".into() };
+        let pulls = Upstream { credentials: Some(login("pulls")), ..Upstream::default() };
+        let both = Upstream { push: true, credentials: Some(login("both")), ..Upstream::default() };
+        let remote = remote(&[("pulls.example", pulls), ("both.example", both)]);
+        let user = |host: &str, access| {
+            remote.inner.credentials(host, access).map(|credentials| credentials.username)
+        };
+        assert_eq!(user("pulls.example", Access::Pull).as_deref(), Some("pulls"));
+        assert_eq!(user("pulls.example", Access::Push), None);
+        assert_eq!(user("both.example", Access::Push).as_deref(), Some("both"));
+        let token = |host: &str| (host.to_owned(), "scope".to_owned());
+        for host in ["pulls.example", "both.example"] {
+            remote.inner.session().tokens.insert(token(host), "t".to_owned());
+        }
+        remote.set_logins(BTreeMap::from([("Pulls.example".to_owned(), login("mine"))]));
+        assert_eq!(user("pulls.example", Access::Push).as_deref(), Some("mine"));
+        assert!(remote.has_login("PULLS.example") && !remote.has_login("both.example"));
+        // The token of whom it was before is forgotten, and no other.
+        assert!(!remote.inner.session().tokens.contains_key(&token("pulls.example")));
+        assert!(remote.inner.session().tokens.contains_key(&token("both.example")));
+        let own = remote.with_own_logins();
+        assert!(!own.has_login("pulls.example"));
+        remote.set_logins(BTreeMap::new());
+        assert_eq!(user("pulls.example", Access::Push), None);
     }
 
     #[test]

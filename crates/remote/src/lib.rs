@@ -29,7 +29,7 @@ mod push;
 mod reach;
 
 pub use blob::{IncomingBlob, SizeRule};
-pub use client::{Access, Credentials, Remote, RemoteSettings, Upstream};
+pub use client::{Access, Credentials, Remote, RemoteSettings, Upstream, is_loopback};
 pub use download::{Download, DownloadError, DownloadSettings, Downloaded, Downloads, Validators};
 pub use error::RemoteError;
 pub use git::{GitError, GitFetched, GitHead, GitLimits, GitSource};

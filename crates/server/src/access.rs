@@ -61,7 +61,8 @@ impl Access for ServerAccess {
         if let Some((own, run, epoch)) = attempt_of_user(principal.name()) {
             let held = own == *registry
                 && self.runs.holds_lease(&own, run, epoch).await.unwrap_or_default();
-            return if held { wanted & (Actions::PULL | Actions::PUSH) } else { Actions::NONE };
+            let allowed = Actions::PULL | Actions::PUSH | Actions::DELETE | Actions::METADATA_READ;
+            return if held { wanted & allowed } else { Actions::NONE };
         }
         if *principal != Principal::anonymous() {
             let is_known = self.keys.fingerprint(principal.name()).is_some();

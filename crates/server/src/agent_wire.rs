@@ -38,6 +38,8 @@ pub(crate) struct Lease {
     /// For the run's registry.
     pub(crate) user: String,
     pub(crate) password: String,
+    /// What the agent proves itself with.
+    pub(crate) token: String,
 }
 
 /// What an agent needs of a run.

@@ -130,7 +130,7 @@ fn upstream(settings: &UpstreamSettings) -> Upstream {
         _ => None,
     };
     let plain_http = settings.plain_http.then_some(true);
-    Upstream { credentials, plain_http, ..Upstream::default() }
+    Upstream { credentials, plain_http, push: settings.push, ..Upstream::default() }
 }
 
 /// Sweeping what a killed process left may take a while.

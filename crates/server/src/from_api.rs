@@ -25,6 +25,7 @@ use oci::{
 };
 
 use logins::logins;
+pub(crate) use logins::name_hosts;
 pub(crate) use pools::{pool, pool_name, pool_of_run};
 pub(crate) use run_filter::run_filter;
 pub(crate) use stored_tasks::{

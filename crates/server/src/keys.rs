@@ -162,6 +162,15 @@ impl Keys {
         self.is_signed(&pool_secret(pool), code)
     }
 
+    /// What the agent of an attempt proves itself with. Steps do not get it.
+    pub(crate) fn attempt_token(&self, user: &str) -> String {
+        self.signed(&format!("agent of {user}"))
+    }
+
+    pub(crate) fn is_attempt_token(&self, user: &str, token: &str) -> bool {
+        self.is_signed(&format!("agent of {user}"), token)
+    }
+
     /// The password of an attempt for its own registry; the user is [`run_user`].
     pub(crate) fn run_password(&self, user: &str) -> String {
         self.signed(&format!("password of {user}"))
@@ -361,6 +370,18 @@ mod tests {
         let rotated = Keys::open(data.path(), true).unwrap();
         assert_ne!(first.fingerprint("admin"), rotated.fingerprint("admin"));
         assert_eq!(first.fingerprint("token"), rotated.fingerprint("token"));
+    }
+
+    #[test]
+    fn steps_of_a_run_cannot_speak_for_its_agent() {
+        let data = tempfile::tempdir().unwrap();
+        let keys = Keys::open(data.path(), true).unwrap();
+        let user = run_user(&RegistryName::default(), "c01".parse().unwrap(), 1);
+        let (token, password) = (keys.attempt_token(&user), keys.run_password(&user));
+        assert!(keys.is_attempt_token(&user, &token) && keys.is_run_password(&user, &password));
+        assert!(!keys.is_attempt_token(&user, &password) && !keys.is_run_password(&user, &token));
+        let other = run_user(&RegistryName::default(), "c01".parse().unwrap(), 2);
+        assert!(!keys.is_attempt_token(&other, &token));
     }
 
     #[test]

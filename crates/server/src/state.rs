@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use builder::{ContextLimits, Layers, OwnNames};
-use control::{Clock, Pools, Runs, Sources, TaskRuns, Tasks};
+use control::{Clock, Logins, Pools, Runs, Sources, TaskRuns, Tasks};
 
 use engine::Destination;
 use oci::{Reference, RegistryName, RepositoryName};
@@ -95,6 +95,24 @@ impl State {
         let pull_through = self.pull_through.as_ref().filter(|_| own.registry(reference).is_some());
         let origin = pull_through.and_then(|pull_through| pull_through.origin(reference));
         origin.unwrap_or_else(|| reference.clone())
+    }
+
+    /// A run has its own right in its registry, and none in the others of this server.
+    pub(crate) fn refuse_own_logins(&self, logins: &Logins) -> Result<(), ApiError> {
+        let own = self.own_names();
+        let is_own = |host: &&String| {
+            let reference = format!("{host}/any").parse::<Reference>();
+            reference.is_ok_and(|reference| own.registry(&reference).is_some())
+        };
+        match logins.others.keys().find(is_own) {
+            None => Ok(()),
+            Some(host) => {
+                let message = format!("`{host}` is a registry of this server");
+                Err(ApiError::invalid(message)
+                    .at("credentials.customRegistries")
+                    .hint("runs are logged in to their own registry without it"))
+            }
+        }
     }
 
     /// Copies of another registry's images are what that registry says.

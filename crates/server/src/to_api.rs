@@ -146,7 +146,7 @@ pub(crate) fn task(task: &StoredTask) -> api::Task {
             timeout: Some(u32::try_from(definition.timeout.as_secs()).unwrap_or(u32::MAX)),
             step: Some(task_step(task)),
             trigger: None,
-            credentials: Some(credentials(&definition.logins)),
+            credentials: Some(credentials(&definition.logins, false)),
             log_template: None,
             is_system_task: false,
             owner: definition.owner.clone(),
@@ -157,12 +157,19 @@ pub(crate) fn task(task: &StoredTask) -> api::Task {
     }
 }
 
-/// Which logins there are. A request that leaves passwords out keeps them.
-fn credentials(logins: &Logins) -> api::Credentials {
+/// The same with the user names of its logins.
+pub(crate) fn task_details(stored: &StoredTask) -> api::Task {
+    let mut shown = task(stored);
+    shown.properties.credentials = Some(credentials(&stored.definition.logins, true));
+    shown
+}
+
+/// Which logins there are. A request that leaves user names and passwords out keeps them.
+fn credentials(logins: &Logins, with_users: bool) -> api::Credentials {
     let others = logins.others.iter().map(|(host, login)| {
         let opaque = |value| api::SecretObject { value, kind: Some("Opaque".into()) };
         let login = api::CustomRegistryCredentials {
-            user_name: Some(opaque(Some(login.username.clone()))),
+            user_name: Some(opaque(with_users.then(|| login.username.clone()))),
             password: Some(opaque(None)),
             identity: None,
         };

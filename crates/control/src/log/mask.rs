@@ -46,6 +46,11 @@ impl Mask {
         Self::default().with(values)
     }
 
+    /// Whether a secret is one of those that it hides.
+    pub(crate) fn has(&self, secret: &str) -> bool {
+        self.secrets.binary_search_by(|known| known.as_str().cmp(secret.trim())).is_ok()
+    }
+
     /// The same for more secrets.
     pub(crate) fn with<'a>(&self, values: impl IntoIterator<Item = &'a str>) -> Self {
         let mut secrets = self.secrets.clone();

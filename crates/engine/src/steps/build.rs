@@ -52,7 +52,7 @@ pub(crate) async fn execute(
         false => None,
     };
     if let Some(cache) = &cache {
-        request.step.options.cache_from.extend(cache.to_import(context).await);
+        request.step.options.cache_from.extend(cache.to_import(context).await?);
     }
     let cache = cache.as_ref();
     let (request, names) = (&request, names.as_slice());

@@ -3,19 +3,24 @@
 //! It helps builds of other servers and agents; those of one server share a cache anyway. Whatever
 //! is wrong with it is a warning: the build goes on without.
 
+use std::time::Duration;
+
 use builder::{BaseImages as _, CacheImage, ImageError};
 use oci::{Reference, Tag};
 use remote::ManifestToPush;
 use tokio_util::sync::CancellationToken;
 
-use super::TaskContext;
 use super::push::{blobs_of, destination, send_manifests};
+use super::{TaskContext, unless_stopped};
 use crate::NamedCache;
 use crate::cache::cache_of;
 use crate::execute::Failure;
 use crate::name::Destination;
 use crate::platforms::BuiltImages;
 use crate::publish::{Publication, PublishError, store_blob};
+
+/// How long it may take to find out whether there is a cache.
+const FIND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What stands for the name of the task where there is none.
 const NO_TASK: &str = "quickrun";
@@ -45,10 +50,21 @@ impl StepCache {
     }
 
     /// The cache, if it is there by now.
-    pub(super) async fn to_import(&self, context: &TaskContext<'_>) -> Option<Reference> {
+    pub(super) async fn to_import(
+        &self,
+        context: &TaskContext<'_>,
+    ) -> Result<Option<Reference>, Failure> {
         let name = &self.reference;
-        match context.images.manifest(name).await {
-            Ok(_) => return Some(name.clone()),
+        let found = tokio::time::timeout(FIND_TIMEOUT, context.images.manifest(name));
+        let found = unless_stopped(&context.kill, async { Ok(found.await) }).await?;
+        let Ok(found) = found else {
+            let seconds = FIND_TIMEOUT.as_secs();
+            let text = format!("build cache `{name}` is not used: no answer within {seconds} s");
+            context.events.warning(&text).await;
+            return Ok(None);
+        };
+        match found {
+            Ok(_) => return Ok(Some(name.clone())),
             Err(ImageError::NotFound { .. } | ImageError::Pull { refused: true, .. }) => {
                 context.events.message(&format!("There is no build cache `{name}` yet")).await;
             }
@@ -57,7 +73,7 @@ impl StepCache {
                 context.events.warning(&text).await;
             }
         }
-        None
+        Ok(None)
     }
 
     /// Puts into it what a build found and made.

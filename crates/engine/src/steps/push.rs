@@ -203,23 +203,19 @@ async fn import_here(
     Ok(())
 }
 
-/// Refuses to push where the operator has not allowed it and the run is not logged in. A registry on
-/// the server's own machine is the operator's in any case.
+/// Refuses to push where neither the operator has allowed it nor the task is logged in. A login that
+/// a step has made is nobody's word, so it allows a push only where the step could push by itself: to
+/// no registry that the operator has declared, nor one of the server's own machine.
 pub(crate) fn may_send(engine: &Engine, host: &str) -> Result<(), Failure> {
     let remote = &engine.remote;
-    let is_logged_in = remote.has_login(host);
-    if engine.pushes.hosts.contains(host) || is_logged_in && remote.is_elsewhere_or_declared(host) {
+    let is_public = !remote::is_loopback(host) && !remote.is_declared(host);
+    if engine.pushes.hosts.contains(host) || is_public && remote.has_login(host) {
         return Ok(());
     }
-    let hint = match is_logged_in {
-        true => format!("its operator can allow it with a section `[upstream.\"{host}\"]`"),
-        false => format!(
-            "log in to it: `refit task credential add`, or `docker login` in a step before; or its \
-             operator can allow it with `push = true` in `[upstream.\"{host}\"]`"
-        ),
-    };
     Err(Failure::User(format!(
-        "error: this server does not let runs push to `{host}`\nhint: {hint}"
+        "error: this server does not let runs push to `{host}`\n\
+         hint: give the task a login, `refit task credential add`; or its operator can allow it with \
+         `push = true` in `[upstream.\"{host}\"]`"
     )))
 }
 

@@ -248,6 +248,10 @@ fn as_root_an_agent_uses_the_logins_of_a_task() {
     pool.server.refit(add).on(&server).stdin(PASSWORD).run().success();
     let done = pool.refit(&server, run).success().stderr_has("\"auth\": \"");
     assert!(!done.stderr.contains(PASSWORD), "{}", done.stderr);
+    // Without a login of its own it can use its own registry no more than on the server.
+    pool.server.write("app/Dockerfile", "FROM scratch\nLABEL a=b\n");
+    let args = ["build", "app", "-t", "a:1", "--auth-mode", "None", "--agent-pool", "builders"];
+    pool.refit(&server, args).code(1).stderr_has("not logged in to its own registry");
     stop(agent).success();
 }
 

@@ -108,6 +108,18 @@ fn as_root_a_task_pulls_and_pushes_with_its_own_login() {
     assert_eq!(last["sourceRegistryAuth"], "Default");
     // What is not given stays; what is removed is gone.
     pair.task(&["update", "nightly", "--owner", "us"]).success();
+    let server = ["--login-server", &*pair.other.host, "--username", "nobody"];
+    let renamed = [&["credential", "update", "nightly"][..], &server].concat();
+    pair.task(&renamed).success();
+    pair.task(&["run", "nightly"]).code(1).stderr_has("could not log in");
+    let named = [&["credential", "update", "nightly"][..], &server[..2], &["-u", "me"]].concat();
+    let listed = pair.task(&named).success();
+    assert!(!listed.stdout.contains("nobody"), "{}", listed.stdout);
+    let own = pair.server.host();
+    let own = ["credential", "add", "nightly", "--login-server", &*own, "-u", "a", "-p", "b"];
+    pair.task(&own).code(2).stderr_has("is a registry of this server");
+    let shown = pair.task(&["show", "nightly", "-o", "json"]).success().stdout;
+    assert!(!shown.contains("\"me\""), "{shown}");
     pair.task(&["run", "nightly"]).success();
     let remove = ["credential", "remove", "nightly", "--login-server", &pair.other.host];
     pair.task(&remove).success();
@@ -130,7 +142,24 @@ fn as_root_f26_a_login_that_fails_ends_the_run_before_its_steps() {
 
 #[test]
 fn as_root_docker_login_of_a_step_is_for_the_steps_after_it() {
-    let pair = Pair::start_with(SHELL);
+    // A login that a step makes is no reason to push where the operator has a say.
+    let refused = Pair::start_with(SHELL);
+    refused.sandbox.write(
+        "app/acb.yaml",
+        "version: v1.1.0
+alias: {values: {sh: '{{.Run.Registry}}/busybox'}}
+steps:
+  - cmd: $sh sh -c \"printf 'FROM scratch\\nLABEL a=b\\n' > Dockerfile\"
+  - cmd: $sh echo x | docker login -u me --password-stdin OTHER
+  - {build: -t OTHER/app:1 .}
+  - {push: ['OTHER/app:1']}
+"
+        .replace("OTHER", &refused.other.host),
+    );
+    let run = refused.sandbox.refit(["run", "app"]).on(&refused.server).run();
+    run.code(1).stderr_has("does not let runs push").stderr_has("`refit task credential add`");
+
+    let pair = Pair::start_with(&format!("push = true\n{SHELL}"));
     let task = "version: v1.1.0
 alias: {values: {sh: '{{.Run.Registry}}/busybox'}}
 steps:
@@ -148,6 +177,8 @@ steps:
     let done = pair.sandbox.refit(args).on(&pair.server).run().success();
     assert!(!done.stderr.contains(PASSWORD), "{}", done.stderr);
     assert_eq!(pair.tags("app"), ["2", "3"]);
+    let last = done.stderr_has("(ignored)");
+    last.stderr_has("refuses access to `");
 }
 
 #[test]
@@ -188,6 +219,10 @@ fn as_root_j19_a_run_without_login_cannot_use_its_own_registry() {
     let purged = run("version: v1.1.0\nsteps: [{cmd: acr purge --filter 'a:.*' --ago 0d}]");
     purged.code(1).stderr_has("the run is not logged in to its own registry");
     let pulled = run("steps: [{cmd: '{{.Run.Registry}}/busybox true'}]");
+    pulled.code(1).stderr_has("the run is not logged in to its own registry");
+    // Nor by another name of this machine.
+    let other = format!("127.0.0.2:{}", server.host().rsplit_once(':').unwrap().1);
+    let pulled = run(&format!("steps: [{{cmd: '{other}/busybox true'}}]"));
     pulled.code(1).stderr_has("the run is not logged in to its own registry");
     let args = ["build", "app", "-t", "a:1", "--auth-mode", "none"];
     let built = sandbox.refit(args).on(&server).run();

@@ -126,8 +126,8 @@ impl Client {
     }
 
     /// What is asked for under a lease.
-    pub(super) fn attempt(&self, run: RunId, epoch: i64, password: &str) -> AttemptClient {
-        let client = Self { token: password.to_owned(), ..self.clone() };
+    pub(super) fn attempt(&self, run: RunId, epoch: i64, token: &str) -> AttemptClient {
+        let client = Self { token: token.to_owned(), ..self.clone() };
         AttemptClient { client, run: run.to_string(), epoch: epoch.to_string() }
     }
 
@@ -143,7 +143,7 @@ impl Client {
 /// One attempt, seen by the agent that has it. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct AttemptClient {
-    /// With the password of the attempt as its token.
+    /// With the token of the attempt.
     client: Client,
     run: String,
     epoch: String,

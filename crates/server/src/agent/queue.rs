@@ -41,6 +41,7 @@ pub(super) struct Leased {
     pub(super) limits: (u32, u64),
     pub(super) user: String,
     pub(super) password: String,
+    pub(super) token: String,
 }
 
 /// Claims runs of a pool. Cheap to clone.
@@ -87,7 +88,7 @@ impl AgentQueue {
     fn hold(&self, attempt: &Attempt, leased: Leased) {
         let end = CancellationToken::new();
         let (progress, sent) = watch::channel(0);
-        let client = self.client.attempt(attempt.run.id, attempt.epoch, &leased.password);
+        let client = self.client.attempt(attempt.run.id, attempt.epoch, &leased.token);
         let sending = send_log(client.clone(), self.logs.clone(), log_key(attempt), progress);
         let listening = listen(client, attempt.cancel.clone());
         for task in
@@ -125,16 +126,16 @@ impl AgentQueue {
         };
         let seed = seed(&lease.seed).ok_or_else(|| AskError::Refused("a bad lease".to_owned()))?;
         let (hosts, limits) = (lease.hosts, lease.limits);
-        let (user, password) = (lease.user, lease.password);
-        self.hold(&attempt, Leased { seed, hosts, limits, user, password });
+        let (user, password, token) = (lease.user, lease.password, lease.token);
+        self.hold(&attempt, Leased { seed, hosts, limits, user, password, token });
         Ok(Some(attempt))
     }
 
     /// What is asked for under an attempt's lease.
     pub(super) fn client(&self, attempt: &Attempt) -> AttemptClient {
         let lease = self.lease(attempt);
-        let password = lease.as_ref().map(|lease| lease.password.as_str()).unwrap_or_default();
-        self.client.attempt(attempt.run.id, attempt.epoch, password)
+        let token = lease.as_ref().map(|lease| lease.token.as_str()).unwrap_or_default();
+        self.client.attempt(attempt.run.id, attempt.epoch, token)
     }
 
     /// Waits until the server has all that the log has now.
@@ -175,13 +176,13 @@ fn log_key(attempt: &Attempt) -> LogKey {
 impl Queue for AgentQueue {
     async fn claim(&self) -> Result<Option<Attempt>> {
         let Some(lease) = self.client.claim().await? else { return Ok(None) };
-        let (epoch, password) = (lease.epoch, lease.password.clone());
+        let (epoch, token) = (lease.epoch, lease.token.clone());
         let run = lease.run.id().ok_or_else(|| AskError::Refused(BadLease.to_string()))?;
         let begun = self.begin(lease).await;
         if !matches!(begun, Ok(Some(_))) {
             // Another agent may have more luck; and this one after a while.
             let pause = if begun.is_err() { FAILED_PAUSE } else { PAUSE };
-            let client = self.client.attempt(run, epoch, &password);
+            let client = self.client.attempt(run, epoch, &token);
             if let Err(error) = client.tell(&["giveBack"], &()).await {
                 tracing::warn!(%run, %error, "a run could not be given back");
             }

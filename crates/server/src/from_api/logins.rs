@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use control::{Logins, RegistryLogin};
 use oci::Reference;
+use serde_json::Value;
 
 use super::cut;
 use crate::error::ApiError;
@@ -55,6 +56,15 @@ fn without_own(source: api::SourceRegistryCredentials) -> Result<bool, ApiError>
         mode if mode.eq_ignore_ascii_case("default") => Ok(false),
         mode if mode.eq_ignore_ascii_case("none") => Ok(true),
         mode => Err(refuse(format!("login mode `{}` is neither `Default` nor `None`", cut(mode)))),
+    }
+}
+
+/// Gives the registries of a request the names under which their logins are kept. What is no host
+/// stays, to be refused by its name.
+pub(crate) fn name_hosts(registries: &mut Value) {
+    if let Value::Object(registries) = registries {
+        let named = std::mem::take(registries).into_iter();
+        registries.extend(named.map(|(server, login)| (host(&server).unwrap_or(server), login)));
     }
 }
 
@@ -151,7 +161,7 @@ fn part(
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -264,6 +274,17 @@ mod tests {
                 "credentials.customRegistries.r.example.com: the user name has more than 512 bytes, or characters that none has"
             ],
         );
+    }
+
+    #[test]
+    fn a_change_finds_a_login_however_its_registry_is_written() {
+        let mut change = json!({
+            "GHCR.io": null, "https://r.example.com/": {}, "index.docker.io": null, "a b": null
+        });
+        name_hosts(&mut change);
+        let expected =
+            json!({ "ghcr.io": null, "r.example.com": {}, "docker.io": null, "a b": null });
+        assert_eq!(change, expected);
     }
 
     #[test]

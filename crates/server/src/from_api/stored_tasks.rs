@@ -196,8 +196,8 @@ fn context(
     let given = step.context_access_token;
     let is_given = given.as_ref().is_some_and(|token| !token.is_empty());
     if is_given && matches!(ContextAddress::of(&path), ContextAddress::Artifact(_)) {
-        return Err(refuse("an artifact comes with the server's login of its registry").hint(
-            "leave out `contextAccessToken`; logins are in `[upstream.\"HOST\"]` of the settings",
+        return Err(refuse("an artifact comes with the login of its registry").hint(
+            "leave out `contextAccessToken`; `refit task credential add` gives the task a login",
         ));
     }
     // A user alone, as some hosts have it in the addresses that they show, is no secret yet.

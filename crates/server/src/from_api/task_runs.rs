@@ -30,7 +30,7 @@ fn forget(value: &mut Value) {
                     ("customRegistries", Value::Object(registries)) => {
                         for login in registries.values_mut() {
                             match login {
-                                Value::Object(login) => drop(login.remove("password")),
+                                Value::Object(login) => login.clear(),
                                 other => *other = Value::Null,
                             }
                         }
@@ -101,7 +101,10 @@ mod tests {
                 "secrets": [{ "id": "s", "value": "aHVudGVyMg==" }],
                 "contexts": [{ "name": "c", "sourceLocation": "http://hunter2@h/x.tar" }],
             },
-            "credentials": { "customRegistries": { "h": { "password": "hunter2" } } },
+            "credentials": { "customRegistries": {
+                "h": { "userName": { "value": "hunter2" }, "password": { "value": "hunter2" } },
+                "odd": "hunter2",
+            } },
         });
         let kept = without_secrets(request);
         let text = kept.to_string();
@@ -112,6 +115,9 @@ mod tests {
         );
         assert!(lacks_secrets(&kept));
         assert_eq!(without_secrets(kept.clone()), kept);
+        let registries = |logins: Value| json!({ "credentials": { "customRegistries": logins } });
+        assert!(lacks_secrets(&without_secrets(registries(json!({ "h": { "password": {} } })))));
+        assert!(!lacks_secrets(&registries(json!({ "h": null }))));
         let open = json!({
             "sourceLocation": "https://example.com/app.git",
             "values": [{ "name": "a", "value": "b", "isSecret": false }],

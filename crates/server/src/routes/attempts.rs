@@ -146,6 +146,7 @@ fn lease(state: &Shared, pool: &Pool, attempt: &Attempt) -> Result<Lease, ApiErr
         hosts: state.registries.own_names(),
         limits: pool.properties.tier.limits(),
         password: state.keys.run_password(&user),
+        token: state.keys.attempt_token(&user),
         user,
     })
 }
@@ -167,7 +168,7 @@ async fn joined(
     pool.filter(|pool| state.keys.is_pool_token(pool, bearer(headers))).ok_or_else(refused)
 }
 
-/// The attempt that a path names, if the request has its password and its agent still has it. The
+/// The attempt that a path names, if the request has its token and its agent still has it. The
 /// token of the pool does not matter: it may be another one by now, or none.
 async fn held(
     state: &Shared,
@@ -178,10 +179,13 @@ async fn held(
     let (registry, _) = state.registry(&path.registry).map_err(|_| lost())?;
     let id = path.run.parse().map_err(|_| lost())?;
     let user = run_user(&registry, id, path.epoch);
-    if !state.keys.is_run_password(&user, bearer(headers)) {
-        return Err(ApiError::unauthorized("this is not the password of the attempt"));
+    if !state.keys.is_attempt_token(&user, bearer(headers)) {
+        return Err(ApiError::unauthorized("this is not the token of the attempt"));
     }
-    state.runs.attempt_of(&registry, id, path.epoch).await?.ok_or_else(lost)
+    let attempt = state.runs.attempt_of(&registry, id, path.epoch).await?.ok_or_else(lost)?;
+    // Its steps have the one, and what the agent says may have either.
+    attempt.log.hide([&*state.keys.run_password(&user), bearer(headers)]);
+    Ok(attempt)
 }
 
 /// What a request proves itself with.
@@ -398,7 +402,7 @@ pub(crate) async fn publish(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What a run here could not do in its own registry, an agent's cannot either.
+/// What a run here could not do in its own registry, an agent does not do for it either.
 fn refuse_without_login(attempt: &Attempt) -> Result<(), ApiError> {
     match attempt.run.request.logins().without_own {
         true => Err(ApiError::invalid("the run is not logged in to its own registry")),

@@ -110,6 +110,7 @@ pub(crate) async fn new_run(
         }
         api::RunRequest::TaskRunRequest(body) => return task_run(state, registry, body).await,
     };
+    state.refuse_own_logins(run.request.logins())?;
     Ok(NewRun { pool, ..run })
 }
 

@@ -75,16 +75,18 @@ pub(crate) async fn show(
     Ok(axum::Json(to_api::task(&task)))
 }
 
-/// The same as the task itself: nobody is shown a secret.
+/// The task with the user names of its logins. Nobody is shown a password or another secret.
 #[utoipa::path(
     post, path = "/tasks/{name}/listDetails", operation_id = "getTaskDetails", tag = "Tasks",
     responses((status = OK, body = api::Task)),
 )]
 pub(crate) async fn details(
-    state: State<Shared>,
-    path: Path<(String, String)>,
+    State(state): State<Shared>,
+    Path((registry, name)): Path<(String, String)>,
 ) -> Result<axum::Json<api::Task>, ApiError> {
-    show(state, path).await
+    let (registry, _) = state.registry(&registry)?;
+    let task = find(&state, &registry, &task_name(&name)?).await?;
+    Ok(axum::Json(to_api::task_details(&task)))
 }
 
 /// Creates a task or replaces it.
@@ -105,6 +107,7 @@ pub(crate) async fn put(
         let definition =
             from_api::task_definition(body.clone(), known.as_ref(), &state.build_defaults)?;
         refuse_copies(&state, &registry, &definition)?;
+        state.refuse_own_logins(&definition.logins)?;
         check_pool(&state, &registry, &definition).await?;
         match state.tasks.put(&registry, &name, &definition, known.as_ref()).await {
             Ok(task) => return Ok(axum::Json(to_api::task(&task))),
@@ -124,12 +127,15 @@ pub(crate) async fn put(
 pub(crate) async fn update(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
-    Json(patch): Json<Value>,
+    Json(mut patch): Json<Value>,
 ) -> Result<axum::Json<api::Task>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
     let name = task_name(&name)?;
     if !patch.is_object() {
         return Err(ApiError::invalid("a change of a task is an object"));
+    }
+    if let Some(registries) = patch.pointer_mut("/properties/credentials/customRegistries") {
+        from_api::name_hosts(registries);
     }
     for attempt in 1.. {
         let known = find(&state, &registry, &name).await?;
@@ -140,6 +146,7 @@ pub(crate) async fn update(
             .map_err(|error| ApiError::invalid(format!("the change is not right: {error}")))?;
         let definition = from_api::task_definition(body, Some(&known), &state.build_defaults)?;
         refuse_copies(&state, &registry, &definition)?;
+        state.refuse_own_logins(&definition.logins)?;
         check_pool(&state, &registry, &definition).await?;
         match state.tasks.put(&registry, &name, &definition, Some(&known)).await {
             Ok(task) => return Ok(axum::Json(to_api::task(&task))),

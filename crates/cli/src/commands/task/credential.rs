@@ -76,11 +76,11 @@ pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
                 return Err(Error::usage("a login needs a user name")
                     .with_hint("give it with `--username`"));
             }
-            save(session, &args).await
+            save(session, &args, false).await
         }
         Command::Update(args) => {
             must_have(&find(session, &args.task).await?, &args.server.host)?;
-            save(session, &args).await
+            save(session, &args, true).await
         }
         Command::Remove(args) => {
             must_have(&find(session, &args.task).await?, &args.server.host)?;
@@ -90,9 +90,17 @@ pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
     }
 }
 
+/// The task with the user names of its logins.
 async fn find(session: &Session<'_>, task: &TaskArg) -> Result<Task> {
     let connection = session.connection()?;
-    connection.get(route(connection, task)).await
+    let url = connection.route(&["tasks", task.name(), "listDetails"]);
+    connection.post(url, &json!({})).await
+}
+
+/// A registry as the server names it.
+fn host(server: &str) -> String {
+    let host = server.trim_start_matches("https://").trim_end_matches('/').to_ascii_lowercase();
+    if host == "index.docker.io" { "docker.io".to_owned() } else { host }
 }
 
 fn logins(task: &Task) -> impl Iterator<Item = (&String, &CustomRegistryCredentials)> {
@@ -102,7 +110,8 @@ fn logins(task: &Task) -> impl Iterator<Item = (&String, &CustomRegistryCredenti
 }
 
 fn login<'a>(task: &'a Task, host: &str) -> Option<&'a CustomRegistryCredentials> {
-    logins(task).find(|(known, _)| known.eq_ignore_ascii_case(host)).map(|(_, login)| login)
+    let wanted = self::host(host);
+    logins(task).find(|(known, _)| **known == wanted).map(|(_, login)| login)
 }
 
 fn must_have(task: &Task, host: &str) -> Result<()> {
@@ -113,7 +122,7 @@ fn must_have(task: &Task, host: &str) -> Result<()> {
     }
 }
 
-async fn save(session: &Session<'_>, args: &SaveArgs) -> Result<()> {
+async fn save(session: &Session<'_>, args: &SaveArgs, is_known: bool) -> Result<()> {
     if args.use_identity.is_some() {
         return Err(Error::usage("`--use-identity` is not supported yet"));
     }
@@ -121,6 +130,7 @@ async fn save(session: &Session<'_>, args: &SaveArgs) -> Result<()> {
         (Some(password), _) => Some(password.clone()),
         (None, true) => Some(prompt::all_input().await?),
         // A change of the user name alone keeps the password.
+        (None, false) if is_known && args.username.is_some() => None,
         (None, false) if prompt::is_possible() => {
             let question = format!("The password for {}: ", args.server.host);
             Some(prompt::ask_hidden(&question).await?)
@@ -140,13 +150,13 @@ async fn save(session: &Session<'_>, args: &SaveArgs) -> Result<()> {
 
 async fn change(session: &Session<'_>, task: &TaskArg, host: &str, login: &Value) -> Result<()> {
     let connection = session.connection()?;
-    let host = host.to_ascii_lowercase();
+    let host = self::host(host);
     let credentials = json!({ "customRegistries": { host: login } });
     let body = json!({ "properties": { "credentials": credentials } });
     let url = route(connection, task);
     let request = connection.request(reqwest::Method::PATCH, url).json(&body);
-    let task: Task = connection.answer(request).await?;
-    print(session, &task)
+    connection.answer::<Task>(request).await?;
+    print(session, &find(session, task).await?)
 }
 
 fn print(session: &Session<'_>, task: &Task) -> Result<()> {
