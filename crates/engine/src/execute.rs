@@ -466,7 +466,17 @@ impl Names {
             }
         }
         let exports = step.options.cache_to.iter();
-        let caches = exports.map(|export| destination(&export.image_name, true));
+        let caches = exports.map(|export| {
+            let name = &export.image_name;
+            match elsewhere(engine, name, false) {
+                None => destination(name, true),
+                Some(_) => Err(Failure::User(format!(
+                    "error: cache `{name}` is in another registry, and builds put caches only into \
+                     their own\n\
+                     hint: `cache: enabled` of a `build` step of a task puts them elsewhere too"
+                ))),
+            }
+        });
         let caches: Vec<_> = caches.collect::<Result<_, _>>()?;
         match caches.iter().find(|name| step.push && images.contains(name)) {
             None => Ok(Self { images, others, caches }),

@@ -193,10 +193,11 @@ impl Remote {
         }
     }
 
-    /// The same, with other credentials for one host.
+    /// The same, with other credentials for one host, for pushes too.
     pub fn with_credentials(&self, host: &str, credentials: Credentials) -> Self {
         let mut settings = self.inner.settings.clone();
-        settings.upstreams.entry(host.to_owned()).or_default().credentials = Some(credentials);
+        let upstream = settings.upstreams.entry(host.to_owned()).or_default();
+        (upstream.credentials, upstream.push) = (Some(credentials), true);
         self.with_settings(settings)
     }
 

@@ -198,7 +198,7 @@ fn other_registries_and_other_kinds_of_caches_are_refused_by_name() {
     let build = |flag: &str, value: &str| sandbox.refit(["build", "app", flag, value]).run();
     build("--cache-to", "registry.example/app:cache")
         .code(1)
-        .stderr_has("pushing to other registries comes later")
+        .stderr_has("builds put caches only into their own")
         .stderr_lacks("COPY");
     let same = ["build", "app", "-t", "app:1", "--cache-to", "app:1"];
     sandbox.refit(same).run().code(1).stderr_has("cannot name both the image and a cache");
