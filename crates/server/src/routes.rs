@@ -24,7 +24,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use registry::Peer;
 use serde::de::DeserializeOwned;
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
 use crate::error::ApiError;
@@ -33,11 +33,9 @@ use crate::state::Shared;
 
 /// Everything but `/v2/`. `body_size_max` bounds what is not an upload.
 pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
-    let (of_principals, _) = of_principals().split_for_parts();
-    let (of_everybody, _) = of_everybody().split_for_parts();
-    of_principals
+    of_principals::<Router<Shared>>()
         .layer(middleware::from_fn_with_state(Shared::clone(&state), authenticate))
-        .merge(of_everybody)
+        .merge(of_everybody::<Router<Shared>>())
         .nest(&format!("{REGISTRY}/agentPools/{{name}}"), of_agents())
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
@@ -48,15 +46,43 @@ pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
 
 /// What the routes say of themselves.
 pub(crate) fn description() -> utoipa::openapi::OpenApi {
-    crate::openapi::document(of_principals().into_openapi(), of_everybody().into_openapi())
+    let described = |routes: OpenApiRouter<Shared>| routes.into_openapi();
+    crate::openapi::document(described(of_principals()), described(of_everybody()))
+}
+
+/// Takes routes with what they say of themselves: a router that serves them keeps nothing of that,
+/// which is many times larger.
+trait Described: Default {
+    fn routes(self, routes: UtoipaMethodRouter<Shared>) -> Self;
+    fn nest(self, path: &str, inner: Self) -> Self;
+}
+
+impl Described for OpenApiRouter<Shared> {
+    fn routes(self, routes: UtoipaMethodRouter<Shared>) -> Self {
+        OpenApiRouter::routes(self, routes)
+    }
+
+    fn nest(self, path: &str, inner: Self) -> Self {
+        OpenApiRouter::nest(self, path, inner)
+    }
+}
+
+impl Described for Router<Shared> {
+    fn routes(self, (_, paths, methods): UtoipaMethodRouter<Shared>) -> Self {
+        paths.paths.keys().fold(self, |router, path| router.route(path, methods.clone()))
+    }
+
+    fn nest(self, path: &str, inner: Self) -> Self {
+        Router::nest(self, path, inner)
+    }
 }
 
 /// Where the routes of a registry are.
 const REGISTRY: &str = "/api/v1/registries/{registry}";
 
 /// Routes that ask who somebody is.
-fn of_principals() -> OpenApiRouter<Shared> {
-    let of_registry = OpenApiRouter::new()
+fn of_principals<R: Described>() -> R {
+    let of_registry = R::default()
         .routes(routes!(runs::schedule))
         .routes(routes!(sources::create))
         .routes(routes!(sources::create_listed))
@@ -95,17 +121,17 @@ fn of_principals() -> OpenApiRouter<Shared> {
         .routes(routes!(import::import))
         .routes(routes!(import::tags))
         .routes(routes!(scrub::of_registry, scrub::begin_for_registry));
-    OpenApiRouter::new()
+    R::default()
         .nest(REGISTRY, of_registry)
         .routes(routes!(content::collect_garbage_of_server))
         .routes(routes!(scrub::report, scrub::begin))
 }
 
 /// Routes that do not.
-fn of_everybody() -> OpenApiRouter<Shared> {
+fn of_everybody<R: Described>() -> R {
     // The address of an upload is its own permission, as in the managed service.
-    let uploads = OpenApiRouter::new().routes(routes!(sources::upload));
-    OpenApiRouter::new()
+    let uploads = R::default().routes(routes!(sources::upload));
+    R::default()
         .nest(REGISTRY, uploads)
         .routes(routes!(openapi::show))
         .routes(routes!(health::version))
