@@ -18,14 +18,18 @@ use std::sync::atomic::Ordering;
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, State};
+use axum::handler::Handler;
 use axum::http::request::Parts;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{MethodRouter, get, post, put};
 use registry::Peer;
 use serde::de::DeserializeOwned;
+use utoipa_axum::PathItemExt as _;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
+
+pub(crate) use by_rule::housekept;
 
 use crate::error::ApiError;
 use crate::openapi;
@@ -50,16 +54,24 @@ pub(crate) fn description() -> utoipa::openapi::OpenApi {
     crate::openapi::document(described(of_principals()), described(of_everybody()))
 }
 
-/// Takes routes with what they say of themselves: a router that serves them keeps nothing of that,
-/// which is many times larger.
+/// Takes handlers, each with its path and its method, which are written at the handler.
+///
+/// A router that serves them asks for no more than these two. The description asks for everything,
+/// which takes time and memory that a server would otherwise spend whenever it starts.
 trait Described: Default {
-    fn routes(self, routes: UtoipaMethodRouter<Shared>) -> Self;
+    /// `described` is what [`routes!`] makes of the same handler.
+    fn handler<P, H, T>(self, handler: H, described: fn() -> UtoipaMethodRouter<Shared>) -> Self
+    where
+        P: utoipa::Path,
+        H: Handler<T, Shared>,
+        T: 'static;
+
     fn nest(self, path: &str, inner: Self) -> Self;
 }
 
 impl Described for OpenApiRouter<Shared> {
-    fn routes(self, routes: UtoipaMethodRouter<Shared>) -> Self {
-        OpenApiRouter::routes(self, routes)
+    fn handler<P, H, T>(self, _: H, described: fn() -> UtoipaMethodRouter<Shared>) -> Self {
+        self.routes(described())
     }
 
     fn nest(self, path: &str, inner: Self) -> Self {
@@ -68,8 +80,16 @@ impl Described for OpenApiRouter<Shared> {
 }
 
 impl Described for Router<Shared> {
-    fn routes(self, (_, paths, methods): UtoipaMethodRouter<Shared>) -> Self {
-        paths.paths.keys().fold(self, |router, path| router.route(path, methods.clone()))
+    fn handler<P, H, T>(self, handler: H, _: fn() -> UtoipaMethodRouter<Shared>) -> Self
+    where
+        P: utoipa::Path,
+        H: Handler<T, Shared>,
+        T: 'static,
+    {
+        let methods = P::methods().into_iter().fold(MethodRouter::new(), |methods, method| {
+            methods.on(method.to_method_filter(), handler.clone())
+        });
+        self.route(&P::path(), methods)
     }
 
     fn nest(self, path: &str, inner: Self) -> Self {
@@ -77,67 +97,87 @@ impl Described for Router<Shared> {
     }
 }
 
+/// Adds handlers to what is [`Described`].
+macro_rules! handlers {
+    ($router:expr; $($module:ident::$name:ident),+ $(,)?) => {{
+        let router = $router;
+        $(
+            let router = pastey::paste! {
+                Described::handler::<$module::[<__path_ $name>], _, _>(
+                    router,
+                    $module::$name,
+                    || routes!($module::$name),
+                )
+            };
+        )+
+        router
+    }};
+}
+
 /// Where the routes of a registry are.
 const REGISTRY: &str = "/api/v1/registries/{registry}";
 
 /// Routes that ask who somebody is.
 fn of_principals<R: Described>() -> R {
-    let of_registry = R::default()
-        .routes(routes!(runs::schedule))
-        .routes(routes!(sources::create))
-        .routes(routes!(sources::create_listed))
-        .routes(routes!(sources::add_pack))
-        .routes(routes!(sources::add_file))
-        .routes(routes!(sources::commit))
-        .routes(routes!(runs::list))
-        .routes(routes!(runs::show, runs::update))
-        .routes(routes!(runs::cancel))
-        .routes(routes!(runs::logs))
-        .routes(routes!(runs::events))
-        .routes(routes!(runs::blob))
-        .routes(routes!(runs::files))
-        .routes(routes!(agents::attach))
-        .routes(routes!(tasks::list))
-        .routes(routes!(tasks::show, tasks::put, tasks::update, tasks::delete))
-        .routes(routes!(tasks::details))
-        .routes(routes!(task_runs::list))
-        .routes(routes!(task_runs::show, task_runs::put, task_runs::update, task_runs::delete))
-        .routes(routes!(task_runs::details))
-        .routes(routes!(pools::list))
-        .routes(routes!(pools::show, pools::put, pools::update, pools::delete))
-        .routes(routes!(pools::queue_status))
-        .routes(routes!(pools::token))
-        .routes(routes!(pools::renew_token))
-        .routes(routes!(content::repositories))
-        .routes(routes!(content::repository, content::delete_repository))
-        .routes(routes!(content::tags))
-        .routes(routes!(content::tag, content::untag))
-        .routes(routes!(content::manifests))
-        .routes(routes!(content::manifest, content::delete_manifest))
-        .routes(routes!(content::build_record))
-        .routes(routes!(content::collect_garbage))
-        .routes(routes!(by_rule::purge))
-        .routes(routes!(by_rule::annotate))
-        .routes(routes!(import::import))
-        .routes(routes!(import::tags))
-        .routes(routes!(scrub::of_registry, scrub::begin_for_registry));
-    R::default()
-        .nest(REGISTRY, of_registry)
-        .routes(routes!(content::collect_garbage_of_server))
-        .routes(routes!(scrub::report, scrub::begin))
+    let of_registry = handlers!(
+        R::default();
+        runs::schedule,
+        sources::create,
+        sources::create_listed,
+        sources::add_pack,
+        sources::add_file,
+        sources::commit,
+        runs::list,
+        runs::show, runs::update,
+        runs::cancel,
+        runs::logs,
+        runs::events,
+        runs::blob,
+        runs::files,
+        agents::attach,
+        tasks::list,
+        tasks::show, tasks::put, tasks::update, tasks::delete,
+        tasks::details,
+        task_runs::list,
+        task_runs::show, task_runs::put, task_runs::update, task_runs::delete,
+        task_runs::details,
+        pools::list,
+        pools::show, pools::put, pools::update, pools::delete,
+        pools::queue_status,
+        pools::token,
+        pools::renew_token,
+        content::repositories,
+        content::repository, content::delete_repository,
+        content::tags,
+        content::tag, content::untag,
+        content::manifests,
+        content::manifest, content::delete_manifest,
+        content::build_record,
+        content::collect_garbage,
+        by_rule::purge,
+        by_rule::annotate,
+        import::import,
+        import::tags,
+        scrub::of_registry, scrub::begin_for_registry,
+    );
+    let with_registry = R::default().nest(REGISTRY, of_registry);
+    handlers!(
+        with_registry;
+        content::collect_garbage_of_server,
+        scrub::report, scrub::begin,
+    )
 }
 
 /// Routes that do not.
 fn of_everybody<R: Described>() -> R {
     // The address of an upload is its own permission, as in the managed service.
-    let uploads = R::default().routes(routes!(sources::upload));
-    R::default()
-        .nest(REGISTRY, uploads)
-        .routes(routes!(openapi::show))
-        .routes(routes!(health::version))
-        .routes(routes!(health::alive))
-        .routes(routes!(health::ready))
-        .routes(routes!(health::metrics))
+    let uploads = handlers!(R::default(); sources::upload);
+    let with_uploads = R::default().nest(REGISTRY, uploads);
+    handlers!(
+        with_uploads;
+        openapi::show,
+        health::version, health::alive, health::ready, health::metrics,
+    )
 }
 
 /// What agents and servers say to each other: it changes with every version, and is not described.

@@ -86,7 +86,13 @@ pub(crate) async fn annotate(
     }))
 }
 
-fn housekept(state: &Shared, name: RegistryName, login_server: &str, cause: Cause) -> Registry {
+/// A registry for commands that put it in order.
+pub(crate) fn housekept(
+    state: &Shared,
+    name: RegistryName,
+    login_server: &str,
+    cause: Cause,
+) -> Registry {
     let pull_through = state.pull_through.clone();
     Registry {
         catalog: state.catalog.clone(),
