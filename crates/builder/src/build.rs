@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use container::{Limits, Network, Runtime};
+use container::{Limits, Network, Peers, Runtime};
 use dockerfile::{DockerfileError, Plan, PlanOptions, Source, Span, StageId, StagePlan};
 use oci::{Compression, Descriptor, Digest, Platform, Reference};
 use store::BlobStore;
@@ -106,6 +106,8 @@ pub struct BuildRequest {
     /// Added to `/etc/hosts` of every `RUN`.
     pub extra_hosts: Vec<(String, IpAddr)>,
     pub network: Network,
+    /// What `RUN`s of the isolated network also reach.
+    pub peers: Option<Peers>,
     pub limits: Limits,
     /// How new layers are compressed.
     pub compression: Compression,
@@ -164,6 +166,7 @@ impl BuildRequest {
             ssh_agents: None,
             extra_hosts: Vec::new(),
             network: Network::default(),
+            peers: None,
             limits: Limits::default(),
             compression: Compression::default(),
             force_compression: false,

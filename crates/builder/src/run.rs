@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use container::{Exit, Network, OutputSink, ProcessSpec, Rootfs, Stream, User};
+use container::{Exit, Network, OutputSink, Peers, ProcessSpec, Rootfs, Stream, User};
 use dockerfile::{Operation, RunNetwork, RunOperation};
 
 use crate::assemble::ImageLayer;
@@ -63,7 +63,7 @@ pub(crate) async fn execute(
         mounts: mounts.mounts.clone(),
         extra_hosts: request.extra_hosts.clone(),
         network: network(run, request),
-        peers: None,
+        peers: peers(run, request),
         limits: request.limits.clone(),
         privileged: run.insecure,
     };
@@ -93,6 +93,11 @@ pub(crate) fn network(run: &RunOperation, request: &BuildRequest) -> Network {
         RunNetwork::None => Network::None,
         RunNetwork::Host => Network::Host,
     }
+}
+
+/// The others that a `RUN` reaches: none if it is to have no network, or the host's.
+fn peers(run: &RunOperation, request: &BuildRequest) -> Option<Peers> {
+    request.peers.clone().filter(|_| network(run, request) == Network::Isolated)
 }
 
 /// Passes a process's output on as events of its step.

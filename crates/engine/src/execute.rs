@@ -15,7 +15,7 @@ use builder::{
     ContextLimits, ContextOptions, ImageError, ListError, OwnNames, RecordedRepository, Secrets,
     SshAgents, StoredImage,
 };
-use container::{Limits, Network, Removals};
+use container::{Limits, Network, Peers, Removals};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName, RepositoryName};
 use remote::Remote;
 use store::Catalog;
@@ -123,6 +123,8 @@ pub struct BuildStep {
 pub struct BuildOptions {
     pub secrets: Secrets,
     pub ssh_agents: Option<Arc<dyn SshAgents>>,
+    /// What `RUN`s of the isolated network also reach.
+    pub peers: Option<Peers>,
     pub extra_hosts: Vec<(String, IpAddr)>,
     /// Name, soft and hard limit.
     pub ulimits: Vec<(String, u64, u64)>,
@@ -711,6 +713,7 @@ pub(crate) fn build_request(
         target: step.target.clone(),
         no_cache: step.no_cache,
         network: step.network,
+        peers: options.peers.clone(),
         limits,
         secrets: options.secrets.clone(),
         ssh_agents: options.ssh_agents.clone(),

@@ -292,7 +292,7 @@ struct TaskContext<'a> {
     home: PathBuf,
     volumes: BTreeMap<&'a str, VolumeFiles>,
     /// In which containers reach each other, by name. They are gone when this is.
-    networks: BTreeMap<&'a str, PeerNetwork>,
+    networks: Networks<'a>,
     events: &'a dyn RunEvents,
     numbers: &'a Numbers,
     lease: &'a dyn Lease,
@@ -668,12 +668,15 @@ fn volumes(task: &Task) -> Result<BTreeMap<&str, VolumeFiles>, Failure> {
     Ok(volumes)
 }
 
-/// Makes the networks of a task, those apart that no command uses.
+/// The networks of a task by name; those that are not made are `None`.
+type Networks<'a> = BTreeMap<&'a str, Option<PeerNetwork>>;
+
+/// Makes the networks of a task. Those that no command uses are not made: nobody would be there.
 async fn networks<'a>(
     engine: &Engine,
     task: &'a Task,
     events: &dyn RunEvents,
-) -> Result<BTreeMap<&'a str, PeerNetwork>, Failure> {
+) -> Result<Networks<'a>, Failure> {
     let mut networks = BTreeMap::new();
     let Some(runtime) = &engine.builder.runtime else { return Ok(networks) };
     let used: BTreeSet<&str> = (task.steps.iter())
@@ -683,11 +686,13 @@ async fn networks<'a>(
         })
         .collect();
     for network in task.networks.iter().filter(|network| !network.skip_creation) {
+        let mut made = None;
         if used.contains(network.name.as_str()) {
             events.message(&format!("Creating network: {}", network.name)).await;
-            let made = runtime.peer_network().await;
-            networks.insert(network.name.as_str(), made.map_err(|error| Failure::ours(&error))?);
+            let network = runtime.peer_network().await;
+            made = Some(network.map_err(|error| Failure::ours(&error))?);
         }
+        networks.insert(network.name.as_str(), made);
     }
     Ok(networks)
 }

@@ -287,6 +287,7 @@ fn begun_at(attempt: &Attempt) -> i64 {
 fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, String> {
     let secrets = options.secrets.iter();
     Ok(BuildOptions {
+        peers: None,
         secrets: secrets
             .map(|secret| (secret.id.clone(), Secret::new(secret.value.clone())))
             .collect(),

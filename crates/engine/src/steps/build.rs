@@ -12,14 +12,14 @@ use builder::{
 };
 use container::{Network, Private};
 use oci::{Annotations, Compression, Platform, Reference};
-use task::{Build, BuildArguments, BuildOption, Container, Step};
+use task::{Build, BuildArguments, BuildOption, Step};
 
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use super::attempts::Attempt;
 use super::build_cache::StepCache;
-use super::cmd::volume_files;
+use super::cmd::{self, volume_files};
 use super::events::{StepEvents, Watch};
 use super::workspace::{OpenFolder, WORKSPACE, make_empty_folder, path_in, read_file, read_text};
 use super::{StepUsage, TaskContext, Work, attempts, unless_stopped};
@@ -362,15 +362,17 @@ fn run_request(context: &TaskContext<'_>, build: &Build) -> Result<RunRequest, F
         target: target.clone(),
         arguments: arguments.collect(),
         platforms: vec![context.request.platform.clone()],
-        network: default_network(&build.container),
+        network: Network::default(),
         source_date_epoch: None,
         compression: Compression::default(),
         options: BuildOptions::default(),
     };
     let mut annotations = BTreeMap::new();
     let mut platforms = Vec::new();
+    let mut network = build.container.network.as_deref();
     for option in more {
         match (option.name, option.value.as_deref()) {
+            ("network", Some(value)) => network = Some(value),
             ("platform", Some(value)) => platforms.extend(several_platforms(value)?),
             ("annotation", Some(value)) => {
                 let (name, value) =
@@ -385,13 +387,10 @@ fn run_request(context: &TaskContext<'_>, build: &Build) -> Result<RunRequest, F
     }
     step.options.annotations =
         Annotations::parse(&annotations).map_err(|error| Failure::user(&error, None))?;
-    if step.network == Network::Host && !context.engine.allow_host_network {
-        return Err(Failure::User(
-            "error: this server does not let builds use the host's network\n\
-             hint: an administrator can allow it with `build.allow_host_network`"
-                .to_owned(),
-        ));
-    }
+    // `docker build` calls the usual one so.
+    let network = network.filter(|network| *network != "default");
+    step.network = cmd::network(context, network)?;
+    step.options.peers = cmd::peers(context, network, None)?;
     let (run, now) = (context.request.run.clone(), context.request.now);
     // The step has the engine of its run, which is logged in.
     let logins = RunLogins::default();
@@ -407,11 +406,6 @@ fn may_hold(text: &str, secret: &str) -> bool {
         1..LENGTH_MIN => text == secret || text == BASE64_STANDARD.encode(secret),
         _ => text.contains(secret) || text.contains(&BASE64_STANDARD.encode(secret)),
     }
-}
-
-/// A step's network is that of its build's `RUN`s.
-fn default_network(container: &Container) -> Network {
-    network(container.network.as_deref().unwrap_or_default())
 }
 
 fn several_platforms(text: &str) -> Result<Vec<Platform>, Failure> {
@@ -431,15 +425,6 @@ fn pair(text: &str) -> (String, String) {
     (name.to_owned(), value.to_owned())
 }
 
-/// The network of a build's `RUN`s. Those of the task are not for them.
-fn network(name: &str) -> Network {
-    match name {
-        "none" => Network::None,
-        "host" => Network::Host,
-        _ => Network::Isolated,
-    }
-}
-
 /// An option of `docker build` that says something about the image or its making.
 fn apply(step: &mut BuildStep, option: &BuildOption) -> Result<(), Failure> {
     let options = &mut step.options;
@@ -455,9 +440,6 @@ fn apply(step: &mut BuildStep, option: &BuildOption) -> Result<(), Failure> {
         "label" => {
             let (name, value) = pair(value);
             options.labels.insert(name, value);
-        }
-        "network" => {
-            step.network = network(value);
         }
         "add-host" => {
             let parts = value.split_once('=').or_else(|| value.split_once(':'));

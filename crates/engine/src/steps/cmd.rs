@@ -328,6 +328,7 @@ pub(crate) fn peers(
              this server has no networks but those that a run makes, and `{USUAL_NETWORK}`"
         )));
     };
+    let Some(found) = found else { return Ok(None) };
     // An id that is no host name cannot be reached by it.
     let names = name.filter(|name| is_host_name(name)).map(str::to_owned);
     Ok(Some(Peers { network: found.clone(), names: names.into_iter().collect() }))

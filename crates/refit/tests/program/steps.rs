@@ -437,6 +437,9 @@ fn as_root_what_the_server_does_not_allow_fails_its_step() {
     refused("cmd: BUSYBOX true, privileged: true", "`build.allow_insecure = true`");
     refused("cmd: BUSYBOX true, network: host", "`build.allow_host_network = true`");
     refused("cmd: BUSYBOX true, network: other", "there is no network `other`");
+    refused("build: '-t x --network other .'", "there is no network `other`");
+    refused("build: '-t x .', network: other", "there is no network `other`");
+    refused("build: '-t x --network host .'", "`build.allow_host_network = true`");
     refused("cmd: BUSYBOX true, cpus: many", "`cpus` is a number of processors");
     refused("cmd: BUSYBOX none", "`none` cannot be executed");
     refused("push: ['{{.Run.Registry}}/app:1']", "no step of this run has built");
@@ -466,8 +469,18 @@ steps:
   - {{id: same, cmd: \"BUSYBOX sh -c '{wait}'\"}}
   - {{id: other, cmd: \"BUSYBOX sh -c '! grep -w srv /etc/hosts'\", network: b}}
   - {{id: none, cmd: \"BUSYBOX sh -c '! grep -w srv /etc/hosts && ! ip route | grep default'\", network: none}}
+  - {{id: built, build: '-f reached .'}}
+  - {{id: named, build: '-f alone --network b .'}}
+  - {{id: offline, build: '-f offline --network none .'}}
 "
     );
+    // `RUN`s are in the network of their step.
+    let dockerfile =
+        |command: &str| format!("FROM {}/busybox\nCOPY made /made\nRUN {command}\n", server.host());
+    let alone = "! grep -w srv /etc/hosts";
+    sandbox.write("app/made", "by hand").write("app/reached", dockerfile(wait));
+    sandbox.write("app/alone", dockerfile(alone));
+    sandbox.write("app/offline", dockerfile(&format!("{alone} && ! ip route | grep default")));
     run(&sandbox, &server, &task, &[]).success().stderr_has("served");
 }
 
