@@ -77,9 +77,12 @@ pub(crate) fn task_run(task_run: &TaskRun, result: Option<&Run>) -> api::TaskRun
 /// registry and in all.
 pub(crate) fn waiting(
     waiting: &Waiting,
-    registry: &RegistryName,
+    run: &Run,
     (concurrency, workers): (u32, u32),
 ) -> api::Waiting {
+    let registry = &run.registry;
+    let pool = run.pool.as_ref().map(|pool| format!("agent pool `{pool}`"));
+    let pool = pool.unwrap_or_else(|| "its agent pool".to_owned());
     let reason = match waiting.reason {
         WaitReason::RegistryBusy { running } => {
             format!("{running} of {concurrency} runs of registry `{registry}` are under way")
@@ -88,12 +91,12 @@ pub(crate) fn waiting(
             format!("{running} of {workers} workers are busy")
         }
         WaitReason::PoolBusy { running } => {
-            format!("{running} runs of its agent pool are under way, as many as may be")
+            format!("{running} runs of {pool} are under way, as many as may be")
         }
         WaitReason::PoolEmpty => {
-            "its agent pool has a count of 0, so that no run of it begins".to_owned()
+            format!("{pool} has a count of 0, so that no run of it begins")
         }
-        WaitReason::NoAgent => "no agent of its pool is free".to_owned(),
+        WaitReason::NoAgent => format!("no agent of {pool} is free"),
         WaitReason::Starting => "it begins at any moment".to_owned(),
     };
     let expected_seconds = waiting.expected.map(|expected| expected.as_secs().max(1));

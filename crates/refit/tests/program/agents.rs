@@ -132,7 +132,13 @@ fn pools_are_made_changed_listed_and_deleted() {
     assert_eq!(count.trim(), "1");
     let show = ["task", "show-run", "--run-id", &id, "-o", "json"];
     let shown = sandbox.refit(show).on(&server).run().success().stdout;
-    assert!(shown.contains("its agent pool has a count of 0"), "{shown}");
+    assert!(shown.contains("agent pool `arm` has a count of 0"), "{shown}");
+    let listed = sandbox.refit(["task", "list-runs", "-o", "json"]).on(&server).run().success();
+    let waiting = &listed.json()[0]["properties"]["waiting"];
+    let reason = "agent pool `arm` has a count of 0, so that no run of it begins";
+    assert_eq!((&waiting["reason"], &waiting["position"]), (&reason.into(), &1.into()));
+    let table = sandbox.refit(["task", "list-runs"]).on(&server).run().success().stdout;
+    assert!(table.contains("Queued (1st)"), "{table}");
     let missing = ["run", "--cmd", "busybox true", "/dev/null", "--agent-pool", "other"];
     sandbox.refit(missing).on(&server).run().code(4).stderr_has("agent pool `other` not found");
     let missing = ["task", "create", "nightly", "--cmd", "busybox true", "--agent-pool", "other"];
@@ -185,7 +191,7 @@ fn as_root_an_agent_builds_and_the_server_has_the_image() {
         let id = pool.refit(&server, waits).success().stdout.trim().to_owned();
         let reason = pool.run(&server, &id)["waiting"]["reason"].take();
         pool.refit(&server, ["task", "cancel-run", "--run-id", &id]).success();
-        (reason == "no agent of its pool is free").then_some(())
+        (reason == "no agent of agent pool `builders` is free").then_some(())
     });
 }
 

@@ -191,7 +191,7 @@ pub(crate) struct ListQuery {
     skip_token: Option<String>,
 }
 
-/// Lists runs, the newest first.
+/// Lists runs, the newest first, and why those wait that do.
 #[utoipa::path(
     get, path = "/runs", operation_id = "listRuns", tag = "Runs",
     params(ListQuery),
@@ -222,7 +222,22 @@ pub(crate) async fn list(
         link.append_pair("$skiptoken", last.id.as_str());
         format!("/api/v1/registries/{registry}/runs?{}", link.finish())
     });
-    Ok(axum::Json(api::Page { value: runs.iter().map(to_api::run).collect(), next_link }))
+    let mut value = Vec::with_capacity(runs.len());
+    for run in &runs {
+        value.push(with_waiting(&state, run).await?);
+    }
+    Ok(axum::Json(api::Page { value, next_link }))
+}
+
+/// A run, and why it waits if it does.
+async fn with_waiting(state: &Shared, run: &Run) -> Result<api::Run, ApiError> {
+    let mut shown = to_api::run(run);
+    if run.status == RunStatus::Queued {
+        let waiting = state.runs.waiting(&run.registry, run.id).await?;
+        shown.properties.waiting =
+            waiting.map(|waiting| to_api::waiting(&waiting, run, state.run_bounds));
+    }
+    Ok(shown)
 }
 
 /// A run, and while it is queued why it waits; of one that has ended also its plan.
@@ -235,13 +250,7 @@ pub(crate) async fn show(
     Path((registry, id)): Path<(String, String)>,
 ) -> Result<axum::Json<api::Run>, ApiError> {
     let run = find(&state, &registry, &id).await?;
-    let mut shown = to_api::run(&run);
-    if run.status == RunStatus::Queued {
-        let waiting = state.runs.waiting(&run.registry, run.id).await?;
-        let bounds = state.run_bounds;
-        shown.properties.waiting =
-            waiting.map(|waiting| to_api::waiting(&waiting, &run.registry, bounds));
-    }
+    let mut shown = with_waiting(&state, &run).await?;
     if run.status.is_final() {
         shown.properties.plan = state.runs.plan(&run.registry, run.id).await?;
     }
