@@ -179,6 +179,9 @@ pub trait RunEvents: BuildEvents {
 
     /// An image exists; `reference` is `host/repository:tag` if it has a name.
     async fn image(&self, reference: Option<&str>, digest: &Digest);
+
+    /// The context of a build has come from a git repository.
+    async fn repository(&self, repository: &RecordedRepository);
 }
 
 /// How a run ended, and what it made.
@@ -339,6 +342,9 @@ async fn run(
         Some(context) => loader.load(context, folder, engine.context_limits).await?,
         None => Loaded::empty(folder),
     };
+    if let Some(repository) = &loaded.repository {
+        events.repository(&repository.record).await;
+    }
     let named = load_named_contexts(&loader, step, workspace.path(), &loaded).await?;
     let text = read_dockerfile(step, &loaded.files, engine.context_limits).await?;
     let (context, name) = context_options(engine, step, loaded.files)?;

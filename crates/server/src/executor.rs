@@ -200,7 +200,7 @@ pub(crate) async fn execute(engine: &Engine, attempt: &Attempt, secrets: Secrets
     let events = LogEvents::new(attempt.log.clone());
     let lease = AttemptLease(attempt);
     let outcome = engine::execute(engine, &request, &events, &lease, &attempt.cancel).await;
-    outcome_of(outcome, |output| succeeded(engine, output))
+    events.completed(outcome_of(outcome, |output| succeeded(engine, output)))
 }
 
 /// How an attempt ended, in the queue's words.

@@ -5,9 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use builder::{BuildEvents, CacheExplanation, StepEnd, StepNumber};
+use builder::{BuildEvents, CacheExplanation, RecordedRepository, StepCost, StepEnd, StepNumber};
 use bytes::Bytes;
-use control::{EventKind, RunLog, Stream};
+use control::{Commit, EventKind, Outcome, RunLog, Stream};
 use engine::RunEvents;
 use oci::Digest;
 
@@ -18,10 +18,19 @@ const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
 pub(super) struct LogEvents {
     log: RunLog,
     steps: Mutex<HashMap<StepNumber, Step>>,
+    so_far: Mutex<SoFar>,
+}
+
+/// What is known of a build that does not come to its end.
+#[derive(Default)]
+struct SoFar {
+    commit: Option<Commit>,
+    steps: Vec<StepCost>,
 }
 
 /// A step under way.
 struct Step {
+    name: String,
     started: Instant,
     told: Option<Instant>,
     /// The start of a character whose end has not come yet: of stdout and of stderr.
@@ -30,7 +39,27 @@ struct Step {
 
 impl LogEvents {
     pub(super) fn new(log: RunLog) -> Self {
-        Self { log, steps: Mutex::default() }
+        Self { log, steps: Mutex::default(), so_far: Mutex::default() }
+    }
+
+    /// An outcome with what is known also of a build that has made nothing: its commit, and how
+    /// long the steps took that ended.
+    pub(super) fn completed(self, outcome: Outcome) -> Outcome {
+        let SoFar { commit, steps } =
+            self.so_far.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let hits = steps.iter().filter(|step| step.cached).count();
+        let cost = || {
+            serde_json::json!({
+                "cacheHits": hits,
+                "cacheMisses": steps.len() - hits,
+                "steps": steps,
+            })
+        };
+        Outcome {
+            commit: outcome.commit.or(commit),
+            cost: outcome.cost.or_else(|| Some(cost())),
+            ..outcome
+        }
     }
 
     fn steps(&self) -> MutexGuard<'_, HashMap<StepNumber, Step>> {
@@ -74,7 +103,8 @@ fn whole_characters(bytes: &[u8]) -> usize {
 #[async_trait]
 impl BuildEvents for LogEvents {
     async fn step_started(&self, step: StepNumber, name: &str) {
-        let started = Step { started: Instant::now(), told: None, partial: Default::default() };
+        let (name_of, now) = (name.to_owned(), Instant::now());
+        let started = Step { name: name_of, started: now, told: None, partial: Default::default() };
         self.steps().insert(step, started);
         self.log.append(EventKind::StepStarted { step: step.0, name: name.to_owned() }).await;
     }
@@ -115,12 +145,19 @@ impl BuildEvents for LogEvents {
 
     async fn step_finished(&self, step: StepNumber, end: StepEnd) {
         let ended = self.steps().remove(&step);
-        let milliseconds = ended.map_or(0, |step| step.started.elapsed().as_millis() as u64);
+        let milliseconds =
+            ended.as_ref().map_or(0, |step| step.started.elapsed().as_millis() as u64);
         let (cached, error) = match end {
             StepEnd::Done => (false, None),
             StepEnd::Cached => (true, None),
             StepEnd::Failed { error } => (false, Some(error)),
         };
+        if let Some(Step { name, .. }) = ended {
+            let mut so_far = self.so_far.lock().unwrap_or_else(PoisonError::into_inner);
+            let (cpu_milliseconds, cache) = (0, None);
+            let cost = StepCost { name, cached, milliseconds, cpu_milliseconds, cache };
+            so_far.steps.push(cost);
+        }
         let step = step.0;
         self.log.append(EventKind::StepFinished { step, cached, milliseconds, error }).await;
     }
@@ -139,6 +176,11 @@ impl RunEvents for LogEvents {
     async fn image(&self, reference: Option<&str>, digest: &Digest) {
         let reference = reference.map(str::to_owned);
         self.log.append(EventKind::Image { reference, digest: digest.to_string() }).await;
+    }
+
+    async fn repository(&self, repository: &RecordedRepository) {
+        let commit = Commit { id: repository.commit.clone(), branch: repository.branch.clone() };
+        self.so_far.lock().unwrap_or_else(PoisonError::into_inner).commit = Some(commit);
     }
 }
 
