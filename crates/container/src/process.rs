@@ -149,6 +149,13 @@ pub struct Limits {
     pub ulimits: Vec<(String, u64, u64)>,
 }
 
+impl Limits {
+    /// No more processors than this, and than there were.
+    pub fn bound_cpus(&mut self, max: f64) {
+        self.cpus = Some(self.cpus.map_or(max, |cpus| cpus.min(max)));
+    }
+}
+
 /// How a container ended. Each way is told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {

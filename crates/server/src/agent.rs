@@ -208,7 +208,7 @@ impl AgentExecutor {
         });
         let (cpus, memory) = lease.limits;
         let limits = &mut engine.container_limits;
-        limits.cpus = Some(limits.cpus.map_or(f64::from(cpus), |max| max.min(f64::from(cpus))));
+        limits.bound_cpus(f64::from(cpus));
         limits.memory = Some(limits.memory.map_or(memory, |max| max.min(memory)));
         engine
     }

@@ -344,7 +344,7 @@ pub(crate) fn limits(engine: &Engine, container: &Container) -> Result<Limits, F
                 "error: `cpus` is a number of processors such as `1.5`, not `{text}`"
             )));
         };
-        limits.cpus = Some(limits.cpus.map_or(wanted, |max| max.min(wanted)));
+        limits.bound_cpus(wanted);
     }
     Ok(limits)
 }
