@@ -59,6 +59,7 @@ pub struct DockerBuildRequest {
     pub agent_configuration: Option<AgentProperties>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<Credentials>,
+    /// Name that the log is to have as an artifact of the registry, such as `logs:{{.Run.ID}}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_template: Option<String>,
     #[serde(default, skip_serializing_if = "is_false")]
@@ -130,6 +131,7 @@ pub struct TaskRunOptions {
     pub credentials: Option<Credentials>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_pool_name: Option<String>,
+    /// Name that the log is to have as an artifact of the registry, such as `logs:{{.Run.ID}}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_template: Option<String>,
     #[serde(default, skip_serializing_if = "is_false")]
@@ -155,10 +157,10 @@ impl fmt::Debug for SetValue {
     }
 }
 
-/// What the machine of a run should have.
+/// What the containers of a run may have.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AgentProperties {
-    /// Processors.
+    /// Processors that each of them has at most. Absent: as many as the server gives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<u32>,
 }
@@ -389,6 +391,8 @@ pub struct RunProperties {
     /// Ours: the agent that executes the run, or did so last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_configuration: Option<AgentProperties>,
     /// Ours: why there is this run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<RunCause>,
@@ -434,6 +438,12 @@ pub struct RunProperties {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<Object>>)]
     pub dependencies: Option<serde_json::Value>,
+    /// The artifact that the log is, if the run has a `logTemplate`, once it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_artifact: Option<ImageDescriptor>,
+    /// Ours: why the log is no artifact, though the run has a `logTemplate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_artifact_error: Option<String>,
     /// Ours: the digest of the text of the log, up to where that says how the run ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_digest: Option<String>,

@@ -53,7 +53,9 @@ pub struct TaskProperties {
     /// `Enabled` or `Disabled`; enabled if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<String>,
-    pub platform: PlatformProperties,
+    /// Every task but a system task has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<PlatformProperties>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_configuration: Option<AgentProperties>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,8 +70,11 @@ pub struct TaskProperties {
     pub trigger: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<Credentials>,
+    /// Name that the log of each run is to have as an artifact, such as `logs:{{.Run.ID}}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_template: Option<String>,
+    /// Only of the task `quicktask`, which has no step: its time limit and log template are those
+    /// of quick builds and quick runs that have none themselves.
     #[serde(default)]
     pub is_system_task: bool,
     /// Ours: who answers for the task.
@@ -82,10 +87,25 @@ pub struct TaskProperties {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(format = DateTime)]
     pub expires_on: Option<String>,
+    /// Ours: how long images stay that runs of the task pushed. Absent: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_retention: Option<OutputRetention>,
     /// Ours, read-only: tells this definition from others. Runs have that of their task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(read_only)]
     pub definition_digest: Option<String>,
+}
+
+/// Which images that the runs of a task pushed stay: those that are young enough, and those of the
+/// last runs. Those of archived runs do too.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OutputRetention {
+    /// Days after the end of the run, 0 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub days: Option<u32>,
+    /// Of so many of the last runs that pushed any, 0 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<u32>,
 }
 
 /// The one step of a task.

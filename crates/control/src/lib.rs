@@ -27,6 +27,7 @@ mod names;
 mod pools;
 mod queue;
 mod request;
+mod retention;
 mod run;
 mod runs;
 mod sources;
@@ -48,14 +49,15 @@ pub use names::{BadPoolName, BadTaskName, BadTaskRunName, PoolName, TaskName, Ta
 pub use pools::{Pool, PoolProperties, Pools, Tier};
 pub use queue::{Queue, Worker, WorkerSettings};
 pub use request::{Lane, NewRun, RunRequest, TaskRequest, TaskText, TaskValue};
+pub use retention::OutputRetention;
 pub use run::{
     BuildArgument, BuildOptions, BuildRequest, BuildSecret, CacheExport, Commit, ContextSource,
-    NamedContext, OutputImage, RemoteSource, Run, RunId, RunKind, RunStatus, UnknownKind,
-    UnknownStatus,
+    LogArtifact, NamedContext, OutputImage, RemoteSource, Run, RunId, RunKind, RunStatus,
+    UnknownKind, UnknownStatus,
 };
 pub use runs::{RunFilter, RunSettings, Runs, Swept, TimeRange};
 pub use sources::{ListedSource, NewSource, SourceSettings, Sources};
-pub use task::{NoContext, StoredTask, TaskContext, TaskDefinition, TaskOverrides, TaskStep};
+pub use task::{NoRun, StoredTask, TaskContext, TaskDefinition, TaskOverrides, TaskStep};
 pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};
 pub use tasks::Tasks;
 pub use waiting::{WaitReason, Waiting};

@@ -25,6 +25,10 @@ pub struct NewRun {
     pub lane: Lane,
     /// Who asked for it.
     pub started_by: Option<String>,
+    /// Processors that each of its containers has at most.
+    pub cpu: Option<u32>,
+    /// Name that its log is to have as an artifact of its registry, with run variables.
+    pub log_template: Option<String>,
     /// What its log begins with.
     pub warnings: Vec<String>,
 }
@@ -65,6 +69,8 @@ impl<R: Into<RunRequest>> From<R> for NewRun {
             pool: None,
             lane: Lane::People,
             started_by: None,
+            cpu: None,
+            log_template: None,
             warnings: Vec::new(),
         }
     }

@@ -449,6 +449,18 @@ pub struct OutputImage {
     pub repository: String,
     pub tag: Option<String>,
     pub digest: Digest,
+    /// In another registry than the run's own, whatever that is called now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub elsewhere: bool,
+}
+
+/// What became of a log that was to be an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LogArtifact {
+    Stored(OutputImage),
+    /// Why it is none.
+    Refused(String),
 }
 
 /// A commit of a git repository.
@@ -478,6 +490,12 @@ pub struct Run {
     pub agent: Option<String>,
     /// Who asked for it, if anybody did and it is known.
     pub started_by: Option<String>,
+    /// Processors that each of its containers has at most.
+    pub cpu: Option<u32>,
+    /// Name that its log is to have as an artifact of its registry, with run variables.
+    pub log_template: Option<String>,
+    /// What became of that, once it has ended.
+    pub log_artifact: Option<LogArtifact>,
     /// Whether run and log are kept for ever.
     pub archived: bool,
     pub created_at: Millis,

@@ -12,10 +12,10 @@ use store::{Catalog, Millis, lease_within};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::table::{column, from_json, not_json, parsed};
+use crate::table::{column, from_json, not_json, parsed, to_json};
 use crate::{
-    Clock, ControlError, EventKind, LogKey, Logs, Mask, NewRun, PoolName, Result, Run, RunId,
-    RunKind, RunLog, RunRequest, RunStatus, TaskName, pools, table, tasks,
+    Clock, ControlError, EventKind, LogArtifact, LogKey, Logs, Mask, NewRun, PoolName, Result, Run,
+    RunId, RunKind, RunLog, RunRequest, RunStatus, TaskName, pools, table, tasks,
 };
 
 const SCHEMA: &[&str] = &[
@@ -69,6 +69,12 @@ const SCHEMA: &[&str] = &[
         PRIMARY KEY (registry, number)
     )",
     "ALTER TABLE runs ADD COLUMN started_by TEXT",
+    "ALTER TABLE runs ADD COLUMN cpu BIGINT",
+    "ALTER TABLE runs ADD COLUMN log_template TEXT",
+    "ALTER TABLE runs ADD COLUMN log_artifact TEXT",
+    "CREATE INDEX runs_by_log_to_store ON runs (finished_at)
+        WHERE log_template IS NOT NULL AND log_artifact IS NULL",
+    "ALTER TABLE runs ADD COLUMN outputs_kept BOOLEAN NOT NULL DEFAULT TRUE",
 ];
 
 /// Keeps what a run needs beyond its time limit, so that a retry finds it.
@@ -275,9 +281,9 @@ impl Runs {
         sqlx::query(
             "INSERT INTO runs (registry, number, kind, status, request, created_at, updated_at,
                 attempts, epoch, lease_until, cancel_requested, archived, log_kept, task,
-                definition, update_trigger_token, pool, lane, suits, started_by)
+                definition, update_trigger_token, pool, lane, suits, started_by, cpu, log_template)
              VALUES ($1, $2, $3, 'Queued', $4, $5, $5, 0, 0, 0, FALSE, $6, TRUE, $7, $8, $9, $10,
-                $11, $12, $13)",
+                $11, $12, $13, $14, $15)",
         )
         .bind(registry.as_str())
         .bind(number)
@@ -292,6 +298,8 @@ impl Runs {
         .bind(new.lane.number())
         .bind(request.suits().map(|platform| platform.to_string()))
         .bind(&new.started_by)
+        .bind(new.cpu)
+        .bind(&new.log_template)
         .execute(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
@@ -388,12 +396,12 @@ impl Runs {
         &self.shared.logs
     }
 
-    /// Returns once no run waits or is under way.
+    /// Returns once no run waits or is under way, and no log is to be stored.
     pub async fn idle(&self) -> Result<()> {
-        let mut ended = self.shared.ended.subscribe();
+        let mut ended = self.ends();
         loop {
             ended.borrow_and_update();
-            if self.unfinished().await?.is_empty() {
+            if self.unfinished().await?.is_empty() && self.logs_to_store(1).await?.is_empty() {
                 return Ok(());
             }
             // The sender lives as long as `self`.
@@ -403,7 +411,7 @@ impl Runs {
 
     /// Returns once a run has ended, or is no more.
     pub async fn ended(&self, registry: &RegistryName, id: RunId) -> Result<()> {
-        let mut ended = self.shared.ended.subscribe();
+        let mut ended = self.ends();
         loop {
             ended.borrow_and_update();
             if self.get(registry, id).await?.is_none_or(|run| run.status.is_final()) {
@@ -412,6 +420,38 @@ impl Runs {
             // The sender lives as long as `self`.
             let _ = ended.changed().await;
         }
+    }
+
+    /// Changes whenever a run ends, or the log of one is stored.
+    pub fn ends(&self) -> watch::Receiver<u64> {
+        self.shared.ended.subscribe()
+    }
+
+    /// Runs that have ended and whose logs are to be artifacts of their registries, at most
+    /// `limit`, those that ended first.
+    pub async fn logs_to_store(&self, limit: usize) -> Result<Vec<Run>> {
+        let rows = sqlx::query(
+            "SELECT * FROM runs
+             WHERE log_template IS NOT NULL AND log_artifact IS NULL AND finished_at IS NOT NULL
+             ORDER BY finished_at LIMIT $1",
+        )
+        .bind(limit as i64)
+        .fetch_all(self.shared.db.reads())
+        .await
+        .map_err(ControlError::database("find logs to store"))?;
+        rows.iter().map(run_of).collect()
+    }
+
+    /// What became of the log of a run, which is not to be stored any more.
+    pub async fn note_log_artifact(&self, run: &Run, artifact: &LogArtifact) -> Result<()> {
+        let statement =
+            sqlx::query("UPDATE runs SET log_artifact = $3 WHERE registry = $1 AND number = $2")
+                .bind(run.registry.as_str())
+                .bind(run.id.number())
+                .bind(to_json(artifact)?);
+        table::execute(&self.shared.db, "note where a log is stored", statement).await?;
+        self.shared.ended.send_modify(|count| *count += 1);
+        Ok(())
     }
 
     /// Runs that wait or are under way, oldest first.
@@ -691,6 +731,7 @@ pub(crate) fn run_of(row: &SqliteRow) -> Result<Run> {
     let output: Option<&str> = column(row, "output")?;
     let output: Output = output.map(from_json).transpose()?.unwrap_or_default();
     let cost: Option<&str> = column(row, "cost")?;
+    let log_artifact: Option<&str> = column(row, "log_artifact")?;
     let kind: RunKind = parsed(column(row, "kind")?)?;
     let request = RunRequest::from_json(kind, column(row, "request")?);
     let task: Option<&str> = column(row, "task")?;
@@ -708,6 +749,9 @@ pub(crate) fn run_of(row: &SqliteRow) -> Result<Run> {
         pool: pool.map(parsed).transpose()?,
         agent: column(row, "agent")?,
         started_by: column(row, "started_by")?,
+        cpu: column(row, "cpu")?,
+        log_template: column(row, "log_template")?,
+        log_artifact: log_artifact.map(from_json).transpose()?,
         archived: column(row, "archived")?,
         created_at: column(row, "created_at")?,
         updated_at: column(row, "updated_at")?,

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use store::Millis;
 
 use crate::run::{BuildArgument, BuildOptions, BuildRequest, ContextSource, RemoteSource, RunKind};
-use crate::{Lane, Logins, NewRun, PoolName, TaskName, TaskRequest, TaskText, TaskValue};
+use crate::{
+    Lane, Logins, NewRun, OutputRetention, PoolName, TaskName, TaskRequest, TaskText, TaskValue,
+};
 
 /// A stored task.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +33,7 @@ pub struct TaskDefinition {
     /// One that is not starts no runs.
     pub enabled: bool,
     pub platform: Platform,
-    /// Processors that a run should have; nobody enforces it.
+    /// Processors that each container of a run has at most.
     pub cpu: Option<u32>,
     pub timeout: Duration,
     /// Absent: the workspace is empty.
@@ -49,6 +51,12 @@ pub struct TaskDefinition {
     pub pool: Option<PoolName>,
     #[serde(default, skip_serializing_if = "Logins::is_default")]
     pub logins: Logins,
+    /// Name that the log of each run is to have as an artifact, with run variables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_template: Option<String>,
+    /// Absent: what its runs push stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_retention: Option<OutputRetention>,
 }
 
 /// A git repository, or an archive somewhere else, that a task works on.
@@ -132,6 +140,8 @@ pub enum TaskStep {
         /// Each name once.
         values: Vec<TaskValue>,
     },
+    /// Nothing of its own: it says how quick runs are carried out that do not say it themselves.
+    System,
 }
 
 /// What one run of a task does otherwise (runs.md section 1.4), checked.
@@ -145,6 +155,7 @@ pub struct TaskOverrides {
     pub values: Vec<TaskValue>,
     pub update_trigger_token: Option<String>,
     pub pool: Option<PoolName>,
+    pub log_template: Option<String>,
     pub archived: bool,
 }
 
@@ -175,6 +186,7 @@ impl TaskDefinition {
                 arguments.iter_mut().for_each(BuildArgument::hide)
             }
             TaskStep::File { values, .. } => values.iter_mut().for_each(TaskValue::hide),
+            TaskStep::System => (),
         }
         self
     }
@@ -185,7 +197,7 @@ impl TaskDefinition {
         name: &TaskName,
         overrides: TaskOverrides,
         compression: Compression,
-    ) -> Result<NewRun, NoContext> {
+    ) -> Result<NewRun, NoRun> {
         let warnings = self.ignored(&overrides);
         let context = overrides.context.or_else(|| self.context.as_ref().map(TaskContext::source));
         let request = match &self.step {
@@ -200,7 +212,7 @@ impl TaskDefinition {
                     arguments: merged(arguments, overrides.arguments, |argument| &argument.name),
                     timeout: self.timeout,
                     platform: self.platform.clone(),
-                    context: context.ok_or(NoContext)?,
+                    context: context.ok_or(NoRun::NoContext)?,
                     source_date_epoch: None,
                     network: None,
                     archived: overrides.archived,
@@ -223,11 +235,12 @@ impl TaskDefinition {
                 logins: self.logins.clone(),
             }
             .into(),
+            TaskStep::System => return Err(NoRun::System),
         };
         Ok(NewRun {
             kind: match &self.step {
                 TaskStep::Docker { .. } => RunKind::AutoBuild,
-                TaskStep::File { .. } => RunKind::AutoRun,
+                TaskStep::File { .. } | TaskStep::System => RunKind::AutoRun,
             },
             request,
             task: Some(name.clone()),
@@ -236,6 +249,8 @@ impl TaskDefinition {
             pool: overrides.pool.or_else(|| self.pool.clone()),
             lane: Lane::People,
             started_by: None,
+            cpu: self.cpu,
+            log_template: overrides.log_template.or_else(|| self.log_template.clone()),
             warnings,
         })
     }
@@ -257,10 +272,15 @@ impl TaskDefinition {
     }
 }
 
-/// A task that builds an image has no context for it.
+/// Why a task has no run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the task has no context")]
-pub struct NoContext;
+pub enum NoRun {
+    /// It builds an image, and has no context for it.
+    #[error("the task has no context")]
+    NoContext,
+    #[error("a system task has no runs: it says how quick runs are carried out")]
+    System,
+}
 
 /// What has the same name replaces, what has a new one comes after.
 fn merged<T: Clone>(stored: &[T], given: Vec<T>, name: impl Fn(&T) -> &String) -> Vec<T> {
@@ -299,6 +319,8 @@ mod tests {
             tags: BTreeMap::new(),
             pool: None,
             logins: Logins::default(),
+            log_template: None,
+            output_retention: None,
         }
     }
 
@@ -440,7 +462,7 @@ mod tests {
         let task = TaskDefinition { context: None, ..definition(docker()) };
         assert_eq!(
             task.run(&name(), TaskOverrides::default(), Compression::default()),
-            Err(NoContext)
+            Err(NoRun::NoContext)
         );
     }
 }

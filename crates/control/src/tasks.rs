@@ -27,7 +27,7 @@ const TASKS_MAX: i64 = 10_000;
 /// All stored tasks of a server. Cheap to clone.
 #[derive(Clone)]
 pub struct Tasks {
-    runs: Runs,
+    pub(crate) runs: Runs,
 }
 
 impl Tasks {
@@ -217,7 +217,7 @@ fn changed(name: &TaskName) -> ControlError {
     ControlError::Conflict { message }
 }
 
-fn task_of(row: &SqliteRow) -> Result<StoredTask> {
+pub(crate) fn task_of(row: &SqliteRow) -> Result<StoredTask> {
     let dependencies: Option<&str> = column(row, "dependencies")?;
     Ok(StoredTask {
         registry: parsed(column(row, "registry")?)?,

@@ -846,6 +846,8 @@ fn task_definition() -> TaskDefinition {
         tags: BTreeMap::new(),
         pool: None,
         logins: control::Logins::default(),
+        log_template: None,
+        output_retention: None,
     }
 }
 
@@ -931,6 +933,7 @@ impl Executor for Pushing {
             repository: "app".into(),
             tag: Some(id.clone()),
             digest: Digest::of(id.as_bytes()),
+            elsewhere: false,
         };
         Outcome {
             images: vec![image.clone(), image],

@@ -28,7 +28,7 @@ use crate::owner::{self, OtherOwner, OwnerKind};
 use crate::presence::Presence;
 use crate::registries::Registries;
 use crate::state::{Shared, State};
-use crate::{Settings, background, routes, tls};
+use crate::{Settings, background, log_artifacts, routes, tls};
 
 /// How often a server looks whether a short-lived owner has left.
 const OWNER_PERIOD: Duration = Duration::from_millis(200);
@@ -250,6 +250,8 @@ impl App {
         }
         let period = self.settings.store.garbage_period;
         parts.spawn(background::sweep(Arc::clone(&self.state), shutdown.clone()));
+        parts.spawn(log_artifacts::store(Arc::clone(&self.state), shutdown.clone()));
+        parts.spawn(background::retain_outputs(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::collect_garbage(
             Arc::clone(&self.state),
             period,
@@ -698,7 +700,8 @@ impl OwnServer {
             tell_if_slow(self.clients.gone(), || notice(others)).await;
             let runs = self.runs.unfinished().await.map_err(failed())?;
             if runs.is_empty() && self.clients.count() == 0 {
-                return Ok(());
+                // The log of the last one may be on its way into the registry.
+                return self.runs.idle().await.map_err(failed());
             }
             let ids: Vec<String> = runs.iter().map(|run| format!("`{}`", run.id)).collect();
             let told = format!(

@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
-use store::ScrubPass;
+use control::Run;
+use oci::{RepositoryName, Tag};
+use store::{Cause, ScrubPass};
 use tokio_util::sync::CancellationToken;
 
+use crate::routes;
 use crate::state::Shared;
 
 /// How often old logs, runs and upload addresses are looked for.
@@ -26,6 +29,63 @@ pub(crate) async fn sweep(state: Shared, shutdown: CancellationToken) {
         }
         pause(SWEEP_PERIOD, &shutdown).await;
     }
+}
+
+/// How often images are looked for that their tasks keep no longer.
+const RETENTION_PERIOD: Duration = Duration::from_secs(600);
+
+/// Runs whose images are removed before somebody looks again.
+const RUNS_AT_ONCE: usize = 100;
+
+/// Removes images that their tasks keep no longer, until `shutdown`.
+pub(crate) async fn retain_outputs(state: Shared, shutdown: CancellationToken) {
+    while !shutdown.is_cancelled() {
+        if let Err(error) = remove_outputs(&state).await {
+            tracing::error!(%error, "images that are kept no longer could not be removed");
+        }
+        pause(RETENTION_PERIOD, &shutdown).await;
+    }
+}
+
+/// Of two crates, and only told.
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn remove_outputs(state: &Shared) -> Result<(), AnyError> {
+    for task in state.tasks.with_output_retention().await? {
+        let Some(own) = state.registries.get(&task.registry) else { continue };
+        let text = format!("output retention of task `{}`", task.name);
+        let cause = Cause::Purge { run: None, principal: Some(text) };
+        let registry = routes::housekept(state, task.registry.clone(), &own.login_server, cause);
+        loop {
+            let runs = state.runs.expired_outputs(&task, RUNS_AT_ONCE).await?;
+            if runs.is_empty() {
+                break;
+            }
+            for run in runs {
+                remove_outputs_of(state, &registry, &run).await?;
+                state.runs.note_outputs_gone(&run).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn remove_outputs_of(
+    state: &Shared,
+    registry: &housekeeping::Registry,
+    run: &Run,
+) -> Result<(), AnyError> {
+    for image in run.images.iter().filter(|image| !image.elsewhere) {
+        let Ok(repository) = image.repository.parse::<RepositoryName>() else { continue };
+        let tag = image.tag.as_ref().and_then(|tag| tag.parse::<Tag>().ok());
+        if state.runs.is_kept_by_another(run, &repository, image).await? {
+            continue;
+        }
+        let gone = housekeeping::remove_output(registry, &repository, tag.as_ref(), &image.digest);
+        let gone = gone.await?;
+        tracing::info!(run = %run.id, %repository, digest = %image.digest, gone, "an old image goes");
+    }
+    Ok(())
 }
 
 /// Collects garbage until `shutdown`. First when nothing counts any more that clients were told

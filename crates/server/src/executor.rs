@@ -154,6 +154,10 @@ impl Executor for BuildExecutor {
             let message = format!("registry `{}` is not served any more", run.registry);
             return Outcome::of(End::Error(message));
         };
+        let mut engine = engine.clone();
+        if let Some(cpu) = run.cpu {
+            engine.container_limits.bound_cpus(f64::from(cpu));
+        }
         let user = run_user(&run.registry, run.id, attempt.epoch);
         let password = self.keys.run_password(&user);
         let secrets = Secrets {
@@ -161,7 +165,7 @@ impl Executor for BuildExecutor {
             own: Credentials { username: user, password },
             ssh_agents: Some(self.agents.of(run)),
         };
-        execute(engine, attempt, secrets).await
+        execute(&engine, attempt, secrets).await
     }
 
     async fn idle(&self) {
@@ -363,12 +367,14 @@ fn succeeded(engine: &Engine, output: &engine::Output) -> Outcome {
         repository: name.repository.to_string(),
         tag: Some(name.tag.to_string()),
         digest: digest.clone(),
+        elsewhere: false,
     });
     let sent = output.sent.iter().map(|name| OutputImage {
         registry: name.host.clone(),
         repository: name.repository.to_string(),
         tag: name.tag.as_ref().map(ToString::to_string),
         digest: digest.clone(),
+        elsewhere: true,
     });
     Outcome {
         end: End::Succeeded,

@@ -32,8 +32,7 @@ pub(crate) use stored_tasks::{
     merge, refuse_identity, task_definition, task_of_run, task_overrides,
 };
 pub(crate) use task_runs::{lacks_secrets, without_secrets};
-use tasks::refuse_unsupported;
-pub(crate) use tasks::{encoded_task_request, file_task_request};
+pub(crate) use tasks::{cpu, encoded_task_request, file_task_request};
 
 use crate::error::ApiError;
 
@@ -85,7 +84,6 @@ pub(crate) fn build_request(
     for name in &body.image_names {
         image_name(name)?;
     }
-    refuse_unsupported(body.log_template.as_deref(), body.agent_configuration.as_ref())?;
     Ok(BuildRequest {
         logins: logins(body.credentials, None)?,
         push: body.is_push_enabled,

@@ -24,6 +24,7 @@ mod from_api;
 mod keys;
 mod line_filter;
 mod listen;
+mod log_artifacts;
 mod machine;
 mod openapi;
 mod owner;

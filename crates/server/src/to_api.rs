@@ -2,8 +2,8 @@
 
 use base64::Engine as _;
 use control::{
-    Event, EventKind, Logins, Pool, Run, RunStatus, StoredTask, Stream, TaskRun, TaskStep,
-    TaskText, WaitReason, Waiting,
+    Event, EventKind, LogArtifact, Logins, Pool, Run, RunStatus, StoredTask, Stream, TaskRun,
+    TaskStep, TaskText, WaitReason, Waiting,
 };
 use engine::Imported;
 use housekeeping::{Item, Record};
@@ -20,6 +20,11 @@ use crate::registries::{OwnNames, Registries};
 
 pub(crate) fn run(run: &Run) -> api::Run {
     let id = run.id.to_string();
+    let (log_artifact, log_artifact_error) = match &run.log_artifact {
+        Some(LogArtifact::Stored(stored)) => (Some(image(stored)), None),
+        Some(LogArtifact::Refused(why)) => (None, Some(why.clone())),
+        None => (None, None),
+    };
     api::Run {
         id: format!("/api/v1/registries/{}/runs/{id}", run.registry),
         name: id.clone(),
@@ -33,6 +38,7 @@ pub(crate) fn run(run: &Run) -> api::Run {
             definition_digest: run.definition.as_ref().map(ToString::to_string),
             agent_pool_name: run.pool.as_ref().map(ToString::to_string),
             agent_name: run.agent.clone(),
+            agent_configuration: run.cpu.map(agent_configuration),
             cause: Some(api::RunCause { kind: "Manual".into(), principal: run.started_by.clone() }),
             create_time: time(run.created_at),
             last_updated_time: time(run.updated_at),
@@ -52,6 +58,8 @@ pub(crate) fn run(run: &Run) -> api::Run {
             commit_id: run.commit.as_ref().map(|commit| commit.id.clone()),
             branch_name: run.commit.as_ref().and_then(|commit| commit.branch.clone()),
             log_digest: run.log_digest.as_ref().map(ToString::to_string),
+            log_artifact,
+            log_artifact_error,
             cost: run.cost.clone(),
         },
     }
@@ -131,6 +139,7 @@ pub(crate) fn pool_agent(name: String, seen: &Seen, runs: Vec<String>) -> api::P
 pub(crate) fn task(task: &StoredTask) -> api::Task {
     let definition = &task.definition;
     let status = if definition.enabled { "Enabled" } else { "Disabled" };
+    let is_system = definition.step == TaskStep::System;
     api::Task {
         id: format!("/api/v1/registries/{}/tasks/{}", task.registry, task.name),
         name: task.name.to_string(),
@@ -143,21 +152,28 @@ pub(crate) fn task(task: &StoredTask) -> api::Task {
             creation_date: Some(time(task.created_at)),
             last_updated_time: Some(time(task.updated_at)),
             status: Some(status.into()),
-            platform: platform(&definition.platform),
-            agent_configuration: definition.cpu.map(|cpu| api::AgentProperties { cpu: Some(cpu) }),
+            platform: (!is_system).then(|| platform(&definition.platform)),
+            agent_configuration: definition.cpu.map(agent_configuration),
             agent_pool_name: definition.pool.as_ref().map(ToString::to_string),
             timeout: Some(u32::try_from(definition.timeout.as_secs()).unwrap_or(u32::MAX)),
-            step: Some(task_step(task)),
+            step: task_step(task),
             trigger: None,
-            credentials: Some(credentials(&definition.logins, false)),
-            log_template: None,
-            is_system_task: false,
+            credentials: (!is_system).then(|| credentials(&definition.logins, false)),
+            log_template: definition.log_template.clone(),
+            is_system_task: is_system,
             owner: definition.owner.clone(),
             description: definition.description.clone(),
             expires_on: definition.expires_at.map(time),
+            output_retention: definition
+                .output_retention
+                .map(|rule| api::OutputRetention { days: Some(rule.days), keep: Some(rule.keep) }),
             definition_digest: Some(definition.digest().to_string()),
         },
     }
+}
+
+fn agent_configuration(cpu: u32) -> api::AgentProperties {
+    api::AgentProperties { cpu: Some(cpu) }
 }
 
 /// The same with the user names of its logins.
@@ -189,7 +205,8 @@ fn login_mode(logins: &Logins) -> &'static str {
     if logins.without_own { "None" } else { "Default" }
 }
 
-fn task_step(task: &StoredTask) -> api::TaskStep {
+/// A system task has none.
+fn task_step(task: &StoredTask) -> Option<api::TaskStep> {
     let definition = &task.definition;
     let context = api::StepContext {
         context_path: definition.context.as_ref().map(|context| context.address.clone()),
@@ -202,7 +219,8 @@ fn task_step(task: &StoredTask) -> api::TaskStep {
         is_secret: secret,
     };
     let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-    match &definition.step {
+    Some(match &definition.step {
+        TaskStep::System => return None,
         TaskStep::Docker { image_names, push, no_cache, dockerfile, target, arguments } => {
             let arguments = arguments.iter();
             api::TaskStep::Docker(api::DockerStep {
@@ -238,7 +256,7 @@ fn task_step(task: &StoredTask) -> api::TaskStep {
                 }),
             }
         }
-    }
+    })
 }
 
 /// The bases of all images of a dependency report, each once (runs.md section 4.1).

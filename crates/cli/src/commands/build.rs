@@ -13,7 +13,7 @@ use base64::Engine as _;
 
 use super::Session;
 use super::quick_task::{
-    AuthArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout, parse_platform, report,
+    AuthArgs, LogArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout, parse_platform, report,
     see_to_end, upload,
 };
 use super::task_input::named_values;
@@ -157,6 +157,9 @@ pub struct Args {
 
     #[command(flatten)]
     auth: AuthArgs,
+
+    #[command(flatten)]
+    log: LogArgs,
 
     #[command(flatten)]
     unsupported: Unsupported,
@@ -303,7 +306,7 @@ fn request(
     Ok(DockerBuildRequest {
         agent_configuration: None,
         credentials: args.auth.credentials(),
-        log_template: None,
+        log_template: args.log.template.clone(),
         is_push_enabled: !args.no_push && !names.is_empty(),
         image_names: names,
         no_cache: args.no_cache,

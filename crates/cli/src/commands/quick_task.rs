@@ -86,24 +86,26 @@ impl AuthArgs {
     }
 }
 
+/// What becomes of a run's log.
+#[derive(Debug, clap::Args)]
+pub(super) struct LogArgs {
+    /// Name that the log gets as an artifact of the registry, such as `logs:{{.Run.ID}}`
+    #[arg(long = "log-template", value_name = "NAME")]
+    pub(super) template: Option<String>,
+}
+
 /// Flags of later versions: refused, never ignored.
 #[derive(Debug, clap::Args)]
 pub(super) struct Unsupported {
-    #[arg(long, hide = true)]
-    log_template: Option<String>,
     #[arg(long, hide = true)]
     source_acr_auth_id: Option<String>,
 }
 
 impl Unsupported {
     pub(super) fn refuse(&self) -> Result<()> {
-        let given = [
-            ("--log-template", self.log_template.is_some()),
-            ("--source-acr-auth-id", self.source_acr_auth_id.is_some()),
-        ];
-        match given.iter().find(|(_, given)| *given) {
-            Some((flag, _)) => Err(Error::usage(format!("`{flag}` is not supported yet"))),
-            None => Ok(()),
+        match self.source_acr_auth_id.is_some() {
+            true => Err(Error::usage("`--source-acr-auth-id` is not supported yet")),
+            false => Ok(()),
         }
     }
 }

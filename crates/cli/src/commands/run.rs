@@ -7,7 +7,7 @@ use base64::Engine as _;
 
 use super::Session;
 use super::quick_task::{
-    AuthArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout, parse_platform, report,
+    AuthArgs, LogArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout, parse_platform, report,
     see_to_end, upload,
 };
 use super::task_input::{ValueArgs, is_stdin, read_task_file, read_values_file};
@@ -64,6 +64,9 @@ pub struct Args {
     auth: AuthArgs,
 
     #[command(flatten)]
+    log: LogArgs,
+
+    #[command(flatten)]
     unsupported: Unsupported,
 }
 
@@ -117,6 +120,7 @@ impl Args {
 fn options(args: &Args) -> Result<TaskRunOptions> {
     check_timeout(args.timeout)?;
     Ok(TaskRunOptions {
+        log_template: args.log.template.clone(),
         values: args.values.values()?,
         timeout: args.timeout,
         agent_pool_name: args.pool.pool.clone(),

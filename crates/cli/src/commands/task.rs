@@ -199,8 +199,6 @@ fn print(session: &Session<'_>, value: &impl serde::Serialize, tasks: &[Task]) -
         Table::new(["TASK", "STATUS", "PLATFORM", "DOES", "CONTEXT", "OWNER", "CHANGED"]);
     for task in tasks {
         let properties = &task.properties;
-        let platform = &properties.platform;
-        let parts = [Some(&platform.os), platform.architecture.as_ref(), platform.variant.as_ref()];
         let (does, context) = match &properties.step {
             Some(TaskStep::Docker(step)) => {
                 (format!("builds {}", step.docker_file_path), &step.context)
@@ -209,12 +207,12 @@ fn print(session: &Session<'_>, value: &impl serde::Serialize, tasks: &[Task]) -
                 (format!("runs {}", step.task_file_path), &step.context)
             }
             Some(TaskStep::EncodedTask(step)) => ("runs its own file".to_owned(), &step.context),
-            None => (String::new(), &api::StepContext::default()),
+            None => ("says how quick runs go".to_owned(), &api::StepContext::default()),
         };
         table.row([
             task.name.clone(),
             properties.status.clone().unwrap_or_default(),
-            parts.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join("/"),
+            properties.platform.as_ref().map(details::platform).unwrap_or_default(),
             does,
             context.context_path.clone().unwrap_or_default(),
             properties.owner.clone().unwrap_or_default(),

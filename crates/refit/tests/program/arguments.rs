@@ -26,7 +26,7 @@ fn flags_of_later_versions_are_refused_by_name() {
     sandbox.write("app/Dockerfile", "FROM scratch\n");
     let server = "http://127.0.0.1:9";
     for (flags, name) in [
-        (&["--log-template", "a:b"][..], "`--log-template`"),
+        (&["--source-acr-auth-id", "a"][..], "`--source-acr-auth-id`"),
         (&["--auth-mode", "Sometimes"], "--auth-mode"),
         (&["--auth-mode", "default", "--no-format", "--timeout", "5"], "`--timeout 5`"),
         (&["--platform", "linux/amd64,,"], "`` is not a platform"),

@@ -28,6 +28,7 @@ mod logins;
 mod memory;
 mod observe;
 mod output;
+mod outputs;
 mod platforms;
 mod pull_through;
 mod purge;

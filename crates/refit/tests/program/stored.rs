@@ -64,7 +64,6 @@ fn mistakes_are_told_before_anything_is_sent() {
         "--base-image-trigger-name=a",
         "--update-trigger-endpoint=http://a",
         "--update-trigger-payload-type=Token",
-        "--is-system-task",
     ] {
         let name = flag.split('=').next().unwrap();
         refused(&["create", "nightly", "--cmd", "app", flag])

@@ -68,6 +68,7 @@ fn with_output(outcome: Outcome, engine: &Engine, output: &TaskOutput) -> Outcom
         repository: image.repository.to_string(),
         tag: image.tag.as_ref().map(ToString::to_string),
         digest: image.digest.clone(),
+        elsewhere: image.host.is_some(),
     });
     let dependencies = &output.dependencies;
     Outcome {

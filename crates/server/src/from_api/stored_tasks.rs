@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use control::{
-    BuildArgument, ContextSource, StoredTask, TaskContext, TaskDefinition, TaskName, TaskOverrides,
-    TaskStep, TaskText, TaskValue,
+    BuildArgument, ContextSource, OutputRetention, StoredTask, TaskContext, TaskDefinition,
+    TaskName, TaskOverrides, TaskStep, TaskText, TaskValue,
 };
 use dockerfile::ContextAddress;
-use oci::RegistryName;
+use oci::{Platform, RegistryName};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
@@ -29,6 +29,11 @@ const TAG_VALUE_MAX: usize = 256;
 const OWNER_MAX: usize = 256;
 const DESCRIPTION_MAX: usize = 4096;
 
+/// How long images of a task may be kept before they go. Who pushed what is known as long as the
+/// records of runs are kept.
+const RETENTION_DAYS_MAX: u32 = 3650;
+const RETENTION_RUNS_MAX: u32 = 10_000;
+
 /// Bytes of a token that a run is given to be told again.
 const UPDATE_TRIGGER_TOKEN_MAX: usize = 4096;
 
@@ -46,14 +51,21 @@ pub(crate) fn task_definition(
     refuse_identity(identity.as_ref())?;
     refuse_unsupported(&properties)?;
     let known = known.map(|task| &task.definition);
-    let Some(step) = properties.step else {
-        return Err(ApiError::invalid("a task needs a step").at("step"));
+    let is_system = properties.is_system_task;
+    let (context, step) = match properties.step {
+        None if is_system => (None, TaskStep::System),
+        Some(step) if !is_system => step_of(step, known)?,
+        None => return Err(ApiError::invalid("a task needs a step").at("step")),
+        Some(_) => return Err(ApiError::invalid("a system task has no step").at("step")),
     };
-    let (context, step) = step_of(step, known)?;
     Ok(TaskDefinition {
         enabled: status(properties.status.as_deref())?,
-        platform: platform(&properties.platform)?,
-        cpu: properties.agent_configuration.and_then(|agent| agent.cpu),
+        platform: match &properties.platform {
+            Some(given) => platform(given)?,
+            None if is_system => Platform::host(),
+            None => return Err(ApiError::invalid("a task needs a platform").at("platform")),
+        },
+        cpu: tasks::cpu(properties.agent_configuration.as_ref())?,
         timeout: timeout(properties.timeout, defaults.timeout)?,
         context,
         step,
@@ -63,7 +75,28 @@ pub(crate) fn task_definition(
         tags: checked_tags(tags.unwrap_or_default())?,
         pool: pool_of_run(properties.agent_pool_name.as_deref())?,
         logins: logins(properties.credentials, known.map(|task| &task.logins))?,
+        log_template: properties.log_template,
+        output_retention: properties.output_retention.map(output_retention).transpose()?.flatten(),
     })
+}
+
+/// Without any number there is none.
+fn output_retention(given: api::OutputRetention) -> Result<Option<OutputRetention>, ApiError> {
+    let api::OutputRetention { days, keep } = given;
+    if days.is_none() && keep.is_none() {
+        return Ok(None);
+    }
+    let rule = OutputRetention { days: days.unwrap_or(0), keep: keep.unwrap_or(0) };
+    let refuse = |message: String| Err(ApiError::invalid(message).at("outputRetention"));
+    if rule.days == 0 && rule.keep == 0 {
+        return refuse("nothing that the task pushes would stay".to_owned());
+    }
+    if rule.days > RETENTION_DAYS_MAX || rule.keep > RETENTION_RUNS_MAX {
+        return refuse(format!(
+            "there are at most {RETENTION_DAYS_MAX} days and {RETENTION_RUNS_MAX} runs"
+        ));
+    }
+    Ok(Some(rule))
 }
 
 fn status(status: Option<&str>) -> Result<bool, ApiError> {
@@ -299,14 +332,17 @@ pub(crate) fn refuse_identity(identity: Option<&Value>) -> Result<(), ApiError> 
 /// What is not there yet is refused by name, never ignored.
 fn refuse_unsupported(properties: &api::TaskProperties) -> Result<(), ApiError> {
     let refuse = |message: &str, member: &str| Err(ApiError::invalid(message).at(member));
-    if properties.log_template.as_ref().is_some_and(|template| !template.is_empty()) {
-        return refuse("logs are not stored as artifacts yet", "logTemplate");
-    }
     if properties.is_system_task {
-        return refuse("system tasks are not supported", "isSystemTask");
-    }
-    if properties.agent_configuration.as_ref().and_then(|agent| agent.cpu) == Some(0) {
-        return refuse("a run needs at least 1 processor", "agentConfiguration");
+        let others = [
+            ("agentConfiguration", properties.agent_configuration.is_some()),
+            ("agentPoolName", properties.agent_pool_name.is_some()),
+            ("credentials", properties.credentials.is_some()),
+            ("outputRetention", properties.output_retention.is_some()),
+        ];
+        if let Some((member, _)) = others.into_iter().find(|(_, given)| *given) {
+            let message = "a system task has only `status`, `timeout` and `logTemplate`";
+            return refuse(message, member);
+        }
     }
     if properties.trigger.as_ref().is_some_and(|trigger| !is_empty(trigger)) {
         return refuse("triggers are not supported yet: start the task's runs yourself", "trigger");
@@ -367,9 +403,6 @@ pub(crate) fn task_overrides(
     context: Option<ContextSource>,
 ) -> Result<TaskOverrides, ApiError> {
     let refuse = |message: String, member: &str| Err(ApiError::invalid(message).at(member));
-    if body.log_template.as_ref().is_some_and(|template| !template.is_empty()) {
-        return refuse("logs are not stored as artifacts yet".into(), "logTemplate");
-    }
     let given = body.override_task_step_properties.unwrap_or_default();
     let token = given.update_trigger_token.filter(|token| !token.is_empty());
     if token.as_ref().is_some_and(|token| token.len() > UPDATE_TRIGGER_TOKEN_MAX) {
@@ -393,6 +426,7 @@ pub(crate) fn task_overrides(
         values: values(given.values)?,
         update_trigger_token: token,
         pool: pool_of_run(body.agent_pool_name.as_deref())?,
+        log_template: body.log_template,
         archived: body.is_archive_enabled,
     })
 }
@@ -600,7 +634,7 @@ mod tests {
         );
         check_refused(
             with("/properties/isSystemTask", json!(true)),
-            expect!["isSystemTask: system tasks are not supported"],
+            expect!["step: a system task has no step"],
         );
         check_refused(
             with("/identity", json!({ "type": "SystemAssigned" })),

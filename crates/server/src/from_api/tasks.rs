@@ -16,6 +16,9 @@ const TEXT_SIZE_MAX: usize = 1 << 20;
 /// Bytes of the names and values of one run together, as the engine takes them.
 const VALUES_SIZE_MAX: usize = 1 << 20;
 
+/// Processors of one container.
+const CPU: std::ops::RangeInclusive<u32> = 1..=1024;
+
 /// A task file that is in the context, as its values file is.
 pub(crate) fn file_task_request(
     body: api::FileTaskRunRequest,
@@ -61,7 +64,6 @@ fn task_request(
     context: Option<ContextSource>,
     timeout_default: Duration,
 ) -> Result<TaskRequest, ApiError> {
-    refuse_unsupported(options.log_template.as_deref(), options.agent_configuration.as_ref())?;
     Ok(TaskRequest {
         logins: logins(options.credentials, None)?,
         file,
@@ -112,20 +114,16 @@ pub(super) fn values(values: Vec<api::SetValue>) -> Result<Vec<TaskValue>, ApiEr
     }
 }
 
-/// What is not there yet is refused by name, never ignored.
-pub(super) fn refuse_unsupported(
-    log_template: Option<&str>,
-    agent: Option<&api::AgentProperties>,
-) -> Result<(), ApiError> {
-    if log_template.is_some() {
-        let message = "logs are not stored as artifacts yet";
-        return Err(ApiError::invalid(message).at("logTemplate"));
+/// Processors that the containers of a run may have.
+pub(crate) fn cpu(agent: Option<&api::AgentProperties>) -> Result<Option<u32>, ApiError> {
+    match agent.and_then(|agent| agent.cpu) {
+        Some(cpu) if !CPU.contains(&cpu) => {
+            let (least, most) = (CPU.start(), CPU.end());
+            let message = format!("a run has {least} to {most} processors");
+            Err(ApiError::invalid(message).at("agentConfiguration"))
+        }
+        cpu => Ok(cpu),
     }
-    if agent.and_then(|agent| agent.cpu) == Some(0) {
-        let message = "a run needs at least 1 processor";
-        return Err(ApiError::invalid(message).at("agentConfiguration"));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -330,15 +328,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_yet_is_refused_by_name() {
-        let refused = |more: Value, expected| check_refused(file_task(&more), expected);
-        refused(
-            json!({ "logTemplate": "logs:{{.Run.ID}}" }),
-            expect!["logTemplate: logs are not stored as artifacts yet"],
-        );
-        refused(
-            json!({ "agentConfiguration": { "cpu": 0 } }),
-            expect!["agentConfiguration: a run needs at least 1 processor"],
-        );
+    fn processors_have_bounds() {
+        let given = |cpu| api::AgentProperties { cpu };
+        assert_eq!(cpu(None), Ok(None));
+        assert_eq!(cpu(Some(&given(Some(4)))), Ok(Some(4)));
+        assert_eq!(cpu(Some(&given(None))), Ok(None));
+        for bad in [0, 1025] {
+            let refused = cpu(Some(&given(Some(bad)))).unwrap_err();
+            assert_eq!(refused.message, "a run has 1 to 1024 processors");
+        }
     }
 }

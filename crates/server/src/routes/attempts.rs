@@ -138,13 +138,14 @@ fn lease(state: &Shared, pool: &Pool, attempt: &Attempt) -> Result<Lease, ApiErr
     let user = run_user(&attempt.run.registry, attempt.run.id, attempt.epoch);
     let run = LeasedRun::of(&attempt.run).map_err(|error| ApiError::interrupted(&error))?;
     let seed = state.keys.seed(&attempt.run);
+    let (cpus, memory) = pool.properties.tier.limits();
     Ok(Lease {
         run,
         epoch: attempt.epoch,
         started_at: attempt.started_at,
         seed: crate::keys::hexadecimal(&seed.0),
         hosts: state.registries.own_names(),
-        limits: pool.properties.tier.limits(),
+        limits: (attempt.run.cpu.map_or(cpus, |cpu| cpus.min(cpu)), memory),
         password: state.keys.run_password(&user),
         token: state.keys.attempt_token(&user),
         user,

@@ -14,7 +14,8 @@ use axum::response::{IntoResponse, Response};
 use builder::{BuildError, FilesOf};
 use bytes::BytesMut;
 use control::{
-    BuildRequest, ContextSource, EventReader, LogKey, NewRun, Run, RunId, RunStatus, TaskContext,
+    BuildRequest, ContextSource, EventReader, LogKey, NewRun, NoRun, PoolName, Run, RunId,
+    RunStatus, TaskContext,
 };
 use futures_util::{Stream, StreamExt, stream};
 use oci::{Descriptor, Digest, ImageManifest, Manifest, RegistryName};
@@ -33,7 +34,7 @@ use crate::keys::Principal;
 use crate::line_filter::LineFilter;
 use crate::openapi::{Binary, Refusal};
 use crate::state::Shared;
-use crate::{from_api, to_api};
+use crate::{from_api, log_artifacts, to_api};
 
 /// Runs on one page.
 const PAGE_DEFAULT: usize = 100;
@@ -77,16 +78,24 @@ pub(crate) async fn schedule(
 pub(crate) async fn new_run(
     state: &Shared,
     registry: &RegistryName,
-    body: api::RunRequest,
+    mut body: api::RunRequest,
 ) -> Result<NewRun, ApiError> {
-    let pool = match &body {
-        api::RunRequest::DockerBuildRequest(body) => body.agent_pool_name.as_deref(),
-        api::RunRequest::FileTaskRunRequest(body) => body.options.agent_pool_name.as_deref(),
-        api::RunRequest::EncodedTaskRunRequest(body) => body.options.agent_pool_name.as_deref(),
-        // The pool of its task stands behind it.
+    let quick = match &mut body {
+        api::RunRequest::DockerBuildRequest(body) => Some(Quick {
+            pool: &body.agent_pool_name,
+            agent: &body.agent_configuration,
+            log_template: &mut body.log_template,
+            timeout: &mut body.timeout,
+        }),
+        api::RunRequest::FileTaskRunRequest(body) => Some(Quick::of(&mut body.options)),
+        api::RunRequest::EncodedTaskRunRequest(body) => Some(Quick::of(&mut body.options)),
+        // Its task says it.
         api::RunRequest::TaskRunRequest(_) => None,
     };
-    let pool = from_api::pool_of_run(pool)?;
+    let (pool, cpu, log_template) = match quick {
+        Some(quick) => quick.checked(state, registry).await?,
+        None => (None, None, None),
+    };
     let run: NewRun = match body {
         api::RunRequest::DockerBuildRequest(body) => {
             if pool.is_some() && !body.build_options.ssh.is_empty() {
@@ -111,7 +120,45 @@ pub(crate) async fn new_run(
         api::RunRequest::TaskRunRequest(body) => return task_run(state, registry, body).await,
     };
     state.refuse_own_logins(run.request.logins())?;
-    Ok(NewRun { pool, ..run })
+    Ok(NewRun { pool, cpu, log_template, ..run })
+}
+
+/// What quick builds and quick runs have in common.
+struct Quick<'a> {
+    pool: &'a Option<String>,
+    agent: &'a Option<api::AgentProperties>,
+    log_template: &'a mut Option<String>,
+    timeout: &'a mut Option<u32>,
+}
+
+impl<'a> Quick<'a> {
+    fn of(options: &'a mut api::TaskRunOptions) -> Self {
+        Self {
+            pool: &options.agent_pool_name,
+            agent: &options.agent_configuration,
+            log_template: &mut options.log_template,
+            timeout: &mut options.timeout,
+        }
+    }
+
+    /// The pool, the processors and the log template of the run. What it does not say itself, the
+    /// system task of the registry says.
+    async fn checked(
+        self,
+        state: &Shared,
+        registry: &RegistryName,
+    ) -> Result<(Option<PoolName>, Option<u32>, Option<String>), ApiError> {
+        let mut template = self.log_template.take();
+        if let Some(defaults) = super::tasks::of_quick_runs(state, registry).await? {
+            template = template.or(defaults.log_template);
+            self.timeout.get_or_insert(defaults.timeout.as_secs() as u32);
+        }
+        Ok((
+            from_api::pool_of_run(self.pool.as_deref())?,
+            from_api::cpu(self.agent.as_ref())?,
+            log_artifacts::check(state, registry, template)?,
+        ))
+    }
 }
 
 /// A run of a stored task.
@@ -143,10 +190,17 @@ async fn task_run(
         Some(upload) => Some(resolve(state, registry, upload).await?),
         None => None,
     };
-    let overrides = from_api::task_overrides(body, context)?;
+    let mut overrides = from_api::task_overrides(body, context)?;
+    overrides.log_template = log_artifacts::check(state, registry, overrides.log_template)?;
     let compression = state.build_defaults.compression;
     let run = task.definition.run(&task.name, overrides, compression);
-    run.map_err(|error| ApiError::invalid(error.to_string()).at("contextPath"))
+    run.map_err(|error| {
+        let refused = ApiError::invalid(error.to_string());
+        match error {
+            NoRun::NoContext => refused.at("contextPath"),
+            NoRun::System => refused.at("taskId"),
+        }
+    })
 }
 
 async fn build_request(

@@ -2,7 +2,7 @@
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use control::{ControlError, StoredTask, TaskName};
+use control::{ControlError, StoredTask, TaskDefinition, TaskName, TaskStep};
 use oci::RegistryName;
 use serde::Deserialize;
 use serde_json::Value;
@@ -12,11 +12,14 @@ use super::{Json, Query};
 use crate::error::ApiError;
 use crate::openapi::Refusal;
 use crate::state::Shared;
-use crate::{from_api, to_api};
+use crate::{from_api, log_artifacts, to_api};
 
 /// Tasks on one page.
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1000;
+
+/// The only system task.
+const SYSTEM_TASK: &str = "quicktask";
 
 /// How often a change is tried when others change the same task.
 const CHANGE_ATTEMPTS: u32 = 5;
@@ -106,9 +109,7 @@ pub(crate) async fn put(
         let known = state.tasks.get(&registry, &name).await?;
         let definition =
             from_api::task_definition(body.clone(), known.as_ref(), &state.build_defaults)?;
-        refuse_copies(&state, &registry, &definition)?;
-        state.refuse_own_logins(&definition.logins)?;
-        check_pool(&state, &registry, &definition).await?;
+        let definition = checked(&state, &registry, &name, definition).await?;
         match state.tasks.put(&registry, &name, &definition, known.as_ref()).await {
             Ok(task) => return Ok(axum::Json(to_api::task(&task))),
             Err(ControlError::Conflict { .. }) if attempt < CHANGE_ATTEMPTS => (),
@@ -145,9 +146,7 @@ pub(crate) async fn update(
         let body = serde_json::from_value(whole)
             .map_err(|error| ApiError::invalid(format!("the change is not right: {error}")))?;
         let definition = from_api::task_definition(body, Some(&known), &state.build_defaults)?;
-        refuse_copies(&state, &registry, &definition)?;
-        state.refuse_own_logins(&definition.logins)?;
-        check_pool(&state, &registry, &definition).await?;
+        let definition = checked(&state, &registry, &name, definition).await?;
         match state.tasks.put(&registry, &name, &definition, Some(&known)).await {
             Ok(task) => return Ok(axum::Json(to_api::task(&task))),
             Err(ControlError::Conflict { .. }) if attempt < CHANGE_ATTEMPTS => (),
@@ -185,6 +184,39 @@ fn task_name(text: &str) -> Result<TaskName, ApiError> {
     text.parse().map_err(|error: control::BadTaskName| ApiError::invalid(error.to_string()))
 }
 
+/// A definition that can be stored under a name, as far as only the server knows.
+async fn checked(
+    state: &Shared,
+    registry: &RegistryName,
+    name: &TaskName,
+    mut definition: TaskDefinition,
+) -> Result<TaskDefinition, ApiError> {
+    let is_system = definition.step == TaskStep::System;
+    if is_system && *name != task_name(SYSTEM_TASK)? {
+        let message = format!("only the task `{SYSTEM_TASK}` can be a system task");
+        return Err(ApiError::invalid(message).at("isSystemTask"));
+    }
+    refuse_copies(state, registry, &definition)?;
+    state.refuse_own_logins(&definition.logins)?;
+    check_pool(state, registry, &definition).await?;
+    definition.log_template = log_artifacts::check(state, registry, definition.log_template)?;
+    Ok(definition)
+}
+
+/// What quick builds and quick runs of a registry are to have that say nothing else, if anybody
+/// has said so.
+pub(crate) async fn of_quick_runs(
+    state: &Shared,
+    registry: &RegistryName,
+) -> Result<Option<TaskDefinition>, ApiError> {
+    let task = state.tasks.get(registry, &task_name(SYSTEM_TASK)?).await?;
+    let definition = task.map(|task| task.definition);
+    let now = state.clock.now();
+    Ok(definition.filter(|definition| {
+        definition.step == TaskStep::System && definition.asleep(now).is_none()
+    }))
+}
+
 /// An image that is named at once is refused at once.
 fn refuse_copies(
     state: &Shared,
@@ -192,8 +224,8 @@ fn refuse_copies(
     definition: &control::TaskDefinition,
 ) -> Result<(), ApiError> {
     match &definition.step {
-        control::TaskStep::Docker { image_names, .. } => state.refuse_copies(registry, image_names),
-        control::TaskStep::File { .. } => Ok(()),
+        TaskStep::Docker { image_names, .. } => state.refuse_copies(registry, image_names),
+        TaskStep::File { .. } | TaskStep::System => Ok(()),
     }
 }
 

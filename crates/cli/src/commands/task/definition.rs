@@ -24,6 +24,12 @@ const TIMEOUT_DEFAULT: u32 = 3600;
 pub struct SaveArgs {
     #[command(flatten)]
     task: TaskArg,
+
+    /// The task `quicktask` without anything to do: its --timeout and --log-template are those of
+    /// quick builds and quick runs that have none themselves
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    is_system_task: Option<bool>,
+
     #[command(flatten)]
     definition: DefinitionArgs,
 }
@@ -86,7 +92,7 @@ struct DefinitionArgs {
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u32>,
 
-    /// Processors that a run should have; kept, and nobody enforces it
+    /// Processors that each container of a run has at most
     #[arg(long, value_name = "COUNT")]
     cpu: Option<u32>,
 
@@ -109,6 +115,18 @@ struct DefinitionArgs {
     /// Time from which on the task starts no runs, such as 2030-01-31T00:00:00Z; empty: never
     #[arg(long, value_name = "TIME")]
     expires_on: Option<String>,
+
+    /// Days that images stay which runs of the task pushed; 0, without the other one: for ever
+    #[arg(long, value_name = "DAYS")]
+    output_retention_days: Option<u32>,
+
+    /// Last runs of the task whose images stay in any case
+    #[arg(long, value_name = "RUNS")]
+    output_retention_keep: Option<u32>,
+
+    /// Name that each run's log gets as an artifact, such as `logs:{{.Run.ID}}`; empty: none
+    #[arg(long, value_name = "NAME")]
+    log_template: Option<String>,
 
     #[command(flatten)]
     auth: AuthArgs,
@@ -138,12 +156,8 @@ struct Unsupported {
     update_trigger_endpoint: Option<String>,
     #[arg(long, hide = true)]
     update_trigger_payload_type: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    is_system_task: Option<bool>,
     #[arg(long, hide = true, num_args = 0..)]
     assign_identity: Option<Vec<String>>,
-    #[arg(long, hide = true)]
-    log_template: Option<String>,
 }
 
 impl Unsupported {
@@ -160,8 +174,6 @@ impl Unsupported {
             ("--base-image-trigger-name", self.base_image_trigger_name.is_some()),
             ("--update-trigger-endpoint", self.update_trigger_endpoint.is_some()),
             ("--update-trigger-payload-type", self.update_trigger_payload_type.is_some()),
-            ("--is-system-task", is_on(self.is_system_task)),
-            ("--log-template", self.log_template.is_some()),
         ];
         match given.iter().find(|(_, given)| *given) {
             Some((flag, _)) => Err(Error::usage(format!("`{flag}` is not supported yet"))),
@@ -172,6 +184,9 @@ impl Unsupported {
 
 pub(super) async fn create(session: &Session<'_>, args: SaveArgs) -> Result<()> {
     let definition = &args.definition;
+    if args.is_system_task == Some(true) {
+        return create_system_task(session, &args).await;
+    }
     let mut step = definition.step(session, None).await?;
     if step.get("type") == Some(&json!("Docker")) && definition.images.is_empty() {
         if definition.no_push == Some(false) {
@@ -188,6 +203,23 @@ pub(super) async fn create(session: &Session<'_>, args: SaveArgs) -> Result<()> 
     let url = route(connection, &args.task);
     let body = json!({ "properties": properties });
     let request = connection.request(reqwest::Method::PUT, url).json(&body);
+    let task: api::Task = connection.answer(request).await?;
+    print(session, &task, std::slice::from_ref(&task))
+}
+
+/// The server refuses what a system task does not have.
+async fn create_system_task(session: &Session<'_>, args: &SaveArgs) -> Result<()> {
+    let definition = &args.definition;
+    if definition.changes_step() {
+        return Err(Error::usage("a system task has nothing to do")
+            .with_hint("give it `--status`, `--timeout` and `--log-template`"));
+    }
+    let mut properties = definition.properties()?;
+    properties.insert("isSystemTask".into(), json!(true));
+    let connection = session.connection()?;
+    let body = json!({ "properties": properties });
+    let request =
+        connection.request(reqwest::Method::PUT, route(connection, &args.task)).json(&body);
     let task: api::Task = connection.answer(request).await?;
     print(session, &task, std::slice::from_ref(&task))
 }
@@ -256,12 +288,21 @@ impl DefinitionArgs {
         add("credentials", self.auth.credentials().map(|credentials| json!(credentials)));
         add("owner", self.owner.as_ref().map(|owner| json!(owner)));
         add("description", self.description.as_ref().map(|text| json!(text)));
-        let expires_on = self.expires_on.as_ref();
-        add(
-            "expiresOn",
-            expires_on.map(|time| if time.is_empty() { Value::Null } else { json!(time) }),
-        );
+        // An empty one takes it away.
+        let or_null = |text: &String| if text.is_empty() { Value::Null } else { json!(text) };
+        add("expiresOn", self.expires_on.as_ref().map(or_null));
+        add("logTemplate", self.log_template.as_ref().map(or_null));
+        add("outputRetention", self.output_retention());
         Ok(members)
+    }
+
+    /// Which images of its runs stay.
+    fn output_retention(&self) -> Option<Value> {
+        match (self.output_retention_days, self.output_retention_keep) {
+            (None, None) => None,
+            (None | Some(0), None | Some(0)) => Some(Value::Null),
+            (days, keep) => Some(json!(api::OutputRetention { days, keep })),
+        }
     }
 
     fn changes_step(&self) -> bool {

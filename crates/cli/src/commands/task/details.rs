@@ -1,6 +1,6 @@
 //! One run or task, line by line.
 
-use api::{Run, Task, TaskStep};
+use api::{OutputRetention, Run, Task, TaskStep};
 use serde_json::Value;
 
 use super::super::quick_task::ordinal;
@@ -46,6 +46,12 @@ pub(super) fn run(run: &Run) -> Table {
     if run.output_images.is_empty() {
         fields.add_some("digest", run.output_digest.as_ref());
     }
+    if let Some(image) = &run.log_artifact {
+        let tag = image.tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
+        let name = format!("{}/{}{tag}@{}", image.registry, image.repository, image.digest);
+        fields.add("log artifact", name);
+    }
+    fields.add_some("no log artifact", run.log_artifact_error.as_ref());
     for registry in &run.custom_registries {
         fields.add("logged in to", registry);
     }
@@ -70,9 +76,14 @@ pub(super) fn task(task: &Task) -> Table {
     fields.add_some("description", properties.description.as_ref());
     fields.add_some("owner", properties.owner.as_ref());
     fields.add_some("expires", properties.expires_on.as_ref());
-    fields.add("platform", platform(&properties.platform));
+    fields.add_some("platform", properties.platform.as_ref().map(platform).as_ref());
     fields.add_some("pool", properties.agent_pool_name.as_ref());
     fields.add_some("timeout", properties.timeout.map(|seconds| format!("{seconds} s")).as_ref());
+    let cpu = properties.agent_configuration.as_ref().and_then(|agent| agent.cpu);
+    fields.add_some("processors", cpu.map(|cpu| cpu.to_string()).as_ref());
+    fields.add_some("log template", properties.log_template.as_ref());
+    let retention = properties.output_retention.as_ref();
+    fields.add_some("images stay", retention.map(kept_outputs).as_ref());
     if let Some(step) = &properties.step {
         add_step(&mut fields, step);
     }
@@ -126,7 +137,13 @@ fn add_step(fields: &mut Fields, step: &TaskStep) {
     }
 }
 
-fn platform(platform: &api::PlatformProperties) -> String {
+fn kept_outputs(rule: &OutputRetention) -> String {
+    let days = rule.days.filter(|days| *days > 0).map(|days| format!("{days} days"));
+    let runs = rule.keep.filter(|runs| *runs > 0).map(|runs| format!("those of {runs} runs"));
+    days.into_iter().chain(runs).collect::<Vec<_>>().join(", and ")
+}
+
+pub(super) fn platform(platform: &api::PlatformProperties) -> String {
     let parts = [Some(&platform.os), platform.architecture.as_ref(), platform.variant.as_ref()];
     parts.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join("/")
 }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use api::{OverrideTaskStepProperties, Run, RunRequest, Task, TaskRunRequest, TaskStep};
 
 use super::super::Session;
-use super::super::quick_task::{PoolArgs, ProgressArgs, Unsupported, report, see_to_end, upload};
+use super::super::quick_task::{
+    LogArgs, PoolArgs, ProgressArgs, Unsupported, report, see_to_end, upload,
+};
 use super::super::task_input::{ValueArgs, named_values};
 use super::name::TaskArg;
 use super::route;
@@ -59,6 +61,9 @@ pub struct RunArgs {
     pool: PoolArgs,
 
     #[command(flatten)]
+    log: LogArgs,
+
+    #[command(flatten)]
     unsupported: Unsupported,
 }
 
@@ -93,7 +98,7 @@ pub(crate) async fn run(
         task_id: args.task.name().to_owned(),
         override_task_step_properties: Some(overrides),
         agent_pool_name: args.pool.pool.clone(),
-        log_template: None,
+        log_template: args.log.template.clone(),
         is_archive_enabled: false,
     });
     let run: Run = connection.post(connection.route(&["scheduleRun"]), &request).await?;
