@@ -3,13 +3,14 @@
 //! A lease is held under an epoch. A later claim has a higher one, and whatever an earlier one
 //! still wants to change is refused.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use oci::RegistryName;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
-use store::{Millis, release_within};
+use store::{Millis, note_run_within, release_within};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +18,7 @@ use crate::executor::Attempt;
 use crate::pools::Pool;
 use crate::queue::{LEASE, Queue};
 use crate::runs::{Active, Output, lease_owner, log_key, request_json, run_of};
-use crate::table::{column, to_json};
+use crate::table::{column, from_json, to_json};
 use crate::{
     ControlError, End, EventKind, LogKey, Outcome, OutputImage, Result, Run, RunId, RunStatus,
     Runs, table, tasks,
@@ -148,6 +149,17 @@ impl Queue for Runs {
         }
         if row.is_some() {
             let (run, images) = (&attempt.run, &outcome.images);
+            if self.shared.catalog.is_some() {
+                let made = made_by(attempt, outcome, plan.as_deref(), now)?;
+                let own = images.iter().filter(|image| !image.elsewhere);
+                let named = own.map(|image| (&image.digest, Some(image.repository.as_str())));
+                let built = outcome.digest.iter().map(|digest| (digest, None));
+                for (manifest, repository) in named.chain(built).collect::<BTreeSet<_>>() {
+                    let registry = &run.registry;
+                    note_run_within(&mut transaction, registry, repository, manifest, &made)
+                        .await?;
+                }
+            }
             note_images(&mut transaction, run, images)
                 .await
                 .map_err(ControlError::database(failed))?;
@@ -553,6 +565,29 @@ fn cost_of(run: &Run, outcome: &Outcome, started_at: Millis, now: Millis) -> ser
     cost.insert("milliseconds".into(), (now - started_at).max(0).into());
     cost.insert("attempts".into(), run.attempts.into());
     cost.into()
+}
+
+/// What the build records of its images keep of a run, which outlive it (architecture.md decision 1).
+fn made_by(
+    attempt: &Attempt,
+    outcome: &Outcome,
+    plan: Option<&str>,
+    now: Millis,
+) -> Result<String> {
+    let run = &attempt.run;
+    let time = |at| jiff::Timestamp::from_millisecond(at).unwrap_or_default().to_string();
+    to_json(&serde_json::json!({
+        "id": run.id.as_str(),
+        "type": run.kind.as_str(),
+        "task": run.task,
+        "definitionDigest": run.definition,
+        "principal": run.started_by,
+        "startTime": time(run.started_at.unwrap_or(attempt.started_at)),
+        "finishTime": time(now),
+        "commitId": outcome.commit.as_ref().map(|commit| &commit.id),
+        "plan": plan.map(from_json::<serde_json::Value>).transpose()?,
+        "logDigest": attempt.log.digest(),
+    }))
 }
 
 /// So that runs are found by what they pushed.

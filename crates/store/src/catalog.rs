@@ -17,7 +17,7 @@ use futures_util::future::BoxFuture;
 use sqlx::SqliteConnection;
 use tokio::sync::watch;
 
-pub use documents::{lease_within, release_within};
+pub use documents::{BuildRecordText, lease_within, note_run_within, release_within};
 pub use sessions::UploadSession;
 
 use crate::blob::BlobStore;

@@ -27,7 +27,9 @@ mod schema;
 mod scrub;
 
 pub use blob::{BlobReader, BlobStore, BlobWriter, NamedUpload, Stored, Upload};
-pub use catalog::{Catalog, UploadSession, lease_within, release_within};
+pub use catalog::{
+    BuildRecordText, Catalog, UploadSession, lease_within, note_run_within, release_within,
+};
 pub use data_dir::{DataDir, DataDirError, Locked, socket_path};
 pub use disk::DiskStore;
 pub use error::StoreError;

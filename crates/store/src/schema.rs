@@ -3,7 +3,7 @@
 use crate::Result;
 
 /// Applied in order, each once; never changed after a release, only added to.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     "
 -- Bytes that exist, and where.
 CREATE TABLE blobs (
@@ -170,6 +170,10 @@ WHERE manifests.registry = moved.registry AND manifests.repository = moved.repos
 -- In order of age, for those who delete what is old.
 CREATE INDEX tags_updated ON tags (registry, repository, updated_at DESC, name);
 CREATE INDEX manifests_updated ON manifests (registry, repository, updated_at DESC, digest);
+",
+    "
+-- What the run came to that built it, once it has ended.
+ALTER TABLE build_records ADD COLUMN run TEXT;
 ",
 ];
 

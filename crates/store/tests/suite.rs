@@ -12,8 +12,8 @@ use oci::{
     RepositoryName, Tag, media_type,
 };
 use store::{
-    BlobStore, CacheEntry, Catalog, Cause, DiskStore, Expected, GcOptions, ManifestRef,
-    MemoryStore, NewManifest, ReadLayer, ScrubPass, StoreError, StoredSize, Unneeded,
+    BlobStore, BuildRecordText, CacheEntry, Catalog, Cause, DiskStore, Expected, GcOptions,
+    ManifestRef, MemoryStore, NewManifest, ReadLayer, ScrubPass, StoreError, StoredSize, Unneeded,
 };
 use tokio::io::AsyncReadExt;
 
@@ -926,7 +926,7 @@ async fn build_records_live_with_their_manifest(f: Fixture) {
     a_moment().await;
     f.catalog.collect_garbage(&now_or_never()).await.unwrap();
     let found = f.catalog.build_record(&registry, &digest).await.unwrap();
-    assert_eq!(found.as_deref(), Some(record));
+    assert_eq!(found, Some(BuildRecordText { record: record.to_owned(), run: None }));
     let found = f.catalog.read_layer(&Digest::of(b"layer")).await.unwrap();
     assert_eq!(found, Some(read));
     f.catalog.delete_manifest(&registry, &name, &digest, &push_cause()).await.unwrap();

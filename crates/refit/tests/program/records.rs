@@ -61,6 +61,24 @@ fn as_root_an_image_tells_how_it_was_built() {
     let platform = record["platform"].as_str().unwrap();
     assert!(record["definition"].as_str().unwrap().starts_with("sha256:"), "{record}");
     assert_eq!(plan["definitions"][platform], record["definition"]);
+    // What came of the run outlives the run.
+    let (run, properties) = (&record["run"], &shown["properties"]);
+    assert_eq!((&run["id"], &run["plan"]), (&built["name"], plan));
+    assert_eq!(run["logDigest"], properties["logDigest"]);
+    assert_eq!((&run["type"], &run["task"]), (&"QuickBuild".into(), &serde_json::Value::Null));
+    // Of several platforms each image has its own.
+    sandbox.write("app/Dockerfile", "FROM scratch\nCOPY f /f\n");
+    let args =
+        ["build", "app", "-t", "app:2", "--platform", "linux/amd64,linux/arm64", "-o", "json"];
+    let built = sandbox.refit(args).on(&server).succeeds().json();
+    let (index, _) = server.registry().manifest("app", "2");
+    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+    for entry in index["manifests"].as_array().unwrap() {
+        let name = format!("app@{}", entry["digest"].as_str().unwrap());
+        let args = ["manifest", "show", "--record", "--name", &name, "-o", "json"];
+        let record = sandbox.refit(args).on(&server).succeeds().json();
+        assert_eq!(record["run"]["id"], built["name"]);
+    }
     let args = ["manifest", "show", "--record", "--name", "busybox"];
     let none = sandbox.refit(args).on(&server).run().code(4);
     none.stderr_has("the build record of").stderr_has("only what was built here has one");

@@ -196,7 +196,7 @@ pub(crate) async fn manifest(
     Ok(axum::Json(to_api::manifest_document(&entry)))
 }
 
-/// How a manifest was built here.
+/// How a manifest was built here, and what the run came to that built it: `run`.
 // Architecture.md decision 1.
 #[utoipa::path(
     get,
@@ -216,8 +216,14 @@ pub(crate) async fn build_record(
         return Err(ApiError::not_found(format!("the build record of `{name}@{digest}`"))
             .hint("only what was built here has one; of several platforms, each by its digest"));
     };
-    let record = serde_json::from_str(&record);
-    Ok(axum::Json(record.map_err(|error| ApiError::internal(&error))?))
+    let read = |text: &str| {
+        serde_json::from_str::<serde_json::Value>(text).map_err(|error| ApiError::internal(&error))
+    };
+    let mut shown = read(&record.record)?;
+    if let Some(run) = &record.run {
+        shown["run"] = read(run)?;
+    }
+    Ok(axum::Json(shown))
 }
 
 /// Removes the manifest behind a tag or digest, and every tag that points at it.

@@ -58,6 +58,40 @@ pub async fn release_within(connection: &mut SqliteConnection, owner: &str) -> R
     Ok(())
 }
 
+/// Adds what a run came to, as JSON, to the build record of a manifest that it made, and to those of
+/// the manifests that are in it as an index of `repository`; in a transaction of the catalog's
+/// database. What an earlier run made keeps what that came to.
+pub async fn note_run_within(
+    connection: &mut SqliteConnection,
+    registry: &RegistryName,
+    repository: Option<&str>,
+    manifest: &Digest,
+    run: &str,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE build_records SET run = $3
+         WHERE registry = $1 AND run IS NULL AND (manifest = $2 OR manifest IN (
+            SELECT target FROM manifest_references
+            WHERE registry = $1 AND repository = $4 AND manifest = $2))",
+    )
+    .bind(registry.as_str())
+    .bind(manifest.as_str())
+    .bind(run)
+    .bind(repository)
+    .execute(connection)
+    .await
+    .map_err(database("add a run to a build record"))?;
+    Ok(())
+}
+
+/// How a manifest was built, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildRecordText {
+    pub record: String,
+    /// What the run came to that built it; absent while that is under way.
+    pub run: Option<String>,
+}
+
 impl Catalog {
     /// Keeps a blob from collection until the lease ends or is released. `owner` groups
     /// leases, such as a run id; taking the same lease again extends it. `NotFound` when the
@@ -117,13 +151,16 @@ impl Catalog {
         &self,
         registry: &RegistryName,
         manifest: &Digest,
-    ) -> Result<Option<String>> {
-        sqlx::query_scalar("SELECT record FROM build_records WHERE registry = $1 AND manifest = $2")
-            .bind(registry.as_str())
-            .bind(manifest.as_str())
-            .fetch_optional(self.db.reads())
-            .await
-            .map_err(database("look up a build record"))
+    ) -> Result<Option<BuildRecordText>> {
+        let row: Option<(String, Option<String>)> = sqlx::query_as(
+            "SELECT record, run FROM build_records WHERE registry = $1 AND manifest = $2",
+        )
+        .bind(registry.as_str())
+        .bind(manifest.as_str())
+        .fetch_optional(self.db.reads())
+        .await
+        .map_err(database("look up a build record"))?;
+        Ok(row.map(|(record, run)| BuildRecordText { record, run }))
     }
 
     /// Keeps what reading a layer has shown; lives as long as the layer.

@@ -477,7 +477,7 @@ async fn write_build_record(connection: &mut SqliteConnection, row: &NewRow) -> 
     let Some(record) = &row.build_record else { return Ok(()) };
     sqlx::query(
         "INSERT INTO build_records (registry, manifest, record) VALUES ($1, $2, $3)
-         ON CONFLICT (registry, manifest) DO UPDATE SET record = excluded.record",
+         ON CONFLICT (registry, manifest) DO UPDATE SET record = excluded.record, run = NULL",
     )
     .bind(row.registry.as_str())
     .bind(row.digest.as_str())
