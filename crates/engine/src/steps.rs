@@ -518,6 +518,9 @@ impl TaskReader<'_> {
         };
         let variables = self.variables(values.as_deref(), Shown::Real)?;
         let file = TaskFile::read(&text, &variables).map_err(show)?;
+        if file.has_aliases() {
+            events.message("Aliases are replaced, since the version is v1.1.0 or later").await;
+        }
         if !file.alias_sources().is_empty() {
             events.message("Loading alias sources").await;
         }

@@ -49,6 +49,11 @@ impl TaskFile {
         Ok(Self { body, aliases: Some(section), warnings })
     }
 
+    /// Whether its version has aliases.
+    pub fn has_aliases(&self) -> bool {
+        self.aliases.is_some()
+    }
+
     /// The files and addresses with more aliases that [`Self::expand`] needs.
     pub fn alias_sources(&self) -> &[AliasSource] {
         self.aliases.as_ref().map_or(&[], |section| &section.sources)

@@ -55,7 +55,11 @@ async fn push(
         let text = format!("Pushing image: {}, attempt {number}", reference.familiar());
         context.events.message(&text).await;
         let failure = match push_once(context, reference, image, stop).await {
-            Ok(()) => break,
+            Ok(()) => {
+                let text = format!("Pushed image: {}", reference.familiar());
+                context.events.message(&text).await;
+                break;
+            }
             Err(Failure::Ours(text)) if number < TRIES => text,
             Err(failure) => return Err(failure),
         };

@@ -447,6 +447,48 @@ fn as_root_what_the_server_does_not_allow_fails_its_step() {
 }
 
 #[test]
+fn as_root_a_log_has_its_milestones_in_order() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    let dockerfile = format!("FROM {}/busybox\nCOPY made /made\n", server.host());
+    sandbox.write("app/made", "by hand").write("app/Dockerfile", dockerfile);
+    let task = "version: v1.1.0
+steps:
+  - {id: made, build: -t $Registry/app:1 .}
+  - {id: sent, push: [$Registry/app:1]}
+  - {id: said, cmd: BUSYBOX echo said}
+";
+    let done = run(&sandbox, &server, task, &[]).success();
+    let list = ["task", "logs"];
+    let log = sandbox.refit(list).on(&server).run().success().stdout;
+    let mut rest = log.as_str();
+    let host = server.host().replace("127.0.0.1", "localhost");
+    for milestone in [
+        "Aliases are replaced",
+        "Creating network: acb_default_network",
+        "Executing step ID: made. Timeout(sec): 600, Working directory: '/workspace', Network: \
+         'acb_default_network'",
+        "COPY made /made",
+        "Step `made` built sha256:",
+        "Step ID: made marked as successful (elapsed time in seconds: ",
+        "Executing step ID: sent",
+        &format!("Pushing image: {host}/app:1, attempt 1"),
+        &format!("Pushed image: {host}/app:1"),
+        "Step ID: sent marked as successful",
+        "Executing step ID: said",
+        "Launching container with name: said",
+        "said",
+        "Step ID: said marked as successful",
+        "runtime-dependency",
+        "was successful after",
+    ] {
+        let at = rest.find(milestone);
+        rest = &rest[at.unwrap_or_else(|| panic!("no `{milestone}` where it should be: {log}"))..];
+    }
+    assert_eq!(done.code, Some(0));
+}
+
+#[test]
 fn as_root_a1_a_task_without_steps_succeeds() {
     let sandbox = sandbox();
     let server = server(&sandbox);
