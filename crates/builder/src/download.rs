@@ -237,7 +237,7 @@ async fn fetch_repository(
 ) -> Result<Fetched, BuildError> {
     let ArchiveLimits { bytes_max, entries_max } = ArchiveLimits::default();
     let options = RepositoryOptions {
-        keep_git_dir: address.keep_git_dir.unwrap_or(false),
+        keep_git_dir: address.keep_git_dir.unwrap_or(false) && address.folder.is_none(),
         no_cache: place.no_cache,
         limits: GitLimits { bytes_max, entries_max },
     };

@@ -82,6 +82,8 @@ pub(crate) struct ContextLoader<'a> {
     pub(crate) engine: &'a Engine,
     /// Fetch whatever is known of it.
     pub(crate) no_cache: bool,
+    /// Commands may ask git about it, also if it is a folder of a repository.
+    pub(crate) is_workspace: bool,
     pub(crate) events: &'a dyn RunEvents,
     pub(crate) stop: &'a CancellationToken,
 }
@@ -126,8 +128,10 @@ impl ContextLoader<'_> {
         limits: ContextLimits,
     ) -> Result<(Digest, LoadedRepository), Failure> {
         let ContextLimits { bytes_max, entries_max } = limits;
+        // An image of a folder would be another one whenever something changes elsewhere.
+        let is_for_git = self.is_workspace || address.folder.is_none();
         let options = RepositoryOptions {
-            keep_git_dir: address.keep_git_dir.unwrap_or(true),
+            keep_git_dir: address.keep_git_dir.unwrap_or(true) && is_for_git,
             no_cache: self.no_cache,
             limits: GitLimits { bytes_max, entries_max },
         };

@@ -26,7 +26,7 @@ impl RunFacts<'_> {
             registry: engine.own.host(&engine.registry).unwrap_or_default().to_owned(),
             started: jiff::Timestamp::from_second(self.now).unwrap_or_default(),
             commit: self.repository.map(|from| from.commit.clone()).unwrap_or_default(),
-            branch: self.repository.and_then(|from| from.branch.clone()).unwrap_or_default(),
+            branch: self.repository.map(branch).unwrap_or_default(),
             task_name: self.task_name.to_owned(),
             shared_volume: format!("workspace_{}", self.run),
             os: self.platform.os.clone(),
@@ -34,6 +34,11 @@ impl RunFacts<'_> {
             ..RunVariables::default()
         }
     }
+}
+
+/// As `git rev-parse --abbrev-ref HEAD` has it (contexts.md section 2.1).
+fn branch(repository: &RecordedRepository) -> String {
+    repository.branch.clone().unwrap_or_else(|| "HEAD".to_owned())
 }
 
 /// Whether the names or arguments of a build say something that is known only in its run.

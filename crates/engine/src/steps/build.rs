@@ -328,8 +328,27 @@ async fn fetch(
     let folder = folder.map_err(|error| Failure::ours(&error))?;
     let engine = &context.engine;
     let no_cache = arguments.has("no-cache");
-    let loader = ContextLoader { engine, no_cache, events: context.events, stop };
-    let loaded = loader.load(address, folder.path(), engine.context_limits).await?;
+    let loader =
+        ContextLoader { engine, no_cache, is_workspace: true, events: context.events, stop };
+    // Of a repository all is in the step's folder, whatever is built of it (contexts.md section 8).
+    let mut whole = address.clone();
+    let inside = match &mut whole {
+        ContextSource::Repository(address) => address.folder.take(),
+        _ => None,
+    };
+    let mut loaded = loader.load(&whole, folder.path(), engine.context_limits).await?;
+    let folder = match inside {
+        Some(inside) => OpenFolder::open(&folder.path(), &inside).map_err(|error| {
+            let text = format!("error: the repository has no folder `{inside}`: {error}");
+            Failure::User(text)
+        })?,
+        None => folder,
+    };
+    if let (Some(repository), ContextSource::Repository(address)) =
+        (&mut loaded.repository, address)
+    {
+        repository.record.address = address.to_string();
+    }
     let file = arguments.file.clone().unwrap_or_else(|| DOCKERFILE.to_owned());
     let path = folder.path();
     let (text, name) = blocking(move || {

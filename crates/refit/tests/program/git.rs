@@ -1,6 +1,7 @@
 //! Git repositories and archives at addresses, as contexts and as sources of `ADD`. The git host
 //! is git's own, on this machine.
 
+use std::fs;
 use std::net::TcpListener;
 
 use flate2::Compression;
@@ -105,25 +106,49 @@ fn as_root_the_kept_git_folder_is_one_for_git() {
     let repository = app(&host);
     let commit = repository.commit("first");
     build(&sandbox, &format!("{}/app.git", host.url())).success();
+    check_git_folder(&sandbox, &host, &commit);
+}
+
+/// Asks git about the files of the image `app`, which have a `.git` of that commit.
+#[track_caller]
+fn check_git_folder(sandbox: &Sandbox, host: &GitHost, commit: &str) {
     let server = sandbox.server();
     let files = validate(&server.registry(), "app", "latest").files();
     let copy = host.repository("copy");
     for (path, bytes) in files {
         let path = copy.work().join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
+        fs::create_dir_all(path.parent().expect("it is in a folder")).expect("it can be made");
+        fs::write(path, bytes).expect("it can be written");
     }
+    let folder = copy.work().join(".git");
     // Empty folders have no files.
-    std::fs::create_dir_all(copy.work().join(".git/refs/heads")).unwrap();
-    let git = |args: &[&str]| {
-        let folder = copy.work().join(".git");
-        let mut all = vec!["--git-dir", folder.to_str().unwrap()];
-        all.extend_from_slice(args);
-        copy.git(&all)
-    };
+    fs::create_dir_all(folder.join("refs/heads")).expect("it can be made");
+    let folder = folder.display().to_string();
+    let git = |args: &[&str]| copy.git(&[&["--git-dir", &folder], args].concat());
     assert_eq!(git(&["rev-parse", "HEAD"]), commit);
     assert_eq!(git(&["status", "--porcelain"]), "");
     assert_eq!(git(&["log", "--format=%s"]), "first");
+    assert_eq!(git(&["show", "HEAD:sub/f"]), "in a folder");
+}
+
+#[test]
+fn as_root_a_folder_as_a_workspace_has_the_git_folder_and_one_as_a_context_has_not() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let repository = app(&host);
+    repository.write(
+        "sub/task.yaml",
+        "version: v1.1.0\nsteps:\n- {build: -t $Registry/app:latest .}\n\
+         - {push: [$Registry/app:latest]}\n",
+    );
+    let commit = repository.commit("first");
+    let address = format!("{}/app.git#main:sub", host.url());
+    allowed(&sandbox, ["run", "-f", "task.yaml", &address]).succeeds();
+    check_git_folder(&sandbox, &host, &commit);
+    build(&sandbox, &address).success();
+    let server = sandbox.server();
+    let files = validate(&server.registry(), "app", "latest").files();
+    let names: Vec<&str> = files.keys().map(String::as_str).collect();
+    assert_eq!(names, ["Dockerfile", "f", "task.yaml"]);
 }
 
 #[test]
@@ -346,6 +371,6 @@ fn as_root_a_canceled_fetch_leaves_nothing() {
     building.interrupt();
     building.wait().code(130);
     drop(asked);
-    let left = std::fs::read_dir(sandbox.data().join("snapshots/changes")).unwrap();
+    let left = fs::read_dir(sandbox.data().join("snapshots/changes")).unwrap();
     assert_eq!(left.count(), 0);
 }

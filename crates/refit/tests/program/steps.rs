@@ -385,10 +385,46 @@ fn as_root_a_git_context_tells_its_commit_and_brings_the_task_file() {
         "steps: [{cmd: '{{.Run.Registry}}/busybox echo at {{.Run.Commit}} on {{.Run.Branch}}'}]",
     );
     let commit = repository.commit("one");
-    let address = format!("{}/r.git#main", git.url());
-    let args = ["run", "-f", "ci/task.yaml", &address];
-    let done = sandbox.refit(args).on(&server).run().success();
-    done.stderr_has(&format!("at {commit} on main"));
+    repository.git(&["tag", "v1"]);
+    let names =
+        [("", "main"), ("#main", "main"), ("#v1", "HEAD"), (&*format!("#{commit}"), "HEAD")];
+    for (reference, branch) in names {
+        let address = format!("{}/r.git{reference}", git.url());
+        let args = ["run", "-f", "ci/task.yaml", &address];
+        let done = sandbox.refit(args).on(&server).run().success();
+        done.stderr_has(&format!("at {commit} on {branch}\n"));
+    }
+}
+
+#[test]
+fn as_root_g6_a_folder_of_a_repository_is_built_in_all_of_it() {
+    let sandbox = sandbox();
+    let server = server_with(&sandbox, LOOPBACK);
+    let git = GitHost::start();
+    let repository = git.repository("r");
+    repository.write("sub/x/D", format!("FROM {}/busybox\nCOPY . /all/\n", server.host()));
+    repository.write("other/f", "outside");
+    repository.write("outside/f", "outside");
+    std::os::unix::fs::symlink("/sub", repository.work().join("link")).unwrap();
+    repository.commit("one");
+    repository.git(&["branch", "dev"]);
+    let build = |folder: &str| {
+        let task = format!(
+            "version: v1.1.0
+steps:
+  - {{id: src, build: '-t $Registry/app:1 -f x/D {}/r.git#dev:{folder}'}}
+  - {{cmd: \"$Registry/app:1 sh -c 'echo $(ls -A /all) in $(ls -A /workspace/src)'\"}}
+",
+            git.url()
+        );
+        run(&sandbox, &server, &task, &[])
+    };
+    for folder in ["sub", "link"] {
+        let done = build(folder).success();
+        done.stderr_has(" x in .git link other outside sub\n");
+    }
+    build("none").code(1).stderr_has("the repository has no folder `none`");
+    build("../../x").code(1).stderr_has("the repository has no folder `../../x`");
 }
 
 #[test]

@@ -96,8 +96,8 @@ impl Archive {
             None => (BString::default(), commit.tree),
         };
         self.tree(&place, tree, &path, &BString::default(), 0)?;
-        if source.keep_git_dir && source.folder.is_none() {
-            self.git_folder(&place, commit, head)?;
+        if source.keep_git_dir {
+            self.git_folder(&place, commit, head, source.folder.is_some())?;
         }
         let Self { tar, time, submodules, has_lfs, .. } = self;
         let writer = tar.into_inner().map_err(io_failed("write an archive of a repository"))?;
@@ -251,15 +251,23 @@ impl Archive {
         self.tree(&inside, commit.tree, &BString::default(), target, depth + 1)
     }
 
-    /// Writes `.git` as git itself makes it, as far as it is about this commit.
-    fn git_folder(&mut self, place: &Place<'_>, commit: &Commit, head: &GitHead) -> Result<()> {
+    /// Writes `.git` as git itself makes it, as far as it is about this commit. Beside a part of
+    /// the files, where git cannot find them, it neither misses them nor wonders what is there.
+    fn git_folder(
+        &mut self,
+        place: &Place<'_>,
+        commit: &Commit,
+        head: &GitHead,
+        is_of_part: bool,
+    ) -> Result<()> {
         let folders = ["", "/objects", "/objects/info", "/objects/pack", "/refs", "/refs/heads"];
         for folder in folders.into_iter().chain(["/refs/tags"]) {
             self.add_folder(&format!(".git{folder}").into())?;
         }
         let address = place.connection.address();
+        let status = if is_of_part { "[status]\n\tshowUntrackedFiles = no\n" } else { "" };
         let config = format!(
-            "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\
+            "{status}[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\
              [remote \"origin\"]\n\turl = {address}\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n"
         );
         let id = commit.id;
@@ -279,7 +287,12 @@ impl Archive {
             Err(error) => return Err(failed(error)),
         }
         let index = place.repository.index_from_tree(&commit.tree);
-        let index = index.map_err(|error| place.connection.protocol(&error))?;
+        let mut index = index.map_err(|error| place.connection.protocol(&error))?;
+        if is_of_part {
+            use gix::index::entry::Flags;
+            let unseen = Flags::EXTENDED | Flags::SKIP_WORKTREE;
+            index.entries_mut().iter_mut().for_each(|entry| entry.flags.insert(unseen));
+        }
         let mut bytes = Vec::new();
         let options = gix::index::write::Options::default();
         let written = index.write_to(&mut bytes, options);
