@@ -140,14 +140,14 @@ impl GitAddress {
         if text.starts_with("git@") || text.starts_with("ssh://") {
             return transport("SSH");
         }
-        if text.starts_with("git://") {
-            return transport("git's own unencrypted protocol");
-        }
         // A query that is not known may be a signature.
         let address = without_credentials(path_end(text));
         let invalid = |reason| GitAddressError::Invalid { address: address.clone(), reason };
         if text.chars().any(char::is_control) {
             return Err(invalid("it has control characters".to_owned()));
+        }
+        if text.starts_with("git://") && secret_of(text).is_some() {
+            return Err(invalid("git's own protocol has no users and passwords".to_owned()));
         }
         let text = match text.starts_with("github.com/") {
             true => format!("https://{text}"),
@@ -401,9 +401,10 @@ mod tests {
                 "ssh://git:pw@h/r",
                 "error: `ssh://***@h/r` is reached over SSH, which is not supported",
             ),
+            ("git://h/r#dev:app", "git git://h/r dev app"),
             (
-                "git://h/r",
-                "error: `git://h/r` is reached over git's own unencrypted protocol, which is not supported",
+                "git://me:secret@h/r",
+                "error: the git address `git://***@h/r` cannot be used: git's own protocol has no users and passwords",
             ),
         ] {
             assert_eq!(kind(text), expected, "{text}");

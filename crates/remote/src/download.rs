@@ -283,11 +283,16 @@ impl Downloads {
     /// Whether a server may be asked, as far as its address tells. Names are checked when they
     /// are resolved.
     pub(crate) fn check(&self, target: &Target) -> Result<(), DownloadError> {
+        let host = target.url.host().ok_or_else(|| bad_address("it has no host"))?;
+        self.check_host(&host.to_owned())
+    }
+
+    fn check_host(&self, host: &Host) -> Result<(), DownloadError> {
         let refusal = |address| self.reach.refusal(address);
-        let (what, host) = match target.url.host() {
-            Some(Host::Ipv4(address)) => (refusal(address.into()), address.to_string()),
-            Some(Host::Ipv6(address)) => (refusal(address.into()), address.to_string()),
-            Some(Host::Domain(name)) => {
+        let (what, host) = match host {
+            Host::Ipv4(address) => (refusal((*address).into()), address.to_string()),
+            Host::Ipv6(address) => (refusal((*address).into()), address.to_string()),
+            Host::Domain(name) => {
                 let name = name.trim_end_matches('.').to_ascii_lowercase();
                 // Behind a proxy it is the proxy that resolves names.
                 let is_local = name == "localhost" || name.ends_with(".localhost");
@@ -298,9 +303,32 @@ impl Downloads {
                 };
                 (what, name)
             }
-            None => return Err(bad_address("it has no host")),
         };
         what.map_or(Ok(()), |what| Err(DownloadError::Forbidden { host, what }))
+    }
+
+    /// The addresses of a server that may be asked without HTTP, for a resource of that name.
+    pub(crate) async fn addresses(
+        &self,
+        host: &Host,
+        port: u16,
+        shown: &str,
+    ) -> Result<Vec<SocketAddr>, DownloadError> {
+        self.check_host(host)?;
+        let name = match host {
+            Host::Ipv4(address) => return Ok(vec![(*address, port).into()]),
+            Host::Ipv6(address) => return Ok(vec![(*address, port).into()]),
+            Host::Domain(name) => name,
+        };
+        match resolve(&self.reach, name, port).await {
+            Ok(found) => {
+                found.map_err(|Refused { host, what }| DownloadError::Forbidden { host, what })
+            }
+            Err(error) => {
+                let (address, reason) = (shown.to_owned(), error.to_string());
+                Err(DownloadError::Unreachable { address, reason })
+            }
+        }
     }
 
     /// Streams an answer into the store.
@@ -471,6 +499,12 @@ impl Target {
     }
 }
 
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.to_string())
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = self.url.clone();
@@ -486,14 +520,14 @@ pub(crate) fn redirect_of(response: &Response, target: &Target) -> Option<Option
     leads_on.then(|| location.to_str().ok().and_then(|next| target.url.join(next).ok()))
 }
 
-fn percent_decoded(text: &str) -> String {
+pub(crate) fn percent_decoded(text: &str) -> String {
     // A form's rules, but for the plus sign, which is itself.
     let text = text.replace('+', "%2B");
     let decoded = url::form_urlencoded::parse(text.as_bytes()).next();
     decoded.map_or_else(String::new, |(name, _)| name.into_owned())
 }
 
-fn bad_address(reason: &str) -> DownloadError {
+pub(crate) fn bad_address(reason: &str) -> DownloadError {
     DownloadError::BadAddress { reason: reason.to_owned() }
 }
 
@@ -533,22 +567,32 @@ impl Resolve for Checked {
         let is_proxy = self.proxies.contains(&host.to_ascii_lowercase());
         let reach = self.reach.clone();
         Box::pin(async move {
-            let found: Vec<SocketAddr> =
-                tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
-            let mut refused = None;
-            let mut fine = Vec::with_capacity(found.len());
-            for address in found {
-                match reach.refusal(address.ip()) {
-                    Some(what) if !is_proxy => refused = Some(what),
-                    _ => fine.push(address),
-                }
-            }
-            match refused {
-                Some(what) if fine.is_empty() => Err(Refused { host, what }.into()),
-                _ => Ok(Box::new(fine.into_iter()) as Addrs),
-            }
+            let found = match is_proxy {
+                true => tokio::net::lookup_host((host.as_str(), 0)).await?.collect(),
+                false => resolve(&reach, &host, 0).await??,
+            };
+            Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
+}
+
+/// The addresses of a name that may be reached.
+async fn resolve(
+    reach: &Reach,
+    host: &str,
+    port: u16,
+) -> std::io::Result<Result<Vec<SocketAddr>, Refused>> {
+    let (mut fine, mut refused) = (Vec::new(), None);
+    for address in tokio::net::lookup_host((host, port)).await? {
+        match reach.refusal(address.ip()) {
+            Some(what) => refused = Some(what),
+            None => fine.push(address),
+        }
+    }
+    Ok(match refused {
+        Some(what) if fine.is_empty() => Err(Refused { host: host.to_owned(), what }),
+        _ => Ok(fine),
+    })
 }
 
 /// Seconds since 1970 of a date in the form that servers must send (RFC 9110, *Date/Time

@@ -1,34 +1,40 @@
 //! Git repositories: a commit's files as one tar archive in the store.
 //!
 //! `gix` speaks the protocol; what it may reach is not its to decide: its requests go through
-//! [`http::GitHttp`], under the rules of [`crate::Downloads`]. A repository is somebody's upload.
-//! No program is started for it, no hook or filter of it is executed, no settings of this
-//! machine are read, nobody is asked for a password. Its files become entries of the archive
-//! without ever being files here, so its links lead nowhere.
+//! [`http::GitHttp`] or a [`stream`], under the rules of [`crate::Downloads`]. A repository is
+//! somebody's upload. No program is started for it, no hook or filter of it is executed, no
+//! settings of this machine are read, nobody is asked for a password. Its files become entries
+//! of the archive without ever being files here, so its links lead nowhere.
 //!
 //! The repository itself is kept in a folder that is gone when the fetch is.
 
 mod archive;
 mod http;
+mod place;
+mod stream;
 mod submodules;
 
 use std::fmt;
+use std::io;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use gix::remote::fetch::{Shallow, Tags};
 use gix::{ObjectId, Repository};
+use gix_transport::client::blocking_io::Transport;
+use gix_transport::client::blocking_io::http::Transport as HttpTransport;
 use oci::Digest;
 use store::BlobStore;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{RETRY_DELAY, RETRY_DELAY_MAX};
-use crate::download::{DownloadError, Downloads, Target};
+use crate::download::{DownloadError, Downloads};
 use archive::Archive;
 use http::GitHttp;
+use place::Place;
 
 /// An object of a repository is at most this large when it is unpacked, in bytes: it is in
 /// memory as a whole.
@@ -37,7 +43,7 @@ const OBJECT_SIZE_MAX: u64 = 512 << 20;
 /// What is wanted of a repository.
 #[derive(Clone)]
 pub struct GitSource {
-    /// `http://` or `https://`, with the user and password that may be in it.
+    /// `https://`, `http://` with the user and password that may be in it, or `git://`.
     pub url: String,
     /// A branch, a tag, a commit or a `pull/N/head`; none: what the server calls `HEAD`.
     pub reference: Option<String>,
@@ -183,7 +189,7 @@ impl Downloads {
         match &source.commit {
             Some(expected) if !head.commit.starts_with(expected.as_str()) => {
                 Err(GitError::WrongCommit {
-                    address: Target::parse(&source.url)?.to_string(),
+                    address: Place::parse(&source.url)?.to_string(),
                     expected: expected.clone(),
                     actual: head.commit,
                 })
@@ -230,8 +236,8 @@ impl Downloads {
         bytes_max: Option<u64>,
         work: impl Fn(&Connection, &GitSource, &Path) -> Result<T> + Send + Sync + 'static,
     ) -> Result<T> {
-        let target = Target::of_git(&source.url)?;
-        let address = target.to_string();
+        let place = Place::parse(&source.url)?;
+        let address = place.to_string();
         let stop = CancellationToken::new();
         let _stop_at_end = stop.clone().drop_guard();
         let work = Arc::new(work);
@@ -240,7 +246,7 @@ impl Downloads {
             for attempt in 1.. {
                 let connection = Connection {
                     downloads: self.clone(),
-                    target: target.clone(),
+                    place: place.clone(),
                     bytes_max: bytes_max.unwrap_or(LISTING_SIZE_MAX),
                     runtime: tokio::runtime::Handle::current(),
                     stop: stop.clone(),
@@ -287,10 +293,31 @@ impl Drop for Scratch {
     }
 }
 
+/// What went wrong under `gix`, which says less of it.
+#[derive(Clone, Default)]
+struct Failure(Arc<Mutex<Option<GitError>>>);
+
+impl Failure {
+    /// Keeps the first one for the end of the fetch.
+    fn keep(&self, error: GitError) -> io::Error {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        broken()
+    }
+
+    fn take(&self) -> Option<GitError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+fn broken() -> io::Error {
+    io::Error::other("the request failed")
+}
+
 /// How a repository is reached.
+#[derive(Clone)]
 struct Connection {
     downloads: Downloads,
-    target: Target,
+    place: Place,
     /// What one answer may have.
     bytes_max: u64,
     runtime: tokio::runtime::Handle,
@@ -298,18 +325,29 @@ struct Connection {
 }
 
 impl Connection {
-    fn to(&self, target: Target) -> Self {
-        Self {
-            downloads: self.downloads.clone(),
-            target,
-            bytes_max: self.bytes_max,
-            runtime: self.runtime.clone(),
-            stop: self.stop.clone(),
-        }
+    fn address(&self) -> String {
+        self.place.to_string()
     }
 
-    fn address(&self) -> String {
-        self.target.to_string()
+    /// Waits for what a canceled fetch does not wait for.
+    fn wait<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.runtime.block_on(async {
+            tokio::select! {
+                done = work => done,
+                () = self.stop.cancelled() => Err(GitError::Canceled),
+            }
+        })
+    }
+
+    fn transport(&self, url: gix::Url, failure: &Failure) -> Result<Box<dyn Transport + Send>> {
+        match &self.place {
+            Place::Http(target) => {
+                let http = GitHttp::new(self, target, failure);
+                let version = gix::protocol::transport::Protocol::V2;
+                Ok(Box::new(HttpTransport::new_http(http, url, version, false)))
+            }
+            Place::Git(server) => stream::connect(self, server, failure),
+        }
     }
 
     /// Asks the server for references, or for objects as `shallow` says, by refspecs.
@@ -318,36 +356,26 @@ impl Connection {
         repository: &Repository,
         refspecs: &[String],
         work: impl FnOnce(
-            gix::remote::Connection<
-                '_,
-                '_,
-                '_,
-                gix_transport::client::blocking_io::http::Transport<GitHttp>,
-            >,
+            gix::remote::Connection<'_, '_, '_, Box<dyn Transport + Send>>,
             &AtomicBool,
         ) -> gix::Result<T>,
     ) -> Result<T> {
         let failed = |error: gix::Error| self.protocol(&error);
-        let http = GitHttp::new(self);
-        let failure = http.failure();
+        let failure = Failure::default();
         // Without credentials: those are the transport's.
-        let url = gix::url::parse(self.target.url().as_str()).map_err(failed)?;
+        let url = gix::url::parse(self.address().as_str()).map_err(failed)?;
         let remote = repository.remote_at_without_url_rewrite(url.clone()).map_err(failed)?;
         let remote = remote.with_fetch_tags(Tags::None);
         let direction = gix::remote::Direction::Fetch;
         let remote =
             remote.with_refspecs(refspecs.iter().map(String::as_str), direction).map_err(failed)?;
-        let version = gix::protocol::transport::Protocol::V2;
-        let transport = gix_transport::client::blocking_io::http::Transport::new_http(
-            http, url, version, false,
-        );
+        let transport = self.transport(url, &failure)?;
         // Nobody is asked, and no helper of this machine.
         let connection =
             remote.to_connection_with_transport(transport).with_credentials(|_| Ok(None));
         let interrupt = Interrupt::after(&self.stop, &self.runtime);
         let done = work(connection, &interrupt.flag);
-        let failure = failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        match (done, failure) {
+        match (done, failure.take()) {
             (Ok(done), _) => Ok(done),
             (Err(_), _) if self.stop.is_cancelled() => Err(GitError::Canceled),
             // What went wrong in a request says more than what came of it.

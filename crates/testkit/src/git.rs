@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,6 +65,26 @@ impl GitHost {
             GitRepository { git: self.folder.path().join(format!("{name}.git")), work };
         repository.git(&["init", "--quiet", "--initial-branch=main"]);
         repository
+    }
+
+    /// The same repositories by git's own protocol: `git://127.0.0.1:PORT`.
+    pub fn daemon(&self) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = listener.local_addr().expect("a listener has an address");
+        let root = self.folder.path().to_owned();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let mut daemon = command("/usr/lib/git-core/git-daemon");
+                daemon
+                    .args(["--inetd", "--export-all"])
+                    .arg(format!("--base-path={}", root.display()));
+                let input = OwnedFd::from(stream.try_clone().expect("a socket can be copied"));
+                daemon.stdin(input).stdout(OwnedFd::from(stream)).stderr(Stdio::null());
+                let mut child = daemon.spawn().expect("git is installed");
+                std::thread::spawn(move || child.wait());
+            }
+        });
+        format!("git://{address}")
     }
 
     /// A file, at `/NAME`.

@@ -174,8 +174,12 @@ fn as_root_a_submodule_may_not_lead_where_builds_may_not_reach() {
     let commit = repository.commit("first");
     for (url, expected) in [
         ("http://127.0.0.2/x.git", "`127.0.0.2` is a loopback address"),
-        ("file:///etc", "its address is neither `https://` nor `http://` nor relative"),
-        ("git@127.0.0.1:x.git", "its address is neither `https://` nor `http://` nor relative"),
+        ("file:///etc", "its address is none of `https://`, `http://`, `git://` and relative"),
+        ("git://127.0.0.2/x.git", "`127.0.0.2` is a loopback address"),
+        (
+            "git@127.0.0.1:x.git",
+            "its address is none of `https://`, `http://`, `git://` and relative",
+        ),
     ] {
         repository.write(".gitmodules", format!("[submodule \"m\"]\npath = m\nurl = {url}\n"));
         repository.git(&["add", ".gitmodules"]);
@@ -204,6 +208,48 @@ fn as_root_submodules_come_along() {
     repository.git(&["commit", "--quiet", "--message", "first"]);
     build(&sandbox, &format!("{}/app.git", host.url())).success();
     assert_eq!(text(&sandbox, "libs/m/l"), "library");
+}
+
+#[test]
+fn as_root_a_repository_is_fetched_by_gits_own_protocol() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let library = host.repository("library");
+    library.write("l", "library");
+    let used = library.commit("used");
+    let repository = app(&host);
+    let first = repository.commit("first");
+    repository.git(&["tag", "--annotate", "--message", "a", "v1"]);
+    repository.write("f", "second");
+    repository.write(".gitmodules", "[submodule \"m\"]\npath = libs/m\nurl = ../library.git\n");
+    let entry = format!("160000,{used},libs/m");
+    repository.git(&["add", "--all"]);
+    repository.git(&["update-index", "--add", "--cacheinfo", &entry]);
+    repository.git(&["commit", "--quiet", "--message", "second"]);
+    let address = format!("{}/app.git", host.daemon());
+    let refused = sandbox.refit(["build", &address]).run().code(1);
+    refused.stderr_has("`127.0.0.1` is a loopback address, which builds may not reach");
+    for (reference, expected) in [
+        ("", "second"),
+        ("#v1", "first"),
+        (&format!("#{first}"), "first"),
+        ("#v1:sub", "in a folder"),
+    ] {
+        build(&sandbox, &format!("{address}{reference}")).success();
+        assert_eq!(text(&sandbox, "f"), expected, "{reference}");
+    }
+    sandbox.write("add/Dockerfile", format!("FROM scratch\nADD {address} /\n"));
+    build(&sandbox, "add").success();
+    assert_eq!(
+        (text(&sandbox, "f"), text(&sandbox, "libs/m/l")),
+        ("second".into(), "library".into())
+    );
+    build(&sandbox, &format!("{address}#none")).code(1).stderr_has("no branch, tag or commit");
+    let none = address.replace("app", "none");
+    build(&sandbox, &none).code(1).stderr_has("could not be fetched").stderr_has("not exported");
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    build(&sandbox, &format!("git://{closed}/app.git")).code(1).stderr_has("could not be fetched");
+    let bounded = allowed(&sandbox, ["build", &address]).env("REFIT_LIMITS_CONTEXT_SIZE_MAX", "9");
+    bounded.run().code(1).stderr_has("more than 9 bytes");
 }
 
 #[test]
@@ -363,14 +409,16 @@ fn as_root_i18_i19_an_archive_at_an_address_is_built() {
 #[test]
 fn as_root_a_canceled_fetch_leaves_nothing() {
     let sandbox = sandbox();
-    // A host that never answers.
-    let host = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}/app.git", host.local_addr().unwrap());
-    let building = allowed(&sandbox, ["build", &address, "-t", "app"]).start();
-    let asked = host.accept().unwrap();
-    building.interrupt();
-    building.wait().code(130);
-    drop(asked);
+    for scheme in ["http", "git"] {
+        // A host that never answers.
+        let host = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("{scheme}://{}/app.git", host.local_addr().unwrap());
+        let building = allowed(&sandbox, ["build", &address, "-t", "app"]).start();
+        let asked = host.accept().unwrap();
+        building.interrupt();
+        building.wait().code(130);
+        drop(asked);
+    }
     let left = fs::read_dir(sandbox.data().join("snapshots/changes")).unwrap();
     assert_eq!(left.count(), 0);
 }

@@ -229,11 +229,10 @@ impl Archive {
         }
         let url =
             place.modules.url(path).ok_or_else(|| refuse("`.gitmodules` does not name it"))?;
-        let base = &place.connection.target;
-        let elsewhere = base.submodule(url).ok_or_else(|| {
-            refuse("its address is neither `https://` nor `http://` nor relative")
+        let elsewhere = place.connection.place.submodule(url).ok_or_else(|| {
+            refuse("its address is none of `https://`, `http://`, `git://` and relative")
         })?;
-        let connection = place.connection.to(elsewhere);
+        let connection = Connection { place: elsewhere, ..place.connection.clone() };
         let folder = place.folder.join(format!("submodule-{}", self.submodules));
         let repository = open_repository(&folder)?;
         let id = commit.to_string();

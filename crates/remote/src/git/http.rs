@@ -13,7 +13,7 @@ use gix_transport::client::blocking_io::http::{GetResponse, Http, PostBodyDataKi
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use reqwest::{Response, StatusCode};
 
-use super::{Connection, GitError, Result};
+use super::{Connection, Failure, GitError, Result, broken};
 use crate::auth;
 use crate::client::REDIRECTS_MAX;
 use crate::download::{DownloadError, Target, failed, redirect_of};
@@ -23,9 +23,6 @@ const REQUEST_SIZE_MAX: usize = 64 << 20;
 
 /// Some hosts look whether it is git that asks.
 const USER_AGENT_VALUE: &str = concat!("git/refit-", env!("CARGO_PKG_VERSION"));
-
-/// What went wrong in a request, for whoever started the fetch.
-type Failure = Arc<Mutex<Option<GitError>>>;
 
 /// `gix`'s HTTP client.
 pub(super) struct GitHttp {
@@ -44,14 +41,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl GitHttp {
-    pub(super) fn new(connection: &Connection) -> Self {
-        let base = Mutex::new(connection.target.clone());
-        let connection = connection.to(connection.target.clone());
-        Self { shared: Arc::new(Shared { connection, base, failure: Failure::default() }) }
-    }
-
-    pub(super) fn failure(&self) -> Failure {
-        Arc::clone(&self.shared.failure)
+    pub(super) fn new(connection: &Connection, target: &Target, failure: &Failure) -> Self {
+        let (connection, failure) = (connection.clone(), failure.clone());
+        Self { shared: Arc::new(Shared { connection, base: Mutex::new(target.clone()), failure }) }
     }
 
     fn exchange(
@@ -132,9 +124,9 @@ impl Exchange {
                 return Err(broken());
             };
             let sending = self.shared.send(&suffix, &headers, body.map(Bytes::from));
-            match self.shared.wait(sending) {
+            match self.shared.connection.wait(sending) {
                 Ok(response) => self.state = State::Answered(response),
-                Err(error) => return Err(self.shared.failed(error)),
+                Err(error) => return Err(self.shared.failure.keep(error)),
             }
         }
         match &mut self.state {
@@ -162,37 +154,19 @@ impl Exchange {
             let chunk = response.chunk().await;
             Ok(chunk.map_err(|error| failed(&target, &error))?.unwrap_or_default())
         };
-        let chunk = shared.wait(reading).map_err(|error| shared.failed(error))?;
+        let chunk = shared.connection.wait(reading).map_err(|error| shared.failure.keep(error))?;
         self.received += chunk.len() as u64;
         let max = shared.connection.bytes_max;
         match self.received > max {
-            true => Err(shared.failed(GitError::TooLarge { address: target.to_string(), max })),
+            true => {
+                Err(shared.failure.keep(GitError::TooLarge { address: target.to_string(), max }))
+            }
             false => Ok(chunk),
         }
     }
 }
 
-fn broken() -> io::Error {
-    io::Error::other("the request failed")
-}
-
 impl Shared {
-    /// Waits for what a canceled fetch does not wait for.
-    fn wait<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        self.connection.runtime.block_on(async {
-            tokio::select! {
-                done = work => done,
-                () = self.connection.stop.cancelled() => Err(GitError::Canceled),
-            }
-        })
-    }
-
-    /// Keeps the first failure for the end of the fetch.
-    fn failed(&self, error: GitError) -> io::Error {
-        lock(&self.failure).get_or_insert(error);
-        broken()
-    }
-
     /// Sends a request. One that only asks may be redirected, and the next go there too.
     async fn send(
         &self,
