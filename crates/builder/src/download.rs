@@ -241,7 +241,8 @@ async fn fetch_repository(
         no_cache: place.no_cache,
         limits: GitLimits { bytes_max, entries_max },
     };
-    let fetched = build.builder.fetch_repository(address, options).await;
+    let fetched =
+        build.builder.fetch_repository(address, options, build.request.ssh_agents.as_ref()).await;
     let repository = fetched.map_err(|error| BuildError::Repository { error, at })?;
     if let Some(text) = repository.warning(address) {
         build.events.warning(&text).await;

@@ -4,14 +4,16 @@
 //! nobody gets from the cache what that server would not give. Only then what was fetched of
 //! that commit before is used again.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use dockerfile::GitAddress;
+use dockerfile::{FileOwner, GitAddress};
 use oci::Digest;
 use remote::{GitError, GitHead, GitLimits, GitSource};
 use serde::{Deserialize, Serialize};
 use store::CacheEntry;
 
+use crate::agents::{AgentSocket, SshAgents};
 use crate::build::{Builder, milliseconds};
 use crate::cache::KeyHasher;
 
@@ -57,13 +59,19 @@ struct Fetched {
     has_lfs: bool,
 }
 
+/// The ssh agent that proves to git servers who asks.
+const AGENT: &str = "default";
+
 impl Builder {
     /// Fetches the files of a repository into the store, unless they are there.
     pub async fn fetch_repository(
         &self,
         address: &GitAddress,
         options: RepositoryOptions,
+        agents: Option<&Arc<dyn SshAgents>>,
     ) -> Result<Repository, GitError> {
+        // There while it is fetched.
+        let agent = self.agent(agents)?;
         let source = GitSource {
             url: address.reveal().to_owned(),
             reference: address.reference.clone(),
@@ -71,6 +79,7 @@ impl Builder {
             commit: address.commit.clone(),
             keep_git_dir: options.keep_git_dir,
             submodules: address.submodules,
+            agent: agent.as_ref().map(|agent| agent.path().to_owned()),
         };
         let scratch = self.layers.scratch_path();
         let head = self.downloads.resolve_git(&source, &scratch).await?;
@@ -88,6 +97,16 @@ impl Builder {
         let Fetched { archive, size, time, has_lfs } = fetched;
         let branch = head.branch().map(str::to_owned);
         Ok(Repository { commit: head.commit, branch, time, archive, size, has_lfs, cached })
+    }
+
+    fn agent(&self, agents: Option<&Arc<dyn SshAgents>>) -> Result<Option<AgentSocket>, GitError> {
+        let Some(agents) = agents.filter(|agents| agents.has(AGENT)) else { return Ok(None) };
+        let failed = |source| GitError::Io { doing: "open a socket for the ssh agent", source };
+        let folder = self.layers.begin_folder();
+        let folder = folder.map_err(|error| failed(std::io::Error::other(error)))?;
+        let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+        let owner = FileOwner { uid: Some(uid.as_raw()), gid: Some(gid.as_raw()), mode: None };
+        AgentSocket::open(folder, owner, Arc::clone(agents), AGENT).map(Some).map_err(failed)
     }
 
     async fn fetch_commit(

@@ -102,13 +102,7 @@ fn remote_address(context: &str) -> Result<Option<String>> {
         ContextAddress::Git(Ok(_))
         | ContextAddress::Archive(_)
         | ContextAddress::Artifact(Ok(_)) => Ok(Some(context.to_owned())),
-        ContextAddress::Git(Err(error)) => {
-            let refused = Error::usage(error.to_string());
-            Err(match error.hint() {
-                Some(hint) => refused.with_hint(hint),
-                None => refused,
-            })
-        }
+        ContextAddress::Git(Err(error)) => Err(Error::usage(error.to_string())),
         ContextAddress::Artifact(Err(error)) => {
             Err(Error::usage(error.to_string()).with_hint(error.hint()))
         }

@@ -93,25 +93,10 @@ pub struct GitAddress {
 
 /// Why the address of a git repository cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum GitAddressError {
-    #[error("`{address}` is reached over {transport}, which is not supported")]
-    Transport { address: String, transport: &'static str },
-    #[error("the git address `{address}` cannot be used: {reason}")]
-    Invalid { address: String, reason: String },
-}
-
-impl GitAddressError {
-    /// What the user can do about it, when we know.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Transport { .. } => Some(
-                "use the repository's `https://` address, with a token if it is private: \
-                 `https://TOKEN@HOST/PATH.git`"
-                    .to_owned(),
-            ),
-            Self::Invalid { .. } => None,
-        }
-    }
+#[error("the git address `{address}` cannot be used: {reason}")]
+pub struct GitAddressError {
+    address: String,
+    reason: String,
 }
 
 impl GitAddress {
@@ -129,22 +114,28 @@ impl GitAddress {
 
     /// What must not be seen: the user and password of the address.
     pub fn secret(&self) -> Option<&str> {
-        secret_of(&self.url)
+        secret_of(&self.url).filter(|_| !self.is_ssh())
+    }
+
+    /// Whether it is reached over SSH, where an agent proves who asks.
+    pub fn is_ssh(&self) -> bool {
+        ["git@", "ssh://"].iter().any(|start| self.url.starts_with(start))
+    }
+
+    /// Whether a token can be given for it.
+    pub fn takes_token(&self) -> bool {
+        is_http(&self.url)
     }
 
     fn parse(text: &str) -> Result<Self, GitAddressError> {
-        let transport = |transport| {
-            let address = without_credentials(text);
-            Err(GitAddressError::Transport { address, transport })
-        };
-        if text.starts_with("git@") || text.starts_with("ssh://") {
-            return transport("SSH");
-        }
         // A query that is not known may be a signature.
         let address = without_credentials(path_end(text));
-        let invalid = |reason| GitAddressError::Invalid { address: address.clone(), reason };
+        let invalid = |reason| GitAddressError { address: address.clone(), reason };
         if text.chars().any(char::is_control) {
             return Err(invalid("it has control characters".to_owned()));
+        }
+        if text.starts_with("ssh://") && secret_of(text).is_some_and(|user| user.contains(':')) {
+            return Err(invalid("over SSH there are no passwords".to_owned()));
         }
         if text.starts_with("git://") && secret_of(text).is_some() {
             return Err(invalid("git's own protocol has no users and passwords".to_owned()));
@@ -218,7 +209,11 @@ impl GitAddress {
 
 impl fmt::Display for GitAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&without_credentials(&self.url))?;
+        match self.is_ssh() {
+            // A user is part of the place there.
+            true => f.write_str(&self.url)?,
+            false => f.write_str(&without_credentials(&self.url))?,
+        }
         match (&self.reference, &self.folder) {
             (None, None) => Ok(()),
             (reference, None) => write!(f, "#{}", reference.as_deref().unwrap_or_default()),
@@ -321,6 +316,7 @@ mod tests {
             ("i2", "https://github.com/u/r.git#", archive("https://github.com/u/r.git#")),
             ("i3", "https://github.com/u/r", archive("https://github.com/u/r")),
             ("i4", "github.com/u/r", "git https://github.com/u/r - -".into()),
+            ("i5", "git@h:u/r.git#b:d", "git git@h:u/r.git b d".into()),
             (
                 "i6",
                 "https://dev.azure.com/o/p/_git/r",
@@ -393,13 +389,11 @@ mod tests {
             ("/DEV/null", "nothing"),
             (".", "local"),
             ("source/0123.tar.gz", "local"),
-            (
-                "git@h:u/r.git#dev",
-                "error: `git@h:u/r.git#dev` is reached over SSH, which is not supported",
-            ),
+            ("git@h:u/r.git#dev", "git git@h:u/r.git dev -"),
+            ("ssh://me@h:7/r#:d", "git ssh://me@h:7/r - d"),
             (
                 "ssh://git:pw@h/r",
-                "error: `ssh://***@h/r` is reached over SSH, which is not supported",
+                "error: the git address `ssh://***@h/r` cannot be used: over SSH there are no passwords",
             ),
             ("git://h/r#dev:app", "git git://h/r dev app"),
             (
@@ -460,5 +454,8 @@ mod tests {
         let error = GitAddress::of_add("https://secret@h/r.git?x=1").unwrap().unwrap_err();
         assert!(!error.to_string().contains("secret"), "{error}");
         assert_eq!(GitAddress::of_add("https://h/r.git").unwrap().unwrap().secret(), None);
+        // A user is no secret over SSH.
+        let address = GitAddress::of_add("ssh://me@h/r#dev").unwrap().unwrap();
+        assert_eq!((address.to_string().as_str(), address.secret()), ("ssh://me@h/r#dev", None));
     }
 }

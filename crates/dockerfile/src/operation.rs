@@ -579,13 +579,8 @@ impl<'a> State<'a> {
             return Err(DockerfileError::new(word.at, message).with_hint("use `ADD`"));
         }
         let Some(repository) = repository else { return Ok(file.map(SourceAddress::File)) };
-        let mut repository = repository.map_err(|error| {
-            let refused = DockerfileError::new(word.at, error.to_string());
-            match error.hint() {
-                Some(hint) => refused.with_hint(hint),
-                None => refused,
-            }
-        })?;
+        let mut repository =
+            repository.map_err(|error| DockerfileError::new(word.at, error.to_string()))?;
         repository.keep_git_dir = copy.keep_git_dir.or(repository.keep_git_dir);
         Ok(Some(SourceAddress::Repository(repository)))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use builder::{
     Address, ContextFiles, ContextLimits, GitAddress, GitError, GitLimits, LazyFolder, ListError,
-    ListedFiles, RecordedRepository, RepositoryOptions,
+    ListedFiles, RecordedRepository, RepositoryOptions, SshAgents,
 };
 use oci::{Digest, Reference};
 use remote::Download;
@@ -84,6 +84,7 @@ pub(crate) struct ContextLoader<'a> {
     pub(crate) no_cache: bool,
     /// Commands may ask git about it, also if it is a folder of a repository.
     pub(crate) is_workspace: bool,
+    pub(crate) ssh_agents: Option<&'a Arc<dyn SshAgents>>,
     pub(crate) events: &'a dyn RunEvents,
     pub(crate) stop: &'a CancellationToken,
 }
@@ -135,7 +136,7 @@ impl ContextLoader<'_> {
             no_cache: self.no_cache,
             limits: GitLimits { bytes_max, entries_max },
         };
-        let fetched = self.engine.builder.fetch_repository(address, options).await;
+        let fetched = self.engine.builder.fetch_repository(address, options, self.ssh_agents).await;
         let fetched = fetched.map_err(|error| match error {
             GitError::Canceled => Failure::Canceled,
             error if error.is_users() => Failure::user(&error, error.hint()),

@@ -336,8 +336,14 @@ async fn run(
         tracing::error!(%error, run = request.run, "could not make a workspace");
         Failure::ours(&error)
     })?;
-    let loader =
-        ContextLoader { engine, no_cache: step.no_cache, is_workspace: false, events, stop };
+    let loader = ContextLoader {
+        engine,
+        no_cache: step.no_cache,
+        is_workspace: false,
+        ssh_agents: step.options.ssh_agents.as_ref(),
+        events,
+        stop,
+    };
     let folder = workspace.path().join("context");
     let loaded = match &step.context {
         Some(context) => loader.load(context, folder, engine.context_limits).await?,

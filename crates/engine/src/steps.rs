@@ -478,7 +478,14 @@ async fn load(
     stop: &CancellationToken,
 ) -> Result<Option<RecordedRepository>, Failure> {
     let Some(source) = &request.context else { return Ok(None) };
-    let loader = ContextLoader { engine, no_cache: false, is_workspace: true, events, stop };
+    let loader = ContextLoader {
+        engine,
+        no_cache: false,
+        is_workspace: true,
+        ssh_agents: None,
+        events,
+        stop,
+    };
     let loaded = loader.load(source, root.clone(), engine.context_limits).await?;
     if let ContextFiles::Listed { files, .. } = loaded.files {
         let (limits, stop) = (engine.context_limits, stop.clone());

@@ -48,6 +48,7 @@ pub(crate) fn run(global: &GlobalArgs, printer: Printer) -> Result<()> {
     container::enter();
     let mut checks = vec![folder(&settings.server.data), free_space(&settings.server.data)];
     checks.extend(container_checks(&settings)?);
+    checks.push(ssh());
     print(printer, &checks)?;
     match checks.iter().any(|check| check.verdict == Verdict::Problem) {
         true => Err(Error::failed("builds cannot work on this machine as it is")),
@@ -106,6 +107,16 @@ fn folder(data: &Path) -> Check {
             Check::new(name, Verdict::Problem, format!("`{shown}` cannot be written: {error}"))
                 .hint("give another with `--data`, or change its owner")
         }
+    }
+}
+
+/// Few need it: nothing is wrong without.
+fn ssh() -> Check {
+    let check = |found| Check::new("git over SSH", Verdict::Ok, found);
+    match server::ssh_program() {
+        Some(program) => check(format!("by `{}`", program.display())),
+        None => check("not possible: there is no program `ssh`".to_owned())
+            .hint("repositories such as `git@HOST:PATH` need the package `openssh-client`"),
     }
 }
 

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use oci::{Algorithm, Digest, Hasher};
@@ -40,6 +41,8 @@ pub struct DownloadSettings {
     /// Names of the proxies that the process uses. Their addresses are the operator's choice,
     /// and nobody else's to ask.
     pub proxies: BTreeSet<String>,
+    /// The keys of hosts that are asked over SSH, in the form of `ssh_known_hosts`.
+    pub known_hosts: PathBuf,
     pub connect_timeout: Duration,
     /// A server that sends nothing for this long is given up.
     pub idle_timeout: Duration,
@@ -58,6 +61,7 @@ impl Default for DownloadSettings {
             allowed: Vec::new(),
             bridges: String::new(),
             proxies: BTreeSet::new(),
+            known_hosts: PathBuf::from("/etc/ssh/ssh_known_hosts"),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(30),
             rate_min: 1024,

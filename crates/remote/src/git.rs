@@ -2,7 +2,7 @@
 //!
 //! `gix` speaks the protocol; what it may reach is not its to decide: its requests go through
 //! [`http::GitHttp`] or a [`stream`], under the rules of [`crate::Downloads`]. A repository is
-//! somebody's upload. No program is started for it, no hook or filter of it is executed, no
+//! somebody's upload. No program but [`ssh`] is started for it, no hook or filter is executed, no
 //! settings of this machine are read, nobody is asked for a password. Its files become entries
 //! of the archive without ever being files here, so its links lead nowhere.
 //!
@@ -11,6 +11,7 @@
 mod archive;
 mod http;
 mod place;
+mod ssh;
 mod stream;
 mod submodules;
 
@@ -35,6 +36,7 @@ use crate::download::{DownloadError, Downloads};
 use archive::Archive;
 use http::GitHttp;
 use place::Place;
+pub use ssh::{HostKey, ssh_program};
 
 /// An object of a repository is at most this large when it is unpacked, in bytes: it is in
 /// memory as a whole.
@@ -43,7 +45,8 @@ const OBJECT_SIZE_MAX: u64 = 512 << 20;
 /// What is wanted of a repository.
 #[derive(Clone)]
 pub struct GitSource {
-    /// `https://`, `http://` with the user and password that may be in it, or `git://`.
+    /// `https://`, `http://` with the user and password that may be in it, `git://`, `ssh://` or
+    /// `git@HOST:PATH`.
     pub url: String,
     /// A branch, a tag, a commit or a `pull/N/head`; none: what the server calls `HEAD`.
     pub reference: Option<String>,
@@ -53,6 +56,8 @@ pub struct GitSource {
     pub commit: Option<String>,
     pub keep_git_dir: bool,
     pub submodules: bool,
+    /// The socket of the ssh agent that proves who asks.
+    pub agent: Option<PathBuf>,
 }
 
 impl fmt::Debug for GitSource {
@@ -109,6 +114,14 @@ pub enum GitError {
     Unauthorized { address: String },
     #[error("`{address}` refuses the user and password, or the token")]
     WrongCredentials { address: String },
+    #[error("`{address}` is reached over SSH, and there is no ssh agent for it")]
+    NoSshAgent { address: String },
+    #[error("`{address}` is reached over SSH, and the server's machine has no program `ssh`")]
+    NoSsh { address: String },
+    #[error("the host key of `{}` {reason}", host.name())]
+    HostKey { host: HostKey, reason: &'static str },
+    #[error("`{address}` takes none of the keys that the ssh agent has")]
+    SshRefused { address: String },
     #[error("`{address}` has no branch, tag or commit `{reference}`")]
     NoReference { address: String, reference: String },
     #[error("`{address}` has no commit yet")]
@@ -147,6 +160,15 @@ impl GitError {
             Self::Unauthorized { .. } => {
                 Some("put a token into the address: `https://TOKEN@HOST/PATH.git`".to_owned())
             }
+            Self::NoSshAgent { .. } => Some(
+                "give one to `refit build` with `--ssh default`; elsewhere use the repository's \
+                 `https://` address, with a token if it is private"
+                    .to_owned(),
+            ),
+            Self::NoSsh { .. } => {
+                Some("an administrator can install it: the package `openssh-client`".to_owned())
+            }
+            Self::HostKey { host, .. } => Some(host.hint()),
             Self::NoReference { reference, .. }
                 if reference.len() < 40 && reference.bytes().all(|b| b.is_ascii_hexdigit()) =>
             {
@@ -164,7 +186,7 @@ impl GitError {
     pub fn is_users(&self) -> bool {
         match self {
             Self::Download(error) => error.is_users(),
-            Self::Io { .. } | Self::Canceled => false,
+            Self::Io { .. } | Self::NoSsh { .. } | Self::Canceled => false,
             _ => true,
         }
     }
@@ -247,6 +269,7 @@ impl Downloads {
                 let connection = Connection {
                     downloads: self.clone(),
                     place: place.clone(),
+                    agent: source.agent.clone(),
                     bytes_max: bytes_max.unwrap_or(LISTING_SIZE_MAX),
                     runtime: tokio::runtime::Handle::current(),
                     stop: stop.clone(),
@@ -318,6 +341,8 @@ fn broken() -> io::Error {
 struct Connection {
     downloads: Downloads,
     place: Place,
+    /// The socket of an ssh agent.
+    agent: Option<PathBuf>,
     /// What one answer may have.
     bytes_max: u64,
     runtime: tokio::runtime::Handle,
@@ -347,6 +372,7 @@ impl Connection {
                 Ok(Box::new(HttpTransport::new_http(http, url, version, false)))
             }
             Place::Git(server) => stream::connect(self, server, failure),
+            Place::Ssh { user, server } => stream::connect_by_ssh(self, user, server, failure),
         }
     }
 

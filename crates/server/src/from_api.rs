@@ -121,11 +121,7 @@ impl<'a> SourceLocation<'a> {
                 (address.to_string(), address.secret().map(str::to_owned))
             }
             ContextAddress::Git(Err(error)) => {
-                let refused = ApiError::invalid(error.to_string()).at("sourceLocation");
-                return Err(match error.hint() {
-                    Some(hint) => refused.hint(hint),
-                    None => refused,
-                });
+                return Err(ApiError::invalid(error.to_string()).at("sourceLocation"));
             }
             ContextAddress::Archive(address) => {
                 (address.to_string(), address.secret().map(str::to_owned))
@@ -698,9 +694,9 @@ mod tests {
             ],
         );
         check_refused(
-            json!({ "sourceLocation": "git@example.com:x.git" }),
+            json!({ "sourceLocation": "ssh://git:pw@example.com/x.git" }),
             expect![
-                "sourceLocation: `git@example.com:x.git` is reached over SSH, which is not supported (use the repository's `https://` address, with a token if it is private: `https://TOKEN@HOST/PATH.git`)"
+                "sourceLocation: the git address `ssh://***@example.com/x.git` cannot be used: over SSH there are no passwords"
             ],
         );
         check_refused(

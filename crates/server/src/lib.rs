@@ -37,6 +37,7 @@ mod to_api;
 
 pub use agent::{AgentSettings, agent};
 pub use app::{App, Embedded, ServeError, embedded, serve};
+pub use remote::ssh_program;
 pub use settings::{
     BuildSettings, LimitSettings, NetworkSettings, Problem, RegistrySettings, Secret,
     ServerSettings, Settings, SettingsError, Sources, StoreSettings, TaskSettings, TlsSettings,

@@ -66,6 +66,7 @@ impl Machine {
             allowed: settings.build.allow_addresses.clone(),
             bridges: container::BRIDGES.to_owned(),
             proxies: settings.build.proxies.clone(),
+            known_hosts: settings.build.git_known_hosts.clone(),
             ..DownloadSettings::default()
         });
         let downloads = downloads.map_err(ServeError::starting("prepare for fetching files"))?;

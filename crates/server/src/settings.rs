@@ -90,6 +90,8 @@ pub struct BuildSettings {
     pub allow_addresses: Vec<Network>,
     /// Hosts of the proxies that the process uses; from the environment only.
     pub proxies: BTreeSet<String>,
+    /// A file; empty: no host is known.
+    pub git_known_hosts: PathBuf,
     /// `None`: the image that `bash` stands for.
     pub shell_image: Option<String>,
     pub cache_mounts_size_max: u64,

@@ -47,6 +47,11 @@ impl GitHost {
         Self { folder, url: format!("http://{address}"), requests }
     }
 
+    /// The folder of the repositories.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// `http://127.0.0.1:PORT`.
     pub fn url(&self) -> &str {
         &self.url

@@ -1,6 +1,7 @@
 //! Keys, agents that have them, and an image with programs that use those.
 
 use std::collections::BTreeSet;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -60,6 +61,81 @@ impl SshAgent {
 }
 
 impl Drop for SshAgent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `sshd` on a port of its own, for the user of the test; ended when dropped.
+pub struct SshServer {
+    child: Child,
+    port: u16,
+    user: String,
+    host_key: SshKey,
+}
+
+/// Whatever a client wants to run, only repositories are given out.
+const ONLY_GIT: &str = "\
+#!/bin/sh
+case \"$SSH_ORIGINAL_COMMAND\" in
+  \"git-upload-pack '\"*) eval \"exec $SSH_ORIGINAL_COMMAND\" ;;
+esac
+exit 1
+";
+
+impl SshServer {
+    /// A server whose files are in the sandbox, for whoever has one of these keys. An old one
+    /// does not hear which version of git's protocol is wanted.
+    #[track_caller]
+    pub fn start(sandbox: &Sandbox, keys: &[&SshKey], is_old: bool) -> Self {
+        let host_key = SshKey::new(sandbox, "host-key", "");
+        let keys: String = keys.iter().map(|key| key.public.as_str()).collect();
+        sandbox.write("authorized-keys", keys).write_executable("only-git", ONLY_GIT);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let port = listener.local_addr().expect("a listener has an address").port();
+        drop(listener);
+        let folder = sandbox.path("").display().to_string();
+        let folder = folder.trim_end_matches('/');
+        let environment = if is_old { "" } else { "AcceptEnv GIT_PROTOCOL\n" };
+        let config = format!(
+            "ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host-key\nPidFile none\n\
+             AuthorizedKeysFile {folder}/authorized-keys\nStrictModes no\nUsePAM no\n\
+             AuthenticationMethods publickey\nPermitRootLogin prohibit-password\n\
+             ForceCommand {folder}/only-git\n{environment}"
+        );
+        sandbox.write("sshd-config", config);
+        if rustix::process::geteuid().is_root() {
+            // Where it shuts itself in; with systemd it is there.
+            std::fs::create_dir_all("/run/sshd").expect("root can make it");
+        }
+        let mut command = program("/usr/sbin/sshd");
+        command.args(["-D", "-e", "-f"]).arg(sandbox.path("sshd-config"));
+        let log = std::fs::File::create(sandbox.path("sshd-log")).expect("a file can be made");
+        let child = command.stderr(log).spawn().expect("the package openssh-server is installed");
+        let user = run(program("id").arg("-un")).trim().to_owned();
+        let server = Self { child, port, user, host_key };
+        until("the ssh server", || TcpStream::connect(("127.0.0.1", port)).ok());
+        server
+    }
+
+    /// `ssh://USER@127.0.0.1:PORT`, for the path of a file of this machine.
+    pub fn url(&self) -> String {
+        format!("ssh://{}@127.0.0.1:{}", self.user, self.port)
+    }
+
+    /// The line of `ssh_known_hosts` that says that a key is this server's.
+    pub fn known_by(&self, key: &SshKey) -> String {
+        format!("[127.0.0.1]:{} {}", self.port, key.public)
+    }
+
+    /// The same with the key that it has.
+    pub fn known(&self) -> String {
+        self.known_by(&self.host_key)
+    }
+}
+
+impl Drop for SshServer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

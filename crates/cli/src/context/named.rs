@@ -89,8 +89,9 @@ mod tests {
         assert_eq!(refused("=b"), "the context `=b` has no name or no value");
         assert_eq!(refused("a=/no/such"), "the context `a`: `/no/such` is not a folder");
         assert_eq!(
-            refused("a=git@github.com:u/r"),
-            "`git@github.com:u/r` is reached over SSH, which is not supported"
+            refused("a=git://me@github.com/u/r"),
+            "the git address `git://***@github.com/u/r` cannot be used: git's own protocol has no \
+             users and passwords"
         );
         assert!(refused("a=oci://x").contains("names no registry"));
         assert!(refused("a=target:b://").contains("not supported yet"));
@@ -102,6 +103,7 @@ mod tests {
         for address in [
             "https://token@h/x.git#main:app",
             "github.com/u/r",
+            "git@h:u/r.git",
             "http://h/x.tar.gz",
             "oci://h.x/y:1",
         ] {

@@ -238,7 +238,7 @@ fn address(context: &str) -> Result<Option<ContextSource>, Failure> {
     Ok(match ContextAddress::of(context) {
         ContextAddress::Local => None,
         ContextAddress::Git(Ok(address)) => Some(ContextSource::Repository(address)),
-        ContextAddress::Git(Err(error)) => return Err(Failure::user(&error, error.hint())),
+        ContextAddress::Git(Err(error)) => return Err(Failure::user(&error, None)),
         ContextAddress::Archive(address) => Some(ContextSource::Address(address)),
         ContextAddress::Nothing => {
             return Err(Failure::User("error: a `build` step needs a context".to_owned()));
@@ -328,8 +328,14 @@ async fn fetch(
     let folder = folder.map_err(|error| Failure::ours(&error))?;
     let engine = &context.engine;
     let no_cache = arguments.has("no-cache");
-    let loader =
-        ContextLoader { engine, no_cache, is_workspace: true, events: context.events, stop };
+    let loader = ContextLoader {
+        engine,
+        no_cache,
+        is_workspace: true,
+        ssh_agents: None,
+        events: context.events,
+        stop,
+    };
     // Of a repository all is in the step's folder, whatever is built of it (contexts.md section 8).
     let mut whole = address.clone();
     let inside = match &mut whole {

@@ -55,10 +55,9 @@ fn a_context_that_is_none_is_a_usage_error() {
         exit: 2
         -- stdout --
         -- stderr --
-        error: `git@example.com:app.git` is reached over SSH, which is not supported
-        hint: use the repository's `https://` address, with a token if it is private: `https://TOKEN@HOST/PATH.git`
+        error: the git address `ssh://***@example.com/app.git` cannot be used: over SSH there are no passwords
     "#]]
-    .assert_eq(&build("git@example.com:app.git"));
+    .assert_eq(&build("ssh://git:pw@example.com/app.git"));
 }
 
 #[test]

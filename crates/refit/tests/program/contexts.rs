@@ -124,8 +124,7 @@ fn contexts_from_elsewhere_are_refused_by_name() {
         exit: 2
         -- stdout --
         -- stderr --
-        error: `ssh://***@example.com/src.git` is reached over SSH, which is not supported
-        hint: use the repository's `https://` address, with a token if it is private: `https://TOKEN@HOST/PATH.git`
+        error: the git address `ssh://***@example.com/src.git` cannot be used: over SSH there are no passwords
     "#]]
     .assert_eq(&refused("src=ssh://user:password@example.com/src.git"));
     expect![[r#"

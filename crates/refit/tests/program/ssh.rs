@@ -3,12 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 
 use expect_test::expect;
 use testkit::{
-    Invocation, Sandbox, Server, SshAgent, SshKey, UserMachine, ssh_image, until, validate,
-    verify_ssh_signature,
+    GitHost, Invocation, Outcome, Sandbox, Server, SshAgent, SshKey, SshServer, UserMachine,
+    ssh_image, until, validate, verify_ssh_signature,
 };
 
 use crate::sandbox;
@@ -335,4 +336,129 @@ fn mistakes_with_agents_are_told_before_anything_is_done() {
         .code(2)
         .stderr_has("`ssh-agent`, which is not installed")
         .stderr_has("openssh-client");
+}
+
+/// A build that may ask a git host over SSH.
+fn fetching(sandbox: &Sandbox, context: &str, flags: &[&str]) -> Invocation {
+    let args = ["build", context, "-t", "app"].into_iter().chain(flags.iter().copied());
+    sandbox
+        .refit(args)
+        .env("REFIT_BUILD_ALLOW_ADDRESSES", "127.0.0.1")
+        .env("REFIT_BUILD_GIT_KNOWN_HOSTS", sandbox.path("known").display())
+        .env("TMPDIR", sandbox.path("").display())
+}
+
+/// A host with the repositories `app` and, as a submodule of it, `library`.
+fn repositories() -> GitHost {
+    let host = GitHost::start();
+    let library = host.repository("library");
+    library.write("l", "library");
+    let used = library.commit("used");
+    let app = host.repository("app");
+    app.write("Dockerfile", "FROM scratch\nCOPY . /\n");
+    app.write("f", "whole");
+    app.write("sub/Dockerfile", "FROM scratch\nCOPY . /\n");
+    app.write("sub/f", "in a folder");
+    app.write(".gitmodules", "[submodule \"m\"]\npath = m\nurl = ../library.git\n");
+    app.git(&["add", "--all"]);
+    app.git(&["update-index", "--add", "--cacheinfo", &format!("160000,{used},m")]);
+    app.git(&["commit", "--quiet", "--message", "first"]);
+    host
+}
+
+/// What the image `app` has in a file.
+#[track_caller]
+fn text(sandbox: &Sandbox, path: &str) -> String {
+    validate(&sandbox.server().registry(), "app", "latest").text(path)
+}
+
+#[test]
+fn as_root_i5_a_repository_is_fetched_over_ssh_with_the_agent_of_the_build() {
+    let (sandbox, host) = (sandbox(), repositories());
+    let [key, other] = ["key", "other"].map(|name| SshKey::new(&sandbox, name, ""));
+    let agents = [("agent", &key), ("stranger", &other)];
+    let [agent, stranger] = agents.map(|(name, key)| SshAgent::start(&sandbox, name, &[key]));
+    let ssh = SshServer::start(&sandbox, &[&key], false);
+    sandbox.write("known", ssh.known());
+    let address = format!("{}{}/app.git", ssh.url(), host.folder().display());
+    let with = |agent: &SshAgent| format!("default={}", agent.socket());
+    let flag = with(&agent);
+    let build = |context: &str| fetching(&sandbox, context, &["--ssh", &flag]);
+
+    for (reference, expected) in [("", "whole"), ("#main", "whole"), ("#main:sub", "in a folder")] {
+        build(&format!("{address}{reference}")).succeeds();
+        assert_eq!(text(&sandbox, "f"), expected, "{reference}");
+    }
+    sandbox.write("add/Dockerfile", format!("FROM scratch\nADD {address} /\n"));
+    build("add").succeeds();
+    assert_eq!((text(&sandbox, "f"), text(&sandbox, "m/l")), ("whole".into(), "library".into()));
+    sandbox.write("named/Dockerfile", "FROM scratch\nCOPY --from=src f /\n");
+    let named = format!("src={address}#:sub");
+    fetching(&sandbox, "named", &["--ssh", &flag, "--build-context", &named]).succeeds();
+    assert_eq!(text(&sandbox, "f"), "in a folder");
+
+    let refused = |told: Outcome, expected: &str| told.code(1).stderr_has(expected);
+    refused(build(&format!("{address}#none")).run(), "no branch, tag or commit `none`");
+    let none = address.replace("app", "none");
+    refused(build(&none).run(), "does not appear to be a git repository");
+    let without = "is reached over SSH, and there is no ssh agent for it";
+    refused(fetching(&sandbox, &address, &[]).run(), without).stderr_has("`--ssh default`");
+    refused(fetching(&sandbox, "add", &[]).run(), without).stderr_has("Dockerfile:2");
+    let task = ["run", "--cmd", "x", &address];
+    let task = sandbox.refit(task).env("REFIT_BUILD_ALLOW_ADDRESSES", "127.0.0.1");
+    refused(task.run(), without);
+    let strange = fetching(&sandbox, &address, &["--ssh", &with(&stranger)]).run();
+    refused(strange, "takes none of the keys that the ssh agent has");
+    let inside = sandbox.refit(["build", &address, "--ssh", &flag]);
+    refused(inside.run(), "`127.0.0.1` is a loopback address");
+
+    sandbox.write("known", ssh.known_by(&other));
+    refused(build(&address).run(), "is another one than is known");
+    for unknown in ["", "[127.0.0.2]:22 x\n"] {
+        sandbox.write("known", unknown);
+        let told = refused(build(&address).run(), "the host key of `[127.0.0.1]:");
+        told.stderr_has("` is not known").stderr_has("`ssh-keyscan -p").stderr_has("/known`");
+    }
+    let left = fs::read_dir(sandbox.data().join("snapshots/changes")).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn as_root_an_ordinary_user_fetches_over_ssh_also_from_old_servers() {
+    let (sandbox, host) = (Sandbox::of_user(UserMachine::default()), repositories());
+    let key = SshKey::new(&sandbox, "key", "");
+    std::os::unix::fs::chown(&key.file, Some(sandbox.user()), None).unwrap();
+    let ssh = SshServer::start(&sandbox, &[&key], true);
+    sandbox.write("known", ssh.known());
+    let address = format!("{}{}/app.git", ssh.url(), host.folder().display());
+    let flag = format!("default={}", key.file.display());
+    fetching(&sandbox, &address, &["--ssh", &flag]).succeeds();
+    assert_eq!((text(&sandbox, "f"), text(&sandbox, "m/l")), ("whole".into(), "library".into()));
+}
+
+#[test]
+fn as_root_a_canceled_fetch_over_ssh_leaves_nothing() {
+    let sandbox = sandbox();
+    let key = SshKey::new(&sandbox, "key", "");
+    let agent = SshAgent::start(&sandbox, "agent", &[&key]);
+    // A host that never answers.
+    let host = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = host.local_addr().unwrap().port();
+    let flag = format!("default={}", agent.socket());
+    let address = format!("ssh://127.0.0.1:{port}/app.git");
+    let building = fetching(&sandbox, &address, &["--ssh", &flag]).start();
+    let asked = host.accept().unwrap();
+    let mark = format!("HostKeyAlias=[127.0.0.1]:{port}");
+    let processes = || {
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let lines = all.filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok());
+        lines.filter(|line| line.contains(&mark)).count()
+    };
+    assert_eq!(processes(), 1);
+    building.interrupt();
+    building.wait().code(130);
+    until("the end of ssh", || (processes() == 0).then_some(()));
+    drop(asked);
+    let left = fs::read_dir(sandbox.data().join("snapshots/changes")).unwrap();
+    assert_eq!(left.count(), 0);
 }

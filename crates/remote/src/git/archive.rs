@@ -229,9 +229,11 @@ impl Archive {
         }
         let url =
             place.modules.url(path).ok_or_else(|| refuse("`.gitmodules` does not name it"))?;
-        let elsewhere = place.connection.place.submodule(url).ok_or_else(|| {
-            refuse("its address is none of `https://`, `http://`, `git://` and relative")
-        })?;
+        let elsewhere = place
+            .connection
+            .place
+            .submodule(url)
+            .ok_or_else(|| refuse("its address is no address of a repository"))?;
         let connection = Connection { place: elsewhere, ..place.connection.clone() };
         let folder = place.folder.join(format!("submodule-{}", self.submodules));
         let repository = open_repository(&folder)?;

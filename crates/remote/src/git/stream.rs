@@ -11,7 +11,8 @@ use gix_transport::{Protocol, client::blocking_io::Transport};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::place::Server;
+use super::place::{GIT_PORT, Server};
+use super::ssh::{self, Process};
 use super::{Connection, Failure, GitError, Result};
 use crate::download::{DownloadError, Downloads};
 
@@ -27,30 +28,44 @@ pub(super) fn connect(
     let address = connection.address();
     let stream = connection.wait(dial(&connection.downloads, server, &address))?;
     let (from, to) = stream.into_split();
-    let reader = Reader {
-        connection: connection.clone(),
-        failure: failure.clone(),
-        from: Box::new(from),
-        received: 0,
-    };
+    let (reader, writer) = ends(connection, failure, from, to, None);
+    let (path, name, mode) = (&*server.path, Some(server.name()), ConnectMode::Daemon);
+    Ok(Box::new(GitConnection::new(reader, writer, Protocol::V2, path, name, mode, false)))
+}
+
+/// The same over SSH.
+pub(super) fn connect_by_ssh(
+    connection: &Connection,
+    user: &str,
+    server: &Server,
+    failure: &Failure,
+) -> Result<Box<dyn Transport + Send>> {
+    let (from, to, process) = ssh::start(connection, user, server)?;
+    let (reader, writer) = ends(connection, failure, from, to, Some(process));
+    // What is wanted, the process has told the server.
+    let (path, name, mode) = (&*server.path, None::<(String, _)>, ConnectMode::Process);
+    Ok(Box::new(GitConnection::new(reader, writer, Protocol::V2, path, name, mode, false)))
+}
+
+fn ends(
+    connection: &Connection,
+    failure: &Failure,
+    from: impl AsyncRead + Send + Unpin + 'static,
+    to: impl AsyncWrite + Send + Unpin + 'static,
+    process: Option<Process>,
+) -> (BufReader<Reader>, Writer) {
+    let (connection, failure, from) = (connection.clone(), failure.clone(), Box::new(from));
     let writer =
         Writer { connection: connection.clone(), failure: failure.clone(), to: Box::new(to) };
-    Ok(Box::new(GitConnection::new(
-        BufReader::with_capacity(BUFFER_SIZE, reader),
-        writer,
-        Protocol::V2,
-        &*server.path,
-        Some(server.name()),
-        ConnectMode::Daemon,
-        false,
-    )))
+    let reader = Reader { connection, failure, from, received: 0, process };
+    (BufReader::with_capacity(BUFFER_SIZE, reader), writer)
 }
 
 /// Connects to one of those addresses of a server that may be reached.
 async fn dial(downloads: &Downloads, server: &Server, address: &str) -> Result<TcpStream> {
     let timeout = downloads.settings.connect_timeout;
     let mut reason = "its name has no address".to_owned();
-    for socket in downloads.addresses(&server.host, server.port(), address).await? {
+    for socket in downloads.addresses(&server.host, server.port_or(GIT_PORT), address).await? {
         match tokio::time::timeout(timeout, TcpStream::connect(socket)).await {
             Ok(Ok(stream)) => {
                 // Questions are short, and each waits for its answer.
@@ -73,13 +88,21 @@ struct Reader {
     failure: Failure,
     from: Box<dyn AsyncRead + Send + Unpin>,
     received: u64,
+    /// What the bytes come through.
+    process: Option<Process>,
 }
 
 impl Read for Reader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Self { connection, from, received, .. } = self;
+        let Self { connection, from, received, process, .. } = self;
         let reading = async {
             let count = in_time(connection, from.read(buffer)).await?;
+            let ended = process.take_if(|_| count == 0);
+            if let Some(process) = ended
+                && let Some(error) = process.failure().await
+            {
+                return Err(error);
+            }
             *received += count as u64;
             let (address, max) = (connection.address(), connection.bytes_max);
             match *received > max {

@@ -6,7 +6,7 @@ use control::{
     BuildArgument, ContextSource, OutputRetention, StoredTask, TaskContext, TaskDefinition,
     TaskName, TaskOverrides, TaskStep, TaskText, TaskValue,
 };
-use dockerfile::ContextAddress;
+use dockerfile::{ContextAddress, GitAddress};
 use oci::{Platform, RegistryName};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -213,6 +213,9 @@ fn context(
         // What cannot be used is told here as for a run.
         remote => {
             super::SourceLocation::parse(&path).map_err(|error| error.at("contextPath"))?;
+            if let ContextAddress::Git(Ok(address)) = &remote {
+                refuse_ssh(address)?;
+            }
             let secret = match &remote {
                 ContextAddress::Git(Ok(address)) => address.secret(),
                 ContextAddress::Archive(address) => address.secret(),
@@ -233,6 +236,14 @@ fn context(
             "leave out `contextAccessToken`; `refit task credential add` gives the task a login",
         ));
     }
+    let takes_token = match ContextAddress::of(&path) {
+        ContextAddress::Git(Ok(address)) => address.takes_token(),
+        _ => true,
+    };
+    if is_given && !takes_token {
+        return Err(refuse("git's own protocol has no tokens")
+            .hint("use the repository's `https://` address"));
+    }
     // A user alone, as some hosts have it in the addresses that they show, is no secret yet.
     if is_given && own.as_ref().is_some_and(|own| own.contains(':')) {
         return Err(refuse("the address has a token, and `contextAccessToken` another one"));
@@ -251,6 +262,19 @@ fn context(
         (None, None) => stored(),
     };
     Ok(Some(TaskContext { address, token }))
+}
+
+/// Whoever stores a task is not there with an agent when it is run.
+fn refuse_ssh(address: &GitAddress) -> Result<(), ApiError> {
+    let message =
+        || format!("`{address}` is reached over SSH, for which a stored task has no agent");
+    match address.is_ssh() {
+        false => Ok(()),
+        true => Err(ApiError::invalid(message()).at("contextPath").hint(
+            "use the repository's `https://` address, with a token if it is private: \
+             `https://TOKEN@HOST/PATH.git`",
+        )),
+    }
 }
 
 /// A token that nothing is fetched with would be lost.
@@ -589,7 +613,7 @@ mod tests {
         check_refused(
             with("/properties/step/contextPath", json!("git@example.com:x.git")),
             expect![
-                "contextPath: `git@example.com:x.git` is reached over SSH, which is not supported (use the repository's `https://` address, with a token if it is private: `https://TOKEN@HOST/PATH.git`)"
+                "contextPath: `git@example.com:x.git` is reached over SSH, for which a stored task has no agent (use the repository's `https://` address, with a token if it is private: `https://TOKEN@HOST/PATH.git`)"
             ],
         );
         check_refused(

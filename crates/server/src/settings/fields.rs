@@ -146,6 +146,11 @@ pub(super) const SECTIONS: &[Section] = &[
                 "Policy: `ADD` and contexts may be fetched from these addresses or networks although they are this machine's or link-local.",
             ),
             text(
+                "git_known_hosts",
+                "/etc/ssh/ssh_known_hosts",
+                "Keys of the hosts whose git repositories may be fetched over SSH, in the form of `ssh_known_hosts`. Others are refused.",
+            ),
+            text(
                 "shell_image",
                 "",
                 "The image with `sh` in which lines of `cmd` with `|`, `>`, `&&` and the like are carried out. Empty: that of `bash`.",

@@ -390,6 +390,7 @@ impl Layers {
             allow_insecure: at.flag("allow_insecure"),
             allow_addresses: at.list("allow_addresses", network),
             proxies: proxies(sources),
+            git_known_hosts: at.parsed("git_known_hosts", known_hosts, PathBuf::new()),
             shell_image: at.optional("shell_image", image_name),
             cache_mounts_size_max: at.size("cache_mounts_size_max"),
             compression: at.compression(),
@@ -671,6 +672,14 @@ fn proxies(sources: &Sources) -> BTreeSet<String> {
         Some(url::Url::parse(&url).ok()?.host_str()?.to_ascii_lowercase())
     };
     all.filter_map(host).collect()
+}
+
+/// It becomes an option of `ssh`, in quotes.
+fn known_hosts(text: &str) -> Result<PathBuf, String> {
+    match text.starts_with('/') && !text.contains(|c: char| c.is_control() || "\"\\".contains(c)) {
+        true => Ok(PathBuf::from(text)),
+        false => Err(format!("`{text}` is not the path of a file, from `/` on")),
+    }
 }
 
 fn boolean(text: &str) -> Result<bool, String> {

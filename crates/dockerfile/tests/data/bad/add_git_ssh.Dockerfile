@@ -1,2 +1,2 @@
 FROM a
-ADD git@github.com:u/r /
+ADD ssh://git:secret@github.com/u/r /
