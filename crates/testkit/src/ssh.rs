@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -42,7 +43,8 @@ impl SshAgent {
         command.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null());
         let child = command.spawn().expect("the package openssh-client is installed");
         let agent = Self { child, socket };
-        until("the agent", || agent.socket.exists().then_some(()));
+        // The socket is there a moment before the agent listens.
+        until("the agent", || UnixStream::connect(&agent.socket).ok());
         for key in keys {
             run(program("ssh-add").arg("-q").arg(&key.file).env("SSH_AUTH_SOCK", &agent.socket));
         }
