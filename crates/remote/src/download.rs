@@ -525,10 +525,7 @@ pub(crate) fn redirect_of(response: &Response, target: &Target) -> Option<Option
 }
 
 pub(crate) fn percent_decoded(text: &str) -> String {
-    // A form's rules, but for the plus sign, which is itself.
-    let text = text.replace('+', "%2B");
-    let decoded = url::form_urlencoded::parse(text.as_bytes()).next();
-    decoded.map_or_else(String::new, |(name, _)| name.into_owned())
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 pub(crate) fn bad_address(reason: &str) -> DownloadError {

@@ -419,3 +419,35 @@ fn as_root_a_canceled_fetch_leaves_nothing() {
     let left = fs::read_dir(sandbox.data().join("snapshots/changes")).unwrap();
     assert_eq!(left.count(), 0);
 }
+
+#[test]
+fn a_few_trees_that_stand_for_very_many_files_are_refused() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let settings =
+        "[build]\nallow_addresses = [\"127.0.0.1\"]\n[limits]\ncontext_entries_max = 1000\n";
+    sandbox.write("settings.toml", settings);
+    let settings = sandbox.path("settings.toml").display().to_string();
+    let server = sandbox.server_with(&["--config", &settings]);
+    let repository = host.repository("bomb");
+    repository.write("part/acb.yaml", "steps: []\n");
+    repository.commit("first");
+    let part = repository.git(&["rev-parse", "HEAD:part"]).trim().to_owned();
+    let mut tree = part.clone();
+    for _ in 0..10 {
+        let ten: String = (0..10).map(|n| format!("040000 tree {tree}\t{n}\n")).collect();
+        tree = repository.git_with(&["mktree"], ten.as_bytes()).trim().to_owned();
+    }
+    let root = format!("040000 tree {part}\tpart\n040000 tree {tree}\tz\n");
+    let root = repository.git_with(&["mktree"], root.as_bytes()).trim().to_owned();
+    let commit = repository.git(&["commit-tree", "-m", "second", &root]).trim().to_owned();
+    repository.git(&["update-ref", "refs/heads/bomb", &commit]);
+    // All of it, and a part beside which the rest is.
+    for folder in ["", ":part"] {
+        let context = format!("{}/bomb.git#bomb{folder}", host.url());
+        let args = ["run", "-f", "part/acb.yaml", &context];
+        let file = if folder.is_empty() { "part/acb.yaml" } else { "acb.yaml" };
+        let args = args.map(|arg| if arg == "part/acb.yaml" { file } else { arg });
+        let refused = sandbox.refit(args).on(&server).run().code(1);
+        refused.stderr_has("has more than 1000 files and folders");
+    }
+}

@@ -26,6 +26,9 @@ const LINKS_MAX: usize = 40;
 /// Folders in folders.
 const DEPTH_MAX: usize = 500;
 
+/// Bytes of the paths of all files and folders of a commit, which git's index has whole.
+const INDEX_SIZE_MAX: usize = 256 << 20;
+
 /// Repositories of one fetch, the first apart.
 const SUBMODULES_MAX: usize = 100;
 
@@ -40,6 +43,13 @@ pub(super) struct Archive {
     entries: usize,
     submodules: usize,
     has_lfs: bool,
+}
+
+/// How much git's index of a commit would have.
+#[derive(Default)]
+struct IndexSize {
+    entries: usize,
+    bytes: usize,
 }
 
 /// What a tree is part of.
@@ -287,6 +297,8 @@ impl Archive {
             Err(error) if error.kind() == io::ErrorKind::NotFound => (),
             Err(error) => return Err(failed(error)),
         }
+        // Of a part, nothing else has looked at the rest yet.
+        self.measure(place, commit.tree, 0, 0, &mut IndexSize::default())?;
         let index = place.repository.index_from_tree(&commit.tree);
         let mut index = index.map_err(|error| place.connection.protocol(&error))?;
         if is_of_part {
@@ -316,6 +328,37 @@ impl Archive {
             let path: BString = format!(".git/objects/pack/{name}").into();
             self.count(size)?;
             self.append(EntryType::Regular, &path, 0o444, size, file)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a commit whose files are too many for a list of them in memory. A few small trees
+    /// that name each other may stand for any number of files.
+    fn measure(
+        &self,
+        place: &Place<'_>,
+        tree: ObjectId,
+        path_len: usize,
+        depth: usize,
+        size: &mut IndexSize,
+    ) -> Result<()> {
+        let (address, max) = (|| self.address.clone(), self.limits.entries_max);
+        if place.connection.stop.is_cancelled() {
+            return Err(GitError::Canceled);
+        }
+        for Entry { name, mode, id } in entries(place, tree)? {
+            let path_len = path_len + name.len() + 1;
+            size.entries += 1;
+            size.bytes += path_len;
+            if size.entries > max || depth > DEPTH_MAX {
+                return Err(GitError::TooManyEntries { address: address(), max });
+            }
+            if size.bytes > INDEX_SIZE_MAX {
+                return Err(GitError::TooLarge { address: address(), max: INDEX_SIZE_MAX as u64 });
+            }
+            if mode.is_tree() {
+                self.measure(place, id, path_len, depth + 1, size)?;
+            }
         }
         Ok(())
     }
