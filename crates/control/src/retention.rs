@@ -1,13 +1,15 @@
 //! How long what runs pushed stays (architecture.md decision 14).
 
-use oci::RepositoryName;
+use std::collections::BTreeSet;
+
+use oci::{Digest, RepositoryName};
 use serde::{Deserialize, Serialize};
 use store::Millis;
 
-use crate::runs::run_of;
-use crate::table::column;
+use crate::runs::{Output, run_of};
+use crate::table::{column, from_json};
 use crate::tasks::task_of;
-use crate::{ControlError, OutputImage, Result, Run, Runs, StoredTask, Tasks, table};
+use crate::{ControlError, Result, Run, Runs, StoredTask, Tasks, table};
 
 const DAY: Millis = 24 * 3600 * 1000;
 
@@ -62,36 +64,40 @@ impl Runs {
         rows.iter().map(run_of).collect()
     }
 
-    /// Whether a run that is still to keep its images pushed one under the same name too.
-    pub async fn is_kept_by_another(
+    /// What other runs that keep their images pushed of the same manifest into the same repository:
+    /// `None`: nothing; else the tags that they gave it.
+    pub async fn kept_by_others(
         &self,
         run: &Run,
         repository: &RepositoryName,
-        image: &OutputImage,
-    ) -> Result<bool> {
+        digest: &Digest,
+    ) -> Result<Option<BTreeSet<String>>> {
+        // The order of the tables is the one in which few rows are read.
         let rows = sqlx::query(
-            "SELECT output FROM runs WHERE registry = $1 AND number != $2 AND outputs_kept
-                AND number IN (SELECT number FROM run_images
-                    WHERE registry = $1 AND repository = $3 AND digest = $4)",
+            "SELECT r.output FROM run_images i CROSS JOIN runs r
+             WHERE i.registry = $1 AND i.digest = $4 AND i.repository = $3 AND i.number != $2
+                AND r.registry = i.registry AND r.number = i.number AND r.outputs_kept",
         )
         .bind(run.registry.as_str())
         .bind(run.id.number())
         .bind(repository.as_str())
-        .bind(image.digest.to_string())
+        .bind(digest.to_string())
         .fetch_all(self.shared.db.reads())
         .await
         .map_err(ControlError::database("find who pushed an image too"))?;
-        let name = |image: &OutputImage| {
-            (image.elsewhere, image.repository.clone(), image.tag.clone(), image.digest.clone())
-        };
+        let mut kept = None;
         for row in &rows {
-            let output: crate::runs::Output = crate::table::from_json(column(row, "output")?)?;
-            // Its registry may have been called something else then.
-            if output.images.iter().any(|other| name(other) == name(image)) {
-                return Ok(true);
+            let output: Output = from_json(column(row, "output")?)?;
+            let same = output.images.into_iter().filter(|image| {
+                !image.elsewhere
+                    && image.repository == repository.as_str()
+                    && image.digest == *digest
+            });
+            for image in same {
+                kept.get_or_insert_with(BTreeSet::new).extend(image.tag);
             }
         }
-        Ok(false)
+        Ok(kept)
     }
 
     /// The images of a run are gone, as far as nobody else needs them.

@@ -585,9 +585,11 @@ impl Runs {
 
     /// What follows from an end that is recorded: the log's last line, and no more leases.
     pub(crate) async fn after_end(&self, run: &Run) -> Result<()> {
-        if run.request.secrets().next().is_some() {
-            self.forget_secrets(run).await?;
-        }
+        // Whatever becomes of that, followers of the log wait for its end.
+        let forgotten = match run.request.secrets().next() {
+            Some(_) => self.forget_secrets(run).await,
+            None => Ok(()),
+        };
         if let Some(active) = self.active().remove(&log_key(run)) {
             active.cancel.cancel();
         }
@@ -601,7 +603,7 @@ impl Runs {
         }
         self.shared.ended.send_modify(|count| *count += 1);
         self.queue_has_changed();
-        Ok(())
+        forgotten
     }
 
     /// The same for many rows: all of them, whatever becomes of one, since followers wait for the

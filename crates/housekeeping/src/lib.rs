@@ -26,7 +26,7 @@ pub use annotate::{Annotate, AnnotateOptions, Annotated, annotate};
 pub use duration::{AGE_MAX, Age, DurationError, parse_age};
 pub use error::{HousekeepingError, OptionsError};
 pub use filter::{FilterError, Filters, MatchError};
-pub use output::remove_output;
+pub use output::{remove_output, untag_output};
 pub use purge::{Purge, PurgeOptions, Purged, purge};
 pub use record::{Item, Record, Records, Verb};
 pub use registry::{RefusePush, Registry};

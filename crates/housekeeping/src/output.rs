@@ -1,30 +1,39 @@
 //! Removing what a run pushed, as far as nobody else needs it.
 
 use oci::{Digest, Manifest, RepositoryName, Tag};
-use store::{Expected, ManifestRef, StoreError, Unneeded};
+use store::{Expected, ManifestRef, Millis, StoreError, Unneeded};
 
 use crate::error::HousekeepingError;
 use crate::registry::Registry;
 
-/// Removes a tag that still is where it was put, and then the manifest, and those that are in it,
-/// unless something else needs them. Says whether the manifest is gone.
+/// Takes away a tag that still is where a run put it which ended at `until`: not if anybody has
+/// pushed it since, or moved it there again.
+pub async fn untag_output(
+    registry: &Registry,
+    repository: &RepositoryName,
+    tag: &Tag,
+    digest: &Digest,
+    until: Millis,
+) -> Result<(), HousekeepingError> {
+    let Registry { catalog, name, cause, .. } = registry;
+    let updated_before = until.saturating_add(1);
+    let expected = Expected::AtBefore { digest: digest.clone(), updated_before };
+    match catalog.move_tag(name, repository, tag, &expected, None, cause).await {
+        Ok(()) | Err(StoreError::TagMoved { .. } | StoreError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes a manifest, and those that are in it, unless something needs them. Says whether it is
+/// gone.
 ///
 /// What has come, been tagged or been untagged since [`Registry::now`] stays.
 pub async fn remove_output(
     registry: &Registry,
     repository: &RepositoryName,
-    tag: Option<&Tag>,
     digest: &Digest,
 ) -> Result<bool, HousekeepingError> {
     let Registry { catalog, name, cause, now, .. } = registry;
-    if let Some(tag) = tag {
-        let expected =
-            Expected::AtBefore { digest: digest.clone(), updated_before: now.saturating_add(1) };
-        match catalog.move_tag(name, repository, tag, &expected, None, cause).await {
-            Ok(()) | Err(StoreError::TagMoved { .. } | StoreError::NotFound { .. }) => (),
-            Err(error) => return Err(error.into()),
-        }
-    }
     let reference = ManifestRef::Digest(digest.clone());
     let Some(entry) = catalog.manifest(name, repository, &reference).await? else {
         return Ok(true);

@@ -700,8 +700,8 @@ impl OwnServer {
             tell_if_slow(self.clients.gone(), || notice(others)).await;
             let runs = self.runs.unfinished().await.map_err(failed())?;
             if runs.is_empty() && self.clients.count() == 0 {
-                // The log of the last one may be on its way into the registry.
-                return self.runs.idle().await.map_err(failed());
+                let told = "waiting for logs that become artifacts of the registry";
+                return tell_if_slow(self.runs.idle(), || notice(told)).await.map_err(failed());
             }
             let ids: Vec<String> = runs.iter().map(|run| format!("`{}`", run.id)).collect();
             let told = format!(

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use control::Run;
+use control::{Run, StoredTask};
 use oci::{RepositoryName, Tag};
 use store::{Cause, ScrubPass};
 use tokio_util::sync::CancellationToken;
@@ -39,9 +39,10 @@ const RUNS_AT_ONCE: usize = 100;
 
 /// Removes images that their tasks keep no longer, until `shutdown`.
 pub(crate) async fn retain_outputs(state: Shared, shutdown: CancellationToken) {
-    while !shutdown.is_cancelled() {
-        if let Err(error) = remove_outputs(&state).await {
-            tracing::error!(%error, "images that are kept no longer could not be removed");
+    loop {
+        tokio::select! {
+            () = remove_outputs(&state) => (),
+            () = shutdown.cancelled() => return,
         }
         pause(RETENTION_PERIOD, &shutdown).await;
     }
@@ -50,24 +51,41 @@ pub(crate) async fn retain_outputs(state: Shared, shutdown: CancellationToken) {
 /// Of two crates, and only told.
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn remove_outputs(state: &Shared) -> Result<(), AnyError> {
-    for task in state.tasks.with_output_retention().await? {
-        let Some(own) = state.registries.get(&task.registry) else { continue };
-        let text = format!("output retention of task `{}`", task.name);
-        let cause = Cause::Purge { run: None, principal: Some(text) };
-        let registry = routes::housekept(state, task.registry.clone(), &own.login_server, cause);
-        loop {
-            let runs = state.runs.expired_outputs(&task, RUNS_AT_ONCE).await?;
-            if runs.is_empty() {
-                break;
-            }
-            for run in runs {
-                remove_outputs_of(state, &registry, &run).await?;
-                state.runs.note_outputs_gone(&run).await?;
-            }
+/// What cannot be removed is tried again next time, and keeps nothing else from being removed.
+async fn remove_outputs(state: &Shared) {
+    let tasks = match state.tasks.with_output_retention().await {
+        Ok(tasks) => tasks,
+        Err(error) => {
+            tracing::error!(%error, "tasks whose images go could not be found");
+            return;
+        }
+    };
+    for task in tasks {
+        if let Err(error) = remove_outputs_of_task(state, &task).await {
+            tracing::error!(
+                %error, registry = %task.registry, task = %task.name,
+                "images that are kept no longer could not be removed"
+            );
         }
     }
-    Ok(())
+}
+
+async fn remove_outputs_of_task(state: &Shared, task: &StoredTask) -> Result<(), AnyError> {
+    let Some(own) = state.registries.get(&task.registry) else { return Ok(()) };
+    let text = format!("output retention of task `{}`", task.name);
+    let cause = Cause::Purge { run: None, principal: Some(text) };
+    loop {
+        let runs = state.runs.expired_outputs(task, RUNS_AT_ONCE).await?;
+        if runs.is_empty() {
+            return Ok(());
+        }
+        for run in runs {
+            let name = task.registry.clone();
+            let registry = routes::housekept(state, name, &own.login_server, cause.clone());
+            remove_outputs_of(state, &registry, &run).await?;
+            state.runs.note_outputs_gone(&run).await?;
+        }
+    }
 }
 
 async fn remove_outputs_of(
@@ -75,15 +93,21 @@ async fn remove_outputs_of(
     registry: &housekeeping::Registry,
     run: &Run,
 ) -> Result<(), AnyError> {
+    let until = run.finished_at.unwrap_or(run.updated_at);
     for image in run.images.iter().filter(|image| !image.elsewhere) {
         let Ok(repository) = image.repository.parse::<RepositoryName>() else { continue };
+        let digest = &image.digest;
+        let kept = state.runs.kept_by_others(run, &repository, digest).await?;
         let tag = image.tag.as_ref().and_then(|tag| tag.parse::<Tag>().ok());
-        if state.runs.is_kept_by_another(run, &repository, image).await? {
-            continue;
+        if let Some(tag) = tag
+            && !kept.as_ref().is_some_and(|tags| tags.contains(tag.as_str()))
+        {
+            housekeeping::untag_output(registry, &repository, &tag, digest, until).await?;
         }
-        let gone = housekeeping::remove_output(registry, &repository, tag.as_ref(), &image.digest);
-        let gone = gone.await?;
-        tracing::info!(run = %run.id, %repository, digest = %image.digest, gone, "an old image goes");
+        if kept.is_none() {
+            let gone = housekeeping::remove_output(registry, &repository, digest).await?;
+            tracing::info!(run = %run.id, %repository, %digest, gone, "an old image goes");
+        }
     }
     Ok(())
 }

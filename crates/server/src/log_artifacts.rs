@@ -29,27 +29,37 @@ const TEMPLATE_LEN_MAX: usize = 1024;
 /// Logs that are stored one after the other before somebody looks again.
 const LOGS_AT_ONCE: usize = 100;
 
-/// After an error of the store or the database.
+/// How often one is tried, how long it may take, and the time from try to try.
+const ATTEMPTS_MAX: u32 = 3;
+const STORE_TIMEOUT: Duration = Duration::from_secs(600);
+const ATTEMPT_PAUSE: Duration = Duration::from_secs(2);
+
+/// After an error of the database.
 const RETRY: Duration = Duration::from_secs(30);
 
 /// Stores logs until `shutdown`.
 pub(crate) async fn store(state: Shared, shutdown: CancellationToken) {
     let mut ends = state.runs.ends();
-    while !shutdown.is_cancelled() {
-        ends.borrow_and_update();
-        let wait = match store_waiting(&state).await {
-            Ok(()) => Duration::MAX,
-            Err(error) => {
-                tracing::error!(%error, "a log could not be stored in its registry");
-                RETRY
+    let storing = async {
+        loop {
+            ends.borrow_and_update();
+            let wait = match store_waiting(&state).await {
+                Ok(()) => Duration::MAX,
+                Err(error) => {
+                    tracing::error!(%error, "logs to be stored could not be found");
+                    RETRY
+                }
+            };
+            tokio::select! {
+                // The sender lives as long as the state.
+                _ = ends.changed() => (),
+                () = tokio::time::sleep(wait) => (),
             }
-        };
-        tokio::select! {
-            // The sender lives as long as the state.
-            _ = ends.changed() => (),
-            () = tokio::time::sleep(wait) => (),
-            () = shutdown.cancelled() => (),
         }
+    };
+    tokio::select! {
+        () = storing => (),
+        () = shutdown.cancelled() => (),
     }
 }
 
@@ -60,7 +70,7 @@ async fn store_waiting(state: &State) -> Result<(), ControlError> {
             return Ok(());
         }
         for run in runs {
-            let artifact = match store_log(state, &run).await? {
+            let artifact = match store_patiently(state, &run).await {
                 Ok(image) => LogArtifact::Stored(image),
                 Err(refused) => {
                     tracing::warn!(run = %run.id, %refused, "a log is no artifact");
@@ -70,6 +80,22 @@ async fn store_waiting(state: &State) -> Result<(), ControlError> {
             state.runs.note_log_artifact(&run, &artifact).await?;
         }
     }
+}
+
+/// Tries a few times what may be different soon, such as a full disk, and no longer: other logs wait,
+/// and whoever wants to leave does.
+async fn store_patiently(state: &State, run: &Run) -> Result<OutputImage, String> {
+    for attempt in 1.. {
+        let stored = tokio::time::timeout(STORE_TIMEOUT, store_log(state, run)).await;
+        match stored {
+            Ok(Ok(stored)) => return stored,
+            Ok(Err(error)) if attempt == ATTEMPTS_MAX => return Err(error.to_string()),
+            Ok(Err(error)) => tracing::warn!(%error, run = %run.id, "a log is not stored yet"),
+            Err(_) => return Err("it took too long to store it".to_owned()),
+        }
+        tokio::time::sleep(ATTEMPT_PAUSE).await;
+    }
+    unreachable!("the loop ends by returning")
 }
 
 /// Where the log of a run is now, or why it cannot be there.
@@ -186,7 +212,10 @@ fn variables(state: &State, run: &Run) -> RunVariables {
         // To the second, as the run itself has it.
         started: jiff::Timestamp::from_second(started.div_euclid(1000)).unwrap_or_default(),
         commit: commit.map(|commit| commit.id.clone()).unwrap_or_default(),
-        branch: commit.and_then(|commit| commit.branch.clone()).unwrap_or_default(),
+        // As the run itself has it: a commit without a branch is a detached head.
+        branch: commit.map_or_else(String::new, |commit| {
+            commit.branch.clone().unwrap_or_else(|| "HEAD".to_owned())
+        }),
         task_name: run.task.as_ref().map(ToString::to_string).unwrap_or_default(),
         shared_volume: format!("workspace_{}", run.id),
         os: platform.os.clone(),

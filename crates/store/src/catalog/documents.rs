@@ -70,9 +70,11 @@ pub async fn note_run_within(
 ) -> Result<()> {
     sqlx::query(
         "UPDATE build_records SET run = $3
-         WHERE registry = $1 AND run IS NULL AND (manifest = $2 OR manifest IN (
+         WHERE registry = $1 AND run IS NULL AND manifest IN (
+            SELECT CAST($2 AS TEXT)
+            UNION ALL
             SELECT target FROM manifest_references
-            WHERE registry = $1 AND repository = $4 AND manifest = $2))",
+            WHERE registry = $1 AND repository = $4 AND manifest = $2)",
     )
     .bind(registry.as_str())
     .bind(manifest.as_str())
