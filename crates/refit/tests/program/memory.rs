@@ -42,9 +42,10 @@ fn as_root_large_layers_are_built_in_little_memory() {
 
 /// What a client may need, however many files its context has.
 const CLIENT_BOUND: u64 = 40 * MIB;
-/// What a server may need that builds from so many files. It was 80 MiB before routes were described,
-/// which takes 3 MiB when the server starts.
-const SERVER_BOUND: u64 = 80 * MIB;
+/// What a server may need that builds from so many files, beside what it has when it starts. The
+/// kernel holds it to that: its peak of resident memory has the pages of the program in it, of which
+/// one run has some MiB more than another.
+const SERVER_BOUND: u64 = 64 * MIB;
 /// Many of a folder, and many folders.
 const FILES: u64 = 1_000;
 const FOLDERS: u64 = 40;
@@ -52,7 +53,9 @@ const FOLDERS: u64 = 40;
 #[test]
 fn as_root_a_context_of_very_many_files_is_built_in_little_memory() {
     let sandbox = sandbox();
+    let bound = MemoryBound::new(SERVER_BOUND);
     let server = sandbox.server();
+    bound.hold(server.id());
     let stages =
         "FROM scratch AS all\nCOPY many /many\nFROM scratch\nCOPY --from=all /many /other\n";
     sandbox.write("app/Dockerfile", stages);
@@ -77,9 +80,7 @@ fn as_root_a_context_of_very_many_files_is_built_in_little_memory() {
     sandbox.write("app/many/99/99", "changed");
     build("(1 new, 7 B)");
     assert_eq!(validate(&server.registry(), "app", "1").text("other/99/99"), "changed");
-    let peak = peak_memory(server.id());
-    println!("the server's peak: {} MiB", peak / MIB);
-    assert!(peak < SERVER_BOUND, "{peak}");
+    println!("the server's peak: {} MiB", peak_memory(server.id()) / MIB);
 }
 
 /// What a server may need for a log, however long.
