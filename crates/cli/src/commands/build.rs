@@ -13,8 +13,8 @@ use base64::Engine as _;
 
 use super::Session;
 use super::quick_task::{
-    AuthArgs, LogArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout, parse_platform, report,
-    see_to_end, upload,
+    AuthArgs, LogArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout, own_platform,
+    parse_platform, report, see_to_end, upload,
 };
 use super::task_input::named_values;
 use crate::connection::Connection;
@@ -328,7 +328,7 @@ fn request(
 /// At least one; each once.
 fn platforms(args: &Args) -> Result<Vec<PlatformProperties>> {
     if args.platform.is_empty() {
-        return Ok(vec![parse_platform("linux")?]);
+        return Ok(vec![own_platform()]);
     }
     let mut platforms = Vec::new();
     for text in &args.platform {

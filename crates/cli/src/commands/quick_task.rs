@@ -110,13 +110,20 @@ impl Unsupported {
     }
 }
 
-/// `OS[/ARCHITECTURE[/VARIANT]]`; the server knows which there are.
+/// That of the machine which executes the run.
+pub(super) fn own_platform() -> PlatformProperties {
+    PlatformProperties { os: "linux".to_owned(), architecture: None, variant: None }
+}
+
+/// `OS[/ARCHITECTURE[/VARIANT]]`, a lone OS implies `amd64` (runs.md section 8); the server knows
+/// which there are.
 pub(super) fn parse_platform(text: &str) -> Result<PlatformProperties> {
     let lower = text.to_ascii_lowercase();
     let mut parts = lower.split('/').map(|part| part.trim().to_owned());
     let (os, architecture, variant) = (parts.next(), parts.next(), parts.next());
     match os {
         Some(os) if !os.is_empty() && parts.next().is_none() => {
+            let architecture = Some(architecture.unwrap_or_else(|| "amd64".to_owned()));
             Ok(PlatformProperties { os, architecture, variant })
         }
         _ => Err(Error::usage(format!("`{text}` is not a platform"))
@@ -478,12 +485,13 @@ mod tests {
     }
 
     #[test]
-    fn a_platform_has_up_to_three_parts() {
+    fn l6_a_platform_has_up_to_three_parts() {
         let parsed = parse_platform("Linux/ARM/v7").unwrap();
         assert_eq!(parsed.os, "linux");
         assert_eq!(parsed.architecture.as_deref(), Some("arm"));
         assert_eq!(parsed.variant.as_deref(), Some("v7"));
-        assert_eq!(parse_platform("linux").unwrap().architecture, None);
+        let lone = parse_platform("Linux").unwrap();
+        assert_eq!((lone.os.as_str(), lone.architecture.as_deref()), ("linux", Some("amd64")));
         for bad in ["", "a/b/c/d", "/amd64"] {
             assert_eq!(parse_platform(bad).unwrap_err().kind(), ErrorKind::Usage, "{bad}");
         }

@@ -7,8 +7,8 @@ use base64::Engine as _;
 
 use super::Session;
 use super::quick_task::{
-    AuthArgs, LogArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout, parse_platform, report,
-    see_to_end, upload,
+    AuthArgs, LogArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout, own_platform,
+    parse_platform, report, see_to_end, upload,
 };
 use super::task_input::{ValueArgs, is_stdin, read_task_file, read_values_file};
 use crate::connection::Connection;
@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long = "values", value_name = "FILE")]
     values_file: Option<PathBuf>,
 
-    /// Platform to run on, OS[/ARCHITECTURE[/VARIANT]] [default: linux]
+    /// Platform to run on, OS[/ARCHITECTURE[/VARIANT]] [default: the machine's own]
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
 
@@ -125,7 +125,7 @@ fn options(args: &Args) -> Result<TaskRunOptions> {
         timeout: args.timeout,
         agent_pool_name: args.pool.pool.clone(),
         credentials: args.auth.credentials(),
-        platform: parse_platform(args.platform.as_deref().unwrap_or("linux"))?,
+        platform: args.platform.as_deref().map_or(Ok(own_platform()), parse_platform)?,
         ..TaskRunOptions::default()
     })
 }

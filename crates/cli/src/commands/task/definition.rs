@@ -6,7 +6,7 @@ use base64::Engine as _;
 use serde_json::{Map, Value, json};
 
 use super::super::Session;
-use super::super::quick_task::{AuthArgs, check_timeout, parse_platform};
+use super::super::quick_task::{AuthArgs, check_timeout, own_platform, parse_platform};
 use super::super::run::command_task;
 use super::super::task_input::{
     ValueArgs, is_stdin, named_values, read_task_file, read_values_file,
@@ -84,7 +84,7 @@ struct DefinitionArgs {
     #[arg(long, value_name = "TOKEN")]
     git_access_token: Option<String>,
 
-    /// Platform to run on, OS[/ARCHITECTURE[/VARIANT]] [default: linux]
+    /// Platform to run on, OS[/ARCHITECTURE[/VARIANT]] [default: the machine's own]
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
 
@@ -197,7 +197,7 @@ pub(super) async fn create(session: &Session<'_>, args: SaveArgs) -> Result<()> 
         step.insert("isPushEnabled".into(), json!(false));
     }
     let mut properties = definition.properties()?;
-    properties.entry("platform").or_insert(json!(parse_platform("linux")?));
+    properties.entry("platform").or_insert(json!(own_platform()));
     properties.insert("step".into(), step.into());
     let connection = session.connection()?;
     let url = route(connection, &args.task);
