@@ -32,14 +32,7 @@ pub(crate) async fn execute(
         if stop.is_cancelled() {
             return Err(Failure::Canceled);
         }
-        let Some(image) = context.images.find(reference) else {
-            let name = reference.familiar();
-            return Err(Failure::User(format!(
-                "error: no step of this run has built `{name}`\n\
-                 hint: the name must be that of `-t` in a `build` step, with its tag"
-            )));
-        };
-        push(context, reference, &image, stop).await?;
+        push(context, reference, stop).await?;
     }
     Ok(())
 }
@@ -47,23 +40,22 @@ pub(crate) async fn execute(
 async fn push(
     context: &TaskContext<'_>,
     reference: &Reference,
-    image: &RunImage,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let mut delay = DELAY;
     for number in 1.. {
         let text = format!("Pushing image: {}, attempt {number}", reference.familiar());
         context.events.message(&text).await;
-        let failure = match push_once(context, reference, image, stop).await {
+        let failure = match push_once(context, reference, stop).await {
             Ok(()) => {
                 let text = format!("Pushed image: {}", reference.familiar());
                 context.events.message(&text).await;
                 break;
             }
-            Err(Failure::Ours(text)) if number < TRIES => text,
+            Err(failure @ (Failure::Ours(_) | Failure::User(_))) if number < TRIES => failure,
             Err(failure) => return Err(failure),
         };
-        context.events.warning(&format!("it is tried again: {failure}")).await;
+        context.events.warning(&format!("it is tried again: {}", failure.first_line())).await;
         attempts::sleep(delay, stop).await?;
         delay *= 2;
     }
@@ -73,11 +65,17 @@ async fn push(
 async fn push_once(
     context: &TaskContext<'_>,
     reference: &Reference,
-    image: &RunImage,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let engine = &context.engine;
-    match (engine.own.registry(reference), image) {
+    let Some(image) = context.images.find(reference) else {
+        let name = reference.familiar();
+        return Err(Failure::User(format!(
+            "error: no step of this run has built `{name}`\n\
+             hint: the name must be that of `-t` in a `build` step, with its tag"
+        )));
+    };
+    match (engine.own.registry(reference), &image) {
         (Some(own), RunImage::Built(built)) if *own == engine.registry => {
             publish_here(context, reference, built).await
         }

@@ -123,6 +123,16 @@ fn as_root_f13_a_registry_that_fails_twice_has_the_image_in_the_end() {
 }
 
 #[test]
+fn as_root_f14_an_image_that_nobody_built_is_not_pushed_after_three_attempts() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    let task = "version: v1.1.0\nsteps: [{push: [$Registry/app:1]}]";
+    let failed = run(&sandbox, &server, task).code(1);
+    let failed = failed.stderr_has("no step of this run has built");
+    failed.stderr_has("/app:1, attempt 3\n").stderr_lacks("attempt 4");
+}
+
+#[test]
 fn as_root_f15_a_name_without_registry_is_one_of_docker_hub() {
     let sandbox = sandbox();
     let server = server(&sandbox);
