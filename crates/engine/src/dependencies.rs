@@ -14,7 +14,7 @@ use crate::platforms::BuiltImages;
 pub struct Dependencies {
     /// `None`: it has no name.
     pub image: Option<ImageDependency>,
-    /// What it stands on; an image from scratch stands on nothing.
+    /// What it stands on, `scratch:latest` if that is nothing.
     pub runtime_dependency: Option<ImageDependency>,
     /// What only helped to make it, each image once.
     pub buildtime_dependency: Option<Vec<ImageDependency>>,
@@ -28,7 +28,9 @@ pub struct ImageDependency {
     pub repository: String,
     /// Empty if the image was named by its digest alone.
     pub tag: String,
-    pub digest: Digest,
+    /// `None`: there is no such image, as for `scratch`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
     /// `host/repository:tag`
     pub reference: String,
 }
@@ -42,6 +44,8 @@ pub struct GitDependency {
 
 /// How clients of the managed service know Docker Hub.
 const DOCKER_HUB: &str = "registry.hub.docker.com";
+/// How they know what stands on nothing (triggers.md section 3.3).
+const SCRATCH: &str = "scratch:latest";
 
 /// The dependencies of what was built, one entry for each name or one without.
 pub(crate) fn dependencies(
@@ -51,7 +55,10 @@ pub(crate) fn dependencies(
 ) -> Vec<Dependencies> {
     let bases = || built.images.iter().flat_map(|image| &image.record.bases);
     let with = |role: BaseRole| bases().filter(move |base| base.role == role);
-    let runtime = with(BaseRole::Runtime).find_map(of_base);
+    let runtime = match with(BaseRole::Runtime).next() {
+        Some(_) => with(BaseRole::Runtime).find_map(of_base),
+        None => Some(scratch()),
+    };
     let mut buildtime: Vec<ImageDependency> = Vec::new();
     for dependency in with(BaseRole::Buildtime).filter_map(of_base) {
         if !buildtime.iter().any(|known| known.reference == dependency.reference) {
@@ -78,6 +85,16 @@ fn of_base(base: &RecordedBase) -> Option<ImageDependency> {
     Some(dependency(&reference, &base.digest))
 }
 
+fn scratch() -> ImageDependency {
+    ImageDependency {
+        registry: DOCKER_HUB.to_owned(),
+        repository: "library/scratch".to_owned(),
+        tag: "latest".to_owned(),
+        digest: None,
+        reference: SCRATCH.to_owned(),
+    }
+}
+
 fn dependency(reference: &Reference, digest: &Digest) -> ImageDependency {
     let tag = reference.tag_or_latest();
     let whole = Reference { tag: tag.clone(), ..reference.clone() };
@@ -86,7 +103,7 @@ fn dependency(reference: &Reference, digest: &Digest) -> ImageDependency {
         registry: if is_hub { DOCKER_HUB.to_owned() } else { reference.host.clone() },
         repository: reference.repository.to_string(),
         tag: tag.map(|tag| tag.to_string()).unwrap_or_default(),
-        digest: digest.clone(),
+        digest: Some(digest.clone()),
         reference: whole.to_string(),
     }
 }
@@ -118,9 +135,11 @@ fn write_image(text: &mut String, label: &str, image: &ImageDependency) {
     let ImageDependency { registry, repository, tag, digest, .. } = image;
     let _written = write!(
         text,
-        "\n{label}\n    registry: {registry}\n    repository: {repository}\n    tag: {tag}\n    \
-         digest: {digest}"
+        "\n{label}\n    registry: {registry}\n    repository: {repository}\n    tag: {tag}"
     );
+    if let Some(digest) = digest {
+        let _written = write!(text, "\n    digest: {digest}");
+    }
 }
 
 #[cfg(test)]
@@ -143,7 +162,23 @@ mod tests {
             let found = dependency(&written.parse().unwrap(), &digest);
             let ImageDependency { registry: host, repository: path, tag: label, .. } = &found;
             assert_eq!((&**host, &**path, &**label), (registry, repository, tag), "{case}");
-            assert_eq!(found.digest, digest, "{case}");
+            assert_eq!(found.digest.as_ref(), Some(&digest), "{case}");
         }
+    }
+
+    #[test]
+    fn h12_scratch_has_a_name_and_no_digest() {
+        let entry = Dependencies {
+            image: None,
+            runtime_dependency: Some(scratch()),
+            buildtime_dependency: None,
+            git: GitDependency { git_head_revision: String::new() },
+        };
+        let shown = serde_json::to_value(&entry).unwrap();
+        let runtime = &shown["runtime-dependency"];
+        assert_eq!(runtime["reference"], SCRATCH);
+        assert_eq!(runtime["registry"], DOCKER_HUB);
+        assert!(runtime.get("digest").is_none());
+        assert!(report(&[entry]).ends_with("repository: library/scratch\n    tag: latest"));
     }
 }

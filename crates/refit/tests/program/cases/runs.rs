@@ -9,6 +9,17 @@ use crate::output::tool;
 use crate::sandbox;
 
 #[test]
+fn h12_an_image_from_scratch_tells_so() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    sandbox.write("app/Dockerfile", "FROM scratch\nLABEL a=b\n");
+    let done = run(&sandbox, &server, "steps: [{build: -t a .}]").success();
+    let dependencies = record(&sandbox, &server, &done)["dependencies"].clone();
+    let base = &dependencies[0]["runtime-dependency"];
+    assert_eq!((&base["reference"], &base["digest"]), (&"scratch:latest".into(), &Value::Null));
+}
+
+#[test]
 fn as_root_h3_h13_a_run_tells_each_image_that_it_used_once() {
     let sandbox = sandbox();
     let server = server(&sandbox);
