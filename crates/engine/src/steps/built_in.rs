@@ -12,7 +12,7 @@ use crate::execute::Failure;
 use crate::housekeeper::{self, AcrCommand, AcrError, Lines};
 
 /// Which registry a command is for if it does not say.
-const DEFAULT_REGISTRY: &str = "ACR_DEFAULT_REGISTRY";
+pub(crate) const DEFAULT_REGISTRY: &str = "ACR_DEFAULT_REGISTRY";
 /// Makes `acr annotate` a command if it is `true`.
 const ANNOTATE: &str = "ACR_EXPERIMENTAL_ANNOTATE";
 

@@ -246,7 +246,7 @@ pub(crate) fn command(
         image: image.clone(),
         entry_point: cmd.entry_point.clone(),
         arguments: arguments.to_vec(),
-        env: container.env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+        env: env(context, container),
         user: container.user.clone(),
         working_directory: container.working_directory.clone(),
         hostname: host_name(&step.id),
@@ -257,6 +257,16 @@ pub(crate) fn command(
         limits: limits(engine, container)?,
         privileged: container.privileged,
     })
+}
+
+/// What the step sets, and the registry of its run for `acr` in images of others (builtin-commands.md
+/// section 1).
+pub(crate) fn env(context: &TaskContext<'_>, container: &Container) -> Vec<(String, String)> {
+    let engine = &context.engine;
+    let own = engine.own.host(&engine.registry).map(|host| (built_in::DEFAULT_REGISTRY, host));
+    let own = own.filter(|(name, _)| container.env.iter().all(|(given, _)| given != *name));
+    let all = own.into_iter().chain(container.env.iter());
+    all.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 fn not_allowed(what: &str, setting: &str) -> Failure {

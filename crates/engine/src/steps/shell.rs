@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 pub use client::{SHELL_CLIENT_ARG, shell_client};
 
 use super::cmd::{
-    Output, first_word, host_name, in_container, limits, peers, pull, shared_folders,
+    Output, env, first_word, host_name, in_container, limits, peers, pull, shared_folders,
 };
 use super::command_line::Operator;
 use super::workspace::WORKSPACE;
@@ -123,8 +123,8 @@ impl Shell<'_> {
     fn command(&self, image: &BaseImage, door: &Door) -> Result<Command, Failure> {
         let (context, container) = (self.context, &self.cmd.container);
         let files = container::program_files().map_err(|error| Failure::ours(&error))?;
-        let own = container.env.iter().filter(|(name, _)| !OWN_VARIABLES.contains(name));
-        let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let own = env(context, container).into_iter();
+        let own = own.filter(|(name, _)| !OWN_VARIABLES.contains(&name.as_str()));
         let set = [("HOME".to_owned(), HOME.to_owned()), ("PATH".to_owned(), path(image))];
         Ok(Command {
             name: context.request.run.clone(),

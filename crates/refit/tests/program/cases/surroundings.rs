@@ -28,11 +28,14 @@ fn as_root_c10_c13_commands_run_in_the_workspace_or_where_their_image_says() {
 steps:
   - {id: build, build: -t $Registry/app:1 .}
   - {id: c10, cmd: $Registry/app:1 sh -c 'echo c10 in $(pwd)'}
+  - {id: acr, cmd: $Registry/app:1 sh -c 'echo acr of $ACR_DEFAULT_REGISTRY'}
   - id: c13
     cmd: $Registry/app:1 sh -c 'echo c13 in $(pwd)'
     disableWorkingDirectoryOverride: true
 ";
     let done = run(&sandbox, &server, task).success();
+    let host = server.host().replace("127.0.0.1", "localhost");
+    let done = done.stderr_has(&format!(" acr of {host}\n"));
     done.stderr_has(" c10 in /workspace\n").stderr_has(" c13 in /app\n");
 }
 
