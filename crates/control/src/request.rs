@@ -27,7 +27,7 @@ pub struct NewRun {
     pub started_by: Option<String>,
     /// Processors that each of its containers has at most.
     pub cpu: Option<u32>,
-    /// Name that its log is to have as an artifact of its registry, with run variables.
+    /// Name that its log is to have as an artifact of its registry, with run variables; none if empty.
     pub log_template: Option<String>,
     /// What its log begins with.
     pub warnings: Vec<String>,

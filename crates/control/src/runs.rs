@@ -299,7 +299,7 @@ impl Runs {
         .bind(request.suits().map(|platform| platform.to_string()))
         .bind(&new.started_by)
         .bind(new.cpu)
-        .bind(&new.log_template)
+        .bind(new.log_template.as_ref().filter(|template| !template.is_empty()))
         .execute(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;

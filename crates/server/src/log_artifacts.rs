@@ -162,9 +162,9 @@ async fn store_log(state: &State, run: &Run) -> Result<Result<OutputImage, Strin
 pub(crate) fn check(
     state: &Shared,
     registry: &RegistryName,
-    template: Option<String>,
-) -> Result<Option<String>, ApiError> {
-    let Some(template) = template.filter(|template| !template.is_empty()) else { return Ok(None) };
+    template: Option<&str>,
+) -> Result<(), ApiError> {
+    let Some(template) = template.filter(|template| !template.is_empty()) else { return Ok(()) };
     if template.len() > TEMPLATE_LEN_MAX {
         let message = format!("it has more than {TEMPLATE_LEN_MAX} bytes");
         return Err(ApiError::invalid(message).at("logTemplate"));
@@ -179,8 +179,8 @@ pub(crate) fn check(
         architecture: "amd64".to_owned(),
         ..RunVariables::default()
     };
-    destination(state, registry, &template, example)?;
-    Ok(Some(template))
+    destination(state, registry, template, example)?;
+    Ok(())
 }
 
 fn destination(

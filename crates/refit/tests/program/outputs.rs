@@ -135,6 +135,8 @@ fn the_system_task_says_how_quick_runs_go() {
     assert_eq!(run["logArtifact"]["tag"], format!("q-{id}"));
     let id = build(&["--log-template", "own:{{.Run.ID}}"]);
     assert_eq!(with_artifact(&sandbox, &server, &id)["logArtifact"]["repository"], "own");
+    let id = build(&["--log-template", ""]);
+    assert_eq!(run_record(&sandbox, &server, &id)["logArtifact"], Value::Null);
     // Switched off it says nothing.
     task(&["update", "quicktask", "--status", "Disabled"]).success();
     let id = build(&[]);

@@ -75,7 +75,7 @@ pub(crate) fn task_definition(
         tags: checked_tags(tags.unwrap_or_default())?,
         pool: pool_of_run(properties.agent_pool_name.as_deref())?,
         logins: logins(properties.credentials, known.map(|task| &task.logins))?,
-        log_template: properties.log_template,
+        log_template: properties.log_template.filter(|template| !template.is_empty()),
         output_retention: properties.output_retention.map(output_retention).transpose()?.flatten(),
     })
 }

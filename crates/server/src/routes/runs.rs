@@ -153,10 +153,11 @@ impl<'a> Quick<'a> {
             template = template.or(defaults.log_template);
             self.timeout.get_or_insert(defaults.timeout.as_secs() as u32);
         }
+        log_artifacts::check(state, registry, template.as_deref())?;
         Ok((
             from_api::pool_of_run(self.pool.as_deref())?,
             from_api::cpu(self.agent.as_ref())?,
-            log_artifacts::check(state, registry, template)?,
+            template,
         ))
     }
 }
@@ -190,8 +191,8 @@ async fn task_run(
         Some(upload) => Some(resolve(state, registry, upload).await?),
         None => None,
     };
-    let mut overrides = from_api::task_overrides(body, context)?;
-    overrides.log_template = log_artifacts::check(state, registry, overrides.log_template)?;
+    let overrides = from_api::task_overrides(body, context)?;
+    log_artifacts::check(state, registry, overrides.log_template.as_deref())?;
     let compression = state.build_defaults.compression;
     let run = task.definition.run(&task.name, overrides, compression);
     run.map_err(|error| {

@@ -189,7 +189,7 @@ async fn checked(
     state: &Shared,
     registry: &RegistryName,
     name: &TaskName,
-    mut definition: TaskDefinition,
+    definition: TaskDefinition,
 ) -> Result<TaskDefinition, ApiError> {
     let is_system = definition.step == TaskStep::System;
     if is_system && *name != task_name(SYSTEM_TASK)? {
@@ -199,7 +199,7 @@ async fn checked(
     refuse_copies(state, registry, &definition)?;
     state.refuse_own_logins(&definition.logins)?;
     check_pool(state, registry, &definition).await?;
-    definition.log_template = log_artifacts::check(state, registry, definition.log_template)?;
+    log_artifacts::check(state, registry, definition.log_template.as_deref())?;
     Ok(definition)
 }
 
