@@ -99,8 +99,7 @@ fn ended(sandbox: &Sandbox, server: &Server) -> Vec<String> {
 #[expect(clippy::disallowed_methods, reason = "a test asks another program")]
 fn as_root_of_500_runs_none_is_lost_or_published_twice_while_the_server_is_killed() {
     let sandbox = sandbox();
-    // A run may be hit by one kill after the other.
-    sandbox.write("settings.toml", "[build]\nconcurrency = 2\nattempts_max = 100\n");
+    sandbox.write("settings.toml", "[build]\nconcurrency = 2\n");
     let settings = sandbox.path("settings.toml").display().to_string();
     let start = || sandbox.server_with(&["--config", &settings]);
     let mut server = start();
