@@ -13,6 +13,7 @@
 mod event;
 mod file;
 mod mask;
+mod packed;
 mod read;
 
 pub use event::{Event, EventKind, Sent, Stream};

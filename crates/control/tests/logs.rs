@@ -136,6 +136,29 @@ async fn a_reader_resumes_where_it_stopped_before_and_after_the_end() {
 }
 
 #[tokio::test]
+async fn a_reader_resumes_within_a_long_log_before_and_after_the_end() {
+    const COUNT: u64 = 3000;
+    let fixture = fixture(16 << 20);
+    let log = fixture.open().await;
+    for line in 0..COUNT {
+        log.append(output(&format!("{line} {}\n", "x".repeat(1000)))).await;
+    }
+    log.append(finished()).await;
+    let all = fixture.text(0, true).await;
+    let at = all.find("2000 ").unwrap();
+    let check = async || {
+        for after in [0, 1, 1234, COUNT] {
+            let expected: Vec<u64> = (after + 1..=COUNT + 1).collect();
+            assert_eq!(ids(&fixture.events(after, true).await), expected);
+        }
+        assert_eq!(fixture.text(at as u64, true).await, all[at..]);
+    };
+    check().await;
+    fixture.compressed().await;
+    check().await;
+}
+
+#[tokio::test]
 async fn without_follow_a_reader_gets_what_is_there() {
     let fixture = fixture(1 << 20);
     let log = fixture.open().await;

@@ -9,11 +9,10 @@ use oci::{Hasher, RegistryName};
 
 use super::LogKey;
 use super::event::{Event, EventKind, Sent, TextRenderer};
+use super::packed::pack;
 
 /// A record's line is never longer than this; anything else in a file is damage.
 pub(super) const LINE_LEN_MAX: u64 = 4 << 20;
-
-const COMPRESSION_LEVEL: i32 = 3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
@@ -129,10 +128,8 @@ pub(super) fn compress(folder: &Path, key: &LogKey) -> io::Result<()> {
             .truncate(true)
             .mode(0o600)
             .open(&unfinished)?;
-        let mut encoder =
-            zstd::stream::write::Encoder::new(BufWriter::new(output), COMPRESSION_LEVEL)?;
-        io::copy(&mut input, &mut encoder)?;
-        let mut writer = encoder.finish()?;
+        let mut writer = BufWriter::new(output);
+        pack(&mut input, &mut writer)?;
         writer.flush()?;
         writer.get_ref().sync_data()?;
         std::fs::rename(&unfinished, &target)?;

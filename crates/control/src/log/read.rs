@@ -1,7 +1,7 @@
 //! Reading a log: from the files, at the reader's own pace.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::event::{Event, EventKind};
 use super::file::{LINE_LEN_MAX, Part, path};
+use super::packed::{Start, unpack};
 use super::{LogKey, Logs, Progress, blocking};
 use crate::{ControlError, Result};
 
@@ -86,6 +87,15 @@ impl EventReader {
     }
 }
 
+impl Part {
+    fn len(self, progress: &Progress) -> u64 {
+        match self {
+            Self::Events => progress.events,
+            Self::Text => progress.text,
+        }
+    }
+}
+
 fn damaged(source: io::Error) -> ControlError {
     ControlError::Io { doing: "read a log".into(), source }
 }
@@ -96,7 +106,7 @@ pub(super) async fn text(
     offset: u64,
     follow: bool,
 ) -> Result<TextReader> {
-    Ok(TextReader { bytes: open(logs, key, Part::Text, offset, follow).await? })
+    Ok(TextReader { bytes: open(logs, key, Part::Text, Start::Offset(offset), follow).await? })
 }
 
 pub(super) async fn events(
@@ -105,7 +115,7 @@ pub(super) async fn events(
     after: u64,
     follow: bool,
 ) -> Result<EventReader> {
-    let bytes = open(logs, key, Part::Events, 0, follow).await?;
+    let bytes = open(logs, key, Part::Events, Start::After(after), follow).await?;
     Ok(EventReader { bytes, rest: BytesMut::new(), after })
 }
 
@@ -132,39 +142,55 @@ async fn open(
     logs: &Logs,
     key: &LogKey,
     part: Part,
-    offset: u64,
+    start: Start,
     follow: bool,
 ) -> Result<ByteReader> {
     let folder = logs.shared.folder.clone();
     if let Some(live) = logs.live(key) {
         let progress = live.progress.subscribe();
         let plain = path(&folder, key, part, false);
-        let opened = blocking("open a log", move || missing_is_none(File::open(plain))).await?;
-        if let Some(file) = opened {
+        let len = part.len(&progress.borrow());
+        let open = move || missing_is_none(open_plain(&plain, start, len));
+        if let Some((file, at)) = blocking("open a log", open).await? {
             let file = Arc::new(file);
             let follow = if follow { Follow::Until(CancellationToken::new()) } else { Follow::No };
-            return Ok(ByteReader::Growing { file, part, at: offset, follow, progress });
+            return Ok(ByteReader::Growing { file, part, at, follow, progress });
         }
         // It has ended this moment: then it is there compressed.
     }
     let compressed = path(&folder, key, part, true);
     match blocking("open a log", move || missing_is_none(File::open(compressed))).await? {
-        Some(file) => Ok(ByteReader::Whole(decompress(file, offset))),
-        None => whole_plain(&folder, key, part, offset).await,
+        Some(file) => Ok(ByteReader::Whole(send_chunks(move || unpack(file, start)))),
+        None => whole_plain(&folder, key, part, start).await,
     }
 }
 
 /// A log that has ended but could not be compressed.
-async fn whole_plain(folder: &Path, key: &LogKey, part: Part, offset: u64) -> Result<ByteReader> {
+async fn whole_plain(folder: &Path, key: &LogKey, part: Part, start: Start) -> Result<ByteReader> {
     let plain = path(folder, key, part, false);
-    let opened = blocking("open a log", move || missing_is_none(File::open(plain))).await?;
-    let Some(file) = opened else {
+    let open = move || missing_is_none(open_plain(&plain, start, u64::MAX));
+    let Some((mut file, at)) = blocking("open a log", open).await? else {
         return Err(ControlError::NotFound { what: format!("the log of run `{}`", key.run) });
     };
-    Ok(ByteReader::Whole(send_chunks(move || Ok(file), offset)))
+    Ok(ByteReader::Whole(send_chunks(move || {
+        file.seek(SeekFrom::Start(at))?;
+        Ok(file)
+    })))
 }
 
-fn missing_is_none(opened: io::Result<File>) -> io::Result<Option<File>> {
+/// A file that is not compressed, with where to begin in the first `len` bytes of it.
+fn open_plain(path: &Path, start: Start, len: u64) -> io::Result<(File, u64)> {
+    let mut file = File::open(path)?;
+    let len = file.metadata()?.len().min(len);
+    // What does not exist yet is waited for.
+    let at = match start {
+        Start::Offset(offset) => offset,
+        Start::After(_) => start.offset(&mut file, len)?,
+    };
+    Ok((file, at))
+}
+
+fn missing_is_none<T>(opened: io::Result<T>) -> io::Result<Option<T>> {
     match opened {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -172,20 +198,14 @@ fn missing_is_none(opened: io::Result<File>) -> io::Result<Option<File>> {
     }
 }
 
-fn decompress(file: File, offset: u64) -> mpsc::Receiver<io::Result<Bytes>> {
-    send_chunks(move || zstd::stream::read::Decoder::new(file), offset)
-}
-
 /// Reads on a blocking thread, a few chunks ahead of who receives them.
 fn send_chunks<R: Read>(
     open: impl FnOnce() -> io::Result<R> + Send + 'static,
-    offset: u64,
 ) -> mpsc::Receiver<io::Result<Bytes>> {
     let (sender, receiver) = mpsc::channel(2);
     tokio::task::spawn_blocking(move || {
         let send = || -> io::Result<()> {
             let mut reader = open()?;
-            io::copy(&mut reader.by_ref().take(offset), &mut io::sink())?;
             loop {
                 let mut chunk = Vec::with_capacity(CHUNK);
                 let read = reader.by_ref().take(CHUNK as u64).read_to_end(&mut chunk)?;
@@ -238,10 +258,7 @@ async fn wait_for(
     at: u64,
     follow: &Follow,
 ) -> Option<u64> {
-    let len = |progress: &Progress| match part {
-        Part::Events => progress.events,
-        Part::Text => progress.text,
-    };
+    let len = |progress: &Progress| part.len(progress);
     loop {
         let now = *progress.borrow_and_update();
         if len(&now) > at {
