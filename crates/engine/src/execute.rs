@@ -331,7 +331,6 @@ async fn run(
                 .to_owned(),
         ));
     }
-    request.logins.check(engine, events, stop).await?;
     let workspace = Workspace::create(engine, &request.run).map_err(|error| {
         tracing::error!(%error, run = request.run, "could not make a workspace");
         Failure::ours(&error)
@@ -353,6 +352,7 @@ async fn run(
         events.repository(&repository.record).await;
     }
     let named = load_named_contexts(&loader, step, workspace.path(), &loaded).await?;
+    request.logins.check(engine, events, stop).await?;
     let text = read_dockerfile(step, &loaded.files, engine.context_limits).await?;
     let (context, name) = context_options(engine, step, loaded.files)?;
     let dockerfile = NamedDockerfile { name, text };

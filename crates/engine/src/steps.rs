@@ -394,7 +394,6 @@ async fn run(
     output: &Mutex<TaskOutput>,
 ) -> Result<(), Failure> {
     let engine = &request.logins.engine(engine);
-    request.logins.check(engine, events, stop).await?;
     let workspace = Workspace::create(engine, &request.run).map_err(|error| {
         tracing::error!(%error, run = request.run, "could not make a workspace");
         Failure::ours(&error)
@@ -414,6 +413,7 @@ async fn run(
     }
     let volumes = volumes(&task)?;
     let networks = networks(engine, &task, events).await?;
+    request.logins.check(engine, events, stop).await?;
     let images = Arc::new(RunImages::new(Arc::clone(&engine.builder.images), engine.own.clone()));
     let builder = Builder { images: Arc::clone(&images) as _, ..Builder::clone(&engine.builder) };
     let context = TaskContext {

@@ -136,6 +136,8 @@ fn as_root_f26_a_login_that_fails_ends_the_run_before_its_steps() {
     let failed = failed.stderr_has(&format!("could not log in to `{}`", pair.other.host));
     assert_eq!(failed.stderr.matches("is tried again").count(), 3, "{}", failed.stderr);
     assert!(!failed.stderr.contains("Executing step"), "{}", failed.stderr);
+    let place = |text: &str| failed.stderr.find(text).expect(text);
+    assert!(place("Creating network: ") < place("Logging in to registry: "));
     pair.log_in("update", PASSWORD).success();
     pair.task(&["run", "nightly"]).success().stderr_has("begun\n");
 }
