@@ -47,8 +47,9 @@ pub struct LeaseLost;
 impl Attempt {
     /// Preparation is over: `Started` becomes `Running`. `repeatable`: what follows can be seen
     /// outside only by what it publishes, so that another attempt may do it again.
-    pub async fn running(&self, repeatable: bool) -> Result<()> {
-        self.queue.set_running(self, repeatable).await
+    pub async fn running(&self, repeatable: bool) -> Result<Result<(), LeaseLost>> {
+        let held = self.queue.set_running(self, repeatable).await?;
+        Ok(if held { Ok(()) } else { Err(LeaseLost) })
     }
 
     /// Whether this attempt still holds the run. Ask right before anything is published

@@ -80,7 +80,7 @@ impl Queue for Runs {
     }
 
     /// A later attempt finds a run that is running, and says anew whether it may be repeated.
-    async fn set_running(&self, attempt: &Attempt, repeatable: bool) -> Result<()> {
+    async fn set_running(&self, attempt: &Attempt, repeatable: bool) -> Result<bool> {
         let statement = sqlx::query(
             "UPDATE runs SET status = 'Running', updated_at = $4, repeatable = $5
              WHERE registry = $1 AND number = $2 AND epoch = $3
@@ -96,7 +96,7 @@ impl Queue for Runs {
         if changed == 1 && attempt.run.status != RunStatus::Running {
             attempt.log.append(EventKind::Status { status: RunStatus::Running }).await;
         }
-        Ok(())
+        Ok(changed == 1)
     }
 
     async fn finish(

@@ -40,8 +40,8 @@ pub trait Queue: Send + Sync {
     /// Whether the lease still holds.
     async fn holds(&self, attempt: &Attempt) -> Result<bool>;
 
-    /// `Started` becomes `Running`.
-    async fn set_running(&self, attempt: &Attempt, repeatable: bool) -> Result<()>;
+    /// `Started` becomes `Running`. `false`: the lease is lost, nothing was changed.
+    async fn set_running(&self, attempt: &Attempt, repeatable: bool) -> Result<bool>;
 
     /// Ends a run under its lease. `false`: another attempt has it, nothing was changed.
     async fn finish(

@@ -210,7 +210,7 @@ async fn what_an_agent_loses_another_begins_again_and_only_that_one_may_end_it()
     let arm = server.pool("arm", 1).await;
     let id = server.submit(Some("arm"), Lane::People).await;
     let first = server.claim(&arm).await.unwrap();
-    first.running(true).await.unwrap();
+    first.running(true).await.unwrap().unwrap();
     server.pass(30);
     assert_eq!(first.queue.renew(&first).await.unwrap(), Some(false));
     server.pass(59);
@@ -236,9 +236,9 @@ async fn the_server_ends_what_no_agent_may_begin_again() {
     let server = Server::new().await;
     let arm = server.pool("arm", 9).await;
     let with_commands = server.submit(Some("arm"), Lane::People).await;
-    server.claim(&arm).await.unwrap().running(false).await.unwrap();
+    server.claim(&arm).await.unwrap().running(false).await.unwrap().unwrap();
     let canceled = server.submit(Some("arm"), Lane::People).await;
-    server.claim(&arm).await.unwrap().running(true).await.unwrap();
+    server.claim(&arm).await.unwrap().running(true).await.unwrap().unwrap();
     let often = server.submit(Some("arm"), Lane::People).await;
     let attempt = server.claim(&arm).await.unwrap();
     server.runs.cancel(&local(), canceled).await.unwrap();
@@ -349,7 +349,7 @@ async fn an_agent_that_leaves_gives_back_what_can_be_begun_again() {
     server.runs.sweep().await.unwrap();
     let again = server.claim(&arm).await.unwrap();
     assert_eq!((again.run.id, again.run.attempts), (id, 1));
-    again.running(false).await.unwrap();
+    again.running(false).await.unwrap().unwrap();
     again.queue.give_back(&again).await.unwrap();
     assert_eq!(server.status(id).await, RunStatus::Error);
 }
@@ -359,7 +359,7 @@ async fn a_run_that_is_lost_after_its_pool_is_gone_ends() {
     let server = Server::new().await;
     let arm = server.pool("arm", 1).await;
     let id = server.submit(Some("arm"), Lane::People).await;
-    server.claim(&arm).await.unwrap().running(true).await.unwrap();
+    server.claim(&arm).await.unwrap().running(true).await.unwrap().unwrap();
     server.pools.delete(&local(), &arm.name).await.unwrap();
     server.runs.sweep().await.unwrap();
     assert_eq!(server.status(id).await, RunStatus::Running);

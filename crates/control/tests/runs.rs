@@ -152,7 +152,7 @@ impl Executor for Script {
     async fn execute(&self, attempt: &Attempt) -> Outcome {
         let repeatable =
             attempt.run.request.task().is_none_or(|task| task.file == task_of_builds());
-        attempt.running(repeatable).await.unwrap();
+        attempt.running(repeatable).await.unwrap().unwrap();
         self.begun.fetch_add(1, Ordering::SeqCst);
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
@@ -926,7 +926,7 @@ struct Pushing;
 #[async_trait]
 impl Executor for Pushing {
     async fn execute(&self, attempt: &Attempt) -> Outcome {
-        attempt.running(true).await.unwrap();
+        attempt.running(true).await.unwrap().unwrap();
         let id = attempt.run.id.to_string();
         let image = OutputImage {
             registry: "localhost:5000".into(),

@@ -374,6 +374,9 @@ async fn run(
         repository.record
     });
     build.repository.clone_from(&repository);
+    if !lease.begin_steps(true).await {
+        return Err(Failure::Superseded);
+    }
     let started = Instant::now();
     let built = build_images(engine, &build, step, events, stop).await?;
     tracing::debug!(run = request.run, elapsed = ?started.elapsed(), "built");

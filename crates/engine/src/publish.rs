@@ -18,8 +18,8 @@ pub trait Lease: Send + Sync {
     /// Whether this attempt is still the one that may publish.
     async fn holds(&self) -> bool;
 
-    /// The same, asked before the first step of a task. Unless it is `repeatable`, something outside
-    /// may have seen this attempt from then on.
+    /// The same, told and asked when all is prepared. Unless it is `repeatable`, something outside may
+    /// have seen this attempt from then on.
     async fn begin_steps(&self, _repeatable: bool) -> bool {
         self.holds().await
     }

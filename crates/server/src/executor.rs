@@ -193,9 +193,6 @@ pub(crate) async fn execute(engine: &Engine, attempt: &Attempt, secrets: Secrets
             return tasks::execute(engine, attempt, task, seed, logins).await;
         }
     };
-    if let Err(error) = attempt.running(true).await {
-        return Outcome::of(End::Error(error.to_string()));
-    }
     let mut request = match run_request(attempt, build, logins) {
         Ok(request) => request,
         Err(message) => return Outcome::of(End::Error(message)),
@@ -418,6 +415,6 @@ impl Lease for AttemptLease<'_> {
     }
 
     async fn begin_steps(&self, repeatable: bool) -> bool {
-        self.0.running(repeatable).await.is_ok() && self.holds().await
+        matches!(self.0.running(repeatable).await, Ok(Ok(())))
     }
 }

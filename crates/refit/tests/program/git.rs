@@ -421,6 +421,25 @@ fn as_root_a_canceled_fetch_leaves_nothing() {
 }
 
 #[test]
+fn a_run_is_started_while_its_context_is_fetched() {
+    let (sandbox, host) = (sandbox(), TcpListener::bind("127.0.0.1:0").unwrap());
+    sandbox.write("settings.toml", "[build]\nallow_addresses = [\"127.0.0.1\"]\n");
+    let settings = sandbox.path("settings.toml").display().to_string();
+    let server = sandbox.server_with(&["--config", &settings]);
+    let context = format!("http://{}/app.git", host.local_addr().unwrap());
+    for kind in ["build", "run"] {
+        let queue = [kind, &context, "--no-wait", "-o", "json"];
+        let queued = sandbox.refit(queue).on(&server).succeeds().json();
+        let _asked = host.accept().unwrap();
+        let id = queued["name"].as_str().unwrap();
+        let show = ["task", "show-run", "--run-id", id, "-o", "json"];
+        let run = sandbox.refit(show).on(&server).succeeds().json();
+        assert_eq!(run["properties"]["status"], "Started", "{kind}");
+        sandbox.refit(["task", "cancel-run", "--run-id", id]).on(&server).succeeds();
+    }
+}
+
+#[test]
 fn a_few_trees_that_stand_for_very_many_files_are_refused() {
     let (sandbox, host) = (sandbox(), GitHost::start());
     let settings =

@@ -231,10 +231,13 @@ impl Queue for AgentQueue {
         }
     }
 
-    async fn set_running(&self, attempt: &Attempt, repeatable: bool) -> Result<()> {
+    async fn set_running(&self, attempt: &Attempt, repeatable: bool) -> Result<bool> {
         let (client, body) = (self.client(attempt), RunningSteps { repeatable });
-        let tell = || client.tell(&["running"], &body);
-        Ok(persistently(SEND_TIMEOUT, tell).await?)
+        match persistently(SEND_TIMEOUT, || client.tell(&["running"], &body)).await {
+            Ok(()) => Ok(true),
+            Err(AskError::Gone) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn finish(

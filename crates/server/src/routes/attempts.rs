@@ -240,7 +240,7 @@ pub(crate) async fn running(
     Json(body): Json<RunningSteps>,
 ) -> Result<StatusCode, ApiError> {
     let attempt = held(&state, &path, &headers).await?;
-    attempt.running(body.repeatable).await?;
+    attempt.running(body.repeatable).await?.map_err(|lost| ApiError::gone(lost.to_string()))?;
     Ok(StatusCode::NO_CONTENT)
 }
 

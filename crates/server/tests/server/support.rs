@@ -28,7 +28,7 @@ pub(crate) struct FakeBuilder {
 #[async_trait]
 impl Executor for FakeBuilder {
     async fn execute(&self, attempt: &Attempt) -> Outcome {
-        attempt.running(true).await.unwrap();
+        attempt.running(true).await.unwrap().unwrap();
         let output = |text: &str| EventKind::Output {
             step: 1,
             stream: Stream::Stdout,
