@@ -1,11 +1,13 @@
 //! Limits and accounts of a container: one control group of it own, in version 2 or 1.
 //!
 //! Groups lie below a folder `refit` and carry their owner in their name, so that a later
-//! server finds what a killed one left behind.
+//! server finds what a killed one left behind. Those of containers that share a [`Bound`] lie in its
+//! group.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -42,11 +44,39 @@ pub(crate) enum Hierarchy {
     None,
 }
 
-/// The control group of one container.
+/// The control group of one container, or of those that share a bound.
 #[derive(Debug)]
 pub(crate) struct Group {
     hierarchy: Hierarchy,
+    /// Relative to our folder.
     name: String,
+}
+
+/// What containers have together, of memory and processors. Gone when nobody holds it any more.
+#[derive(Debug, Clone)]
+pub struct Bound(Arc<BoundGroup>);
+
+#[derive(Debug)]
+struct BoundGroup(Group);
+
+impl Bound {
+    fn name(&self) -> &str {
+        &self.0.0.name
+    }
+}
+
+/// It is one and the same.
+impl PartialEq for Bound {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Drop for BoundGroup {
+    fn drop(&mut self) {
+        self.0.remove_folders();
+        self.0.remove_others();
+    }
 }
 
 impl Hierarchy {
@@ -75,7 +105,7 @@ impl Hierarchy {
         limits: &Limits,
     ) -> Result<Option<Group>, ContainerError> {
         let wanted = limits.memory.is_some() || limits.pids.is_some() || limits.cpus.is_some();
-        let group = Group { hierarchy: self.clone(), name: format!("{name}.{}", Owner::current()) };
+        let group = self.group(name, limits.within.as_ref());
         match group.create(limits) {
             Ok(()) => Ok(Some(group)),
             Err(error) => {
@@ -83,6 +113,20 @@ impl Hierarchy {
                 if wanted { Err(error) } else { Ok(None) }
             }
         }
+    }
+
+    fn group(&self, name: &str, within: Option<&Bound>) -> Group {
+        let name = format!("{name}.{}", Owner::current());
+        let name = within.map_or(name.clone(), |bound| format!("{}/{name}", bound.name()));
+        Group { hierarchy: self.clone(), name }
+    }
+
+    /// Makes a bound.
+    pub(crate) fn bound(&self, name: &str, limits: &Limits) -> Result<Bound, ContainerError> {
+        // Removed also when that fails half way.
+        let bound = Bound(Arc::new(BoundGroup(self.group(name, None))));
+        bound.0.0.create(limits)?;
+        Ok(bound)
     }
 
     /// Takes away the limits whose controllers no group can have here; gives these controllers.
@@ -144,11 +188,15 @@ impl Hierarchy {
     /// is what [`Group::list`] gave.
     pub(crate) fn sweep_listed(&self, list: &str) {
         for group in list.lines().map(Path::new).filter(|group| group.is_dir()) {
-            let Some(folder) = group.parent().filter(|folder| folder.ends_with(FOLDER)) else {
-                continue;
-            };
+            // One that shares a bound lies in its group.
+            let mut folders = group.ancestors().skip(1).take(2);
+            let Some(folder) = folders.find(|folder| folder.ends_with(FOLDER)) else { continue };
             empty(group);
             remove(group);
+            if let Some(bound) = group.parent().filter(|parent| *parent != folder) {
+                // Fails while others are in it.
+                let _in_use = fs::remove_dir(bound);
+            }
             let is_ours = match self {
                 Self::V2(own) => own == folder,
                 Self::V1(own) => own.iter().any(|(_, own)| own == folder),
@@ -239,6 +287,9 @@ impl Group {
         for level in [parent, folder] {
             delegate(level, limits)?;
         }
+        if let Some(bound) = self.bound_of() {
+            delegate(&folder.join(bound), limits)?;
+        }
         let group = folder.join(&self.name);
         make_folder(&group)?;
         if let Some(memory) = limits.memory {
@@ -262,6 +313,9 @@ impl Group {
         for (controller, folder) in folders.iter().filter(|(name, _)| needed(name, limits)) {
             let group = folder.join(&self.name);
             make_folder(folder)?;
+            if let Some(bound) = self.bound_of() {
+                make_folder(&folder.join(bound))?;
+            }
             make_folder(&group)?;
             match *controller {
                 "memory" => limit_memory_v1(&group, limits)?,
@@ -286,6 +340,11 @@ impl Group {
             }
         }
         Ok(())
+    }
+
+    /// The group of the bound that it shares.
+    fn bound_of(&self) -> Option<&str> {
+        self.name.split_once('/').map(|(bound, _)| bound)
     }
 
     /// The folders of this group, one a line; with those that an external runtime makes.
@@ -353,9 +412,8 @@ impl Group {
         match self.hierarchy {
             Hierarchy::V2(_) => killed("memory.events"),
             _ if external => {
-                let read = |file: &str| number(&folder.join(file));
-                let used = read("memory.max_usage_in_bytes").zip(read("memory.limit_in_bytes"));
-                used.is_some_and(|(used, limit)| used + MEMORY_NEAR > limit)
+                let bound = self.bound_of().and_then(|_| folder.parent());
+                [Some(&*folder), bound].into_iter().flatten().any(was_all_used)
             }
             _ => killed("memory.oom_control"),
         }
@@ -428,14 +486,23 @@ impl Group {
 fn needed(controller: &str, limits: &Limits) -> bool {
     match controller {
         "pids" => limits.pids.is_some(),
-        "cpu" => limits.cpus.is_some(),
+        "cpu" => limits.cpus.is_some() || limits.within.is_some(),
         _ => true,
     }
+}
+
+/// Of a group in version 1.
+fn was_all_used(group: &Path) -> bool {
+    let read = |file: &str| number(&group.join(file));
+    let used = read("memory.max_usage_in_bytes").zip(read("memory.limit_in_bytes"));
+    used.is_some_and(|(used, limit)| used + MEMORY_NEAR > limit)
 }
 
 fn limit_memory_v1(group: &Path, limits: &Limits) -> Result<(), ContainerError> {
     let Some(memory) = limits.memory else { return Ok(()) };
     let memory = memory.to_string();
+    // What is below counts too. It does anyway, or the kernel says that it is too late to ask.
+    let _is_so = write_if_there(&group.join("memory.use_hierarchy"), "1", "memory");
     write(&group.join("memory.limit_in_bytes"), &memory, "memory")?;
     // Memory and swap together: without it, swap would be on top.
     write_if_there(&group.join("memory.memsw.limit_in_bytes"), &memory, "memory")
@@ -633,6 +700,16 @@ mod tests {
         }
         made.create(&limits).unwrap();
         assert_eq!(read("cpu.max"), "150000 100000");
+        // In what it shares with others, which hands the controllers on.
+        let bound = Group { hierarchy: Hierarchy::V2(folder.clone()), name: "run".to_owned() };
+        bound.create(&limits).unwrap();
+        fs::write(folder.join("run/cgroup.controllers"), "cpu memory pids\n").unwrap();
+        let inner = Group { hierarchy: bound.hierarchy.clone(), name: "run/box".to_owned() };
+        inner.create(&Limits { memory: Some(1 << 20), ..Limits::default() }).unwrap();
+        let read_in = |file: &str| fs::read_to_string(folder.join("run").join(file)).unwrap();
+        assert_eq!(read_in("cpu.max"), "150000 100000");
+        assert_eq!(read_in("box/memory.max"), "1048576");
+        assert_eq!(read_in("cgroup.subtree_control"), "+cpu");
         let joins = vec![group.join("cgroup.procs")];
         assert_eq!(made.membership(), Membership { born_in: Some(group.clone()), joins });
     }

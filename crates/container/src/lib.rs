@@ -39,6 +39,7 @@ mod owner;
 mod seccomp;
 mod users;
 
+pub use cgroup::Bound;
 pub use diagnose::{Check, Verdict, diagnose};
 pub use linux::helper_main;
 pub use network::{BRIDGES, PeerNetwork};

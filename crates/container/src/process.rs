@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{ContainerError, PeerNetwork};
+use crate::{Bound, ContainerError, PeerNetwork};
 
 /// One process and everything around it.
 #[derive(Debug, Clone)]
@@ -142,6 +142,8 @@ pub struct Limits {
     pub pids: Option<u32>,
     /// Processors' worth of time: 1.5 is one and a half.
     pub cpus: Option<f64>,
+    /// What others share with it.
+    pub within: Option<Bound>,
     pub timeout: Option<Duration>,
     /// Size of `/dev/shm` in bytes; 64 MiB by default.
     pub shm_size: Option<u64>,

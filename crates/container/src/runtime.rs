@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bundle::{self, Membership, Placement};
-use crate::cgroup::{Group, Hierarchy};
+use crate::cgroup::{Bound, Group, Hierarchy};
 use crate::hosts::Hosts;
 use crate::linux::{self, Ending, Message, Report};
 use crate::network::{self, Bridge, Endpoint, Namespace, Outlet, Subnet};
@@ -177,6 +177,18 @@ impl Runtime {
                 lacking.join("`, `")
             )),
         }
+    }
+
+    /// Makes a bound for containers that are to have memory and processors together, where this user
+    /// can have such limits. `name` is one of a folder, without dots.
+    pub fn bound(&self, name: &str, limits: &Limits) -> Result<Option<Bound>, ContainerError> {
+        let hierarchy = &self.inner.hierarchy;
+        if !self.inner.is_rootless {
+            return hierarchy.bound(name, limits).map(Some);
+        }
+        let mut possible = limits.clone();
+        hierarchy.take_lacking(&mut possible);
+        Ok(hierarchy.bound(name, &possible).ok())
     }
 
     /// Makes a network for containers that are to reach each other, which no others see.

@@ -401,6 +401,41 @@ async fn as_root_limits_hold_and_are_accounted() {
     machine.check(&spec, expect!["99\nMax core file size 0 0 bytes \nCode(0)\n"]).await;
 }
 
+/// Whatever makes the second one of them.
+#[tokio::test]
+async fn as_root_containers_share_what_bounds_them_together() {
+    for runtime in [None, Some("/usr/sbin/runc")] {
+        let (first, second) = (Machine::new().await, Machine::with(runtime).await);
+        let name = format!("bound-{}", std::process::id());
+        let limits = Limits { memory: Some(48 << 20), cpus: Some(0.5), ..Limits::default() };
+        let bound = first.runtime.bound(&name, &limits).unwrap();
+        let within = |machine: &Machine, script: &str| {
+            let mut spec = machine.spec(script);
+            spec.limits.within = bound.clone();
+            spec
+        };
+        let holds = within(&first, "dd if=/dev/zero of=/dev/shm/x bs=1M count=30 && sleep 2");
+        let wants = within(&second, "sleep 1; exec dd if=/dev/zero of=/dev/null bs=30M count=1");
+        let (held, wanted) = tokio::join!(first.run(&holds), second.run(&wants));
+        assert_eq!(held.unwrap().0, Exit::Code(0));
+        assert_eq!(wanted.unwrap().0, Exit::OutOfMemory);
+
+        let busy = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done";
+        let (one, other) = (within(&first, busy), within(&second, busy));
+        let started = Instant::now();
+        let (first, second) = tokio::join!(first.run(&one), second.run(&other));
+        let used = first.unwrap().1.cpu + second.unwrap().1.cpu;
+        assert!(used > Duration::from_millis(40), "{used:?}");
+        assert!(started.elapsed() > used.mul_f64(1.4), "{used:?} in {:?}", started.elapsed());
+
+        drop((bound, holds, wants, one, other));
+        let trees = fs::read_dir("/sys/fs/cgroup").unwrap().flatten();
+        let groups = trees.filter_map(|tree| fs::read_dir(tree.path().join("refit")).ok());
+        let mut left = groups.flatten().flatten().map(|group| group.file_name());
+        assert!(left.all(|group| !group.to_str().unwrap().starts_with(&name)));
+    }
+}
+
 #[tokio::test]
 async fn as_root_the_upper_directory_holds_the_changes_and_nothing_else() {
     let machine = Machine::new().await;

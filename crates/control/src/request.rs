@@ -25,7 +25,7 @@ pub struct NewRun {
     pub lane: Lane,
     /// Who asked for it.
     pub started_by: Option<String>,
-    /// Processors that each of its containers has at most.
+    /// Processors that its containers have together.
     pub cpu: Option<u32>,
     /// Name that its log is to have as an artifact of its registry, with run variables; none if empty.
     pub log_template: Option<String>,

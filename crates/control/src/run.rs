@@ -490,7 +490,7 @@ pub struct Run {
     pub agent: Option<String>,
     /// Who asked for it, if anybody did and it is known.
     pub started_by: Option<String>,
-    /// Processors that each of its containers has at most.
+    /// Processors that its containers have together.
     pub cpu: Option<u32>,
     /// Name that its log is to have as an artifact of its registry, with run variables.
     pub log_template: Option<String>,

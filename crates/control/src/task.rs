@@ -33,7 +33,7 @@ pub struct TaskDefinition {
     /// One that is not starts no runs.
     pub enabled: bool,
     pub platform: Platform,
-    /// Processors that each container of a run has at most.
+    /// Processors that the containers of a run have together.
     pub cpu: Option<u32>,
     pub timeout: Duration,
     /// Absent: the workspace is empty.

@@ -15,7 +15,7 @@ use builder::{
     ContextLimits, ContextOptions, ImageError, ListError, OwnNames, RecordedRepository, Secrets,
     SshAgents, StoredImage,
 };
-use container::{Limits, Network, Peers, Removals};
+use container::{ContainerError, Limits, Network, Peers, Removals};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName, RepositoryName};
 use remote::Remote;
 use store::Catalog;
@@ -62,6 +62,29 @@ pub struct Engine {
     pub alias_images: AliasImages,
     /// The image with `sh` in which lines of `cmd` are carried out that are more than words.
     pub shell_image: String,
+}
+
+impl Engine {
+    /// Bounds what all containers of a run have together, by a name of its attempt; and each of them,
+    /// so that its errors name the limit.
+    pub fn bound(
+        &mut self,
+        attempt: &str,
+        cpus: u32,
+        memory: Option<u64>,
+    ) -> Result<(), ContainerError> {
+        let limits = &mut self.container_limits;
+        limits.bound_cpus(f64::from(cpus));
+        if let Some(memory) = memory {
+            limits.memory = Some(limits.memory.map_or(memory, |max| max.min(memory)));
+        }
+        if let Some(runtime) = &self.builder.runtime {
+            let Limits { memory, cpus, .. } = *limits;
+            let shared = Limits { memory, cpus, ..Limits::default() };
+            limits.within = runtime.bound(&format!("run-{attempt}"), &shared)?;
+        }
+        Ok(())
+    }
 }
 
 /// Base images, given access to other registries.

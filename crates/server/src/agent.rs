@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::app::{CANCEL_GRACE, open_store, own_now};
-use crate::executor::Secrets;
+use crate::executor::{Secrets, attempt_name};
 use crate::machine::{Machine, Place};
 use crate::owner::OwnerKind;
 use crate::{Secret, ServeError, Settings};
@@ -162,10 +162,14 @@ impl Executor for AgentExecutor {
             return Outcome::of(End::Error("the lease of the run is not known here".to_owned()));
         };
         let place = self.leases.client(attempt);
+        let mut engine = self.engine(&lease, attempt);
+        let (cpus, memory) = lease.limits;
+        if let Err(error) = engine.bound(&attempt_name(attempt), cpus, Some(memory)) {
+            return Outcome::of(End::Error(error.to_string()));
+        }
         if let Err(error) = fetch_context(&place, attempt, &self.catalog).await {
             return Outcome::of(End::Error(error.to_string()));
         }
-        let engine = self.engine(&lease, attempt);
         let (username, password) = (lease.user.clone(), lease.password.clone());
         let secrets = Secrets {
             seed: Seed(lease.seed),
@@ -197,7 +201,7 @@ impl AgentExecutor {
         let images = move |remote: &Remote| {
             Arc::new(RemoteImages::new(remote.clone(), catalog.clone())) as Arc<dyn BaseImages>
         };
-        let mut engine = self.machine.engine(Place {
+        self.machine.engine(Place {
             registry: attempt.run.registry.clone(),
             own: OwnNames::new(lease.hosts.iter().cloned()),
             images: Arc::new(images),
@@ -205,11 +209,6 @@ impl AgentExecutor {
             pushes: self.pushes.clone(),
             publisher: Arc::new(PoolPublisher::new(place.clone())),
             housekeeper: Arc::new(PoolHousekeeper::new(place)),
-        });
-        let (cpus, memory) = lease.limits;
-        let limits = &mut engine.container_limits;
-        limits.bound_cpus(f64::from(cpus));
-        limits.memory = Some(limits.memory.map_or(memory, |max| max.min(memory)));
-        engine
+        })
     }
 }

@@ -155,8 +155,10 @@ impl Executor for BuildExecutor {
             return Outcome::of(End::Error(message));
         };
         let mut engine = engine.clone();
-        if let Some(cpu) = run.cpu {
-            engine.container_limits.bound_cpus(f64::from(cpu));
+        if let Some(cpu) = run.cpu
+            && let Err(error) = engine.bound(&attempt_name(attempt), cpu, None)
+        {
+            return Outcome::of(End::Error(error.to_string()));
         }
         let user = run_user(&run.registry, run.id, attempt.epoch);
         let password = self.keys.run_password(&user);
@@ -171,6 +173,11 @@ impl Executor for BuildExecutor {
     async fn idle(&self) {
         self.machine.idle().await;
     }
+}
+
+/// Unlike that of any other attempt.
+pub(crate) fn attempt_name(attempt: &Attempt) -> String {
+    format!("{}-{}-{}", attempt.run.registry, attempt.run.id, attempt.epoch)
 }
 
 /// What an attempt has that its run has not.

@@ -92,7 +92,7 @@ struct DefinitionArgs {
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u32>,
 
-    /// Processors that each container of a run has at most
+    /// Processors that all containers of a run have together
     #[arg(long, value_name = "COUNT")]
     cpu: Option<u32>,
 
