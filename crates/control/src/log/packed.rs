@@ -45,7 +45,7 @@ impl Start {
 
 /// Reads a compressed log.
 pub(super) fn unpack(mut file: File, start: Start) -> io::Result<Box<dyn Read + Send>> {
-    let table = Decoder::new(file.try_clone()?);
+    let table = Decoder::new(Whole(file.try_clone()?));
     if let Ok(mut log) = table {
         let len = log.seek_table().size_decomp();
         let offset = start.offset(&mut log, len)?;
@@ -59,6 +59,25 @@ pub(super) fn unpack(mut file: File, start: Start) -> io::Result<Box<dyn Read + 
         io::copy(&mut log.by_ref().take(offset), &mut io::sink())?;
     }
     Ok(Box::new(log))
+}
+
+/// A file that nobody reads beyond its end. The decoder would do so for ever if there is less than the
+/// table says.
+struct Whole(File);
+
+impl Read for Whole {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.0.read(buffer)? {
+            0 if !buffer.is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
+            read => Ok(read),
+        }
+    }
+}
+
+impl Seek for Whole {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.0.seek(to)
+    }
 }
 
 /// What of a record tells its place.
@@ -126,6 +145,22 @@ mod tests {
             let wanted = behind.find(&format!("{{\"id\":{},", number + 1));
             assert!(wanted.unwrap_or(behind.len()) as u64 <= 2 * NEAR, "{number}");
             assert!(log.1 < len / 10, "{} of {len} bytes are read", log.1);
+        }
+    }
+
+    #[test]
+    fn a_log_that_lacks_something_is_damaged() {
+        let text: Vec<u8> = (0..3 * FRAME).map(|n| (n.wrapping_mul(n) % 251) as u8).collect();
+        let mut packed = Vec::new();
+        pack(&mut text.as_slice(), &mut packed).unwrap();
+        // The table says more than there is.
+        for missing in [1, 1000, packed.len() / 2] {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&packed[missing..]).unwrap();
+            file.rewind().unwrap();
+            let read =
+                unpack(file, Start::Offset(0)).map(|mut log| log.read_to_end(&mut Vec::new()));
+            assert!(read.and_then(|read| read).is_err());
         }
     }
 
