@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use oci::{Algorithm, Descriptor, Digest, ImageManifest, Manifest, RepositoryName, media_type};
-use store::{ManifestInfo, ManifestRef, Millis, NewManifest, TagInfo};
+use oci::{Descriptor, Digest, RepositoryName, media_type};
+use store::{ManifestInfo, ManifestRef, Millis, NewArtifact, TagInfo};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{HousekeepingError, OptionsError};
@@ -17,7 +16,6 @@ use crate::untagged::Needs;
 
 /// What is said of an image once only.
 const LIFECYCLE: &str = "application/vnd.microsoft.artifact.lifecycle";
-const EMPTY: &[u8] = b"{}";
 const ARTIFACT_TYPE_LEN_MAX: usize = 255;
 const ANNOTATIONS_MAX: usize = 1000;
 /// Bytes of all annotations.
@@ -224,35 +222,16 @@ impl Repository<'_> {
         Ok(true)
     }
 
-    /// Pushes what has no more to say than its annotations (image-spec, *Guidelines for Artifact
-    /// Usage*). The same of the same image is the same manifest.
+    /// Pushes what has no more to say than its annotations.
     async fn push(&self, subject: Descriptor) -> Result<(), HousekeepingError> {
         let Registry { catalog, name: registry, cause, .. } = self.session.registry;
-        let mut upload = catalog.blobs().begin_upload(Algorithm::Sha256).await?;
-        upload.write(Bytes::from_static(EMPTY)).await?;
-        let stored = upload.commit(None).await?;
-        catalog.link_blob(registry, &self.name, &stored.digest).await?;
-        let empty = Descriptor::of(media_type::OCI_EMPTY, EMPTY);
-        let image = ImageManifest {
-            schema_version: 2,
-            media_type: Some(media_type::OCI_MANIFEST.to_owned()),
-            artifact_type: Some(self.annotate.artifact_type.clone()),
-            config: empty.clone(),
-            layers: vec![empty],
+        let new = NewArtifact {
+            artifact_type: self.annotate.artifact_type.clone(),
+            layers: Vec::new(),
             subject: Some(subject),
             annotations: self.annotate.annotations.clone(),
         };
-        let bytes = serde_json::to_vec(&image).map_err(|error| store::StoreError::Database {
-            doing: "write a manifest".to_owned(),
-            source: error.into(),
-        })?;
-        let (digest, manifest) = (Digest::of(&bytes), Manifest::Image(Box::new(image)));
-        let new = NewManifest {
-            digest: &digest,
-            media_type: media_type::OCI_MANIFEST,
-            bytes: bytes.into(),
-            manifest: &manifest,
-        };
-        Ok(catalog.put_manifest(registry, &self.name, new, &[], cause).await?)
+        catalog.put_artifact(registry, &self.name, new, &[], cause).await?;
+        Ok(())
     }
 }

@@ -5,11 +5,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::Bytes;
 use control::{ControlError, LogArtifact, LogKey, OutputImage, Run};
 use engine::Destination;
-use oci::{Algorithm, Descriptor, Digest, ImageManifest, Manifest, RegistryName, media_type};
-use store::{Cause, Expected, NewManifest};
+use oci::{Algorithm, Descriptor, RegistryName};
+use store::{Cause, Expected, NewArtifact};
 use task::{RunVariables, Secrets, Values, Variables};
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +20,6 @@ const ARTIFACT_TYPE: &str = "application/vnd.refit.run.log";
 const LOG_TYPE: &str = "text/plain";
 const TITLE: &str = "org.opencontainers.image.title";
 const CREATED: &str = "org.opencontainers.image.created";
-const EMPTY: &[u8] = b"{}";
 
 /// Bytes of a template.
 const TEMPLATE_LEN_MAX: usize = 1024;
@@ -117,38 +115,20 @@ async fn store_log(state: &State, run: &Run) -> Result<Result<OutputImage, Strin
         upload.write(chunk).await?;
     }
     let log = upload.commit(None).await?;
-    let mut upload = state.catalog.blobs().begin_upload(Algorithm::Sha256).await?;
-    upload.write(Bytes::from_static(EMPTY)).await?;
-    let empty = upload.commit(None).await?;
     let Destination { repository, tag, .. } = destination;
-    state.catalog.link_blobs(&run.registry, &repository, [&log.digest, &empty.digest]).await?;
     let mut layer = Descriptor::new(LOG_TYPE.to_owned(), log.digest, log.size);
     layer.annotations.insert(TITLE.to_owned(), format!("{}.log", run.id));
     let finished = run.finished_at.unwrap_or(run.updated_at);
     let finished = jiff::Timestamp::from_millisecond(finished).unwrap_or_default();
-    let image = ImageManifest {
-        schema_version: 2,
-        media_type: Some(media_type::OCI_MANIFEST.to_owned()),
-        artifact_type: Some(ARTIFACT_TYPE.to_owned()),
-        config: Descriptor::of(media_type::OCI_EMPTY, EMPTY),
+    let new = NewArtifact {
+        artifact_type: ARTIFACT_TYPE.to_owned(),
         layers: vec![layer],
         subject: None,
         annotations: BTreeMap::from([(CREATED.to_owned(), finished.to_string())]),
     };
-    let bytes = serde_json::to_vec(&image).map_err(|error| ControlError::Io {
-        doing: "write the manifest of a log".to_owned(),
-        source: error.into(),
-    })?;
-    let (digest, manifest) = (Digest::of(&bytes), Manifest::Image(Box::new(image)));
-    let new = NewManifest {
-        digest: &digest,
-        media_type: media_type::OCI_MANIFEST,
-        bytes: bytes.into(),
-        manifest: &manifest,
-    };
     let cause = Cause::Build { run: run.id.to_string() };
     let tags = [(tag.clone(), Expected::Any)];
-    state.catalog.put_manifest(&run.registry, &repository, new, &tags, &cause).await?;
+    let digest = state.catalog.put_artifact(&run.registry, &repository, new, &tags, &cause).await?;
     Ok(Ok(OutputImage {
         registry: login_server(state, &run.registry).to_owned(),
         repository: repository.to_string(),

@@ -1,6 +1,7 @@
 //! Which repositories, tags and manifests there are, and what they refer to.
 
 mod aged;
+mod artifacts;
 pub(crate) mod cache;
 mod copies;
 mod documents;
@@ -17,6 +18,7 @@ use futures_util::future::BoxFuture;
 use sqlx::SqliteConnection;
 use tokio::sync::watch;
 
+pub use artifacts::NewArtifact;
 pub use documents::{BuildRecordText, lease_within, note_run_within, release_within};
 pub use sessions::UploadSession;
 

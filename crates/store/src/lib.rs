@@ -28,7 +28,8 @@ mod scrub;
 
 pub use blob::{BlobReader, BlobStore, BlobWriter, NamedUpload, Stored, Upload};
 pub use catalog::{
-    BuildRecordText, Catalog, UploadSession, lease_within, note_run_within, release_within,
+    BuildRecordText, Catalog, NewArtifact, UploadSession, lease_within, note_run_within,
+    release_within,
 };
 pub use data_dir::{DataDir, DataDirError, Locked, socket_path};
 pub use disk::DiskStore;
