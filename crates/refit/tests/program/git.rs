@@ -427,14 +427,15 @@ fn a_run_is_started_while_its_context_is_fetched() {
     let settings = sandbox.path("settings.toml").display().to_string();
     let server = sandbox.server_with(&["--config", &settings]);
     let context = format!("http://{}/app.git", host.local_addr().unwrap());
-    for kind in ["build", "run"] {
+    let asked = ["build", "run"].map(|kind| {
         let queue = [kind, &context, "--no-wait", "-o", "json"];
         let queued = sandbox.refit(queue).on(&server).succeeds().json();
-        let _asked = host.accept().unwrap();
-        let id = queued["name"].as_str().unwrap();
+        (queued["name"].as_str().unwrap().to_owned(), host.accept().unwrap())
+    });
+    for (id, _connection) in &asked {
         let show = ["task", "show-run", "--run-id", id, "-o", "json"];
         let run = sandbox.refit(show).on(&server).succeeds().json();
-        assert_eq!(run["properties"]["status"], "Started", "{kind}");
+        assert_eq!(run["properties"]["status"], "Started");
         sandbox.refit(["task", "cancel-run", "--run-id", id]).on(&server).succeeds();
     }
 }
