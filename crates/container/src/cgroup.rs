@@ -412,8 +412,9 @@ impl Group {
         match self.hierarchy {
             Hierarchy::V2(_) => killed("memory.events"),
             _ if external => {
-                let bound = self.bound_of().and_then(|_| folder.parent());
-                [Some(&*folder), bound].into_iter().flatten().any(was_all_used)
+                let read = |file: &str| number(&folder.join(file));
+                let used = read("memory.max_usage_in_bytes").zip(read("memory.limit_in_bytes"));
+                used.is_some_and(|(used, limit)| used + MEMORY_NEAR > limit)
             }
             _ => killed("memory.oom_control"),
         }
@@ -489,13 +490,6 @@ fn needed(controller: &str, limits: &Limits) -> bool {
         "cpu" => limits.cpus.is_some() || limits.within.is_some(),
         _ => true,
     }
-}
-
-/// Of a group in version 1.
-fn was_all_used(group: &Path) -> bool {
-    let read = |file: &str| number(&group.join(file));
-    let used = read("memory.max_usage_in_bytes").zip(read("memory.limit_in_bytes"));
-    used.is_some_and(|(used, limit)| used + MEMORY_NEAR > limit)
 }
 
 fn limit_memory_v1(group: &Path, limits: &Limits) -> Result<(), ContainerError> {

@@ -15,7 +15,7 @@ use builder::{
     ContextLimits, ContextOptions, ImageError, ListError, OwnNames, RecordedRepository, Secrets,
     SshAgents, StoredImage,
 };
-use container::{ContainerError, Limits, Network, Peers, Removals};
+use container::{Limits, Network, Peers, Removals};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName, RepositoryName};
 use remote::Remote;
 use store::Catalog;
@@ -66,24 +66,20 @@ pub struct Engine {
 
 impl Engine {
     /// Bounds what all containers of a run have together, by a name of its attempt; and each of them,
-    /// so that its errors name the limit.
-    pub fn bound(
-        &mut self,
-        attempt: &str,
-        cpus: u32,
-        memory: Option<u64>,
-    ) -> Result<(), ContainerError> {
+    /// so that it does not run at all where there can be no such bounds, and its errors name the limit.
+    pub fn bound(&mut self, attempt: &str, cpus: u32, memory: Option<u64>) {
         let limits = &mut self.container_limits;
-        limits.bound_cpus(f64::from(cpus));
+        let cpus = f64::from(cpus);
+        limits.bound_cpus(cpus);
         if let Some(memory) = memory {
             limits.memory = Some(limits.memory.map_or(memory, |max| max.min(memory)));
         }
-        if let Some(runtime) = &self.builder.runtime {
-            let Limits { memory, cpus, .. } = *limits;
-            let shared = Limits { memory, cpus, ..Limits::default() };
-            limits.within = runtime.bound(&format!("run-{attempt}"), &shared)?;
+        let Some(runtime) = &self.builder.runtime else { return };
+        let shared = Limits { memory, cpus: Some(cpus), ..Limits::default() };
+        match runtime.bound(&format!("run-{attempt}"), &shared) {
+            Ok(bound) => limits.within = bound,
+            Err(error) => tracing::warn!(%error, attempt, "a run has no bound of its own"),
         }
-        Ok(())
     }
 }
 
@@ -397,9 +393,7 @@ async fn run(
         repository.record
     });
     build.repository.clone_from(&repository);
-    if !lease.begin_steps(true).await {
-        return Err(Failure::Superseded);
-    }
+    lease.begin_steps(true).await.map_err(PublishError::failure)?;
     let started = Instant::now();
     let built = build_images(engine, &build, step, events, stop).await?;
     tracing::debug!(run = request.run, elapsed = ?started.elapsed(), "built");

@@ -20,8 +20,11 @@ pub trait Lease: Send + Sync {
 
     /// The same, told and asked when all is prepared. Unless it is `repeatable`, something outside may
     /// have seen this attempt from then on.
-    async fn begin_steps(&self, _repeatable: bool) -> bool {
-        self.holds().await
+    async fn begin_steps(&self, _repeatable: bool) -> Result<(), PublishError> {
+        match self.holds().await {
+            true => Ok(()),
+            false => Err(PublishError::LeaseLost),
+        }
     }
 }
 

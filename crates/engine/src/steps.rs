@@ -43,7 +43,7 @@ use crate::dependencies::{Dependencies, report};
 use crate::execute::{Engine, Failure, Outcome, RunEvents, Workspace, blocking};
 use crate::logins::{RunLogins, read_logins};
 use crate::platforms::BuiltImages;
-use crate::publish::{Lease, abandon};
+use crate::publish::{Lease, PublishError, abandon};
 use crate::variables::RunFacts;
 use cmd::VolumeFiles;
 use containers::Containers;
@@ -444,9 +444,8 @@ async fn run(
                 .map_err(|failure| failure.of(format_args!("step `{}`", step.id)))?;
         }
     }
-    if !lease.begin_steps(task.retryable || is_repeatable(&task, engine)).await {
-        return Err(Failure::Superseded);
-    }
+    let repeatable = task.retryable || is_repeatable(&task, engine);
+    lease.begin_steps(repeatable).await.map_err(PublishError::failure)?;
     run_steps(&context, &task).await?;
     let mut found =
         std::mem::take(&mut *context.dependencies.lock().unwrap_or_else(PoisonError::into_inner));

@@ -164,9 +164,7 @@ impl Executor for AgentExecutor {
         let place = self.leases.client(attempt);
         let mut engine = self.engine(&lease, attempt);
         let (cpus, memory) = lease.limits;
-        if let Err(error) = engine.bound(&attempt_name(attempt), cpus, Some(memory)) {
-            return Outcome::of(End::Error(error.to_string()));
-        }
+        engine.bound(&attempt_name(attempt), cpus, Some(memory));
         if let Err(error) = fetch_context(&place, attempt, &self.catalog).await {
             return Outcome::of(End::Error(error.to_string()));
         }

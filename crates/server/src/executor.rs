@@ -16,7 +16,7 @@ use control::{Attempt, BuildRequest, Commit, End, Executor, Outcome, OutputImage
 use dockerfile::ContextAddress;
 use engine::{
     BuildOptions, BuildStep, CacheExport, ContextSource, Engine, ImagesOf, Lease, LocalHousekeeper,
-    LocalPublisher, NamedContext, OwnLogin, PushPolicy, RunLogins, RunRequest,
+    LocalPublisher, NamedContext, OwnLogin, PublishError, PushPolicy, RunLogins, RunRequest,
 };
 use oci::{Annotations, RegistryName, RepositoryName};
 use remote::{Credentials, Remote, RemoteSettings, Upstream};
@@ -155,10 +155,8 @@ impl Executor for BuildExecutor {
             return Outcome::of(End::Error(message));
         };
         let mut engine = engine.clone();
-        if let Some(cpu) = run.cpu
-            && let Err(error) = engine.bound(&attempt_name(attempt), cpu, None)
-        {
-            return Outcome::of(End::Error(error.to_string()));
+        if let Some(cpu) = run.cpu {
+            engine.bound(&attempt_name(attempt), cpu, None);
         }
         let user = run_user(&run.registry, run.id, attempt.epoch);
         let password = self.keys.run_password(&user);
@@ -421,7 +419,9 @@ impl Lease for AttemptLease<'_> {
         matches!(self.0.confirm().await, Ok(Ok(())))
     }
 
-    async fn begin_steps(&self, repeatable: bool) -> bool {
-        matches!(self.0.running(repeatable).await, Ok(Ok(())))
+    async fn begin_steps(&self, repeatable: bool) -> Result<(), PublishError> {
+        let told = self.0.running(repeatable).await;
+        let held = told.map_err(|error| PublishError::Server(error.to_string()))?;
+        held.map_err(|_lost| PublishError::LeaseLost)
     }
 }
