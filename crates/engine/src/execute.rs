@@ -229,6 +229,8 @@ pub struct Output {
     pub pushed: Vec<Destination>,
     /// Names in other registries that do, too.
     pub sent: Vec<Reference>,
+    /// What had to be sent for that.
+    pub sent_bytes: u64,
     /// The git repository that was the context.
     pub repository: Option<RecordedRepository>,
     pub dependencies: Vec<Dependencies>,
@@ -413,10 +415,10 @@ async fn run(
     for name in &pushed {
         events.image(Some(&name.reference), digest).await;
     }
-    let mut sent = Vec::new();
+    let (mut sent, mut sent_bytes) = (Vec::new(), 0);
     for reference in others {
         if step.push {
-            send(engine, lease, &reference, &built, stop).await?;
+            sent_bytes += send(engine, lease, &reference, &built, stop).await?.uploaded;
             events.image(Some(&reference.to_string()), digest).await;
             sent.push(reference);
         }
@@ -438,7 +440,7 @@ async fn run(
     let commit = repository.as_ref().map(|repository| repository.commit.as_str());
     let dependencies = dependencies(&named, &built, commit);
     events.message(&report(&dependencies)).await;
-    Ok(Output { built, pushed, sent, repository, dependencies })
+    Ok(Output { built, pushed, sent, sent_bytes, repository, dependencies })
 }
 
 /// Builds for all platforms at once, and makes an index if there are several.

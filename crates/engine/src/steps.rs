@@ -204,6 +204,8 @@ pub struct StepUsage {
     pub memory_peak: u64,
     /// Bytes of base images that had to be fetched.
     pub pulled: u64,
+    /// Bytes of images that had to be sent to other registries.
+    pub pushed: u64,
     /// Bytes of new layers.
     pub written: u64,
     pub cache_hits: u32,
@@ -217,6 +219,7 @@ impl StepUsage {
         self.cpu_milliseconds += other.cpu_milliseconds;
         self.memory_peak = self.memory_peak.max(other.memory_peak);
         self.pulled += other.pulled;
+        self.pushed += other.pushed;
         self.written += other.written;
         self.cache_hits += other.cache_hits;
         self.cache_misses += other.cache_misses;
@@ -237,6 +240,7 @@ impl From<&BuildCost> for StepUsage {
             cpu_milliseconds: cost.cpu_milliseconds,
             memory_peak: cost.memory_peak,
             pulled: cost.pulled,
+            pushed: 0,
             written: cost.written,
             cache_hits: cost.cache_hits,
             cache_misses: cost.cache_misses,
@@ -868,7 +872,7 @@ async fn act<'c>(context: &'c TaskContext<'_>, step: &'c Step) -> Result<Done<'c
         }
         Action::Push(push) => {
             let stop = context.kill.child_token();
-            let all = push::execute(context, &push.images, &stop);
+            let all = push::execute(context, &step.id, &push.images, &stop);
             tokio::pin!(all);
             tokio::select! {
                 result = &mut all => result?,

@@ -361,6 +361,14 @@ fn dockerfile_name(path: &str, name: Option<String>) -> Option<String> {
     name.filter(|_| file_name.starts_with(api::HIDDEN_DOCKERFILE_PREFIX))
 }
 
+/// What a build cost, and what it had to send to other registries, in bytes.
+#[derive(serde::Serialize)]
+struct BuildRunCost {
+    #[serde(flatten)]
+    of: builder::BuildCost,
+    pushed: u64,
+}
+
 fn succeeded(engine: &Engine, output: &engine::Output) -> Outcome {
     let digest = &output.built.descriptor().digest;
     let login_server = engine.own.host(&engine.registry).unwrap_or(engine.registry.as_str());
@@ -387,7 +395,11 @@ fn succeeded(engine: &Engine, output: &engine::Output) -> Outcome {
             branch: repository.branch.clone(),
         }),
         dependencies: serde_json::to_value(&output.dependencies).ok(),
-        cost: serde_json::to_value(output.built.cost()).ok(),
+        cost: serde_json::to_value(BuildRunCost {
+            of: output.built.cost(),
+            pushed: output.sent_bytes,
+        })
+        .ok(),
         plan: Some(build_plan(&output.built)),
     }
 }

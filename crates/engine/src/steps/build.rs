@@ -72,7 +72,7 @@ pub(crate) async fn execute(
                 build_once(context, step, source, request, names, (&watch, &stop)).await
             };
             let built = match (built.await, cache) {
-                (Ok(built), Some(cache)) => cache.export(context, &built, &stop).await,
+                (Ok(built), Some(cache)) => cache.export(context, &step.id, &built, &stop).await,
                 (built, _) => built.map(drop),
             };
             // A tool that builds would have printed it.

@@ -11,7 +11,7 @@ use remote::ManifestToPush;
 use tokio_util::sync::CancellationToken;
 
 use super::push::{blobs_of, destination, send_manifests};
-use super::{TaskContext, unless_stopped};
+use super::{StepUsage, TaskContext, unless_stopped};
 use crate::NamedCache;
 use crate::cache::cache_of;
 use crate::execute::Failure;
@@ -80,11 +80,12 @@ impl StepCache {
     pub(super) async fn export(
         &self,
         context: &TaskContext<'_>,
+        step: &str,
         built: &BuiltImages,
         stop: &CancellationToken,
     ) -> Result<(), Failure> {
         let name = &self.reference;
-        match self.try_export(context, built, stop).await {
+        match self.try_export(context, step, built, stop).await {
             Ok(Some(count)) => {
                 let results = if count == 1 { "result" } else { "results" };
                 let text = format!("Put {count} {results} into build cache `{name}`");
@@ -105,6 +106,7 @@ impl StepCache {
     async fn try_export(
         &self,
         context: &TaskContext<'_>,
+        step: &str,
         built: &BuiltImages,
         stop: &CancellationToken,
     ) -> Result<Option<usize>, Failure> {
@@ -122,7 +124,7 @@ impl StepCache {
                     "error: it is in another registry of this server".to_owned(),
                 ));
             }
-            None => self.send(context, &image, stop).await?,
+            None => self.send(context, step, &image, stop).await?,
         }
         Ok(Some(count))
     }
@@ -140,6 +142,7 @@ impl StepCache {
     async fn send(
         &self,
         context: &TaskContext<'_>,
+        step: &str,
         image: &CacheImage,
         stop: &CancellationToken,
     ) -> Result<(), Failure> {
@@ -152,7 +155,10 @@ impl StepCache {
             blobs: blobs_of(&image.manifest, &image.descriptor.media_type),
             bytes: image.manifest.clone(),
         };
-        send_manifests(engine, context.lease, &self.reference, &[manifest], stop).await.map(drop)
+        let sent =
+            send_manifests(engine, context.lease, &self.reference, &[manifest], stop).await?;
+        context.note_usage(step, StepUsage { pushed: sent.uploaded, ..StepUsage::default() });
+        Ok(())
     }
 }
 

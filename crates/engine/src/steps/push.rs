@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci::{Descriptor, Digest, Manifest, Reference};
-use remote::{ManifestToPush, Push, RemoteError};
+use oci::{Descriptor, Manifest, Reference};
+use remote::{ManifestToPush, Push, Pushed, RemoteError};
 use store::{Cause, ManifestRef};
 use tokio_util::sync::CancellationToken;
 
 use super::images::RunImage;
-use super::{PushedImage, TaskContext, attempts, unless_stopped};
+use super::{PushedImage, StepUsage, TaskContext, attempts, unless_stopped};
 use crate::execute::{Engine, Failure};
 use crate::import::{ImportError, ImportSource, ImportTarget, import};
 use crate::name::Destination;
@@ -25,6 +25,7 @@ const DELAY: Duration = Duration::from_millis(250);
 /// what is being published is published.
 pub(crate) async fn execute(
     context: &TaskContext<'_>,
+    step: &str,
     images: &[Reference],
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
@@ -32,13 +33,14 @@ pub(crate) async fn execute(
         if stop.is_cancelled() {
             return Err(Failure::Canceled);
         }
-        push(context, reference, stop).await?;
+        push(context, step, reference, stop).await?;
     }
     Ok(())
 }
 
 async fn push(
     context: &TaskContext<'_>,
+    step: &str,
     reference: &Reference,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
@@ -46,7 +48,7 @@ async fn push(
     for number in 1.. {
         let text = format!("Pushing image: {}, attempt {number}", reference.familiar());
         context.events.message(&text).await;
-        let failure = match push_once(context, reference, stop).await {
+        let failure = match push_once(context, step, reference, stop).await {
             Ok(()) => {
                 let text = format!("Pushed image: {}", reference.familiar());
                 context.events.message(&text).await;
@@ -64,6 +66,7 @@ async fn push(
 
 async fn push_once(
     context: &TaskContext<'_>,
+    step: &str,
     reference: &Reference,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
@@ -87,7 +90,9 @@ async fn push_once(
             reference.familiar()
         ))),
         (None, RunImage::Built(built)) => {
-            let digest = send(engine, context.lease, reference, built, stop).await?;
+            let Pushed { digest, uploaded, .. } =
+                send(engine, context.lease, reference, built, stop).await?;
+            context.note_usage(step, StepUsage { pushed: uploaded, ..StepUsage::default() });
             context.note_pushed(PushedImage {
                 host: Some(reference.host.clone()),
                 repository: reference.repository.clone(),
@@ -228,7 +233,7 @@ pub(crate) async fn send(
     reference: &Reference,
     built: &BuiltImages,
     stop: &CancellationToken,
-) -> Result<Digest, Failure> {
+) -> Result<Pushed, Failure> {
     let manifests = manifests_of(built);
     let manifests = manifests.into_iter().map(|(descriptor, bytes)| ManifestToPush {
         media_type: descriptor.media_type.clone(),
@@ -247,7 +252,7 @@ pub(super) async fn send_manifests(
     reference: &Reference,
     manifests: &[ManifestToPush],
     stop: &CancellationToken,
-) -> Result<Digest, Failure> {
+) -> Result<Pushed, Failure> {
     may_send(engine, &reference.host)?;
     let push = Push { reference, manifests };
     // It tries again by itself where that may help.
@@ -259,7 +264,7 @@ pub(super) async fn send_manifests(
         return Err(Failure::Superseded);
     }
     engine.remote.push_manifests(&push).await.map_err(failed)?;
-    Ok(pushed.digest)
+    Ok(pushed)
 }
 
 /// Config and layers of an image; an index has none of its own.

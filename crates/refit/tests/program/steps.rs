@@ -369,6 +369,11 @@ fn as_root_an_image_is_pushed_to_another_registry() {
     let image = validate(&other.registry(), "team/app", "7");
     assert_eq!(image.text("x"), "x\n");
     assert!(done.stdout.contains(image.digest.as_str()), "{}", done.stdout);
+    let list = ["task", "list-runs", "-o", "json"];
+    let run_record = sandbox.refit(list).on(&server).succeeds().json()[0]["properties"].take();
+    let pushed = run_record["cost"]["steps"][1]["pushed"].as_u64().unwrap();
+    let blobs = image.manifest.layers.iter().chain([&image.manifest.config]);
+    assert_eq!(pushed, blobs.map(|blob| blob.size).sum::<u64>());
     let elsewhere = task.replace(&other.host(), "127.0.0.1:9");
     let refused = run(&sandbox, &server, &elsewhere, &[]).code(1);
     refused.stderr_has("does not let runs push to `127.0.0.1:9`").stderr_has("`push = true`");

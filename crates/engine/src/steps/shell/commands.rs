@@ -319,7 +319,8 @@ impl Session<'_> {
 
     async fn push(&self, name: &str, quiet: bool, caller: &Caller) -> Result<(), Failure> {
         let (context, reference) = (self.shell.context, reference(name)?);
-        push::execute(context, std::slice::from_ref(&reference), &caller.gone).await?;
+        push::execute(context, &self.shell.step.id, std::slice::from_ref(&reference), &caller.gone)
+            .await?;
         let digest = context.images.find(&reference).and_then(|image| image.digest().cloned());
         let tag = reference.tag_or_latest();
         let text = match (quiet, tag, digest) {
