@@ -244,7 +244,7 @@ async fn fetch_repository(
     let fetched =
         build.builder.fetch_repository(address, options, build.request.ssh_agents.as_ref()).await;
     let repository = fetched.map_err(|error| BuildError::Repository { error, at })?;
-    if let Some(text) = repository.warning(address) {
+    if let Some(text) = repository.warning() {
         build.events.warning(&text).await;
     }
     let Repository { archive: digest, size, time, commit, cached, .. } = repository;

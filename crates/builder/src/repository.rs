@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use dockerfile::{FileOwner, GitAddress};
 use oci::Digest;
-use remote::{GitError, GitHead, GitLimits, GitSource};
+use remote::{GitError, GitHead, GitLimits, GitSource, LfsMissing};
 use serde::{Deserialize, Serialize};
 use store::CacheEntry;
 
@@ -27,17 +27,19 @@ pub struct Repository {
     /// A tar archive.
     pub archive: Digest,
     pub size: u64,
-    /// Whether files may be kept elsewhere: what is here of them are pointers.
-    pub has_lfs: bool,
+    /// Why files are only pointers to what Git LFS has; nothing if all are here.
+    pub lfs_missing: Option<LfsMissing>,
     /// Whether it was there already.
     pub cached: bool,
 }
 
 impl Repository {
     /// What the user should know of it.
-    pub fn warning(&self, address: &GitAddress) -> Option<String> {
-        let text = || format!("`{address}` has files in Git LFS, which are not fetched");
-        self.has_lfs.then(text)
+    pub fn warning(&self) -> Option<String> {
+        let text = |LfsMissing { address, reason, .. }: &LfsMissing| {
+            format!("`{address}` has files in Git LFS that are pointers only, since {reason}")
+        };
+        self.lfs_missing.as_ref().map(text)
     }
 }
 
@@ -56,7 +58,8 @@ struct Fetched {
     archive: Digest,
     size: u64,
     time: i64,
-    has_lfs: bool,
+    /// Told again each time.
+    lfs_missing: Option<LfsMissing>,
 }
 
 /// The ssh agent that proves to git servers who asks.
@@ -94,9 +97,9 @@ impl Builder {
             Some(known) => known,
             None => self.fetch_commit(&source, &head, &key, options).await?,
         };
-        let Fetched { archive, size, time, has_lfs } = fetched;
+        let Fetched { archive, size, time, lfs_missing } = fetched;
         let branch = head.branch().map(str::to_owned);
-        Ok(Repository { commit: head.commit, branch, time, archive, size, has_lfs, cached })
+        Ok(Repository { commit: head.commit, branch, time, archive, size, lfs_missing, cached })
     }
 
     fn agent(&self, agents: Option<&Arc<dyn SshAgents>>) -> Result<Option<AgentSocket>, GitError> {
@@ -119,10 +122,12 @@ impl Builder {
         let (started, scratch) = (Instant::now(), self.layers.scratch_path());
         let fetching =
             self.downloads.fetch_git(source, head, &self.blobs, &scratch, options.limits);
-        let remote::GitFetched { digest, size, time, submodules, has_lfs } = fetching.await?;
-        let fetched = Fetched { archive: digest, size, time, has_lfs };
-        // Of further repositories it was not asked who may have them.
-        if submodules == 0 {
+        let remote::GitFetched { digest, size, time, submodules, lfs_missing } = fetching.await?;
+        let fetched = Fetched { archive: digest, size, time, lfs_missing };
+        let may_change = fetched.lfs_missing.as_ref().is_some_and(|missing| missing.may_change);
+        // Of further repositories it was not asked who may have them, and what is missing now may
+        // be there later.
+        if submodules == 0 && !may_change {
             let value = serde_json::to_string(&fetched).expect("plain structs serialize");
             let blobs = vec![fetched.archive.clone()];
             let entry = CacheEntry { value, blobs, cost: milliseconds(started.elapsed()) };
@@ -144,7 +149,7 @@ impl Builder {
 fn key(address: &GitAddress, head: &GitHead, keep_git_dir: bool) -> Digest {
     let mut key = KeyHasher::new("repository");
     key.text("address", &address.to_string());
-    key.text("commit", &head.commit);
+    key.text("commit, with what Git LFS has", &head.commit);
     key.number("keep git dir", keep_git_dir.into());
     key.number("submodules", address.submodules.into());
     key.finish()

@@ -144,7 +144,7 @@ impl ContextLoader<'_> {
         })?;
         let commit = &fetched.commit;
         self.events.message(&format!("Fetched `{address}`: commit {commit}")).await;
-        if let Some(text) = fetched.warning(address) {
+        if let Some(text) = fetched.warning() {
             self.events.warning(&text).await;
         }
         let record = RecordedRepository {

@@ -17,7 +17,7 @@ use reqwest::header::{
     AUTHORIZATION, ETAG, HeaderMap, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED,
     LOCATION, RETRY_AFTER,
 };
-use reqwest::{Response, StatusCode};
+use reqwest::{RequestBuilder, Response, StatusCode};
 use store::BlobStore;
 use tokio_util::task::TaskTracker;
 use url::{Host, Url};
@@ -112,7 +112,7 @@ pub enum DownloadError {
     #[error("`{address}` could not be fetched: its server answered with status {status}")]
     Status { address: String, status: u16 },
     #[error("`{address}` could not be fetched: {reason}")]
-    Redirect { address: String, reason: &'static str },
+    BadAnswer { address: String, reason: &'static str },
     #[error("`{address}` is larger than {max} bytes")]
     TooLarge { address: String, max: u64 },
     #[error("`{address}` comes too slowly: less than {floor} bytes a second over {seconds} s")]
@@ -248,9 +248,7 @@ impl Downloads {
         known: Option<&Validators>,
         wait: &mut Option<Duration>,
     ) -> Result<Option<Response>, DownloadError> {
-        let mut target = first.clone();
-        for _ in 0..=REDIRECTS_MAX {
-            self.check(&target)?;
+        let following = self.follow(first, first.clone(), |target| {
             let mut request = self.http.get(target.url.clone());
             if let Some(credentials) = &target.credentials {
                 request = request.header(AUTHORIZATION, auth::basic(credentials));
@@ -263,30 +261,55 @@ impl Downloads {
                     request = request.header(name, value);
                 }
             }
-            let response = request.send().await.map_err(|error| failed(first, &error))?;
-            let status = response.status();
-            if let Some(next) = redirect_of(&response, &target) {
-                target = target.redirected(next, first)?;
-                continue;
+            request
+        });
+        let (response, _) = following.await?;
+        let status = response.status();
+        if status == StatusCode::NOT_MODIFIED && known.is_some() {
+            return Ok(None);
+        }
+        if status.is_success() {
+            return Ok(Some(response));
+        }
+        *wait = retry_after(&response);
+        let (address, status) = (first.to_string(), status.as_u16());
+        Err(DownloadError::Status { address, status })
+    }
+
+    /// Asks for something, wherever the answers lead, and says where that was. Errors show
+    /// `shown`.
+    pub(crate) async fn follow(
+        &self,
+        shown: &Target,
+        mut target: Target,
+        mut request: impl FnMut(&Target) -> RequestBuilder,
+    ) -> Result<(Response, Target), DownloadError> {
+        for _ in 0..=REDIRECTS_MAX {
+            let request = request(&target);
+            let response = self.ask_once(shown, &target, request).await?;
+            match redirect_of(&response, &target) {
+                Some(next) => target = target.redirected(next, shown)?,
+                None => return Ok((response, target)),
             }
-            if status == StatusCode::NOT_MODIFIED && known.is_some() {
-                return Ok(None);
-            }
-            if status.is_success() {
-                return Ok(Some(response));
-            }
-            let seconds = text(response.headers(), RETRY_AFTER);
-            *wait = seconds.and_then(|text| text.parse().ok()).map(Duration::from_secs);
-            let (address, status) = (first.to_string(), status.as_u16());
-            return Err(DownloadError::Status { address, status });
         }
         let reason = "its server redirects without end";
-        Err(DownloadError::Redirect { address: first.to_string(), reason })
+        Err(DownloadError::BadAnswer { address: shown.to_string(), reason })
+    }
+
+    /// Sends a request to a server that may be asked.
+    pub(crate) async fn ask_once(
+        &self,
+        shown: &Target,
+        target: &Target,
+        request: RequestBuilder,
+    ) -> Result<Response, DownloadError> {
+        self.check(target)?;
+        request.send().await.map_err(|error| failed(shown, &error.without_url()))
     }
 
     /// Whether a server may be asked, as far as its address tells. Names are checked when they
     /// are resolved.
-    pub(crate) fn check(&self, target: &Target) -> Result<(), DownloadError> {
+    fn check(&self, target: &Target) -> Result<(), DownloadError> {
         let host = target.url.host().ok_or_else(|| bad_address("it has no host"))?;
         self.check_host(&host.to_owned())
     }
@@ -451,6 +474,16 @@ impl Target {
         Ok(below)
     }
 
+    /// A resource of the Git LFS server that a repository has.
+    pub(crate) fn lfs(&self, suffix: &str) -> Result<Self, DownloadError> {
+        let mut repository = self.clone();
+        let path = self.url.path().trim_end_matches('/');
+        if !path.ends_with(".git") {
+            repository.url.set_path(&format!("{path}.git"));
+        }
+        repository.below(&format!("info/lfs/{suffix}"))
+    }
+
     /// The repository of such a resource.
     pub(crate) fn above(&self, suffix: &str) -> Option<Self> {
         let path = suffix.split('?').next().unwrap_or_default();
@@ -487,7 +520,7 @@ impl Target {
         next: Option<Url>,
         first: &Self,
     ) -> Result<Self, DownloadError> {
-        let refuse = |reason| DownloadError::Redirect { address: first.to_string(), reason };
+        let refuse = |reason| DownloadError::BadAnswer { address: first.to_string(), reason };
         let next = next.ok_or_else(|| refuse("its server redirects to what is no address"))?;
         match (self.url.scheme(), next.scheme()) {
             ("https", "http") => {
@@ -530,6 +563,11 @@ pub(crate) fn percent_decoded(text: &str) -> String {
 
 pub(crate) fn bad_address(reason: &str) -> DownloadError {
     DownloadError::BadAddress { reason: reason.to_owned() }
+}
+
+/// For how long a server asks to be left alone.
+pub(crate) fn retry_after(response: &Response) -> Option<Duration> {
+    text(response.headers(), RETRY_AFTER)?.parse().ok().map(Duration::from_secs)
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
@@ -697,6 +735,13 @@ mod tests {
         assert_eq!(refs.url().as_str(), "https://h/team/app.git/info/refs?service=x");
         assert_eq!(refs.above("info/refs?service=x").unwrap().url(), base.url());
         assert!(refs.above("git-upload-pack").is_none());
+        for (address, expected) in [
+            ("https://h/r.git", "https://h/r.git/info/lfs/x"),
+            ("https://h/r/", "https://h/r.git/info/lfs/x"),
+        ] {
+            let lfs = Target::of_git(address).unwrap().lfs("x").unwrap();
+            assert_eq!(lfs.url().as_str(), expected);
+        }
     }
 
     #[tokio::test]

@@ -9,7 +9,9 @@
 //! The repository itself is kept in a folder that is gone when the fetch is.
 
 mod archive;
+mod attributes;
 mod http;
+mod lfs;
 mod place;
 mod ssh;
 mod stream;
@@ -28,11 +30,13 @@ use gix::{ObjectId, Repository};
 use gix_transport::client::blocking_io::Transport;
 use gix_transport::client::blocking_io::http::Transport as HttpTransport;
 use oci::Digest;
+use reqwest::Response;
+use serde::{Deserialize, Serialize};
 use store::BlobStore;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{RETRY_DELAY, RETRY_DELAY_MAX};
-use crate::download::{DownloadError, Downloads};
+use crate::download::{DownloadError, Downloads, Target, retry_after};
 use archive::Archive;
 use http::GitHttp;
 use place::Place;
@@ -101,8 +105,19 @@ pub struct GitFetched {
     pub time: i64,
     /// Repositories that came along.
     pub submodules: usize,
-    /// Whether files may be kept elsewhere: what is here of them are pointers.
-    pub has_lfs: bool,
+    /// Why files are only pointers to what Git LFS has; nothing if all are here.
+    pub lfs_missing: Option<LfsMissing>,
+}
+
+/// Why files are only pointers to what Git LFS has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LfsMissing {
+    /// The first repository that has such files, without credentials.
+    pub address: String,
+    /// The first reason.
+    pub reason: String,
+    /// Whether the same commit may have more of them later.
+    pub may_change: bool,
 }
 
 /// Why a repository was not fetched. `Display` is the user's sentence; it shows no credentials.
@@ -138,6 +153,12 @@ pub enum GitError {
     BadName { address: String, path: String },
     #[error("`{path}` of `{address}` is larger than {OBJECT_SIZE_MAX} bytes")]
     ObjectTooLarge { address: String, path: String },
+    #[error(
+        "`{path}` of `{address}` is damaged: Git LFS has other bytes than those that are meant"
+    )]
+    DamagedObject { address: String, path: String },
+    #[error("`{path}` of `{address}` could not be fetched from Git LFS: {error}")]
+    Lfs { address: String, path: String, error: Box<DownloadError> },
     #[error("`{address}` has more than {max} bytes")]
     TooLarge { address: String, max: u64 },
     #[error("`{address}` has more than {max} files and folders")]
@@ -157,6 +178,19 @@ impl GitError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Download(error) => error.hint(),
+            // Other bounds are not those of files by address.
+            Self::Lfs { error, .. } if matches!(**error, DownloadError::Forbidden { .. }) => {
+                error.hint()
+            }
+            Self::Lfs { error, .. }
+                if matches!(**error, DownloadError::Status { status: 401 | 403, .. }) =>
+            {
+                Some(
+                    "the token may lack the right to read Git LFS, or what its owner may fetch is \
+                     used up"
+                        .to_owned(),
+                )
+            }
             Self::Unauthorized { .. } => {
                 Some("put a token into the address: `https://TOKEN@HOST/PATH.git`".to_owned())
             }
@@ -186,13 +220,18 @@ impl GitError {
     pub fn is_users(&self) -> bool {
         match self {
             Self::Download(error) => error.is_users(),
+            Self::Lfs { error, .. } => error.is_users(),
             Self::Io { .. } | Self::NoSsh { .. } | Self::Canceled => false,
             _ => true,
         }
     }
 
     fn is_transient(&self) -> bool {
-        matches!(self, Self::Download(error) if error.is_transient())
+        match self {
+            Self::Download(error) => error.is_transient(),
+            Self::Lfs { error, .. } => error.is_transient(),
+            _ => false,
+        }
     }
 }
 
@@ -269,12 +308,15 @@ impl Downloads {
                 let connection = Connection {
                     downloads: self.clone(),
                     place: place.clone(),
+                    moved: Arc::default(),
                     agent: source.agent.clone(),
                     bytes_max: bytes_max.unwrap_or(LISTING_SIZE_MAX),
                     runtime: tokio::runtime::Handle::current(),
                     stop: stop.clone(),
+                    pause: Arc::default(),
                 };
                 let (work, source) = (Arc::clone(&work), source.clone());
+                let pause = Arc::clone(&connection.pause);
                 let folder = Scratch(scratch.to_owned());
                 let working =
                     self.git_work.spawn_blocking(move || work(&connection, &source, &folder.0));
@@ -288,7 +330,8 @@ impl Downloads {
                     return Err(error);
                 }
                 tracing::debug!(%error, attempt, "trying again");
-                tokio::time::sleep(delay).await;
+                let pause = pause.lock().unwrap_or_else(PoisonError::into_inner).take();
+                tokio::time::sleep(pause.map_or(delay, |pause| pause.min(PAUSE_MAX))).await;
                 delay = (delay * 2).min(RETRY_DELAY_MAX);
             }
             unreachable!("the loop ends by returning")
@@ -299,6 +342,9 @@ impl Downloads {
             .unwrap_or_else(|_| Err(DownloadError::TimedOut { address, timeout }.into()))
     }
 }
+
+/// A server that asks to be left alone is, for at most this long.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// A list of references has at most this many bytes.
 const LISTING_SIZE_MAX: u64 = 256 << 20;
@@ -341,17 +387,39 @@ fn broken() -> io::Error {
 struct Connection {
     downloads: Downloads,
     place: Place,
+    /// Where that is over HTTP after redirects, as soon as it was asked.
+    moved: Arc<Mutex<Option<Target>>>,
     /// The socket of an ssh agent.
     agent: Option<PathBuf>,
     /// What one answer may have.
     bytes_max: u64,
     runtime: tokio::runtime::Handle,
     stop: CancellationToken,
+    /// For how long a server asked to be left alone.
+    pause: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Connection {
     fn address(&self) -> String {
         self.place.to_string()
+    }
+
+    /// Where it is over HTTP, after redirects.
+    fn http_target(&self) -> Option<Target> {
+        let Place::Http(target) = &self.place else { return None };
+        let moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(moved.as_ref().unwrap_or(target).clone())
+    }
+
+    /// Remembers for how long a server asks to be left alone.
+    fn heed(&self, response: &Response) {
+        *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = retry_after(response);
+    }
+
+    /// What an answer comes to that is none.
+    fn status_error(&self, target: &Target, response: &Response) -> DownloadError {
+        self.heed(response);
+        DownloadError::Status { address: target.to_string(), status: response.status().as_u16() }
     }
 
     /// Waits for what a canceled fetch does not wait for.
@@ -440,6 +508,20 @@ impl Drop for Interrupt {
         self.watch.abort();
     }
 }
+
+/// A name of a repository's choice as it is shown: on one line, and no longer than it takes.
+fn shown(name: &impl fmt::Display) -> String {
+    let name = name.to_string();
+    let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let mut shown: String = name.chars().take(SHOWN_MAX).map(plain).collect();
+    if name.chars().nth(SHOWN_MAX).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// Characters of a name.
+const SHOWN_MAX: usize = 256;
 
 /// An empty repository that knows no settings but its own.
 fn open_repository(folder: &Path) -> Result<Repository> {

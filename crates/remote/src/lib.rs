@@ -32,7 +32,9 @@ pub use blob::{IncomingBlob, SizeRule};
 pub use client::{Access, Credentials, Remote, RemoteSettings, Upstream, is_loopback};
 pub use download::{Download, DownloadError, DownloadSettings, Downloaded, Downloads, Validators};
 pub use error::RemoteError;
-pub use git::{GitError, GitFetched, GitHead, GitLimits, GitSource, HostKey, ssh_program};
+pub use git::{
+    GitError, GitFetched, GitHead, GitLimits, GitSource, HostKey, LfsMissing, ssh_program,
+};
 pub use pull::{Pulled, RemoteManifest, Resolved};
 pub use push::{ManifestToPush, Push, Pushed};
 pub use reach::{BadNetwork, Network};

@@ -312,7 +312,7 @@ async fn redirects_are_followed_to_their_end_and_no_further() {
     for bad in ["file:///etc/passwd", "ftp://h/", "http://"] {
         let server = Server::always(Answer::redirect(bad)).await;
         let error = store.error(settings(), &server.url("/")).await;
-        assert!(matches!(error, DownloadError::Redirect { .. }), "{bad}: {error:?}");
+        assert!(matches!(error, DownloadError::BadAnswer { .. }), "{bad}: {error:?}");
     }
 }
 

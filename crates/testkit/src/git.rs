@@ -1,11 +1,12 @@
 //! A git host: repositories behind `git http-backend`, and files, on a port of its own.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,7 +15,28 @@ use base64::engine::general_purpose::STANDARD;
 pub struct GitHost {
     folder: tempfile::TempDir,
     url: String,
-    requests: Arc<Mutex<Vec<String>>>,
+    served: Arc<Served>,
+}
+
+/// What the host's threads share.
+struct Served {
+    root: PathBuf,
+    password: Option<String>,
+    requests: Mutex<Vec<Request>>,
+    /// Answers with another status, by how what is asked for ends.
+    statuses: Mutex<BTreeMap<String, String>>,
+}
+
+#[derive(Clone)]
+struct Request {
+    /// Method and target.
+    line: String,
+    /// Names are in lower case.
+    headers: Vec<(String, String)>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl GitHost {
@@ -32,19 +54,23 @@ impl GitHost {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("a listener has an address");
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let (root, seen) = (folder.path().to_owned(), Arc::clone(&requests));
+        let served = Arc::new(Served {
+            root: folder.path().to_owned(),
+            password,
+            requests: Mutex::default(),
+            statuses: Mutex::default(),
+        });
+        let shared = Arc::clone(&served);
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let (root, seen) = (root.clone(), Arc::clone(&seen));
-                let password = password.clone();
+                let served = Arc::clone(&shared);
                 std::thread::spawn(move || {
                     // A client may go when it likes.
-                    let _ = serve(stream, &root, password.as_deref(), &seen);
+                    let _ = serve(stream, &served);
                 });
             }
         });
-        Self { folder, url: format!("http://{address}"), requests }
+        Self { folder, url: format!("http://{address}"), served }
     }
 
     /// The folder of the repositories.
@@ -97,9 +123,27 @@ impl GitHost {
         std::fs::write(self.folder.path().join(name), bytes).expect("a file can be written");
     }
 
+    /// Answers what ends like this with a status such as `503 Service Unavailable`, from now on.
+    pub fn fail(&self, end: &str, status: &str) {
+        lock(&self.served.statuses).insert(end.to_owned(), status.to_owned());
+    }
+
+    /// Answers it as before.
+    pub fn work_again(&self, end: &str) {
+        lock(&self.served.statuses).remove(end);
+    }
+
     /// What was asked for, such as `GET /app.git/info/refs?service=git-upload-pack`.
     pub fn requests(&self) -> Vec<String> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.served.requests).iter().map(|request| request.line.clone()).collect()
+    }
+
+    /// The headers of the last request that ends like this; their names are in lower case.
+    #[track_caller]
+    pub fn headers(&self, end: &str) -> Vec<(String, String)> {
+        let requests = lock(&self.served.requests);
+        let request = requests.iter().rfind(|request| request.line.ends_with(end));
+        request.unwrap_or_else(|| panic!("nobody asked for `{end}`")).headers.clone()
     }
 }
 
@@ -180,13 +224,34 @@ fn run(mut command: Command, input: &[u8]) -> std::process::Output {
     child.wait_with_output().expect("it can be waited for")
 }
 
+/// Where objects of Git LFS are, if the host has some: as files `lfs-DIGEST`. What `lfs-headers`
+/// has, as JSON, is asked of those who fetch them.
+fn lfs_batch(root: &Path, host: &str, body: &[u8]) -> Option<String> {
+    let mut files = std::fs::read_dir(root).ok()?.flatten();
+    files.find(|file| file.file_name().to_string_lossy().starts_with("lfs-"))?;
+    let header = std::fs::read(root.join("lfs-headers")).ok();
+    let header: Option<serde_json::Value> =
+        header.and_then(|header| serde_json::from_slice(&header).ok());
+    let request: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let objects = request["objects"].as_array()?.iter().map(|object| {
+        let oid = object["oid"].as_str().unwrap_or_default();
+        let mut answer = object.clone();
+        match root.join(format!("lfs-{oid}")).exists() {
+            true => {
+                let href = format!("http://{host}/lfs-{oid}?sign=signed2secret");
+                let download = serde_json::json!({ "href": href, "header": header });
+                answer["actions"] = serde_json::json!({ "download": download });
+            }
+            false => answer["error"] = serde_json::json!({ "code": 404, "message": "none" }),
+        }
+        answer
+    });
+    Some(serde_json::json!({ "objects": objects.collect::<Vec<_>>() }).to_string())
+}
+
 /// Answers one request.
-fn serve(
-    mut stream: TcpStream,
-    root: &Path,
-    password: Option<&str>,
-    seen: &Mutex<Vec<String>>,
-) -> std::io::Result<()> {
+fn serve(mut stream: TcpStream, served: &Served) -> std::io::Result<()> {
+    let root = served.root.as_path();
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut request = String::new();
     reader.read_line(&mut request)?;
@@ -208,14 +273,15 @@ fn serve(
     let size = header("content-length").and_then(|size| size.parse().ok()).unwrap_or(0);
     let mut body = vec![0; size];
     reader.read_exact(&mut body)?;
-    seen.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{method} {target}"));
+    let line = format!("{method} {target}");
+    lock(&served.requests).push(Request { line, headers: headers.clone() });
     let answer = |mut stream: TcpStream, status: &str, headers: &str, body: &[u8]| {
         let size = body.len();
         write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {size}\r\nConnection: close\r\n")?;
         write!(stream, "{headers}\r\n")?;
         stream.write_all(body)
     };
-    let is_allowed = password.is_none_or(|password| {
+    let is_allowed = served.password.as_ref().is_none_or(|password| {
         let given = header("authorization").and_then(|given| given.strip_prefix("Basic "));
         let given = given.and_then(|given| STANDARD.decode(given).ok());
         given.is_some_and(|given| given.ends_with(format!(":{password}").as_bytes()))
@@ -225,6 +291,19 @@ fn serve(
         return answer(stream, "401 Unauthorized", challenge, b"");
     }
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let status = lock(&served.statuses)
+        .iter()
+        .find(|(end, _)| path.ends_with(*end))
+        .map(|(_, status)| status.clone());
+    if let Some(status) = status {
+        return answer(stream, &status, "", b"");
+    }
+    if target.ends_with("/info/lfs/objects/batch")
+        && let Some(found) = lfs_batch(root, header("host").unwrap_or_default(), &body)
+    {
+        let kind = "Content-Type: application/vnd.git-lfs+json\r\n";
+        return answer(stream, "200 OK", kind, found.as_bytes());
+    }
     if let Some(moved) = path.strip_prefix("/moved") {
         let location = format!("Location: {moved}?{query}\r\n");
         return answer(stream, "301 Moved Permanently", &location, b"");

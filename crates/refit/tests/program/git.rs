@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -420,6 +421,24 @@ fn as_root_a_canceled_fetch_leaves_nothing() {
     assert_eq!(left.count(), 0);
 }
 
+/// A branch `bomb` of a repository: the folder `part` and those files, and beside them trees that
+/// stand for 10^10 files.
+fn bomb(repository: &GitRepository, files: &[&str]) {
+    repository.commit("first");
+    let id = |name: &str| repository.git(&["rev-parse", &format!("HEAD:{name}")]);
+    let part = id("part");
+    let mut tree = part.clone();
+    for _ in 0..10 {
+        let ten: String = (0..10).map(|n| format!("040000 tree {tree}\t{n}\n")).collect();
+        tree = repository.git_with(&["mktree"], ten.as_bytes());
+    }
+    let mut root = format!("040000 tree {part}\tpart\n040000 tree {tree}\tz\n");
+    root.extend(files.iter().map(|file| format!("100644 blob {}\t{file}\n", id(file))));
+    let root = repository.git_with(&["mktree"], root.as_bytes());
+    let commit = repository.git(&["commit-tree", "-m", "second", &root]);
+    repository.git(&["update-ref", "refs/heads/bomb", &commit]);
+}
+
 #[test]
 fn a_run_is_started_while_its_context_is_fetched() {
     let (sandbox, host) = (sandbox(), TcpListener::bind("127.0.0.1:0").unwrap());
@@ -450,17 +469,7 @@ fn a_few_trees_that_stand_for_very_many_files_are_refused() {
     let server = sandbox.server_with(&["--config", &settings]);
     let repository = host.repository("bomb");
     repository.write("part/acb.yaml", "steps: []\n");
-    repository.commit("first");
-    let part = repository.git(&["rev-parse", "HEAD:part"]).trim().to_owned();
-    let mut tree = part.clone();
-    for _ in 0..10 {
-        let ten: String = (0..10).map(|n| format!("040000 tree {tree}\t{n}\n")).collect();
-        tree = repository.git_with(&["mktree"], ten.as_bytes()).trim().to_owned();
-    }
-    let root = format!("040000 tree {part}\tpart\n040000 tree {tree}\tz\n");
-    let root = repository.git_with(&["mktree"], root.as_bytes()).trim().to_owned();
-    let commit = repository.git(&["commit-tree", "-m", "second", &root]).trim().to_owned();
-    repository.git(&["update-ref", "refs/heads/bomb", &commit]);
+    bomb(&repository, &[]);
     // All of it, and a part beside which the rest is.
     for folder in ["", ":part"] {
         let context = format!("{}/bomb.git#bomb{folder}", host.url());
@@ -470,4 +479,324 @@ fn a_few_trees_that_stand_for_very_many_files_are_refused() {
         let refused = sandbox.refit(args).on(&server).run().code(1);
         refused.stderr_has("has more than 1000 files and folders");
     }
+}
+
+/// What stands for a file in Git LFS.
+fn pointer(content: &str, size: usize) -> String {
+    let digest = oci::Digest::of(content.as_bytes());
+    format!("version https://git-lfs.github.com/spec/v1\noid {digest}\nsize {size}\n")
+}
+
+/// Where the host has the file.
+fn lfs_file(content: &str) -> String {
+    format!("lfs-{}", oci::Digest::of(content.as_bytes()).hex())
+}
+
+/// How often a host was asked where files are.
+fn batches(host: &GitHost) -> usize {
+    host.requests().iter().filter(|request| request.ends_with("/batch")).count()
+}
+
+const BATCH: &str = "/info/lfs/objects/batch";
+
+#[test]
+fn as_root_files_in_git_lfs_are_fetched_with_the_credentials_of_the_context() {
+    let (sandbox, host) = (sandbox(), GitHost::private("hunter2secret"));
+    let repository = app(&host);
+    repository.write(".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n");
+    repository.write("sub/a.bin", pointer("large", 5));
+    repository.write("a.txt", pointer("large", 5));
+    repository.commit("first");
+    let address = format!("{}/app.git", host.url_with("hunter2secret"));
+    let missing = "has files in Git LFS that are pointers only, since its server";
+    // A server that has none of it, and one that has not all.
+    for (name, expected) in
+        [("other", "answered with status 404"), ("lfs-other", "has not all of them: code 404")]
+    {
+        host.file(name, b"");
+        let built = build(&sandbox, &address).success();
+        built.stderr_has(missing).stderr_has(expected).stderr_lacks("hunter2secret");
+        assert_eq!(text(&sandbox, "sub/a.bin"), pointer("large", 5));
+    }
+    host.file(&lfs_file("large"), b"large");
+    build(&sandbox, &address).success().stderr_lacks("LFS");
+    assert_eq!(text(&sandbox, "sub/a.bin"), "large");
+    assert_eq!(text(&sandbox, "a.txt"), pointer("large", 5), "`.gitattributes` does not name it");
+    // As it was fetched.
+    let before = batches(&host);
+    build(&sandbox, &address).success();
+    assert_eq!(batches(&host), before);
+    let built = build(&sandbox, &format!("{}/app.git", host.daemon())).success();
+    built.stderr_has("since they are fetched over `https://` and `http://` only");
+
+    for (number, damaged) in ["larg", "large and more", "LARGE"].iter().enumerate() {
+        host.file(&lfs_file("large"), damaged.as_bytes());
+        repository.write("f", number.to_string());
+        repository.commit("more");
+        build(&sandbox, &address).code(1).stderr_has("`sub/a.bin` of `").stderr_has("is damaged");
+    }
+    // Nothing is asked for what there is no space for.
+    repository.write("sub/a.bin", pointer("large", 1 << 40));
+    repository.commit("huge");
+    let before = batches(&host);
+    build(&sandbox, &address).code(1).stderr_has("has more than");
+    assert_eq!(batches(&host), before);
+}
+
+#[test]
+fn as_root_which_files_are_in_git_lfs_the_attributes_of_all_folders_above_say() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let repository = app(&host);
+    host.file(&lfs_file("large"), b"large");
+    repository.write(".gitattributes", "[attr]large filter=lfs -text\n*.bin large\n");
+    repository.write("sub/.gitattributes", "*.txt filter=lfs\n/b.bin -filter\n");
+    repository.write("sub/deep/.gitattributes", "*.txt !filter\n*.bin\n");
+    let files = ["a.bin", "a.txt", "sub/a.bin", "sub/b.bin", "sub/a.txt"];
+    for file in files.iter().chain(&["sub/deep/a.bin", "sub/deep/b.bin", "sub/deep/a.txt"]) {
+        repository.write(file, pointer("large", 5));
+    }
+    repository.commit("first");
+    let check = |folder: &str, expected: &[(&str, bool)]| {
+        build(&sandbox, &format!("{}/app.git{folder}", host.url())).success().stderr_lacks("LFS");
+        for (file, is_lfs) in expected {
+            let expected = if *is_lfs { "large".to_owned() } else { pointer("large", 5) };
+            assert_eq!(text(&sandbox, file), expected, "{file} of `{folder}`");
+        }
+    };
+    check(
+        "",
+        &[
+            ("a.bin", true),
+            ("a.txt", false),
+            ("sub/a.bin", true),
+            ("sub/b.bin", false),
+            ("sub/a.txt", true),
+            ("sub/deep/a.bin", true),
+            ("sub/deep/b.bin", true),
+            ("sub/deep/a.txt", false),
+        ],
+    );
+    let below = [("a.bin", true), ("b.bin", false), ("a.txt", true), ("deep/a.txt", false)];
+    check("#:sub", &below);
+
+    repository.write("sub/.gitattributes", "x".repeat((1 << 20) + 1));
+    repository.commit("large attributes");
+    let built = build(&sandbox, &format!("{}/app.git", host.url())).success();
+    built.stderr_has("since `sub/.gitattributes` is larger than 1048576 bytes");
+    assert_eq!(text(&sandbox, "a.bin"), "large");
+    assert_eq!(text(&sandbox, "sub/a.bin"), pointer("large", 5));
+    // That commit never has more.
+    let fetches = || host.requests().iter().filter(|request| request.starts_with("POST")).count();
+    let before = fetches();
+    let again = build(&sandbox, &format!("{}/app.git", host.url())).success();
+    again.stderr_has("since `sub/.gitattributes` is larger than 1048576 bytes");
+    assert_eq!(fetches(), before + 1, "only the list of references: {:?}", host.requests());
+}
+
+#[test]
+fn as_root_many_files_in_git_lfs_are_asked_for_together() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let repository = app(&host);
+    repository.write(".gitattributes", "*.bin filter=lfs\n");
+    let content = |number: u32| format!("large {number}");
+    for number in 0..250 {
+        // What is lost is beside what is there.
+        if number % 100 != 7 {
+            host.file(&lfs_file(&content(number)), content(number).as_bytes());
+        }
+        let size = content(number).len();
+        repository.write(&format!("{number}.bin"), pointer(&content(number), size));
+        repository.write(&format!("{number}.txt"), "small");
+    }
+    repository.commit("first");
+    let built = build(&sandbox, &format!("{}/app.git", host.url())).success();
+    built.stderr_has("/app.git` has files in Git LFS that are pointers only, since its server has");
+    assert_eq!(batches(&host), 3);
+    let server = sandbox.server();
+    let files = validate(&server.registry(), "app", "latest").files();
+    for number in 0..250 {
+        let expected = match number % 100 {
+            7 => pointer(&content(number), content(number).len()),
+            _ => content(number),
+        };
+        assert_eq!(files[&format!("{number}.bin")], expected.as_bytes(), "{number}");
+    }
+}
+
+#[test]
+fn as_root_what_git_lfs_lacks_of_a_submodule_says_nothing_of_the_others() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    host.file(&lfs_file("large"), b"large");
+    let with_files = |repository: &GitRepository, content: &str| {
+        repository.write(".gitattributes", "*.bin filter=lfs\n");
+        repository.write("a.bin", pointer(content, 5));
+        repository.commit("files")
+    };
+    let elsewhere = with_files(&host.repository("elsewhere"), "large");
+    let lost = with_files(&host.repository("lost"), "other");
+    let repository = app(&host);
+    repository.write("z/z.bin", pointer("large", 5));
+    with_files(&repository, "large");
+    let modules = [
+        ("elsewhere", elsewhere, format!("{}/elsewhere.git", host.daemon())),
+        ("lost", lost, "../lost.git".to_owned()),
+    ];
+    for (name, commit, url) in &modules {
+        let module = format!("[submodule \"{name}\"]\npath = {name}\nurl = {url}\n");
+        repository.write(".gitmodules", module);
+        repository.git(&["add", ".gitmodules"]);
+        let entry = format!("160000,{commit},{name}");
+        repository.git(&["update-index", "--add", "--cacheinfo", &entry]);
+        repository.git(&["commit", "--quiet", "--message", name]);
+        let built = build(&sandbox, &format!("{}/app.git", host.url())).success();
+        built.stderr_has(&format!("/{name}.git` has files in Git LFS that are pointers only"));
+        for (file, expected) in [("a.bin", "large"), ("z/z.bin", "large")] {
+            assert_eq!(text(&sandbox, file), expected, "{file} with {name}");
+        }
+        assert!(text(&sandbox, &format!("{name}/a.bin")).starts_with("version "), "{name}");
+        repository.git(&["rm", "--quiet", "--cached", name]);
+    }
+}
+
+#[test]
+fn as_root_what_git_lfs_never_has_of_a_commit_is_not_fetched_again() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let repository = app(&host);
+    repository.write(".gitattributes", "*.bin filter=lfs\n");
+    repository.write("a.bin", pointer("large", 5));
+    repository.commit("first");
+    let address = format!("{}/app.git", host.daemon());
+    let expected = "since they are fetched over `https://` and `http://` only";
+    build(&sandbox, &address).success().stderr_has(expected);
+    // Whoever wants more than the list of references gets an error.
+    let tree = repository.git(&["rev-parse", "HEAD^{tree}"]);
+    let object = format!("app.git/objects/{}/{}", &tree[..2], &tree[2..]);
+    fs::remove_file(host.folder().join(object)).unwrap();
+    build(&sandbox, &address).success().stderr_has(expected);
+    assert_eq!(text(&sandbox, "a.bin"), pointer("large", 5));
+    allowed(&sandbox, ["build", &address, "--no-cache"]).run().code(1);
+}
+
+#[test]
+fn as_root_pointers_that_are_not_understood_stay_and_a_warning_says_so() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let repository = app(&host);
+    host.file(&lfs_file("large"), b"large");
+    repository.write(".gitattributes", "*.bin filter=lfs\n");
+    let odd = pointer("large", 5).replace("oid", "ext-0-case sha256:0\noid");
+    repository.write("a.txt", &odd);
+    repository.write("b.bin", pointer("large", 5));
+    repository.commit("first");
+    let address = format!("{}/app.git", host.url());
+    build(&sandbox, &address).success().stderr_lacks("LFS");
+    let name = format!("a\n{}.bin", "b".repeat(245));
+    repository.write(&format!("{}/{name}", "c".repeat(200)), &odd);
+    repository.commit("second");
+    let built = build(&sandbox, &address).success();
+    let built = built.stderr_has("pointers only, since the pointer `cccc");
+    built.stderr_has("/a\u{fffd}bbb").stderr_has("b…` is not understood");
+    assert_eq!(text(&sandbox, "b.bin"), "large");
+}
+
+#[test]
+fn as_root_the_server_of_git_lfs_chooses_no_headers_that_others_rely_on() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let repository = app(&host);
+    host.file(&lfs_file("large"), b"large");
+    let headers = r#"{
+        "Authorization": "Bearer given", "X-Given": "1", "Host": "other", "Content-Length": "7",
+        "Transfer-Encoding": "chunked", "Connection": "x-given", "Cookie": "a=b", "Range": "bytes=1-"
+    }"#;
+    host.file("lfs-headers", headers.as_bytes());
+    repository.write(".gitattributes", "*.bin filter=lfs\n");
+    repository.write("a.bin", pointer("large", 5));
+    repository.commit("first");
+    build(&sandbox, &format!("{}/app.git", host.url())).success().stderr_lacks("LFS");
+    assert_eq!(text(&sandbox, "a.bin"), "large");
+    let sent = host.headers("?sign=signed2secret");
+    let value = |name: &str| sent.iter().find(|(n, _)| n == name).map(|(_, value)| &**value);
+    assert_eq!((value("authorization"), value("x-given")), (Some("Bearer given"), Some("1")));
+    assert_eq!(value("host"), host.url().strip_prefix("http://"));
+    for name in ["content-length", "transfer-encoding", "connection", "cookie", "range"] {
+        assert_eq!(value(name), None, "{name}");
+    }
+}
+
+#[test]
+fn as_root_trouble_of_the_server_of_git_lfs_ends_the_build() {
+    let (sandbox, host) = (sandbox(), GitHost::private("hunter2secret"));
+    let repository = app(&host);
+    host.file(&lfs_file("large"), b"large");
+    repository.write(".gitattributes", "*.bin filter=lfs\n");
+    repository.write("sub/a.bin", pointer("large", 5));
+    repository.commit("first");
+    let address = format!("{}/app.git", host.url_with("hunter2secret"));
+    let object = lfs_file("large");
+    for (end, status, attempts) in [
+        (BATCH, "503 Service Unavailable", 3),
+        (BATCH, "429 Too Many Requests", 3),
+        (BATCH, "400 Bad Request", 1),
+        (BATCH, "401 Unauthorized", 1),
+        (BATCH, "403 Forbidden", 1),
+        (object.as_str(), "500 Internal Server Error", 3),
+        (object.as_str(), "404 Not Found", 1),
+    ] {
+        let before = batches(&host);
+        // Only what is asked for last fails.
+        if end == object {
+            host.work_again(BATCH);
+        }
+        host.fail(end, status);
+        let failed = build(&sandbox, &address).code(1);
+        let failed = failed.stderr_has("`sub/a.bin` of `");
+        let failed = failed.stderr_has("could not be fetched from Git LFS");
+        let failed = failed.stderr_has(&format!("status {}", &status[..3]));
+        let failed = failed.stderr_lacks("hunter2secret").stderr_lacks("signed2secret");
+        let hint = "the token may lack the right to read Git LFS";
+        let is_hinted = matches!(&status[..3], "401" | "403");
+        assert_eq!(failed.stderr.contains(hint), is_hinted, "{status}");
+        assert_eq!(batches(&host) - before, attempts, "{end}: {status}");
+    }
+    // As long as it asks for.
+    host.fail(BATCH, "429 Too Many Requests\r\nRetry-After: 2");
+    let asked = Instant::now();
+    build(&sandbox, &address).code(1).stderr_has("status 429");
+    assert!(asked.elapsed() >= Duration::from_secs(4), "{:?}", asked.elapsed());
+    host.work_again(BATCH);
+    host.work_again(&object);
+    build(&sandbox, &address).success().stderr_lacks("LFS");
+    assert_eq!(text(&sandbox, "sub/a.bin"), "large");
+}
+
+#[test]
+fn as_root_git_lfs_is_asked_for_where_a_repository_has_moved_to() {
+    let (sandbox, old, new) = (sandbox(), GitHost::private("hunter2secret"), GitHost::start());
+    let repository = app(&new);
+    new.file(&lfs_file("large"), b"large");
+    repository.write(".gitattributes", "*.bin filter=lfs\n");
+    repository.write("a.bin", pointer("large", 5));
+    repository.commit("first");
+    let other = new.url().strip_prefix("http:").unwrap();
+    let address = format!("{}/moved{other}/app.git", old.url_with("hunter2secret"));
+    build(&sandbox, &address).success().stderr_lacks("LFS");
+    assert_eq!(text(&sandbox, "a.bin"), "large");
+    assert_eq!((batches(&old), batches(&new)), (0, 1));
+    for end in [BATCH, "?sign=signed2secret"] {
+        let sent = new.headers(end);
+        assert!(sent.iter().all(|(name, _)| name != "authorization"), "{sent:?}");
+    }
+}
+
+#[test]
+fn as_root_very_many_files_beside_a_context_keep_its_files_in_git_lfs_from_nobody() {
+    let (sandbox, host) = (sandbox(), GitHost::start());
+    let repository = host.repository("bomb");
+    host.file(&lfs_file("large"), b"large");
+    repository.write(".gitattributes", "*.bin filter=lfs\n");
+    repository.write("part/Dockerfile", "FROM scratch\nCOPY . /\n");
+    repository.write("part/a.bin", pointer("large", 5));
+    bomb(&repository, &[".gitattributes"]);
+    let context = format!("{}/bomb.git#bomb:part", host.url());
+    build(&sandbox, &context).success().stderr_lacks("LFS");
+    assert_eq!(text(&sandbox, "a.bin"), "large");
 }

@@ -1,10 +1,12 @@
 //! A commit's tree as a tar archive, with the same bytes whenever it is made.
 //!
-//! Files are as they are in the repository: `.gitattributes` changes none of them, and those
-//! that Git LFS keeps elsewhere are the pointers to them.
+//! Files are as they are in the repository: `.gitattributes` changes none of them, but for those
+//! that Git LFS keeps elsewhere.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use gix::bstr::{BString, ByteSlice, ByteVec};
 use gix::objs::tree::{EntryKind, EntryMode};
@@ -13,10 +15,12 @@ use oci::Algorithm;
 use store::{BlobStore, BlobWriter};
 use tar::{EntryType, Header};
 
+use super::attributes::{self, Filters};
+use super::lfs::{self, Answers, Missing, Object, Pointer, Stub, Unavailable, Wanted};
 use super::submodules::Modules;
 use super::{
-    Commit, Connection, GitError, GitFetched, GitHead, GitLimits, GitSource, OBJECT_SIZE_MAX,
-    Result, fetch, find_commit, open_repository,
+    Commit, Connection, Failure, GitError, GitFetched, GitHead, GitLimits, GitSource, LfsMissing,
+    OBJECT_SIZE_MAX, Result, fetch, find_commit, open_repository, shown,
 };
 use crate::download::DownloadError;
 
@@ -42,7 +46,7 @@ pub(super) struct Archive {
     bytes: u64,
     entries: usize,
     submodules: usize,
-    has_lfs: bool,
+    lfs_missing: Option<LfsMissing>,
 }
 
 /// How much git's index of a commit would have.
@@ -60,6 +64,17 @@ struct Place<'a> {
     /// For further repositories.
     folder: &'a Path,
     with_submodules: bool,
+    filters: Filters,
+    /// Whether there is no server to ask for what is in Git LFS.
+    is_without_lfs: bool,
+}
+
+/// Files that follow each other in a folder, and what Git LFS has of them.
+#[derive(Default)]
+struct Run {
+    len: usize,
+    pointers: BTreeMap<usize, Pointer>,
+    answers: Option<Answers>,
 }
 
 impl Archive {
@@ -79,7 +94,7 @@ impl Archive {
             bytes: 0,
             entries: 0,
             submodules: 0,
-            has_lfs: false,
+            lfs_missing: None,
         })
     }
 
@@ -94,34 +109,42 @@ impl Archive {
         folder: &Path,
     ) -> Result<GitFetched> {
         let modules = Modules::read(connection, repository, commit.tree)?;
-        let place = Place {
+        let mut place = Place {
             connection,
             repository,
             modules: &modules,
             folder,
             with_submodules: source.submodules,
+            filters: Filters::default(),
+            is_without_lfs: false,
         };
-        let (path, tree) = match &source.folder {
+        let way = match &source.folder {
             Some(folder) => self.find_folder(&place, commit.tree, folder)?,
-            None => (BString::default(), commit.tree),
+            None => Vec::new(),
         };
-        self.tree(&place, tree, &path, &BString::default(), 0)?;
+        let (mut path, mut tree) = (BString::default(), commit.tree);
+        for (name, below) in way {
+            let file = attributes_file(&entries(&place, tree)?);
+            place.filters.enter(&path, file);
+            (path, tree) = (joined(&path, &name), below);
+        }
+        self.tree(&mut place, tree, &path, &BString::default(), 0)?;
         if source.keep_git_dir {
             self.git_folder(&place, commit, head, source.folder.is_some())?;
         }
-        let Self { tar, time, submodules, has_lfs, .. } = self;
+        let Self { tar, time, submodules, lfs_missing, .. } = self;
         let writer = tar.into_inner().map_err(io_failed("write an archive of a repository"))?;
         let stored = writer.commit(None).map_err(DownloadError::from)?;
-        Ok(GitFetched { digest: stored.digest, size: stored.size, time, submodules, has_lfs })
+        Ok(GitFetched { digest: stored.digest, size: stored.size, time, submodules, lfs_missing })
     }
 
-    /// Where a folder is in a tree. Links are followed, never out of the tree.
+    /// The folders from a tree to one in it. Links are followed, never out of the tree.
     fn find_folder(
         &self,
         place: &Place<'_>,
         root: ObjectId,
         folder: &str,
-    ) -> Result<(BString, ObjectId)> {
+    ) -> Result<Vec<(BString, ObjectId)>> {
         let refuse = |reason| GitError::NoFolder {
             address: self.address.clone(),
             folder: folder.to_owned(),
@@ -139,6 +162,9 @@ impl Archive {
             let found = entries(place, tree)?.into_iter().find(|entry| entry.name == name);
             let entry = found.ok_or_else(|| refuse("there is none"))?;
             match entry.mode.kind() {
+                EntryKind::Tree if above.len() == DEPTH_MAX => {
+                    return Err(refuse("it is in too many others"));
+                }
                 EntryKind::Tree => above.push((name, entry.id)),
                 EntryKind::Link => {
                     links += 1;
@@ -157,72 +183,231 @@ impl Archive {
                 }
             }
         }
-        let tree = above.last().map_or(root, |(_, tree)| *tree);
-        let names: Vec<BString> = above.into_iter().map(|(name, _)| name).collect();
-        Ok((gix::bstr::join("/", names).into(), tree))
+        Ok(above)
     }
 
     /// Writes what is in a tree: `path` is where it is in its repository, `target` in the
     /// archive.
     fn tree(
         &mut self,
-        place: &Place<'_>,
+        place: &mut Place<'_>,
         tree: ObjectId,
         path: &BString,
         target: &BString,
         depth: usize,
     ) -> Result<()> {
         if depth > DEPTH_MAX {
-            let path = target.to_string();
-            return Err(GitError::BadName { address: self.address.clone(), path });
+            return Err(self.bad_name(target));
         }
-        for Entry { name, mode, id } in entries(place, tree)? {
+        let entries = entries(place, tree)?;
+        place.filters.enter(path, attributes_file(&entries));
+        // Files come first, so that nothing is held of them while their folders are written.
+        let (files, folders): (Vec<_>, Vec<_>) = entries.into_iter().partition(Entry::is_file);
+        self.files(place, &files, path, target)?;
+        for entry in folders {
+            let target = self.checked_path(place, &entry, target)?;
+            let path = joined(path, &entry.name);
+            self.add_folder(&target)?;
+            match entry.mode.is_tree() {
+                true => self.tree(place, entry.id, &path, &target, depth + 1)?,
+                false if place.with_submodules => {
+                    self.submodule(place, entry.id, &path, &target, depth)?;
+                }
+                false => (),
+            }
+        }
+        place.filters.leave();
+        Ok(())
+    }
+
+    /// Where an entry of a tree goes, unless nothing may be called that.
+    fn checked_path(&self, place: &Place<'_>, entry: &Entry, folder: &BString) -> Result<BString> {
+        if place.connection.stop.is_cancelled() {
+            return Err(GitError::Canceled);
+        }
+        let target = joined(folder, &entry.name);
+        let is_link = entry.mode.is_link();
+        let is_link = is_link.then_some(gix::validate::path::component::Mode::Symlink);
+        let options = gix::validate::path::component::Options {
+            protect_windows: false,
+            protect_hfs: false,
+            protect_ntfs: false,
+        };
+        match gix::validate::path::component(entry.name.as_bstr(), is_link, options) {
+            Ok(_) => Ok(target),
+            Err(_) => Err(self.bad_name(&target)),
+        }
+    }
+
+    fn bad_name(&self, path: &BString) -> GitError {
+        GitError::BadName { address: self.address.clone(), path: shown(path) }
+    }
+
+    /// Writes the files and links of a folder.
+    fn files(
+        &mut self,
+        place: &mut Place<'_>,
+        mut files: &[Entry],
+        path: &BString,
+        target: &BString,
+    ) -> Result<()> {
+        while !files.is_empty() {
+            let run = self.next_run(place, files, path, target)?;
+            let (now, later) = files.split_at(run.len);
+            for (number, entry) in now.iter().enumerate() {
+                let target = self.checked_path(place, entry, target)?;
+                let known = run.pointers.get(&number).zip(run.answers.as_ref());
+                let is_written = match known {
+                    Some((pointer, answers)) => {
+                        self.lfs_file(place, entry, &target, pointer, answers)?
+                    }
+                    None => false,
+                };
+                if !is_written {
+                    self.file(place, entry, &target)?;
+                }
+            }
+            files = later;
+        }
+        Ok(())
+    }
+
+    /// Writes a file or link as it is in the repository.
+    fn file(&mut self, place: &Place<'_>, entry: &Entry, target: &BString) -> Result<()> {
+        let bytes = self.object(place, entry.id, target)?;
+        match entry.mode.is_link() {
+            true => self.add_link(target, &bytes),
+            false => self.add_file(target, entry.permissions(), &bytes),
+        }
+    }
+
+    /// The next files of a folder, no more of them in Git LFS than are asked for at once.
+    fn next_run(
+        &mut self,
+        place: &mut Place<'_>,
+        files: &[Entry],
+        path: &BString,
+        target: &BString,
+    ) -> Result<Run> {
+        let mut run = Run { len: files.len(), ..Run::default() };
+        if place.is_without_lfs || !place.filters.have_files() {
+            return Ok(run);
+        }
+        let mut bytes: u64 = 0;
+        for (number, entry) in files.iter().enumerate() {
             if place.connection.stop.is_cancelled() {
                 return Err(GitError::Canceled);
             }
-            let (path, target) = (joined(path, &name), joined(target, &name));
-            let is_link = mode.is_link().then_some(gix::validate::path::component::Mode::Symlink);
-            let options = gix::validate::path::component::Options {
-                protect_windows: false,
-                protect_hfs: false,
-                protect_ntfs: false,
-            };
-            if gix::validate::path::component(name.as_bstr(), is_link, options).is_err() {
-                let path = target.to_string();
-                return Err(GitError::BadName { address: self.address.clone(), path });
-            }
-            match mode.kind() {
-                EntryKind::Tree => {
-                    self.add_folder(&target)?;
-                    self.tree(place, id, &path, &target, depth + 1)?;
-                }
-                EntryKind::Blob | EntryKind::BlobExecutable => {
-                    let bytes = self.object(place, id, &target)?;
-                    if name == ".gitattributes" && bytes.contains_str("filter=lfs") {
-                        self.has_lfs = true;
-                    }
-                    let mode = if mode.is_executable() { 0o755 } else { 0o644 };
-                    self.add_file(&target, mode, &bytes)?;
-                }
-                EntryKind::Link => {
-                    let link = self.object(place, id, &target)?;
-                    self.add_link(&target, &link)?;
-                }
-                EntryKind::Commit => {
-                    self.add_folder(&target)?;
-                    if place.with_submodules {
-                        self.submodule(place, id, &path, &target, depth)?;
-                    }
-                }
+            let Some(pointer) = self.pointer(place, entry, path)? else { continue };
+            bytes = bytes.saturating_add(pointer.size);
+            run.pointers.insert(number, pointer);
+            if run.pointers.len() == lfs::BATCH_MAX || bytes >= lfs::BATCH_SIZE {
+                run.len = number + 1;
+                break;
             }
         }
-        Ok(())
+        let Some(first) = run.pointers.keys().next() else { return Ok(run) };
+        match self.ask(place, &joined(target, &files[*first].name), &run.pointers) {
+            Ok(answers) => run.answers = Some(answers),
+            Err(Unavailable::Failed(error)) => return Err(error),
+            Err(Unavailable::Missing(missing)) => {
+                self.keep_pointer(place, missing);
+                place.is_without_lfs = true;
+            }
+        }
+        Ok(run)
+    }
+
+    /// The pointer that stands for a file in Git LFS, unless it has to stay.
+    fn pointer(
+        &mut self,
+        place: &mut Place<'_>,
+        entry: &Entry,
+        path: &BString,
+    ) -> Result<Option<Pointer>> {
+        let Place { connection, repository, filters, .. } = place;
+        let read = |file, max| {
+            let failed = |error: gix::Error| connection.protocol(&error);
+            if repository.find_header(file).map_err(failed)?.size() > max {
+                return Ok(None);
+            }
+            Ok(Some(repository.find_object(file).map_err(failed)?.detach().data))
+        };
+        if entry.mode.is_link() {
+            return Ok(None);
+        }
+        let bytes = read(entry.id, lfs::POINTER_SIZE_MAX as u64)?;
+        let Some(stub) = bytes.and_then(|bytes| Stub::parse(&bytes)) else { return Ok(None) };
+        let path = joined(path, &entry.name);
+        let missing = match (filters.has_lfs(&path, &connection.stop, read), stub) {
+            (Ok(true), Stub::Pointer(pointer)) => return Ok(Some(pointer)),
+            (Ok(true), Stub::NotUnderstood) => {
+                Missing::for_ever(format!("the pointer `{}` is not understood", shown(&path)))
+            }
+            (Ok(false), _) => return Ok(None),
+            (Err(Unavailable::Failed(error)), _) => return Err(error),
+            (Err(Unavailable::Missing(missing)), _) => missing,
+        };
+        self.keep_pointer(place, missing);
+        Ok(None)
+    }
+
+    /// Asks where files in Git LFS are, if there is space for each. The first is at `path`.
+    fn ask(
+        &self,
+        place: &Place<'_>,
+        path: &BString,
+        pointers: &BTreeMap<usize, Pointer>,
+    ) -> std::result::Result<Answers, Unavailable> {
+        for pointer in pointers.values() {
+            self.check_space(pointer.size)?;
+        }
+        Answers::ask(place.connection, path, pointers.values())
+    }
+
+    /// Remembers that a pointer stays; of several reasons the first is told.
+    fn keep_pointer(&mut self, place: &Place<'_>, missing: Missing) {
+        let Missing { reason, may_change } = missing;
+        let told = self.lfs_missing.get_or_insert_with(|| LfsMissing {
+            address: shown(&place.connection.address()),
+            reason,
+            may_change,
+        });
+        told.may_change |= may_change;
+    }
+
+    /// Writes what Git LFS has of a file, and says whether it did.
+    fn lfs_file(
+        &mut self,
+        place: &Place<'_>,
+        entry: &Entry,
+        target: &BString,
+        pointer: &Pointer,
+        answers: &Answers,
+    ) -> Result<bool> {
+        let wanted = Wanted { connection: place.connection, pointer, path: target };
+        self.check_space(pointer.size)?;
+        let response = match answers.open(wanted) {
+            Ok(response) => response,
+            Err(Unavailable::Failed(error)) => return Err(error),
+            Err(Unavailable::Missing(missing)) => {
+                self.keep_pointer(place, missing);
+                return Ok(false);
+            }
+        };
+        self.count(pointer.size)?;
+        let failure = Failure::default();
+        let object = Object::new(wanted, &failure, response);
+        let mode = entry.permissions();
+        let written = self.append(EntryType::Regular, target, mode, pointer.size, object);
+        written.map_err(|error| failure.take().unwrap_or(error))?;
+        Ok(true)
     }
 
     /// Writes the files of another repository in a folder of this one.
     fn submodule(
         &mut self,
-        place: &Place<'_>,
+        place: &mut Place<'_>,
         commit: ObjectId,
         path: &BString,
         target: &BString,
@@ -230,7 +415,7 @@ impl Archive {
     ) -> Result<()> {
         let refuse = |reason| GitError::Submodule {
             address: place.connection.address(),
-            path: path.to_string(),
+            path: shown(path),
             reason,
         };
         self.submodules += 1;
@@ -244,7 +429,9 @@ impl Archive {
             .place
             .submodule(url)
             .ok_or_else(|| refuse("its address is no address of a repository"))?;
-        let connection = Connection { place: elsewhere, ..place.connection.clone() };
+        place.filters.forget();
+        let moved = Arc::default();
+        let connection = Connection { place: elsewhere, moved, ..place.connection.clone() };
         let folder = place.folder.join(format!("submodule-{}", self.submodules));
         let repository = open_repository(&folder)?;
         let id = commit.to_string();
@@ -252,14 +439,16 @@ impl Archive {
         fetch(&connection, &repository, &head)?;
         let commit = find_commit(&connection, &repository, &id)?;
         let modules = Modules::read(&connection, &repository, commit.tree)?;
-        let inside = Place {
+        let mut inside = Place {
             connection: &connection,
             repository: &repository,
             modules: &modules,
             folder: &folder,
             with_submodules: true,
+            filters: Filters::default(),
+            is_without_lfs: false,
         };
-        self.tree(&inside, commit.tree, &BString::default(), target, depth + 1)
+        self.tree(&mut inside, commit.tree, &BString::default(), target, depth + 1)
     }
 
     /// Writes `.git` as git itself makes it, as far as it is about this commit. Beside a part of
@@ -368,13 +557,10 @@ impl Archive {
         let failed = |error: gix::Error| place.connection.protocol(&error);
         let size = place.repository.find_header(id).map_err(failed)?.size();
         if size > OBJECT_SIZE_MAX {
-            let (address, path) = (self.address.clone(), path.to_string());
+            let (address, path) = (self.address.clone(), shown(path));
             return Err(GitError::ObjectTooLarge { address, path });
         }
-        if self.bytes.saturating_add(size) > self.limits.bytes_max {
-            let (address, max) = (self.address.clone(), self.limits.bytes_max);
-            return Err(GitError::TooLarge { address, max });
-        }
+        self.check_space(size)?;
         Ok(place.repository.find_object(id).map_err(failed)?.detach().data)
     }
 
@@ -421,14 +607,20 @@ impl Archive {
     }
 
     fn count(&mut self, bytes: u64) -> Result<()> {
+        self.check_space(bytes)?;
         self.entries += 1;
-        self.bytes = self.bytes.saturating_add(bytes);
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Whether there is space for one more entry.
+    fn check_space(&self, bytes: u64) -> Result<()> {
         let GitLimits { bytes_max, entries_max } = self.limits;
-        if self.entries > entries_max {
+        if self.entries >= entries_max {
             let address = self.address.clone();
             return Err(GitError::TooManyEntries { address, max: entries_max });
         }
-        match self.bytes > bytes_max {
+        match self.bytes.saturating_add(bytes) > bytes_max {
             true => Err(GitError::TooLarge { address: self.address.clone(), max: bytes_max }),
             false => Ok(()),
         }
@@ -442,6 +634,17 @@ struct Entry {
     id: ObjectId,
 }
 
+impl Entry {
+    /// Whether it is a file or a link.
+    fn is_file(&self) -> bool {
+        self.mode.is_blob_or_symlink()
+    }
+
+    fn permissions(&self) -> u32 {
+        if self.mode.is_executable() { 0o755 } else { 0o644 }
+    }
+}
+
 fn entries(place: &Place<'_>, tree: ObjectId) -> Result<Vec<Entry>> {
     let failed = |error: gix::Error| place.connection.protocol(&error);
     let tree = place.repository.find_tree(tree).map_err(failed)?;
@@ -451,6 +654,12 @@ fn entries(place: &Place<'_>, tree: ObjectId) -> Result<Vec<Entry>> {
         Ok(Entry { name, mode: entry.mode(), id: entry.object_id() })
     });
     entries.collect()
+}
+
+/// The `.gitattributes` of a tree. Git follows no link from there.
+fn attributes_file(entries: &[Entry]) -> Option<ObjectId> {
+    let found = entries.iter().find(|entry| entry.name == attributes::NAME)?;
+    found.mode.is_blob().then_some(found.id)
 }
 
 fn split(path: &[u8]) -> impl DoubleEndedIterator<Item = BString> {

@@ -11,11 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use gix_transport::client::blocking_io::http::{GetResponse, Http, PostBodyDataKind, PostResponse};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use reqwest::{Response, StatusCode};
+use reqwest::{RequestBuilder, Response, StatusCode};
 
 use super::{Connection, Failure, GitError, Result, broken};
 use crate::auth;
-use crate::client::REDIRECTS_MAX;
 use crate::download::{DownloadError, Target, failed, redirect_of};
 
 /// A request is at most this large, in bytes: it says what is wanted and what is there.
@@ -176,52 +175,49 @@ impl Shared {
     ) -> Result<Response> {
         let downloads = &self.connection.downloads;
         let base = lock(&self.base).clone();
-        let mut target = base.below(suffix)?;
-        for _ in 0..=REDIRECTS_MAX {
-            downloads.check(&target)?;
-            let mut request = match &body {
-                Some(body) => downloads.http.post(target.url().clone()).body(body.clone()),
-                None => downloads.http.get(target.url().clone()),
-            };
-            let mut headers = headers.clone();
-            headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
-            request = request.headers(headers);
-            if let Some(credentials) = target.credentials() {
-                request = request.header(AUTHORIZATION, auth::basic(credentials));
+        let target = base.below(suffix)?;
+        let mut headers = headers.clone();
+        headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
+        let with_headers = |target: &Target, request: RequestBuilder| {
+            let request = request.headers(headers.clone());
+            match target.credentials() {
+                Some(credentials) => request.header(AUTHORIZATION, auth::basic(credentials)),
+                None => request,
             }
-            let response = request.send().await.map_err(|error| failed(&base, &error))?;
-            if let Some(next) = redirect_of(&response, &target) {
-                if body.is_some() {
-                    let reason = "its server redirects in the middle of a fetch";
-                    return Err(
-                        DownloadError::Redirect { address: base.to_string(), reason }.into()
-                    );
-                }
-                target = target.redirected(next, &base)?;
-                continue;
+        };
+        let Some(body) = body else {
+            let request =
+                |target: &Target| with_headers(target, downloads.http.get(target.url().clone()));
+            let (response, target) = downloads.follow(&base, target, request).await?;
+            self.check(&base, &response)?;
+            if let Some(moved) = target.above(suffix) {
+                *lock(&self.base) = moved.clone();
+                *lock(&self.connection.moved) = Some(moved);
             }
-            let address = base.to_string();
-            let status = response.status();
-            if status.is_success() {
-                if body.is_none()
-                    && let Some(moved) = target.above(suffix)
-                {
-                    *lock(&self.base) = moved;
-                }
-                return Ok(response);
-            }
-            return Err(match status {
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                    match base.credentials().is_some() {
-                        true => GitError::WrongCredentials { address },
-                        false => GitError::Unauthorized { address },
-                    }
-                }
-                _ => DownloadError::Status { address, status: status.as_u16() }.into(),
-            });
+            return Ok(response);
+        };
+        let request = downloads.http.post(target.url().clone()).body(body);
+        let response = downloads.ask_once(&base, &target, with_headers(&target, request)).await?;
+        if redirect_of(&response, &target).is_some() {
+            let reason = "its server redirects in the middle of a fetch";
+            return Err(DownloadError::BadAnswer { address: base.to_string(), reason }.into());
         }
-        let reason = "its server redirects without end";
-        Err(DownloadError::Redirect { address: base.to_string(), reason }.into())
+        self.check(&base, &response)?;
+        Ok(response)
+    }
+
+    fn check(&self, base: &Target, response: &Response) -> Result<()> {
+        let address = base.to_string();
+        match response.status() {
+            status if status.is_success() => Ok(()),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Err(match base.credentials().is_some() {
+                    true => GitError::WrongCredentials { address },
+                    false => GitError::Unauthorized { address },
+                })
+            }
+            _ => Err(self.connection.status_error(base, response).into()),
+        }
     }
 }
 
