@@ -418,7 +418,7 @@ async fn run(
     let (mut sent, mut sent_bytes) = (Vec::new(), 0);
     for reference in others {
         if step.push {
-            sent_bytes += send(engine, lease, &reference, &built, stop).await?.uploaded;
+            send(engine, lease, &reference, &built, stop, &mut sent_bytes).await?;
             events.image(Some(&reference.to_string()), digest).await;
             sent.push(reference);
         }

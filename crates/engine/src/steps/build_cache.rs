@@ -155,10 +155,11 @@ impl StepCache {
             blobs: blobs_of(&image.manifest, &image.descriptor.media_type),
             bytes: image.manifest.clone(),
         };
-        let sent =
-            send_manifests(engine, context.lease, &self.reference, &[manifest], stop).await?;
-        context.note_usage(step, StepUsage { pushed: sent.uploaded, ..StepUsage::default() });
-        Ok(())
+        let (manifests, mut pushed) = ([manifest], 0);
+        let (lease, reference) = (context.lease, &self.reference);
+        let sent = send_manifests(engine, lease, reference, &manifests, stop, &mut pushed).await;
+        context.note_usage(step, StepUsage { pushed, ..StepUsage::default() });
+        sent.map(drop)
     }
 }
 

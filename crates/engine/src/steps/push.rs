@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci::{Descriptor, Manifest, Reference};
-use remote::{ManifestToPush, Push, Pushed, RemoteError};
+use oci::{Descriptor, Digest, Manifest, Reference};
+use remote::{ManifestToPush, Push, RemoteError};
 use store::{Cause, ManifestRef};
 use tokio_util::sync::CancellationToken;
 
@@ -90,9 +90,10 @@ async fn push_once(
             reference.familiar()
         ))),
         (None, RunImage::Built(built)) => {
-            let Pushed { digest, uploaded, .. } =
-                send(engine, context.lease, reference, built, stop).await?;
-            context.note_usage(step, StepUsage { pushed: uploaded, ..StepUsage::default() });
+            let mut pushed = 0;
+            let sent = send(engine, context.lease, reference, built, stop, &mut pushed).await;
+            context.note_usage(step, StepUsage { pushed, ..StepUsage::default() });
+            let digest = sent?;
             context.note_pushed(PushedImage {
                 host: Some(reference.host.clone()),
                 repository: reference.repository.clone(),
@@ -226,14 +227,16 @@ pub(crate) fn may_send(engine: &Engine, host: &str) -> Result<(), Failure> {
     )))
 }
 
-/// Sends an image to another registry.
+/// Sends an image to another registry. The bytes that had to be sent are added to `uploaded`, also if
+/// the image is not there in the end.
 pub(crate) async fn send(
     engine: &Engine,
     lease: &dyn Lease,
     reference: &Reference,
     built: &BuiltImages,
     stop: &CancellationToken,
-) -> Result<Pushed, Failure> {
+    uploaded: &mut u64,
+) -> Result<Digest, Failure> {
     let manifests = manifests_of(built);
     let manifests = manifests.into_iter().map(|(descriptor, bytes)| ManifestToPush {
         media_type: descriptor.media_type.clone(),
@@ -242,7 +245,7 @@ pub(crate) async fn send(
         bytes,
     });
     let manifests: Vec<_> = manifests.collect();
-    send_manifests(engine, lease, reference, &manifests, stop).await
+    send_manifests(engine, lease, reference, &manifests, stop, uploaded).await
 }
 
 /// Sends manifests to another registry, with the blobs that they name.
@@ -252,7 +255,8 @@ pub(super) async fn send_manifests(
     reference: &Reference,
     manifests: &[ManifestToPush],
     stop: &CancellationToken,
-) -> Result<Pushed, Failure> {
+    uploaded: &mut u64,
+) -> Result<Digest, Failure> {
     may_send(engine, &reference.host)?;
     let push = Push { reference, manifests };
     // It tries again by itself where that may help.
@@ -260,11 +264,12 @@ pub(super) async fn send_manifests(
     let sent =
         async { engine.remote.push_blobs(&push, &engine.catalog, &|_| ()).await.map_err(failed) };
     let pushed = unless_stopped(stop, sent).await?;
+    *uploaded += pushed.uploaded;
     if !lease.holds().await {
         return Err(Failure::Superseded);
     }
     engine.remote.push_manifests(&push).await.map_err(failed)?;
-    Ok(pushed)
+    Ok(pushed.digest)
 }
 
 /// Config and layers of an image; an index has none of its own.
