@@ -284,8 +284,10 @@ fn check(target: &Target, status: StatusCode, headers: &HeaderMap) -> Answered<(
     match status.as_u16() {
         200..=299 if is_json(headers) => Ok(()),
         200..=299 => missing("its server gives an answer of another kind".to_owned()),
+        status @ (302 | 303 | 404 | 405 | 410 | 501) => {
+            missing(format!("its server answered with status {status}"))
+        }
         300..=399 => Err(bad(target, "its server redirects in the middle of a fetch").into()),
-        status @ (404 | 501) => missing(format!("its server answered with status {status}")),
         status => Err(DownloadError::Status { address: target.to_string(), status }.into()),
     }
 }
