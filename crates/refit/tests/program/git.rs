@@ -10,6 +10,7 @@ use flate2::write::GzEncoder;
 use testkit::{COMMIT_TIME, GitHost, GitRepository, Invocation, Outcome, Sandbox, validate};
 
 use crate::observe::holding;
+use crate::output::tool;
 use crate::sandbox;
 
 /// A command that may ask the git host.
@@ -479,6 +480,13 @@ fn a_few_trees_that_stand_for_very_many_files_are_refused() {
         let refused = sandbox.refit(args).on(&server).run().code(1);
         refused.stderr_has("has more than 1000 files and folders");
     }
+    let file = repository.git(&["rev-parse", "HEAD:part/acb.yaml"]).trim().to_owned();
+    let long = format!("100644 blob {file}\t{}\n", "x".repeat(256));
+    let long = repository.git_with(&["mktree"], long.as_bytes()).trim().to_owned();
+    let commit = repository.git(&["commit-tree", "-m", "long", &long]).trim().to_owned();
+    repository.git(&["update-ref", "refs/heads/long", &commit]);
+    let refused = sandbox.refit(["build", &format!("{}/bomb.git#long", host.url())]).on(&server);
+    refused.run().code(1).stderr_has("has a file with a name that cannot be used: `xxx");
 }
 
 /// What stands for a file in Git LFS.
@@ -522,6 +530,12 @@ fn as_root_files_in_git_lfs_are_fetched_with_the_credentials_of_the_context() {
     build(&sandbox, &address).success().stderr_lacks("LFS");
     assert_eq!(text(&sandbox, "sub/a.bin"), "large");
     assert_eq!(text(&sandbox, "a.txt"), pointer("large", 5), "`.gitattributes` does not name it");
+    // To git nothing has changed.
+    let output = format!("type=local,dest={}", sandbox.path("out").display());
+    allowed(&sandbox, ["build", &address, "-o", &output]).run().success();
+    let folder = sandbox.path("out").display().to_string();
+    let status = ["-c", "safe.directory=*", "-C", &folder, "status", "--porcelain"];
+    assert_eq!(tool(&sandbox, "git", &status).as_deref(), Some(""));
     // As it was fetched.
     let before = batches(&host);
     build(&sandbox, &address).success();

@@ -3,7 +3,7 @@
 //! Files are as they are in the repository: `.gitattributes` changes none of them, but for those
 //! that Git LFS keeps elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +33,12 @@ const DEPTH_MAX: usize = 500;
 /// Bytes of the paths of all files and folders of a commit, which git's index has whole.
 const INDEX_SIZE_MAX: usize = 256 << 20;
 
+/// Bytes of one tree.
+const TREE_SIZE_MAX: u64 = 128 << 20;
+
+/// Bytes of a name: no file system here has a longer one.
+const NAME_LEN_MAX: usize = 255;
+
 /// Repositories of one fetch, the first apart.
 const SUBMODULES_MAX: usize = 100;
 
@@ -45,8 +51,12 @@ pub(super) struct Archive {
     address: String,
     bytes: u64,
     entries: usize,
+    /// Lines of all trees so far, whose entries are written or held.
+    listed: usize,
     submodules: usize,
     lfs_missing: Option<LfsMissing>,
+    /// Pointers in whose place there are other bytes.
+    replaced: BTreeSet<ObjectId>,
 }
 
 /// How much git's index of a commit would have.
@@ -93,8 +103,10 @@ impl Archive {
             address: connection.address(),
             bytes: 0,
             entries: 0,
+            listed: 0,
             submodules: 0,
             lfs_missing: None,
+            replaced: BTreeSet::new(),
         })
     }
 
@@ -124,7 +136,7 @@ impl Archive {
         };
         let (mut path, mut tree) = (BString::default(), commit.tree);
         for (name, below) in way {
-            let file = attributes_file(&entries(&place, tree)?);
+            let file = attributes_file(&self.entries(&place, tree)?);
             place.filters.enter(&path, file);
             (path, tree) = (joined(&path, &name), below);
         }
@@ -159,7 +171,7 @@ impl Archive {
                 continue;
             }
             let tree = above.last().map_or(root, |(_, tree)| *tree);
-            let found = entries(place, tree)?.into_iter().find(|entry| entry.name == name);
+            let found = self.entries(place, tree)?.into_iter().find(|entry| entry.name == name);
             let entry = found.ok_or_else(|| refuse("there is none"))?;
             match entry.mode.kind() {
                 EntryKind::Tree if above.len() == DEPTH_MAX => {
@@ -199,11 +211,16 @@ impl Archive {
         if depth > DEPTH_MAX {
             return Err(self.bad_name(target));
         }
-        let entries = entries(place, tree)?;
+        let entries = self.entries(place, tree)?;
+        self.listed += entries.len();
+        if self.listed > self.limits.entries_max {
+            return Err(self.too_many_entries());
+        }
         place.filters.enter(path, attributes_file(&entries));
         // Files come first, so that nothing is held of them while their folders are written.
         let (files, folders): (Vec<_>, Vec<_>) = entries.into_iter().partition(Entry::is_file);
         self.files(place, &files, path, target)?;
+        drop(files);
         for entry in folders {
             let target = self.checked_path(place, &entry, target)?;
             let path = joined(path, &entry.name);
@@ -218,6 +235,33 @@ impl Archive {
         }
         place.filters.leave();
         Ok(())
+    }
+
+    /// What is in a tree. One that is too large is not read.
+    fn entries(&self, place: &Place<'_>, tree: ObjectId) -> Result<Vec<Entry>> {
+        let failed = |error: gix::Error| place.connection.protocol(&error);
+        if place.repository.find_header(tree).map_err(failed)?.size() > TREE_SIZE_MAX {
+            return Err(self.too_many_entries());
+        }
+        let tree = place.repository.find_tree(tree).map_err(failed)?;
+        let entries = tree.iter().map(|entry| {
+            let entry = entry.map_err(failed)?;
+            let name = entry.filename().to_owned();
+            match name.len() > NAME_LEN_MAX {
+                true => Err(self.bad_name(&name)),
+                false => Ok(Entry { name, mode: entry.mode(), id: entry.object_id() }),
+            }
+        });
+        let entries: Vec<Entry> =
+            entries.take(self.limits.entries_max + 1).collect::<Result<_>>()?;
+        match entries.len() > self.limits.entries_max {
+            true => Err(self.too_many_entries()),
+            false => Ok(entries),
+        }
+    }
+
+    fn too_many_entries(&self) -> GitError {
+        GitError::TooManyEntries { address: self.address.clone(), max: self.limits.entries_max }
     }
 
     /// Where an entry of a tree goes, unless nothing may be called that.
@@ -401,6 +445,7 @@ impl Archive {
         let mode = entry.permissions();
         let written = self.append(EntryType::Regular, target, mode, pointer.size, object);
         written.map_err(|error| failure.take().unwrap_or(error))?;
+        self.replaced.insert(entry.id);
         Ok(true)
     }
 
@@ -490,10 +535,15 @@ impl Archive {
         self.measure(place, commit.tree, 0, 0, &mut IndexSize::default())?;
         let index = place.repository.index_from_tree(&commit.tree);
         let mut index = index.map_err(|error| place.connection.protocol(&error))?;
-        if is_of_part {
+        for entry in index.entries_mut() {
             use gix::index::entry::Flags;
-            let unseen = Flags::EXTENDED | Flags::SKIP_WORKTREE;
-            index.entries_mut().iter_mut().for_each(|entry| entry.flags.insert(unseen));
+            if is_of_part {
+                entry.flags.insert(Flags::EXTENDED | Flags::SKIP_WORKTREE);
+            }
+            // To git without LFS they would look changed.
+            if self.replaced.contains(&entry.id) {
+                entry.flags.insert(Flags::ASSUME_VALID);
+            }
         }
         let mut bytes = Vec::new();
         let options = gix::index::write::Options::default();
@@ -531,19 +581,20 @@ impl Archive {
         depth: usize,
         size: &mut IndexSize,
     ) -> Result<()> {
-        let (address, max) = (|| self.address.clone(), self.limits.entries_max);
         if place.connection.stop.is_cancelled() {
             return Err(GitError::Canceled);
         }
-        for Entry { name, mode, id } in entries(place, tree)? {
+        let entries = self.entries(place, tree)?;
+        size.entries += entries.len();
+        if size.entries > self.limits.entries_max || depth > DEPTH_MAX {
+            return Err(self.too_many_entries());
+        }
+        for Entry { name, mode, id } in entries {
             let path_len = path_len + name.len() + 1;
-            size.entries += 1;
             size.bytes += path_len;
-            if size.entries > max || depth > DEPTH_MAX {
-                return Err(GitError::TooManyEntries { address: address(), max });
-            }
             if size.bytes > INDEX_SIZE_MAX {
-                return Err(GitError::TooLarge { address: address(), max: INDEX_SIZE_MAX as u64 });
+                let (address, max) = (self.address.clone(), INDEX_SIZE_MAX as u64);
+                return Err(GitError::TooLarge { address, max });
             }
             if mode.is_tree() {
                 self.measure(place, id, path_len, depth + 1, size)?;
@@ -617,8 +668,7 @@ impl Archive {
     fn check_space(&self, bytes: u64) -> Result<()> {
         let GitLimits { bytes_max, entries_max } = self.limits;
         if self.entries >= entries_max {
-            let address = self.address.clone();
-            return Err(GitError::TooManyEntries { address, max: entries_max });
+            return Err(self.too_many_entries());
         }
         match self.bytes.saturating_add(bytes) > bytes_max {
             true => Err(GitError::TooLarge { address: self.address.clone(), max: bytes_max }),
@@ -643,17 +693,6 @@ impl Entry {
     fn permissions(&self) -> u32 {
         if self.mode.is_executable() { 0o755 } else { 0o644 }
     }
-}
-
-fn entries(place: &Place<'_>, tree: ObjectId) -> Result<Vec<Entry>> {
-    let failed = |error: gix::Error| place.connection.protocol(&error);
-    let tree = place.repository.find_tree(tree).map_err(failed)?;
-    let entries = tree.iter().map(|entry| {
-        let entry = entry.map_err(failed)?;
-        let name = entry.filename().to_owned();
-        Ok(Entry { name, mode: entry.mode(), id: entry.object_id() })
-    });
-    entries.collect()
 }
 
 /// The `.gitattributes` of a tree. Git follows no link from there.
