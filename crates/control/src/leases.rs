@@ -27,6 +27,9 @@ use crate::{
 /// Bytes of the plan of a run, as JSON.
 const PLAN_SIZE_MAX: usize = 1 << 20;
 
+/// So long a run waits for the agent that has its snapshots, if that one is free.
+pub const WARM_WAIT: Duration = Duration::from_secs(1);
+
 /// The pool whose agents execute what names no pool.
 pub(crate) const DEFAULT_POOL: &str = "default";
 
@@ -48,6 +51,9 @@ pub struct AgentClaim<'a> {
     /// As [`Platform`](oci::Platform) has it: of the runs that name no pool an agent gets those for
     /// its own machine.
     pub platform: &'a str,
+    /// Agents of the pool that wait for a run, too. Whichever of them had the last run of a task, or
+    /// the last build for a repository, is to get the next one ([`WARM_WAIT`]).
+    pub waiting: &'a [String],
 }
 
 #[async_trait]
@@ -361,7 +367,7 @@ impl Runs {
                 );
                 query.push_bind(i64::from(settings.attempts_max)).push(")");
             }
-            Claimant::Agent(AgentClaim { pool, platform, .. }) => {
+            Claimant::Agent(claim @ AgentClaim { pool, platform, .. }) => {
                 query.push("r.registry = ").push_bind(pool.registry.as_str());
                 query.push(" AND COALESCE(LOWER(r.pool), 'default') = ");
                 query.push_bind(pool.name.key());
@@ -374,6 +380,7 @@ impl Runs {
                         AND o.lease_until >= ",
                 );
                 query.push_bind(now).push(")");
+                push_not_for_others(query, claim, now);
             }
         }
         query.push(" ORDER BY r.lane, r.created_at, r.registry, r.number LIMIT 1");
@@ -484,6 +491,26 @@ impl Runs {
         self.queue_has_changed();
         Ok(())
     }
+}
+
+/// Leaves out what another agent, which waits for it, has the snapshots for.
+fn push_not_for_others(query: &mut QueryBuilder<Sqlite>, claim: &AgentClaim<'_>, now: Millis) {
+    let mut others = claim.waiting.iter().filter(|other| *other != claim.agent).peekable();
+    if others.peek().is_none() {
+        return;
+    }
+    query.push(" AND (r.status != 'Queued' OR r.affinity IS NULL OR r.created_at <= ");
+    query.push_bind(now.saturating_sub_unsigned(WARM_WAIT.as_millis() as u64));
+    query.push(
+        " OR COALESCE((SELECT had.agent FROM runs had WHERE had.registry = r.registry
+            AND had.affinity = r.affinity AND had.agent IS NOT NULL
+            ORDER BY had.number DESC LIMIT 1) NOT IN (",
+    );
+    let mut names = query.separated(", ");
+    for other in others {
+        names.push_bind(other);
+    }
+    query.push("), TRUE))");
 }
 
 /// What executes a run.

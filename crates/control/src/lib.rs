@@ -40,7 +40,7 @@ mod waiting;
 pub use clock::Clock;
 pub use error::{ControlError, Result};
 pub use executor::{Attempt, End, Executor, LeaseLost, Outcome};
-pub use leases::AgentClaim;
+pub use leases::{AgentClaim, WARM_WAIT};
 pub use log::{
     Event, EventKind, EventReader, LogKey, Logs, Mask, RunLog, Sent, Stream, TextReader,
 };

@@ -56,6 +56,20 @@ impl Lane {
     }
 }
 
+impl NewRun {
+    /// What runs have in common that reuse each other's snapshots: the task, or the repository that a
+    /// build is for.
+    pub(crate) fn affinity(&self) -> Option<String> {
+        if let Some(task) = &self.task {
+            return Some(format!("task/{}", task.as_str().to_ascii_lowercase()));
+        }
+        let image = self.request.build()?.image_names.first()?;
+        let name_at = image.rfind('/').map_or(0, |slash| slash + 1);
+        let tag_at = image[name_at..].find([':', '@']).map_or(image.len(), |at| name_at + at);
+        Some(format!("image/{}", &image[..tag_at]))
+    }
+}
+
 impl<R: Into<RunRequest>> From<R> for NewRun {
     /// A run that somebody asked for.
     fn from(request: R) -> Self {

@@ -75,6 +75,9 @@ const SCHEMA: &[&str] = &[
     "CREATE INDEX runs_by_log_to_store ON runs (finished_at)
         WHERE log_template IS NOT NULL AND log_artifact IS NULL",
     "ALTER TABLE runs ADD COLUMN outputs_kept BOOLEAN NOT NULL DEFAULT TRUE",
+    "ALTER TABLE runs ADD COLUMN affinity TEXT",
+    "CREATE INDEX runs_by_affinity ON runs (registry, affinity, number)
+        WHERE affinity IS NOT NULL AND agent IS NOT NULL",
 ];
 
 /// Keeps what a run needs beyond its time limit, so that a retry finds it.
@@ -281,9 +284,10 @@ impl Runs {
         sqlx::query(
             "INSERT INTO runs (registry, number, kind, status, request, created_at, updated_at,
                 attempts, epoch, lease_until, cancel_requested, archived, log_kept, task,
-                definition, update_trigger_token, pool, lane, suits, started_by, cpu, log_template)
+                definition, update_trigger_token, pool, lane, suits, started_by, cpu, log_template,
+                affinity)
              VALUES ($1, $2, $3, 'Queued', $4, $5, $5, 0, 0, 0, FALSE, $6, TRUE, $7, $8, $9, $10,
-                $11, $12, $13, $14, $15)",
+                $11, $12, $13, $14, $15, $16)",
         )
         .bind(registry.as_str())
         .bind(number)
@@ -300,6 +304,7 @@ impl Runs {
         .bind(&new.started_by)
         .bind(new.cpu)
         .bind(new.log_template.as_ref().filter(|template| !template.is_empty()))
+        .bind(new.affinity())
         .execute(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;

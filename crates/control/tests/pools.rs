@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use control::{
-    AgentClaim, Attempt, Clock, ControlError, End, EventKind, Lane, LogKey, Logs, NewRun, Outcome,
-    Pool, PoolName, PoolProperties, Pools, Queue as _, RunFilter, RunId, RunSettings, RunStatus,
-    Runs, Sent, TaskRequest, TaskText, Tier, WaitReason,
+    AgentClaim, Attempt, BuildRequest, Clock, ContextSource, ControlError, End, EventKind, Lane,
+    LogKey, Logs, NewRun, Outcome, Pool, PoolName, PoolProperties, Pools, Queue as _, RunFilter,
+    RunId, RunSettings, RunStatus, Runs, Sent, TaskRequest, TaskText, Tier, WaitReason,
 };
-use oci::{Platform, RegistryName};
+use oci::{Digest, Platform, RegistryName};
 use tempfile::TempDir;
 
 fn local() -> RegistryName {
@@ -55,7 +55,11 @@ impl Server {
     }
 
     async fn claim(&self, pool: &Pool) -> Option<Attempt> {
-        let claim = AgentClaim { pool, agent: "agent-1", platform: "linux/amd64" };
+        self.claim_as(pool, "agent-1", &[]).await
+    }
+
+    async fn claim_as(&self, pool: &Pool, agent: &str, waiting: &[String]) -> Option<Attempt> {
+        let claim = AgentClaim { pool, agent, platform: "linux/amd64", waiting };
         let has_work = self.runs.has_work_for(&claim).await.unwrap();
         let claimed = self.runs.claim_for(&claim).await.unwrap();
         // What ends at the claim was work, too.
@@ -95,6 +99,26 @@ async fn open(folder: &TempDir, now: &Arc<AtomicI64>) -> (Runs, Pools) {
     let runs = Runs::open(db, None, logs, clock, settings).await.unwrap();
     let pools = Pools::new(runs.clone());
     (runs, pools)
+}
+
+fn build_request() -> BuildRequest {
+    BuildRequest {
+        image_names: Vec::new(),
+        push: true,
+        no_cache: false,
+        dockerfile: "Dockerfile".into(),
+        dockerfile_name: None,
+        target: None,
+        arguments: Vec::new(),
+        timeout: Duration::from_secs(3600),
+        platform: Platform::new("linux", "amd64", None),
+        context: ContextSource::Upload(Digest::of(b"context")),
+        source_date_epoch: None,
+        options: control::BuildOptions::default(),
+        network: None,
+        archived: false,
+        logins: control::Logins::default(),
+    }
 }
 
 fn request() -> TaskRequest {
@@ -266,6 +290,39 @@ async fn the_server_ends_what_no_agent_may_begin_again() {
 }
 
 #[tokio::test]
+async fn a_build_waits_a_moment_for_the_agent_that_had_the_last_one() {
+    let server = Server::new().await;
+    let arm = server.pool("arm", 9).await;
+    let build = |image: &str| {
+        let request = BuildRequest { image_names: vec![image.into()], ..build_request() };
+        NewRun { pool: Some(arm.name.clone()), ..NewRun::from(request) }
+    };
+    let submit = async |image: &str| server.runs.submit(&local(), build(image)).await.unwrap().id;
+    let both = ["agent-1", "agent-2"].map(str::to_owned);
+    let first = submit("host:5000/app:1").await;
+    assert_eq!(server.claim_as(&arm, "agent-1", &both).await.unwrap().run.id, first);
+    let again = submit("host:5000/app:2").await;
+    assert!(server.claim_as(&arm, "agent-2", &both).await.is_none());
+    assert_eq!(server.claim_as(&arm, "agent-1", &both).await.unwrap().run.id, again);
+    // Another image is anybody's, and whoever is busy is not waited for.
+    let other = submit("host:5000/api").await;
+    assert_eq!(server.claim_as(&arm, "agent-2", &both).await.unwrap().run.id, other);
+    let busy = submit("host:5000/app@sha256:x").await;
+    assert_eq!(server.claim_as(&arm, "agent-2", &both[1..]).await.unwrap().run.id, busy);
+    // The last one counts, and after a second everybody may have it.
+    let late = submit("host:5000/app:3").await;
+    assert!(server.claim_as(&arm, "agent-1", &both).await.is_none());
+    server.pass(1);
+    assert_eq!(server.claim_as(&arm, "agent-1", &both).await.unwrap().run.id, late);
+    // What has no name, and what another one has lost, waits for nobody.
+    let nameless = NewRun { pool: Some(arm.name.clone()), ..NewRun::from(request()) };
+    for _ in 0..2 {
+        server.runs.submit(&local(), nameless.clone()).await.unwrap();
+        assert!(server.claim_as(&arm, "agent-2", &both).await.is_some());
+    }
+}
+
+#[tokio::test]
 async fn a_run_whose_pool_has_no_agents_left_ends_at_last() {
     let server = Server::new().await;
     let arm = server.pool("arm", 1).await;
@@ -375,7 +432,7 @@ async fn an_agent_of_the_pool_default_gets_what_suits_its_machine() {
     let (default, arm) = (server.pool("default", 9).await, server.pool("arm", 9).await);
     let id = server.submit(None, Lane::People).await;
     let named = server.submit(Some("arm"), Lane::People).await;
-    let of = |pool| AgentClaim { pool, agent: "a", platform: "linux/arm64" };
+    let of = |pool| AgentClaim { pool, agent: "a", platform: "linux/arm64", waiting: &[] };
     assert!(!server.runs.has_work_for(&of(&default)).await.unwrap());
     assert!(server.runs.claim_for(&of(&default)).await.unwrap().is_none());
     // Who names a pool has chosen.

@@ -328,6 +328,28 @@ fn as_root_what_a_killed_agent_had_another_one_does() {
 }
 
 #[test]
+fn as_root_a_build_goes_to_the_agent_that_has_its_snapshots_and_does_not_wait_for_it() {
+    let pool = Pool::new();
+    let server = pool.serve(2);
+    let first = pool.agent(&server, "first");
+    pool.write_app(&server, "RUN echo made > /made\n");
+    let args = ["build", "app", "-t", "app:1", "--agent-pool", "builders"];
+    let build = || pool.refit(&server, args).success();
+    build();
+    let second = pool.agent(&server, "second");
+    for run in 2..8 {
+        build().stderr_has("CACHED");
+        assert_eq!(pool.run(&server, &format!("c0{run}"))["agentName"], "first");
+    }
+    // One that is away, or busy, is nobody to wait for.
+    stop(first).success();
+    build();
+    assert_eq!(pool.run(&server, "c08")["agentName"], "second");
+    build().stderr_has("CACHED");
+    stop(second).success();
+}
+
+#[test]
 fn as_root_an_agent_that_stops_gives_its_run_back() {
     let pool = Pool::new();
     pool.agents.write("refit.toml", "[server]\nshutdown_grace = \"0s\"\n");

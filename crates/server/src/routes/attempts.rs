@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use container::Stream as OutputStream;
-use control::{AgentClaim, Attempt, Event, EventKind, Pool, Sent};
+use control::{AgentClaim, Attempt, Event, EventKind, Pool, Sent, WARM_WAIT};
 use engine::{AcrCommand, AcrError, Housekeeper, Lines, LocalHousekeeper, PublishError, Release};
 use futures_util::{StreamExt as _, stream};
 use oci::{Algorithm, Digest};
@@ -56,8 +56,8 @@ const SENT_KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 const LINES_MAX: usize = 256;
 
 impl Claim {
-    fn of<'a>(&'a self, pool: &'a Pool) -> AgentClaim<'a> {
-        AgentClaim { pool, agent: &self.agent, platform: &self.platform }
+    fn of<'a>(&'a self, pool: &'a Pool, waiting: &'a [String]) -> AgentClaim<'a> {
+        AgentClaim { pool, agent: &self.agent, platform: &self.platform, waiting }
     }
 }
 
@@ -83,7 +83,11 @@ pub(crate) async fn claim(
     if state.leaving.is_cancelled() {
         return Err(ApiError::leaving());
     }
-    match state.runs.claim_for(&body.of(&pool)).await? {
+    let now = state.clock.now();
+    let waiting = state.presence.waiting(&pool, now);
+    let claimed = state.runs.claim_for(&body.of(&pool, &waiting)).await?;
+    state.presence.came(&pool, &body.agent, claimed.is_some(), now);
+    match claimed {
         None => Ok(StatusCode::NO_CONTENT.into_response()),
         Some(attempt) => Ok(axum::Json(lease(&state, &pool, &attempt)?).into_response()),
     }
@@ -100,15 +104,21 @@ pub(crate) async fn queue(
     note(&state, &pool, &query)?;
     let end = tokio::time::Instant::now() + Duration::from_secs(WAIT_SECONDS);
     let mut changes = state.runs.queue_changes();
+    let _waits = state.presence.waits(&pool, &query.agent, &state.clock);
+    let mut period = PERIOD;
     loop {
         changes.borrow_and_update();
-        let has_work = state.runs.has_work_for(&query.of(&pool)).await?;
+        let waiting = state.presence.waiting(&pool, state.clock.now());
+        let has_work = state.runs.has_work_for(&query.of(&pool, &waiting)).await?;
         if has_work || tokio::time::Instant::now() >= end {
             return Ok(axum::Json(QueueNews { has_work }));
         }
         tokio::select! {
-            _ = changes.changed() => (),
-            () = tokio::time::sleep_until(end.min(tokio::time::Instant::now() + PERIOD)) => (),
+            // Another agent may be preferred, and not take it.
+            _ = changes.changed() => period = WARM_WAIT,
+            () = tokio::time::sleep_until(end.min(tokio::time::Instant::now() + period)) => {
+                period = PERIOD;
+            }
             () = state.leaving.cancelled() => return Err(ApiError::leaving()),
         }
     }
@@ -530,6 +540,9 @@ pub(crate) async fn finish(
     if let Some(error) = &mut error {
         error.truncate(error.floor_char_boundary(ERROR_SIZE_MAX));
     }
+    // Who waits for the end may begin the next one at once.
+    let agent = attempt.run.agent.as_deref().unwrap_or_default();
+    state.presence.ends(&attempt.run.registry, &path.pool, agent, state.clock.now());
     let recorded = attempt.queue.finish(&attempt, status, error.as_deref(), &outcome).await?;
     release_sent(&state, &attempt).await;
     match recorded {
