@@ -17,6 +17,7 @@
 //! - Secret values are gone from the record when the run has ended, and never in the log.
 //! - No HTTP, no JSON of the API. SQL is written only here and in `store`.
 
+mod access;
 mod clock;
 mod error;
 mod executor;
@@ -37,6 +38,11 @@ mod task_runs;
 mod tasks;
 mod waiting;
 
+pub use access::{
+    Access, Account, AccountKind, AccountProperties, Area, BadKind, BadRole, BadScope, BadSlot,
+    Identity, NewPassword, Operation, PasswordSlot, Proven, RepositoryPattern, Rights, Role, Scope,
+    ScopeMap, Token, TokenPassword, read_scopes,
+};
 pub use clock::Clock;
 pub use error::{ControlError, Result};
 pub use executor::{Attempt, End, Executor, LeaseLost, Outcome};
@@ -45,7 +51,10 @@ pub use log::{
     Event, EventKind, EventReader, LogKey, Logs, Mask, RunLog, Sent, Stream, TextReader,
 };
 pub use logins::{Logins, RegistryLogin};
-pub use names::{BadPoolName, BadTaskName, BadTaskRunName, PoolName, TaskName, TaskRunName};
+pub use names::{
+    AccountName, BadAccountName, BadPoolName, BadScopeMapName, BadTaskName, BadTaskRunName,
+    BadTokenName, PoolName, ScopeMapName, TaskName, TaskRunName, TokenName,
+};
 pub use pools::{Pool, PoolProperties, Pools, Tier};
 pub use queue::{Queue, Worker, WorkerSettings};
 pub use request::{Lane, NewRun, RunRequest, TaskRequest, TaskText, TaskValue};

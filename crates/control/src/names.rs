@@ -33,6 +33,12 @@ macro_rules! name {
 
         impl Eq for $name {}
 
+        impl std::hash::Hash for $name {
+            fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+                self.key().hash(state);
+            }
+        }
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
@@ -102,6 +108,36 @@ name!(
     (3..=20),
     b"",
     "`{0}` cannot name an agent pool: a name has 3 to 20 letters, digits and `-`"
+);
+
+name!(
+    /// The name of a scope map: 5 to 100 letters, digits, `_` and `-`. Names that differ only in case
+    /// name one.
+    ScopeMapName,
+    BadScopeMapName,
+    (5..=100),
+    b"_",
+    "`{0}` cannot name a scope map: a name has 5 to 100 letters, digits, `_` and `-`"
+);
+
+name!(
+    /// The name of a token of a registry: 5 to 50 letters, digits and `-`. Names that differ only in
+    /// case name one.
+    TokenName,
+    BadTokenName,
+    (5..=50),
+    b"",
+    "`{0}` cannot name a token: a name has 5 to 50 letters, digits and `-`"
+);
+
+name!(
+    /// The name of an account: 2 to 100 letters, digits, `-`, `_`, `.`, `+` and `@`. Names that differ
+    /// only in case name one.
+    AccountName,
+    BadAccountName,
+    (2..=100),
+    b"_.+@",
+    "`{0}` cannot name an account: a name has 2 to 100 letters, digits, `-`, `_`, `.`, `+` and `@`"
 );
 
 /// As much of a text as an error may repeat.

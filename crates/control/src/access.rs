@@ -1,0 +1,252 @@
+//! Who may do what: accounts with their roles, tokens with their scope maps (identity-and-secrets.md
+//! section 7, registry.md section 4). What is not allowed is refused.
+//!
+//! Start with [`Access::authenticate`], [`Access::rights`] and [`Access::may`]. Each decision is made
+//! by what the database says, a few seconds ago at the earliest, and at once in the process that
+//! changed it.
+
+mod accounts;
+mod lately;
+mod password;
+mod rights;
+mod role;
+mod scope_maps;
+mod tokens;
+
+pub use accounts::{Account, AccountKind, AccountProperties, BadKind};
+pub use rights::{BadScope, RepositoryPattern, Rights, Scope};
+pub use role::{BadRole, Operation, Role};
+pub use scope_maps::{ScopeMap, read_scopes};
+pub use tokens::{BadSlot, NewPassword, PasswordSlot, Token, TokenPassword};
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use db::Db;
+use oci::{RegistryName, RepositoryName};
+use ring::hmac;
+use sqlx::Sqlite;
+use sqlx::pool::PoolConnection;
+
+use crate::{AccountName, Clock, ControlError, Result, TokenName};
+use accounts::AccountAccess;
+use lately::Lately;
+use tokens::TokenAccess;
+
+/// Names that the server itself acts under.
+const RESERVED: [&str; 5] = ["admin", "anonymous", "owner", "refit", "token"];
+
+/// Passwords of accounts that were right are remembered for so many accounts.
+const VERIFIED_MAX: usize = 10_000;
+
+/// Bytes of a description.
+const DESCRIPTION_MAX: usize = 256;
+
+/// Somebody who is in the tables.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Identity {
+    Account(AccountName),
+    Token { registry: RegistryName, name: TokenName },
+}
+
+/// Somebody who has proven who they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proven {
+    pub identity: Identity,
+    /// A fingerprint of the password that was used ([`Access::holds`]).
+    pub credential: String,
+}
+
+/// What rights are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Area<'a> {
+    Repository(&'a RepositoryName),
+    /// Every repository, those to come included.
+    AllRepositories,
+    /// The list of repositories; reading it is [`Rights::CONTENT_READ`].
+    Catalog,
+}
+
+/// Everybody's permissions. Cheap to clone.
+#[derive(Clone)]
+pub struct Access {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    db: Db,
+    clock: Clock,
+    tokens: Lately<(RegistryName, String), Option<Arc<TokenAccess>>>,
+    accounts: Lately<String, Option<Arc<AccountAccess>>>,
+    /// Signs passwords that were right: their hashes take long to compute.
+    key: hmac::Key,
+    verified: Mutex<HashMap<String, hmac::Tag>>,
+}
+
+impl Access {
+    pub async fn open(db: Db, clock: Clock) -> Result<Self> {
+        let failed = "prepare the tables of accounts and tokens";
+        let schema: Vec<&'static str> = [scope_maps::SCHEMA]
+            .into_iter()
+            .chain(tokens::SCHEMA)
+            .chain(accounts::SCHEMA)
+            .collect();
+        db.migrate("access", &schema).await.map_err(ControlError::database(failed))?;
+        let shared = Shared {
+            db,
+            clock,
+            tokens: Lately::new(),
+            accounts: Lately::new(),
+            key: hmac::Key::new(hmac::HMAC_SHA256, &password::random_bytes()?),
+            verified: Mutex::default(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Who a user name and password prove to be: a token of the registry, or an account.
+    pub async fn authenticate(
+        &self,
+        registry: Option<&RegistryName>,
+        user: &str,
+        password: &str,
+    ) -> Result<Option<Proven>> {
+        if let (Some(registry), Ok(name)) = (registry, user.parse::<TokenName>())
+            && let Some(found) = self.token_access(registry, &name).await?
+            && let Some(opened) = found.opened_by(password, self.shared.clock.now())
+        {
+            let (registry, name) = (registry.clone(), found.token.name.clone());
+            let credential = opened.fingerprint();
+            return Ok(Some(Proven { identity: Identity::Token { registry, name }, credential }));
+        }
+        let found = match user.parse::<AccountName>() {
+            Ok(name) => self.account_access(&name).await?,
+            Err(_) => None,
+        };
+        let is_right = self.is_password_of(found.as_deref(), password).await?;
+        Ok(found.filter(|found| is_right && found.account.enabled).map(|found| Proven {
+            identity: Identity::Account(found.account.name.clone()),
+            credential: self.fingerprint(&found),
+        }))
+    }
+
+    /// Whether what somebody proved themselves with is good as it ever was.
+    pub async fn holds(&self, identity: &Identity, credential: &str) -> Result<bool> {
+        match identity {
+            Identity::Account(name) => {
+                let found = self.account_access(name).await?;
+                let found = found.filter(|found| found.account.enabled);
+                Ok(found.is_some_and(|found| self.fingerprint(&found) == credential))
+            }
+            Identity::Token { registry, name } => {
+                let found = self.token_access(registry, name).await?;
+                let now = self.shared.clock.now();
+                Ok(found.is_some_and(|found| found.holds(credential, now)))
+            }
+        }
+    }
+
+    /// What somebody may do there.
+    pub async fn rights(
+        &self,
+        identity: &Identity,
+        registry: &RegistryName,
+        area: Area<'_>,
+    ) -> Result<Rights> {
+        match identity {
+            Identity::Account(name) => {
+                let found = self.account_access(name).await?;
+                let role = found.and_then(|found| found.account.role(Some(registry)));
+                Ok(role.map_or(Rights::NONE, Role::rights))
+            }
+            Identity::Token { registry: own, .. } if own != registry => Ok(Rights::NONE),
+            Identity::Token { name, .. } => {
+                let Some(found) = self.token_access(registry, name).await? else {
+                    return Ok(Rights::NONE);
+                };
+                let map = &found.scope_map;
+                Ok(match area {
+                    Area::Repository(repository) => map.rights(Some(repository)),
+                    Area::AllRepositories => map.rights(None),
+                    // Only who may do all may see what there is (registry.md section 4.1).
+                    Area::Catalog if map.rights(None) == Rights::ALL => Rights::ALL,
+                    Area::Catalog => Rights::NONE,
+                })
+            }
+        }
+    }
+
+    /// Whether somebody may ask the API for this, in a registry or of the server as a whole. Tokens are
+    /// for what is in repositories, and for nothing else.
+    pub async fn may(
+        &self,
+        identity: &Identity,
+        registry: Option<&RegistryName>,
+        operation: Operation,
+    ) -> Result<bool> {
+        let Identity::Account(name) = identity else { return Ok(false) };
+        let found = self.account_access(name).await?;
+        let role = found.and_then(|found| found.account.role(registry));
+        Ok(role.is_some_and(|role| role.may(operation)))
+    }
+
+    async fn is_password_of(&self, of: Option<&AccountAccess>, password: &str) -> Result<bool> {
+        let Some(found) = of else { return password::is_of(None, password.to_owned()).await };
+        let key = found.account.name.key();
+        let mut text = found.password.clone().into_bytes();
+        text.push(0);
+        text.extend_from_slice(password.as_bytes());
+        let known = self.verified().get(&key).copied();
+        let is_known = known
+            .is_some_and(|known| hmac::verify(&self.shared.key, &text, known.as_ref()).is_ok());
+        if is_known {
+            return Ok(true);
+        }
+        if !password::is_of(Some(found.password.clone()), password.to_owned()).await? {
+            return Ok(false);
+        }
+        let mut verified = self.verified();
+        if verified.len() >= VERIFIED_MAX {
+            verified.clear();
+        }
+        verified.insert(key, hmac::sign(&self.shared.key, &text));
+        Ok(true)
+    }
+
+    /// Tells one password of an account from the next: its hash, which has a salt of its own, hashed
+    /// once more.
+    fn fingerprint(&self, of: &AccountAccess) -> String {
+        oci::Digest::of(of.password.as_bytes()).hex()[..32].to_owned()
+    }
+
+    fn verified(&self) -> std::sync::MutexGuard<'_, HashMap<String, hmac::Tag>> {
+        self.shared.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something has changed.
+    fn forget(&self) {
+        self.shared.tokens.forget();
+        self.shared.accounts.forget();
+    }
+
+    async fn connection(&self) -> Result<PoolConnection<Sqlite>> {
+        let connection = self.shared.db.reads().acquire().await;
+        connection.map_err(ControlError::database("read who may do what"))
+    }
+}
+
+/// Names that are the server's own cannot be somebody else's.
+fn refuse_reserved(name: &str) -> Result<()> {
+    if !RESERVED.iter().any(|reserved| reserved.eq_ignore_ascii_case(name)) {
+        return Ok(());
+    }
+    let message = format!("`{name}` is a name of the server's own");
+    Err(ControlError::Invalid { message, hint: Some("choose another name".into()) })
+}
+
+fn check_description(description: &str) -> Result<()> {
+    if description.len() <= DESCRIPTION_MAX && !description.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let message = format!("a description has one line of at most {DESCRIPTION_MAX} bytes");
+    Err(ControlError::Invalid { message, hint: None })
+}

@@ -1,0 +1,282 @@
+//! Who may do what: accounts with roles, tokens with scope maps.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use control::{
+    Access, AccountKind, AccountName, AccountProperties, Area, Clock, ControlError, Identity,
+    Operation, PasswordSlot, Proven, Rights, Role, ScopeMapName, TokenName, read_scopes,
+};
+use oci::{RegistryName, RepositoryName};
+
+fn local() -> RegistryName {
+    RegistryName::default()
+}
+
+fn repository(name: &str) -> RepositoryName {
+    name.parse().unwrap()
+}
+
+struct Server {
+    now: Arc<AtomicI64>,
+    access: Access,
+}
+
+impl Server {
+    async fn new() -> Self {
+        let now = Arc::new(AtomicI64::new(1_700_000_000_000));
+        let time = Arc::clone(&now);
+        let clock = Clock::new(move || time.load(Ordering::SeqCst));
+        let db = db::Db::in_memory().await.unwrap();
+        Self { now, access: Access::open(db, clock).await.unwrap() }
+    }
+
+    fn now(&self) -> i64 {
+        self.now.load(Ordering::SeqCst)
+    }
+
+    fn pass(&self, seconds: i64) {
+        self.now.fetch_add(seconds * 1000, Ordering::SeqCst);
+    }
+
+    async fn map(&self, name: &str, actions: &[&str]) -> ScopeMapName {
+        let (name, actions) = (name.parse().unwrap(), actions.iter().map(ToString::to_string));
+        let scopes = read_scopes(&actions.collect::<Vec<_>>()).unwrap();
+        self.access.put_scope_map(&local(), &name, "", &scopes).await.unwrap();
+        name
+    }
+
+    /// A token with both passwords.
+    async fn token(&self, name: &str, map: &ScopeMapName) -> (TokenName, [String; 2]) {
+        let name: TokenName = name.parse().unwrap();
+        self.access.put_token(&local(), &name, map, true, None).await.unwrap();
+        let made = self.access.make_passwords(&local(), &name, &PasswordSlot::ALL, None).await;
+        let made = made.unwrap();
+        let [first, second] = &made[..] else { panic!("{} passwords", made.len()) };
+        let passwords = [first.password.clone(), second.password.clone()];
+        (name, passwords)
+    }
+
+    async fn log_in(&self, user: &str, password: &str) -> Option<Proven> {
+        self.access.authenticate(Some(&local()), user, password).await.unwrap()
+    }
+
+    async fn rights(&self, identity: &Identity, name: &str) -> Vec<&'static str> {
+        let name = repository(name);
+        let area = Area::Repository(&name);
+        self.access.rights(identity, &local(), area).await.unwrap().names().collect()
+    }
+
+    async fn account(&self, name: &str) -> (AccountName, String) {
+        let name: AccountName = name.parse().unwrap();
+        let properties =
+            AccountProperties { kind: AccountKind::User, enabled: true, description: "".into() };
+        let (account, made) = self.access.create_account(&name, &properties, None).await.unwrap();
+        (account.name, made.unwrap())
+    }
+}
+
+#[tokio::test]
+async fn a_token_may_what_its_scope_map_says_and_only_in_its_registry() {
+    let server = Server::new().await;
+    let map = server
+        .map("team-map", &["repositories/a/*/content/read", "repositories/a/b/content/write"])
+        .await;
+    let (name, [password, _]) = server.token("team-token", &map).await;
+    let proven = server.log_in("TEAM-token", &password).await.unwrap();
+    assert_eq!(proven.identity, Identity::Token { registry: local(), name: name.clone() });
+    assert_eq!(server.rights(&proven.identity, "a/b").await, ["content/read", "content/write"]);
+    assert_eq!(server.rights(&proven.identity, "a/new").await, ["content/read"]);
+    assert!(server.rights(&proven.identity, "a").await.is_empty());
+    let other: RegistryName = "other".parse().unwrap();
+    let name = repository("a/b");
+    let area = Area::Repository(&name);
+    let elsewhere = server.access.rights(&proven.identity, &other, area).await.unwrap();
+    assert_eq!(elsewhere, Rights::NONE);
+    assert!(
+        server.access.authenticate(Some(&other), "team-token", &password).await.unwrap().is_none()
+    );
+    assert!(server.access.authenticate(None, "team-token", &password).await.unwrap().is_none());
+    // It is for repositories, and for nothing else.
+    for operation in Operation::ALL {
+        assert!(!server.access.may(&proven.identity, Some(&local()), operation).await.unwrap());
+    }
+    // What a map says counts at once.
+    server.map("team-map", &["repositories/x/metadata/read"]).await;
+    assert!(server.rights(&proven.identity, "a/b").await.is_empty());
+    assert_eq!(server.rights(&proven.identity, "x").await, ["metadata/read"]);
+}
+
+#[tokio::test]
+async fn only_who_may_do_all_sees_what_there_is() {
+    let server = Server::new().await;
+    for (map, all, catalog) in [
+        ("_repositories_pull", Rights::CONTENT_READ, Rights::NONE),
+        ("_repositories_push", Rights::CONTENT_READ | Rights::CONTENT_WRITE, Rights::NONE),
+        ("_repositories_admin", Rights::ALL, Rights::ALL),
+    ] {
+        let name = format!("t{}", map.replace('_', "-"));
+        let (_, [password, _]) = server.token(&name, &map.parse().unwrap()).await;
+        let identity = server.log_in(&name, &password).await.unwrap().identity;
+        let rights = async |area| server.access.rights(&identity, &local(), area).await.unwrap();
+        assert_eq!(rights(Area::AllRepositories).await, all, "{map}");
+        assert_eq!(rights(Area::Catalog).await, catalog, "{map}");
+    }
+}
+
+#[tokio::test]
+async fn a_password_ends_with_its_successor_its_expiry_and_its_token() {
+    let server = Server::new().await;
+    let map = "_repositories_pull".parse().unwrap();
+    let (name, [first, second]) = server.token("robot", &map).await;
+    assert_ne!(first, second);
+    let with_first = server.log_in("robot", &first).await.unwrap();
+    let with_second = server.log_in("robot", &second).await.unwrap();
+    assert!(server.log_in("robot", "refit_guess").await.is_none());
+    assert!(server.log_in("robot", "").await.is_none());
+    let holds = async |proven: &Proven| {
+        server.access.holds(&proven.identity, &proven.credential).await.unwrap()
+    };
+    assert!(holds(&with_first).await && holds(&with_second).await);
+
+    // One is replaced, and the other one is not touched.
+    let until = Some(server.now() + 60_000);
+    let slots = [PasswordSlot::First];
+    let new = server.access.make_passwords(&local(), &name, &slots, until).await.unwrap();
+    assert!(server.log_in("robot", &first).await.is_none() && !holds(&with_first).await);
+    assert!(holds(&with_second).await);
+    let [new] = &new[..] else { panic!("{} passwords", new.len()) };
+    let with_new = server.log_in("robot", &new.password).await.unwrap();
+    server.pass(59);
+    assert!(holds(&with_new).await);
+    server.pass(1);
+    assert!(!holds(&with_new).await && server.log_in("robot", &new.password).await.is_none());
+    let past = server.access.make_passwords(&local(), &name, &slots, until).await;
+    assert!(matches!(past, Err(ControlError::Invalid { .. })));
+
+    // Switched off, and on again.
+    for enabled in [false, true] {
+        server.access.put_token(&local(), &name, &map, enabled, None).await.unwrap();
+        assert_eq!(holds(&with_second).await, enabled);
+        assert_eq!(server.log_in("robot", &second).await.is_some(), enabled);
+    }
+    // Only what is named stays.
+    let keep = Some(&slots[..]);
+    let kept = server.access.put_token(&local(), &name, &map, true, keep).await.unwrap();
+    let kept: Vec<_> = kept.passwords.iter().map(|kept| kept.slot).collect();
+    assert_eq!(kept, [PasswordSlot::First]);
+    assert!(!holds(&with_second).await);
+    server.access.delete_token(&local(), &name).await.unwrap();
+    assert!(server.rights(&with_second.identity, "app").await.is_empty());
+    // One of the same name begins without passwords.
+    server.access.put_token(&local(), &name, &map, true, None).await.unwrap();
+    assert!(server.access.token(&local(), &name).await.unwrap().unwrap().passwords.is_empty());
+}
+
+#[tokio::test]
+async fn maps_of_the_system_and_of_tokens_stay() {
+    let server = Server::new().await;
+    let map = server.map("some-map", &["repositories/a/content/read"]).await;
+    server.token("robot", &map).await;
+    let error = server.access.delete_scope_map(&local(), &map).await.unwrap_err();
+    assert_eq!(error.to_string(), "scope map `some-map` is that of token `robot`");
+    let system: ScopeMapName = "_repositories_pull".parse().unwrap();
+    let error = server.access.delete_scope_map(&local(), &system).await.unwrap_err();
+    assert!(matches!(error, ControlError::Invalid { .. }), "{error}");
+    let error = server.access.put_scope_map(&local(), &system, "", &[]).await.unwrap_err();
+    assert!(matches!(error, ControlError::Invalid { .. }), "{error}");
+    let missing: ScopeMapName = "missing".parse().unwrap();
+    let token: TokenName = "other-robot".parse().unwrap();
+    let error = server.access.put_token(&local(), &token, &missing, true, None).await.unwrap_err();
+    assert_eq!(error.to_string(), "scope map `missing` not found");
+    let reserved: TokenName = "Admin".parse().unwrap();
+    let error = server.access.put_token(&local(), &reserved, &map, true, None).await.unwrap_err();
+    assert_eq!(error.to_string(), "`Admin` is a name of the server's own");
+
+    server.access.delete_token(&local(), &"robot".parse().unwrap()).await.unwrap();
+    let names = async |after: Option<&ScopeMapName>, limit| {
+        let maps = server.access.scope_maps(&local(), after, limit).await.unwrap();
+        maps.iter().map(|map| map.name.to_string()).collect::<Vec<_>>()
+    };
+    let all = names(None, 10).await;
+    assert_eq!(all.len(), 6);
+    let first = names(None, 3).await;
+    let rest = names(Some(&first[2].parse().unwrap()), 10).await;
+    assert_eq!([first, rest].concat(), all);
+    server.access.delete_scope_map(&local(), &map).await.unwrap();
+    assert_eq!(names(None, 10).await.len(), 5);
+    let error = server.access.delete_scope_map(&local(), &map).await.unwrap_err();
+    assert!(matches!(error, ControlError::NotFound { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_account_is_what_its_role_says_in_each_registry() {
+    let server = Server::new().await;
+    let (name, password) = server.account("ann@example.org").await;
+    let identity = server.log_in("ANN@example.org", &password).await.unwrap().identity;
+    let other: RegistryName = "other".parse().unwrap();
+    let may = async |registry: Option<&RegistryName>| {
+        let mut all = Vec::new();
+        for operation in Operation::ALL {
+            if server.access.may(&identity, registry, operation).await.unwrap() {
+                all.push(operation);
+            }
+        }
+        all
+    };
+    assert!(may(Some(&local())).await.is_empty() && may(None).await.is_empty());
+    for (at, role) in Role::ALL.into_iter().enumerate() {
+        server.access.assign_role(&name, Some(&local()), Some(role)).await.unwrap();
+        assert_eq!(may(Some(&local())).await, Operation::ALL[..=at], "{role}");
+        assert!(may(Some(&other)).await.is_empty() && may(None).await.is_empty());
+    }
+    // In all registries, and higher in one.
+    server.access.assign_role(&name, Some(&local()), Some(Role::Author)).await.unwrap();
+    let account = server.access.assign_role(&name, None, Some(Role::Reader)).await.unwrap();
+    assert_eq!(account.role(Some(&local())), Some(Role::Author));
+    assert_eq!(
+        (account.role(Some(&other)), account.role(None)),
+        (Some(Role::Reader), Some(Role::Reader))
+    );
+    assert_eq!(
+        server.rights(&identity, "any").await,
+        ["content/read", "content/write", "content/delete", "metadata/read"]
+    );
+    server.access.assign_role(&name, Some(&local()), None).await.unwrap();
+    assert_eq!(server.rights(&identity, "any").await, ["content/read", "metadata/read"]);
+    server.access.delete_account(&name).await.unwrap();
+    assert!(server.rights(&identity, "any").await.is_empty());
+    // One of the same name begins without roles.
+    server.account("ann@example.org").await;
+    assert!(may(None).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_account_ends_with_its_password_and_its_status() {
+    let server = Server::new().await;
+    let (name, password) = server.account("ann").await;
+    let proven = server.log_in("ann", &password).await.unwrap();
+    // Known by now, and right only as a whole.
+    assert_eq!(server.log_in("ann", &password).await.unwrap(), proven);
+    assert!(server.log_in("ann", &password[1..]).await.is_none());
+    assert!(server.log_in("bob", &password).await.is_none());
+    let holds = async || server.access.holds(&proven.identity, &proven.credential).await.unwrap();
+    assert!(holds().await);
+    for enabled in [false, true] {
+        server.access.update_account(&name, enabled, "").await.unwrap();
+        assert_eq!(holds().await, enabled);
+        assert_eq!(server.log_in("ann", &password).await.is_some(), enabled);
+    }
+    let chosen = Some("correct horse battery".to_owned());
+    assert!(server.access.set_password(&name, chosen).await.unwrap().is_none());
+    assert!(!holds().await && server.log_in("ann", &password).await.is_none());
+    assert!(server.log_in("ann", "correct horse battery").await.is_some());
+    let short = server.access.set_password(&name, Some("short".into())).await.unwrap_err();
+    assert!(short.to_string().contains("12 to 1024 bytes"), "{short}");
+    let properties =
+        AccountProperties { kind: AccountKind::User, enabled: true, description: "".into() };
+    let again = server.access.create_account(&name, &properties, None).await.unwrap_err();
+    assert_eq!(again.to_string(), "account `ann` is there already");
+}
