@@ -3,6 +3,7 @@
 //! Wire types only. Servers translate them to and from their own; nothing here computes.
 //! Members are camelCase; times are RFC 3339 in UTC; enumerations compare without case.
 
+mod access;
 mod annotate;
 mod build_options;
 mod error;
@@ -14,6 +15,7 @@ mod registry;
 mod run;
 mod task;
 
+pub use access::*;
 pub use annotate::*;
 pub use build_options::{
     BuildOptions, BuildSecret, CacheExport, CacheMode, NamedContext, NamedContextContent,

@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod account;
 mod agentpool;
 mod annotate;
 mod build;
@@ -16,11 +17,13 @@ mod quick_task;
 mod render;
 mod repository;
 mod run;
+mod scope_map;
 mod scrub;
 mod tag;
 mod task;
 mod task_input;
 mod taskrun;
+mod token;
 mod version;
 
 use crate::connection::Connection;
@@ -61,6 +64,18 @@ pub enum Command {
     /// Groups of agents that execute runs on other machines
     #[command(subcommand)]
     Agentpool(agentpool::Command),
+    /// User names of the registry, for other programs and machines
+    #[command(subcommand)]
+    Token(token::Command),
+    /// What tokens may do in which repositories
+    #[command(subcommand)]
+    ScopeMap(scope_map::Command),
+    /// People and programs that use the server
+    #[command(subcommand)]
+    Account(account::Command),
+    /// What accounts may do in the registry
+    #[command(subcommand)]
+    Role(account::RoleCommand),
     /// Delete what nothing refers to any more
     Gc(gc::Args),
     /// Read all content again, and tell what is damaged
@@ -143,6 +158,10 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Task(command) => task::run(session, command).await,
         Command::Taskrun(command) => taskrun::run(session, command).await,
         Command::Agentpool(command) => agentpool::run(session, command).await,
+        Command::Token(command) => token::run(session, command).await,
+        Command::ScopeMap(command) => scope_map::run(session, command).await,
+        Command::Account(command) => account::run(session, command).await,
+        Command::Role(command) => account::run_role(session, command).await,
         Command::Purge(args) => purge::run(session, args).await,
         Command::Annotate(args) => annotate::run(session, args).await,
         Command::Gc(args) => gc::run(session, args).await,

@@ -13,23 +13,23 @@ use oci::{Digest, RegistryName, RepositoryName};
 /// Decides who may do what. Whatever it does not allow is refused.
 #[async_trait]
 pub trait Access: Send + Sync {
-    /// Who presents these credentials, or `None` if they are wrong. Implementations compare
-    /// secrets with [`same_secret`].
+    /// Who presents these credentials to a registry, or `None` if they are wrong. Implementations
+    /// compare secrets with [`same_secret`].
     async fn authenticate(
         &self,
+        registry: &RegistryName,
         request: &RequestContext<'_>,
         credentials: &Credentials,
-    ) -> Option<Principal>;
+    ) -> Option<Proven>;
 
     /// Who a request without credentials is, or `None` if it must present some. See
     /// [`is_local`] for the rule of loopback listeners.
     fn anonymous(&self, request: &RequestContext<'_>) -> Option<Principal>;
 
-    /// A fingerprint of the principal's credential as it is now, or `None` if it has none any
-    /// more. Tokens carry it and end with it: with a new password, or a user switched off.
-    /// Not asked for anonymous callers, whose tokens are good where [`Self::anonymous`]
-    /// lets them in.
-    fn fingerprint(&self, principal: &Principal) -> Option<String>;
+    /// Whether what a principal proved itself with is still good. Tokens carry its fingerprint and
+    /// end with it: with a new password, or a user switched off. Not asked for anonymous callers,
+    /// whose tokens are good where [`Self::anonymous`] lets them in.
+    async fn holds(&self, principal: &Principal, credential: &str) -> bool;
 
     /// Those of `wanted` that the principal may do.
     async fn permitted(
@@ -59,6 +59,21 @@ impl Principal {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+}
+
+/// A principal, and what it has proven itself with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proven {
+    pub principal: Principal,
+    /// A fingerprint of the credential, from which nobody learns it.
+    pub credential: String,
+}
+
+impl Proven {
+    /// Whoever needs no credential.
+    pub fn anonymous() -> Self {
+        Self { principal: Principal::anonymous(), credential: String::new() }
     }
 }
 

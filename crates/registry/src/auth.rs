@@ -13,7 +13,7 @@ use http::{HeaderMap, Method, StatusCode, request};
 use oci::{RegistryName, RepositoryName};
 use serde_json::json;
 
-use crate::access::{Actions, Credentials, Principal, RequestContext, Resource};
+use crate::access::{Actions, Credentials, Principal, Proven, RequestContext, Resource};
 use crate::error::{ApiError, Code};
 use crate::route::Route;
 use crate::router::Server;
@@ -31,7 +31,7 @@ pub(crate) struct Gate<'a> {
 /// Who was let in, and by what.
 pub(crate) struct Caller {
     principal: Principal,
-    /// The token it came with; without one, [`crate::Access`] is asked each time.
+    /// The token it came with; [`crate::Access`] is asked each time besides.
     grant: Option<Grant>,
 }
 
@@ -128,12 +128,11 @@ impl Gate<'_> {
         }
     }
 
-    /// Whether the caller may do this as well.
+    /// Whether the caller may do this as well. A token opens no more than its principal may by now:
+    /// its run may have ended, or its role been taken away.
     pub(crate) async fn may(&self, caller: &Caller, resource: &Resource, actions: Actions) -> bool {
-        match &caller.grant {
-            Some(grant) => grant.allows(resource, actions),
-            None => self.permitted(&caller.principal, resource, actions).await.contains(actions),
-        }
+        let is_granted = caller.grant.as_ref().is_none_or(|grant| grant.allows(resource, actions));
+        is_granted && self.permitted(&caller.principal, resource, actions).await.contains(actions)
     }
 
     async fn permitted(
@@ -155,33 +154,30 @@ impl Gate<'_> {
         };
         let header = header.to_str().unwrap_or_default();
         if let Some(token) = scheme(header, "bearer") {
-            let grant = self.verify(token, TokenKind::Access);
+            let grant = self.verify(token, TokenKind::Access).await;
             let grant = grant.ok_or_else(|| self.challenge(need, Some(INVALID_TOKEN)))?;
             return Ok(Caller { principal: grant.principal.clone(), grant: Some(grant) });
         }
-        let principal = match basic(header) {
-            Some(credentials) => state.access.authenticate(&self.context, &credentials).await,
-            None => None,
-        };
-        let principal = principal.ok_or_else(|| self.challenge(need, None))?;
-        Ok(Caller { principal, grant: None })
+        let proven = self.authenticate(basic(header)).await;
+        let proven = proven.ok_or_else(|| self.challenge(need, None))?;
+        Ok(Caller { principal: proven.principal, grant: None })
     }
 
     /// What a token states, if it is one of ours, has not expired, and what it was given for
     /// still lets its principal in.
-    fn verify(&self, token: &str, kind: TokenKind) -> Option<Grant> {
+    async fn verify(&self, token: &str, kind: TokenKind) -> Option<Grant> {
         let state = &self.server.state;
         let grant = state.signer.verify(token, self.registry, kind, (state.clock)()).ok()?;
-        (self.credential(&grant.principal)? == grant.credential).then_some(grant)
+        let is_good = match grant.principal == Principal::anonymous() {
+            true => state.access.anonymous(&self.context).is_some(),
+            false => state.access.holds(&grant.principal, &grant.credential).await,
+        };
+        is_good.then_some(grant)
     }
 
-    /// What ties a token to the credential of its principal.
-    fn credential(&self, principal: &Principal) -> Option<String> {
+    async fn authenticate(&self, credentials: Option<Credentials>) -> Option<Proven> {
         let access = &self.server.state.access;
-        match *principal == Principal::anonymous() {
-            true => access.anonymous(&self.context).map(|_| String::new()),
-            false => access.fingerprint(principal),
-        }
+        access.authenticate(self.registry, &self.context, &credentials?).await
     }
 
     /// Whether `/v2/` should ask an anonymous caller to log in. Clients take their whole
@@ -297,7 +293,7 @@ pub(crate) async fn serve_token(State(server): State<Arc<Server>>, request: Requ
 
 async fn issue(server: &Server, head: &request::Parts, body: Body) -> Result<Response, ApiError> {
     let gate = server.gate(head)?;
-    let (request, principal) = match head.method {
+    let (request, proven) = match head.method {
         Method::GET => {
             let request = TokenRequest::parse(head.uri.query().unwrap_or_default().as_bytes());
             (request, gate.by_header(&head.headers).await?)
@@ -308,12 +304,12 @@ async fn issue(server: &Server, head: &request::Parts, body: Body) -> Result<Res
                     .status(StatusCode::BAD_REQUEST)
             })?;
             let request = TokenRequest::parse(&form);
-            let principal = gate.by_form(&request).await?;
-            (request, principal)
+            let proven = gate.by_form(&request).await?;
+            (request, proven)
         }
         _ => return Err(ApiError::new(Code::Unsupported, "use GET or POST")),
     };
-    let access = gate.grant(&request, principal).await?;
+    let access = gate.grant(&request, proven).await;
     let state = &server.state;
     let (now, life) = ((state.clock)(), state.limits.access_token_life);
     let token = gate.sign(&access, now, life)?;
@@ -336,16 +332,18 @@ async fn issue(server: &Server, head: &request::Parts, body: Body) -> Result<Res
 
 impl Gate<'_> {
     /// Who asks for a token with basic authentication, or with nothing.
-    async fn by_header(&self, headers: &HeaderMap) -> Result<Principal, ApiError> {
+    async fn by_header(&self, headers: &HeaderMap) -> Result<Proven, ApiError> {
         let access = &self.server.state.access;
         let Some(header) = headers.get(AUTHORIZATION) else {
-            return access.anonymous(&self.context).ok_or_else(|| self.wrong_credentials());
+            let principal = access.anonymous(&self.context);
+            let proven = |principal| Proven { principal, ..Proven::anonymous() };
+            return principal.map(proven).ok_or_else(|| self.wrong_credentials());
         };
         let credentials = header.to_str().ok().and_then(basic);
         self.by_credentials(credentials).await
     }
 
-    async fn by_form(&self, request: &TokenRequest) -> Result<Principal, ApiError> {
+    async fn by_form(&self, request: &TokenRequest) -> Result<Proven, ApiError> {
         match request.grant_type.as_deref() {
             Some("password") => {
                 let pair = request.user.clone().zip(request.password.clone());
@@ -354,8 +352,10 @@ impl Gate<'_> {
             }
             Some("refresh_token") => {
                 let token = request.used_refresh_token().unwrap_or_default();
-                let grant = self.verify(token, TokenKind::Refresh);
-                Ok(grant.ok_or_else(|| self.wrong_credentials())?.principal)
+                let grant = self.verify(token, TokenKind::Refresh).await;
+                let Grant { principal, credential, .. } =
+                    grant.ok_or_else(|| self.wrong_credentials())?;
+                Ok(Proven { principal, credential })
             }
             other => {
                 let message =
@@ -365,16 +365,8 @@ impl Gate<'_> {
         }
     }
 
-    async fn by_credentials(
-        &self,
-        credentials: Option<Credentials>,
-    ) -> Result<Principal, ApiError> {
-        let access = &self.server.state.access;
-        let principal = match credentials {
-            Some(credentials) => access.authenticate(&self.context, &credentials).await,
-            None => None,
-        };
-        principal.ok_or_else(|| self.wrong_credentials())
+    async fn by_credentials(&self, credentials: Option<Credentials>) -> Result<Proven, ApiError> {
+        self.authenticate(credentials).await.ok_or_else(|| self.wrong_credentials())
     }
 
     fn wrong_credentials(&self) -> ApiError {
@@ -385,8 +377,8 @@ impl Gate<'_> {
 
     /// The requested scopes, cut down to what the principal may do. Repositories have their full
     /// names, as requests have when they are let in: some clients make scopes of what was typed.
-    async fn grant(&self, request: &TokenRequest, principal: Principal) -> Result<Grant, ApiError> {
-        let credential = self.credential(&principal).ok_or_else(|| self.wrong_credentials())?;
+    async fn grant(&self, request: &TokenRequest, proven: Proven) -> Grant {
+        let Proven { principal, credential } = proven;
         let mut scopes = Vec::with_capacity(request.scopes.len());
         for scope in &request.scopes {
             let resource = match scope.resource.clone() {
@@ -399,7 +391,7 @@ impl Gate<'_> {
             }
         }
         let (kind, registry) = (TokenKind::Access, self.registry.clone());
-        Ok(Grant { kind, registry, principal, credential, scopes })
+        Grant { kind, registry, principal, credential, scopes }
     }
 
     fn sign(

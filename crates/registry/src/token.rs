@@ -64,7 +64,7 @@ pub struct Grant {
     pub kind: TokenKind,
     pub registry: RegistryName,
     pub principal: Principal,
-    /// The [`crate::Access::fingerprint`] of what the principal proved itself with.
+    /// A fingerprint of what the principal proved itself with ([`crate::Proven`]).
     pub credential: String,
     pub scopes: Vec<Scope>,
 }

@@ -710,6 +710,21 @@ async fn tokens_end_with_the_password_they_were_given_for() {
 }
 
 #[tokio::test]
+async fn tokens_open_no_more_than_their_principal_may_by_now() {
+    let accounts = Arc::new(Accounts::default());
+    let access = Arc::clone(&accounts) as Arc<dyn Access>;
+    let server = Options { access, ..Options::guarded(Kind::Memory) }.start().await;
+    let form = "grant_type=password&username=alice&password=alice-secret&scope=repository:team/a:*";
+    let answer = send(server.address, "POST /oauth2/token", &[], form.as_bytes()).await.json();
+    let bearer = answer["access_token"].as_str().unwrap();
+    let bearer = [header("Authorization", format!("Bearer {bearer}"))];
+    let push = async || send(server.address, "POST /v2/team/a/blobs/uploads/", &bearer, b"").await;
+    assert_eq!(push().await.status, 202);
+    accounts.closed.store(true, Ordering::Relaxed);
+    assert_eq!(push().await.status, 403);
+}
+
+#[tokio::test]
 async fn a_token_without_credentials_is_good_only_where_none_are_needed() {
     let server = Options::open(Kind::Memory).start().await;
     let answer = get(server.address, "/oauth2/token?scope=repository:app:pull").await.json();

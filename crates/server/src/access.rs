@@ -1,59 +1,267 @@
-//! Who may do what in the registries.
+//! Who may do what: the one place that decides, for the registry protocol and for the API. What is
+//! not allowed is refused.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use control::Runs;
-use oci::RegistryName;
-use registry::{Access, Actions, Credentials, Peer, Principal, RequestContext, Resource, is_local};
+use control::{Area, Identity, Operation, Rights, Runs};
+use http::HeaderMap;
+use oci::{RegistryName, RepositoryName};
+use registry::{Access, Actions, Credentials, Peer, Proven, RequestContext, Resource, is_local};
 
-use crate::keys::{Keys, attempt_of_user};
+use crate::error::ApiError;
+use crate::from_api::cut;
+use crate::keys::{ADMIN, Keys, Presented, attempt_of_user};
 
-/// A server's own credentials may do all; requests without any may come from this machine
-/// only (architecture.md, *Safe by default*).
+/// Begins the name of a token of a registry where it acts.
+const TOKEN: &str = "token/";
+
+/// Who makes a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Principal {
+    /// Over the socket that only this user can open.
+    Owner,
+    /// Has the token of the data folder.
+    ApiToken,
+    Admin,
+    Anonymous,
+    /// An account, or a token of a registry.
+    Known(Identity),
+}
+
+impl Principal {
+    /// For the journal of tags, and for the tokens of registry clients.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Owner => "owner".to_owned(),
+            Self::ApiToken => "token".to_owned(),
+            Self::Admin => ADMIN.to_owned(),
+            Self::Anonymous => "anonymous".to_owned(),
+            Self::Known(Identity::Account(name)) => name.to_string(),
+            Self::Known(Identity::Token { registry, name }) => format!("{TOKEN}{registry}/{name}"),
+        }
+    }
+
+    /// Whom a name means. No account and no token has one of the server's own.
+    fn by_name(name: &str) -> Option<Self> {
+        let own = [Self::Owner, Self::ApiToken, Self::Admin, Self::Anonymous];
+        if let Some(own) = own.into_iter().find(|own| own.name() == name) {
+            return Some(own);
+        }
+        if let Some((registry, token)) =
+            name.strip_prefix(TOKEN).and_then(|name| name.split_once('/'))
+        {
+            let (registry, name) = (registry.parse().ok()?, token.parse().ok()?);
+            return Some(Self::Known(Identity::Token { registry, name }));
+        }
+        Some(Self::Known(Identity::Account(name.parse().ok()?)))
+    }
+
+    fn proven(&self, credential: String) -> Proven {
+        Proven { principal: registry::Principal::new(self.name()), credential }
+    }
+}
+
+/// What a route asks of whoever uses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    May(Operation),
+    /// In the repository that the path names.
+    Rights(Rights),
+    /// The first or the second.
+    Either(Rights, Rights),
+    /// To see which repositories there are.
+    Catalog,
+    /// To be the account that the path names, or to see to all of them.
+    Own,
+}
+
+impl std::fmt::Display for Needs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::May(operation) => write!(f, "the role `{}`", operation.needs()),
+            Self::Rights(rights) => f.write_str(&named(*rights)),
+            Self::Either(first, second) => write!(f, "{} or {}", named(*first), named(*second)),
+            Self::Catalog => f.write_str("the right to see all repositories"),
+            Self::Own => write!(f, "{}, if it is another account,", Self::May(Operation::Govern)),
+        }
+    }
+}
+
+/// A server's own credentials may do all; accounts what their roles say, and tokens what their scope
+/// maps say; an attempt may use its registry while it holds its run. Requests without any credential
+/// may come from this machine only (architecture.md, *Safe by default*).
+#[derive(Clone)]
 pub(crate) struct ServerAccess {
     pub(crate) keys: Arc<Keys>,
     pub(crate) anonymous_loopback: bool,
-    /// An attempt may use its registry while it holds its run.
     pub(crate) runs: Runs,
+    pub(crate) permissions: control::Access,
+}
+
+impl ServerAccess {
+    /// Who uses the API, of a registry if the path names one.
+    pub(crate) async fn of_request(
+        &self,
+        registry: Option<&RegistryName>,
+        peer: Peer,
+        headers: &HeaderMap,
+    ) -> Result<Principal, ApiError> {
+        if peer == Peer::Unix {
+            return Ok(Principal::Owner);
+        }
+        let refused = || {
+            ApiError::unauthorized("the credential is not valid").hint(
+                "use `refit login`, or take the token from `keys/api-token` of the data folder",
+            )
+        };
+        match Presented::read(headers).map_err(|_| refused())? {
+            Presented::Nothing => Err(ApiError::unauthorized("the API needs a token").hint(
+                "the server's token lies in `keys/api-token` of its data folder; set `REFIT_TOKEN`, or use `refit login`",
+            )),
+            Presented::Bearer(token) if self.keys.is_token(&token) => Ok(Principal::ApiToken),
+            Presented::Bearer(_) => Err(refused()),
+            Presented::Basic(user, password) => {
+                if let Some(own) = self.keys.by_password(&user, &password) {
+                    return Ok(own);
+                }
+                let proven = self.permissions.authenticate(registry, &user, &password).await?;
+                Ok(Principal::Known(proven.ok_or_else(refused)?.identity))
+            }
+        }
+    }
+
+    /// Refuses who may not use a route. `registry` is that of its path, and `name` what it is about: a
+    /// repository, or an account.
+    pub(crate) async fn require(
+        &self,
+        principal: &Principal,
+        registry: Option<&RegistryName>,
+        name: Option<&str>,
+        needs: Needs,
+    ) -> Result<(), ApiError> {
+        let identity = match principal {
+            Principal::Owner | Principal::ApiToken | Principal::Admin => return Ok(()),
+            Principal::Anonymous => return Err(ApiError::unauthorized("the API needs a token")),
+            Principal::Known(identity) => identity,
+        };
+        let is_allowed = match needs {
+            Needs::May(operation) => self.permissions.may(identity, registry, operation).await?,
+            Needs::Catalog => {
+                let rights = self.rights(identity, registry, Area::Catalog).await?;
+                rights.contains(Rights::CONTENT_READ)
+            }
+            Needs::Rights(wanted) => {
+                self.in_repository(identity, registry, name).await?.contains(wanted)
+            }
+            Needs::Either(first, second) => {
+                let rights = self.in_repository(identity, registry, name).await?;
+                rights.contains(first) || rights.contains(second)
+            }
+            Needs::Own => {
+                let is_own = matches!(identity, Identity::Account(own)
+                    if name.is_some_and(|name| name.eq_ignore_ascii_case(own.as_str())));
+                is_own || self.permissions.may(identity, registry, Operation::Govern).await?
+            }
+        };
+        if is_allowed {
+            return Ok(());
+        }
+        let place = match (registry, name) {
+            (Some(registry), Some(name))
+                if matches!(needs, Needs::Rights(_) | Needs::Either(..)) =>
+            {
+                format!("repository `{}` of registry `{registry}`", cut(name))
+            }
+            (Some(registry), _) => format!("registry `{registry}`"),
+            (None, _) => "all registries of this server".to_owned(),
+        };
+        let who = principal.name();
+        Err(ApiError::forbidden(format!("`{who}` needs {needs} in {place} for this"))
+            .hint("`refit role assign` gives an account a role; a token has its scope map"))
+    }
+
+    async fn in_repository(
+        &self,
+        identity: &Identity,
+        registry: Option<&RegistryName>,
+        repository: Option<&str>,
+    ) -> Result<Rights, ApiError> {
+        // A name that is none has nothing in it.
+        match repository.map(str::parse::<RepositoryName>) {
+            Some(Ok(name)) => self.rights(identity, registry, Area::Repository(&name)).await,
+            _ => self.rights(identity, registry, Area::AllRepositories).await,
+        }
+    }
+
+    async fn rights(
+        &self,
+        identity: &Identity,
+        registry: Option<&RegistryName>,
+        area: Area<'_>,
+    ) -> Result<Rights, ApiError> {
+        let Some(registry) = registry else { return Ok(Rights::NONE) };
+        Ok(self.permissions.rights(identity, registry, area).await?)
+    }
+}
+
+/// `content/read` of a right.
+fn named(rights: Rights) -> String {
+    format!("`{}`", rights.names().collect::<Vec<_>>().join("`, `"))
 }
 
 #[async_trait]
 impl Access for ServerAccess {
     async fn authenticate(
         &self,
+        registry: &RegistryName,
         _: &RequestContext<'_>,
         credentials: &Credentials,
-    ) -> Option<Principal> {
+    ) -> Option<Proven> {
         let Credentials { user, password } = credentials;
-        if attempt_of_user(user).is_some() && self.keys.is_run_password(user, password) {
-            return Some(Principal::new(user.clone()));
+        if attempt_of_user(user).is_some() {
+            let is_its = self.keys.is_run_password(user, password);
+            return is_its.then(|| Proven {
+                principal: registry::Principal::new(user.clone()),
+                credential: self.credential_of_attempt(user),
+            });
         }
-        let found = self.keys.by_password(user, password)?;
-        Some(Principal::new(found.name()))
+        if let Some(own) = self.keys.by_password(user, password) {
+            return Some(own.proven(self.keys.fingerprint(&own)?));
+        }
+        let proven = self.permissions.authenticate(Some(registry), user, password).await;
+        let proven = proven.inspect_err(failed).ok().flatten()?;
+        Some(Principal::Known(proven.identity).proven(proven.credential))
     }
 
-    fn anonymous(&self, request: &RequestContext<'_>) -> Option<Principal> {
+    fn anonymous(&self, request: &RequestContext<'_>) -> Option<registry::Principal> {
         let allowed = match request.peer {
             // Only its owner can open the socket, and no web page.
             Peer::Unix => true,
             Peer::Tcp(_) => self.anonymous_loopback && is_local(request),
             Peer::Unknown => false,
         };
-        allowed.then(Principal::anonymous)
+        allowed.then(registry::Principal::anonymous)
     }
 
-    fn fingerprint(&self, principal: &Principal) -> Option<String> {
+    async fn holds(&self, principal: &registry::Principal, credential: &str) -> bool {
         if attempt_of_user(principal.name()).is_some() {
             // Whether it still holds its run is asked with every request.
-            return Some(self.keys.run_password(principal.name())[..32].to_owned());
+            return self.credential_of_attempt(principal.name()) == credential;
         }
-        self.keys.fingerprint(principal.name())
+        match Principal::by_name(principal.name()) {
+            Some(Principal::Known(identity)) => {
+                let holds = self.permissions.holds(&identity, credential).await;
+                holds.inspect_err(failed).unwrap_or_default()
+            }
+            Some(own) => self.keys.fingerprint(&own).is_some_and(|known| known == credential),
+            None => false,
+        }
     }
 
     async fn permitted(
         &self,
-        principal: &Principal,
+        principal: &registry::Principal,
         registry: &RegistryName,
         resource: &Resource,
         wanted: Actions,
@@ -64,15 +272,158 @@ impl Access for ServerAccess {
             let allowed = Actions::PULL | Actions::PUSH | Actions::DELETE | Actions::METADATA_READ;
             return if held { wanted & allowed } else { Actions::NONE };
         }
-        if *principal != Principal::anonymous() {
-            let is_known = self.keys.fingerprint(principal.name()).is_some();
-            return if is_known { wanted } else { Actions::NONE };
-        }
-        match resource {
-            Resource::Catalog => wanted,
-            Resource::Repository(_) | Resource::AllRepositories => {
-                wanted & (Actions::PULL | Actions::PUSH | Actions::DELETE | Actions::METADATA_READ)
+        match Principal::by_name(principal.name()) {
+            Some(Principal::Known(identity)) => {
+                let area = match resource {
+                    Resource::Repository(name) => Area::Repository(name),
+                    Resource::AllRepositories => Area::AllRepositories,
+                    Resource::Catalog => Area::Catalog,
+                };
+                let rights = self.permissions.rights(&identity, registry, area).await;
+                let rights = rights.inspect_err(failed).unwrap_or_default();
+                wanted & actions(rights)
             }
+            Some(Principal::Anonymous) => match resource {
+                Resource::Catalog => wanted,
+                Resource::Repository(_) | Resource::AllRepositories => {
+                    let metadata = Actions::METADATA_READ;
+                    wanted & (Actions::PULL | Actions::PUSH | Actions::DELETE | metadata)
+                }
+            },
+            Some(own) if self.keys.fingerprint(&own).is_some() => wanted,
+            Some(_) | None => Actions::NONE,
         }
+    }
+}
+
+impl ServerAccess {
+    fn credential_of_attempt(&self, user: &str) -> String {
+        self.keys.run_password(user)[..32].to_owned()
+    }
+}
+
+/// What the registry protocol calls rights.
+fn actions(rights: Rights) -> Actions {
+    let pairs = [
+        (Rights::CONTENT_READ, Actions::PULL),
+        (Rights::CONTENT_WRITE, Actions::PUSH),
+        (Rights::CONTENT_DELETE, Actions::DELETE),
+        (Rights::METADATA_READ, Actions::METADATA_READ),
+        (Rights::METADATA_WRITE, Actions::METADATA_WRITE),
+    ];
+    let allowed = pairs.into_iter().filter(|(right, _)| rights.contains(*right));
+    allowed.fold(Actions::NONE, |all, (_, action)| all | action)
+}
+
+/// Whoever cannot be looked up is refused.
+fn failed(error: &control::ControlError) {
+    tracing::error!(%error, "a permission could not be looked up");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_principal_is_found_by_its_name() {
+        let account = Identity::Account("ann@example.org".parse().unwrap());
+        let (registry, name) = (RegistryName::default(), "robot".parse().unwrap());
+        let token = Identity::Token { registry, name };
+        for principal in [
+            Principal::Owner,
+            Principal::ApiToken,
+            Principal::Admin,
+            Principal::Anonymous,
+            Principal::Known(account),
+            Principal::Known(token),
+        ] {
+            assert_eq!(Principal::by_name(&principal.name()), Some(principal));
+        }
+        for nobody in ["", "token/", "token/local", "token/local/a/b", "a b", "run/local/c01/1"] {
+            assert_eq!(Principal::by_name(nobody), None, "{nobody}");
+        }
+    }
+
+    /// A run that was claimed, with access to its registry.
+    async fn claimed(data: &std::path::Path) -> (ServerAccess, control::Attempt) {
+        let clock = control::Clock::new(|| 1_700_000_000_000);
+        let db = db::Db::in_memory().await.unwrap();
+        let logs = control::Logs::new(data.join("logs"), 1 << 20, clock.clone());
+        let day = std::time::Duration::from_secs(24 * 3600);
+        let settings = control::RunSettings {
+            concurrency: 1,
+            workers: 1,
+            attempts_max: 1,
+            queue_length_max: 1,
+            queue_keep: day,
+            log_keep: day,
+            run_keep: day,
+        };
+        let runs = Runs::open(db.clone(), None, logs, clock.clone(), settings).await.unwrap();
+        let request = control::TaskRequest {
+            file: control::TaskText::Inline("steps: []".into()),
+            values_file: None,
+            values: Vec::new(),
+            context: None,
+            timeout: day,
+            platform: oci::Platform::new("linux", "amd64", None),
+            archived: false,
+            logins: control::Logins::default(),
+        };
+        runs.submit(&RegistryName::default(), request).await.unwrap();
+        let attempt = control::Queue::claim(&runs).await.unwrap().unwrap();
+        let permissions = control::Access::open(db, clock).await.unwrap();
+        let keys = Arc::new(Keys::open(data, true).unwrap());
+        (ServerAccess { keys, anonymous_loopback: false, runs, permissions }, attempt)
+    }
+
+    #[tokio::test]
+    async fn what_a_run_may_ends_with_it_and_with_its_attempt() {
+        let data = tempfile::tempdir().unwrap();
+        let (access, attempt) = claimed(data.path()).await;
+        let registry = RegistryName::default();
+        let user = crate::keys::run_user(&registry, attempt.run.id, attempt.epoch);
+        let context = RequestContext {
+            peer: Peer::Unknown,
+            host: "localhost",
+            origin: None,
+            fetch_site: None,
+            forwarded: false,
+        };
+        let log_in = async |user: &str, password: String| {
+            let credentials = Credentials { user: user.to_owned(), password };
+            access.authenticate(&registry, &context, &credentials).await
+        };
+        let password = access.keys.run_password(&user);
+        let proven = log_in(&user, password.clone()).await.unwrap();
+        let app = Resource::Repository("app".parse().unwrap());
+        let permitted = async |registry: &RegistryName| {
+            access.permitted(&proven.principal, registry, &app, Actions::ALL).await
+        };
+        let all = Actions::PULL | Actions::PUSH | Actions::DELETE | Actions::METADATA_READ;
+        assert_eq!(permitted(&registry).await, all);
+        assert_eq!(permitted(&"other".parse().unwrap()).await, Actions::NONE);
+        // Nobody else is it, nor is it anybody else.
+        let next = crate::keys::run_user(&registry, attempt.run.id, attempt.epoch + 1);
+        for (user, password) in [
+            (&*next, password.clone()),
+            (&*user, access.keys.attempt_token(&user)),
+            ("admin", password.clone()),
+            (&*user, String::new()),
+        ] {
+            assert_eq!(log_in(user, password).await, None, "{user}");
+        }
+        let outcome = control::Outcome::of(control::End::Succeeded);
+        let status = control::RunStatus::Succeeded;
+        assert!(attempt.queue.finish(&attempt, status, None, &outcome).await.unwrap());
+        assert_eq!(permitted(&registry).await, Actions::NONE);
+    }
+
+    #[test]
+    fn every_right_is_an_action() {
+        assert_eq!(actions(Rights::ALL), Actions::ALL);
+        assert_eq!(actions(Rights::NONE), Actions::NONE);
+        let push = actions(Rights::CONTENT_READ | Rights::CONTENT_WRITE);
+        assert_eq!(push, Actions::PULL | Actions::PUSH);
     }
 }

@@ -156,6 +156,9 @@ impl App {
             .await
             .map_err(ServeError::starting("open the table of task runs"))?;
         let pools = Pools::new(runs.clone());
+        let permissions = control::Access::open(db.clone(), clock.clone())
+            .await
+            .map_err(ServeError::starting("open the table of accounts"))?;
         let sources = open_sources(&settings, db, &catalog, clock.clone()).await?;
         let mut bound = Bound::default();
         if tcp {
@@ -173,6 +176,7 @@ impl App {
             notices.push(format!("run `{}` was interrupted and is taken up again", run.id));
         }
         let token_files = publish(&settings, &bound, &keys);
+        let keys = Arc::new(keys);
         let remote = crate::executor::open_remote(&settings)?;
         let pull_through = open_pull_through(&settings, &remote, &catalog);
         let state = Arc::new(State {
@@ -189,7 +193,13 @@ impl App {
             remote,
             pull_through,
             registries,
-            keys: Arc::new(keys),
+            access: ServerAccess {
+                keys: Arc::clone(&keys),
+                anonymous_loopback: settings.server.anonymous_loopback,
+                runs: runs.clone(),
+                permissions,
+            },
+            keys,
             build_defaults: BuildDefaults {
                 timeout: settings.build.timeout,
                 allow_host_network: settings.build.allow_host_network,
@@ -408,11 +418,7 @@ fn open_registry(settings: &Settings, state: &Shared, clock: Clock) -> Router {
         catalog: state.catalog.clone(),
         pull_through: state.pull_through.clone(),
         hosts: state.registries.hosts(),
-        access: Arc::new(ServerAccess {
-            keys: Arc::clone(&state.keys),
-            anonymous_loopback: settings.server.anonymous_loopback,
-            runs: state.runs.clone(),
-        }),
+        access: Arc::new(state.access.clone()),
         signer: registry::TokenSigner::hmac(state.keys.signing()),
         limits: registry::Limits {
             blob_size_max: settings.limits.blob_size_max,

@@ -57,6 +57,11 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message)
     }
 
+    /// It is known who asks, and that they may not.
+    pub(crate) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", message)
+    }
+
     /// Nothing new is begun by a server that was told to stop.
     pub(crate) fn leaving() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServerStopping", "the server is stopping")

@@ -1,5 +1,6 @@
 //! Words of the API become words of the domain, checked.
 
+mod access;
 mod logins;
 mod pools;
 mod run_filter;
@@ -24,6 +25,10 @@ use oci::{
     RepositoryName,
 };
 
+pub(crate) use access::{
+    account_kind, account_name, enabled, passwords, role, scope_map, scope_map_name, token,
+    token_name,
+};
 use logins::logins;
 pub(crate) use logins::name_hosts;
 pub(crate) use pools::{pool, pool_name, pool_of_run};

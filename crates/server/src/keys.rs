@@ -14,33 +14,37 @@ use registry::same_secret;
 use ring::rand::SecureRandom;
 use task::Seed;
 
+use crate::access::Principal;
+
 /// User name of the credential that the first start makes.
 pub(crate) const ADMIN: &str = "admin";
 
-/// Who makes a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Principal {
-    /// Over the socket that only this user can open.
-    Owner,
-    /// Has the token of the data folder.
-    Token,
-    Admin,
-    Anonymous,
+/// What a request shows to prove who makes it. It does not print.
+#[derive(PartialEq, Eq)]
+pub(crate) enum Presented {
+    Nothing,
+    Bearer(String),
+    /// User name and password.
+    Basic(String, String),
 }
 
-impl Principal {
-    /// For the journal of tags.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Owner => "owner",
-            Self::Token => "token",
-            Self::Admin => ADMIN,
-            Self::Anonymous => "anonymous",
+impl Presented {
+    pub(crate) fn read(headers: &HeaderMap) -> Result<Self, BadCredential> {
+        let Some(header) = headers.get(AUTHORIZATION) else { return Ok(Self::Nothing) };
+        let text = header.to_str().map_err(|_| BadCredential)?;
+        let (scheme, value) = text.split_once(' ').ok_or(BadCredential)?;
+        match scheme.to_ascii_lowercase().as_str() {
+            "bearer" => Ok(Self::Bearer(value.trim().to_owned())),
+            "basic" => {
+                let (user, password) = basic(value.trim()).ok_or(BadCredential)?;
+                Ok(Self::Basic(user, password))
+            }
+            _ => Err(BadCredential),
         }
     }
 }
 
-/// A credential that is none of ours.
+/// A credential that cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BadCredential;
 
@@ -112,39 +116,25 @@ impl Keys {
         &self.signing
     }
 
-    /// Who the `Authorization` header proves to be; none is anonymous.
-    pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, BadCredential> {
-        let Some(header) = headers.get(AUTHORIZATION) else { return Ok(Principal::Anonymous) };
-        let text = header.to_str().map_err(|_| BadCredential)?;
-        let (scheme, value) = text.split_once(' ').ok_or(BadCredential)?;
-        match scheme.to_ascii_lowercase().as_str() {
-            "bearer" if self.is_token(value.trim()) => Ok(Principal::Token),
-            "basic" => {
-                let (user, password) = basic(value.trim()).ok_or(BadCredential)?;
-                self.by_password(&user, &password).ok_or(BadCredential)
-            }
-            _ => Err(BadCredential),
-        }
-    }
-
-    /// Who a user name and password prove to be. The token is accepted as a password too,
-    /// so that clients of the registry protocol can use it.
+    /// Which of the server's own a user name and password prove to be. The token is accepted as a
+    /// password too, so that clients of the registry protocol can use it.
     pub(crate) fn by_password(&self, user: &str, password: &str) -> Option<Principal> {
         let digest = Digest::of(password.as_bytes());
         if user == ADMIN && self.admin_digest.as_ref() == Some(&digest) {
             return Some(Principal::Admin);
         }
-        (digest == self.token_digest).then_some(Principal::Token)
+        (digest == self.token_digest).then_some(Principal::ApiToken)
     }
 
     /// Tells one credential of a principal from the next, and nothing else of it: keyed, so
     /// that nobody can try passwords on it. `None` if the principal has none.
-    pub(crate) fn fingerprint(&self, principal: &str) -> Option<String> {
+    pub(crate) fn fingerprint(&self, principal: &Principal) -> Option<String> {
         let digest = match principal {
-            ADMIN => self.admin_digest.as_ref()?,
-            name if name == Principal::Token.name() => &self.token_digest,
-            _ => return None,
+            Principal::Admin => self.admin_digest.as_ref()?,
+            Principal::ApiToken => &self.token_digest,
+            Principal::Owner | Principal::Anonymous | Principal::Known(_) => return None,
         };
+        let principal = principal.name();
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &self.signing);
         let tag = ring::hmac::sign(&key, format!("credential of {principal}: {digest}").as_bytes());
         Some(hexadecimal(&tag.as_ref()[..16]))
@@ -202,7 +192,8 @@ impl Keys {
         same_secret(&self.signed(text), code)
     }
 
-    fn is_token(&self, text: &str) -> bool {
+    /// Whether a text is the token of the data folder.
+    pub(crate) fn is_token(&self, text: &str) -> bool {
         Digest::of(text.as_bytes()) == self.token_digest
     }
 }
@@ -344,13 +335,23 @@ mod tests {
         let again = Keys::open(data.path(), true).unwrap();
         assert_eq!(again.new_admin, None);
         assert_eq!(again.token(), first.token());
-        let basic = BASE64.encode(format!("admin:{password}"));
-        assert_eq!(again.authenticate(&header(&format!("Basic {basic}"))), Ok(Principal::Admin));
-        let bearer = format!("Bearer {}", first.token());
-        assert_eq!(again.authenticate(&header(&bearer)), Ok(Principal::Token));
-        assert_eq!(again.authenticate(&HeaderMap::new()), Ok(Principal::Anonymous));
-        for bad in ["Bearer x", "Basic !", "Basic YWRtaW46eA==", "Digest x", "Bearer"] {
-            assert_eq!(again.authenticate(&header(bad)), Err(BadCredential), "{bad}");
+        assert_eq!(again.by_password("admin", password), Some(Principal::Admin));
+        assert_eq!(again.by_password("anybody", again.token()), Some(Principal::ApiToken));
+        assert_eq!(again.by_password("admin", "x"), None);
+        assert!(again.is_token(first.token()) && !again.is_token("x"));
+    }
+
+    #[test]
+    fn headers_are_read_or_refused() {
+        let read = |value: &str| Presented::read(&header(value));
+        assert!(matches!(Presented::read(&HeaderMap::new()), Ok(Presented::Nothing)));
+        assert!(matches!(read("bearer  x"), Ok(Presented::Bearer(token)) if token == "x"));
+        let basic = read("Basic YWRtaW46eDp5");
+        assert!(
+            matches!(basic, Ok(Presented::Basic(user, password)) if user == "admin" && password == "x:y")
+        );
+        for bad in ["Basic !", "Basic YWRtaW4=", "Digest x", "Bearer"] {
+            assert!(read(bad).is_err(), "{bad}");
         }
     }
 
@@ -359,17 +360,18 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let first = Keys::open(data.path(), true).unwrap();
         let again = Keys::open(data.path(), true).unwrap();
-        assert!(first.fingerprint("admin").is_some());
-        assert_eq!(first.fingerprint("admin"), again.fingerprint("admin"));
-        assert_ne!(first.fingerprint("admin"), first.fingerprint("token"));
-        assert_eq!(first.fingerprint("anonymous"), None);
-        assert_eq!(Keys::open(data.path(), false).unwrap().fingerprint("admin"), None);
+        let (admin, token) = (Principal::Admin, Principal::ApiToken);
+        assert!(first.fingerprint(&admin).is_some());
+        assert_eq!(first.fingerprint(&admin), again.fingerprint(&admin));
+        assert_ne!(first.fingerprint(&admin), first.fingerprint(&token));
+        assert_eq!(first.fingerprint(&Principal::Anonymous), None);
+        assert_eq!(Keys::open(data.path(), false).unwrap().fingerprint(&admin), None);
         for file in ["admin-password", "admin.digest"] {
             std::fs::remove_file(data.path().join("keys").join(file)).unwrap();
         }
         let rotated = Keys::open(data.path(), true).unwrap();
-        assert_ne!(first.fingerprint("admin"), rotated.fingerprint("admin"));
-        assert_eq!(first.fingerprint("token"), rotated.fingerprint("token"));
+        assert_ne!(first.fingerprint(&admin), rotated.fingerprint(&admin));
+        assert_eq!(first.fingerprint(&token), rotated.fingerprint(&token));
     }
 
     #[test]

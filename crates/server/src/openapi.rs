@@ -81,6 +81,7 @@ ignored, and so are unknown kinds of records.",
         (name = "Tasks", description = "Stored definitions of runs"),
         (name = "Task runs", description = "Runs that are declared by name"),
         (name = "Agent pools", description = "Machines that execute runs"),
+        (name = "Access", description = "Who may do what"),
         (name = "Sources", description = "Uploads of what runs read"),
         (name = "Repositories", description = "What a registry holds"),
         (name = "Maintenance", description = "Deleting and annotating by rule, garbage, damage"),
@@ -91,12 +92,16 @@ ignored, and so are unknown kinds of records.",
 struct Common;
 
 /// Collections, and what the part of a path after the name of each is.
-const PATH_PARAMETERS: [(&str, &str); 12] = [
+const PATH_PARAMETERS: [(&str, &str); 16] = [
     ("registries", "Name of a registry of this server, such as `local`"),
     ("runs", "Id of a run, such as `cf1`"),
     ("tasks", "Name of a task"),
     ("taskRuns", "Name of a task run"),
     ("agentPools", "Name of an agent pool"),
+    ("scopeMaps", "Name of a scope map"),
+    ("tokens", "Name of a token"),
+    ("accounts", "Name of an account"),
+    ("roleAssignments", "Name of an account"),
     ("repositories", "Name of a repository, with `/` written as `%2F`"),
     ("tags", "A tag"),
     ("manifests", "A tag, or a digest"),
@@ -109,6 +114,8 @@ const PATH_PARAMETERS: [(&str, &str); 12] = [
 /// How credentials are told.
 const BEARER: &str = "token";
 const BASIC: &str = "password";
+const BASIC_DESCRIPTION: &str = "An account or `admin` with its password, a token of the registry with \
+     one of its passwords, or any name with the server's token";
 
 /// The whole description: of routes for whoever says who they are, and of those for everybody.
 pub(crate) fn document(of_principals: OpenApi, of_everybody: OpenApi) -> OpenApi {
@@ -127,9 +134,8 @@ pub(crate) fn document(of_principals: OpenApi, of_everybody: OpenApi) -> OpenApi
         let bearer = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
             .description(Some("The server's token, from `keys/api-token` in its data folder"));
-        let basic = HttpBuilder::new()
-            .scheme(HttpAuthScheme::Basic)
-            .description(Some("`admin` with its password, or any name with the server's token"));
+        let basic =
+            HttpBuilder::new().scheme(HttpAuthScheme::Basic).description(Some(BASIC_DESCRIPTION));
         components.add_security_scheme(BEARER, SecurityScheme::Http(bearer.build()));
         components.add_security_scheme(BASIC, SecurityScheme::Http(basic.build()));
         variants::spread(components);
@@ -138,7 +144,7 @@ pub(crate) fn document(of_principals: OpenApi, of_everybody: OpenApi) -> OpenApi
     document
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+pub(crate) fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     let PathItem { get, put, post, patch, delete, .. } = item;
     [get, put, post, patch, delete].into_iter().flatten()
 }
@@ -147,6 +153,7 @@ fn protect(operation: &mut Operation) {
     let by = |scheme| SecurityRequirement::new(scheme, [""; 0]);
     operation.security = Some(vec![by(BEARER), by(BASIC)]);
     refuse(operation, StatusCode::UNAUTHORIZED.as_str());
+    refuse(operation, StatusCode::FORBIDDEN.as_str());
 }
 
 /// Adds what follows from an operation's path and body.

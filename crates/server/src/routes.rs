@@ -1,5 +1,6 @@
 //! The REST API: wire to domain, decide, domain to wire.
 
+mod accounts;
 mod agents;
 mod attempts;
 mod by_rule;
@@ -12,17 +13,25 @@ mod scrub;
 mod sources;
 mod task_runs;
 mod tasks;
+mod tokens;
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, State};
+use axum::extract::{
+    DefaultBodyLimit, FromRequest, FromRequestParts, MatchedPath, RawPathParams, Request, State,
+};
 use axum::handler::Handler;
+use axum::http::Method;
 use axum::http::request::Parts;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
+use control::{Operation, Rights};
+use oci::RegistryName;
 use registry::Peer;
 use serde::de::DeserializeOwned;
 use utoipa_axum::PathItemExt as _;
@@ -31,14 +40,17 @@ use utoipa_axum::routes;
 
 pub(crate) use by_rule::housekept;
 
+use crate::access::Needs;
 use crate::error::ApiError;
 use crate::openapi;
 use crate::state::Shared;
 
 /// Everything but `/v2/`. `body_size_max` bounds what is not an upload.
 pub(crate) fn router(state: Shared, body_size_max: usize) -> Router {
-    of_principals::<Router<Shared>>()
-        .layer(middleware::from_fn_with_state(Shared::clone(&state), authenticate))
+    let Guarded { router, needs } = of_principals::<Guarded>();
+    let guard = Guard { state: Shared::clone(&state), needs: Arc::new(needs) };
+    router
+        .layer(middleware::from_fn_with_state(guard, admit))
         .merge(of_everybody::<Router<Shared>>())
         .nest(&format!("{REGISTRY}/agentPools/{{name}}"), of_agents())
         .fallback(no_route)
@@ -60,7 +72,12 @@ pub(crate) fn description() -> utoipa::openapi::OpenApi {
 /// which takes time and memory that a server would otherwise spend whenever it starts.
 trait Described: Default {
     /// `described` is what [`routes!`] makes of the same handler.
-    fn handler<P, H, T>(self, handler: H, described: fn() -> UtoipaMethodRouter<Shared>) -> Self
+    fn handler<P, H, T>(
+        self,
+        handler: H,
+        described: fn() -> UtoipaMethodRouter<Shared>,
+        needs: Option<Needs>,
+    ) -> Self
     where
         P: utoipa::Path,
         H: Handler<T, Shared>,
@@ -70,8 +87,19 @@ trait Described: Default {
 }
 
 impl Described for OpenApiRouter<Shared> {
-    fn handler<P, H, T>(self, _: H, described: fn() -> UtoipaMethodRouter<Shared>) -> Self {
-        self.routes(described())
+    fn handler<P, H, T>(
+        self,
+        _: H,
+        described: fn() -> UtoipaMethodRouter<Shared>,
+        needs: Option<Needs>,
+    ) -> Self {
+        let (schemas, mut paths, router) = described();
+        let all = paths.paths.values_mut().flat_map(openapi::operations);
+        for (operation, needs) in all.filter_map(|operation| Some((operation, needs?))) {
+            let more = operation.description.take().map_or_else(String::new, |text| text + "\n\n");
+            operation.description = Some(format!("{more}Needs {needs}."));
+        }
+        self.routes((schemas, paths, router))
     }
 
     fn nest(self, path: &str, inner: Self) -> Self {
@@ -80,7 +108,12 @@ impl Described for OpenApiRouter<Shared> {
 }
 
 impl Described for Router<Shared> {
-    fn handler<P, H, T>(self, handler: H, _: fn() -> UtoipaMethodRouter<Shared>) -> Self
+    fn handler<P, H, T>(
+        self,
+        handler: H,
+        _: fn() -> UtoipaMethodRouter<Shared>,
+        _: Option<Needs>,
+    ) -> Self
     where
         P: utoipa::Path,
         H: Handler<T, Shared>,
@@ -97,22 +130,75 @@ impl Described for Router<Shared> {
     }
 }
 
-/// Adds handlers to what is [`Described`].
+/// Routes, and what each asks of whoever uses it. Nothing is behind [`admit`] that is not listed.
+#[derive(Default)]
+struct Guarded {
+    router: Router<Shared>,
+    needs: HashMap<(Method, String), Needs>,
+}
+
+impl Described for Guarded {
+    fn handler<P, H, T>(
+        self,
+        handler: H,
+        described: fn() -> UtoipaMethodRouter<Shared>,
+        needs: Option<Needs>,
+    ) -> Self
+    where
+        P: utoipa::Path,
+        H: Handler<T, Shared>,
+        T: 'static,
+    {
+        let Self { router, needs: mut all } = self;
+        let methods = P::methods().into_iter().filter_map(|method| {
+            let text = serde_json::to_value(method).ok()?;
+            Method::from_bytes(text.as_str()?.to_ascii_uppercase().as_bytes()).ok()
+        });
+        all.extend(methods.filter_map(|method| Some(((method, P::path()), needs?))));
+        let router = Described::handler::<P, H, T>(router, handler, described, needs);
+        Self { router, needs: all }
+    }
+
+    fn nest(self, path: &str, inner: Self) -> Self {
+        let Self { router, needs: mut all } = self;
+        let inner_needs = inner.needs.into_iter();
+        all.extend(
+            inner_needs.map(|((method, below), needs)| ((method, format!("{path}{below}")), needs)),
+        );
+        Self { router: Described::nest(router, path, inner.router), needs: all }
+    }
+}
+
+/// Adds handlers to what is [`Described`], each with what it asks of whoever uses it.
 macro_rules! handlers {
-    ($router:expr; $($module:ident::$name:ident),+ $(,)?) => {{
+    ($router:expr; $($($module:ident::$name:ident),+ => $needs:expr;)+) => {{
         let router = $router;
-        $(
+        $($(
             let router = pastey::paste! {
                 Described::handler::<$module::[<__path_ $name>], _, _>(
                     router,
                     $module::$name,
                     || routes!($module::$name),
+                    $needs,
                 )
             };
-        )+
+        )+)+
         router
     }};
 }
+
+const READ: Option<Needs> = Some(Needs::May(Operation::Read));
+const RUN: Option<Needs> = Some(Needs::May(Operation::Run));
+const WRITE: Option<Needs> = Some(Needs::May(Operation::Write));
+const MANAGE: Option<Needs> = Some(Needs::May(Operation::Manage));
+const GOVERN: Option<Needs> = Some(Needs::May(Operation::Govern));
+const CATALOG: Option<Needs> = Some(Needs::Catalog);
+const OWN: Option<Needs> = Some(Needs::Own);
+const METADATA: Option<Needs> = Some(Needs::Rights(Rights::METADATA_READ));
+const DELETE: Option<Needs> = Some(Needs::Rights(Rights::CONTENT_DELETE));
+const UNTAG: Option<Needs> = Some(Needs::Either(Rights::CONTENT_DELETE, Rights::METADATA_WRITE));
+/// For everybody.
+const NOTHING: Option<Needs> = None;
 
 /// Where the routes of a registry are.
 const REGISTRY: &str = "/api/v1/registries/{registry}";
@@ -121,62 +207,52 @@ const REGISTRY: &str = "/api/v1/registries/{registry}";
 fn of_principals<R: Described>() -> R {
     let of_registry = handlers!(
         R::default();
-        runs::schedule,
-        sources::create,
-        sources::create_listed,
-        sources::add_pack,
-        sources::add_file,
-        sources::commit,
-        runs::list,
-        runs::show, runs::update,
-        runs::cancel,
-        runs::logs,
-        runs::events,
-        runs::blob,
-        runs::files,
-        agents::attach,
-        tasks::list,
-        tasks::show, tasks::put, tasks::update, tasks::delete,
-        tasks::details,
-        task_runs::list,
-        task_runs::show, task_runs::put, task_runs::update, task_runs::delete,
-        task_runs::details,
-        pools::list,
-        pools::show, pools::put, pools::update, pools::delete,
-        pools::queue_status,
-        pools::token,
-        pools::renew_token,
-        content::repositories,
-        content::repository, content::delete_repository,
-        content::tags,
-        content::tag, content::untag,
-        content::manifests,
-        content::manifest, content::delete_manifest,
-        content::build_record,
-        content::collect_garbage,
-        by_rule::purge,
-        by_rule::annotate,
-        import::import,
-        import::tags,
-        scrub::of_registry, scrub::begin_for_registry,
+        // What is no stored task as it is needs more, which the handler sees to.
+        runs::schedule => RUN;
+        sources::create, sources::create_listed, sources::add_pack, sources::add_file,
+        sources::commit => WRITE;
+        runs::list, runs::show, runs::logs, runs::events, runs::blob, runs::files => READ;
+        runs::update, runs::cancel => RUN;
+        agents::attach => WRITE;
+        tasks::list, tasks::show => READ;
+        tasks::put, tasks::update, tasks::delete, tasks::details => WRITE;
+        task_runs::list, task_runs::show => READ;
+        task_runs::put, task_runs::update, task_runs::delete, task_runs::details => WRITE;
+        pools::list, pools::show, pools::queue_status => READ;
+        pools::put, pools::update, pools::delete, pools::token, pools::renew_token => MANAGE;
+        content::repositories => CATALOG;
+        content::repository, content::tags, content::tag, content::manifests, content::manifest,
+        content::build_record => METADATA;
+        content::delete_repository, content::delete_manifest => DELETE;
+        content::untag => UNTAG;
+        content::collect_garbage => MANAGE;
+        by_rule::purge, by_rule::annotate => WRITE;
+        import::import, import::tags => WRITE;
+        scrub::of_registry, scrub::begin_for_registry => MANAGE;
+        tokens::list_maps, tokens::show_map, tokens::put_map, tokens::update_map,
+        tokens::delete_map => MANAGE;
+        tokens::list, tokens::show, tokens::put, tokens::update, tokens::delete,
+        tokens::generate => MANAGE;
+        accounts::list_roles, accounts::assign, accounts::remove => GOVERN;
     );
     let with_registry = R::default().nest(REGISTRY, of_registry);
     handlers!(
         with_registry;
-        content::collect_garbage_of_server,
-        scrub::report, scrub::begin,
+        content::collect_garbage_of_server, scrub::report, scrub::begin => MANAGE;
+        accounts::show, accounts::set_password => OWN;
+        accounts::list, accounts::put, accounts::update, accounts::delete,
+        accounts::assign_everywhere, accounts::remove_everywhere => GOVERN;
     )
 }
 
 /// Routes that do not.
 fn of_everybody<R: Described>() -> R {
     // The address of an upload is its own permission, as in the managed service.
-    let uploads = handlers!(R::default(); sources::upload);
+    let uploads = handlers!(R::default(); sources::upload => NOTHING;);
     let with_uploads = R::default().nest(REGISTRY, uploads);
     handlers!(
         with_uploads;
-        openapi::show,
-        health::version, health::alive, health::ready, health::metrics,
+        openapi::show, health::version, health::alive, health::ready, health::metrics => NOTHING;
     )
 }
 
@@ -207,15 +283,39 @@ fn of_agents() -> Router<Shared> {
         .nest("/attempts/{run}/{epoch}", attempts)
 }
 
-async fn authenticate(
-    State(state): State<Shared>,
-    mut request: Request,
+/// What [`admit`] knows.
+#[derive(Clone)]
+struct Guard {
+    state: Shared,
+    /// By method and path.
+    needs: Arc<HashMap<(Method, String), Needs>>,
+}
+
+/// Finds out who asks, and refuses those who may not.
+async fn admit(
+    State(guard): State<Guard>,
+    request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let peer = request.extensions().get::<Peer>().copied().unwrap_or_default();
-    let principal = state.authenticate(peer, request.headers())?;
-    request.extensions_mut().insert(principal);
-    Ok(next.run(request).await)
+    let (mut parts, body) = request.into_parts();
+    let params = RawPathParams::from_request_parts(&mut parts, &()).await;
+    let params = params.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let param = |name| params.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
+    // One that no registry can have is nobody's.
+    let registry = param("registry").map(str::parse::<RegistryName>);
+    let registry = registry.as_ref().and_then(|registry| registry.as_ref().ok());
+    let peer = parts.extensions.get::<Peer>().copied().unwrap_or_default();
+    let access = &guard.state.access;
+    let principal = access.of_request(registry, peer, &parts.headers).await?;
+    // Whoever may read may also ask whether there is something to read.
+    let method = if parts.method == Method::HEAD { Method::GET } else { parts.method.clone() };
+    let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let Some(needs) = guard.needs.get(&(method, path.to_owned())) else {
+        return Ok(no_method().await);
+    };
+    access.require(&principal, registry, param("name"), *needs).await?;
+    parts.extensions.insert(principal);
+    Ok(next.run(Request::from_parts(parts, body)).await)
 }
 
 async fn count(State(state): State<Shared>, request: Request, next: Next) -> Response {

@@ -4,22 +4,22 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use axum::http::HeaderMap;
 use builder::{ContextLimits, Layers, OwnNames};
 use control::{Clock, Logins, Pools, Runs, Sources, TaskRuns, Tasks};
 
 use engine::Destination;
 use oci::{Reference, RegistryName, RepositoryName};
-use registry::{Peer, PullThrough};
+use registry::PullThrough;
 use remote::Remote;
 use store::{Catalog, GcOptions};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::ServerAccess;
 use crate::agents::Agents;
 use crate::error::ApiError;
 use crate::from_api::{BuildDefaults, cut};
-use crate::keys::{Keys, Principal};
+use crate::keys::Keys;
 use crate::presence::Presence;
 use crate::registries::{self, Registries};
 
@@ -40,6 +40,7 @@ pub(crate) struct State {
     pub(crate) agents: Agents,
     pub(crate) registries: Registries,
     pub(crate) keys: Arc<Keys>,
+    pub(crate) access: ServerAccess,
     pub(crate) build_defaults: BuildDefaults,
     /// Runs that may be under way at once, of one registry and in all.
     pub(crate) run_bounds: (u32, u32),
@@ -136,24 +137,6 @@ impl State {
         let own = self.own_names();
         let read = names.iter().filter_map(|name| Destination::parse(name, registry, &own).ok());
         read.map(|destination| destination.repository).try_for_each(|name| self.refuse_copy(&name))
-    }
-
-    /// Who may use the REST API: the owner of the data folder, and who has a credential.
-    pub(crate) fn authenticate(
-        &self,
-        peer: Peer,
-        headers: &HeaderMap,
-    ) -> Result<Principal, ApiError> {
-        if peer == Peer::Unix {
-            return Ok(Principal::Owner);
-        }
-        match self.keys.authenticate(headers) {
-            Ok(Principal::Anonymous) => Err(ApiError::unauthorized("the API needs a token")
-                .hint("the server's token lies in `keys/api-token` of its data folder; set `REFIT_TOKEN`, or use `refit login`")),
-            Ok(principal) => Ok(principal),
-            Err(_) => Err(ApiError::unauthorized("the credential is not valid")
-                .hint("use `refit login`, or take the token from `keys/api-token` of the data folder")),
-        }
     }
 }
 

@@ -1,5 +1,9 @@
 //! Words of the domain become words of the API.
 
+mod access;
+
+pub(crate) use access::{account, passwords, scope_map, token};
+
 use base64::Engine as _;
 use control::{
     Event, EventKind, LogArtifact, Logins, Pool, Run, RunStatus, StoredTask, Stream, TaskRun,

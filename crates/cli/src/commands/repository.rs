@@ -99,9 +99,24 @@ pub(super) async fn pages<T: serde::de::DeserializeOwned>(
     session: &Session<'_>,
     segments: &[&str],
 ) -> Result<Vec<T>> {
+    all_pages(session, session.connection()?.route(segments)).await
+}
+
+/// The same for what belongs to no registry.
+pub(super) async fn server_pages<T: serde::de::DeserializeOwned>(
+    session: &Session<'_>,
+    segments: &[&str],
+) -> Result<Vec<T>> {
+    all_pages(session, session.connection()?.server_route(segments)).await
+}
+
+async fn all_pages<T: serde::de::DeserializeOwned>(
+    session: &Session<'_>,
+    first: url::Url,
+) -> Result<Vec<T>> {
     let connection = session.connection()?;
     let mut all = Vec::new();
-    let mut next = Some(connection.route(segments));
+    let mut next = Some(first);
     while let Some(url) = next {
         let page: Page<T> = connection.get(url).await?;
         // A page that adds nothing but names another would go on for ever.

@@ -2,6 +2,7 @@
 //!
 //! Tests that need root say so by name.
 
+mod access;
 mod add;
 mod agents;
 mod annotate;

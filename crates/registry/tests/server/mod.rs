@@ -4,14 +4,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use oci::RegistryName;
 use registry::{
-    Access, Actions, Credentials, Hosts, Limits, Peer, Principal, PullThrough, PullThroughSettings,
-    RegistryState, RequestContext, Resource, TokenSigner, is_local, same_secret,
+    Access, Actions, Credentials, Hosts, Limits, Peer, Principal, Proven, PullThrough,
+    PullThroughSettings, RegistryState, RequestContext, Resource, TokenSigner, is_local,
+    same_secret,
 };
 use remote::{Remote, RemoteSettings};
 use store::{BlobStore, Catalog, DiskStore, MemoryStore};
@@ -101,7 +102,12 @@ struct LoopbackOnly;
 
 #[async_trait]
 impl Access for LoopbackOnly {
-    async fn authenticate(&self, _: &RequestContext<'_>, _: &Credentials) -> Option<Principal> {
+    async fn authenticate(
+        &self,
+        _: &RegistryName,
+        _: &RequestContext<'_>,
+        _: &Credentials,
+    ) -> Option<Proven> {
         None
     }
 
@@ -109,8 +115,8 @@ impl Access for LoopbackOnly {
         is_local(request).then(Principal::anonymous)
     }
 
-    fn fingerprint(&self, _: &Principal) -> Option<String> {
-        None
+    async fn holds(&self, _: &Principal, _: &str) -> bool {
+        false
     }
 
     async fn permitted(
@@ -126,31 +132,36 @@ impl Access for LoopbackOnly {
 
 /// `admin` may everything; `alice` everything in `team/`; `bob` may pull from `team/` and from
 /// one copy of an image of Docker Hub; everybody may pull from `public`. Tests change all
-/// passwords by counting them up.
+/// passwords by counting them up, and take all from everybody.
 #[derive(Default)]
 pub(crate) struct Accounts {
     pub(crate) passwords: AtomicI64,
+    pub(crate) closed: AtomicBool,
 }
 
 #[async_trait]
 impl Access for Accounts {
     async fn authenticate(
         &self,
+        _: &RegistryName,
         _: &RequestContext<'_>,
         credentials: &Credentials,
-    ) -> Option<Principal> {
+    ) -> Option<Proven> {
         let known = ["admin", "alice", "bob"].contains(&credentials.user.as_str());
         let secret = format!("{}-secret", credentials.user);
         let right = same_secret(&credentials.password, &secret);
-        (known && right).then(|| Principal::new(credentials.user.clone()))
+        (known && right).then(|| Proven {
+            principal: Principal::new(credentials.user.clone()),
+            credential: self.passwords.load(Ordering::Relaxed).to_string(),
+        })
     }
 
     fn anonymous(&self, _: &RequestContext<'_>) -> Option<Principal> {
         Some(Principal::anonymous())
     }
 
-    fn fingerprint(&self, _: &Principal) -> Option<String> {
-        Some(self.passwords.load(Ordering::Relaxed).to_string())
+    async fn holds(&self, _: &Principal, credential: &str) -> bool {
+        self.passwords.load(Ordering::Relaxed).to_string() == credential
     }
 
     async fn permitted(
@@ -165,6 +176,7 @@ impl Access for Accounts {
             Resource::AllRepositories | Resource::Catalog => "",
         };
         let allowed = match (principal.name(), name) {
+            _ if self.closed.load(Ordering::Relaxed) => Actions::NONE,
             ("admin", _) => Actions::ALL,
             ("alice", name) if name.starts_with("team/") => Actions::ALL,
             ("bob", name) if name.starts_with("team/") => Actions::PULL,

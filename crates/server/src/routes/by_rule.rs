@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Json;
 use super::runs::{NDJSON, stream_response};
+use crate::access::Principal;
 use crate::error::ApiError;
-use crate::keys::Principal;
 use crate::state::{Shared, copies_message};
 use crate::{from_api, to_api};
 
@@ -47,7 +47,7 @@ pub(crate) async fn purge(
     let (name, own) = state.registry(&registry)?;
     let purge = Purge::new(&from_api::purge_options(body))?;
     tracing::info!(registry = %name, principal = principal.name(), "purge");
-    let cause = Cause::Purge { run: None, principal: Some(principal.name().to_owned()) };
+    let cause = Cause::Purge { run: None, principal: Some(principal.name()) };
     let registry = housekept(&state, name, &own.login_server, cause);
     let login_server = own.login_server.clone();
     Ok(told(&state, login_server, |records, cancel| async move {
@@ -76,7 +76,7 @@ pub(crate) async fn annotate(
     let (name, own) = state.registry(&registry)?;
     let annotate = Annotate::new(&from_api::annotate_options(body))?;
     tracing::info!(registry = %name, principal = principal.name(), "annotate");
-    let cause = Cause::Push { principal: principal.name().to_owned() };
+    let cause = Cause::Push { principal: principal.name() };
     let registry = housekept(&state, name, &own.login_server, cause);
     let login_server = own.login_server.clone();
     Ok(told(&state, login_server, |records, cancel| async move {

@@ -9,9 +9,9 @@ use store::{Cause, Expected, GcOptions, ManifestRef};
 use utoipa::IntoParams;
 
 use super::Query;
+use crate::access::Principal;
 use crate::error::ApiError;
 use crate::from_api::cut;
-use crate::keys::Principal;
 use crate::openapi::Refusal;
 use crate::state::{Shared, State as ServerState};
 use crate::to_api;
@@ -94,7 +94,7 @@ pub(crate) async fn delete_repository(
     Path((registry, name)): Path<(String, String)>,
 ) -> Result<(StatusCode, axum::Json<api::Deleted>), ApiError> {
     let (registry, name) = existing(&state, &registry, &name).await?;
-    let deleted = state.catalog.delete_repository(&registry, &name, &cause(principal)).await?;
+    let deleted = state.catalog.delete_repository(&registry, &name, &cause(&principal)).await?;
     Ok((StatusCode::ACCEPTED, axum::Json(to_api::deleted(deleted))))
 }
 
@@ -148,7 +148,7 @@ pub(crate) async fn untag(
     let (registry, name) = existing(&state, &registry, &name).await?;
     let tag = parse_tag(&tag)?;
     find_tag(&state, &registry, &name, &tag).await?;
-    let cause = cause(principal);
+    let cause = cause(&principal);
     state.catalog.move_tag(&registry, &name, &tag, &Expected::Any, None, &cause).await?;
     let deleted = api::Deleted { manifests_deleted: 0, tags_deleted: 1 };
     Ok((StatusCode::ACCEPTED, axum::Json(deleted)))
@@ -242,7 +242,7 @@ pub(crate) async fn delete_manifest(
 ) -> Result<(StatusCode, axum::Json<api::Deleted>), ApiError> {
     let (registry, name) = existing(&state, &registry, &name).await?;
     let digest = find_manifest(&state, &registry, &name, &reference).await?.digest;
-    let cause = cause(principal);
+    let cause = cause(&principal);
     let deleted = state.catalog.delete_manifest(&registry, &name, &digest, &cause).await?;
     Ok((StatusCode::ACCEPTED, axum::Json(to_api::deleted(deleted))))
 }
@@ -374,8 +374,8 @@ async fn find_manifest(
     state.catalog.manifest(registry, name, &parsed).await?.ok_or_else(missing)
 }
 
-fn cause(principal: Principal) -> Cause {
-    Cause::Delete { principal: principal.name().to_owned() }
+fn cause(principal: &Principal) -> Cause {
+    Cause::Delete { principal: principal.name() }
 }
 
 /// A repository's name as one segment of a path.

@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Json;
 use super::runs::{NDJSON, accepts, stream_response};
+use crate::access::Principal;
 use crate::error::ApiError;
 use crate::from_api::{self, Import, ImportedFrom};
-use crate::keys::Principal;
 use crate::openapi::Refusal;
 use crate::state::{Shared, State as ServerState};
 use crate::to_api;

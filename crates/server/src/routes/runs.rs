@@ -14,8 +14,8 @@ use axum::response::{IntoResponse, Response};
 use builder::{BuildError, FilesOf};
 use bytes::BytesMut;
 use control::{
-    BuildRequest, ContextSource, EventReader, LogKey, NewRun, NoRun, PoolName, Run, RunId,
-    RunStatus, TaskContext,
+    BuildRequest, ContextSource, EventReader, LogKey, NewRun, NoRun, Operation, PoolName, Run,
+    RunId, RunStatus, TaskContext,
 };
 use futures_util::{Stream, StreamExt, stream};
 use oci::{Descriptor, Digest, ImageManifest, Manifest, RegistryName};
@@ -28,9 +28,9 @@ use tokio_util::sync::CancellationToken;
 use utoipa::IntoParams;
 
 use super::{Json, Query};
+use crate::access::{Needs, Principal};
 use crate::error::ApiError;
 use crate::from_api::SourceLocation;
-use crate::keys::Principal;
 use crate::line_filter::LineFilter;
 use crate::openapi::{Binary, Refusal};
 use crate::state::Shared;
@@ -67,11 +67,39 @@ pub(crate) async fn schedule(
     if state.leaving.is_cancelled() {
         return Err(ApiError::leaving());
     }
+    if !is_task_as_it_is(&body) {
+        let needs = Needs::May(Operation::Write);
+        state.access.require(&principal, Some(&registry), None, needs).await?;
+    }
     let mut run = new_run(&state, &registry, body).await?;
-    run.started_by = Some(principal.name().to_owned());
+    run.started_by = Some(principal.name());
     let run = state.runs.submit(&registry, run).await?;
     state.metrics.runs_submitted.fetch_add(1, Ordering::Relaxed);
     Ok((StatusCode::CREATED, axum::Json(to_api::run(&run))))
+}
+
+/// Whether a stored task is to run as those who write tasks have written it: whatever is put into it,
+/// runs with all that the task may.
+fn is_task_as_it_is(body: &api::RunRequest) -> bool {
+    let api::RunRequest::TaskRunRequest(body) = body else { return false };
+    let told = |given: &api::OverrideTaskStepProperties| {
+        let api::OverrideTaskStepProperties {
+            context_path,
+            file,
+            target,
+            arguments,
+            values,
+            update_trigger_token: _,
+        } = given;
+        context_path.is_some()
+            || file.is_some()
+            || target.is_some()
+            || !arguments.is_empty()
+            || !values.is_empty()
+    };
+    !body.override_task_step_properties.as_ref().is_some_and(told)
+        && body.agent_pool_name.is_none()
+        && body.log_template.is_none()
 }
 
 /// The run that is asked for, checked.

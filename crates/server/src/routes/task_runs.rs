@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::tasks::ListQuery;
 use super::{Json, Query, runs};
+use crate::access::Principal;
 use crate::error::ApiError;
-use crate::keys::Principal;
 use crate::openapi::Refusal;
 use crate::state::Shared;
 use crate::{from_api, to_api};
@@ -138,7 +138,7 @@ async fn declare(
     name: TaskRunName,
     request: Value,
     force_update_tag: Option<String>,
-    started_by: &str,
+    started_by: String,
 ) -> Result<axum::Json<api::TaskRun>, ApiError> {
     if state.leaving.is_cancelled() {
         return Err(ApiError::leaving());
@@ -161,7 +161,7 @@ async fn declare(
         return Ok(axum::Json(shown(state, &known).await?));
     }
     let mut run = runs::new_run(state, registry, body).await?;
-    run.started_by = Some(started_by.to_owned());
+    run.started_by = Some(started_by);
     let declared = TaskRunDeclaration { request: kept, force_update_tag: tag, run };
     let task_run = state.task_runs.put(registry, &name, declared).await?;
     Ok(axum::Json(shown(state, &task_run).await?))
