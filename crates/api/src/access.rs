@@ -82,8 +82,9 @@ pub struct TokenProperties {
 /// The passwords of a token. In a request, those that are not named go.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct TokenCredentials {
-    #[serde(default)]
-    pub passwords: Vec<TokenPassword>,
+    /// Absent: all stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passwords: Option<Vec<TokenPassword>>,
 }
 
 /// What is known of a password of a token.
@@ -210,4 +211,26 @@ pub struct PasswordRequest {
 pub struct RoleRequest {
     /// `reader`, `runner`, `author`, `owner` or `admin`.
     pub role: String,
+}
+
+/// A line of the audit log.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AuditRecord {
+    /// Each is one more than that of the record before it.
+    pub number: i64,
+    /// A time in RFC 3339.
+    #[schema(format = DateTime)]
+    pub time: String,
+    pub registry: Option<String>,
+    /// Who did it; an address, where nobody has proven who they are.
+    pub principal: String,
+    /// `request` (a change over the API), `push`, `delete`, `login`, `refused`, `run.queued` or
+    /// `run.ended`.
+    pub action: String,
+    pub target: String,
+    pub outcome: String,
+    /// The `digest` of the record before it.
+    pub previous: Option<String>,
+    /// SHA-256 of the line without this member.
+    pub digest: String,
 }

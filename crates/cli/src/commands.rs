@@ -3,6 +3,7 @@
 mod account;
 mod agentpool;
 mod annotate;
+mod audit;
 mod build;
 mod by_rule;
 mod completions;
@@ -76,6 +77,9 @@ pub enum Command {
     /// What accounts may do in the registry
     #[command(subcommand)]
     Role(account::RoleCommand),
+    /// Who did what
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Delete what nothing refers to any more
     Gc(gc::Args),
     /// Read all content again, and tell what is damaged
@@ -98,6 +102,7 @@ impl Command {
         match self {
             Self::Build(args) => args.needs_server(),
             Self::Version(args) => args.needs_server(),
+            Self::Audit(audit::Command::Verify(_)) => false,
             Self::Render(_) | Self::Login(_) | Self::Logout(_) | Self::Completions(_) => false,
             _ => true,
         }
@@ -162,6 +167,7 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::ScopeMap(command) => scope_map::run(session, command).await,
         Command::Account(command) => account::run(session, command).await,
         Command::Role(command) => account::run_role(session, command).await,
+        Command::Audit(command) => audit::run(session, command).await,
         Command::Purge(args) => purge::run(session, args).await,
         Command::Annotate(args) => annotate::run(session, args).await,
         Command::Gc(args) => gc::run(session, args).await,

@@ -17,7 +17,7 @@ pub use accounts::{Account, AccountKind, AccountProperties, BadKind};
 pub use rights::{BadScope, RepositoryPattern, Rights, Scope};
 pub use role::{BadRole, Operation, Role};
 pub use scope_maps::{ScopeMap, read_scopes};
-pub use tokens::{BadSlot, NewPassword, PasswordSlot, Token, TokenPassword};
+pub use tokens::{BadSlot, NewPassword, PasswordSlot, Token, TokenPassword, TokenProperties};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -222,15 +222,24 @@ impl Access {
         self.shared.verified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something has changed.
-    fn forget(&self) {
-        self.shared.tokens.forget();
-        self.shared.accounts.forget();
+    /// Something is about to change: when this is dropped, all is forgotten that was read. Whoever
+    /// asked for the change may leave at any moment.
+    fn changing(&self) -> Changing<'_> {
+        Changing(&self.shared)
     }
 
     async fn connection(&self) -> Result<PoolConnection<Sqlite>> {
         let connection = self.shared.db.reads().acquire().await;
         connection.map_err(ControlError::database("read who may do what"))
+    }
+}
+
+struct Changing<'a>(&'a Shared);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.tokens.forget();
+        self.0.accounts.forget();
     }
 }
 

@@ -20,6 +20,8 @@ pub enum ControlError {
     BrokenOff { source: std::io::Error, hint: &'static str },
     #[error("{waiting} runs are waiting already")]
     QueueFull { waiting: u64 },
+    #[error("too many passwords are being checked")]
+    TooManyLogins,
     #[error("{what} is larger than {max} bytes")]
     TooLarge { what: String, max: u64 },
     /// The server that the run is from could not be asked, or did not know what to do.
@@ -50,6 +52,7 @@ impl ControlError {
             Self::QueueFull { .. } => {
                 Some("try again later, or raise `limits.queue_length_max`".into())
             }
+            Self::TooManyLogins => Some("try again in a minute".into()),
             Self::TooLarge { .. } => Some(
                 "leave files out with `.dockerignore`, or raise `limits.source_size_max`".into(),
             ),

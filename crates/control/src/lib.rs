@@ -18,6 +18,7 @@
 //! - No HTTP, no JSON of the API. SQL is written only here and in `store`.
 
 mod access;
+mod audit;
 mod clock;
 mod error;
 mod executor;
@@ -41,8 +42,9 @@ mod waiting;
 pub use access::{
     Access, Account, AccountKind, AccountProperties, Area, BadKind, BadRole, BadScope, BadSlot,
     Identity, NewPassword, Operation, PasswordSlot, Proven, RepositoryPattern, Rights, Role, Scope,
-    ScopeMap, Token, TokenPassword, read_scopes,
+    ScopeMap, Token, TokenPassword, TokenProperties, read_scopes,
 };
+pub use audit::{Audit, AuditEntry, AuditRecord};
 pub use clock::Clock;
 pub use error::{ControlError, Result};
 pub use executor::{Attempt, End, Executor, LeaseLost, Outcome};

@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::table::{column, from_json, not_json, parsed, to_json};
 use crate::{
-    Clock, ControlError, EventKind, LogArtifact, LogKey, Logs, Mask, NewRun, PoolName, Result, Run,
-    RunId, RunKind, RunLog, RunRequest, RunStatus, TaskName, pools, table, tasks,
+    Audit, AuditEntry, Clock, ControlError, EventKind, LogArtifact, LogKey, Logs, Mask, NewRun,
+    PoolName, Result, Run, RunId, RunKind, RunLog, RunRequest, RunStatus, TaskName, audit, pools,
+    table, tasks,
 };
 
 const SCHEMA: &[&str] = &[
@@ -79,6 +80,9 @@ const SCHEMA: &[&str] = &[
     "CREATE INDEX runs_by_affinity ON runs (registry, affinity, number)
         WHERE affinity IS NOT NULL AND agent IS NOT NULL",
 ];
+
+/// Who has queued a run that nobody asked for.
+const SERVER: &str = "server";
 
 /// Keeps what a run needs beyond its time limit, so that a retry finds it.
 const LEASE_SLACK: Duration = Duration::from_secs(24 * 3600);
@@ -175,6 +179,7 @@ impl Runs {
         db.migrate("runs", SCHEMA).await.map_err(ControlError::database(failed))?;
         // The queue asks whether a pool is there.
         db.migrate("agent_pools", pools::SCHEMA).await.map_err(ControlError::database(failed))?;
+        db.migrate("audit", audit::SCHEMA).await.map_err(ControlError::database(failed))?;
         let shared = Shared {
             db,
             catalog,
@@ -313,6 +318,15 @@ impl Runs {
             let (owner, keep) = (lease_owner(registry, id), self.context_keep(request));
             lease_within(transaction, &owner, &request.blobs(), keep).await?;
         }
+        let what = new.task.as_ref().map_or(new.kind.as_str(), TaskName::as_str);
+        let entry = AuditEntry {
+            registry: Some(registry.clone()),
+            principal: new.started_by.clone().unwrap_or_else(|| SERVER.to_owned()),
+            action: "run.queued".to_owned(),
+            target: id.to_string(),
+            outcome: what.to_owned(),
+        };
+        audit::append_within(transaction, &entry, now).await?;
         Ok(id)
     }
 
@@ -598,6 +612,15 @@ impl Runs {
         if let Some(active) = self.active().remove(&log_key(run)) {
             active.cancel.cancel();
         }
+        let entry = AuditEntry {
+            registry: Some(run.registry.clone()),
+            principal: run.started_by.clone().unwrap_or_else(|| SERVER.to_owned()),
+            action: "run.ended".to_owned(),
+            target: audited_target(run),
+            outcome: run.status.to_string(),
+        };
+        let noted =
+            Audit::of(self.shared.db.clone(), self.shared.clock.clone()).append(entry).await;
         let begun = run.started_at.unwrap_or(run.created_at);
         let elapsed = run.finished_at.unwrap_or(run.updated_at) - begun;
         let elapsed = Duration::from_millis(elapsed.max(0) as u64);
@@ -608,7 +631,7 @@ impl Runs {
         }
         self.shared.ended.send_modify(|count| *count += 1);
         self.queue_has_changed();
-        forgotten
+        forgotten.and(noted)
     }
 
     /// The same for many rows: all of them, whatever becomes of one, since followers wait for the
@@ -728,6 +751,13 @@ pub(crate) struct Output {
     pub(crate) dependencies: Option<serde_json::Value>,
     #[serde(default)]
     pub(crate) log_digest: Option<oci::Digest>,
+}
+
+/// A run, and what it pushed.
+fn audited_target(run: &Run) -> String {
+    let images = run.images.iter();
+    let images = images.map(|image| format!(" {}@{}", image.repository, image.digest));
+    format!("{}{}", run.id, images.collect::<String>())
 }
 
 pub(crate) fn request_json(request: &RunRequest) -> Result<String> {

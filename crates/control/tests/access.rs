@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use control::{
-    Access, AccountKind, AccountName, AccountProperties, Area, Clock, ControlError, Identity,
-    Operation, PasswordSlot, Proven, Rights, Role, ScopeMapName, TokenName, read_scopes,
+    Access, AccountKind, AccountName, AccountProperties, Area, Audit, AuditEntry, Clock,
+    ControlError, Identity, Operation, PasswordSlot, Proven, Rights, Role, ScopeMapName, TokenName,
+    TokenProperties, read_scopes,
 };
 use oci::{RegistryName, RepositoryName};
 
@@ -17,6 +18,10 @@ fn local() -> RegistryName {
 
 fn repository(name: &str) -> RepositoryName {
     name.parse().unwrap()
+}
+
+fn of(map: &ScopeMapName, enabled: bool) -> TokenProperties {
+    TokenProperties { scope_map: map.clone(), enabled, keep: None }
 }
 
 struct Server {
@@ -44,14 +49,14 @@ impl Server {
     async fn map(&self, name: &str, actions: &[&str]) -> ScopeMapName {
         let (name, actions) = (name.parse().unwrap(), actions.iter().map(ToString::to_string));
         let scopes = read_scopes(&actions.collect::<Vec<_>>()).unwrap();
-        self.access.put_scope_map(&local(), &name, "", &scopes).await.unwrap();
+        self.access.put_scope_map(&local(), &name, "", &scopes, None).await.unwrap();
         name
     }
 
     /// A token with both passwords.
     async fn token(&self, name: &str, map: &ScopeMapName) -> (TokenName, [String; 2]) {
         let name: TokenName = name.parse().unwrap();
-        self.access.put_token(&local(), &name, map, true, None).await.unwrap();
+        self.access.put_token(&local(), &name, &of(map, true), None).await.unwrap();
         let made = self.access.make_passwords(&local(), &name, &PasswordSlot::ALL, None).await;
         let made = made.unwrap();
         let [first, second] = &made[..] else { panic!("{} passwords", made.len()) };
@@ -158,20 +163,20 @@ async fn a_password_ends_with_its_successor_its_expiry_and_its_token() {
 
     // Switched off, and on again.
     for enabled in [false, true] {
-        server.access.put_token(&local(), &name, &map, enabled, None).await.unwrap();
+        server.access.put_token(&local(), &name, &of(&map, enabled), None).await.unwrap();
         assert_eq!(holds(&with_second).await, enabled);
         assert_eq!(server.log_in("robot", &second).await.is_some(), enabled);
     }
     // Only what is named stays.
-    let keep = Some(&slots[..]);
-    let kept = server.access.put_token(&local(), &name, &map, true, keep).await.unwrap();
+    let keep = TokenProperties { keep: Some(slots.to_vec()), ..of(&map, true) };
+    let kept = server.access.put_token(&local(), &name, &keep, None).await.unwrap();
     let kept: Vec<_> = kept.passwords.iter().map(|kept| kept.slot).collect();
     assert_eq!(kept, [PasswordSlot::First]);
     assert!(!holds(&with_second).await);
     server.access.delete_token(&local(), &name).await.unwrap();
     assert!(server.rights(&with_second.identity, "app").await.is_empty());
     // One of the same name begins without passwords.
-    server.access.put_token(&local(), &name, &map, true, None).await.unwrap();
+    server.access.put_token(&local(), &name, &of(&map, true), None).await.unwrap();
     assert!(server.access.token(&local(), &name).await.unwrap().unwrap().passwords.is_empty());
 }
 
@@ -185,14 +190,16 @@ async fn maps_of_the_system_and_of_tokens_stay() {
     let system: ScopeMapName = "_repositories_pull".parse().unwrap();
     let error = server.access.delete_scope_map(&local(), &system).await.unwrap_err();
     assert!(matches!(error, ControlError::Invalid { .. }), "{error}");
-    let error = server.access.put_scope_map(&local(), &system, "", &[]).await.unwrap_err();
+    let error = server.access.put_scope_map(&local(), &system, "", &[], None).await.unwrap_err();
     assert!(matches!(error, ControlError::Invalid { .. }), "{error}");
     let missing: ScopeMapName = "missing".parse().unwrap();
     let token: TokenName = "other-robot".parse().unwrap();
-    let error = server.access.put_token(&local(), &token, &missing, true, None).await.unwrap_err();
+    let error =
+        server.access.put_token(&local(), &token, &of(&missing, true), None).await.unwrap_err();
     assert_eq!(error.to_string(), "scope map `missing` not found");
     let reserved: TokenName = "Admin".parse().unwrap();
-    let error = server.access.put_token(&local(), &reserved, &map, true, None).await.unwrap_err();
+    let error =
+        server.access.put_token(&local(), &reserved, &of(&map, true), None).await.unwrap_err();
     assert_eq!(error.to_string(), "`Admin` is a name of the server's own");
 
     server.access.delete_token(&local(), &"robot".parse().unwrap()).await.unwrap();
@@ -265,7 +272,7 @@ async fn an_account_ends_with_its_password_and_its_status() {
     let holds = async || server.access.holds(&proven.identity, &proven.credential).await.unwrap();
     assert!(holds().await);
     for enabled in [false, true] {
-        server.access.update_account(&name, enabled, "").await.unwrap();
+        server.access.update_account(&name, Some(enabled), None).await.unwrap();
         assert_eq!(holds().await, enabled);
         assert_eq!(server.log_in("ann", &password).await.is_some(), enabled);
     }
@@ -279,4 +286,82 @@ async fn an_account_ends_with_its_password_and_its_status() {
         AccountProperties { kind: AccountKind::User, enabled: true, description: "".into() };
     let again = server.access.create_account(&name, &properties, None).await.unwrap_err();
     assert_eq!(again.to_string(), "account `ann` is there already");
+}
+
+#[tokio::test]
+async fn what_was_changed_meanwhile_is_not_changed_back() {
+    let server = Server::new().await;
+    let (wide, narrow) = (
+        server.map("Wide-map", &["repositories/*/content/write"]).await,
+        server.map("narrow-map", &["repositories/a/content/read"]).await,
+    );
+    let (name, _) = server.token("robot", &wide).await;
+    let known = server.access.token(&local(), &name).await.unwrap().unwrap();
+    assert_eq!(known.scope_map.as_str(), "Wide-map");
+    server.access.put_token(&local(), &name, &of(&narrow, false), Some(&known)).await.unwrap();
+    let late = server.access.put_token(&local(), &name, &of(&wide, true), Some(&known)).await;
+    assert!(matches!(late, Err(ControlError::Conflict { .. })), "{late:?}");
+    let token = server.access.token(&local(), &name).await.unwrap().unwrap();
+    assert_eq!((token.scope_map, token.enabled), (narrow.clone(), false));
+    server.access.delete_token(&local(), &name).await.unwrap();
+    let late = server.access.put_token(&local(), &name, &of(&wide, true), Some(&known)).await;
+    assert!(matches!(late, Err(ControlError::Conflict { .. })), "{late:?}");
+
+    let known = server.access.scope_map(&local(), &narrow).await.unwrap().unwrap();
+    server.map("narrow-map", &[]).await;
+    let scopes = &known.scopes;
+    let late = server.access.put_scope_map(&local(), &narrow, "", scopes, Some(&known)).await;
+    assert!(matches!(late, Err(ControlError::Conflict { .. })), "{late:?}");
+
+    // Each says only what it changes.
+    let (name, _) = server.account("ann").await;
+    server.access.update_account(&name, Some(false), None).await.unwrap();
+    let account = server.access.update_account(&name, None, Some("of us")).await.unwrap();
+    assert_eq!((account.enabled, account.description.as_str()), (false, "of us"));
+}
+
+#[tokio::test]
+async fn the_audit_log_is_a_chain_also_when_its_beginning_has_gone() {
+    let now = Arc::new(AtomicI64::new(1_700_000_000_000));
+    let time = Arc::clone(&now);
+    let clock = Clock::new(move || time.load(Ordering::SeqCst));
+    let log = Audit::open(db::Db::in_memory().await.unwrap(), clock).await.unwrap();
+    let entry = |number: i64| AuditEntry {
+        registry: Some(local()),
+        principal: "ann \"x\"\n".into(),
+        action: "push".into(),
+        target: format!("app:{number}"),
+        outcome: "x".repeat(5_000),
+    };
+    // At the same time, too.
+    for _ in 0..3 {
+        let all = (0..10).map(|number| log.append(entry(number)));
+        for appended in futures_util::future::join_all(all).await {
+            appended.unwrap();
+        }
+        now.fetch_add(1_000, Ordering::SeqCst);
+    }
+    let check = async |first: i64, count: usize| {
+        let records = log.list(0, 100).await.unwrap();
+        assert_eq!((records[0].number, records.len()), (first, count));
+        for (before, record) in records.iter().zip(&records[1..]) {
+            assert_eq!(record.number, before.number + 1);
+            assert_eq!(record.digest, oci::Digest::of(record.line.as_bytes()));
+            assert!(record.line.ends_with(&format!("\"previous\":\"{}\"}}", before.digest)));
+            assert!(record.line.len() < 2_000);
+        }
+    };
+    check(1, 30).await;
+    let start = now.load(Ordering::SeqCst) - 3_000;
+    assert_eq!(log.remove_before(start).await.unwrap(), 0);
+    assert_eq!(log.remove_before(start + 1_500).await.unwrap(), 20);
+    check(21, 10).await;
+    assert_eq!(log.remove_before(start + 9_000).await.unwrap(), 10);
+    let last = log.list(0, 1).await.unwrap();
+    assert!(last.is_empty());
+    // It does not begin anew.
+    log.append(entry(1)).await.unwrap();
+    let record = &log.last(5).await.unwrap()[0];
+    assert_eq!(record.number, 31);
+    assert!(record.line.contains("\"previous\":\"sha256:"), "{}", record.line);
 }

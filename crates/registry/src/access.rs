@@ -31,6 +31,9 @@ pub trait Access: Send + Sync {
     /// whose tokens are good where [`Self::anonymous`] lets them in.
     async fn holds(&self, principal: &Principal, credential: &str) -> bool;
 
+    /// Told of each request once it is answered, before the answer goes out.
+    async fn note(&self, act: Act<'_>);
+
     /// Those of `wanted` that the principal may do.
     async fn permitted(
         &self,
@@ -39,6 +42,22 @@ pub trait Access: Send + Sync {
         resource: &Resource,
         wanted: Actions,
     ) -> Actions;
+}
+
+/// A request that was answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Act<'a> {
+    /// Nothing, where no registry has the name that was asked for.
+    pub registry: Option<&'a RegistryName>,
+    /// Nothing, where nobody has proven who they are; so it is when no credentials were shown.
+    pub principal: Option<&'a Principal>,
+    /// Whether there were credentials.
+    pub with_credentials: bool,
+    pub peer: Peer,
+    pub method: &'a http::Method,
+    /// Without its query.
+    pub path: &'a str,
+    pub status: http::StatusCode,
 }
 
 /// A user, a token, a run: whoever acts. The name goes to the tag journal.

@@ -30,7 +30,7 @@ pub(crate) struct Gate<'a> {
 
 /// Who was let in, and by what.
 pub(crate) struct Caller {
-    principal: Principal,
+    pub(crate) principal: Principal,
     /// The token it came with; [`crate::Access`] is asked each time besides.
     grant: Option<Grant>,
 }
@@ -91,9 +91,11 @@ impl Gate<'_> {
         route: &Route<'_>,
         method: &Method,
         headers: &HeaderMap,
+        known: &mut Option<Principal>,
     ) -> Result<Caller, ApiError> {
         let need = Need::of(route, method);
         let caller = self.identify(headers, need.as_slice()).await?;
+        *known = Some(caller.principal.clone());
         match need {
             Some(need) if self.may(&caller, &need.resource, need.actions).await => Ok(caller),
             Some(need) => Err(self.refusal(&caller, &need).await),
@@ -288,14 +290,35 @@ impl TokenRequest {
 /// for a token. Scopes that the principal does not have are left out, not refused.
 pub(crate) async fn serve_token(State(server): State<Arc<Server>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    issue(&server, &head, body).await.unwrap_or_else(ApiError::into_response)
+    let mut asked = Asked::default();
+    let answer = issue(&server, &head, body, &mut asked).await;
+    let response = answer.unwrap_or_else(ApiError::into_response);
+    // With a refresh token somebody is who they were before.
+    if asked.with_credentials {
+        server.note(&head, asked.by.as_ref(), true, response.status()).await;
+    }
+    response
 }
 
-async fn issue(server: &Server, head: &request::Parts, body: Body) -> Result<Response, ApiError> {
+/// Who asked the token endpoint for something.
+#[derive(Default)]
+struct Asked {
+    by: Option<Principal>,
+    /// Whether by user name and password.
+    with_credentials: bool,
+}
+
+async fn issue(
+    server: &Server,
+    head: &request::Parts,
+    body: Body,
+    asked: &mut Asked,
+) -> Result<Response, ApiError> {
     let gate = server.gate(head)?;
     let (request, proven) = match head.method {
         Method::GET => {
             let request = TokenRequest::parse(head.uri.query().unwrap_or_default().as_bytes());
+            asked.with_credentials = head.headers.contains_key(AUTHORIZATION);
             (request, gate.by_header(&head.headers).await?)
         }
         Method::POST => {
@@ -304,11 +327,13 @@ async fn issue(server: &Server, head: &request::Parts, body: Body) -> Result<Res
                     .status(StatusCode::BAD_REQUEST)
             })?;
             let request = TokenRequest::parse(&form);
+            asked.with_credentials = request.grant_type.as_deref() == Some("password");
             let proven = gate.by_form(&request).await?;
             (request, proven)
         }
         _ => return Err(ApiError::new(Code::Unsupported, "use GET or POST")),
     };
+    asked.by = Some(proven.principal.clone());
     let access = gate.grant(&request, proven).await;
     let state = &server.state;
     let (now, life) = ((state.clock)(), state.limits.access_token_life);

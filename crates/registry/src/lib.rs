@@ -35,7 +35,7 @@ mod token;
 mod uploads;
 
 pub use access::{
-    Access, Actions, Credentials, Peer, Principal, Proven, RequestContext, Resource, Secure,
+    Access, Act, Actions, Credentials, Peer, Principal, Proven, RequestContext, Resource, Secure,
     is_local, same_secret,
 };
 pub use hosts::Hosts;

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use http::header::{EXPECT, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, EXPECT, HeaderName, HeaderValue};
 use http::{Method, StatusCode, request};
 use oci::{RegistryName, RepositoryName};
 use serde_json::json;
@@ -16,7 +16,7 @@ use store::{Catalog, Cause, Millis};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::access::{Access, Peer, RequestContext, Secure};
+use crate::access::{Access, Act, Peer, Principal, RequestContext, Secure};
 use crate::auth::{self, Caller, Gate};
 use crate::body::{Buffers, with_rest};
 use crate::error::{ApiError, Code};
@@ -140,6 +140,22 @@ impl Server {
 }
 
 impl Server {
+    pub(crate) async fn note(
+        &self,
+        head: &request::Parts,
+        principal: Option<&Principal>,
+        with_credentials: bool,
+        status: StatusCode,
+    ) {
+        let registry = self.gate(head).ok().map(|gate| gate.registry);
+        let peer = head.extensions.get::<Peer>().copied().unwrap_or_default();
+        let (method, path) = (&head.method, head.uri.path());
+        let act = Act { registry, principal, with_credentials, peer, method, path, status };
+        self.state.access.note(act).await;
+    }
+}
+
+impl Server {
     /// What the repository of a request is a copy of, if it is one. It has its full name from
     /// then on: clients that were told to ask us instead of another registry say so with `ns`,
     /// and names of Docker Hub have a short form.
@@ -238,7 +254,8 @@ fn detached(server: Arc<Server>, request: Request) -> JoinHandle<Response> {
 async fn handle(server: Arc<Server>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let (body, rest) = with_rest(body);
-    let mut response = match answer(&server, &head, body).await {
+    let mut caller = None;
+    let mut response = match answer(&server, &head, body, &mut caller).await {
         Ok(response) => response,
         Err(error) => {
             rest.drain(head.headers.contains_key(EXPECT)).await;
@@ -246,15 +263,23 @@ async fn handle(server: Arc<Server>, request: Request) -> Response {
         }
     };
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    let with_credentials = head.headers.contains_key(AUTHORIZATION);
+    server.note(&head, caller.as_ref(), with_credentials, response.status()).await;
     tracing::debug!(method = %head.method, path = head.uri.path(), status = response.status().as_u16());
     response
 }
 
-async fn answer(server: &Server, head: &request::Parts, body: Body) -> Result<Response, ApiError> {
+/// `known` becomes who asks, as soon as that is known.
+async fn answer(
+    server: &Server,
+    head: &request::Parts,
+    body: Body,
+    known: &mut Option<Principal>,
+) -> Result<Response, ApiError> {
     let mut route = Route::parse(head.uri.path())?;
     let copy = server.find_copy(&mut route, head);
     let gate = server.gate(head)?;
-    let caller = gate.admit(&route, &head.method, &head.headers).await?;
+    let caller = gate.admit(&route, &head.method, &head.headers, known).await?;
     if let Some((_, source)) = &copy
         && !matches!(head.method, Method::GET | Method::HEAD | Method::DELETE)
     {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use control::{Area, Identity, Operation, Rights, Runs};
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use oci::{RegistryName, RepositoryName};
 use registry::{Access, Actions, Credentials, Peer, Proven, RequestContext, Resource, is_local};
 
+use crate::audit::{Act, Auditor};
 use crate::error::ApiError;
 use crate::from_api::cut;
 use crate::keys::{ADMIN, Keys, Presented, attempt_of_user};
@@ -74,6 +75,8 @@ pub(crate) enum Needs {
     Catalog,
     /// To be the account that the path names, or to see to all of them.
     Own,
+    /// To see to the store, which all registries of the server share.
+    Store,
 }
 
 impl std::fmt::Display for Needs {
@@ -83,6 +86,7 @@ impl std::fmt::Display for Needs {
             Self::Rights(rights) => f.write_str(&named(*rights)),
             Self::Either(first, second) => write!(f, "{} or {}", named(*first), named(*second)),
             Self::Catalog => f.write_str("the right to see all repositories"),
+            Self::Store => write!(f, "{} in all registries", Self::May(Operation::Manage)),
             Self::Own => write!(f, "{}, if it is another account,", Self::May(Operation::Govern)),
         }
     }
@@ -97,6 +101,9 @@ pub(crate) struct ServerAccess {
     pub(crate) anonymous_loopback: bool,
     pub(crate) runs: Runs,
     pub(crate) permissions: control::Access,
+    /// Whether the server has one registry.
+    pub(crate) only_registry: bool,
+    pub(crate) auditor: Auditor,
 }
 
 impl ServerAccess {
@@ -111,9 +118,15 @@ impl ServerAccess {
             return Ok(Principal::Owner);
         }
         let refused = || {
-            ApiError::unauthorized("the credential is not valid").hint(
-                "use `refit login`, or take the token from `keys/api-token` of the data folder",
-            )
+            let hint = match registry {
+                Some(_) => {
+                    "use `refit login`, or take the token from `keys/api-token` of the data folder"
+                }
+                None => {
+                    "use an account or the server's token; tokens of a registry are for its own routes"
+                }
+            };
+            ApiError::unauthorized("the credential is not valid").hint(hint)
         };
         match Presented::read(headers).map_err(|_| refused())? {
             Presented::Nothing => Err(ApiError::unauthorized("the API needs a token").hint(
@@ -158,6 +171,10 @@ impl ServerAccess {
                 let rights = self.in_repository(identity, registry, name).await?;
                 rights.contains(first) || rights.contains(second)
             }
+            Needs::Store => {
+                let registry = registry.filter(|_| self.only_registry);
+                self.permissions.may(identity, registry, Operation::Manage).await?
+            }
             Needs::Own => {
                 let is_own = matches!(identity, Identity::Account(own)
                     if name.is_some_and(|name| name.eq_ignore_ascii_case(own.as_str())));
@@ -173,8 +190,8 @@ impl ServerAccess {
             {
                 format!("repository `{}` of registry `{registry}`", cut(name))
             }
-            (Some(registry), _) => format!("registry `{registry}`"),
-            (None, _) => "all registries of this server".to_owned(),
+            (Some(registry), _) if needs != Needs::Store => format!("registry `{registry}`"),
+            _ => "all registries of this server".to_owned(),
         };
         let who = principal.name();
         Err(ApiError::forbidden(format!("`{who}` needs {needs} in {place} for this"))
@@ -257,6 +274,21 @@ impl Access for ServerAccess {
             Some(own) => self.keys.fingerprint(&own).is_some_and(|known| known == credential),
             None => false,
         }
+    }
+
+    async fn note(&self, act: registry::Act<'_>) {
+        // Clients ask without credentials first, to be told how to show them.
+        if !act.with_credentials && act.status == StatusCode::UNAUTHORIZED {
+            return;
+        }
+        let noted = Act {
+            registry: act.registry.cloned(),
+            principal: act.principal.map(|principal| principal.name().to_owned()),
+            peer: act.peer,
+            method: act.method.clone(),
+            path: act.path.to_owned(),
+        };
+        self.auditor.note(noted, act.status).await;
     }
 
     async fn permitted(
@@ -372,9 +404,19 @@ mod tests {
         };
         runs.submit(&RegistryName::default(), request).await.unwrap();
         let attempt = control::Queue::claim(&runs).await.unwrap().unwrap();
-        let permissions = control::Access::open(db, clock).await.unwrap();
+        let permissions = control::Access::open(db.clone(), clock.clone()).await.unwrap();
+        let log = control::Audit::open(db, clock.clone()).await.unwrap();
+        let auditor = Auditor::new(log, clock);
         let keys = Arc::new(Keys::open(data, true).unwrap());
-        (ServerAccess { keys, anonymous_loopback: false, runs, permissions }, attempt)
+        let access = ServerAccess {
+            keys,
+            anonymous_loopback: false,
+            runs,
+            permissions,
+            only_registry: true,
+            auditor,
+        };
+        (access, attempt)
     }
 
     #[tokio::test]

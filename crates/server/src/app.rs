@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::ServerAccess;
 use crate::agents::Agents;
+use crate::audit::Auditor;
 use crate::from_api::BuildDefaults;
 use crate::keys::{Keys, publish_token};
 use crate::listen::{self, Clients, ConnectionSettings, Ends, Listener};
@@ -159,6 +160,10 @@ impl App {
         let permissions = control::Access::open(db.clone(), clock.clone())
             .await
             .map_err(ServeError::starting("open the table of accounts"))?;
+        let audit = control::Audit::open(db.clone(), clock.clone())
+            .await
+            .map_err(ServeError::starting("open the audit log"))?;
+        let auditor = Auditor::new(audit, clock.clone());
         let sources = open_sources(&settings, db, &catalog, clock.clone()).await?;
         let mut bound = Bound::default();
         if tcp {
@@ -198,7 +203,10 @@ impl App {
                 anonymous_loopback: settings.server.anonymous_loopback,
                 runs: runs.clone(),
                 permissions,
+                only_registry: settings.registries.len() == 1,
+                auditor: auditor.clone(),
             },
+            auditor,
             keys,
             build_defaults: BuildDefaults {
                 timeout: settings.build.timeout,
@@ -259,7 +267,8 @@ impl App {
             parts.spawn(listen::serve(listener, self.router.clone(), settings, ends.clone()));
         }
         let period = self.settings.store.garbage_period;
-        parts.spawn(background::sweep(Arc::clone(&self.state), shutdown.clone()));
+        let audit_keep = self.settings.store.audit_keep;
+        parts.spawn(background::sweep(Arc::clone(&self.state), audit_keep, shutdown.clone()));
         parts.spawn(log_artifacts::store(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::retain_outputs(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::collect_garbage(

@@ -17,7 +17,7 @@ use crate::state::Shared;
 const SWEEP_PERIOD: Duration = Duration::from_secs(60);
 
 /// Sweeps until `shutdown`.
-pub(crate) async fn sweep(state: Shared, shutdown: CancellationToken) {
+pub(crate) async fn sweep(state: Shared, audit_keep: Duration, shutdown: CancellationToken) {
     while !shutdown.is_cancelled() {
         match state.runs.sweep().await {
             Ok(swept) if swept == control::Swept::default() => (),
@@ -26,6 +26,10 @@ pub(crate) async fn sweep(state: Shared, shutdown: CancellationToken) {
         }
         if let Err(error) = state.sources.sweep().await {
             tracing::error!(%error, "old upload addresses could not be swept");
+        }
+        let before = state.clock.now().saturating_sub_unsigned(audit_keep.as_millis() as u64);
+        if let Err(error) = state.auditor.log.remove_before(before).await {
+            tracing::error!(%error, "the audit log could not be shortened");
         }
         pause(SWEEP_PERIOD, &shutdown).await;
     }

@@ -106,6 +106,7 @@ impl From<ControlError> for ApiError {
             ControlError::Invalid { .. } => (StatusCode::BAD_REQUEST, "InvalidRequest"),
             ControlError::BrokenOff { .. } => (StatusCode::REQUEST_TIMEOUT, "UploadBrokeOff"),
             ControlError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "QueueFull"),
+            ControlError::TooManyLogins => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
             ControlError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "TooLarge"),
             ControlError::Store(_) => {
                 let ControlError::Store(error) = error else { unreachable!("matched above") };

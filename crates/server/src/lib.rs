@@ -17,6 +17,7 @@ mod agent;
 mod agent_wire;
 mod agents;
 mod app;
+mod audit;
 mod background;
 mod error;
 mod executor;

@@ -3,6 +3,7 @@
 mod accounts;
 mod agents;
 mod attempts;
+mod audit;
 mod by_rule;
 mod content;
 mod health;
@@ -26,6 +27,7 @@ use axum::extract::{
 };
 use axum::handler::Handler;
 use axum::http::Method;
+use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -41,6 +43,7 @@ use utoipa_axum::routes;
 pub(crate) use by_rule::housekept;
 
 use crate::access::Needs;
+use crate::audit::Act;
 use crate::error::ApiError;
 use crate::openapi;
 use crate::state::Shared;
@@ -194,6 +197,7 @@ const MANAGE: Option<Needs> = Some(Needs::May(Operation::Manage));
 const GOVERN: Option<Needs> = Some(Needs::May(Operation::Govern));
 const CATALOG: Option<Needs> = Some(Needs::Catalog);
 const OWN: Option<Needs> = Some(Needs::Own);
+const STORE: Option<Needs> = Some(Needs::Store);
 const METADATA: Option<Needs> = Some(Needs::Rights(Rights::METADATA_READ));
 const DELETE: Option<Needs> = Some(Needs::Rights(Rights::CONTENT_DELETE));
 const UNTAG: Option<Needs> = Some(Needs::Either(Rights::CONTENT_DELETE, Rights::METADATA_WRITE));
@@ -221,14 +225,16 @@ fn of_principals<R: Described>() -> R {
         pools::list, pools::show, pools::queue_status => READ;
         pools::put, pools::update, pools::delete, pools::token, pools::renew_token => MANAGE;
         content::repositories => CATALOG;
-        content::repository, content::tags, content::tag, content::manifests, content::manifest,
-        content::build_record => METADATA;
+        content::repository, content::tags, content::tag, content::manifests,
+        content::manifest => METADATA;
+        // It tells of the run, and of other repositories.
+        content::build_record => READ;
         content::delete_repository, content::delete_manifest => DELETE;
         content::untag => UNTAG;
-        content::collect_garbage => MANAGE;
+        content::collect_garbage => STORE;
         by_rule::purge, by_rule::annotate => WRITE;
         import::import, import::tags => WRITE;
-        scrub::of_registry, scrub::begin_for_registry => MANAGE;
+        scrub::of_registry, scrub::begin_for_registry => STORE;
         tokens::list_maps, tokens::show_map, tokens::put_map, tokens::update_map,
         tokens::delete_map => MANAGE;
         tokens::list, tokens::show, tokens::put, tokens::update, tokens::delete,
@@ -238,10 +244,10 @@ fn of_principals<R: Described>() -> R {
     let with_registry = R::default().nest(REGISTRY, of_registry);
     handlers!(
         with_registry;
-        content::collect_garbage_of_server, scrub::report, scrub::begin => MANAGE;
+        content::collect_garbage_of_server, scrub::report, scrub::begin => STORE;
         accounts::show, accounts::set_password => OWN;
         accounts::list, accounts::put, accounts::update, accounts::delete,
-        accounts::assign_everywhere, accounts::remove_everywhere => GOVERN;
+        accounts::assign_everywhere, accounts::remove_everywhere, audit::show => GOVERN;
     )
 }
 
@@ -305,17 +311,39 @@ async fn admit(
     let registry = param("registry").map(str::parse::<RegistryName>);
     let registry = registry.as_ref().and_then(|registry| registry.as_ref().ok());
     let peer = parts.extensions.get::<Peer>().copied().unwrap_or_default();
-    let access = &guard.state.access;
-    let principal = access.of_request(registry, peer, &parts.headers).await?;
+    let (access, auditor) = (&guard.state.access, &guard.state.auditor);
+    let mut act = Act {
+        registry: registry.cloned(),
+        principal: None,
+        peer,
+        method: parts.method.clone(),
+        path: parts.uri.path().to_owned(),
+    };
+    let principal = match access.of_request(registry, peer, &parts.headers).await {
+        Ok(principal) => principal,
+        Err(error) => {
+            if parts.headers.contains_key(AUTHORIZATION) {
+                auditor.note(act, error.status).await;
+            }
+            return Err(error);
+        }
+    };
+    act.principal = Some(principal.name());
     // Whoever may read may also ask whether there is something to read.
     let method = if parts.method == Method::HEAD { Method::GET } else { parts.method.clone() };
     let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
     let Some(needs) = guard.needs.get(&(method, path.to_owned())) else {
         return Ok(no_method().await);
     };
-    access.require(&principal, registry, param("name"), *needs).await?;
+    let noting = auditor.begin(act);
+    if let Err(error) = access.require(&principal, registry, param("name"), *needs).await {
+        noting.ended(error.status).await;
+        return Err(error);
+    }
     parts.extensions.insert(principal);
-    Ok(next.run(Request::from_parts(parts, body)).await)
+    let response = next.run(Request::from_parts(parts, body)).await;
+    noting.ended(response.status()).await;
+    Ok(response)
 }
 
 async fn count(State(state): State<Shared>, request: Request, next: Next) -> Response {

@@ -71,6 +71,7 @@ pub struct StoreSettings {
     pub copy_keep: Duration,
     pub log_keep: Duration,
     pub run_keep: Duration,
+    pub audit_keep: Duration,
 }
 
 #[derive(Debug, Clone)]

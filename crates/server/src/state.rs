@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::ServerAccess;
 use crate::agents::Agents;
+use crate::audit::Auditor;
 use crate::error::ApiError;
 use crate::from_api::{BuildDefaults, cut};
 use crate::keys::Keys;
@@ -41,6 +42,7 @@ pub(crate) struct State {
     pub(crate) registries: Registries,
     pub(crate) keys: Arc<Keys>,
     pub(crate) access: ServerAccess,
+    pub(crate) auditor: Auditor,
     pub(crate) build_defaults: BuildDefaults,
     /// Runs that may be under way at once, of one registry and in all.
     pub(crate) run_bounds: (u32, u32),

@@ -108,7 +108,7 @@ impl clap::Args for AddedScopes {
     fn augment_args(command: clap::Command) -> clap::Command {
         let help = "Repository, `FOLDER/*` or `*`, with `content/read`, `content/write`, \
                     `content/delete`, `metadata/read`, `metadata/write`";
-        command.arg(scopes_arg("repository", help).alias("add-repository"))
+        command.arg(scopes_arg("repository", help).visible_alias("add-repository"))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {

@@ -96,7 +96,7 @@ pub struct CreateArgs {
     #[command(flatten)]
     expiry: ExpiryArgs,
     /// Make no passwords yet
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, require_equals = false, default_missing_value = "true", default_value_t = false, value_name = "BOOL")]
     no_passwords: bool,
     /// `enabled` or `disabled`
     #[arg(long, value_name = "STATUS", default_value = "enabled")]
@@ -247,9 +247,12 @@ async fn delete(session: &Session<'_>, args: &DeletePasswordArgs) -> Result<()> 
         .collect();
     confirm(&format!("Delete {} of token `{name}`?", gone.join(" and ")), args.yes).await?;
     let known: Token = connection.get(route(connection, name)).await?;
-    let kept = known.properties.credentials.unwrap_or_default().passwords.into_iter();
-    let kept: Vec<TokenPassword> =
-        kept.filter(|password| !gone.contains(&password.name.as_str())).collect();
+    let kept = known.properties.credentials.and_then(|credentials| credentials.passwords);
+    let kept: Vec<TokenPassword> = kept
+        .into_iter()
+        .flatten()
+        .filter(|password| !gone.contains(&password.name.as_str()))
+        .collect();
     let token = change(connection, name, json!({ "credentials": { "passwords": kept } })).await?;
     print(session, &token, std::slice::from_ref(&token))
 }
@@ -278,7 +281,8 @@ fn print(session: &Session<'_>, value: &impl serde::Serialize, tokens: &[Token])
     for token in tokens {
         let of = &token.properties;
         let map = of.scope_map_id.as_deref().unwrap_or_default();
-        let passwords = of.credentials.iter().flat_map(|credentials| &credentials.passwords);
+        let passwords =
+            of.credentials.iter().flat_map(|credentials| credentials.passwords.iter().flatten());
         let passwords: Vec<String> = passwords
             .map(|password| match &password.expiry {
                 Some(expiry) => format!("{} until {expiry}", password.name),

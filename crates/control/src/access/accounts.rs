@@ -86,7 +86,7 @@ pub struct Account {
     /// It opens nothing while it is not.
     pub enabled: bool,
     pub description: String,
-    /// In which registry it has which role; `None`: in each that has no role of its own here.
+    /// In which registry it has which role; `None`: in all of them. The higher one of both counts.
     pub roles: BTreeMap<Option<RegistryName>, Role>,
     /// When its password was set.
     pub password_at: Millis,
@@ -184,6 +184,7 @@ impl Access {
         refuse_reserved(name.as_str())?;
         check_description(&properties.description)?;
         let (password, made) = chosen_or_made(password)?;
+        let _changing = self.changing();
         let hash = password::hash(password).await?;
         let statement = sqlx::query(
             "INSERT INTO accounts (name_key, name, kind, enabled, description, password,
@@ -201,7 +202,6 @@ impl Access {
         .bind(self.shared.clock.now())
         .bind(ACCOUNTS_MAX);
         let created = table::execute(&self.shared.db, "make an account", statement).await?;
-        self.forget();
         match (created, self.account(name).await?) {
             (1, Some(account)) => Ok((account, made)),
             (_, Some(_)) => {
@@ -212,21 +212,23 @@ impl Access {
         }
     }
 
-    /// Changes what is said of an account, but for its kind.
+    /// Changes what is given of what is said of an account.
     pub async fn update_account(
         &self,
         name: &AccountName,
-        enabled: bool,
-        description: &str,
+        enabled: Option<bool>,
+        description: Option<&str>,
     ) -> Result<Account> {
-        check_description(description)?;
-        let statement =
-            sqlx::query("UPDATE accounts SET enabled = $2, description = $3 WHERE name_key = $1")
-                .bind(name.key())
-                .bind(enabled)
-                .bind(description);
+        check_description(description.unwrap_or_default())?;
+        let _changing = self.changing();
+        let statement = sqlx::query(
+            "UPDATE accounts SET enabled = COALESCE($2, enabled),
+                description = COALESCE($3, description) WHERE name_key = $1",
+        )
+        .bind(name.key())
+        .bind(enabled)
+        .bind(description);
         table::execute(&self.shared.db, "change an account", statement).await?;
-        self.forget();
         self.account(name).await?.ok_or_else(|| not_found(name))
     }
 
@@ -238,6 +240,7 @@ impl Access {
         password: Option<String>,
     ) -> Result<Option<String>> {
         let (password, made) = chosen_or_made(password)?;
+        let _changing = self.changing();
         let hash = password::hash(password).await?;
         let statement =
             sqlx::query("UPDATE accounts SET password = $2, password_at = $3 WHERE name_key = $1")
@@ -245,12 +248,12 @@ impl Access {
                 .bind(hash)
                 .bind(self.shared.clock.now());
         let changed = table::execute(&self.shared.db, "set a password", statement).await?;
-        self.forget();
         if changed == 0 { Err(not_found(name)) } else { Ok(made) }
     }
 
     pub async fn delete_account(&self, name: &AccountName) -> Result<()> {
         let failed = "delete an account";
+        let _changing = self.changing();
         let mut transaction =
             self.shared.db.begin().await.map_err(ControlError::database(failed))?;
         sqlx::query("DELETE FROM role_assignments WHERE account = $1")
@@ -264,7 +267,6 @@ impl Access {
             .await
             .map_err(ControlError::database(failed))?;
         transaction.commit().await.map_err(ControlError::database(failed))?;
-        self.forget();
         match deleted.rows_affected() {
             0 => Err(not_found(name)),
             _ => Ok(()),
@@ -279,6 +281,7 @@ impl Access {
         role: Option<Role>,
     ) -> Result<Account> {
         let failed = "assign a role";
+        let _changing = self.changing();
         let mut transaction =
             self.shared.db.begin().await.map_err(ControlError::database(failed))?;
         if find(&mut transaction, name).await?.is_none() {
@@ -304,7 +307,6 @@ impl Access {
         }
         let account = find(&mut transaction, name).await?;
         transaction.commit().await.map_err(ControlError::database(failed))?;
-        self.forget();
         account.map(|found| found.account).ok_or_else(|| not_found(name))
     }
 

@@ -14,8 +14,12 @@ use crate::{ControlError, Result};
 const LEN_MIN: usize = 12;
 const LEN_MAX: usize = 1024;
 
-/// Hashes computed at once: each takes 19 MiB and a processor.
-static HASHES: Semaphore = Semaphore::const_new(2);
+/// Passwords compared at once, and new ones hashed at once: each takes 19 MiB and a processor.
+static COMPARED: Semaphore = Semaphore::const_new(2);
+static HASHED: Semaphore = Semaphore::const_new(1);
+
+/// Passwords that wait to be compared. Anybody can send wrong ones as often as they like.
+static WAITING: Semaphore = Semaphore::const_new(64);
 
 /// A password that nobody can guess: 256 random bits, with a beginning by which scanners find
 /// it where it should not be.
@@ -48,7 +52,7 @@ pub(super) fn check(password: &str) -> Result<()> {
 
 /// What is kept of a password: its Argon2id hash with salt and costs, as a PHC string.
 pub(super) async fn hash(password: String) -> Result<String> {
-    on_processor(move || {
+    on_processor(&HASHED, move || {
         let hash = Argon2::default().hash_password(password.as_bytes());
         hash.map(|hash| hash.to_string())
     })
@@ -59,7 +63,8 @@ pub(super) async fn hash(password: String) -> Result<String> {
 /// Whether a hash is that of a password. Without a hash it takes as long: nobody learns which
 /// accounts there are.
 pub(super) async fn is_of(hash: Option<String>, password: String) -> Result<bool> {
-    on_processor(move || {
+    let Ok(_waiting) = WAITING.try_acquire() else { return Err(ControlError::TooManyLogins) };
+    on_processor(&COMPARED, move || {
         let argon = Argon2::default();
         let Some(hash) = hash else {
             let _nobody_knows_it = argon.hash_password(password.as_bytes());
@@ -71,8 +76,16 @@ pub(super) async fn is_of(hash: Option<String>, password: String) -> Result<bool
     .await?
 }
 
-async fn on_processor<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let _permit = HASHES.acquire().await.map_err(|error| failed("hash a password", error))?;
+/// The job keeps its permit to its end, also if nobody waits for it any more.
+async fn on_processor<T: Send + 'static>(
+    permits: &'static Semaphore,
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    let permit = permits.acquire().await.map_err(|error| failed("hash a password", error))?;
+    let job = move || {
+        let _permit = permit;
+        job()
+    };
     tokio::task::spawn_blocking(job).await.map_err(|error| failed("hash a password", error))
 }
 
@@ -96,6 +109,24 @@ mod tests {
         }
         assert!(!is_of(None, "correct horse battery".into()).await.unwrap());
         assert!(is_of(Some("nonsense".into()), "x".into()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn who_guesses_without_end_waits_for_nobody_and_leaves_nothing_behind() {
+        let guess = || is_of(None, "a guess".into());
+        // Those that nobody waits for any more go on, two at a time.
+        for _ in 0..10 {
+            let guesses = tokio::spawn(guess());
+            tokio::task::yield_now().await;
+            guesses.abort();
+        }
+        let all = futures_util::future::join_all((0..100).map(|_| guess())).await;
+        let refused = all.iter().filter(|ended| matches!(ended, Err(ControlError::TooManyLogins)));
+        let refused = refused.count();
+        assert!((36..=46).contains(&refused), "{refused}");
+        assert!(COMPARED.available_permits() <= 2 && WAITING.available_permits() <= 64);
+        // Meanwhile passwords can be changed.
+        assert!(hash("correct horse battery".into()).await.is_ok());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use store::Millis;
 use super::rights::{BadScope, Scope, rights_of};
 use super::{Access, Rights, check_description};
 use crate::table::{column, from_json, parsed, to_json};
-use crate::{ControlError, Result, ScopeMapName, table};
+use crate::{ControlError, Result, ScopeMapName};
 
 pub(super) const SCHEMA: &str = "CREATE TABLE scope_maps (
         registry TEXT NOT NULL,
@@ -138,19 +138,28 @@ impl Access {
         Ok(maps)
     }
 
-    /// Makes a scope map, or gives one that is there other scopes. Tokens that registry clients hold
-    /// keep what they were given; new ones have the new scopes.
+    /// Makes a scope map, or gives one that is there other scopes. What is taken away ends at once;
+    /// registry clients have what is added with the next token that they ask for. `known` is what the
+    /// caller has read: if it has changed since then, this is a `Conflict`.
     pub async fn put_scope_map(
         &self,
         registry: &RegistryName,
         name: &ScopeMapName,
         description: &str,
         scopes: &[Scope],
+        known: Option<&ScopeMap>,
     ) -> Result<ScopeMap> {
         refuse_system(name)?;
+        let _changing = self.changing();
         check_description(description)?;
+        let failed = "keep a scope map";
+        let mut transaction =
+            self.shared.db.begin().await.map_err(ControlError::database(failed))?;
+        if known.is_some() && find(&mut transaction, registry, name).await?.as_ref() != known {
+            return Err(changed_meanwhile("scope map", name));
+        }
         let actions: Vec<String> = scopes.iter().map(Scope::to_string).collect();
-        let statement = sqlx::query(
+        let row = sqlx::query(
             "INSERT INTO scope_maps (registry, name_key, name, description, actions, created_at)
              SELECT $1, $2, $3, $4, $5, $6
              WHERE (SELECT COUNT(*) FROM scope_maps WHERE registry = $1 AND name_key <> $2) < $7
@@ -164,10 +173,12 @@ impl Access {
         .bind(description)
         .bind(to_json(&actions)?)
         .bind(self.shared.clock.now())
-        .bind(MAPS_MAX);
-        let rows = table::returning(&self.shared.db, "keep a scope map", statement).await?;
-        self.forget();
-        rows.first().map_or_else(|| Err(too_many("scope maps", MAPS_MAX)), scope_map_of)
+        .bind(MAPS_MAX)
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(ControlError::database(failed))?;
+        transaction.commit().await.map_err(ControlError::database(failed))?;
+        row.map_or_else(|| Err(too_many("scope maps", MAPS_MAX)), |row| scope_map_of(&row))
     }
 
     /// Deletes a scope map that no token has any more.
@@ -237,6 +248,12 @@ fn refuse_system(name: &ScopeMapName) -> Result<()> {
 
 pub(super) fn not_found(name: &ScopeMapName) -> ControlError {
     ControlError::NotFound { what: format!("scope map `{name}`") }
+}
+
+/// What was read before is not there any more as it was.
+pub(super) fn changed_meanwhile(kind: &str, name: &impl std::fmt::Display) -> ControlError {
+    let message = format!("{kind} `{name}` was changed meanwhile; try again");
+    ControlError::Conflict { message }
 }
 
 pub(super) fn too_many(what: &str, max: i64) -> ControlError {

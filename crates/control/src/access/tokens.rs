@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteRow;
 use store::Millis;
 
 use super::password;
-use super::scope_maps::{self, ScopeMap, too_many};
+use super::scope_maps::{self, ScopeMap, changed_meanwhile, too_many};
 use super::{Access, refuse_reserved};
 use crate::table::{column, parsed};
 use crate::{ControlError, Result, ScopeMapName, TokenName};
@@ -52,6 +52,15 @@ pub struct Token {
     /// By slot.
     pub passwords: Vec<TokenPassword>,
     pub created_at: Millis,
+}
+
+/// What is to be true of a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenProperties {
+    pub scope_map: ScopeMapName,
+    pub enabled: bool,
+    /// Of its passwords only these stay; absent: all do.
+    pub keep: Option<Vec<PasswordSlot>>,
 }
 
 /// What is known of one of a token's passwords; itself it is shown once.
@@ -163,8 +172,9 @@ impl Access {
     ) -> Result<Vec<Token>> {
         let mut connection = self.connection().await?;
         let rows = sqlx::query(
-            "SELECT * FROM tokens WHERE registry = $1 AND name_key > $2
-             ORDER BY name_key LIMIT $3",
+            "SELECT t.*, m.name AS map_name FROM tokens t LEFT JOIN scope_maps m
+                ON m.registry = t.registry AND m.name_key = t.scope_map
+             WHERE t.registry = $1 AND t.name_key > $2 ORDER BY t.name_key LIMIT $3",
         )
         .bind(registry.as_str())
         .bind(after.map(TokenName::key).unwrap_or_default())
@@ -180,21 +190,32 @@ impl Access {
     }
 
     /// Makes a token without passwords, or gives one that is there another scope map and status.
-    /// `keep`: of its passwords only these stay.
+    /// `known` is what the caller has read: if it has changed since then, this is a `Conflict`.
     pub async fn put_token(
         &self,
         registry: &RegistryName,
         name: &TokenName,
-        scope_map: &ScopeMapName,
-        enabled: bool,
-        keep: Option<&[PasswordSlot]>,
+        properties: &TokenProperties,
+        known: Option<&Token>,
     ) -> Result<Token> {
         refuse_reserved(name.as_str())?;
+        let TokenProperties { scope_map, enabled, keep } = properties;
+        let _changing = self.changing();
         let failed = "keep a token";
         let mut transaction =
             self.shared.db.begin().await.map_err(ControlError::database(failed))?;
         if scope_maps::find(&mut transaction, registry, scope_map).await?.is_none() {
             return Err(scope_maps::not_found(scope_map));
+        }
+        if let Some(known) = known {
+            let found = find(&mut transaction, registry, name).await?;
+            let is_same = |found: Token| {
+                (found.enabled, found.scope_map, found.created_at)
+                    == (known.enabled, known.scope_map.clone(), known.created_at)
+            };
+            if !found.is_some_and(is_same) {
+                return Err(changed_meanwhile("token", name));
+            }
         }
         let put = sqlx::query(
             "INSERT INTO tokens (registry, name_key, name, scope_map, enabled, created_at)
@@ -217,17 +238,17 @@ impl Access {
             return Err(too_many("tokens", TOKENS_MAX));
         }
         let gone = PasswordSlot::ALL.into_iter();
-        for slot in gone.filter(|slot| keep.is_some_and(|keep| !keep.contains(slot))) {
+        for slot in gone.filter(|slot| keep.as_ref().is_some_and(|keep| !keep.contains(slot))) {
             delete_password(&mut transaction, registry, name, slot).await?;
         }
         let token = find(&mut transaction, registry, name).await?;
         transaction.commit().await.map_err(ControlError::database(failed))?;
-        self.forget();
         token.ok_or_else(|| not_found(name))
     }
 
     pub async fn delete_token(&self, registry: &RegistryName, name: &TokenName) -> Result<()> {
         let failed = "delete a token";
+        let _changing = self.changing();
         let mut transaction =
             self.shared.db.begin().await.map_err(ControlError::database(failed))?;
         for slot in PasswordSlot::ALL {
@@ -240,7 +261,6 @@ impl Access {
             .await
             .map_err(ControlError::database(failed))?;
         transaction.commit().await.map_err(ControlError::database(failed))?;
-        self.forget();
         match deleted.rows_affected() {
             0 => Err(not_found(name)),
             _ => Ok(()),
@@ -257,6 +277,7 @@ impl Access {
         expires_at: Option<Millis>,
     ) -> Result<Vec<NewPassword>> {
         let (failed, now) = ("make a password", self.shared.clock.now());
+        let _changing = self.changing();
         if expires_at.is_some_and(|at| at <= now) {
             let message = "a password cannot have expired when it is made".to_owned();
             return Err(ControlError::Invalid { message, hint: None });
@@ -286,7 +307,6 @@ impl Access {
             made.push(NewPassword { slot, password, created_at: now, expires_at });
         }
         transaction.commit().await.map_err(ControlError::database(failed))?;
-        self.forget();
         Ok(made)
     }
 
@@ -337,12 +357,16 @@ async fn find(
     registry: &RegistryName,
     name: &TokenName,
 ) -> Result<Option<Token>> {
-    let row = sqlx::query("SELECT * FROM tokens WHERE registry = $1 AND name_key = $2")
-        .bind(registry.as_str())
-        .bind(name.key())
-        .fetch_optional(&mut *connection)
-        .await
-        .map_err(ControlError::database("read a token"))?;
+    let row = sqlx::query(
+        "SELECT t.*, m.name AS map_name FROM tokens t LEFT JOIN scope_maps m
+            ON m.registry = t.registry AND m.name_key = t.scope_map
+         WHERE t.registry = $1 AND t.name_key = $2",
+    )
+    .bind(registry.as_str())
+    .bind(name.key())
+    .fetch_optional(&mut *connection)
+    .await
+    .map_err(ControlError::database("read a token"))?;
     match row {
         None => Ok(None),
         Some(row) => token_of(connection, &row).await.map(Some),
@@ -363,7 +387,11 @@ async fn token_of(connection: &mut SqliteConnection, row: &SqliteRow) -> Result<
     Ok(Token {
         registry: parsed(registry)?,
         name: parsed(column(row, "name")?)?,
-        scope_map: parsed(column(row, "scope_map")?)?,
+        // The system's are in no table.
+        scope_map: match column::<Option<&str>>(row, "map_name")? {
+            Some(name) => parsed(name)?,
+            None => parsed(column(row, "scope_map")?)?,
+        },
         enabled: column(row, "enabled")?,
         passwords: passwords.iter().map(password_of).collect::<Result<_>>()?,
         created_at: column(row, "created_at")?,

@@ -217,3 +217,45 @@ fn an_account_may_what_its_role_says() {
     ann(&["task", "list-runs"]).code(3);
     assert!(!server.log().contains(&renewed) && !server.log().contains(&password));
 }
+
+#[test]
+fn the_audit_log_is_exported_and_what_is_changed_in_it_is_found() {
+    let sandbox = sandbox();
+    let server = serve(&sandbox);
+    let refit = |args: &[&str]| sandbox.refit(args.iter().copied()).on(&server).run();
+    refit(&["account", "create", "ann"]).success();
+    let listed = refit(&["audit", "list"]).success().stdout;
+    for told in ["run.queued", "run.ended", "team/app@sha256:", "PUT /api/v1/accounts/ann"] {
+        assert!(listed.contains(told), "{listed}");
+    }
+    let exported = refit(&["audit", "export"]).success().stdout;
+    let count = exported.lines().count();
+    let after = refit(&["audit", "export", "--after", "1"]).success().stdout;
+    assert!(count >= 3 && exported.ends_with(&after) && after.lines().count() == count - 1);
+    sandbox.write("audit.ndjson", &exported);
+    let verify = || sandbox.refit(["audit", "verify", "audit.ndjson"]).run();
+    let told = verify().success().stdout;
+    assert!(told.starts_with(&format!("records 1 to {count} are whole; the last one is sha256:")));
+    sandbox.write("audit.ndjson", exported.replace("accounts/ann", "accounts/bob"));
+    verify().code(1).stderr_has("is not the one that was written");
+    let without: String = exported
+        .lines()
+        .enumerate()
+        .filter(|(at, _)| *at != 1)
+        .map(|(_, line)| format!("{line}\n"))
+        .collect();
+    sandbox.write("audit.ndjson", without);
+    verify().code(1).stderr_has("some are missing");
+    sandbox.write("audit.ndjson", "");
+    verify().code(2).stderr_has("has no records");
+
+    // It goes on where it was, and is nobody else's to see.
+    let data = sandbox.path("refit.toml").display().to_string();
+    server.stop();
+    let server = sandbox.server_with(&["--config", &data]);
+    sandbox.refit(["account", "delete", "ann", "--yes"]).on(&server).run().success();
+    let exported = sandbox.refit(["audit", "export"]).on(&server).run().success().stdout;
+    assert_eq!(exported.lines().count(), count + 1);
+    sandbox.write("audit.ndjson", &exported);
+    verify().success();
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use oci::RegistryName;
 use registry::{
-    Access, Actions, Credentials, Hosts, Limits, Peer, Principal, Proven, PullThrough,
+    Access, Act, Actions, Credentials, Hosts, Limits, Peer, Principal, Proven, PullThrough,
     PullThroughSettings, RegistryState, RequestContext, Resource, TokenSigner, is_local,
     same_secret,
 };
@@ -119,6 +119,8 @@ impl Access for LoopbackOnly {
         false
     }
 
+    async fn note(&self, _: Act<'_>) {}
+
     async fn permitted(
         &self,
         _: &Principal,
@@ -163,6 +165,8 @@ impl Access for Accounts {
     async fn holds(&self, _: &Principal, credential: &str) -> bool {
         self.passwords.load(Ordering::Relaxed).to_string() == credential
     }
+
+    async fn note(&self, _: Act<'_>) {}
 
     async fn permitted(
         &self,

@@ -2,7 +2,7 @@
 
 use control::{
     AccountKind, AccountName, BadAccountName, BadScopeMapName, BadTokenName, PasswordSlot, Role,
-    Scope, ScopeMapName, TokenName, read_scopes,
+    Scope, ScopeMapName, TokenName, TokenProperties, read_scopes,
 };
 use oci::RegistryName;
 use store::Millis;
@@ -40,23 +40,23 @@ pub(crate) fn scope_map(body: api::ScopeMap) -> Result<(String, Vec<Scope>), Api
     Ok((description.unwrap_or_default(), scopes))
 }
 
-/// Scope map, status, and which passwords stay.
 pub(crate) fn token(
     body: api::Token,
     registry: &RegistryName,
-) -> Result<(ScopeMapName, bool, Option<Vec<PasswordSlot>>), ApiError> {
+) -> Result<TokenProperties, ApiError> {
     let api::TokenProperties { scope_map_id, status, credentials, .. } = body.properties;
     let id = scope_map_id.ok_or_else(|| {
         let error = ApiError::invalid("a token needs a scope map").at("properties.scopeMapId");
         error.hint("`_repositories_pull` is one that every registry has")
     })?;
     let name = named(&id, "scopeMaps", registry, "properties.scopeMapId")?;
-    let map = scope_map_name(name).map_err(|error| error.at("properties.scopeMapId"))?;
+    let scope_map = scope_map_name(name).map_err(|error| error.at("properties.scopeMapId"))?;
     let enabled = enabled(status.as_deref()).map_err(|error| error.at("properties.status"))?;
     let slot = |password: &api::TokenPassword| slot(&password.name);
-    let keep = credentials.map(|kept| kept.passwords.iter().map(slot).collect());
+    let kept = credentials.and_then(|credentials| credentials.passwords);
+    let keep = kept.map(|kept| kept.iter().map(slot).collect());
     let keep = keep.transpose().map_err(|error: ApiError| error.at("properties.credentials"))?;
-    Ok((map, enabled, keep))
+    Ok(TokenProperties { scope_map, enabled, keep })
 }
 
 /// Token, which passwords, and until when they are good.

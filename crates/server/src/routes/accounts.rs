@@ -82,14 +82,10 @@ pub(crate) async fn update(
         let error = ApiError::invalid("only status and description change so");
         return Err(error.hint("`setPassword` gives an account another password"));
     }
-    let known = find(&state, &name).await?;
-    let enabled = match &body.status {
-        Some(status) => from_api::enabled(Some(status))?,
-        None => known.enabled,
-    };
-    let description = body.description.unwrap_or(known.description);
+    let name = from_api::account_name(&name)?;
+    let enabled = body.status.map(|status| from_api::enabled(Some(&status))).transpose()?;
     let permissions = &state.access.permissions;
-    let account = permissions.update_account(&known.name, enabled, &description).await?;
+    let account = permissions.update_account(&name, enabled, body.description.as_deref()).await?;
     Ok(axum::Json(to_api::account(&account, None)))
 }
 

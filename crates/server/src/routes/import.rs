@@ -10,7 +10,7 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use builder::OwnNames;
 use bytes::Bytes;
-use control::ContextSource;
+use control::{ContextSource, Rights};
 use engine::{ImportSource, ImportTarget};
 use futures_util::{Stream, stream};
 use oci::{Digest, Reference, RegistryName};
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Json;
 use super::runs::{NDJSON, accepts, stream_response};
-use crate::access::Principal;
+use crate::access::{Needs, Principal};
 use crate::error::ApiError;
 use crate::from_api::{self, Import, ImportedFrom};
 use crate::openapi::Refusal;
@@ -60,6 +60,10 @@ pub(crate) async fn import(
     }
     for repository in &request.untagged {
         state.refuse_copy(repository)?;
+    }
+    if let ImportedFrom::Image { reference, .. } = &request.from {
+        let place = Place::of(&state, &state.own_names(), reference, None);
+        place.check(&state, &principal, Rights::CONTENT_READ).await?;
     }
     tracing::info!(source = %request.from, principal = principal.name(), "import");
     let fetched = Arc::new(AtomicU64::new(0));
@@ -153,6 +157,7 @@ fn ended_line(ended: Result<api::ImportReport, ApiError>) -> api::ImportProgress
 )]
 pub(crate) async fn tags(
     State(state): State<Shared>,
+    Extension(principal): Extension<Principal>,
     Path(registry): Path<String>,
     Json(source): Json<api::ImportSource>,
 ) -> Result<axum::Json<api::ImportTags>, ApiError> {
@@ -160,7 +165,9 @@ pub(crate) async fn tags(
     let ImportedFrom::Image { reference, credentials } = from_api::imported_from(source)? else {
         return Err(ApiError::invalid("an archive has no list of tags").at("source"));
     };
-    let tags = match Place::of(&state, &state.own_names(), &reference, credentials) {
+    let place = Place::of(&state, &state.own_names(), &reference, credentials);
+    place.check(&state, &principal, Rights::METADATA_READ).await?;
+    let tags = match place {
         Place::Own(registry, reference) => {
             let repository = &reference.repository;
             let tags = state.catalog.tags(&registry, repository, None, TAGS_MAX).await?;
@@ -196,6 +203,18 @@ impl Place {
                 Self::Remote(remote, reference)
             }
         }
+    }
+
+    /// What is in another registry of this server is not for whoever may do something in this one.
+    async fn check(
+        &self,
+        state: &ServerState,
+        principal: &Principal,
+        rights: Rights,
+    ) -> Result<(), ApiError> {
+        let Self::Own(registry, reference) = self else { return Ok(()) };
+        let (repository, needs) = (reference.repository.as_str(), Needs::Rights(rights));
+        state.access.require(principal, Some(registry), Some(repository), needs).await
     }
 
     fn source<'a>(&'a self, wanted: &'a ManifestRef) -> ImportSource<'a> {

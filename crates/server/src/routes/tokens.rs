@@ -59,7 +59,7 @@ pub(crate) async fn put_map(
     Json(body): Json<api::ScopeMap>,
 ) -> Result<axum::Json<api::ScopeMap>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
-    save_map(&state, &registry, &from_api::scope_map_name(&name)?, body).await
+    save_map(&state, &registry, &from_api::scope_map_name(&name)?, body, None).await
 }
 
 /// Changes description and actions; the latter as a whole.
@@ -75,7 +75,7 @@ pub(crate) async fn update_map(
 ) -> Result<axum::Json<api::ScopeMap>, ApiError> {
     let map = find_map(&state, &registry, &name).await?;
     let body = patched(to_api::scope_map(&map), patch)?;
-    save_map(&state, &map.registry, &map.name, body).await
+    save_map(&state, &map.registry, &map.name, body, Some(&map)).await
 }
 
 async fn save_map(
@@ -83,10 +83,11 @@ async fn save_map(
     registry: &RegistryName,
     name: &control::ScopeMapName,
     body: api::ScopeMap,
+    known: Option<&ScopeMap>,
 ) -> Result<axum::Json<api::ScopeMap>, ApiError> {
     let (description, scopes) = from_api::scope_map(body)?;
     let permissions = &state.access.permissions;
-    let map = permissions.put_scope_map(registry, name, &description, &scopes).await?;
+    let map = permissions.put_scope_map(registry, name, &description, &scopes, known).await?;
     Ok(axum::Json(to_api::scope_map(&map)))
 }
 
@@ -149,7 +150,7 @@ pub(crate) async fn put(
     Json(body): Json<api::Token>,
 ) -> Result<axum::Json<api::Token>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
-    save(&state, &registry, &from_api::token_name(&name)?, body).await
+    save(&state, &registry, &from_api::token_name(&name)?, body, None).await
 }
 
 /// Changes scope map and status; of its passwords, those go that `credentials` does not name.
@@ -167,8 +168,11 @@ pub(crate) async fn update(
     let mut known = to_api::token(&token);
     // One that is made meanwhile stays.
     known.properties.credentials = None;
-    let body = patched(known, patch)?;
-    save(&state, &token.registry, &token.name, body).await
+    let status = known.properties.status.clone();
+    let mut body = patched(known, patch)?;
+    // Taking it away switches nothing on.
+    body.properties.status = body.properties.status.or(status);
+    save(&state, &token.registry, &token.name, body, Some(&token)).await
 }
 
 async fn save(
@@ -176,10 +180,10 @@ async fn save(
     registry: &RegistryName,
     name: &control::TokenName,
     body: api::Token,
+    known: Option<&Token>,
 ) -> Result<axum::Json<api::Token>, ApiError> {
-    let (map, enabled, keep) = from_api::token(body, registry)?;
-    let permissions = &state.access.permissions;
-    let token = permissions.put_token(registry, name, &map, enabled, keep.as_deref()).await?;
+    let properties = from_api::token(body, registry)?;
+    let token = state.access.permissions.put_token(registry, name, &properties, known).await?;
     Ok(axum::Json(to_api::token(&token)))
 }
 

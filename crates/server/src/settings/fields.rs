@@ -105,6 +105,7 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             text("log_keep", "30d", "How long the text of a run's log is kept."),
             text("run_keep", "400d", "How long a run's record is kept."),
+            text("audit_keep", "400d", "How long a record of the audit log is kept."),
         ],
     },
     Section {

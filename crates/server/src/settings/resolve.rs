@@ -357,6 +357,7 @@ impl Layers {
             copy_keep: at.duration("copy_keep"),
             log_keep: at.duration("log_keep"),
             run_keep: at.duration("run_keep"),
+            audit_keep: at.duration("audit_keep"),
         }
     }
 

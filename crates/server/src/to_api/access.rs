@@ -38,7 +38,7 @@ pub(crate) fn token(token: &Token) -> api::Token {
                 token.scope_map
             )),
             status: Some(status(token.enabled)),
-            credentials: Some(api::TokenCredentials { passwords: passwords.collect() }),
+            credentials: Some(api::TokenCredentials { passwords: Some(passwords.collect()) }),
             creation_date: Some(time(token.created_at)),
             provisioning_state: Some("Succeeded".into()),
         },

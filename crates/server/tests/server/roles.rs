@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use expect_test::expect_file;
+use expect_test::{expect, expect_file};
 use oci::Digest;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -87,10 +87,11 @@ async fn the_table_of_roles_by_operation() {
     for head in heads {
         write!(table, " {head:<6}").unwrap();
     }
-    let mut rows = Vec::new();
+    let (mut rows, mut open) = (Vec::new(), Vec::new());
     for (path, item) in description["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
             if operation["security"].is_null() {
+                open.push(operation["operationId"].as_str().unwrap());
                 continue;
             }
             let path = path.replace("{registry}", "local");
@@ -124,6 +125,16 @@ async fn the_table_of_roles_by_operation() {
             rows.push(row);
         }
     }
+    open.sort_unstable();
+    let known = [
+        "checkHealth",
+        "checkReadiness",
+        "getDescription",
+        "getMetrics",
+        "getVersion",
+        "uploadSource",
+    ];
+    assert_eq!(open, known, "everybody may ask for these, and for nothing else");
     rows.sort();
     rows.insert(0, table);
     let lines = rows.iter().map(|row| format!("{}\n", row.trim_end())).collect::<String>();
@@ -239,12 +250,22 @@ async fn a_token_opens_its_repositories_and_no_other() {
     assert_eq!(robot.status(&server, Method::GET, runs).await, StatusCode::FORBIDDEN);
 
     // What it was given ends with it.
-    let refresh = given["refresh_token"].as_str();
-    assert!(refresh.is_none());
+    let form = format!("grant_type=password&username=robot&password={}", robot.password);
+    let token_request = async |form: String| {
+        let request = server.plain(Method::POST, "/oauth2/token");
+        request.header("content-type", "application/x-www-form-urlencoded").body(form).send().await
+    };
+    let given = answer(token_request(form).await.unwrap(), StatusCode::OK).await;
+    let refresh = format!(
+        "grant_type=refresh_token&refresh_token={}",
+        given["refresh_token"].as_str().unwrap()
+    );
+    assert_eq!(token_request(refresh.clone()).await.unwrap().status(), StatusCode::OK);
     let disable = server.request(Method::PATCH, "/tokens/robot");
     let disable = disable.json(&json!({ "properties": { "status": "disabled" } }));
     answer(disable.send().await.unwrap(), StatusCode::OK).await;
     assert_eq!(by_bearer(Method::GET, blob_of("team/app")).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(token_request(refresh).await.unwrap().status(), StatusCode::UNAUTHORIZED);
     let status = robot.status(&server, Method::GET, &blob_of("team/app")).await;
     assert_eq!(status, StatusCode::UNAUTHORIZED);
     assert_eq!(admin.status(&server, Method::GET, "/v2/_catalog").await, StatusCode::OK);
@@ -302,4 +323,123 @@ async fn accounts_use_the_registry_as_their_role_says() {
     let update = author.ask(&server, Method::PATCH, "/api/v1/accounts/one-author");
     let status = update.json(&json!({ "status": "enabled" })).send().await.unwrap().status();
     assert_eq!(status, StatusCode::UNAUTHORIZED, "its password is another one by now");
+}
+
+#[tokio::test]
+async fn a_right_in_one_registry_is_none_in_another() {
+    let file = "[registry.first]\nlogin_server = \"first.test\"\n\
+                [registry.second]\nlogin_server = \"second.test\"\n";
+    let server = Server::start_with(file, &[]).await;
+    let mut somebody = Vec::new();
+    for registry in ["first", "second"] {
+        let name = format!("admin-{registry}");
+        let who = account(&server, &name, None).await;
+        let path = format!("/api/v1/registries/{registry}/roleAssignments/{name}");
+        let assign = server.plain(Method::PUT, &path).bearer_auth(server.token());
+        let assign = assign.json(&json!({ "role": "admin" })).send().await.unwrap();
+        answer(assign, StatusCode::OK).await;
+        somebody.push(who);
+    }
+    let [first, second] = &somebody[..] else { panic!("{} accounts", somebody.len()) };
+    // The second one has an image that the first one would like to have.
+    let digest = Digest::of(b"a secret");
+    let blob = format!("/v2/secret/blobs/{digest}");
+    let put = |who: &Somebody, path: String| {
+        who.ask(&server, Method::POST, &path).header("host", "second.test").body("a secret")
+    };
+    let upload = format!("/v2/secret/blobs/uploads/?digest={digest}");
+    let status = put(second, upload.clone()).send().await.unwrap().status();
+    assert_eq!(status, StatusCode::CREATED);
+    let status = put(first, upload).send().await.unwrap().status();
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    let get = |who: &Somebody| who.ask(&server, Method::GET, &blob).header("host", "second.test");
+    assert_eq!(get(second).send().await.unwrap().status(), StatusCode::OK);
+    assert_eq!(get(first).send().await.unwrap().status(), StatusCode::FORBIDDEN);
+
+    let other = "/api/v1/registries/second";
+    for (method, path, body) in [
+        (Method::GET, format!("{other}/runs"), json!({})),
+        (Method::HEAD, format!("{other}/runs"), json!({})),
+        (Method::GET, format!("{other}/repositories/team%2Fapp"), json!({})),
+        (Method::PUT, format!("{other}/roleAssignments/admin-first"), json!({ "role": "admin" })),
+        (Method::PUT, "/api/v1/roleAssignments/admin-first".into(), json!({ "role": "admin" })),
+        (Method::POST, format!("{other}/generateCredentials"), json!({ "tokenId": "robot" })),
+        // What all registries share belongs to none of them.
+        (Method::POST, "/api/v1/registries/first/gc".into(), json!({})),
+        (Method::GET, "/api/v1/registries/first/scrub".into(), json!({})),
+        (Method::GET, "/api/v1/audit".into(), json!({})),
+        (
+            Method::POST,
+            "/api/v1/registries/first/import".into(),
+            json!({
+                "source": { "registryUri": "second.test", "sourceImage": "secret:1" },
+                "targetTags": ["mine:1"],
+            }),
+        ),
+        (
+            Method::POST,
+            "/api/v1/registries/first/import/tags".into(),
+            json!({ "registryUri": "second.test", "sourceImage": "secret" }),
+        ),
+    ] {
+        let request = first.ask(&server, method.clone(), &path).json(&body);
+        let response = request.send().await.unwrap();
+        let status = response.status();
+        let text = response.text().await.unwrap();
+        assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}: {text}");
+    }
+    let import = json!({
+        "source": { "registryUri": "second.test", "sourceImage": "secret:1" },
+        "targetTags": ["mine:1"],
+    });
+    let path = format!("{other}/import");
+    let status = second.ask(&server, Method::POST, &path).json(&import).send().await.unwrap();
+    assert_eq!(status.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn what_is_done_and_refused_is_in_the_audit_log() {
+    let server = Server::start_with("[server]\nanonymous_loopback = false\n", &[]).await;
+    let reader = account(&server, "one-reader", Some("reader")).await;
+    let (digest, wrong) =
+        (Digest::of(b"{}"), Somebody { user: "eve".into(), password: "x".into() });
+    let upload = format!("/v2/app/blobs/uploads/?digest={digest}");
+    assert_eq!(reader.status(&server, Method::POST, &upload).await, StatusCode::FORBIDDEN);
+    assert_eq!(wrong.status(&server, Method::GET, "/v2/").await, StatusCode::UNAUTHORIZED);
+    let runs = "/api/v1/registries/local/runs";
+    assert_eq!(wrong.status(&server, Method::GET, runs).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(reader.status(&server, Method::GET, runs).await, StatusCode::OK);
+    registry_token(&server, &reader, "repository:app:pull").await;
+    let id = server.schedule("fine").await;
+    server.ended(&id).await;
+
+    let log = async |query: &str| {
+        let asked = server.plain(Method::GET, &format!("/api/v1/audit{query}"));
+        let text = asked.bearer_auth(server.token()).send().await.unwrap().text().await.unwrap();
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+    };
+    let records = log("?after=0").await;
+    let told = records.iter().map(|record| {
+        let text = |member: &str| record[member].as_str().unwrap().to_owned();
+        let target = text("target").replace(&digest.to_string(), "DIGEST");
+        format!("{} {} {target}: {}\n", text("principal"), text("action"), text("outcome"))
+    });
+    expect![[r#"
+        token request PUT /api/v1/accounts/one-reader: 201
+        token request PUT /api/v1/registries/local/roleAssignments/one-reader: 200
+        one-reader refused POST /v2/app/blobs/uploads/: 403
+        127.0.0.1 refused GET /v2/: 401
+        127.0.0.1 refused GET /api/v1/registries/local/runs: 401
+        one-reader login GET /oauth2/token: 200
+        token run.queued c01: QuickBuild
+        token run.ended c01: Succeeded
+    "#]]
+    .assert_eq(&told.collect::<String>());
+    for (before, record) in records.iter().zip(&records[1..]) {
+        assert_eq!(before["digest"], record["previous"], "{record}");
+        assert_eq!(before["number"].as_i64().unwrap() + 1, record["number"].as_i64().unwrap());
+    }
+    let last = log("?n=1").await;
+    assert_eq!(last, records[records.len() - 1..]);
+    assert!(log(&format!("?after={}", last[0]["number"])).await.is_empty());
 }
