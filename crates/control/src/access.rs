@@ -34,10 +34,13 @@ use lately::Lately;
 use tokens::TokenAccess;
 
 /// Names that the server itself acts under.
-const RESERVED: [&str; 5] = ["admin", "anonymous", "owner", "refit", "token"];
+const RESERVED: [&str; 6] = ["admin", "anonymous", "owner", "refit", "server", "token"];
 
 /// Passwords of accounts that were right are remembered for so many accounts.
 const VERIFIED_MAX: usize = 10_000;
+
+/// A commit takes no longer.
+const COMMIT_TIME: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Bytes of a description.
 const DESCRIPTION_MAX: usize = 256;
@@ -224,8 +227,8 @@ impl Access {
 
     /// Something is about to change: when this is dropped, all is forgotten that was read. Whoever
     /// asked for the change may leave at any moment.
-    fn changing(&self) -> Changing<'_> {
-        Changing(&self.shared)
+    fn changing(&self) -> Changing {
+        Changing(Arc::clone(&self.shared))
     }
 
     async fn connection(&self) -> Result<PoolConnection<Sqlite>> {
@@ -234,12 +237,26 @@ impl Access {
     }
 }
 
-struct Changing<'a>(&'a Shared);
+struct Changing(Arc<Shared>);
 
-impl Drop for Changing<'_> {
+impl Drop for Changing {
     fn drop(&mut self) {
-        self.0.tokens.forget();
-        self.0.accounts.forget();
+        self.0.forget();
+        // A commit that was under way comes to its end, also if nobody waits for it any more.
+        let shared = Arc::clone(&self.0);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                tokio::time::sleep(COMMIT_TIME).await;
+                shared.forget();
+            });
+        }
+    }
+}
+
+impl Shared {
+    fn forget(&self) {
+        self.tokens.forget();
+        self.accounts.forget();
     }
 }
 

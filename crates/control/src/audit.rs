@@ -66,11 +66,6 @@ impl Audit {
         Ok(Self { db, clock })
     }
 
-    /// Over a database that has the table.
-    pub(crate) fn of(db: Db, clock: Clock) -> Self {
-        Self { db, clock }
-    }
-
     /// Adds a record; when this returns it is on disk.
     pub async fn append(&self, entry: AuditEntry) -> Result<()> {
         let now = self.clock.now();

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::executor::Attempt;
 use crate::pools::Pool;
 use crate::queue::{LEASE, Queue};
-use crate::runs::{Active, Output, lease_owner, log_key, request_json, run_of};
+use crate::runs::{Active, Output, lease_owner, log_key, note_ends, request_json, run_of};
 use crate::table::{column, from_json, to_json};
 use crate::{
     ControlError, End, EventKind, LogKey, Outcome, OutputImage, Result, Run, RunId, RunStatus,
@@ -174,6 +174,9 @@ impl Queue for Runs {
             {
                 tasks::note_dependencies(&mut transaction, run, task, made_of).await?;
             }
+        }
+        if let Some(row) = &row {
+            note_ends(&mut transaction, std::slice::from_ref(row), now).await?;
         }
         transaction.commit().await.map_err(ControlError::database(failed))?;
         self.forget(attempt);

@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteRow;
 use store::Millis;
 
 use crate::leases::DEFAULT_POOL;
-use crate::runs::run_of;
+use crate::runs::{note_ends, run_of};
 use crate::table::{column, from_json, parsed, to_json};
 use crate::{ControlError, PoolName, Result, RunId, Runs, table};
 
@@ -208,6 +208,7 @@ impl Pools {
         .fetch_all(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
+        note_ends(&mut transaction, &ended, self.runs.shared.clock.now()).await?;
         transaction.commit().await.map_err(ControlError::database(failed))?;
         self.runs.after_ends(&ended).await
     }

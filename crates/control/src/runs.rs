@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use db::Db;
 use oci::{Digest, RegistryName, RepositoryName};
-use sqlx::sqlite::SqliteRow;
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use store::{Catalog, Millis, lease_within};
 use tokio::sync::{Notify, watch};
@@ -14,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::table::{column, from_json, not_json, parsed, to_json};
 use crate::{
-    Audit, AuditEntry, Clock, ControlError, EventKind, LogArtifact, LogKey, Logs, Mask, NewRun,
-    PoolName, Result, Run, RunId, RunKind, RunLog, RunRequest, RunStatus, TaskName, audit, pools,
-    table, tasks,
+    AuditEntry, Clock, ControlError, EventKind, LogArtifact, LogKey, Logs, Mask, NewRun, PoolName,
+    Result, Run, RunId, RunKind, RunLog, RunRequest, RunStatus, TaskName, audit, pools, table,
+    tasks,
 };
 
 const SCHEMA: &[&str] = &[
@@ -391,7 +392,7 @@ impl Runs {
         .bind(registry.as_str())
         .bind(id.number())
         .bind(now);
-        let rows = table::returning(&self.shared.db, failed, statement).await?;
+        let rows = self.ending(failed, statement).await?;
         let Some(row) = rows.first() else {
             let run = self.get(registry, id).await?.ok_or_else(|| run_not_found(id))?;
             let message = format!("run `{id}` has ended already: {}", run.status);
@@ -408,6 +409,21 @@ impl Runs {
         // Nobody may be executing it: then the next claim ends it.
         self.queue_has_changed();
         Ok(run)
+    }
+
+    /// Runs a statement that ends runs, and returns their rows.
+    async fn ending(
+        &self,
+        failed: &'static str,
+        statement: Query<'_, Sqlite, SqliteArguments>,
+    ) -> Result<Vec<SqliteRow>> {
+        let mut transaction =
+            self.shared.db.begin().await.map_err(ControlError::database(failed))?;
+        let rows = statement.fetch_all(&mut *transaction).await;
+        let rows = rows.map_err(ControlError::database(failed))?;
+        note_ends(&mut transaction, &rows, self.shared.clock.now()).await?;
+        transaction.commit().await.map_err(ControlError::database(failed))?;
+        Ok(rows)
     }
 
     /// The log of a run, for reading.
@@ -536,7 +552,7 @@ impl Runs {
         )
         .bind(before)
         .bind(self.shared.clock.now());
-        let rows = table::returning(&self.shared.db, "end overdue runs", statement).await?;
+        let rows = self.ending("end overdue runs", statement).await?;
         self.after_ends(&rows).await?;
         Ok(rows.len() as u64)
     }
@@ -612,15 +628,6 @@ impl Runs {
         if let Some(active) = self.active().remove(&log_key(run)) {
             active.cancel.cancel();
         }
-        let entry = AuditEntry {
-            registry: Some(run.registry.clone()),
-            principal: run.started_by.clone().unwrap_or_else(|| SERVER.to_owned()),
-            action: "run.ended".to_owned(),
-            target: audited_target(run),
-            outcome: run.status.to_string(),
-        };
-        let noted =
-            Audit::of(self.shared.db.clone(), self.shared.clock.clone()).append(entry).await;
         let begun = run.started_at.unwrap_or(run.created_at);
         let elapsed = run.finished_at.unwrap_or(run.updated_at) - begun;
         let elapsed = Duration::from_millis(elapsed.max(0) as u64);
@@ -631,7 +638,7 @@ impl Runs {
         }
         self.shared.ended.send_modify(|count| *count += 1);
         self.queue_has_changed();
-        forgotten.and(noted)
+        forgotten
     }
 
     /// The same for many rows: all of them, whatever becomes of one, since followers wait for the
@@ -753,11 +760,29 @@ pub(crate) struct Output {
     pub(crate) log_digest: Option<oci::Digest>,
 }
 
-/// A run, and what it pushed.
-fn audited_target(run: &Run) -> String {
-    let images = run.images.iter();
-    let images = images.map(|image| format!(" {}@{}", image.repository, image.digest));
-    format!("{}{}", run.id, images.collect::<String>())
+/// Writes to the audit log which of these runs have ended, and what they pushed.
+pub(crate) async fn note_ends(
+    connection: &mut SqliteConnection,
+    rows: &[SqliteRow],
+    now: Millis,
+) -> Result<()> {
+    for row in rows {
+        let run = run_of(row)?;
+        if !run.status.is_final() {
+            continue;
+        }
+        let images = run.images.iter();
+        let images = images.map(|image| format!(" {}@{}", image.repository, image.digest));
+        let entry = AuditEntry {
+            target: format!("{}{}", run.id, images.collect::<String>()),
+            registry: Some(run.registry),
+            principal: run.started_by.unwrap_or_else(|| SERVER.to_owned()),
+            action: "run.ended".to_owned(),
+            outcome: run.status.to_string(),
+        };
+        audit::append_within(connection, &entry, now).await?;
+    }
+    Ok(())
 }
 
 pub(crate) fn request_json(request: &RunRequest) -> Result<String> {

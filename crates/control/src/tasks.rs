@@ -4,6 +4,7 @@ use oci::RegistryName;
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
 
+use crate::runs::note_ends;
 use crate::table::{column, from_json, parsed, to_json};
 use crate::{
     ControlError, Result, Run, Runs, StoredTask, TaskDefinition, TaskName, TaskOverrides, table,
@@ -155,6 +156,7 @@ impl Tasks {
         .fetch_all(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
+        note_ends(&mut transaction, &canceled, self.runs.shared.clock.now()).await?;
         transaction.commit().await.map_err(ControlError::database(failed))?;
         self.runs.after_ends(&canceled).await
     }

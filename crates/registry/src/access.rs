@@ -20,7 +20,7 @@ pub trait Access: Send + Sync {
         registry: &RegistryName,
         request: &RequestContext<'_>,
         credentials: &Credentials,
-    ) -> Option<Proven>;
+    ) -> Result<Option<Proven>, Busy>;
 
     /// Who a request without credentials is, or `None` if it must present some. See
     /// [`is_local`] for the rule of loopback listeners.
@@ -44,6 +44,21 @@ pub trait Access: Send + Sync {
     ) -> Actions;
 }
 
+/// Too many credentials are being checked; another try may be lucky.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Busy;
+
+/// What a request was to do, if it was to change something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deed {
+    /// A manifest, as `REPOSITORY:TAG` or `REPOSITORY@DIGEST`, and further tags.
+    Push(String),
+    /// A manifest, a tag or a blob.
+    Delete(String),
+    /// To get a token with a user name and password.
+    Login,
+}
+
 /// A request that was answered.
 #[derive(Debug, Clone, Copy)]
 pub struct Act<'a> {
@@ -53,6 +68,7 @@ pub struct Act<'a> {
     pub principal: Option<&'a Principal>,
     /// Whether there were credentials.
     pub with_credentials: bool,
+    pub deed: Option<&'a Deed>,
     pub peer: Peer,
     pub method: &'a http::Method,
     /// Without its query.

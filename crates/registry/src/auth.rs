@@ -13,10 +13,12 @@ use http::{HeaderMap, Method, StatusCode, request};
 use oci::{RegistryName, RepositoryName};
 use serde_json::json;
 
-use crate::access::{Actions, Credentials, Principal, Proven, RequestContext, Resource};
+use crate::access::{
+    Actions, Busy, Credentials, Deed, Principal, Proven, RequestContext, Resource,
+};
 use crate::error::{ApiError, Code};
 use crate::route::Route;
-use crate::router::Server;
+use crate::router::{Known, Server};
 use crate::token::{Grant, Scope, TokenKind};
 
 /// What stands between a request and the registry it asks for.
@@ -160,7 +162,7 @@ impl Gate<'_> {
             let grant = grant.ok_or_else(|| self.challenge(need, Some(INVALID_TOKEN)))?;
             return Ok(Caller { principal: grant.principal.clone(), grant: Some(grant) });
         }
-        let proven = self.authenticate(basic(header)).await;
+        let proven = self.authenticate(basic(header)).await?;
         let proven = proven.ok_or_else(|| self.challenge(need, None))?;
         Ok(Caller { principal: proven.principal, grant: None })
     }
@@ -177,9 +179,17 @@ impl Gate<'_> {
         is_good.then_some(grant)
     }
 
-    async fn authenticate(&self, credentials: Option<Credentials>) -> Option<Proven> {
+    async fn authenticate(
+        &self,
+        credentials: Option<Credentials>,
+    ) -> Result<Option<Proven>, ApiError> {
+        let Some(credentials) = credentials else { return Ok(None) };
         let access = &self.server.state.access;
-        access.authenticate(self.registry, &self.context, &credentials?).await
+        let proven = access.authenticate(self.registry, &self.context, &credentials).await;
+        proven.map_err(|Busy| {
+            let message = "too many credentials are being checked; try again";
+            ApiError::new(Code::TooManyRequests, message)
+        })
     }
 
     /// Whether `/v2/` should ask an anonymous caller to log in. Clients take their whole
@@ -290,35 +300,28 @@ impl TokenRequest {
 /// for a token. Scopes that the principal does not have are left out, not refused.
 pub(crate) async fn serve_token(State(server): State<Arc<Server>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    let mut asked = Asked::default();
-    let answer = issue(&server, &head, body, &mut asked).await;
+    let mut known = Known::default();
+    let answer = issue(&server, &head, body, &mut known).await;
     let response = answer.unwrap_or_else(ApiError::into_response);
     // With a refresh token somebody is who they were before.
-    if asked.with_credentials {
-        server.note(&head, asked.by.as_ref(), true, response.status()).await;
+    if known.with_credentials {
+        known.deed = Some(Deed::Login);
+        server.note(&head, &known, response.status()).await;
     }
     response
-}
-
-/// Who asked the token endpoint for something.
-#[derive(Default)]
-struct Asked {
-    by: Option<Principal>,
-    /// Whether by user name and password.
-    with_credentials: bool,
 }
 
 async fn issue(
     server: &Server,
     head: &request::Parts,
     body: Body,
-    asked: &mut Asked,
+    known: &mut Known,
 ) -> Result<Response, ApiError> {
     let gate = server.gate(head)?;
     let (request, proven) = match head.method {
         Method::GET => {
             let request = TokenRequest::parse(head.uri.query().unwrap_or_default().as_bytes());
-            asked.with_credentials = head.headers.contains_key(AUTHORIZATION);
+            known.with_credentials = head.headers.contains_key(AUTHORIZATION);
             (request, gate.by_header(&head.headers).await?)
         }
         Method::POST => {
@@ -327,13 +330,13 @@ async fn issue(
                     .status(StatusCode::BAD_REQUEST)
             })?;
             let request = TokenRequest::parse(&form);
-            asked.with_credentials = request.grant_type.as_deref() == Some("password");
+            known.with_credentials = request.grant_type.as_deref() == Some("password");
             let proven = gate.by_form(&request).await?;
             (request, proven)
         }
         _ => return Err(ApiError::new(Code::Unsupported, "use GET or POST")),
     };
-    asked.by = Some(proven.principal.clone());
+    known.principal = Some(proven.principal.clone());
     let access = gate.grant(&request, proven).await;
     let state = &server.state;
     let (now, life) = ((state.clock)(), state.limits.access_token_life);
@@ -391,7 +394,7 @@ impl Gate<'_> {
     }
 
     async fn by_credentials(&self, credentials: Option<Credentials>) -> Result<Proven, ApiError> {
-        self.authenticate(credentials).await.ok_or_else(|| self.wrong_credentials())
+        self.authenticate(credentials).await?.ok_or_else(|| self.wrong_credentials())
     }
 
     fn wrong_credentials(&self) -> ApiError {

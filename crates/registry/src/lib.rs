@@ -35,8 +35,8 @@ mod token;
 mod uploads;
 
 pub use access::{
-    Access, Act, Actions, Credentials, Peer, Principal, Proven, RequestContext, Resource, Secure,
-    is_local, same_secret,
+    Access, Act, Actions, Busy, Credentials, Deed, Peer, Principal, Proven, RequestContext,
+    Resource, Secure, is_local, same_secret,
 };
 pub use hosts::Hosts;
 pub use pull_through::{PullThrough, PullThroughSettings, Upstream};

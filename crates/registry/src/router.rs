@@ -16,7 +16,7 @@ use store::{Catalog, Cause, Millis};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::access::{Access, Act, Peer, Principal, RequestContext, Secure};
+use crate::access::{Access, Act, Deed, Peer, Principal, RequestContext, Secure};
 use crate::auth::{self, Caller, Gate};
 use crate::body::{Buffers, with_rest};
 use crate::error::{ApiError, Code};
@@ -140,17 +140,13 @@ impl Server {
 }
 
 impl Server {
-    pub(crate) async fn note(
-        &self,
-        head: &request::Parts,
-        principal: Option<&Principal>,
-        with_credentials: bool,
-        status: StatusCode,
-    ) {
+    pub(crate) async fn note(&self, head: &request::Parts, known: &Known, status: StatusCode) {
         let registry = self.gate(head).ok().map(|gate| gate.registry);
         let peer = head.extensions.get::<Peer>().copied().unwrap_or_default();
         let (method, path) = (&head.method, head.uri.path());
-        let act = Act { registry, principal, with_credentials, peer, method, path, status };
+        let (principal, deed) = (known.principal.as_ref(), known.deed.as_ref());
+        let with_credentials = known.with_credentials;
+        let act = Act { registry, principal, with_credentials, deed, peer, method, path, status };
         self.state.access.note(act).await;
     }
 }
@@ -254,8 +250,8 @@ fn detached(server: Arc<Server>, request: Request) -> JoinHandle<Response> {
 async fn handle(server: Arc<Server>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let (body, rest) = with_rest(body);
-    let mut caller = None;
-    let mut response = match answer(&server, &head, body, &mut caller).await {
+    let mut known = Known::default();
+    let mut response = match answer(&server, &head, body, &mut known).await {
         Ok(response) => response,
         Err(error) => {
             rest.drain(head.headers.contains_key(EXPECT)).await;
@@ -263,23 +259,52 @@ async fn handle(server: Arc<Server>, request: Request) -> Response {
         }
     };
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-    let with_credentials = head.headers.contains_key(AUTHORIZATION);
-    server.note(&head, caller.as_ref(), with_credentials, response.status()).await;
+    known.with_credentials = head.headers.contains_key(AUTHORIZATION);
+    server.note(&head, &known, response.status()).await;
     tracing::debug!(method = %head.method, path = head.uri.path(), status = response.status().as_u16());
     response
 }
 
-/// `known` becomes who asks, as soon as that is known.
+/// Who asks for what, as far as it is known.
+#[derive(Default)]
+pub(crate) struct Known {
+    pub(crate) principal: Option<Principal>,
+    pub(crate) with_credentials: bool,
+    pub(crate) deed: Option<Deed>,
+}
+
+/// What a request changes, if it succeeds.
+fn deed(route: &Route<'_>, head: &request::Parts) -> Option<Deed> {
+    let image = |name: &RepositoryName, reference: &str| match reference.contains(':') {
+        true => format!("{name}@{reference}"),
+        false => format!("{name}:{reference}"),
+    };
+    match (&head.method, route) {
+        (&Method::PUT, Route::Manifest(name, reference)) => {
+            let query = head.uri.query().unwrap_or_default();
+            let tags = url::form_urlencoded::parse(query.as_bytes());
+            let tags = tags.filter(|(key, _)| key == "tag").map(|(_, tag)| format!(" :{tag}"));
+            Some(Deed::Push(image(name, reference) + &tags.collect::<String>()))
+        }
+        (&Method::DELETE, Route::Manifest(name, reference) | Route::Blob(name, reference)) => {
+            Some(Deed::Delete(image(name, reference)))
+        }
+        _ => None,
+    }
+}
+
 async fn answer(
     server: &Server,
     head: &request::Parts,
     body: Body,
-    known: &mut Option<Principal>,
+    known: &mut Known,
 ) -> Result<Response, ApiError> {
     let mut route = Route::parse(head.uri.path())?;
     let copy = server.find_copy(&mut route, head);
+    known.deed = deed(&route, head);
     let gate = server.gate(head)?;
-    let caller = gate.admit(&route, &head.method, &head.headers, known).await?;
+    let principal = &mut known.principal;
+    let caller = gate.admit(&route, &head.method, &head.headers, principal).await?;
     if let Some((_, source)) = &copy
         && !matches!(head.method, Method::GET | Method::HEAD | Method::DELETE)
     {

@@ -4,12 +4,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use control::{Area, Identity, Operation, Rights, Runs};
+use control::{Area, ControlError, Identity, Operation, Rights, Runs};
 use http::{HeaderMap, StatusCode};
 use oci::{RegistryName, RepositoryName};
-use registry::{Access, Actions, Credentials, Peer, Proven, RequestContext, Resource, is_local};
+use registry::{
+    Access, Actions, Busy, Credentials, Deed, Peer, Proven, RequestContext, Resource, is_local,
+};
 
-use crate::audit::{Act, Auditor};
+use crate::audit::{Act, Auditor, Route};
 use crate::error::ApiError;
 use crate::from_api::cut;
 use crate::keys::{ADMIN, Keys, Presented, attempt_of_user};
@@ -86,7 +88,7 @@ impl std::fmt::Display for Needs {
             Self::Rights(rights) => f.write_str(&named(*rights)),
             Self::Either(first, second) => write!(f, "{} or {}", named(*first), named(*second)),
             Self::Catalog => f.write_str("the right to see all repositories"),
-            Self::Store => write!(f, "{} in all registries", Self::May(Operation::Manage)),
+            Self::Store => write!(f, "{}", Self::May(Operation::Manage)),
             Self::Own => write!(f, "{}, if it is another account,", Self::May(Operation::Govern)),
         }
     }
@@ -190,7 +192,9 @@ impl ServerAccess {
             {
                 format!("repository `{}` of registry `{registry}`", cut(name))
             }
-            (Some(registry), _) if needs != Needs::Store => format!("registry `{registry}`"),
+            (Some(registry), _) if needs != Needs::Store || self.only_registry => {
+                format!("registry `{registry}`")
+            }
             _ => "all registries of this server".to_owned(),
         };
         let who = principal.name();
@@ -234,21 +238,28 @@ impl Access for ServerAccess {
         registry: &RegistryName,
         _: &RequestContext<'_>,
         credentials: &Credentials,
-    ) -> Option<Proven> {
+    ) -> Result<Option<Proven>, Busy> {
         let Credentials { user, password } = credentials;
         if attempt_of_user(user).is_some() {
             let is_its = self.keys.is_run_password(user, password);
-            return is_its.then(|| Proven {
+            return Ok(is_its.then(|| Proven {
                 principal: registry::Principal::new(user.clone()),
                 credential: self.credential_of_attempt(user),
-            });
+            }));
         }
         if let Some(own) = self.keys.by_password(user, password) {
-            return Some(own.proven(self.keys.fingerprint(&own)?));
+            return Ok(self.keys.fingerprint(&own).map(|credential| own.proven(credential)));
         }
-        let proven = self.permissions.authenticate(Some(registry), user, password).await;
-        let proven = proven.inspect_err(failed).ok().flatten()?;
-        Some(Principal::Known(proven.identity).proven(proven.credential))
+        match self.permissions.authenticate(Some(registry), user, password).await {
+            Ok(proven) => {
+                Ok(proven.map(|proven| Principal::Known(proven.identity).proven(proven.credential)))
+            }
+            Err(ControlError::TooManyLogins) => Err(Busy),
+            Err(error) => {
+                failed(&error);
+                Ok(None)
+            }
+        }
     }
 
     fn anonymous(&self, request: &RequestContext<'_>) -> Option<registry::Principal> {
@@ -281,12 +292,20 @@ impl Access for ServerAccess {
         if !act.with_credentials && act.status == StatusCode::UNAUTHORIZED {
             return;
         }
+        let route = match act.deed {
+            Some(Deed::Push(image)) => Route::Registry("push", image.clone()),
+            Some(Deed::Delete(image)) => Route::Registry("delete", image.clone()),
+            Some(Deed::Login) => Route::Login,
+            None => Route::Other,
+        };
         let noted = Act {
             registry: act.registry.cloned(),
             principal: act.principal.map(|principal| principal.name().to_owned()),
             peer: act.peer,
             method: act.method.clone(),
             path: act.path.to_owned(),
+            route,
+            detail: None,
         };
         self.auditor.note(noted, act.status).await;
     }
@@ -434,7 +453,7 @@ mod tests {
         };
         let log_in = async |user: &str, password: String| {
             let credentials = Credentials { user: user.to_owned(), password };
-            access.authenticate(&registry, &context, &credentials).await
+            access.authenticate(&registry, &context, &credentials).await.unwrap()
         };
         let password = access.keys.run_password(&user);
         let proven = log_in(&user, password.clone()).await.unwrap();

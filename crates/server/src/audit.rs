@@ -1,10 +1,11 @@
 //! What goes to the audit log, and how much of what was refused.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use control::{Audit, AuditEntry, Clock};
 use http::{Method, StatusCode};
 use oci::RegistryName;
+use percent_encoding::percent_decode_str;
 use registry::Peer;
 use store::Millis;
 
@@ -13,8 +14,28 @@ use store::Millis;
 const REFUSALS_MAX: u32 = 100;
 const MINUTE: Millis = 60_000;
 
-/// Routes that bring what a run will read, which changes nothing by itself.
-const UPLOADS: [&str; 3] = ["/sources", "/listBuildSourceUploadUrl", "/agents/"];
+/// Routes, as templates, of which only refusals are listed: what is uploaded changes nothing by itself,
+/// and a run that was queued is a record of its own.
+const QUIET: [&str; 3] = [
+    "/api/v1/registries/{registry}/sources",
+    "/api/v1/registries/{registry}/listBuildSourceUploadUrl",
+    "/api/v1/registries/{registry}/scheduleRun",
+];
+
+/// What kind of request it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Of the API, as a template: names are whatever somebody has chosen.
+    Api(String),
+    /// A push or a deletion, and of what.
+    Registry(&'static str, String),
+    Login,
+    Other,
+}
+
+/// What a handler has to say of what it did, among the extensions of its response.
+#[derive(Debug, Clone)]
+pub(crate) struct Detail(pub(crate) String);
 
 /// A request that was answered, or will be.
 #[derive(Debug, Clone)]
@@ -25,6 +46,8 @@ pub(crate) struct Act {
     pub(crate) peer: Peer,
     pub(crate) method: Method,
     pub(crate) path: String,
+    pub(crate) route: Route,
+    pub(crate) detail: Option<String>,
 }
 
 /// Writes the audit log of a server. Cheap to clone.
@@ -32,7 +55,8 @@ pub(crate) struct Act {
 pub(crate) struct Auditor {
     pub(crate) log: Audit,
     clock: Clock,
-    refusals: std::sync::Arc<Mutex<Refusals>>,
+    /// Of those who have proven who they are, and of those who have not.
+    refusals: Arc<[Mutex<Refusals>; 2]>,
 }
 
 /// How many there were in the minute that began then.
@@ -44,15 +68,15 @@ struct Refusals {
 
 impl Auditor {
     pub(crate) fn new(log: Audit, clock: Clock) -> Self {
-        Self { log, clock, refusals: std::sync::Arc::default() }
+        Self { log, clock, refusals: Arc::default() }
     }
 
     /// Notes what became of a request, if that is something to be remembered.
     pub(crate) async fn note(&self, act: Act, status: StatusCode) {
         let Some(action) = action(&act, status) else { return };
         let mut outcome = status.as_u16().to_string();
-        if is_refusal(status) {
-            match self.room() {
+        if is_refusal(status) || act.principal.is_none() {
+            match self.room(act.principal.is_some()) {
                 None => return,
                 Some(0) => (),
                 Some(passed_over) => outcome.push_str(&format!(", after {passed_over} not listed")),
@@ -75,26 +99,43 @@ impl Auditor {
     }
 
     async fn append(&self, act: Act, action: &'static str, outcome: String) {
+        // No name of anybody has a slash at this place.
         let principal = act.principal.unwrap_or_else(|| match act.peer {
-            Peer::Tcp(address) => address.ip().to_string(),
-            Peer::Unix | Peer::Unknown => "somebody".to_owned(),
+            Peer::Tcp(address) => format!("address/{}", address.ip()),
+            Peer::Unix | Peer::Unknown => "address/unknown".to_owned(),
         });
+        let path = percent_decode_str(&act.path).decode_utf8_lossy();
+        let mut target = match act.route {
+            Route::Registry(_, image) => image,
+            _ => format!("{} {path}", act.method),
+        };
+        if let Some(detail) = act.detail {
+            target.push_str(&format!(" ({detail})"));
+        }
         let entry = AuditEntry {
             registry: act.registry,
             principal,
             action: action.to_owned(),
-            target: format!("{} {}", act.method, act.path),
+            target,
             outcome,
         };
-        if let Err(error) = self.log.append(entry.clone()).await {
-            tracing::error!(%error, ?entry, "not written to the audit log");
+        let log = self.log.clone();
+        // It comes to its end also if nobody waits for it any more.
+        let appended = tokio::spawn(async move {
+            if let Err(error) = log.append(entry.clone()).await {
+                tracing::error!(%error, ?entry, "not written to the audit log");
+            }
+        });
+        if let Err(error) = appended.await {
+            tracing::error!(%error, "not written to the audit log");
         }
     }
 
     /// Whether one more refusal may be written; and how many were not, before it.
-    fn room(&self) -> Option<u32> {
+    fn room(&self, is_known: bool) -> Option<u32> {
         let now = self.clock.now();
-        let mut refusals = self.refusals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let refusals = &self.refusals[usize::from(is_known)];
+        let mut refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner);
         let passed_over = match (0..MINUTE).contains(&(now - refusals.since)) {
             true => 0,
             false => {
@@ -115,8 +156,10 @@ pub(crate) struct Noting<'a> {
 }
 
 impl Noting<'_> {
-    pub(crate) async fn ended(mut self, status: StatusCode) {
-        if let Some(act) = self.act.take() {
+    /// `detail` is what the handler has to say.
+    pub(crate) async fn ended(mut self, status: StatusCode, detail: Option<Detail>) {
+        if let Some(mut act) = self.act.take() {
+            act.detail = detail.map(|Detail(text)| text);
             self.auditor.note(act, status).await;
         }
     }
@@ -136,24 +179,23 @@ fn is_refusal(status: StatusCode) -> bool {
 
 /// What a request is called in the log, if it is to be there.
 fn action(act: &Act, status: StatusCode) -> Option<&'static str> {
-    let is_read = matches!(act.method, Method::GET | Method::HEAD);
-    if act.path == "/oauth2/token" {
+    if act.route == Route::Login {
         return Some("login");
     }
-    if is_refusal(status) {
+    if is_refusal(status) || act.principal.is_none() && !status.is_success() {
         return Some("refused");
     }
-    match act.path.strip_prefix("/v2/") {
-        _ if is_read => None,
-        Some(path) if !path.contains("/manifests/") && act.method != Method::DELETE => None,
-        Some(path) if path.contains("/blobs/uploads/") => None,
-        Some(_) if status.is_success() && act.method == Method::DELETE => Some("delete"),
-        Some(_) if status.is_success() => Some("push"),
-        Some(_) => None,
-        // The run that it made is there with all that is known of it.
-        None if act.path.ends_with("/scheduleRun") => None,
-        None if UPLOADS.iter().any(|part| act.path.contains(part)) => None,
-        None => Some("request"),
+    match &act.route {
+        Route::Registry(deed, _) => status.is_success().then_some(*deed),
+        Route::Api(template) => {
+            let is_read = matches!(act.method, Method::GET | Method::HEAD);
+            let is_quiet = QUIET.iter().any(|quiet| {
+                let rest = template.strip_prefix(quiet);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            });
+            (!is_read && !is_quiet).then_some("request")
+        }
+        Route::Login | Route::Other => None,
     }
 }
 
@@ -161,40 +203,41 @@ fn action(act: &Act, status: StatusCode) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    fn called(method: Method, path: &str, status: u16) -> Option<&'static str> {
-        let act = Act {
-            registry: None,
-            principal: None,
-            peer: Peer::Unknown,
-            method,
-            path: path.to_owned(),
-        };
-        action(&act, StatusCode::from_u16(status).unwrap())
+    fn act(method: Method, path: &str, route: Route) -> Act {
+        let principal = Some("ann".to_owned());
+        let path = path.to_owned();
+        Act { registry: None, principal, peer: Peer::Unknown, method, path, route, detail: None }
     }
 
     #[test]
     fn what_changes_something_and_what_is_refused_is_remembered() {
-        let api = "/api/v1/registries/local";
-        for (method, path, status, expected) in [
-            (Method::GET, "/v2/app/manifests/1", 200, None),
-            (Method::GET, "/v2/app/manifests/1", 403, Some("refused")),
-            (Method::PUT, "/v2/app/manifests/1", 201, Some("push")),
-            (Method::PUT, "/v2/app/manifests/1", 400, None),
-            (Method::DELETE, "/v2/app/manifests/1", 202, Some("delete")),
-            (Method::DELETE, "/v2/app/blobs/sha256:0", 202, Some("delete")),
-            (Method::POST, "/v2/app/blobs/uploads/", 202, None),
-            (Method::DELETE, "/v2/app/blobs/uploads/x", 204, None),
-            (Method::GET, "/oauth2/token", 200, Some("login")),
-            (Method::POST, "/oauth2/token", 401, Some("login")),
-            (Method::GET, &format!("{api}/runs"), 200, None),
-            (Method::PUT, &format!("{api}/tasks/a"), 200, Some("request")),
-            (Method::PUT, &format!("{api}/tasks/a"), 400, Some("request")),
-            (Method::POST, &format!("{api}/scheduleRun"), 201, None),
-            (Method::POST, &format!("{api}/scheduleRun"), 403, Some("refused")),
-            (Method::POST, &format!("{api}/sources"), 201, None),
+        let api = |template: &str| Route::Api(format!("/api/v1/registries/{{registry}}{template}"));
+        let pushed = Route::Registry("push", "app:1".into());
+        for (method, route, status, expected) in [
+            (Method::GET, Route::Other, 200, None),
+            (Method::GET, Route::Other, 403, Some("refused")),
+            (Method::PUT, pushed.clone(), 201, Some("push")),
+            (Method::PUT, pushed.clone(), 400, None),
+            (Method::PUT, pushed, 403, Some("refused")),
+            (Method::GET, Route::Login, 200, Some("login")),
+            (Method::POST, Route::Login, 401, Some("login")),
+            (Method::GET, api("/runs"), 200, None),
+            (Method::HEAD, api("/runs"), 200, None),
+            (Method::PUT, api("/tasks/{name}"), 200, Some("request")),
+            (Method::PUT, api("/tasks/{name}"), 400, Some("request")),
+            (Method::POST, api("/scheduleRun"), 201, None),
+            (Method::POST, api("/scheduleRun"), 403, Some("refused")),
+            (Method::PUT, api("/sources/{id}/blobs/{digest}"), 201, None),
         ] {
-            assert_eq!(called(method.clone(), path, status), expected, "{method} {path} {status}");
+            // What names somebody has chosen does not matter.
+            for path in ["/tasks/scheduleRun", "/sources/agents/", "/v2/a/blobs/uploads/"] {
+                let act = act(method.clone(), path, route.clone());
+                let called = action(&act, StatusCode::from_u16(status).unwrap());
+                assert_eq!(called, expected, "{method} {route:?} {status}");
+            }
         }
+        let busy = Act { principal: None, ..act(Method::POST, "/gc", api("/gc")) };
+        assert_eq!(action(&busy, StatusCode::TOO_MANY_REQUESTS), Some("refused"));
     }
 
     #[tokio::test]
@@ -205,22 +248,21 @@ mod tests {
         let db = db::Db::in_memory().await.unwrap();
         let log = Audit::open(db, clock.clone()).await.unwrap();
         let auditor = Auditor::new(log, clock);
-        let act = Act {
-            registry: None,
-            principal: None,
-            peer: Peer::Tcp("192.0.2.1:1".parse().unwrap()),
-            method: Method::GET,
-            path: "/oauth2/token".into(),
-        };
+        let peer = Peer::Tcp("192.0.2.1:1".parse().unwrap());
+        let known = act(Method::GET, "/oauth2/%74oken", Route::Login);
+        let act = Act { principal: None, peer, ..known.clone() };
         for _ in 0..REFUSALS_MAX + 7 {
-            auditor.note(act.clone(), StatusCode::UNAUTHORIZED).await;
+            auditor.note(act.clone(), StatusCode::TOO_MANY_REQUESTS).await;
         }
+        // Those whom everybody knows are not crowded out.
+        auditor.note(Act { route: Route::Other, ..known }, StatusCode::FORBIDDEN).await;
         now.fetch_add(MINUTE, std::sync::atomic::Ordering::SeqCst);
-        auditor.note(act.clone(), StatusCode::OK).await;
         auditor.note(act, StatusCode::UNAUTHORIZED).await;
         let records = auditor.log.list(0, 1000).await.unwrap();
         assert_eq!(records.len() as u32, REFUSALS_MAX + 2);
-        assert!(records[0].line.contains(r#""principal":"192.0.2.1","action":"login""#));
+        let first =
+            r#""principal":"address/192.0.2.1","action":"login","target":"GET /oauth2/token""#;
+        assert!(records[0].line.contains(first), "{}", records[0].line);
         let last = &records[records.len() - 1].line;
         assert!(last.contains(r#""outcome":"401, after 7 not listed""#), "{last}");
     }

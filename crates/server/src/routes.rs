@@ -27,7 +27,7 @@ use axum::extract::{
 };
 use axum::handler::Handler;
 use axum::http::Method;
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -43,7 +43,7 @@ use utoipa_axum::routes;
 pub(crate) use by_rule::housekept;
 
 use crate::access::Needs;
-use crate::audit::Act;
+use crate::audit::{Act, Detail, Route};
 use crate::error::ApiError;
 use crate::openapi;
 use crate::state::Shared;
@@ -311,6 +311,7 @@ async fn admit(
     let registry = param("registry").map(str::parse::<RegistryName>);
     let registry = registry.as_ref().and_then(|registry| registry.as_ref().ok());
     let peer = parts.extensions.get::<Peer>().copied().unwrap_or_default();
+    let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
     let (access, auditor) = (&guard.state.access, &guard.state.auditor);
     let mut act = Act {
         registry: registry.cloned(),
@@ -318,6 +319,8 @@ async fn admit(
         peer,
         method: parts.method.clone(),
         path: parts.uri.path().to_owned(),
+        route: Route::Api(path.clone()),
+        detail: None,
     };
     let principal = match access.of_request(registry, peer, &parts.headers).await {
         Ok(principal) => principal,
@@ -331,18 +334,23 @@ async fn admit(
     act.principal = Some(principal.name());
     // Whoever may read may also ask whether there is something to read.
     let method = if parts.method == Method::HEAD { Method::GET } else { parts.method.clone() };
-    let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    let Some(needs) = guard.needs.get(&(method, path.to_owned())) else {
+    let Some(needs) = guard.needs.get(&(method, path)) else {
         return Ok(no_method().await);
     };
     let noting = auditor.begin(act);
     if let Err(error) = access.require(&principal, registry, param("name"), *needs).await {
-        noting.ended(error.status).await;
+        noting.ended(error.status, None).await;
         return Err(error);
     }
     parts.extensions.insert(principal);
     let response = next.run(Request::from_parts(parts, body)).await;
-    noting.ended(response.status()).await;
+    let mut detail = response.extensions().get::<Detail>().cloned();
+    if response.headers().get(CONTENT_TYPE).is_some_and(|form| form == runs::NDJSON) {
+        // What becomes of it is told in lines that are still to come.
+        let begun = Detail("begun, told in lines".to_owned());
+        detail = detail.map(|Detail(text)| Detail(format!("{text}, {}", begun.0))).or(Some(begun));
+    }
+    noting.ended(response.status(), detail).await;
     Ok(response)
 }
 

@@ -129,7 +129,7 @@ impl Chain {
             return Err(format!("record {} is not the one that was written", record.number));
         }
         match &self.last {
-            Some((last, _)) if record.number != last + 1 => {
+            Some((last, _)) if Some(record.number) != last.checked_add(1) => {
                 return Err(format!(
                     "between record {last} and {} some are missing",
                     record.number
@@ -138,8 +138,8 @@ impl Chain {
             Some((_, known)) if record.previous.as_deref() != Some(&known.to_string()) => {
                 return Err(format!("record {} does not follow the one before it", record.number));
             }
-            None if record.number == 1 && record.previous.is_some() => {
-                return Err("record 1 follows another one".to_owned());
+            None if (record.number == 1) != record.previous.is_none() => {
+                return Err(format!("record {} cannot be where it is", record.number));
             }
             _ => (),
         }
@@ -184,6 +184,9 @@ mod tests {
         let mut changed = whole.clone();
         changed[1] = changed[1].replace("ann", "bob");
         assert_eq!(check(&changed).unwrap_err(), "record 2 is not the one that was written");
+        let mut moved = whole.clone();
+        moved.swap(1, 2);
+        assert_eq!(check(&moved).unwrap_err(), "between record 1 and 3 some are missing");
         let mut missing = whole.clone();
         missing.remove(1);
         assert_eq!(check(&missing).unwrap_err(), "between record 1 and 3 some are missing");

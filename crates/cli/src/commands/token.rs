@@ -96,7 +96,7 @@ pub struct CreateArgs {
     #[command(flatten)]
     expiry: ExpiryArgs,
     /// Make no passwords yet
-    #[arg(long, num_args = 0..=1, require_equals = false, default_missing_value = "true", default_value_t = false, value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, value_name = "BOOL")]
     no_passwords: bool,
     /// `enabled` or `disabled`
     #[arg(long, value_name = "STATUS", default_value = "enabled")]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use oci::RegistryName;
 use registry::{
-    Access, Act, Actions, Credentials, Hosts, Limits, Peer, Principal, Proven, PullThrough,
+    Access, Act, Actions, Busy, Credentials, Hosts, Limits, Peer, Principal, Proven, PullThrough,
     PullThroughSettings, RegistryState, RequestContext, Resource, TokenSigner, is_local,
     same_secret,
 };
@@ -107,8 +107,8 @@ impl Access for LoopbackOnly {
         _: &RegistryName,
         _: &RequestContext<'_>,
         _: &Credentials,
-    ) -> Option<Proven> {
-        None
+    ) -> Result<Option<Proven>, Busy> {
+        Ok(None)
     }
 
     fn anonymous(&self, request: &RequestContext<'_>) -> Option<Principal> {
@@ -148,14 +148,14 @@ impl Access for Accounts {
         _: &RegistryName,
         _: &RequestContext<'_>,
         credentials: &Credentials,
-    ) -> Option<Proven> {
+    ) -> Result<Option<Proven>, Busy> {
         let known = ["admin", "alice", "bob"].contains(&credentials.user.as_str());
         let secret = format!("{}-secret", credentials.user);
         let right = same_secret(&credentials.password, &secret);
-        (known && right).then(|| Proven {
+        Ok((known && right).then(|| Proven {
             principal: Principal::new(credentials.user.clone()),
             credential: self.passwords.load(Ordering::Relaxed).to_string(),
-        })
+        }))
     }
 
     fn anonymous(&self, _: &RequestContext<'_>) -> Option<Principal> {

@@ -1,5 +1,6 @@
 //! Accounts of a server, and their roles.
 
+use axum::Extension;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use control::{Account, AccountProperties};
@@ -8,6 +9,7 @@ use oci::RegistryName;
 use super::tasks::ListQuery;
 use super::tokens::page;
 use super::{Json, Query};
+use crate::audit::Detail;
 use crate::error::ApiError;
 use crate::openapi::Refusal;
 use crate::state::Shared;
@@ -156,12 +158,13 @@ pub(crate) async fn assign(
     State(state): State<Shared>,
     Path((registry, account)): Path<(String, String)>,
     Json(body): Json<api::RoleRequest>,
-) -> Result<axum::Json<api::Account>, ApiError> {
+) -> Result<(Extension<Detail>, axum::Json<api::Account>), ApiError> {
     let (registry, _) = state.registry(&registry)?;
     let (name, role) = (from_api::account_name(&account)?, from_api::role(&body)?);
     let permissions = &state.access.permissions;
     let account = permissions.assign_role(&name, Some(&registry), Some(role)).await?;
-    Ok(axum::Json(seen_from(&registry, &account)))
+    let detail = Extension(Detail(role.to_string()));
+    Ok((detail, axum::Json(seen_from(&registry, &account))))
 }
 
 /// Takes the role away that an account has in the registry.
@@ -192,10 +195,11 @@ pub(crate) async fn assign_everywhere(
     State(state): State<Shared>,
     Path(account): Path<String>,
     Json(body): Json<api::RoleRequest>,
-) -> Result<axum::Json<api::Account>, ApiError> {
+) -> Result<(Extension<Detail>, axum::Json<api::Account>), ApiError> {
     let (name, role) = (from_api::account_name(&account)?, from_api::role(&body)?);
     let account = state.access.permissions.assign_role(&name, None, Some(role)).await?;
-    Ok(axum::Json(to_api::account(&account, None)))
+    let detail = Extension(Detail(role.to_string()));
+    Ok((detail, axum::Json(to_api::account(&account, None))))
 }
 
 /// Takes the role away that an account has in all registries.

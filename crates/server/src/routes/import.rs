@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::Json;
 use super::runs::{NDJSON, accepts, stream_response};
 use crate::access::{Needs, Principal};
+use crate::audit::Detail;
 use crate::error::ApiError;
 use crate::from_api::{self, Import, ImportedFrom};
 use crate::openapi::Refusal;
@@ -66,11 +67,12 @@ pub(crate) async fn import(
         place.check(&state, &principal, Rights::CONTENT_READ).await?;
     }
     tracing::info!(source = %request.from, principal = principal.name(), "import");
+    let detail = Extension(Detail(format!("from {}", request.from)));
     let fetched = Arc::new(AtomicU64::new(0));
     let importing = bring(state, registry, request, Arc::clone(&fetched));
     match accepts(&headers, NDJSON) {
-        true => Ok(stream_response(NDJSON, lines(importing, fetched))),
-        false => Ok(axum::Json(importing.await?).into_response()),
+        true => Ok((detail, stream_response(NDJSON, lines(importing, fetched))).into_response()),
+        false => Ok((detail, axum::Json(importing.await?)).into_response()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Scope maps and tokens of a registry.
 
+use axum::Extension;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use control::{ScopeMap, Token};
@@ -10,6 +11,7 @@ use serde_json::Value;
 
 use super::tasks::ListQuery;
 use super::{Json, Query};
+use crate::audit::Detail;
 use crate::error::ApiError;
 use crate::openapi::Refusal;
 use crate::state::Shared;
@@ -211,11 +213,13 @@ pub(crate) async fn generate(
     State(state): State<Shared>,
     Path(registry): Path<String>,
     Json(body): Json<api::GenerateCredentialsRequest>,
-) -> Result<axum::Json<api::GeneratedCredentials>, ApiError> {
+) -> Result<(Extension<Detail>, axum::Json<api::GeneratedCredentials>), ApiError> {
     let (registry, _) = state.registry(&registry)?;
     let (name, slots, expiry) = from_api::passwords(&body, &registry)?;
     let made = state.access.permissions.make_passwords(&registry, &name, &slots, expiry).await?;
-    Ok(axum::Json(to_api::passwords(name.as_str(), made)))
+    let slots: Vec<&str> = slots.iter().map(|slot| slot.as_str()).collect();
+    let detail = Detail(format!("{} of {name}", slots.join(" and ")));
+    Ok((Extension(detail), axum::Json(to_api::passwords(name.as_str(), made))))
 }
 
 async fn find_map(state: &Shared, registry: &str, name: &str) -> Result<ScopeMap, ApiError> {

@@ -426,10 +426,10 @@ async fn what_is_done_and_refused_is_in_the_audit_log() {
     });
     expect![[r#"
         token request PUT /api/v1/accounts/one-reader: 201
-        token request PUT /api/v1/registries/local/roleAssignments/one-reader: 200
+        token request PUT /api/v1/registries/local/roleAssignments/one-reader (reader): 200
         one-reader refused POST /v2/app/blobs/uploads/: 403
-        127.0.0.1 refused GET /v2/: 401
-        127.0.0.1 refused GET /api/v1/registries/local/runs: 401
+        address/127.0.0.1 refused GET /v2/: 401
+        address/127.0.0.1 refused GET /api/v1/registries/local/runs: 401
         one-reader login GET /oauth2/token: 200
         token run.queued c01: QuickBuild
         token run.ended c01: Succeeded
