@@ -27,6 +27,15 @@ pub enum ControlError {
     /// The server that the run is from could not be asked, or did not know what to do.
     #[error("{0}")]
     Server(String),
+    /// A key was lost, or somebody has changed what was sealed with it.
+    #[error(
+        "the secrets of {place} cannot be opened: {}",
+        key.as_ref().map_or_else(
+            || "they are damaged".to_owned(),
+            |key| format!("key `{key}` is none of the server's keys of secrets")
+        )
+    )]
+    Unsealable { place: String, key: Option<String> },
     #[error(transparent)]
     Store(#[from] store::StoreError),
     #[error("the server could not {doing}")]
@@ -56,6 +65,9 @@ impl ControlError {
             Self::TooLarge { .. } => Some(
                 "leave files out with `.dockerignore`, or raise `limits.source_size_max`".into(),
             ),
+            Self::Unsealable { key: Some(_), .. } => {
+                Some("put the key back as a line of the file of keys of secrets".into())
+            }
             _ => None,
         }
     }

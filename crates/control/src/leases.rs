@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::executor::Attempt;
 use crate::pools::Pool;
 use crate::queue::{LEASE, Queue};
-use crate::runs::{Active, Output, lease_owner, log_key, note_ends, request_json, run_of};
+use crate::runs::{Active, Output, lease_owner, log_key};
 use crate::table::{column, from_json, to_json};
 use crate::{
     ControlError, End, EventKind, LogKey, Outcome, OutputImage, Result, Run, RunId, RunStatus,
@@ -113,7 +113,6 @@ impl Queue for Runs {
         outcome: &Outcome,
     ) -> Result<bool> {
         let now = self.shared.clock.now();
-        let request = attempt.run.request.clone().without_secrets();
         let output = Output {
             images: outcome.images.clone(),
             digest: outcome.digest.clone(),
@@ -125,8 +124,8 @@ impl Queue for Runs {
         // It lives longer than the log, and a user's text may be in it.
         let error = error.map(|error| attempt.log.masked(error));
         let statement = sqlx::query(
-            "UPDATE runs SET status = $4, error = $5, output = $6, cost = $7, request = $8,
-                updated_at = $9, finished_at = $9
+            "UPDATE runs SET status = $4, error = $5, output = $6, cost = $7, secrets = NULL,
+                updated_at = $8, finished_at = $8
              WHERE registry = $1 AND number = $2 AND epoch = $3
                 AND status IN ('Started', 'Running')
              RETURNING *",
@@ -138,7 +137,6 @@ impl Queue for Runs {
         .bind(error)
         .bind(to_json(&output)?)
         .bind(to_json(&cost)?)
-        .bind(request_json(&request)?)
         .bind(now);
         let plan = plan_of(attempt, outcome)?;
         let failed = "end a run";
@@ -172,16 +170,17 @@ impl Queue for Runs {
             if let (Some(task), Some(made_of)) = (&run.task, &outcome.dependencies)
                 && status == RunStatus::Succeeded
             {
-                tasks::note_dependencies(&mut transaction, run, task, made_of).await?;
+                tasks::note_dependencies(&self.shared, &mut transaction, run, task, made_of)
+                    .await?;
             }
         }
         if let Some(row) = &row {
-            note_ends(&mut transaction, std::slice::from_ref(row), now).await?;
+            self.shared.note_ends(&mut transaction, std::slice::from_ref(row), now).await?;
         }
         transaction.commit().await.map_err(ControlError::database(failed))?;
         self.forget(attempt);
         let Some(row) = row else { return Ok(false) };
-        self.after_end(&run_of(&row)?).await?;
+        self.after_end(&self.shared.run_of(&row)?).await?;
         Ok(true)
     }
 
@@ -250,7 +249,7 @@ impl Runs {
         .await
         .map_err(ControlError::database("read a run"))?;
         let Some(row) = row else { return Ok(None) };
-        let (run, is_canceled) = (run_of(&row)?, column(&row, "cancel_requested")?);
+        let (run, is_canceled) = (self.shared.run_of(&row)?, column(&row, "cancel_requested")?);
         let started_at = run.updated_at;
         self.attempt(run, epoch, started_at, is_canceled).await.map(Some)
     }
@@ -331,7 +330,7 @@ impl Runs {
         query.push(") RETURNING *");
         let rows = table::returning(&self.shared.db, "claim a run", query.build()).await?;
         let Some(row) = rows.first() else { return Ok(None) };
-        let run = run_of(row)?;
+        let run = self.shared.run_of(row)?;
         let (epoch, is_canceled) = (column(row, "epoch")?, column(row, "cancel_requested")?);
         self.attempt(run, epoch, now, is_canceled).await.map(Some)
     }

@@ -14,7 +14,8 @@
 //! - A run is durable before its submission is answered.
 //! - The status of a run moves forward only, and the end of an attempt is recorded only
 //!   under the epoch of its lease.
-//! - Secret values are gone from the record when the run has ended, and never in the log.
+//! - Secret values are sealed in the record, gone from it when the run has ended, and never in the
+//!   log.
 //! - No HTTP, no JSON of the API. SQL is written only here and in `store`.
 
 mod access;
@@ -32,6 +33,7 @@ mod request;
 mod retention;
 mod run;
 mod runs;
+mod sealing;
 mod sources;
 mod table;
 mod task;
@@ -67,6 +69,7 @@ pub use run::{
     UnknownKind, UnknownStatus,
 };
 pub use runs::{RunFilter, RunSettings, Runs, Swept, TimeRange};
+pub use sealing::SecretKeys;
 pub use sources::{ListedSource, NewSource, SourceSettings, Sources};
 pub use task::{NoRun, StoredTask, TaskContext, TaskDefinition, TaskOverrides, TaskStep};
 pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};

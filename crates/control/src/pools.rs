@@ -9,7 +9,6 @@ use sqlx::sqlite::SqliteRow;
 use store::Millis;
 
 use crate::leases::DEFAULT_POOL;
-use crate::runs::{note_ends, run_of};
 use crate::table::{column, from_json, parsed, to_json};
 use crate::{ControlError, PoolName, Result, RunId, Runs, table};
 
@@ -208,7 +207,7 @@ impl Pools {
         .fetch_all(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
-        note_ends(&mut transaction, &ended, self.runs.shared.clock.now()).await?;
+        self.runs.shared.note_ends(&mut transaction, &ended, self.runs.shared.clock.now()).await?;
         transaction.commit().await.map_err(ControlError::database(failed))?;
         self.runs.after_ends(&ended).await
     }
@@ -240,7 +239,7 @@ impl Pools {
         .await
         .map_err(ControlError::database("list the runs of a pool"))?;
         let runs = rows.iter().map(|row| {
-            let run = run_of(row)?;
+            let run = self.runs.shared.run_of(row)?;
             Ok((run.id, run.agent.unwrap_or_default()))
         });
         runs.collect()

@@ -7,7 +7,7 @@ use oci::{Digest, Platform};
 use serde::{Deserialize, Serialize};
 
 use crate::run::{BuildRequest, ContextSource, RemoteSource, RunKind};
-use crate::{Logins, PoolName, TaskName};
+use crate::{Logins, PoolName, Result, SecretKeys, TaskName};
 
 /// A run to be queued.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,7 +91,8 @@ impl<R: Into<RunRequest>> From<R> for NewRun {
 }
 
 /// What a run is asked to do, checked.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 #[expect(clippy::large_enum_variant, reason = "builds, the larger ones, are most of them")]
 pub enum RunRequest {
     Build(BuildRequest),
@@ -242,15 +243,28 @@ impl RunRequest {
         }
     }
 
-    /// As the table keeps it; the kind of the run stands beside it.
+    /// With its secrets; the kind of the run stands beside it.
     pub fn to_json(&self) -> serde_json::Result<String> {
-        match self {
-            Self::Build(build) => serde_json::to_string(build),
-            Self::Task(task) => serde_json::to_string(task),
-        }
+        serde_json::to_string(self)
     }
 
     /// Reads what the table has of a run of this kind.
+    pub(crate) fn join(
+        keys: &SecretKeys,
+        kind: RunKind,
+        place: &str,
+        open: &str,
+        secrets: Option<&str>,
+    ) -> Result<Self> {
+        Ok(match kind {
+            RunKind::QuickBuild | RunKind::AutoBuild => {
+                Self::Build(keys.join(place, open, secrets)?)
+            }
+            RunKind::QuickRun | RunKind::AutoRun => Self::Task(keys.join(place, open, secrets)?),
+        })
+    }
+
+    /// Reads the request of a run of this kind.
     pub fn from_json(kind: RunKind, text: &str) -> serde_json::Result<Self> {
         Ok(match kind {
             RunKind::QuickBuild | RunKind::AutoBuild => Self::Build(serde_json::from_str(text)?),

@@ -6,9 +6,8 @@ use oci::{Digest, RepositoryName};
 use serde::{Deserialize, Serialize};
 use store::Millis;
 
-use crate::runs::{Output, run_of};
+use crate::runs::Output;
 use crate::table::{column, from_json};
-use crate::tasks::task_of;
 use crate::{ControlError, Result, Run, Runs, StoredTask, Tasks, table};
 
 const DAY: Millis = 24 * 3600 * 1000;
@@ -32,7 +31,7 @@ impl Tasks {
             .await
             .map_err(ControlError::database("find tasks whose images go"))?;
         // A text of a task may have these words too.
-        let mut tasks = rows.iter().map(task_of).collect::<Result<Vec<_>>>()?;
+        let mut tasks = rows.iter().map(|row| self.task_of(row)).collect::<Result<Vec<_>>>()?;
         tasks.retain(|task| task.definition.output_retention.is_some());
         Ok(tasks)
     }
@@ -61,7 +60,7 @@ impl Runs {
         .fetch_all(self.shared.db.reads())
         .await
         .map_err(ControlError::database("find runs whose images go"))?;
-        rows.iter().map(run_of).collect()
+        rows.iter().map(|row| self.shared.run_of(row)).collect()
     }
 
     /// What other runs that keep their images pushed of the same manifest into the same repository:

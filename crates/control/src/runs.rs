@@ -13,11 +13,11 @@ use store::{Catalog, Millis, lease_within};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::table::{column, from_json, not_json, parsed, to_json};
+use crate::table::{column, from_json, parsed, to_json};
 use crate::{
     AuditEntry, Clock, ControlError, EventKind, LogArtifact, LogKey, Logs, Mask, NewRun, PoolName,
-    Result, Run, RunId, RunKind, RunLog, RunRequest, RunStatus, TaskName, audit, pools, table,
-    tasks,
+    Result, Run, RunId, RunKind, RunLog, RunRequest, RunStatus, SecretKeys, TaskName, audit, pools,
+    table, tasks,
 };
 
 const SCHEMA: &[&str] = &[
@@ -80,6 +80,9 @@ const SCHEMA: &[&str] = &[
     "ALTER TABLE runs ADD COLUMN affinity TEXT",
     "CREATE INDEX runs_by_affinity ON runs (registry, affinity, number)
         WHERE affinity IS NOT NULL AND agent IS NOT NULL",
+    // What is secret in the request, sealed, until the run has ended.
+    "ALTER TABLE runs ADD COLUMN secrets TEXT",
+    "CREATE INDEX runs_by_secrets ON runs (finished_at) WHERE secrets IS NOT NULL",
 ];
 
 /// Who has queued a run that nobody asked for.
@@ -147,6 +150,7 @@ pub(crate) struct Shared {
     pub(crate) catalog: Option<Catalog>,
     logs: Logs,
     pub(crate) clock: Clock,
+    pub(crate) keys: SecretKeys,
     pub(crate) settings: RunSettings,
     /// A run was queued or a place became free; a hint, the table decides.
     pub(crate) wake: Notify,
@@ -174,6 +178,7 @@ impl Runs {
         catalog: Option<Catalog>,
         logs: Logs,
         clock: Clock,
+        keys: SecretKeys,
         settings: RunSettings,
     ) -> Result<Self> {
         let failed = "prepare the table of runs";
@@ -186,13 +191,48 @@ impl Runs {
             catalog,
             logs,
             clock,
+            keys,
             settings,
             wake: Notify::new(),
             queued: watch::Sender::new(0),
             active: Mutex::default(),
             ended: watch::Sender::new(0),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        let runs = Self { shared: Arc::new(shared) };
+        runs.seal_again().await?;
+        Ok(runs)
+    }
+
+    /// Seals what is not sealed with the key of today: a key was changed, or an older version kept
+    /// secrets in the open.
+    async fn seal_again(&self) -> Result<()> {
+        // Of runs that had ended when the server died.
+        let statement = sqlx::query(
+            "UPDATE runs SET secrets = NULL WHERE secrets IS NOT NULL AND finished_at IS NOT NULL",
+        );
+        table::execute(&self.shared.db, "forget the secrets of runs", statement).await?;
+        let mut in_the_open = false;
+        for row in self.unfinished_rows().await? {
+            let sealed: Option<&str> = column(&row, "secrets")?;
+            if sealed.is_some_and(|sealed| self.shared.keys.is_current(sealed)) {
+                continue;
+            }
+            let run = self.shared.run_of(&row)?;
+            let (text, secrets) = self.shared.divide(&run.registry, run.id, &run.request)?;
+            if secrets.is_none() {
+                continue;
+            }
+            in_the_open |= sealed.is_none();
+            let statement = sqlx::query(
+                "UPDATE runs SET request = $3, secrets = $4 WHERE registry = $1 AND number = $2",
+            )
+            .bind(run.registry.as_str())
+            .bind(run.id.number())
+            .bind(text)
+            .bind(secrets);
+            table::execute(&self.shared.db, "seal the secrets of a run", statement).await?;
+        }
+        self.shared.scrape_if(in_the_open).await
     }
 
     /// Queues a run. When this returns, a crash cannot lose it.
@@ -287,18 +327,20 @@ impl Runs {
         .fetch_one(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
+        let id = RunId::from_number(number as u64);
+        let (text, secrets) = self.shared.divide(registry, id, request)?;
         sqlx::query(
             "INSERT INTO runs (registry, number, kind, status, request, created_at, updated_at,
                 attempts, epoch, lease_until, cancel_requested, archived, log_kept, task,
                 definition, update_trigger_token, pool, lane, suits, started_by, cpu, log_template,
-                affinity)
+                affinity, secrets)
              VALUES ($1, $2, $3, 'Queued', $4, $5, $5, 0, 0, 0, FALSE, $6, TRUE, $7, $8, $9, $10,
-                $11, $12, $13, $14, $15, $16)",
+                $11, $12, $13, $14, $15, $16, $17)",
         )
         .bind(registry.as_str())
         .bind(number)
         .bind(new.kind.as_str())
-        .bind(request_json(request)?)
+        .bind(text)
         .bind(now)
         .bind(request.archived())
         .bind(new.task.as_ref().map(TaskName::as_str))
@@ -311,10 +353,10 @@ impl Runs {
         .bind(new.cpu)
         .bind(new.log_template.as_ref().filter(|template| !template.is_empty()))
         .bind(new.affinity())
+        .bind(secrets)
         .execute(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
-        let id = RunId::from_number(number as u64);
         if self.shared.catalog.is_some() {
             let (owner, keep) = (lease_owner(registry, id), self.context_keep(request));
             lease_within(transaction, &owner, &request.blobs(), keep).await?;
@@ -338,7 +380,7 @@ impl Runs {
             .fetch_optional(self.shared.db.reads())
             .await
             .map_err(ControlError::database("read a run"))?;
-        row.map(|row| run_of(&row)).transpose()
+        row.map(|row| self.shared.run_of(&row)).transpose()
     }
 
     /// Newest first, at most `limit`.
@@ -353,7 +395,7 @@ impl Runs {
             .fetch_all(self.shared.db.reads())
             .await
             .map_err(ControlError::database("list runs"))?;
-        rows.iter().map(run_of).collect()
+        rows.iter().map(|row| self.shared.run_of(row)).collect()
     }
 
     /// Keeps run and log for ever, or as long as others again.
@@ -372,7 +414,10 @@ impl Runs {
         .bind(archived)
         .bind(self.shared.clock.now());
         let rows = table::returning(&self.shared.db, "change a run", statement).await?;
-        rows.first().map_or_else(|| Err(run_not_found(id)), run_of)
+        match rows.first() {
+            Some(row) => self.shared.run_of(row),
+            None => Err(run_not_found(id)),
+        }
     }
 
     /// Stops a run: one that waits ends at once, one under way soon. `Conflict` if it has
@@ -398,7 +443,7 @@ impl Runs {
             let message = format!("run `{id}` has ended already: {}", run.status);
             return Err(ControlError::Conflict { message });
         };
-        let run = run_of(row)?;
+        let run = self.shared.run_of(row)?;
         if run.status == RunStatus::Canceled {
             self.after_end(&run).await?;
             return Ok(run);
@@ -421,7 +466,7 @@ impl Runs {
             self.shared.db.begin().await.map_err(ControlError::database(failed))?;
         let rows = statement.fetch_all(&mut *transaction).await;
         let rows = rows.map_err(ControlError::database(failed))?;
-        note_ends(&mut transaction, &rows, self.shared.clock.now()).await?;
+        self.shared.note_ends(&mut transaction, &rows, self.shared.clock.now()).await?;
         transaction.commit().await.map_err(ControlError::database(failed))?;
         Ok(rows)
     }
@@ -474,7 +519,7 @@ impl Runs {
         .fetch_all(self.shared.db.reads())
         .await
         .map_err(ControlError::database("find logs to store"))?;
-        rows.iter().map(run_of).collect()
+        rows.iter().map(|row| self.shared.run_of(row)).collect()
     }
 
     /// What became of the log of a run, which is not to be stored any more.
@@ -491,14 +536,18 @@ impl Runs {
 
     /// Runs that wait or are under way, oldest first.
     pub async fn unfinished(&self) -> Result<Vec<Run>> {
-        let rows = sqlx::query(
+        let rows = self.unfinished_rows().await?;
+        rows.iter().map(|row| self.shared.run_of(row)).collect()
+    }
+
+    async fn unfinished_rows(&self) -> Result<Vec<SqliteRow>> {
+        sqlx::query(
             "SELECT * FROM runs WHERE status IN ('Queued', 'Started', 'Running')
              ORDER BY created_at, registry, number",
         )
         .fetch_all(self.shared.db.reads())
         .await
-        .map_err(ControlError::database("list runs"))?;
-        rows.iter().map(run_of).collect()
+        .map_err(ControlError::database("list runs"))
     }
 
     /// For the only owner of a data folder, before its worker starts: what was under way
@@ -514,7 +563,7 @@ impl Runs {
             self.log(&run).await?;
         }
         self.end_logs().await?;
-        rows.iter().map(run_of).collect()
+        rows.iter().map(|row| self.shared.run_of(row)).collect()
     }
 
     /// Logs of runs that had ended when the server died before it could say so in the log.
@@ -566,7 +615,7 @@ impl Runs {
         .await
         .map_err(ControlError::database("find old logs"))?;
         for row in &rows {
-            let run = run_of(row)?;
+            let run = self.shared.run_of(row)?;
             // Somebody may have archived it since.
             let statement = sqlx::query(
                 "UPDATE runs SET log_kept = FALSE
@@ -610,7 +659,7 @@ impl Runs {
         }
         transaction.commit().await.map_err(ControlError::database(failed))?;
         for row in &rows {
-            let run = run_of(row)?;
+            let run = self.shared.run_of(row)?;
             if let Err(error) = self.shared.logs.delete(&log_key(&run)).await {
                 tracing::warn!(%error, run = %run.id, "the log of a deleted run stays");
             }
@@ -621,9 +670,10 @@ impl Runs {
     /// What follows from an end that is recorded: the log's last line, and no more leases.
     pub(crate) async fn after_end(&self, run: &Run) -> Result<()> {
         // Whatever becomes of that, followers of the log wait for its end.
-        let forgotten = match run.request.secrets().next() {
-            Some(_) => self.forget_secrets(run).await,
-            None => Ok(()),
+        let has_secrets = run.request.secrets().any(|secret| !secret.is_empty());
+        let forgotten = match has_secrets {
+            true => self.forget_secrets(run).await,
+            false => Ok(()),
         };
         if let Some(active) = self.active().remove(&log_key(run)) {
             active.cancel.cancel();
@@ -646,7 +696,7 @@ impl Runs {
     pub(crate) async fn after_ends(&self, rows: &[SqliteRow]) -> Result<()> {
         let mut result = Ok(());
         for row in rows {
-            let ended = match run_of(row) {
+            let ended = match self.shared.run_of(row) {
                 Ok(run) => self.after_end(&run).await,
                 Err(error) => Err(error),
             };
@@ -663,10 +713,9 @@ impl Runs {
 
     async fn forget_secrets(&self, run: &Run) -> Result<()> {
         let statement =
-            sqlx::query("UPDATE runs SET request = $3 WHERE registry = $1 AND number = $2")
+            sqlx::query("UPDATE runs SET secrets = NULL WHERE registry = $1 AND number = $2")
                 .bind(run.registry.as_str())
-                .bind(run.id.number())
-                .bind(request_json(&run.request.clone().without_secrets())?);
+                .bind(run.id.number());
         table::execute(&self.shared.db, "forget the secrets of a run", statement).await?;
         Ok(())
     }
@@ -735,6 +784,11 @@ fn listing(registry: &RegistryName, filter: &RunFilter, limit: usize) -> QueryBu
     query
 }
 
+/// Where the secrets of a run are at home.
+fn place(registry: &RegistryName, id: RunId) -> String {
+    format!("run {registry}/{id}")
+}
+
 /// Owner of the leases that a run holds in the store.
 pub(crate) fn lease_owner(registry: &RegistryName, run: RunId) -> String {
     format!("run/{registry}/{run}")
@@ -760,73 +814,95 @@ pub(crate) struct Output {
     pub(crate) log_digest: Option<oci::Digest>,
 }
 
-/// Writes to the audit log which of these runs have ended, and what they pushed.
-pub(crate) async fn note_ends(
-    connection: &mut SqliteConnection,
-    rows: &[SqliteRow],
-    now: Millis,
-) -> Result<()> {
-    for row in rows {
-        let run = run_of(row)?;
-        if !run.status.is_final() {
-            continue;
+impl Shared {
+    /// Leaves nothing of secrets that were in the open.
+    pub(crate) async fn scrape_if(&self, in_the_open: bool) -> Result<()> {
+        match in_the_open {
+            true => self.db.scrape().await.map_err(ControlError::database("write the tables anew")),
+            false => Ok(()),
         }
-        let images = run.images.iter();
-        let images = images.map(|image| format!(" {}@{}", image.repository, image.digest));
-        let entry = AuditEntry {
-            target: format!("{}{}", run.id, images.collect::<String>()),
-            registry: Some(run.registry),
-            principal: run.started_by.unwrap_or_else(|| SERVER.to_owned()),
-            action: "run.ended".to_owned(),
-            outcome: run.status.to_string(),
-        };
-        audit::append_within(connection, &entry, now).await?;
     }
-    Ok(())
-}
 
-pub(crate) fn request_json(request: &RunRequest) -> Result<String> {
-    request.to_json().map_err(|source| not_json("write a run", source))
-}
+    /// Writes to the audit log which of these runs have ended, and what they pushed.
+    pub(crate) async fn note_ends(
+        &self,
+        connection: &mut SqliteConnection,
+        rows: &[SqliteRow],
+        now: Millis,
+    ) -> Result<()> {
+        for row in rows {
+            let run = self.run_of(row)?;
+            if !run.status.is_final() {
+                continue;
+            }
+            let images = run.images.iter();
+            let images = images.map(|image| format!(" {}@{}", image.repository, image.digest));
+            let entry = AuditEntry {
+                target: format!("{}{}", run.id, images.collect::<String>()),
+                registry: Some(run.registry),
+                principal: run.started_by.unwrap_or_else(|| SERVER.to_owned()),
+                action: "run.ended".to_owned(),
+                outcome: run.status.to_string(),
+            };
+            audit::append_within(connection, &entry, now).await?;
+        }
+        Ok(())
+    }
 
-pub(crate) fn run_of(row: &SqliteRow) -> Result<Run> {
-    let output: Option<&str> = column(row, "output")?;
-    let output: Output = output.map(from_json).transpose()?.unwrap_or_default();
-    let cost: Option<&str> = column(row, "cost")?;
-    let log_artifact: Option<&str> = column(row, "log_artifact")?;
-    let kind: RunKind = parsed(column(row, "kind")?)?;
-    let request = RunRequest::from_json(kind, column(row, "request")?);
-    let task: Option<&str> = column(row, "task")?;
-    let definition: Option<&str> = column(row, "definition")?;
-    let pool: Option<&str> = column(row, "pool")?;
-    Ok(Run {
-        registry: parsed(column(row, "registry")?)?,
-        id: RunId::from_number(column::<i64>(row, "number")? as u64),
-        kind,
-        status: parsed(column(row, "status")?)?,
-        request: request.map_err(|source| not_json("read a run", source))?,
-        task: task.map(parsed).transpose()?,
-        definition: definition.map(parsed).transpose()?,
-        update_trigger_token: column(row, "update_trigger_token")?,
-        pool: pool.map(parsed).transpose()?,
-        agent: column(row, "agent")?,
-        started_by: column(row, "started_by")?,
-        cpu: column(row, "cpu")?,
-        log_template: column(row, "log_template")?,
-        log_artifact: log_artifact.map(from_json).transpose()?,
-        archived: column(row, "archived")?,
-        created_at: column(row, "created_at")?,
-        updated_at: column(row, "updated_at")?,
-        started_at: column(row, "started_at")?,
-        finished_at: column(row, "finished_at")?,
-        attempts: column::<i64>(row, "attempts")? as u32,
-        repeatable: column(row, "repeatable")?,
-        error: column(row, "error")?,
-        images: output.images,
-        digest: output.digest,
-        commit: output.commit,
-        dependencies: output.dependencies,
-        log_digest: output.log_digest,
-        cost: cost.map(from_json).transpose()?,
-    })
+    /// A request as the table keeps it: what may be read, and what is sealed.
+    fn divide(
+        &self,
+        registry: &RegistryName,
+        id: RunId,
+        request: &RunRequest,
+    ) -> Result<(String, Option<String>)> {
+        let open = request.clone().without_secrets();
+        self.keys.divide(&place(registry, id), request, &open)
+    }
+
+    /// A run as its row has it, with its secrets if it still needs them.
+    pub(crate) fn run_of(&self, row: &SqliteRow) -> Result<Run> {
+        let output: Option<&str> = column(row, "output")?;
+        let output: Output = output.map(from_json).transpose()?.unwrap_or_default();
+        let cost: Option<&str> = column(row, "cost")?;
+        let log_artifact: Option<&str> = column(row, "log_artifact")?;
+        let kind: RunKind = parsed(column(row, "kind")?)?;
+        let registry: RegistryName = parsed(column(row, "registry")?)?;
+        let id = RunId::from_number(column::<i64>(row, "number")? as u64);
+        let (place, secrets) = (place(&registry, id), column(row, "secrets")?);
+        let request = RunRequest::join(&self.keys, kind, &place, column(row, "request")?, secrets)?;
+        let task: Option<&str> = column(row, "task")?;
+        let definition: Option<&str> = column(row, "definition")?;
+        let pool: Option<&str> = column(row, "pool")?;
+        Ok(Run {
+            registry,
+            id,
+            kind,
+            status: parsed(column(row, "status")?)?,
+            request,
+            task: task.map(parsed).transpose()?,
+            definition: definition.map(parsed).transpose()?,
+            update_trigger_token: column(row, "update_trigger_token")?,
+            pool: pool.map(parsed).transpose()?,
+            agent: column(row, "agent")?,
+            started_by: column(row, "started_by")?,
+            cpu: column(row, "cpu")?,
+            log_template: column(row, "log_template")?,
+            log_artifact: log_artifact.map(from_json).transpose()?,
+            archived: column(row, "archived")?,
+            created_at: column(row, "created_at")?,
+            updated_at: column(row, "updated_at")?,
+            started_at: column(row, "started_at")?,
+            finished_at: column(row, "finished_at")?,
+            attempts: column::<i64>(row, "attempts")? as u32,
+            repeatable: column(row, "repeatable")?,
+            error: column(row, "error")?,
+            images: output.images,
+            digest: output.digest,
+            commit: output.commit,
+            dependencies: output.dependencies,
+            log_digest: output.log_digest,
+            cost: cost.map(from_json).transpose()?,
+        })
+    }
 }

@@ -175,8 +175,8 @@ impl TaskDefinition {
         }
     }
 
-    /// The values that must not be seen.
-    fn without_secrets(mut self) -> Self {
+    /// Forgets the values that must not be seen.
+    pub(crate) fn without_secrets(mut self) -> Self {
         if let Some(context) = &mut self.context {
             context.token = None;
         }

@@ -4,13 +4,15 @@ use oci::RegistryName;
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
 
-use crate::runs::note_ends;
+use crate::runs::Shared;
 use crate::table::{column, from_json, parsed, to_json};
 use crate::{
-    ControlError, Result, Run, Runs, StoredTask, TaskDefinition, TaskName, TaskOverrides, table,
+    ControlError, Result, Run, Runs, SecretKeys, StoredTask, TaskDefinition, TaskName,
+    TaskOverrides, table,
 };
 
-const SCHEMA: &[&str] = &["CREATE TABLE tasks (
+const SCHEMA: &[&str] = &[
+    "CREATE TABLE tasks (
         registry TEXT NOT NULL,
         name_key TEXT NOT NULL,
         name TEXT NOT NULL,
@@ -20,7 +22,10 @@ const SCHEMA: &[&str] = &["CREATE TABLE tasks (
         updated_at BIGINT NOT NULL,
         revision BIGINT NOT NULL,
         PRIMARY KEY (registry, name_key)
-    )"];
+    )",
+    // What is secret in the definition, sealed.
+    "ALTER TABLE tasks ADD COLUMN secrets TEXT",
+];
 
 /// Tasks of one registry.
 const TASKS_MAX: i64 = 10_000;
@@ -35,7 +40,9 @@ impl Tasks {
     pub async fn open(runs: Runs) -> Result<Self> {
         let failed = "prepare the table of tasks";
         runs.shared.db.migrate("tasks", SCHEMA).await.map_err(ControlError::database(failed))?;
-        Ok(Self { runs })
+        let tasks = Self { runs };
+        tasks.seal_again().await?;
+        Ok(tasks)
     }
 
     pub async fn get(
@@ -49,7 +56,7 @@ impl Tasks {
             .fetch_optional(self.runs.shared.db.reads())
             .await
             .map_err(ControlError::database("read a task"))?;
-        row.map(|row| task_of(&row)).transpose()
+        row.map(|row| self.task_of(&row)).transpose()
     }
 
     /// By name, those after `after`, at most `limit`.
@@ -69,7 +76,7 @@ impl Tasks {
         .fetch_all(self.runs.shared.db.reads())
         .await
         .map_err(ControlError::database("list tasks"))?;
-        rows.iter().map(task_of).collect()
+        rows.iter().map(|row| self.task_of(row)).collect()
     }
 
     /// Creates a task, or replaces its definition. `known` is what the caller has read: if the
@@ -93,22 +100,24 @@ impl Tasks {
         name: &TaskName,
         definition: &TaskDefinition,
     ) -> Result<StoredTask> {
+        let (text, secrets) = self.divide(registry, name, definition)?;
         let statement = sqlx::query(
             "INSERT INTO tasks (registry, name_key, name, definition, created_at, updated_at,
-                revision)
-             SELECT $1, $2, $3, $4, $5, $5, 1
-             WHERE (SELECT COUNT(*) FROM tasks WHERE registry = $1) < $6
+                revision, secrets)
+             SELECT $1, $2, $3, $4, $5, $5, 1, $6
+             WHERE (SELECT COUNT(*) FROM tasks WHERE registry = $1) < $7
              ON CONFLICT DO NOTHING RETURNING *",
         )
         .bind(registry.as_str())
         .bind(name.key())
         .bind(name.as_str())
-        .bind(to_json(definition)?)
+        .bind(text)
         .bind(self.runs.shared.clock.now())
+        .bind(secrets)
         .bind(TASKS_MAX);
         let rows = table::returning(&self.runs.shared.db, "create a task", statement).await?;
         match rows.first() {
-            Some(row) => task_of(row),
+            Some(row) => self.task_of(row),
             None if self.get(registry, name).await?.is_some() => Err(changed(name)),
             None => {
                 let message = format!("a registry has at most {TASKS_MAX} tasks");
@@ -118,17 +127,71 @@ impl Tasks {
     }
 
     async fn replace(&self, known: &StoredTask, definition: &TaskDefinition) -> Result<StoredTask> {
+        let (text, secrets) = self.divide(&known.registry, &known.name, definition)?;
         let statement = sqlx::query(
-            "UPDATE tasks SET definition = $4, updated_at = $5, revision = revision + 1
+            "UPDATE tasks SET definition = $4, updated_at = $5, secrets = $6,
+                revision = revision + 1
              WHERE registry = $1 AND name_key = $2 AND revision = $3 RETURNING *",
         )
         .bind(known.registry.as_str())
         .bind(known.name.key())
         .bind(known.revision as i64)
-        .bind(to_json(definition)?)
-        .bind(self.runs.shared.clock.now());
+        .bind(text)
+        .bind(self.runs.shared.clock.now())
+        .bind(secrets);
         let rows = table::returning(&self.runs.shared.db, "change a task", statement).await?;
-        rows.first().map_or_else(|| Err(changed(&known.name)), task_of)
+        match rows.first() {
+            Some(row) => self.task_of(row),
+            None => Err(changed(&known.name)),
+        }
+    }
+
+    /// A definition as the table keeps it: what may be read, and what is sealed.
+    fn divide(
+        &self,
+        registry: &RegistryName,
+        name: &TaskName,
+        definition: &TaskDefinition,
+    ) -> Result<(String, Option<String>)> {
+        let open = definition.clone().without_secrets();
+        self.runs.shared.keys.divide(&place(registry, name), definition, &open)
+    }
+
+    pub(crate) fn task_of(&self, row: &SqliteRow) -> Result<StoredTask> {
+        task_of(&self.runs.shared.keys, row)
+    }
+
+    /// Seals what is not sealed with the key of today: a key was changed, or an older version kept
+    /// secrets in the open.
+    async fn seal_again(&self) -> Result<()> {
+        let rows = sqlx::query("SELECT * FROM tasks")
+            .fetch_all(self.runs.shared.db.reads())
+            .await
+            .map_err(ControlError::database("list tasks"))?;
+        let mut in_the_open = false;
+        for row in &rows {
+            let sealed: Option<&str> = column(row, "secrets")?;
+            if sealed.is_some_and(|sealed| self.runs.shared.keys.is_current(sealed)) {
+                continue;
+            }
+            let task = self.task_of(row)?;
+            let (text, secrets) = self.divide(&task.registry, &task.name, &task.definition)?;
+            if secrets.is_none() {
+                continue;
+            }
+            in_the_open |= sealed.is_none();
+            let statement = sqlx::query(
+                "UPDATE tasks SET definition = $3, secrets = $4
+                 WHERE registry = $1 AND name_key = $2",
+            )
+            .bind(task.registry.as_str())
+            .bind(task.name.key())
+            .bind(text)
+            .bind(secrets);
+            let sealing = "seal the secrets of a task";
+            table::execute(&self.runs.shared.db, sealing, statement).await?;
+        }
+        self.runs.shared.scrape_if(in_the_open).await
     }
 
     /// Deletes a task; its runs that wait are canceled, the others stay as they are.
@@ -156,7 +219,10 @@ impl Tasks {
         .fetch_all(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
-        note_ends(&mut transaction, &canceled, self.runs.shared.clock.now()).await?;
+        self.runs
+            .shared
+            .note_ends(&mut transaction, &canceled, self.runs.shared.clock.now())
+            .await?;
         transaction.commit().await.map_err(ControlError::database(failed))?;
         self.runs.after_ends(&canceled).await
     }
@@ -181,6 +247,7 @@ pub(crate) async fn check(
 /// Keeps what the images of a run were made of with its task, if the run was what the task says
 /// now: not of an older definition, and without overrides.
 pub(crate) async fn note_dependencies(
+    shared: &Shared,
     connection: &mut SqliteConnection,
     run: &Run,
     name: &TaskName,
@@ -192,7 +259,7 @@ pub(crate) async fn note_dependencies(
         .fetch_optional(&mut *connection)
         .await
         .map_err(ControlError::database("read a task"))?;
-    let Some(task) = row.map(|row| task_of(&row)).transpose()? else { return Ok(()) };
+    let Some(task) = row.map(|row| task_of(&shared.keys, &row)).transpose()? else { return Ok(()) };
     let build = run.request.build();
     let compression = build.map(|build| build.options.compression).unwrap_or_default();
     let archived = run.request.archived();
@@ -210,6 +277,11 @@ pub(crate) async fn note_dependencies(
     Ok(())
 }
 
+/// Where the secrets of a task are at home.
+fn place(registry: &RegistryName, name: &TaskName) -> String {
+    format!("task {registry}/{}", name.key())
+}
+
 fn not_found(name: &TaskName) -> ControlError {
     ControlError::NotFound { what: format!("task `{name}`") }
 }
@@ -219,12 +291,16 @@ fn changed(name: &TaskName) -> ControlError {
     ControlError::Conflict { message }
 }
 
-pub(crate) fn task_of(row: &SqliteRow) -> Result<StoredTask> {
+fn task_of(keys: &SecretKeys, row: &SqliteRow) -> Result<StoredTask> {
+    let registry: RegistryName = parsed(column(row, "registry")?)?;
+    let name: TaskName = parsed(column(row, "name")?)?;
+    let (definition, secrets) = (column(row, "definition")?, column(row, "secrets")?);
+    let definition = keys.join(&place(&registry, &name), definition, secrets)?;
     let dependencies: Option<&str> = column(row, "dependencies")?;
     Ok(StoredTask {
-        registry: parsed(column(row, "registry")?)?,
-        name: parsed(column(row, "name")?)?,
-        definition: from_json(column(row, "definition")?)?,
+        registry,
+        name,
+        definition,
         created_at: column(row, "created_at")?,
         updated_at: column(row, "updated_at")?,
         revision: column::<i64>(row, "revision")? as u64,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use control::{
     AgentClaim, Attempt, BuildRequest, Clock, ContextSource, ControlError, End, EventKind, Lane,
     LogKey, Logs, NewRun, Outcome, Pool, PoolName, PoolProperties, Pools, Queue as _, RunFilter,
-    RunId, RunSettings, RunStatus, Runs, Sent, TaskRequest, TaskText, Tier, WaitReason,
+    RunId, RunSettings, RunStatus, Runs, SecretKeys, Sent, TaskRequest, TaskText, Tier, WaitReason,
 };
 use oci::{Digest, Platform, RegistryName};
 use tempfile::TempDir;
@@ -96,7 +96,8 @@ async fn open(folder: &TempDir, now: &Arc<AtomicI64>) -> (Runs, Pools) {
         log_keep: Duration::from_secs(24 * 3600),
         run_keep: Duration::from_secs(24 * 3600),
     };
-    let runs = Runs::open(db, None, logs, clock, settings).await.unwrap();
+    let runs =
+        Runs::open(db, None, logs, clock, SecretKeys::new([7; 32], []), settings).await.unwrap();
     let pools = Pools::new(runs.clone());
     (runs, pools)
 }

@@ -12,8 +12,9 @@ use async_trait::async_trait;
 use control::{
     Attempt, BuildArgument, BuildRequest, Clock, ContextSource, ControlError, End, EventKind,
     Executor, LogKey, Logs, NewRun, Outcome, OutputImage, Run, RunFilter, RunId, RunKind,
-    RunSettings, RunStatus, Runs, Swept, TaskDefinition, TaskName, TaskOverrides, TaskRequest,
-    TaskStep, TaskText, TaskValue, Tasks, TimeRange, WaitReason, Worker, WorkerSettings,
+    RunSettings, RunStatus, Runs, SecretKeys, Swept, TaskDefinition, TaskName, TaskOverrides,
+    TaskRequest, TaskStep, TaskText, TaskValue, Tasks, TimeRange, WaitReason, Worker,
+    WorkerSettings,
 };
 use oci::{Algorithm, Compression, Digest, Platform, RegistryName};
 use store::{Catalog, GcOptions, MemoryStore};
@@ -95,15 +96,42 @@ impl Folder {
     }
 
     async fn open_on(&self, db: db::Db, catalog: Option<Catalog>, settings: RunSettings) -> Runs {
+        self.opened(db, catalog, keys(), settings).await.unwrap()
+    }
+
+    async fn open_with_keys(&self, keys: SecretKeys) -> Result<Runs, ControlError> {
+        let db = testing_db(self.folder.path()).await;
+        self.opened(db, None, keys, settings()).await
+    }
+
+    async fn opened(
+        &self,
+        db: db::Db,
+        catalog: Option<Catalog>,
+        keys: SecretKeys,
+        settings: RunSettings,
+    ) -> Result<Runs, ControlError> {
         let now = Arc::clone(&self.now);
         let clock = Clock::new(move || now.fetch_add(1, Ordering::Relaxed));
         let logs = Logs::new(self.folder.path().join("logs"), 1 << 20, clock.clone());
-        Runs::open(db, catalog, logs, clock, settings).await.unwrap()
+        Runs::open(db, catalog, logs, clock, keys, settings).await
+    }
+
+    /// Whether a text is anywhere in the files of the database.
+    fn database_has(&self, text: &str) -> bool {
+        let files = ["refit.db", "refit.db-wal"].map(|name| self.folder.path().join(name));
+        let files = files.iter().filter_map(|file| std::fs::read(file).ok());
+        let text = text.as_bytes();
+        files.into_iter().any(|bytes| bytes.windows(text.len()).any(|part| part == text))
     }
 
     fn pass(&self, milliseconds: i64) {
         self.now.fetch_add(milliseconds, Ordering::Relaxed);
     }
+}
+
+fn keys() -> SecretKeys {
+    SecretKeys::new([7; 32], [])
 }
 
 async fn testing_db(folder: &std::path::Path) -> db::Db {
@@ -876,6 +904,75 @@ async fn a_task_is_changed_only_by_who_has_seen_it() {
     assert_eq!(tasks.get(&local(), &name).await.unwrap(), Some(second));
     let elsewhere: RegistryName = "other".parse().unwrap();
     assert_eq!(tasks.get(&elsewhere, &name).await.unwrap(), None);
+}
+
+fn secret_task() -> TaskDefinition {
+    let value = TaskValue { name: "pin".into(), value: "hunter2-of-task".into(), secret: true };
+    let step = TaskStep::File {
+        file: TaskText::Inline("steps: []".into()),
+        values_file: None,
+        values: vec![value],
+    };
+    TaskDefinition { step, ..task_definition() }
+}
+
+fn secret_run() -> BuildRequest {
+    let value = "hunter2-of-run".into();
+    let argument = BuildArgument { name: "TOKEN".into(), value, secret: true };
+    BuildRequest { arguments: vec![argument], ..request() }
+}
+
+#[tokio::test]
+async fn secrets_are_sealed_in_the_database() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let tasks = Tasks::open(runs.clone()).await.unwrap();
+    let name: TaskName = "nightly".parse().unwrap();
+    let stored = tasks.put(&local(), &name, &secret_task(), None).await.unwrap();
+    let run = runs.submit(&local(), secret_run()).await.unwrap();
+    assert!(folder.database_has("TOKEN") && !folder.database_has("hunter2"));
+    assert_eq!(run.request.build(), Some(&secret_run()));
+    assert_eq!(stored.definition, secret_task());
+    drop((runs, tasks));
+    // Another key opens nothing, and changes nothing.
+    let error = folder.open_with_keys(SecretKeys::new([8; 32], [])).await.err().unwrap();
+    assert!(error.to_string().starts_with("the secrets of run local/c01 cannot be"), "{error}");
+    assert!(error.hint().unwrap().contains("put the key back"));
+    // One that is put before it seals what the old one did.
+    for keys in [SecretKeys::new([8; 32], [[7; 32]]), SecretKeys::new([8; 32], [])] {
+        let runs = folder.open_with_keys(keys).await.unwrap();
+        let tasks = Tasks::open(runs.clone()).await.unwrap();
+        assert_eq!(tasks.get(&local(), &name).await.unwrap().unwrap(), stored);
+        assert_eq!(runs.get(&local(), run.id).await.unwrap().unwrap(), run);
+    }
+    assert!(!folder.database_has("hunter2"));
+}
+
+#[tokio::test]
+async fn secrets_from_before_they_were_sealed_are_sealed() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    let tasks = Tasks::open(runs.clone()).await.unwrap();
+    let name: TaskName = "nightly".parse().unwrap();
+    let stored = tasks.put(&local(), &name, &secret_task(), None).await.unwrap();
+    let run = runs.submit(&local(), secret_run()).await.unwrap();
+    let db = testing_db(folder.folder.path()).await;
+    let mut transaction = db.begin().await.unwrap();
+    for (statement, text) in [
+        ("UPDATE tasks SET secrets = NULL, definition = $1", serde_json::to_string(&secret_task())),
+        ("UPDATE runs SET secrets = NULL, request = $1", run.request.to_json()),
+    ] {
+        sqlx::query(statement).bind(text.unwrap()).execute(&mut *transaction).await.unwrap();
+    }
+    transaction.commit().await.unwrap();
+    assert!(folder.database_has("hunter2-of-task") && folder.database_has("hunter2-of-run"));
+    drop((db, runs, tasks));
+    let runs = folder.open().await;
+    let tasks = Tasks::open(runs.clone()).await.unwrap();
+    assert_eq!(tasks.get(&local(), &name).await.unwrap().unwrap(), stored);
+    assert_eq!(runs.get(&local(), run.id).await.unwrap().unwrap(), run);
+    // Nor is it left where the rows were.
+    assert!(!folder.database_has("hunter2"));
 }
 
 #[tokio::test]

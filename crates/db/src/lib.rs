@@ -102,6 +102,16 @@ impl Db {
         migrate::run(self, owner, statements).await
     }
 
+    /// Writes the database anew, so that nothing is left of what was deleted or replaced in it.
+    /// Takes as long as it is large, and as much space again.
+    pub async fn scrape(&self) -> Result<(), DbError> {
+        let mut connection = self.writers.acquire().await?;
+        for statement in ["VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"] {
+            sqlx::query(statement).execute(&mut *connection).await?;
+        }
+        Ok(())
+    }
+
     /// For statements that only read.
     pub fn reads(&self) -> &SqlitePool {
         &self.readers

@@ -410,7 +410,9 @@ mod tests {
             log_keep: day,
             run_keep: day,
         };
-        let runs = Runs::open(db.clone(), None, logs, clock.clone(), settings).await.unwrap();
+        let secret_keys = control::SecretKeys::new([7; 32], []);
+        let runs =
+            Runs::open(db.clone(), None, logs, clock.clone(), secret_keys, settings).await.unwrap();
         let request = control::TaskRequest {
             file: control::TaskText::Inline("steps: []".into()),
             values_file: None,

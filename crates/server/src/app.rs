@@ -23,7 +23,7 @@ use crate::access::ServerAccess;
 use crate::agents::Agents;
 use crate::audit::Auditor;
 use crate::from_api::BuildDefaults;
-use crate::keys::{Keys, publish_token};
+use crate::keys::{Keys, publish_token, secret_keys};
 use crate::listen::{self, Clients, ConnectionSettings, Ends, Listener};
 use crate::owner::{self, OtherOwner, OwnerKind};
 use crate::presence::Presence;
@@ -371,7 +371,9 @@ async fn open_runs(
         log_keep: settings.store.log_keep,
         run_keep: settings.store.run_keep,
     };
-    Runs::open(db.clone(), Some(catalog.clone()), logs, clock.clone(), run_settings)
+    let keys = secret_keys(&settings.server.data)
+        .map_err(ServeError::starting("open the keys of secrets"))?;
+    Runs::open(db.clone(), Some(catalog.clone()), logs, clock.clone(), keys, run_settings)
         .await
         .map_err(ServeError::starting("open the queue of runs"))
 }

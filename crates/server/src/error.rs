@@ -112,7 +112,10 @@ impl From<ControlError> for ApiError {
                 let ControlError::Store(error) = error else { unreachable!("matched above") };
                 return error.into();
             }
-            ControlError::Io { .. } | ControlError::Database { .. } | ControlError::Server(_) => {
+            ControlError::Io { .. }
+            | ControlError::Database { .. }
+            | ControlError::Unsealable { .. }
+            | ControlError::Server(_) => {
                 return Self::internal(&error);
             }
         };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use control::{Pool, Run, RunId};
+use control::{Pool, Run, RunId, SecretKeys};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use oci::{Digest, RegistryName};
@@ -198,6 +198,41 @@ impl Keys {
     }
 }
 
+/// Reads the keys that seal secrets in the database, making the first one: lines of 64 hexadecimal
+/// digits. The first one seals; more are those of before, until nothing is sealed with them.
+pub(crate) fn secret_keys(data: &Path) -> io::Result<SecretKeys> {
+    let folder = data.join("keys");
+    private_folder(&folder)?;
+    let file = folder.join("secrets");
+    let text = match read(&file)? {
+        Some(text) => text,
+        None => write_new(&file, &random_secret()?)?,
+    };
+    let keys: Option<Vec<_>> = text.lines().map(str::trim).map(key_of_line).collect();
+    match keys.as_deref() {
+        Some([first, older @ ..]) => Ok(SecretKeys::new(*first, older.iter().copied())),
+        _ => {
+            let file = file.display();
+            let message = format!(
+                "`{file}` is damaged: each line is a key of 64 hexadecimal digits. Without its \
+                 keys, secrets of tasks and of waiting runs cannot be read"
+            );
+            Err(io::Error::other(message))
+        }
+    }
+}
+
+fn key_of_line(line: &str) -> Option<[u8; 32]> {
+    let mut key = [0; 32];
+    if line.len() != 64 || !line.is_ascii() {
+        return None;
+    }
+    for (at, byte) in key.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&line[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(key)
+}
+
 /// The user that an attempt is for its registry.
 pub(crate) fn run_user(registry: &RegistryName, run: RunId, epoch: i64) -> String {
     format!("run/{registry}/{run}/{epoch}")
@@ -339,6 +374,23 @@ mod tests {
         assert_eq!(again.by_password("anybody", again.token()), Some(Principal::ApiToken));
         assert_eq!(again.by_password("admin", "x"), None);
         assert!(again.is_token(first.token()) && !again.is_token("x"));
+    }
+
+    #[test]
+    fn keys_of_secrets_are_made_once_and_may_be_several() {
+        let data = tempfile::tempdir().unwrap();
+        let first = format!("{:?}", secret_keys(data.path()).unwrap());
+        assert_eq!(format!("{:?}", secret_keys(data.path()).unwrap()), first);
+        let file = data.path().join("keys/secrets");
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let older = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, format!("{}\n{older}", "ab".repeat(32))).unwrap();
+        let both = format!("{:?}", secret_keys(data.path()).unwrap());
+        assert!(both.contains(first.trim_matches(['[', ']'])), "{both} {first}");
+        for bad in ["", "abc", &"x".repeat(64), &format!("{}\nabc", "ab".repeat(32))] {
+            std::fs::write(&file, bad).unwrap();
+            assert!(secret_keys(data.path()).is_err(), "{bad}");
+        }
     }
 
     #[test]
