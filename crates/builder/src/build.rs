@@ -34,7 +34,8 @@ use crate::record::{
     BaseRole, BuildCost, BuildRecord, RECORD_VERSION, RecordedBase, RecordedDownload,
     RecordedOutput, RecordedRepository, RecordedStep, StepResult,
 };
-use crate::secret::Secrets;
+use crate::secret::{KnownSecrets, Secrets};
+use crate::secret_scan::SecretScan;
 use crate::stage;
 
 /// Shorter secret arguments are found everywhere, and references are to stay what they are.
@@ -101,6 +102,10 @@ pub struct BuildRequest {
     pub project: String,
     /// What `RUN --mount=type=secret` may use.
     pub secrets: Secrets,
+    /// What no layer may hold, besides those and secret build arguments.
+    pub known_secrets: KnownSecrets,
+    /// Whether others may be given [`Built::results`] of all stages.
+    pub shares_results: bool,
     /// What `RUN --mount=type=ssh` may use.
     pub ssh_agents: Option<Arc<dyn SshAgents>>,
     /// Added to `/etc/hosts` of every `RUN`.
@@ -163,6 +168,8 @@ impl BuildRequest {
             imports: Arc::default(),
             project: String::new(),
             secrets: Secrets::new(),
+            known_secrets: KnownSecrets::default(),
+            shares_results: false,
             ssh_agents: None,
             extra_hosts: Vec::new(),
             network: Network::default(),
@@ -193,8 +200,8 @@ pub struct Built {
     pub platform: Platform,
     pub layers: Vec<ImageLayer>,
     pub record: BuildRecord,
-    /// Of all stages; without those that a secret build argument may have had a part in: a key
-    /// must not help to guess its value.
+    /// Of all stages; without those that hold a secret, and those that a secret build argument may
+    /// have had a part in: a key must not help to guess its value.
     pub results: Vec<StepResult>,
     pub cost: BuildCost,
 }
@@ -217,13 +224,14 @@ pub async fn build(
     let mut damaged = BTreeSet::new();
     let options = plan_options(request, &also);
     let checks = Checks::new(&dockerfile, &request.dockerfile_name, options, events);
+    let scan = SecretScan::of(request);
     checks.tell().await?;
     loop {
         let plan = dockerfile::plan(&dockerfile, &plan_options(request, &also))?;
         if also.is_empty() && damaged.is_empty() {
             warn(&plan, events).await;
         }
-        let build = Build::new(builder, request, &plan, &checks, events, cancel);
+        let build = Build::new(builder, request, &plan, &checks, scan.clone(), events, cancel);
         let built = tokio::select! {
             built = build.execute(started) => built,
             () = cancel.cancelled() => Err(BuildError::Canceled),
@@ -280,6 +288,8 @@ pub(crate) struct Build<'a> {
     pub(crate) request: &'a BuildRequest,
     pub(crate) plan: &'a Plan,
     checks: &'a Checks<'a>,
+    /// Finds secrets in layers, if there are any.
+    pub(crate) scan: Option<Arc<SecretScan>>,
     pub(crate) events: &'a dyn BuildEvents,
     pub(crate) cancel: &'a CancellationToken,
     /// Fires when the build ends, however it ends: blocking threads look at it.
@@ -307,6 +317,8 @@ pub(crate) struct Notes {
     pub(crate) remembered_contexts: BTreeMap<Option<String>, Digest>,
     /// Layers that this build has written.
     pub(crate) made: BTreeSet<Digest>,
+    /// Layers that instructions made, now or before, and where those are.
+    pub(crate) layers: Vec<(ImageLayer, Span)>,
     pub(crate) cost: BuildCost,
     /// Of steps that have not finished.
     pub(crate) explanations: HashMap<StepNumber, CacheExplanation>,
@@ -318,6 +330,7 @@ impl<'a> Build<'a> {
         request: &'a BuildRequest,
         plan: &'a Plan,
         checks: &'a Checks<'a>,
+        scan: Option<Arc<SecretScan>>,
         events: &'a dyn BuildEvents,
         cancel: &'a CancellationToken,
     ) -> Self {
@@ -327,6 +340,7 @@ impl<'a> Build<'a> {
             request,
             plan,
             checks,
+            scan,
             events,
             cancel,
             _stop_at_end: stop.clone().drop_guard(),
@@ -511,6 +525,7 @@ impl<'a> Build<'a> {
         let stage = self.finished_stage(self.plan.target).await;
         let made = self.notes().made.clone();
         self.builder.layers.check(&stage.layers, &made).await?;
+        self.search_layers(&stage.layers).await?;
         let mut stage = StageImage::clone(&stage);
         if self.request.force_compression {
             self.recompress(&mut stage.layers).await?;

@@ -69,7 +69,7 @@ impl BuildCache for CatalogCache {
 }
 
 /// Changes when the meaning of keys or entries does; old entries are then never found.
-const FORMAT: u64 = 4;
+const FORMAT: u64 = 5;
 
 /// Builds a cache key, or a part of one.
 pub(crate) struct KeyHasher {

@@ -1,5 +1,7 @@
 //! Why a build ended without an image.
 
+use std::borrow::Cow;
+
 use container::{ContainerError, Exit};
 use dockerfile::{DockerfileError, OperationsError, Span};
 use oci::Digest;
@@ -9,6 +11,7 @@ use store::StoreError;
 use crate::context::ContextError;
 use crate::copy::CopyError;
 use crate::image::ImageError;
+use crate::secret_scan::HeldSecret;
 use crate::user::UserError;
 
 /// Why a build failed. `Display` is the sentence alone; [`Self::render`] shows the guilty
@@ -46,6 +49,9 @@ pub enum BuildError {
     /// A `RUN` left something that no layer can hold.
     #[error("{reason}")]
     NotInLayer { reason: String, at: Span },
+    /// A layer of the image has a secret in it, so that there is no image.
+    #[error("{held}, and an image must not have it")]
+    HoldsSecret { held: Box<HeldSecret>, at: Span },
     /// A `--mount` cannot be made.
     #[error("{reason}")]
     Mount { reason: String, at: Span },
@@ -156,6 +162,11 @@ impl BuildError {
                  server runs; `refit doctor` shows for which it is there"
                     .to_owned(),
             ),
+            Self::HoldsSecret { .. } => Some(
+                "mount it with `RUN --mount=type=secret` and write it nowhere, remove the file in \
+                 the `RUN` that makes it, or keep it from `COPY` with a `.dockerignore`"
+                    .to_owned(),
+            ),
             Self::NoSecret { id, .. } => {
                 Some(format!("give it with `--secret id={id},src=FILE` or `id={id},env=NAME`"))
             }
@@ -197,6 +208,7 @@ impl BuildError {
             | Self::Run { at, .. }
             | Self::Start { at, .. }
             | Self::NotInLayer { at, .. }
+            | Self::HoldsSecret { at, .. }
             | Self::Mount { at, .. }
             | Self::NoSecret { at, .. }
             | Self::NoSshAgent { at, .. }
@@ -216,6 +228,7 @@ impl BuildError {
             | Self::User { .. }
             | Self::Run { .. }
             | Self::NotInLayer { .. }
+            | Self::HoldsSecret { .. }
             | Self::Mount { .. }
             | Self::NoSecret { .. }
             | Self::NoSshAgent { .. }
@@ -253,8 +266,12 @@ impl BuildError {
             }
             _ => self.to_string(),
         };
+        let text = match self {
+            Self::HoldsSecret { held, .. } => Cow::Owned(held.hide(text)),
+            _ => Cow::Borrowed(text),
+        };
         match self.at() {
-            Some(at) => DockerfileError { message, at, hint }.render(file, text),
+            Some(at) => DockerfileError { message, at, hint }.render(file, &text),
             None => match hint {
                 Some(hint) => format!("error: {message}\nhint: {hint}\n"),
                 None => format!("error: {message}\n"),

@@ -13,6 +13,7 @@ mod diff;
 mod files;
 mod index;
 mod recent;
+mod searched;
 mod tar_entry;
 mod unpack;
 mod writer;
@@ -44,6 +45,7 @@ use crate::build::{Build, blocking};
 use crate::copy::{Content, CopyPlan, PlannedEntry, add_archive};
 use crate::error::BuildError;
 use crate::name::{bytes_of, shown};
+use crate::secret_scan::{Findings, LayerSearch};
 use crate::tree::{Node, NodeKind, Tree, ancestors, check_read};
 use blocks::{BlockMap, BlockWriter};
 pub(crate) use blocks::{EarlierBlocks, compressor};
@@ -52,6 +54,7 @@ pub use files::FilesOf;
 pub(crate) use index::LayerIndex;
 use index::Merged;
 use recent::RecentIndexes;
+use searched::Searched;
 pub(crate) use unpack::read_layer;
 use unpack::{Hashed, read_plain};
 use writer::{LayerWriter, Written};
@@ -96,6 +99,7 @@ struct Inner {
     verified: Mutex<HashMap<Digest, Instant>>,
     /// What layers unpack to, by their blobs: those that this process has asked for.
     diff_ids: Mutex<HashMap<Digest, Digest>>,
+    searched: Searched,
     removals: Removals,
 }
 
@@ -126,6 +130,16 @@ pub(crate) struct NewLayer {
     /// Bytes that came from an earlier layer.
     pub(crate) reused: u64,
     pub(crate) usage: Usage,
+    /// Secrets that are in it.
+    pub(crate) found: Findings,
+}
+
+/// For which instruction a layer is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LayerPlace {
+    pub(crate) at: Span,
+    /// Whether the image will have it.
+    pub(crate) is_in_result: bool,
 }
 
 impl Layers {
@@ -164,6 +178,7 @@ impl Layers {
                 unpacking: Mutex::default(),
                 verified: Mutex::default(),
                 diff_ids: Mutex::default(),
+                searched: Searched::default(),
                 removals: Removals::default(),
             }),
         })
@@ -439,7 +454,8 @@ impl Layers {
         if let Some(index) = &index {
             self.keep_read(&layer, index).await?;
         }
-        Ok(NewLayer { layer, index, blocks: None, reused: 0, usage: Usage::default() })
+        let (usage, found) = (Usage::default(), Findings::default());
+        Ok(NewLayer { layer, index, blocks: None, reused: 0, usage, found })
     }
 
     /// Whether a layer can be used again: it is there whole, as far as that can be told
@@ -622,10 +638,10 @@ impl Layers {
         build: &Build<'_>,
         change: Change,
         earlier: Option<Arc<EarlierBlocks>>,
-        at: Span,
+        place: LayerPlace,
     ) -> Result<NewLayer, BuildError> {
-        let (upper, stop) = (change.upper(), build.stop.clone());
-        let written = self.write(build, earlier, move |writer| {
+        let (upper, stop, at) = (change.upper(), build.stop.clone(), place.at);
+        let written = self.write(build, earlier, place, move |writer| {
             write_diff(&upper, writer, &stop).map_err(|error| {
                 match error.downcast::<NotInLayer>() {
                     Ok(reason) => BuildError::NotInLayer { reason: reason.to_string(), at },
@@ -651,26 +667,33 @@ impl Layers {
     }
 
     /// Writes a layer in a blocking thread, with its index. Whoever keeps it calls
-    /// [`Self::keep_read`].
+    /// [`Self::keep_read`]. The store does not get a layer of the image that holds a secret.
     async fn write(
         &self,
         build: &Build<'_>,
         earlier: Option<Arc<EarlierBlocks>>,
+        place: LayerPlace,
         fill: impl FnOnce(&mut LayerWriter) -> Result<(), BuildError> + Send + 'static,
     ) -> Result<NewLayer, BuildError> {
         let upload = self.inner.blobs.begin_upload(oci::Algorithm::Sha256).await?;
         let blob = BlobWriter::new(upload);
         let request = build.request;
         let (compression, time_max) = (request.compression, request.source_date_epoch);
-        let spools = self.spools();
+        let (spools, search) = (self.spools(), build.scan.clone().map(LayerSearch::new));
         let written: Result<Written, BuildError> = blocking(move || {
-            let writer = LayerWriter::new(blob, compression, earlier, time_max, &spools);
+            let writer = LayerWriter::new(blob, compression, earlier, time_max, search, &spools);
             let mut writer = writer.map_err(failed("write a layer"))?;
             fill(&mut writer)?;
             writer.finish().map_err(failed("write a layer"))
         })
         .await;
-        let Written { layer, index, blocks, reused } = written?;
+        let Written { layer, index, blocks, reused, found } = written?;
+        if let Some(scan) = &build.scan {
+            self.inner.searched.note(layer.diff_id(), scan, &found);
+            if let Some(held) = scan.forbidden(&found).filter(|_| place.is_in_result) {
+                return Err(held.error(place.at));
+            }
+        }
         // Both at once, since most of it is waiting for the disk.
         let layer = async { Ok(blocking(move || layer.commit()).await?) };
         let index = Arc::new(index);
@@ -683,7 +706,8 @@ impl Layers {
             }
             None => None,
         };
-        Ok(NewLayer { layer, index: Some(stored), blocks, reused, usage: Usage::default() })
+        let usage = Usage::default();
+        Ok(NewLayer { layer, index: Some(stored), blocks, reused, usage, found })
     }
 
     /// The blocks of a layer that was made before, to be used again if they can be.
@@ -737,9 +761,10 @@ pub(crate) async fn write_copy(
     plan: CopyPlan,
     source: Arc<dyn Tree>,
     image: Arc<dyn Tree>,
-    at: Span,
+    place: LayerPlace,
     earlier: Option<Arc<EarlierBlocks>>,
 ) -> Result<NewLayer, BuildError> {
+    let at = place.at;
     let layers = &build.builder.layers;
     let (spools, stop) = (layers.spools(), build.stop.clone());
     let folder_time = build.request.source_date_epoch.unwrap_or(FOLDER_TIME);
@@ -780,7 +805,7 @@ pub(crate) async fn write_copy(
         }
         Ok(())
     };
-    layers.write(build, earlier, fill).await
+    layers.write(build, earlier, place, fill).await
 }
 
 fn write_planned(

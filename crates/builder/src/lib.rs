@@ -12,6 +12,7 @@
 //! - Nothing here names or publishes an image: [`Built`] is bytes and digests.
 //! - `COPY` never follows a link out of its source or its destination, whatever changes on
 //!   disk meanwhile: links are resolved over listings, not by the kernel.
+//! - No layer that a build makes has a secret of its run in it.
 //! - Untrusted code runs only through `container`.
 //! - Knows no tasks, runs, tags or HTTP.
 
@@ -54,6 +55,8 @@ mod explain;
 mod recompress;
 mod record;
 mod secret;
+mod secret_check;
+mod secret_scan;
 
 pub use agents::{AgentConnection, SshAgents};
 pub use archive::ArchiveFormat;
@@ -80,7 +83,8 @@ pub use listed::{ContextLimits, ContextList, LIMITS_HINT, ListError, ListedFiles
 pub use record::*;
 pub use remote::{DownloadError, GitError, GitLimits};
 pub use repository::{Repository, RepositoryOptions};
-pub use secret::{Secret, Secrets};
+pub use secret::{KnownSecrets, Secret, Secrets};
+pub use secret_scan::HeldSecret;
 pub use tar_reader::{TarEntry, TarKind, TarNumbers, TarReader};
 pub use upstream::RemoteImages;
 pub use user::UserError;

@@ -12,7 +12,7 @@ use crate::assemble::ImageLayer;
 use crate::build::{Build, BuildRequest};
 use crate::error::{BuildError, RunLimits};
 use crate::event::{BuildEvents, StepNumber};
-use crate::layers::{EarlierBlocks, NewLayer};
+use crate::layers::{EarlierBlocks, LayerPlace, NewLayer};
 use crate::mounts::Mounts;
 use crate::user::Identity;
 
@@ -33,6 +33,7 @@ pub(crate) async fn execute(
     mounts: Mounts,
     step: StepNumber,
     earlier: Option<Arc<EarlierBlocks>>,
+    place: LayerPlace,
 ) -> Result<NewLayer, BuildError> {
     let at = operation.at;
     let Some(runtime) = &build.builder.runtime else {
@@ -82,7 +83,7 @@ pub(crate) async fn execute(
             return Err(BuildError::Run { command: command(), exit, limits, at });
         }
     }
-    let layer = layers.write_change(build, change, earlier, at).await?;
+    let layer = layers.write_change(build, change, earlier, place).await?;
     Ok(NewLayer { usage, ..layer })
 }
 

@@ -32,11 +32,12 @@ use crate::explain::{
     Base, CacheCause, CacheExplanation, Detail, Earlier, InputKind, Missed, Trail, TrailBuild,
     TrailStep, base_cause,
 };
-use crate::layers::{self, EarlierBlocks, NewLayer, compressor};
+use crate::layers::{self, EarlierBlocks, LayerPlace, NewLayer, compressor};
 use crate::memo::{self, Memo, Remembered};
 use crate::mounts::Sources;
 use crate::record::{BaseRole, RecordedStep, StepCost, StepResult};
 use crate::run;
+use crate::secret_scan::HeldSecret;
 use crate::tree::{NoFiles, Tree, check_read, resolve};
 use crate::user::{Accounts, Owner};
 
@@ -446,7 +447,9 @@ impl<'a> Stage<'a> {
         let identity = identity.map_err(|error| BuildError::User { error, at })?;
         let mounts = sources.prepare(self.build, run).await?;
         let below = &self.image.layers;
-        run::execute(self.build, below, operation, run, identity, mounts, step, earlier).await
+        let place = self.place(at);
+        run::execute(self.build, below, operation, run, identity, mounts, step, earlier, place)
+            .await
     }
 
     /// `COPY` and `ADD`.
@@ -635,7 +638,8 @@ impl<'a> Stage<'a> {
             self.input(&mut detail, InputKind::Other, "the owner", &format!("{owner:?}"));
         }
         let build = self.build;
-        let write = |earlier| layers::write_copy(build, plan, source, image, at, earlier);
+        let place = self.place(at);
+        let write = |earlier| layers::write_copy(build, plan, source, image, place, earlier);
         self.make(at, step, miss, detail, write).await
     }
 
@@ -781,7 +785,7 @@ impl<'a> Stage<'a> {
             notes.cost.cache_hits += 1;
             notes.cost.saved_milliseconds += cost;
         }
-        self.record(at, key, &layer, cached.created);
+        self.record(at, key, &layer, cached.created, true);
         Made { layer, created: cached.created, cached: true, cpu: 0 }
     }
 
@@ -857,7 +861,7 @@ impl<'a> Stage<'a> {
             self.explain(step.number, CacheExplanation::hit(cause)).await;
         }
         self.build.notes().cost.cache_hits += 1;
-        self.record(at, key, &layer, created);
+        self.record(at, key, &layer, created, true);
         Made { layer, created, cached: true, cpu: 0 }
     }
 
@@ -887,7 +891,11 @@ impl<'a> Stage<'a> {
         };
         let created = build.request.layer_time();
         let took = milliseconds(step.started.elapsed());
-        self.keep(&miss.key, &new, created, took, detail).await?;
+        let held = build.held_secret(&new);
+        match &held {
+            None => self.keep(&miss.key, &new, created, took, detail).await?,
+            Some(held) => self.keep_apart(&new, held, at).await?,
+        }
         let cpu = milliseconds(new.usage.cpu);
         {
             let mut notes = build.notes();
@@ -898,13 +906,15 @@ impl<'a> Stage<'a> {
             notes.cost.cpu_milliseconds += cpu;
             notes.cost.memory_peak = notes.cost.memory_peak.max(new.usage.memory_peak);
         }
-        self.record(at, miss.key, &new.layer, created);
+        self.record(at, miss.key, &new.layer, created, held.is_none());
         Ok(Made { layer: new.layer, created, cached: false, cpu })
     }
 
-    fn record(&self, at: Span, key: Digest, layer: &ImageLayer, created: i64) {
+    /// Notes the layer of an instruction, and whether others may have it.
+    fn record(&self, at: Span, key: Digest, layer: &ImageLayer, created: i64, is_shared: bool) {
         let mut notes = self.build.notes();
-        if !self.image.has_secret {
+        notes.layers.push((layer.clone(), at));
+        if is_shared && !self.image.has_secret {
             notes.results.push(StepResult { key: key.clone(), layer: layer.clone(), created });
         }
         notes.steps.push(RecordedStep {
@@ -974,6 +984,26 @@ impl<'a> Stage<'a> {
             }
         };
         tokio::try_join!(put, read).map(drop)
+    }
+
+    /// Keeps a layer with a secret for this build only, and for stages that the image does not have:
+    /// no other build is given it, with whatever secrets, and each makes its own.
+    async fn keep_apart(
+        &self,
+        new: &NewLayer,
+        held: &HeldSecret,
+        at: Span,
+    ) -> Result<(), BuildError> {
+        self.trail().steps.pop();
+        self.build.warn_of(held, at, "so the build cache does not keep it").await;
+        match &new.index {
+            Some(index) => self.build.builder.layers.keep_read(&new.layer, index).await,
+            None => Ok(()),
+        }
+    }
+
+    fn place(&self, at: Span) -> LayerPlace {
+        LayerPlace { at, is_in_result: self.build.plan.result_stands_on(self.id) }
     }
 
     fn trail(&self) -> MutexGuard<'_, TrailUnderWay> {

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use builder::{
     BaseImages, BuildError, BuildEvents, BuildRequest, Builder, CacheImports, ContextFiles,
-    ContextLimits, ContextOptions, ImageError, ListError, OwnNames, RecordedRepository, Secrets,
-    SshAgents, StoredImage,
+    ContextLimits, ContextOptions, ImageError, KnownSecrets, ListError, OwnNames,
+    RecordedRepository, Secrets, SshAgents, StoredImage,
 };
 use container::{Limits, Network, Peers, Removals};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName, RepositoryName};
@@ -107,6 +107,8 @@ pub struct RunRequest {
     pub task_name: String,
     pub step: BuildStep,
     pub logins: RunLogins,
+    /// What no image may hold.
+    pub known_secrets: KnownSecrets,
     /// Bound on all of it, from now on.
     pub timeout: Duration,
     /// Seconds since 1970.
@@ -157,6 +159,8 @@ pub struct BuildOptions {
     /// Images that hold caches of others.
     pub cache_from: Vec<Reference>,
     pub cache_to: Vec<CacheExport>,
+    /// Whether results of all stages are put somewhere else too.
+    pub shares_results: bool,
     /// Also of layers of base images.
     pub force_compression: bool,
     /// By the names that they take from stages and images.
@@ -751,6 +755,9 @@ pub(crate) fn build_request(
         peers: options.peers.clone(),
         limits,
         secrets: options.secrets.clone(),
+        known_secrets: request.known_secrets.clone(),
+        shares_results: options.shares_results
+            || options.cache_to.iter().any(|export| export.all_steps),
         ssh_agents: options.ssh_agents.clone(),
         extra_hosts: options.extra_hosts.clone(),
         labels: options.labels.clone(),

@@ -28,7 +28,7 @@ mod steps;
 mod unpack;
 mod variables;
 
-pub use builder::{ContextLimits, ContextList, ListError, without_credentials};
+pub use builder::{ContextLimits, ContextList, KnownSecrets, ListError, without_credentials};
 pub use cache::{CacheExport, NamedCache};
 pub use context::ContextSource;
 pub use dependencies::{Dependencies, GitDependency, ImageDependency};

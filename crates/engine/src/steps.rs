@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use builder::{BuildCost, Builder, ContextFiles, RecordedRepository};
+use builder::{BuildCost, Builder, ContextFiles, KnownSecrets, RecordedRepository};
 use container::{PeerNetwork, Private, Usage};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -95,6 +95,8 @@ pub struct TaskRequest {
     /// What random texts of the file begin from.
     pub seed: Seed,
     pub logins: RunLogins,
+    /// What no image may hold. A secret that becomes known while the run goes on is added to it.
+    pub known_secrets: KnownSecrets,
 }
 
 /// A text of the request, or where it is in the context.

@@ -15,8 +15,9 @@ use container::Network;
 use control::{Attempt, BuildRequest, Commit, End, Executor, Outcome, OutputImage};
 use dockerfile::ContextAddress;
 use engine::{
-    BuildOptions, BuildStep, CacheExport, ContextSource, Engine, ImagesOf, Lease, LocalHousekeeper,
-    LocalPublisher, NamedContext, OwnLogin, PublishError, PushPolicy, RunLogins, RunRequest,
+    BuildOptions, BuildStep, CacheExport, ContextSource, Engine, ImagesOf, KnownSecrets, Lease,
+    LocalHousekeeper, LocalPublisher, NamedContext, OwnLogin, PublishError, PushPolicy, RunLogins,
+    RunRequest,
 };
 use oci::{Annotations, RegistryName, RepositoryName};
 use remote::{Credentials, Remote, RemoteSettings, Upstream};
@@ -191,14 +192,16 @@ pub(crate) async fn execute(engine: &Engine, attempt: &Attempt, secrets: Secrets
     let Secrets { seed, own, ssh_agents } = secrets;
     // Commands can show it.
     attempt.log.hide([&*own.password]);
+    let known_secrets = known_secrets(&attempt.run.request, &own);
     let logins = logins(engine, attempt.run.request.logins(), own);
     let build = match &attempt.run.request {
         control::RunRequest::Build(build) => build,
         control::RunRequest::Task(task) => {
-            return tasks::execute(engine, attempt, task, seed, logins).await;
+            let with = tasks::With { seed, logins, known_secrets };
+            return tasks::execute(engine, attempt, task, with).await;
         }
     };
-    let mut request = match run_request(attempt, build, logins) {
+    let mut request = match run_request(attempt, build, logins, known_secrets) {
         Ok(request) => request,
         Err(message) => return Outcome::of(End::Error(message)),
     };
@@ -235,6 +238,7 @@ fn run_request(
     attempt: &Attempt,
     request: &BuildRequest,
     logins: RunLogins,
+    known_secrets: KnownSecrets,
 ) -> Result<RunRequest, String> {
     let arguments = request.arguments.iter().map(|argument| engine::Argument {
         name: argument.name.clone(),
@@ -267,9 +271,28 @@ fn run_request(
             options: build_options(&request.options)?,
         },
         logins,
+        known_secrets,
         timeout: request.timeout + TIMEOUT_SLACK,
         now: begun_at(attempt),
     })
+}
+
+/// All that no image of an attempt may hold, with names for those that have one. Build secrets and
+/// build arguments have theirs from the builder.
+fn known_secrets(request: &control::RunRequest, own: &Credentials) -> KnownSecrets {
+    let known = KnownSecrets::default();
+    known.add_new("the password of the run", &*own.password);
+    if let control::RunRequest::Task(task) = request {
+        for value in task.values.iter().filter(|value| value.secret) {
+            known.add(format!("value `{}`", value.name), &*value.value);
+        }
+    }
+    for (host, login) in &request.logins().others {
+        known.add(format!("the password for `{host}`"), &*login.password);
+    }
+    // Whatever else there is.
+    request.secrets().for_each(|value| known.add("a secret of the run", value));
+    known
 }
 
 /// With which registries an attempt is logged in. In its own one it has its own right, whatever else
@@ -316,6 +339,7 @@ fn build_options(options: &control::BuildOptions) -> Result<BuildOptions, String
                 all_steps: export.all_steps,
             })
             .collect(),
+        shares_results: false,
         force_compression: options.force_compression,
         contexts: (options.contexts.iter())
             .map(|(name, context)| Ok((name.clone(), named_context(context)?)))

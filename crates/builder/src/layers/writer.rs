@@ -12,6 +12,7 @@ use super::index::{IndexEntry, IndexWriter, LayerIndex};
 use super::tar_entry::{write_end, write_header, write_padding};
 use crate::assemble::ImageLayer;
 use crate::name::{bytes_of, text_of};
+use crate::secret_scan::{Findings, LayerSearch};
 use crate::tree::{Node, NodeKind};
 
 /// Read at once of a file.
@@ -26,6 +27,8 @@ pub(crate) struct LayerWriter {
     buffer: Vec<u8>,
     /// No time is later than this.
     time_max: Option<i64>,
+    /// Looks for secrets.
+    search: Option<LayerSearch>,
 }
 
 /// A layer that has been written, and is not durable yet.
@@ -35,6 +38,8 @@ pub(crate) struct Written {
     pub(crate) blocks: Option<BlockMap>,
     /// Bytes that came from an earlier layer.
     pub(crate) reused: u64,
+    /// Secrets that are in it.
+    pub(crate) found: Findings,
 }
 
 impl LayerWriter {
@@ -44,13 +49,14 @@ impl LayerWriter {
         compression: Compression,
         earlier: Option<Arc<EarlierBlocks>>,
         time_max: Option<i64>,
+        search: Option<LayerSearch>,
         spools: &Path,
     ) -> io::Result<Self> {
         let encoder = BlockWriter::new(blob, compression)?.noting(earlier);
         let media_type = compression.format.media_type();
         let out = Hashing { inner: encoder, hasher: Hasher::sha256() };
         let (index, buffer) = (IndexWriter::new(spools), vec![0; BUFFER_SIZE]);
-        Ok(Self { out, media_type, index, buffer, time_max })
+        Ok(Self { out, media_type, index, buffer, time_max, search })
     }
 
     /// Adds a folder, link or device.
@@ -82,6 +88,9 @@ impl LayerWriter {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             hasher.update(&buffer[..read]);
+            if let Some(search) = &mut self.search {
+                search.bytes(&buffer[..read]);
+            }
             self.out.write_all(&buffer[..read])?;
             left -= read as u64;
         }
@@ -101,6 +110,7 @@ impl LayerWriter {
     pub(crate) fn add_hard_link(&mut self, path: &[u8], first: u64) -> io::Result<()> {
         let (target, node) = self.index.entry(first)?;
         self.header(path, &node, Some(&*bytes_of(&target)))?;
+        self.end_search(path);
         self.index.push(&IndexEntry::Link { path: text_of(path), first })
     }
 
@@ -118,7 +128,8 @@ impl LayerWriter {
         let diff_id = self.out.hasher.finish();
         let Finished { out: blob, blocks, reused } = self.out.inner.finish()?;
         let layer = LayerBlob { blob, media_type: self.media_type, diff_id };
-        Ok(Written { layer, index: self.index.finish(), blocks, reused })
+        let found = self.search.map(LayerSearch::finish).unwrap_or_default();
+        Ok(Written { layer, index: self.index.finish(), blocks, reused, found })
     }
 
     /// Begins an entry. `link`: as for [`write_header`].
@@ -128,6 +139,11 @@ impl LayerWriter {
             _ => 0,
         };
         self.out.inner.begin_entry(path, size)?;
+        if let Some(search) = &mut self.search {
+            search.text(path);
+            search.text(link.unwrap_or_default());
+            search.node(node);
+        }
         write_header(&mut self.out, path, node, link)
     }
 
@@ -139,7 +155,15 @@ impl LayerWriter {
         node
     }
 
+    fn end_search(&mut self, path: &[u8]) {
+        if let Some(search) = &mut self.search {
+            search.end(path);
+        }
+    }
+
+    /// Ends an entry.
     fn note(&mut self, path: &[u8], node: Node) -> io::Result<()> {
+        self.end_search(path);
         self.index.push(&IndexEntry::from_tar(text_of(path), Node { link: None, ..node }))
     }
 }
@@ -152,6 +176,10 @@ pub(crate) struct LayerBlob {
 }
 
 impl LayerBlob {
+    pub(crate) fn diff_id(&self) -> &Digest {
+        &self.diff_id
+    }
+
     /// Blocking.
     pub(crate) fn commit(self) -> store::Result<ImageLayer> {
         let stored = self.blob.commit(None)?;

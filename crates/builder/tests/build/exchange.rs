@@ -10,7 +10,7 @@ use store::{Cause, Expected, NewManifest};
 use crate::support::*;
 
 /// Puts the cache of a build into another store, as `registry.test/cache`.
-async fn put_cache(from: &Fixture, to: &Fixture, built: &Built, is_index: bool) {
+pub(crate) async fn put_cache(from: &Fixture, to: &Fixture, built: &Built, is_index: bool) {
     let image = cache_image(&built.results).expect("there are results");
     let (registry, repository) = (RegistryName::default(), "cache".parse().unwrap());
     let mut blobs = vec![image.config.to_vec()];

@@ -18,4 +18,5 @@ mod language;
 mod listed;
 mod mounts;
 mod run;
+mod secrets;
 mod trust;

@@ -47,12 +47,14 @@ pub(crate) async fn execute(
 ) -> Result<(), Failure> {
     let Parts { names, mut request, address } = parts(context, build)?;
     request.step.options.secrets = secrets(context, build).await?;
+    know_volumes(context);
     let cache = match build.cache {
         true => StepCache::of(context, &step.id, &build.arguments.tags).await?,
         false => None,
     };
     if let Some(cache) = &cache {
         request.step.options.cache_from.extend(cache.to_import(context).await?);
+        request.step.options.shares_results = true;
     }
     let cache = cache.as_ref();
     let (request, names) = (&request, names.as_slice());
@@ -178,6 +180,16 @@ async fn secrets(context: &TaskContext<'_>, build: &Build) -> Result<Secrets, Fa
         secrets.insert(id.to_owned(), secret);
     }
     Ok(secrets)
+}
+
+/// Files of volumes are secrets of the run, whichever steps have them.
+fn know_volumes(context: &TaskContext<'_>) {
+    for (volume, files) in &context.volumes {
+        for (name, content) in files {
+            let name = format!("file `{name}` of volume `{volume}`");
+            context.request.known_secrets.add(name, content.reveal());
+        }
+    }
 }
 
 async fn build_once(
@@ -419,7 +431,9 @@ fn run_request(context: &TaskContext<'_>, build: &Build) -> Result<RunRequest, F
     let (run, now) = (context.request.run.clone(), context.request.now);
     // The step has the engine of its run, which is logged in.
     let logins = RunLogins::default();
-    Ok(RunRequest { run, task_name: String::new(), step, logins, timeout: NO_TIMEOUT, now })
+    let (task_name, timeout) = (String::new(), NO_TIMEOUT);
+    let known_secrets = context.request.known_secrets.clone();
+    Ok(RunRequest { run, task_name, step, logins, known_secrets, timeout, now })
 }
 
 /// Whether a text is a secret or has it somewhere, as it is or in Base64.

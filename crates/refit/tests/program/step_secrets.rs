@@ -143,3 +143,30 @@ steps:
     assert!(step("long")["milliseconds"].as_u64().unwrap() > 0, "{steps:?}");
     assert_eq!(step("never")["state"], "skipped");
 }
+
+#[test]
+fn as_root_no_image_of_a_run_gets_a_secret_of_it() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    sandbox.write("app/Dockerfile", "FROM scratch\nCOPY conf /conf\n");
+    let task = "version: v1.1.0
+volumes:
+  - {name: vault, secret: {f: '{{b64enc \"only-in-a-volume\"}}'}}
+steps:
+  - cmd: $Registry/busybox sh -c 'mkdir -p conf && printf \"key=%s\" WHAT > conf/app.ini'
+    env: ['KEY={{.Values.p}}']
+  - build: -t $Registry/app .
+  - push: [$Registry/app]
+";
+    let copied = |what: &str| {
+        let task = task.replace("WHAT", what);
+        run(&sandbox, &server, &task, &["--set-secret", "p=hunter22-hunter22"])
+    };
+    let failed = copied("$KEY").code(1);
+    failed
+        .stderr_has("the layer holds value `p` in `/conf/app.ini`, and an image must not have it")
+        .stderr_has("2 | COPY conf /conf")
+        .stderr_lacks("hunter22");
+    copied("only-in-a-volume").code(1).stderr_has("the layer holds file `f` of volume `vault`");
+    copied("nothing").success();
+}

@@ -1,21 +1,29 @@
 //! Runs of task files meet the engine.
 
 use control::{Attempt, Commit, End, Outcome, OutputImage, TaskRequest};
-use engine::{Engine, RunLogins, SetValue, TaskEnd, TaskOutput, TaskText, execute_task};
+use engine::{
+    Engine, KnownSecrets, RunLogins, SetValue, TaskEnd, TaskOutput, TaskText, execute_task,
+};
 use task::Seed;
 
 use super::events::LogEvents;
 use super::{AttemptLease, context_source, outcome_of};
+
+/// What an attempt has besides its request.
+pub(super) struct With {
+    pub(super) seed: Seed,
+    pub(super) logins: RunLogins,
+    pub(super) known_secrets: KnownSecrets,
+}
 
 /// Executes the task of a run.
 pub(super) async fn execute(
     engine: &Engine,
     attempt: &Attempt,
     task: &TaskRequest,
-    seed: Seed,
-    logins: RunLogins,
+    with: With,
 ) -> Outcome {
-    let request = match request(attempt, task, seed, logins) {
+    let request = match request(attempt, task, with) {
         Ok(request) => request,
         Err(message) => return Outcome::of(End::Error(message)),
     };
@@ -30,8 +38,7 @@ pub(super) async fn execute(
 fn request(
     attempt: &Attempt,
     task: &TaskRequest,
-    seed: Seed,
-    logins: RunLogins,
+    With { seed, logins, known_secrets }: With,
 ) -> Result<engine::TaskRequest, String> {
     let values = task.values.iter().map(|value| SetValue {
         name: value.name.clone(),
@@ -50,6 +57,7 @@ fn request(
         now: super::begun_at(attempt),
         seed,
         logins,
+        known_secrets,
     })
 }
 
