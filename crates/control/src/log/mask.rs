@@ -1,35 +1,28 @@
 //! Secrets do not reach a log.
 
-use aho_corasick::{AhoCorasick, AhoCorasickKind};
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD_NO_PAD;
+mod encodings;
+mod finder;
+
 use engine::without_credentials;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use self::encodings::{encoded, in_json};
+use self::finder::Finder;
 
 /// What stands where a secret was.
 const MASK: &str = "***";
-
-/// The part of a secret in the middle of Base64 is hidden from so many characters on.
-const BASE64_LEN_MIN: usize = 6;
-
-/// A finder takes many times the memory of what it finds, in bytes.
-const FINDER_SIZE_MAX: usize = 64 << 10;
 
 /// At most so much of a text waits for the rest of a secret, in bytes.
 const HELD_MAX: usize = 64 << 10;
 
 /// Replaces secret values in text: as they are, their lines, and in the encodings in which programs
-/// pass them on. Of addresses in it, what is before the `@` goes too.
+/// pass them on: Base64, those of addresses, and inside JSON. Of addresses in it, what is before the
+/// `@` goes too.
 ///
 /// A program that takes a secret apart in another way is beyond it.
 #[derive(Clone, Default)]
 pub struct Mask {
-    /// Sorted.
-    secrets: Vec<String>,
-    /// Finds all of them in one pass, unless they are too large for it.
-    finder: Option<AhoCorasick>,
-    /// The longest of them, in bytes.
-    longest: usize,
+    /// All forms of the values.
+    finder: Finder,
 }
 
 impl Mask {
@@ -48,34 +41,28 @@ impl Mask {
 
     /// Whether a secret is one of those that it hides.
     pub(crate) fn has(&self, secret: &str) -> bool {
-        self.secrets.binary_search_by(|known| known.as_str().cmp(secret.trim())).is_ok()
+        self.finder.has(secret.trim())
     }
 
     /// The same for more secrets.
     pub(crate) fn with<'a>(&self, values: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut secrets = self.secrets.clone();
+        let mut secrets = self.finder.sought().to_vec();
         for value in values.into_iter().filter(|value| Self::hides(value)) {
             secrets.push(value.trim().to_owned());
-            secrets.extend(value.lines().map(|line| line.trim().to_owned()));
+            for line in value.lines().map(str::trim) {
+                secrets.push(line.to_owned());
+                secrets.extend(in_json(line));
+            }
             secrets.extend(encoded(value));
             secrets.extend(encoded(value.trim()));
         }
         secrets.retain(|secret| Self::hides(secret));
-        secrets.sort_unstable();
-        secrets.dedup();
-        let size: usize = secrets.iter().map(String::len).sum();
-        let longest = secrets.iter().map(String::len).max().unwrap_or_default();
-        let finder = || {
-            let kind = Some(AhoCorasickKind::ContiguousNFA);
-            AhoCorasick::builder().kind(kind).build(&secrets).ok()
-        };
-        let finder = (1..=FINDER_SIZE_MAX).contains(&size).then(finder).flatten();
-        Self { finder, secrets, longest }
+        Self { finder: Finder::new(secrets) }
     }
 
     /// Replaces the secrets of a text.
     pub(crate) fn apply(&self, text: &mut String) {
-        let found = self.find(text);
+        let found = self.finder.find(text);
         if !found.is_empty() {
             let (mut masked, mut done) = (String::with_capacity(text.len()), 0);
             for (from, to) in found {
@@ -93,98 +80,38 @@ impl Mask {
 
     /// Takes off the end of a text what may be the beginning of a secret.
     pub(crate) fn take_begun(&self, text: &mut String) -> String {
-        let longest = self.longest.saturating_sub(1).min(HELD_MAX);
-        let first = text.ceil_char_boundary(text.len().saturating_sub(longest));
-        let starts = text[first..].char_indices().map(|(at, _)| first + at);
-        let mut starts = starts.filter(|&at| self.is_beginning(&text[at..]));
-        let Some(begun) = starts.next() else { return String::new() };
+        self.held_from(text).map_or_else(String::new, |from| text.split_off(from))
+    }
+
+    /// From where on a text waits for what comes.
+    fn held_from(&self, text: &str) -> Option<usize> {
+        let mut starts = self.finder.begun(text, HELD_MAX);
+        let begun = starts.next()?;
         // One that overlaps with it is seen together with it, or its rest would be shown.
-        let found = self.find(text);
+        let found = self.finder.find(text);
         let after = found.partition_point(|&(from, _)| from < begun);
         let overlapping = found[..after].last().filter(|&&(_, to)| begun < to);
-        let from = match overlapping {
+        match overlapping {
             Some(&(from, _)) if text.len() - from <= HELD_MAX => Some(from),
             // What is found is never taken apart.
             Some(&(_, to)) => starts.find(|&at| at >= to),
             None => Some(begun),
-        };
-        from.map_or_else(String::new, |from| text.split_off(from))
-    }
-
-    /// Whether a secret begins with a text and is longer.
-    fn is_beginning(&self, text: &str) -> bool {
-        let next = self.secrets.partition_point(|secret| secret.as_str() <= text);
-        self.secrets.get(next).is_some_and(|secret| secret.starts_with(text))
-    }
-
-    /// Where secrets are, those that overlap as one.
-    fn find(&self, text: &str) -> Vec<(usize, usize)> {
-        let mut found = Vec::new();
-        match &self.finder {
-            // In the order of their ends.
-            Some(finder) => {
-                let all = finder.find_overlapping_iter(text);
-                all.for_each(|one| merge(&mut found, one.start(), one.end()));
-            }
-            None => {
-                let all = self.secrets.iter().flat_map(|secret| text.match_indices(&**secret));
-                let mut all: Vec<_> = all.map(|(at, secret)| (at + secret.len(), at)).collect();
-                all.sort_unstable();
-                all.into_iter().for_each(|(to, from)| merge(&mut found, from, to));
-            }
         }
-        found
     }
-}
-
-/// Adds a range that ends after the others, which may overlap with it.
-fn merge(found: &mut Vec<(usize, usize)>, mut from: usize, to: usize) {
-    while let Some(&(earlier, end)) = found.last()
-        && end > from
-    {
-        from = from.min(earlier);
-        found.pop();
-    }
-    found.push((from, to));
-}
-
-/// What programs leave as it is in parts of addresses; some also leave slashes.
-const IN_ADDRESS: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-const IN_PATH: &AsciiSet = &IN_ADDRESS.remove(b'/');
-
-/// A secret as programs often pass it on: in Base64, also without padding and for addresses, and in
-/// the percent encodings of addresses and of forms.
-fn encoded(secret: &str) -> impl Iterator<Item = String> {
-    let base64 = BASE64_STANDARD_NO_PAD.encode(secret);
-    let for_addresses = base64.replace('+', "-").replace('/', "_");
-    let percent = |set| utf8_percent_encode(secret, set).to_string();
-    let (all, address, path) = (percent(NON_ALPHANUMERIC), percent(IN_ADDRESS), percent(IN_PATH));
-    let form: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
-    let inside = inside_base64(secret);
-    [base64, for_addresses, all, address, path, form].into_iter().chain(inside)
-}
-
-/// What is always seen of a secret in the Base64 of a longer text, by where in a group of three
-/// bytes it begins. The characters at its ends depend on its neighbours.
-fn inside_base64(secret: &str) -> impl Iterator<Item = String> {
-    let shifted = (0..3_usize).map(|shift| {
-        let bytes = [&b"   "[..shift], secret.as_bytes()].concat();
-        let whole = bytes.len() * 8 / 6;
-        BASE64_STANDARD_NO_PAD.encode(bytes)[(shift * 8).div_ceil(6)..whole].to_owned()
-    });
-    let plain = shifted.filter(|part| part.len() >= BASE64_LEN_MIN);
-    plain.flat_map(|part| [part.replace('+', "-").replace('/', "_"), part])
 }
 
 /// Hides what it hides.
 impl std::fmt::Debug for Mask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Mask({} secrets)", self.secrets.len())
+        write!(f, "Mask({} texts)", self.finder.sought().len())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD_NO_PAD;
+
     use super::*;
 
     #[test]
@@ -221,6 +148,28 @@ mod tests {
             let mut masked = text;
             mask.apply(&mut masked);
             assert_eq!(masked.trim_end_matches('='), expected.trim_end_matches('='));
+        }
+    }
+
+    #[test]
+    fn secrets_are_masked_inside_json() {
+        let secret = "a/b\"c\\d<é🔑>\n\u{1}'e+";
+        let mask = Mask::new([secret, "first\"line\nsecond"]);
+        for written in [
+            r#"a/b\"c\\d<é🔑>\n\u0001'e+"#,
+            r#"a\/b\"c\\d<é🔑>\n\u0001'e+"#,
+            r#"a\/b\"c\\d<\u00e9\ud83d\udd11>\n\u0001'e+"#,
+            r#"a/b\"c\\d<\u00e9\ud83d\udd11>\n\u0001'e+"#,
+            r#"a/b\"c\\d<\u00E9\uD83D\uDD11>\n\u0001'e+"#,
+            r#"a/b\"c\\d\u003cé🔑\u003e\n\u0001'e+"#,
+            r#"a/b\"c\\d\u003cé🔑\u003e\n\u0001\u0027e+"#,
+            r#"a/b\u0022c\\d\u003C\u00E9\uD83D\uDD11\u003E\n\u0001\u0027e\u002B"#,
+            r#"first\"line"#,
+            r#"first\"line\nsecond"#,
+        ] {
+            assert_eq!(in_pieces(&mask, &["\"", written, "\""]), "\"***\"", "{written}");
+            let (start, end) = written.split_at(7);
+            assert_eq!(in_pieces(&mask, &["\"", start, end, "\""]), "\"***\"", "{written}");
         }
     }
 
