@@ -210,7 +210,7 @@ pub struct RunLog {
 
 impl RunLog {
     /// A text without the secrets of its run.
-    pub(crate) fn masked(&self, text: &str) -> String {
+    pub fn masked(&self, text: &str) -> String {
         let mut text = text.to_owned();
         self.live.mask().apply(&mut text);
         text

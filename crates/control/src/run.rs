@@ -368,7 +368,34 @@ impl fmt::Debug for RemoteSource {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildSecret {
     pub id: String,
+    #[serde(with = "base64_bytes")]
     pub value: Vec<u8>,
+}
+
+/// Bytes as one text.
+mod base64_bytes {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
+
+    /// As rows of earlier versions have them, too.
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Text(String),
+        Numbers(Vec<u8>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&BASE64_STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        match Form::deserialize(from)? {
+            Form::Text(text) => BASE64_STANDARD.decode(text).map_err(D::Error::custom),
+            Form::Numbers(bytes) => Ok(bytes),
+        }
+    }
 }
 
 impl fmt::Debug for BuildSecret {

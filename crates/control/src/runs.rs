@@ -85,6 +85,9 @@ const SCHEMA: &[&str] = &[
     "CREATE INDEX runs_by_secrets ON runs (finished_at) WHERE secrets IS NOT NULL",
 ];
 
+/// Not empty while something may be left of secrets that were not sealed.
+const TRACES: &[&str] = &["CREATE TABLE traces (id BIGINT NOT NULL PRIMARY KEY)"];
+
 /// Who has queued a run that nobody asked for.
 const SERVER: &str = "server";
 
@@ -185,6 +188,7 @@ impl Runs {
         db.migrate("runs", SCHEMA).await.map_err(ControlError::database(failed))?;
         // The queue asks whether a pool is there.
         db.migrate("agent_pools", pools::SCHEMA).await.map_err(ControlError::database(failed))?;
+        db.migrate("traces", TRACES).await.map_err(ControlError::database(failed))?;
         db.migrate("audit", audit::SCHEMA).await.map_err(ControlError::database(failed))?;
         let shared = Shared {
             db,
@@ -211,7 +215,6 @@ impl Runs {
             "UPDATE runs SET secrets = NULL WHERE secrets IS NOT NULL AND finished_at IS NOT NULL",
         );
         table::execute(&self.shared.db, "forget the secrets of runs", statement).await?;
-        let mut in_the_open = false;
         for row in self.unfinished_rows().await? {
             let sealed: Option<&str> = column(&row, "secrets")?;
             if sealed.is_some_and(|sealed| self.shared.keys.is_current(sealed)) {
@@ -222,7 +225,7 @@ impl Runs {
             if secrets.is_none() {
                 continue;
             }
-            in_the_open |= sealed.is_none();
+            self.shared.note_traces(sealed).await?;
             let statement = sqlx::query(
                 "UPDATE runs SET request = $3, secrets = $4 WHERE registry = $1 AND number = $2",
             )
@@ -232,7 +235,7 @@ impl Runs {
             .bind(secrets);
             table::execute(&self.shared.db, "seal the secrets of a run", statement).await?;
         }
-        self.shared.scrape_if(in_the_open).await
+        self.shared.remove_traces().await
     }
 
     /// Queues a run. When this returns, a crash cannot lose it.
@@ -669,12 +672,6 @@ impl Runs {
 
     /// What follows from an end that is recorded: the log's last line, and no more leases.
     pub(crate) async fn after_end(&self, run: &Run) -> Result<()> {
-        // Whatever becomes of that, followers of the log wait for its end.
-        let has_secrets = run.request.secrets().any(|secret| !secret.is_empty());
-        let forgotten = match has_secrets {
-            true => self.forget_secrets(run).await,
-            false => Ok(()),
-        };
         if let Some(active) = self.active().remove(&log_key(run)) {
             active.cancel.cancel();
         }
@@ -688,7 +685,7 @@ impl Runs {
         }
         self.shared.ended.send_modify(|count| *count += 1);
         self.queue_has_changed();
-        forgotten
+        Ok(())
     }
 
     /// The same for many rows: all of them, whatever becomes of one, since followers wait for the
@@ -709,15 +706,6 @@ impl Runs {
     pub(crate) fn queue_has_changed(&self) {
         self.shared.wake.notify_one();
         self.shared.queued.send_modify(|count| *count += 1);
-    }
-
-    async fn forget_secrets(&self, run: &Run) -> Result<()> {
-        let statement =
-            sqlx::query("UPDATE runs SET secrets = NULL WHERE registry = $1 AND number = $2")
-                .bind(run.registry.as_str())
-                .bind(run.id.number());
-        table::execute(&self.shared.db, "forget the secrets of a run", statement).await?;
-        Ok(())
     }
 
     pub(crate) async fn log(&self, run: &Run) -> Result<RunLog> {
@@ -815,15 +803,33 @@ pub(crate) struct Output {
 }
 
 impl Shared {
-    /// Leaves nothing of secrets that were in the open.
-    pub(crate) async fn scrape_if(&self, in_the_open: bool) -> Result<()> {
-        match in_the_open {
-            true => self.db.scrape().await.map_err(ControlError::database("write the tables anew")),
-            false => Ok(()),
+    /// Remembers, before it is sealed, that a secret was in the open: what was there before is left
+    /// in the file, and in its log.
+    pub(crate) async fn note_traces(&self, sealed: Option<&str>) -> Result<()> {
+        if sealed.is_some() {
+            return Ok(());
         }
+        let statement = sqlx::query("INSERT INTO traces (id) VALUES (1) ON CONFLICT DO NOTHING");
+        table::execute(&self.db, "note that secrets are in the open", statement).await?;
+        Ok(())
     }
 
-    /// Writes to the audit log which of these runs have ended, and what they pushed.
+    /// Leaves nothing of secrets that were in the open.
+    pub(crate) async fn remove_traces(&self) -> Result<()> {
+        let failed = "remove what is left of secrets";
+        let traces: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM traces")
+            .fetch_one(self.db.reads())
+            .await
+            .map_err(ControlError::database(failed))?;
+        if traces > 0 {
+            self.db.scrape().await.map_err(ControlError::database(failed))?;
+            table::execute(&self.db, failed, sqlx::query("DELETE FROM traces")).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes to the audit log which of these runs have ended, and what they pushed; and forgets
+    /// their secrets.
     pub(crate) async fn note_ends(
         &self,
         connection: &mut SqliteConnection,
@@ -834,6 +840,14 @@ impl Shared {
             let run = self.run_of(row)?;
             if !run.status.is_final() {
                 continue;
+            }
+            if column::<Option<&str>>(row, "secrets")?.is_some() {
+                sqlx::query("UPDATE runs SET secrets = NULL WHERE registry = $1 AND number = $2")
+                    .bind(run.registry.as_str())
+                    .bind(run.id.number())
+                    .execute(&mut *connection)
+                    .await
+                    .map_err(ControlError::database("forget the secrets of a run"))?;
             }
             let images = run.images.iter();
             let images = images.map(|image| format!(" {}@{}", image.repository, image.digest));

@@ -5,6 +5,7 @@ use std::fmt;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use json_patch::Patch;
+use oci::Digest;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, Salt};
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -23,8 +24,8 @@ const FORM: &str = "1";
 /// The keys that seal secrets in the database. The first one seals, all of them open.
 ///
 /// Each text is sealed by AES-256-GCM with a key of its own (HKDF-SHA256 over a random salt), and
-/// can be opened only in the place that it was sealed for: nobody who can write into the database
-/// gives the secrets of one task to another.
+/// can be opened only in the place that it was sealed for, beside what it was sealed with: nobody who
+/// can write into the database gives the secrets of one task to another, or sends them elsewhere.
 pub struct SecretKeys {
     keys: Vec<SecretKey>,
 }
@@ -66,14 +67,16 @@ impl SecretKeys {
 
     /// Opens what was sealed for a place.
     pub(crate) fn open(&self, place: &str, sealed: &str) -> Result<Vec<u8>> {
-        let damaged = || ControlError::Unsealable { place: place.to_owned(), key: None };
+        // The digest says nothing to people.
+        let shown = place.split_once(" sha256:").map_or(place, |(place, _)| place);
+        let damaged = || ControlError::Unsealable { place: shown.to_owned(), key: None };
         let mut parts = sealed.splitn(3, ':');
         let (Some(FORM), Some(id), Some(text)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(damaged());
         };
         let key = self.keys.iter().find(|key| key.id == id);
         let key = key.ok_or_else(|| ControlError::Unsealable {
-            place: place.to_owned(),
+            place: shown.to_owned(),
             key: Some(id.chars().take(40).collect()),
         })?;
         let bytes = BASE64_STANDARD_NO_PAD.decode(text).map_err(|_| damaged())?;
@@ -107,7 +110,8 @@ impl SecretKeys {
         let record = serde_json::to_value(record).map_err(writing)?;
         let open = serde_json::to_value(open).map_err(writing)?;
         let secrets = serde_json::to_vec(&json_patch::diff(&open, &record)).map_err(writing)?;
-        Ok((text, Some(self.seal(place, &secrets)?)))
+        let sealed = self.seal(&beside(place, &text), &secrets)?;
+        Ok((text, Some(sealed)))
     }
 
     /// Puts a record together again.
@@ -119,12 +123,18 @@ impl SecretKeys {
     ) -> Result<T> {
         let Some(secrets) = secrets else { return serde_json::from_str(open).map_err(reading) };
         let secrets: Patch =
-            serde_json::from_slice(&self.open(place, secrets)?).map_err(reading)?;
+            serde_json::from_slice(&self.open(&beside(place, open), secrets)?).map_err(reading)?;
         let mut record: Value = serde_json::from_str(open).map_err(reading)?;
         json_patch::patch(&mut record, &secrets)
             .map_err(|_| ControlError::Unsealable { place: place.to_owned(), key: None })?;
         serde_json::from_value(record).map_err(reading)
     }
+}
+
+/// The place of secrets beside what may be read: those of one record are for no other one, nor for
+/// the same with another address in it.
+pub(crate) fn beside(place: &str, open: &str) -> String {
+    format!("{place} {}", Digest::of(open.as_bytes()))
 }
 
 impl SecretKey {

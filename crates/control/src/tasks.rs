@@ -168,7 +168,6 @@ impl Tasks {
             .fetch_all(self.runs.shared.db.reads())
             .await
             .map_err(ControlError::database("list tasks"))?;
-        let mut in_the_open = false;
         for row in &rows {
             let sealed: Option<&str> = column(row, "secrets")?;
             if sealed.is_some_and(|sealed| self.runs.shared.keys.is_current(sealed)) {
@@ -179,7 +178,7 @@ impl Tasks {
             if secrets.is_none() {
                 continue;
             }
-            in_the_open |= sealed.is_none();
+            self.runs.shared.note_traces(sealed).await?;
             let statement = sqlx::query(
                 "UPDATE tasks SET definition = $3, secrets = $4
                  WHERE registry = $1 AND name_key = $2",
@@ -191,7 +190,7 @@ impl Tasks {
             let sealing = "seal the secrets of a task";
             table::execute(&self.runs.shared.db, sealing, statement).await?;
         }
-        self.runs.shared.scrape_if(in_the_open).await
+        self.runs.shared.remove_traces().await
     }
 
     /// Deletes a task; its runs that wait are canceled, the others stay as they are.

@@ -26,6 +26,9 @@ use write::Writer;
 
 /// Readers at once; each costs memory for its page cache.
 const READERS_MAX: u32 = 4;
+/// How often a log that is being read is tried to be emptied, and in between.
+const CHECKPOINT_TRIES: u32 = 100;
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a statement waits for another process that holds the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -43,6 +46,8 @@ pub enum DbError {
         #[source]
         source: sqlx::Error,
     },
+    #[error("somebody reads the database for too long")]
+    Read,
     #[error("the database is closed")]
     Closed,
     /// The commit that this write shared with others failed.
@@ -106,10 +111,17 @@ impl Db {
     /// Takes as long as it is large, and as much space again.
     pub async fn scrape(&self) -> Result<(), DbError> {
         let mut connection = self.writers.acquire().await?;
-        for statement in ["VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"] {
-            sqlx::query(statement).execute(&mut *connection).await?;
+        sqlx::query("VACUUM").execute(&mut *connection).await?;
+        for _ in 0..CHECKPOINT_TRIES {
+            let busy: i64 = sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)")
+                .fetch_one(&mut *connection)
+                .await?;
+            if busy == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(CHECKPOINT_PAUSE).await;
         }
-        Ok(())
+        Err(DbError::Read)
     }
 
     /// For statements that only read.

@@ -208,7 +208,8 @@ pub(crate) fn secret_keys(data: &Path) -> io::Result<SecretKeys> {
         Some(text) => text,
         None => write_new(&file, &random_secret()?)?,
     };
-    let keys: Option<Vec<_>> = text.lines().map(str::trim).map(key_of_line).collect();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let keys: Option<Vec<_>> = lines.map(key_of_line).collect();
     match keys.as_deref() {
         Some([first, older @ ..]) => Ok(SecretKeys::new(*first, older.iter().copied())),
         _ => {
@@ -297,12 +298,13 @@ pub(crate) fn publish_token(
 
 /// Makes a folder that only its owner may enter, or checks that it is one: whoever could
 /// put it there before us could read what we put into it.
-fn private_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn private_folder(folder: &Path) -> io::Result<()> {
     if let Some(parent) = folder.parent() {
         std::fs::create_dir_all(parent)?;
     }
     match std::fs::DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (),
+        Ok(()) => return folder.parent().map_or(Ok(()), sync),
         result => return result,
     }
     let found = std::fs::symlink_metadata(folder)?;
@@ -312,6 +314,11 @@ fn private_folder(folder: &Path) -> io::Result<()> {
         return Err(io::Error::other(message));
     }
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+}
+
+/// What is in a folder stays in it when power fails.
+fn sync(folder: &Path) -> io::Result<()> {
+    std::fs::File::open(folder)?.sync_all()
 }
 
 fn read(file: &Path) -> io::Result<Option<String>> {
@@ -333,7 +340,8 @@ fn write_new(file: &Path, secret: &str) -> io::Result<String> {
     Ok(secret.to_owned())
 }
 
-fn replace(file: &Path, secret: &str) -> io::Result<()> {
+/// Writes a secret in the place of what is there, so that it is whole or as before.
+pub(crate) fn replace(file: &Path, secret: &str) -> io::Result<()> {
     let unfinished = file.with_extension("part");
     let _ = std::fs::remove_file(&unfinished);
     let mut out =
@@ -341,7 +349,9 @@ fn replace(file: &Path, secret: &str) -> io::Result<()> {
     out.write_all(secret.as_bytes())?;
     out.write_all(b"\n")?;
     out.sync_all()?;
-    std::fs::rename(&unfinished, file)
+    std::fs::rename(&unfinished, file)?;
+    // Something may be sealed with it next.
+    file.parent().map_or(Ok(()), sync)
 }
 
 #[cfg(test)]
@@ -384,7 +394,7 @@ mod tests {
         let file = data.path().join("keys/secrets");
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let older = std::fs::read_to_string(&file).unwrap();
-        std::fs::write(&file, format!("{}\n{older}", "ab".repeat(32))).unwrap();
+        std::fs::write(&file, format!("{}\n\n{older}\n", "ab".repeat(32))).unwrap();
         let both = format!("{:?}", secret_keys(data.path()).unwrap());
         assert!(both.contains(first.trim_matches(['[', ']'])), "{both} {first}");
         for bad in ["", "abc", &"x".repeat(64), &format!("{}\nabc", "ab".repeat(32))] {

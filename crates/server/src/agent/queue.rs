@@ -248,8 +248,13 @@ impl Queue for AgentQueue {
         outcome: &Outcome,
     ) -> Result<bool> {
         self.flush(attempt).await;
-        let error = error.map(str::to_owned);
-        let body = Finish { status, error, outcome: outcome.clone() };
+        // Only this log knows the secrets that steps were given here.
+        let masked = |text: &str| attempt.log.masked(text);
+        let mut outcome = outcome.clone();
+        if let control::End::Failed(text) | control::End::Error(text) = &mut outcome.end {
+            *text = masked(text);
+        }
+        let body = Finish { status, error: error.map(masked), outcome };
         let client = self.client(attempt);
         let told = persistently(LAST_WORDS, || client.tell(&["finish"], &body)).await;
         self.let_go(attempt);
