@@ -13,6 +13,7 @@ mod pool;
 mod purge;
 mod registry;
 mod run;
+mod secret;
 mod task;
 
 pub use access::*;
@@ -27,6 +28,7 @@ pub use pool::*;
 pub use purge::*;
 pub use registry::*;
 pub use run::*;
+pub use secret::*;
 pub use task::*;
 
 /// The file that holds a server's API token, in the folder for tokens of the user that

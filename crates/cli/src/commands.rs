@@ -20,6 +20,7 @@ mod repository;
 mod run;
 mod scope_map;
 mod scrub;
+mod secret;
 mod tag;
 mod task;
 mod task_input;
@@ -71,6 +72,9 @@ pub enum Command {
     /// What tokens may do in which repositories
     #[command(subcommand)]
     ScopeMap(scope_map::Command),
+    /// Secrets that the registry keeps for its runs
+    #[command(subcommand)]
+    Secret(secret::Command),
     /// People and programs that use the server
     #[command(subcommand)]
     Account(account::Command),
@@ -165,6 +169,7 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Agentpool(command) => agentpool::run(session, command).await,
         Command::Token(command) => token::run(session, command).await,
         Command::ScopeMap(command) => scope_map::run(session, command).await,
+        Command::Secret(command) => secret::run(session, command).await,
         Command::Account(command) => account::run(session, command).await,
         Command::Role(command) => account::run_role(session, command).await,
         Command::Audit(command) => audit::run(session, command).await,

@@ -32,8 +32,11 @@ pub(crate) async fn ask_hidden(question: &str) -> Result<String> {
 pub(crate) async fn all_input() -> Result<String> {
     let read = on_thread(|| {
         let mut text = String::new();
-        io::stdin().lock().take(ANSWER_LEN_MAX).read_to_string(&mut text)?;
-        Ok(text)
+        io::stdin().lock().take(ANSWER_LEN_MAX + 1).read_to_string(&mut text)?;
+        match text.len() as u64 > ANSWER_LEN_MAX {
+            true => Err(io::Error::other(format!("it has more than {ANSWER_LEN_MAX} bytes"))),
+            false => Ok(text),
+        }
     });
     let text = read.await.map_err(could_not("read standard input"))?;
     Ok(without_line_end(&text))

@@ -269,7 +269,7 @@ fn refuse_reserved(name: &str) -> Result<()> {
     Err(ControlError::Invalid { message, hint: Some("choose another name".into()) })
 }
 
-fn check_description(description: &str) -> Result<()> {
+pub(crate) fn check_description(description: &str) -> Result<()> {
     if description.len() <= DESCRIPTION_MAX && !description.chars().any(char::is_control) {
         return Ok(());
     }

@@ -34,6 +34,7 @@ mod retention;
 mod run;
 mod runs;
 mod sealing;
+mod secrets;
 mod sources;
 mod table;
 mod task;
@@ -56,8 +57,9 @@ pub use log::{
 };
 pub use logins::{Logins, RegistryLogin};
 pub use names::{
-    AccountName, BadAccountName, BadPoolName, BadScopeMapName, BadTaskName, BadTaskRunName,
-    BadTokenName, PoolName, ScopeMapName, TaskName, TaskRunName, TokenName,
+    AccountName, BadAccountName, BadPoolName, BadScopeMapName, BadSecretName, BadTaskName,
+    BadTaskRunName, BadTokenName, PoolName, ScopeMapName, SecretName, TaskName, TaskRunName,
+    TokenName,
 };
 pub use pools::{Pool, PoolProperties, Pools, Tier};
 pub use queue::{Queue, Worker, WorkerSettings};
@@ -70,6 +72,7 @@ pub use run::{
 };
 pub use runs::{RunFilter, RunSettings, Runs, Swept, TimeRange};
 pub use sealing::SecretKeys;
+pub use secrets::{SecretChange, SecretRuns, Secrets, StoredSecret};
 pub use sources::{ListedSource, NewSource, SourceSettings, Sources};
 pub use task::{NoRun, StoredTask, TaskContext, TaskDefinition, TaskOverrides, TaskStep};
 pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};

@@ -140,6 +140,16 @@ name!(
     "`{0}` cannot name an account: a name has 2 to 100 letters, digits, `-`, `_`, `.`, `+` and `@`"
 );
 
+name!(
+    /// The name of a secret: 1 to 127 letters, digits, `-`, `_` and `.`. Names that differ only in case
+    /// name one.
+    SecretName,
+    BadSecretName,
+    (1..=127),
+    b"_.",
+    "`{0}` cannot name a secret: a name has 1 to 127 letters, digits, `-`, `_` and `.`"
+);
+
 /// As much of a text as an error may repeat.
 fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(60).collect()

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use control::{
-    Attempt, BuildArgument, BuildRequest, Clock, ContextSource, ControlError, End, EventKind,
-    Executor, LogKey, Logs, NewRun, Outcome, OutputImage, Run, RunFilter, RunId, RunKind,
-    RunSettings, RunStatus, Runs, SecretKeys, Swept, TaskDefinition, TaskName, TaskOverrides,
-    TaskRequest, TaskStep, TaskText, TaskValue, Tasks, TimeRange, WaitReason, Worker,
-    WorkerSettings,
+    Attempt, BuildArgument, BuildOptions, BuildRequest, BuildSecret, Clock, ContextSource,
+    ControlError, End, EventKind, Executor, LogKey, Logs, NewRun, Outcome, OutputImage, Run,
+    RunFilter, RunId, RunKind, RunSettings, RunStatus, Runs, SecretChange, SecretKeys, SecretRuns,
+    Secrets, Swept, TaskDefinition, TaskName, TaskOverrides, TaskRequest, TaskStep, TaskText,
+    TaskValue, Tasks, TimeRange, WaitReason, Worker, WorkerSettings,
 };
 use oci::{Algorithm, Compression, Digest, Platform, RegistryName};
 use store::{Catalog, GcOptions, MemoryStore};
@@ -946,6 +946,72 @@ async fn secrets_are_sealed_in_the_database() {
         assert_eq!(runs.get(&local(), run.id).await.unwrap().unwrap(), run);
     }
     assert!(!folder.database_has("hunter2"));
+}
+
+/// Runs of the table that still have secrets.
+async fn with_secrets(folder: &Folder) -> i64 {
+    let db = testing_db(folder.folder.path()).await;
+    let count = sqlx::query_scalar("SELECT COUNT(*) FROM runs WHERE secrets IS NOT NULL");
+    count.fetch_one(db.reads()).await.unwrap()
+}
+
+#[tokio::test]
+async fn secrets_are_gone_with_the_end_however_a_run_ends() {
+    let folder = Folder::new();
+    let runs = folder.open().await;
+    // No text, and large.
+    let secret = BuildSecret { id: "store".into(), value: vec![0xfe; 400 << 10] };
+    let options = BuildOptions { secrets: vec![secret], ..BuildOptions::default() };
+    let binary = || BuildRequest { options: options.clone(), ..request() };
+    let cancelled = runs.submit(&local(), binary()).await.unwrap();
+    assert_eq!(cancelled.request.build(), Some(&binary()));
+    assert_eq!(with_secrets(&folder).await, 1);
+    runs.cancel(&local(), cancelled.id).await.unwrap();
+    assert_eq!(with_secrets(&folder).await, 0);
+    runs.submit(&local(), binary()).await.unwrap();
+    folder.pass(2 * DAY);
+    assert_eq!(runs.sweep().await.unwrap().overdue, 1);
+    assert_eq!(with_secrets(&folder).await, 0);
+    let working = Working::start(&runs, &Script::new([]));
+    let ended_well = runs.submit(&local(), binary()).await.unwrap();
+    ended(&runs, ended_well.id).await;
+    assert_eq!(with_secrets(&folder).await, 0);
+    working.stop().await;
+}
+
+#[tokio::test]
+async fn a_secret_is_for_whom_it_was_made_for() {
+    let folder = Folder::new();
+    let secrets = Secrets::open(folder.open().await).await.unwrap();
+    let name = "signing".parse().unwrap();
+    let value = |text: &str| SecretChange {
+        value: Some(task::SecretText::new(text)),
+        ..SecretChange::default()
+    };
+    let refused = secrets.put(&local(), &name, value("hunter2")).await.unwrap_err();
+    assert_eq!(refused.to_string(), "secret `signing` is not there yet, and nobody may have it");
+    let nightly: TaskName = "nightly".parse().unwrap();
+    let runs = Some(SecretRuns::Of(vec![nightly.clone()]));
+    let made = SecretChange { runs, ..value("hunter2-first") };
+    secrets.put(&local(), &name, made).await.unwrap();
+    // Another value is for the same runs.
+    let changed = secrets.put(&local(), &name, value("hunter2-second")).await.unwrap();
+    assert!(changed.is_for(Some(&"NIGHTLY".parse().unwrap())) && !changed.is_for(None));
+    let all = SecretChange { runs: Some(SecretRuns::All), ..SecretChange::default() };
+    assert!(secrets.put(&local(), &name, all).await.unwrap().is_for(None));
+    let (_, revealed) = secrets.reveal(&local(), &name).await.unwrap().unwrap();
+    assert_eq!(revealed.expose(), "hunter2-second");
+    assert!(!folder.database_has("hunter2"));
+    // Nobody opens it to others in the database.
+    let db = testing_db(folder.folder.path()).await;
+    let mut transaction = db.begin().await.unwrap();
+    let widened = sqlx::query("UPDATE secrets SET tasks = '[\"nightly\"]'");
+    widened.execute(&mut *transaction).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert!(secrets.reveal(&local(), &name).await.is_err());
+    for bad in ["", &"x".repeat((64 << 10) + 1)] {
+        assert!(secrets.put(&local(), &name, value(bad)).await.is_err());
+    }
 }
 
 #[tokio::test]

@@ -200,6 +200,9 @@ impl std::fmt::Debug for Argument {
 pub trait RunEvents: BuildEvents {
     async fn message(&self, text: &str);
 
+    /// A value must not be seen from now on.
+    fn hide(&self, secret: &str);
+
     /// An image exists; `reference` is `host/repository:tag` if it has a name.
     async fn image(&self, reference: Option<&str>, digest: &Digest);
 

@@ -14,6 +14,7 @@ mod events;
 mod images;
 mod push;
 mod schedule;
+mod secrets;
 mod shell;
 mod workspace;
 
@@ -32,8 +33,8 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use oci::{Digest, Platform, Reference, RepositoryName, Tag};
 use remote::Download;
 use task::{
-    Action, AliasSource, Cmd, ExpandedFile, RunDefaults, SecretText, Seed, Step, Task, TaskError,
-    TaskFile, Values, Variables,
+    Action, AliasSource, Cmd, RunDefaults, SecretText, Seed, Step, Task, TaskError, TaskFile,
+    Values, Variables,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +54,7 @@ use schedule::{Schedule, StepState};
 use workspace::read_text;
 
 pub(crate) use push::{may_send, send};
+pub use secrets::{SecretError, SecretSource};
 pub use shell::{SHELL_CLIENT_ARG, shell_client};
 
 /// Where the home folder of all steps is in containers.
@@ -97,6 +99,8 @@ pub struct TaskRequest {
     pub logins: RunLogins,
     /// What no image may hold. A secret that becomes known while the run goes on is added to it.
     pub known_secrets: KnownSecrets,
+    /// Where the secrets come from that the file lists.
+    pub secrets: Arc<dyn SecretSource>,
 }
 
 /// A text of the request, or where it is in the context.
@@ -294,6 +298,8 @@ struct TaskContext<'a> {
     engine: Engine,
     images: Arc<RunImages>,
     request: &'a TaskRequest,
+    /// Those that the task file lists.
+    secrets: task::Secrets,
     workspace: PathBuf,
     home: PathBuf,
     volumes: BTreeMap<&'a str, VolumeFiles>,
@@ -411,7 +417,7 @@ async fn run(
     let repository = load(engine, request, root.clone(), events, stop).await?;
     let reader =
         TaskReader { engine, request, root: root.clone(), repository: repository.as_ref() };
-    let (task, plan) = reader.read(events).await?;
+    let (task, plan, secrets) = reader.read(events).await?;
     {
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         output.plan = Some(plan);
@@ -426,6 +432,7 @@ async fn run(
         engine: Engine { builder: Arc::new(builder), ..engine.clone() },
         images,
         request,
+        secrets,
         workspace: root,
         home,
         volumes,
@@ -517,7 +524,10 @@ enum Shown {
 }
 
 impl TaskReader<'_> {
-    async fn read(&self, events: &dyn RunEvents) -> Result<(Task, TaskPlan), Failure> {
+    async fn read(
+        &self,
+        events: &dyn RunEvents,
+    ) -> Result<(Task, TaskPlan, task::Secrets), Failure> {
         let name = match &self.request.file {
             TaskText::Inline(_) => "the task file",
             TaskText::InContext(path) => path,
@@ -538,14 +548,18 @@ impl TaskReader<'_> {
         }
         let sources = self.aliases(file.alias_sources()).await?;
         let file = file.expand(&sources, &self.engine.alias_images, &variables).map_err(show)?;
-        refuse_vaults(&file, &variables).map_err(show)?;
-        let file = file.render(&variables, &task::Secrets::new()).map_err(show)?;
+        let listed = file.secrets(&variables).map_err(show)?;
+        let secrets = secrets::fetch(&*self.request.secrets, &listed, events).await?;
+        for (id, value) in &secrets {
+            self.request.known_secrets.add(format!("secret `{id}`"), value.expose());
+        }
+        let file = file.render(&variables, &secrets).map_err(show)?;
         let plan = TaskPlan {
             task_file: Digest::of(text.as_bytes()),
             values_file: values.as_ref().map(|values| Digest::of(values.as_bytes())),
             context: self.request.context.as_ref().and_then(ContextSource::digest),
             images: Vec::new(),
-            text: self.text_without_secrets(&text, values.as_deref(), &sources),
+            text: self.text_without_secrets(&text, values.as_deref(), &sources, &listed),
         };
         let (task, warnings) = file.task(&RunDefaults::default()).map_err(show)?;
         for warning in &warnings {
@@ -555,7 +569,7 @@ impl TaskReader<'_> {
                 )
                 .await;
         }
-        Ok((task, plan))
+        Ok((task, plan, secrets))
     }
 
     /// What the file comes to if nothing in it is secret.
@@ -564,11 +578,13 @@ impl TaskReader<'_> {
         text: &str,
         values: Option<&str>,
         sources: &BTreeMap<AliasSource, String>,
+        listed: &[task::Secret],
     ) -> Option<String> {
         let variables = self.variables(values, Shown::Hidden).ok()?;
         let file = TaskFile::read(text, &variables).ok()?;
         let file = file.expand(sources, &self.engine.alias_images, &variables).ok()?;
-        let file = file.render(&variables, &task::Secrets::new()).ok()?;
+        let hidden = listed.iter().map(|secret| (secret.id.clone(), SecretText::new("***")));
+        let file = file.render(&variables, &hidden.collect()).ok()?;
         let text = file.text();
         Some(text[..text.floor_char_boundary(PLAN_TEXT_MAX)].to_owned())
     }
@@ -656,18 +672,6 @@ impl TaskReader<'_> {
         };
         let bytes = blocking(read).await?.map_err(|error| Failure::ours(&error))?;
         String::from_utf8(bytes).map_err(|_| user("they are not UTF-8 text".to_owned()))
-    }
-}
-
-fn refuse_vaults(file: &ExpandedFile, variables: &Variables) -> Result<(), TaskError> {
-    match file.secrets(variables)?.first() {
-        None => Ok(()),
-        Some(secret) => {
-            let message =
-                format!("secret `{}` is in a key vault, and this server knows none", secret.id);
-            Err(TaskError::new(message)
-                .with_hint("give it with the run: `--set-secret NAME=VALUE`"))
-        }
     }
 }
 

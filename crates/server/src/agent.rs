@@ -30,7 +30,7 @@ use crate::owner::OwnerKind;
 use crate::{Secret, ServeError, Settings};
 
 use client::{Client, Join};
-use places::{PoolHousekeeper, PoolPublisher, fetch_context, release_context};
+use places::{PoolHousekeeper, PoolPublisher, PoolSecrets, fetch_context, release_context};
 use queue::{AgentQueue, Leased};
 
 /// What an agent is told.
@@ -173,6 +173,7 @@ impl Executor for AgentExecutor {
             seed: Seed(lease.seed),
             own: Credentials { username, password },
             ssh_agents: None,
+            source: Arc::new(PoolSecrets::new(place.clone())),
         };
         let outcome = crate::executor::execute(&engine, attempt, secrets).await;
         release_context(attempt, &self.catalog).await;

@@ -174,3 +174,33 @@ pub(crate) struct Finish {
     pub(crate) error: Option<String>,
     pub(crate) outcome: Outcome,
 }
+/// A secret that a task file lists.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct SecretWanted {
+    pub(crate) id: String,
+    pub(crate) address: String,
+    pub(crate) client_id: Option<String>,
+}
+
+impl SecretWanted {
+    pub(crate) fn of(secret: &task::Secret) -> Self {
+        Self {
+            id: secret.id.clone(),
+            address: secret.address.to_string(),
+            client_id: secret.client_id.map(|id| id.to_string()),
+        }
+    }
+
+    pub(crate) fn read(self) -> Option<task::Secret> {
+        let client_id = self.client_id.map(|id| id.parse()).transpose().ok()?;
+        Some(task::Secret { id: self.id, address: self.address.parse().ok()?, client_id })
+    }
+}
+
+/// What it is, or why it is not told.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum SecretAnswer {
+    Value(String),
+    Refused(String),
+    Unavailable(String),
+}

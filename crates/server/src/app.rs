@@ -23,11 +23,13 @@ use crate::access::ServerAccess;
 use crate::agents::Agents;
 use crate::audit::Auditor;
 use crate::from_api::BuildDefaults;
+use crate::issuer::Issuer;
 use crate::keys::{Keys, publish_token, secret_keys};
 use crate::listen::{self, Clients, ConnectionSettings, Ends, Listener};
 use crate::owner::{self, OtherOwner, OwnerKind};
 use crate::presence::Presence;
 use crate::registries::Registries;
+use crate::secrets::Providers;
 use crate::state::{Shared, State};
 use crate::{Settings, background, log_artifacts, routes, tls};
 
@@ -157,6 +159,9 @@ impl App {
             .await
             .map_err(ServeError::starting("open the table of task runs"))?;
         let pools = Pools::new(runs.clone());
+        let secrets = control::Secrets::open(runs.clone())
+            .await
+            .map_err(ServeError::starting("open the table of secrets"))?;
         let permissions = control::Access::open(db.clone(), clock.clone())
             .await
             .map_err(ServeError::starting("open the table of accounts"))?;
@@ -164,6 +169,10 @@ impl App {
             .await
             .map_err(ServeError::starting("open the audit log"))?;
         let auditor = Auditor::new(audit, clock.clone());
+        let address = settings.server.public_url.clone();
+        let issuer = Issuer::new(&data, address, clock.clone());
+        let providers = Providers::new(&settings, secrets.clone(), issuer.clone(), auditor.clone())
+            .map_err(ServeError::starting("prepare for talking to vaults"))?;
         let sources = open_sources(&settings, db, &catalog, clock.clone()).await?;
         let mut bound = Bound::default();
         if tcp {
@@ -189,6 +198,9 @@ impl App {
             tasks,
             task_runs,
             pools,
+            providers,
+            issuer,
+            secrets,
             presence: Presence::default(),
             clock: clock.clone(),
             sources,

@@ -31,6 +31,10 @@ pub(crate) async fn sweep(state: Shared, audit_keep: Duration, shutdown: Cancell
         if let Err(error) = state.auditor.log.remove_before(before).await {
             tracing::error!(%error, "the audit log could not be shortened");
         }
+        if let Err(error) = state.issuer.renew().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "the keys of identity tokens could not be renewed");
+        }
         pause(SWEEP_PERIOD, &shutdown).await;
     }
 }

@@ -17,7 +17,7 @@ use dockerfile::ContextAddress;
 use engine::{
     BuildOptions, BuildStep, CacheExport, ContextSource, Engine, ImagesOf, KnownSecrets, Lease,
     LocalHousekeeper, LocalPublisher, NamedContext, OwnLogin, PublishError, PushPolicy, RunLogins,
-    RunRequest,
+    RunRequest, SecretSource,
 };
 use oci::{Annotations, RegistryName, RepositoryName};
 use remote::{Credentials, Remote, RemoteSettings, Upstream};
@@ -27,6 +27,7 @@ use task::Seed;
 use crate::agents::Agents;
 use crate::keys::{Keys, run_user};
 use crate::machine::{Machine, Place};
+use crate::secrets::{OwnSecrets, Providers};
 use crate::settings::Settings;
 use crate::state::{Shared, copies_message};
 use crate::{ServeError, UpstreamSettings};
@@ -42,6 +43,7 @@ struct BuildExecutor {
     agents: Agents,
     machine: Machine,
     keys: Arc<Keys>,
+    providers: Providers,
 }
 
 /// Opens what builds need of this machine.
@@ -73,7 +75,8 @@ pub(crate) async fn build(
     };
     let engines = state.registries.iter().map(|(registry, _)| (registry.clone(), engine(registry)));
     let (engines, agents) = (engines.collect(), state.agents.clone());
-    Ok(Arc::new(BuildExecutor { engines, agents, machine, keys: Arc::clone(&state.keys) }))
+    let (keys, providers) = (Arc::clone(&state.keys), state.providers.clone());
+    Ok(Arc::new(BuildExecutor { engines, agents, machine, keys, providers }))
 }
 
 /// To other registries if their settings say so, and to no copies of other registries' images.
@@ -165,6 +168,12 @@ impl Executor for BuildExecutor {
             seed: self.keys.seed(run),
             own: Credentials { username: user, password },
             ssh_agents: Some(self.agents.of(run)),
+            source: Arc::new(OwnSecrets {
+                providers: self.providers.clone(),
+                run: run.clone(),
+                epoch: attempt.epoch,
+                log: attempt.log.clone(),
+            }),
         };
         execute(&engine, attempt, secrets).await
     }
@@ -185,11 +194,13 @@ pub(crate) struct Secrets {
     /// For the run's own registry.
     pub(crate) own: Credentials,
     pub(crate) ssh_agents: Option<Arc<dyn SshAgents>>,
+    /// What task files list.
+    pub(crate) source: Arc<dyn SecretSource>,
 }
 
 /// Executes an attempt with an engine.
 pub(crate) async fn execute(engine: &Engine, attempt: &Attempt, secrets: Secrets) -> Outcome {
-    let Secrets { seed, own, ssh_agents } = secrets;
+    let Secrets { seed, own, ssh_agents, source } = secrets;
     // Commands can show it.
     attempt.log.hide([&*own.password]);
     let known_secrets = known_secrets(&attempt.run.request, &own);
@@ -197,7 +208,7 @@ pub(crate) async fn execute(engine: &Engine, attempt: &Attempt, secrets: Secrets
     let build = match &attempt.run.request {
         control::RunRequest::Build(build) => build,
         control::RunRequest::Task(task) => {
-            let with = tasks::With { seed, logins, known_secrets };
+            let with = tasks::With { seed, logins, known_secrets, source };
             return tasks::execute(engine, attempt, task, with).await;
         }
     };

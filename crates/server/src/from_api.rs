@@ -4,6 +4,7 @@ mod access;
 mod logins;
 mod pools;
 mod run_filter;
+mod secrets;
 mod stored_tasks;
 mod task_runs;
 mod tasks;
@@ -33,11 +34,12 @@ use logins::logins;
 pub(crate) use logins::name_hosts;
 pub(crate) use pools::{pool, pool_name, pool_of_run};
 pub(crate) use run_filter::run_filter;
+pub(crate) use secrets::{secret, secret_name};
 pub(crate) use stored_tasks::{
     merge, refuse_identity, task_definition, task_of_run, task_overrides,
 };
 pub(crate) use task_runs::{lacks_secrets, without_secrets};
-pub(crate) use tasks::{cpu, encoded_task_request, file_task_request};
+pub(crate) use tasks::{cpu, encoded_task_request, file_task_request, task_name};
 
 use crate::error::ApiError;
 

@@ -82,6 +82,7 @@ ignored, and so are unknown kinds of records.",
         (name = "Task runs", description = "Runs that are declared by name"),
         (name = "Agent pools", description = "Machines that execute runs"),
         (name = "Access", description = "Who may do what"),
+        (name = "Secrets", description = "What runs may have and nobody may see"),
         (name = "Sources", description = "Uploads of what runs read"),
         (name = "Repositories", description = "What a registry holds"),
         (name = "Maintenance", description = "Deleting and annotating by rule, garbage, damage"),
@@ -92,12 +93,13 @@ ignored, and so are unknown kinds of records.",
 struct Common;
 
 /// Collections, and what the part of a path after the name of each is.
-const PATH_PARAMETERS: [(&str, &str); 16] = [
+const PATH_PARAMETERS: [(&str, &str); 17] = [
     ("registries", "Name of a registry of this server, such as `local`"),
     ("runs", "Id of a run, such as `cf1`"),
     ("tasks", "Name of a task"),
     ("taskRuns", "Name of a task run"),
     ("agentPools", "Name of an agent pool"),
+    ("secrets", "Name of a secret"),
     ("scopeMaps", "Name of a scope map"),
     ("tokens", "Name of a token"),
     ("accounts", "Name of an account"),
@@ -277,6 +279,8 @@ mod tests {
         });
         let open: Vec<&str> = open.map(|(path, ..)| path).collect();
         let expected = [
+            "/.well-known/jwks.json",
+            "/.well-known/openid-configuration",
             "/api/v1/openapi.json",
             "/api/v1/registries/{registry}/sources/upload/{id}",
             "/api/v1/version",

@@ -113,6 +113,7 @@ mod tests {
             let settings = RegistrySettings {
                 login_server: login_server.map(Into::into),
                 aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
+                ..RegistrySettings::default()
             };
             (name.parse().unwrap(), settings)
         });

@@ -8,9 +8,11 @@ mod by_rule;
 mod content;
 mod health;
 mod import;
+mod issuer;
 mod pools;
 mod runs;
 mod scrub;
+mod secrets;
 mod sources;
 mod task_runs;
 mod tasks;
@@ -239,6 +241,7 @@ fn of_principals<R: Described>() -> R {
         tokens::delete_map => MANAGE;
         tokens::list, tokens::show, tokens::put, tokens::update, tokens::delete,
         tokens::generate => MANAGE;
+        secrets::list, secrets::show, secrets::put, secrets::delete => WRITE;
         accounts::list_roles, accounts::assign, accounts::remove => GOVERN;
     );
     let with_registry = R::default().nest(REGISTRY, of_registry);
@@ -258,6 +261,7 @@ fn of_everybody<R: Described>() -> R {
     let with_uploads = R::default().nest(REGISTRY, uploads);
     handlers!(
         with_uploads;
+        issuer::configuration, issuer::keys => NOTHING;
         openapi::show, health::version, health::alive, health::ready, health::metrics => NOTHING;
     )
 }
@@ -276,6 +280,7 @@ fn of_agents() -> Router<Shared> {
         .route("/blobs/{digest}", put(attempts::put_blob))
         .route("/publish", post(attempts::publish))
         .route("/acr", post(attempts::acr))
+        .route("/secret", post(attempts::secret))
         .route("/giveBack", post(attempts::give_back))
         .layer(DefaultBodyLimit::max(attempts::BODY_SIZE_MAX))
         .merge(

@@ -16,6 +16,7 @@ use container::ExternalRuntime;
 use oci::{Compression, RegistryName, RepositoryName};
 use remote::Network;
 use task::AliasImages;
+use url::Url;
 
 pub use resolve::{Problem, SettingsError, Sources};
 
@@ -31,6 +32,9 @@ pub struct Settings {
     /// Never empty.
     pub registries: BTreeMap<RegistryName, RegistrySettings>,
     pub upstreams: BTreeMap<String, UpstreamSettings>,
+    /// By host.
+    pub vaults: BTreeMap<String, VaultSettings>,
+    pub kubernetes: KubernetesSettings,
     /// What [`Settings::render`] shows.
     rendered: String,
 }
@@ -41,6 +45,8 @@ pub struct ServerSettings {
     /// Served in the clear.
     pub listen: Option<SocketAddr>,
     pub tls: Option<TlsSettings>,
+    /// Without a `/` at its end.
+    pub public_url: Option<String>,
     pub insecure_clear: bool,
     pub anonymous_loopback: bool,
     pub admin: bool,
@@ -133,6 +139,36 @@ pub struct LimitSettings {
 pub struct RegistrySettings {
     pub login_server: Option<String>,
     pub aliases: Vec<String>,
+    /// Those of `secret_variables` that are set.
+    pub secret_variables: BTreeMap<String, Secret>,
+    pub secret_folder: Option<PathBuf>,
+    pub secret_namespaces: Vec<String>,
+}
+
+/// A vault with secrets of runs.
+#[derive(Debug, Clone, Default)]
+pub struct VaultSettings {
+    /// None: those of all registries.
+    pub registries: Vec<RegistryName>,
+    pub role: Option<String>,
+    pub auth_path: String,
+    pub namespace: Option<String>,
+    pub token_url: Option<Url>,
+    pub client_id: Option<String>,
+    pub audience: Option<String>,
+    pub token_file: Option<PathBuf>,
+    /// PEM.
+    pub ca: Option<Vec<u8>>,
+    pub plain_http: bool,
+}
+
+/// The cluster that the server is in.
+#[derive(Debug, Clone, Default)]
+pub struct KubernetesSettings {
+    pub api: Option<String>,
+    pub token_file: PathBuf,
+    /// PEM.
+    pub ca: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Clone, Default)]

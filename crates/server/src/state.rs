@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use builder::{ContextLimits, Layers, OwnNames};
-use control::{Clock, Logins, Pools, Runs, Sources, TaskRuns, Tasks};
+use control::{Clock, Logins, Pools, Runs, Secrets, Sources, TaskRuns, Tasks};
 
 use engine::Destination;
 use oci::{Reference, RegistryName, RepositoryName};
@@ -20,9 +20,11 @@ use crate::agents::Agents;
 use crate::audit::Auditor;
 use crate::error::ApiError;
 use crate::from_api::{BuildDefaults, cut};
+use crate::issuer::Issuer;
 use crate::keys::Keys;
 use crate::presence::Presence;
 use crate::registries::{self, Registries};
+use crate::secrets::Providers;
 
 /// One per server.
 pub(crate) struct State {
@@ -30,6 +32,10 @@ pub(crate) struct State {
     pub(crate) tasks: Tasks,
     pub(crate) task_runs: TaskRuns,
     pub(crate) pools: Pools,
+    pub(crate) secrets: Secrets,
+    /// Of those, and of others.
+    pub(crate) providers: Providers,
+    pub(crate) issuer: Issuer,
     pub(crate) presence: Presence,
     pub(crate) clock: Clock,
     pub(crate) sources: Sources,

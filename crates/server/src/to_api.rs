@@ -1,8 +1,10 @@
 //! Words of the domain become words of the API.
 
 mod access;
+mod secrets;
 
 pub(crate) use access::{account, passwords, scope_map, token};
+pub(crate) use secrets::secret;
 
 use base64::Engine as _;
 use control::{

@@ -14,8 +14,8 @@ use crate::graph::{self, Graph, GraphBuilder};
 use crate::path;
 use crate::schema::{self, Int, Text};
 use crate::secret::SecretText;
+use crate::secret_address::{SecretAddress, SecretAddressError};
 use crate::span::{Span, TaskError};
-use crate::vault::VaultSecret;
 
 /// The versions of task files; the last one has aliases.
 pub(crate) const VERSIONS: [&str; 3] = ["1.0-preview-1", "v1.0.0", "v1.1.0"];
@@ -63,7 +63,7 @@ pub struct RunDefaults {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Secret {
     pub id: String,
-    pub key_vault: VaultSecret,
+    pub address: SecretAddress,
     /// The identity to use; none is the default one.
     pub client_id: Option<Uuid>,
 }
@@ -218,7 +218,7 @@ fn secret(written: &schema::Secret) -> Result<Secret, TaskError> {
         return Err(TaskError::at(written.at, message)
             .with_hint("the address of the secret: `keyvault: https://VAULT/secrets/NAME`"));
     };
-    let vault = VaultSecret::parse(&key_vault.text).map_err(|error| {
+    let address = key_vault.text.parse().map_err(|error: SecretAddressError| {
         let message =
             format!("secret `{}` cannot be in the vault `{}`: {error}", id.text, key_vault.text);
         TaskError::at(key_vault.at, message).with_hint(error.hint())
@@ -230,7 +230,7 @@ fn secret(written: &schema::Secret) -> Result<Secret, TaskError> {
             TaskError::at(text.at, message)
         })
     });
-    Ok(Secret { id: id.text.clone(), key_vault: vault, client_id: client_id.transpose()? })
+    Ok(Secret { id: id.text.clone(), address, client_id: client_id.transpose()? })
 }
 
 /// Everything of task-yaml.md section 2 from the validation of secrets to the step graph.

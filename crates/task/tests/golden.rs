@@ -71,7 +71,7 @@ fn outline(source: &str) -> Result<String, TaskError> {
     let mut out = String::new();
     for secret in expanded.secrets(&variables)? {
         let client = secret.client_id.map(|id| format!(" as {id}")).unwrap_or_default();
-        writeln!(out, "wants secret {} from {}{client}", secret.id, secret.key_vault).unwrap();
+        writeln!(out, "wants secret {} from {}{client}", secret.id, secret.address).unwrap();
     }
     let (task, warnings) = expanded.render(&variables, &secrets)?.task(&run)?;
     for warning in warnings {

@@ -62,7 +62,7 @@ pub(super) async fn run(session: &Session<'_>, args: Args) -> Result<()> {
     let file = file.expand(&sources, &images(), &variables).map_err(refused)?;
     let mut secrets = Secrets::new();
     for secret in file.secrets(&variables).map_err(refused)? {
-        let (id, vault) = (&secret.id, &secret.key_vault);
+        let (id, vault) = (&secret.id, &secret.address);
         session.printer.note(&format!("The secret `{id}` of {vault} is shown empty"));
         secrets.insert(secret.id, SecretText::new(""));
     }

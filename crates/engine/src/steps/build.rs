@@ -383,7 +383,8 @@ fn run_request(context: &TaskContext<'_>, build: &Build) -> Result<RunRequest, F
     let BuildArguments { tags, target, build_args, options: more, .. } = &build.arguments;
     let value_of = |name: &str| build.container.env.get(name).unwrap_or_default().to_owned();
     let secrets = context.request.values.iter().filter(|value| value.secret);
-    let secrets: Vec<_> = secrets.map(|value| value.value.as_str()).collect();
+    let fetched = context.secrets.values().map(task::SecretText::expose);
+    let secrets: Vec<_> = secrets.map(|value| value.value.as_str()).chain(fetched).collect();
     let arguments = build_args.iter().map(|(name, value)| {
         let (name, value) = (name.clone(), value.clone().unwrap_or_else(|| value_of(name)));
         let secret = secrets.iter().any(|secret| may_hold(&value, secret));

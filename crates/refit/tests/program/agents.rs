@@ -235,6 +235,27 @@ fn as_root_an_agent_carries_out_the_steps_of_a_task() {
 }
 
 #[test]
+fn as_root_an_agent_asks_the_server_for_secrets() {
+    let pool = Pool::new();
+    let server = pool.serve(1);
+    let _agent = pool.agent(&server, "one");
+    let set = ["secret", "set", "npm-token", "--all-runs"];
+    pool.server.refit(set).on(&server).stdin("hunter2-of-npm").run().success();
+    let task = |name: &str| {
+        format!(
+            "version: v1.1.0\nsecrets: [{{id: it, keyvault: 'store://{name}'}}]\nsteps:\n  \
+             - cmd: $Registry/busybox sh -c 'echo {{{{.Secrets.it}}}} | rev; echo {{{{.Secrets.it}}}}'\n"
+        )
+    };
+    let run = |name: &str| {
+        pool.server.write("app/acb.yaml", task(name));
+        pool.refit(&server, ["run", "app", "--agent-pool", "builders"])
+    };
+    run("npm-token").success().stderr_has("mpn-fo-2retnuh").stderr_lacks("hunter2");
+    run("none").code(1).stderr_has("the registry has no secret `none`");
+}
+
+#[test]
 fn as_root_an_agent_uses_the_logins_of_a_task() {
     let pool = Pool::new();
     let server = pool.serve(1);

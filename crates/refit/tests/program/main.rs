@@ -39,6 +39,7 @@ mod repository;
 mod rootless;
 mod run;
 mod scrub;
+mod secrets;
 mod serve;
 mod shell;
 mod ssh;

@@ -184,7 +184,17 @@ impl AttemptClient {
         path: &[&str],
         body: &impl Serialize,
     ) -> Result<T, AskError> {
-        let request = self.request(Method::POST, path).json(body).timeout(TIMEOUT);
+        self.ask_within(TIMEOUT, path, body).await
+    }
+
+    /// The same, where the server may take longer.
+    pub(super) async fn ask_within<T: DeserializeOwned>(
+        &self,
+        timeout: Duration,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, AskError> {
+        let request = self.request(Method::POST, path).json(body).timeout(timeout);
         json(answered(request).await?).await
     }
 }

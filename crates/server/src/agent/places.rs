@@ -7,24 +7,28 @@ use container::Stream as OutputStream;
 use control::Attempt;
 use engine::{
     AcrCommand, AcrError, BuiltImages, Housekeeper, Lease, Lines, Publication, PublishError,
-    Publisher, Release,
+    Publisher, Release, SecretError, SecretSource,
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use oci::{Algorithm, Digest};
 use reqwest::Method;
 use reqwest::header::CONTENT_LENGTH;
 use store::{Catalog, StoreError};
+use task::SecretText;
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{AskError, AttemptClient, answered, persistently};
-use crate::agent_wire::{AcrRecord, Blobs};
+use crate::agent_wire::{AcrRecord, Blobs, SecretAnswer, SecretWanted};
 
 /// How long a context is kept here, should nobody release it.
 const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// For how long a transfer is tried again when the server cannot be reached.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// For one request of a secret, which the server may have to ask others for.
+const SECRET_TIMEOUT: Duration = Duration::from_secs(110);
 
 /// A transfer that brings nothing for this long is given up.
 const STALL: Duration = Duration::from_secs(60);
@@ -153,6 +157,37 @@ impl Publisher for PoolPublisher {
 
     fn takes_imports(&self) -> bool {
         false
+    }
+}
+
+/// Has the server say what the secrets of a run are.
+pub(super) struct PoolSecrets(AttemptClient);
+
+impl PoolSecrets {
+    pub(super) fn new(client: AttemptClient) -> Self {
+        Self(client)
+    }
+}
+
+impl std::fmt::Debug for PoolSecrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("secrets that the server has")
+    }
+}
+
+#[async_trait]
+impl SecretSource for PoolSecrets {
+    async fn fetch(&self, secret: &task::Secret) -> Result<SecretText, SecretError> {
+        let wanted = SecretWanted::of(secret);
+        let asked = persistently(PATIENCE, || {
+            self.0.ask_within::<SecretAnswer>(SECRET_TIMEOUT, &["secret"], &wanted)
+        });
+        match asked.await {
+            Ok(SecretAnswer::Value(value)) => Ok(SecretText::new(value)),
+            Ok(SecretAnswer::Refused(reason)) => Err(SecretError::Refused(reason)),
+            Ok(SecretAnswer::Unavailable(reason)) => Err(SecretError::Unavailable(reason)),
+            Err(error) => Err(SecretError::Unavailable(error.to_string())),
+        }
     }
 }
 

@@ -173,6 +173,10 @@ impl RunEvents for LogEvents {
         self.log.message(text).await;
     }
 
+    fn hide(&self, secret: &str) {
+        self.log.hide([secret]);
+    }
+
     async fn image(&self, reference: Option<&str>, digest: &Digest) {
         let reference = reference.map(str::to_owned);
         self.log.append(EventKind::Image { reference, digest: digest.to_string() }).await;

@@ -1,8 +1,11 @@
 //! Runs of task files meet the engine.
 
+use std::sync::Arc;
+
 use control::{Attempt, Commit, End, Outcome, OutputImage, TaskRequest};
 use engine::{
-    Engine, KnownSecrets, RunLogins, SetValue, TaskEnd, TaskOutput, TaskText, execute_task,
+    Engine, KnownSecrets, RunLogins, SecretSource, SetValue, TaskEnd, TaskOutput, TaskText,
+    execute_task,
 };
 use task::Seed;
 
@@ -14,6 +17,7 @@ pub(super) struct With {
     pub(super) seed: Seed,
     pub(super) logins: RunLogins,
     pub(super) known_secrets: KnownSecrets,
+    pub(super) source: Arc<dyn SecretSource>,
 }
 
 /// Executes the task of a run.
@@ -38,7 +42,7 @@ pub(super) async fn execute(
 fn request(
     attempt: &Attempt,
     task: &TaskRequest,
-    With { seed, logins, known_secrets }: With,
+    With { seed, logins, known_secrets, source }: With,
 ) -> Result<engine::TaskRequest, String> {
     let values = task.values.iter().map(|value| SetValue {
         name: value.name.clone(),
@@ -58,6 +62,7 @@ fn request(
         seed,
         logins,
         known_secrets,
+        secrets: source,
     })
 }
 

@@ -126,6 +126,10 @@ pub(crate) fn cpu(agent: Option<&api::AgentProperties>) -> Result<Option<u32>, A
     }
 }
 
+pub(crate) fn task_name(text: &str) -> Result<control::TaskName, ApiError> {
+    text.parse().map_err(|error: control::BadTaskName| ApiError::invalid(error.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};

@@ -11,7 +11,9 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use container::Stream as OutputStream;
 use control::{AgentClaim, Attempt, Event, EventKind, Pool, Sent, WARM_WAIT};
-use engine::{AcrCommand, AcrError, Housekeeper, Lines, LocalHousekeeper, PublishError, Release};
+use engine::{
+    AcrCommand, AcrError, Housekeeper, Lines, LocalHousekeeper, PublishError, Release, SecretError,
+};
 use futures_util::{StreamExt as _, stream};
 use oci::{Algorithm, Digest};
 use serde::Deserialize;
@@ -24,7 +26,7 @@ use super::sources::chunks;
 use super::{Json, Query};
 use crate::agent_wire::{
     AcrRecord, Blobs, Claim, EventsTaken, Finish, Lease, LeaseNews, LeasedRun, QueueNews,
-    RunningSteps, VERSION, WAIT_SECONDS,
+    RunningSteps, SecretAnswer, SecretWanted, VERSION, WAIT_SECONDS,
 };
 use crate::error::ApiError;
 use crate::executor::AttemptLease;
@@ -428,6 +430,30 @@ fn refusal(error: PublishError) -> ApiError {
         PublishError::Server(_) => ApiError::interrupted(&error),
         PublishError::Store(error) => error.into(),
     }
+}
+
+/// `POST .../secret`: the value of a secret that the run may have. What its task file lists only the
+/// agent knows: pools are trusted with all secrets of the runs that they may claim.
+pub(crate) async fn secret(
+    State(state): State<Shared>,
+    Path(path): Path<AttemptPath>,
+    headers: HeaderMap,
+    Json(wanted): Json<SecretWanted>,
+) -> Result<axum::Json<SecretAnswer>, ApiError> {
+    let attempt = held(&state, &path, &headers).await?;
+    if attempt.run.request.task().is_none() {
+        return Err(ApiError::invalid("only the steps of a task have secrets by address"));
+    }
+    let secret = wanted.read().ok_or_else(|| ApiError::invalid("not a secret of a task file"))?;
+    let value = state.providers.fetch((&attempt.run, attempt.epoch, &attempt.log), &secret).await;
+    Ok(axum::Json(match value {
+        Ok(value) => {
+            attempt.log.hide([value.expose()]);
+            SecretAnswer::Value(value.expose().to_owned())
+        }
+        Err(SecretError::Refused(reason)) => SecretAnswer::Refused(reason),
+        Err(SecretError::Unavailable(reason)) => SecretAnswer::Unavailable(reason),
+    }))
 }
 
 /// `POST .../acr`: a command on the registry, which tells what it does while it goes on. It ends

@@ -53,7 +53,7 @@ pub(crate) async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<axum::Json<api::Page<api::Task>>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
-    let after = query.skip_token.as_deref().map(task_name).transpose()?;
+    let after = query.skip_token.as_deref().map(from_api::task_name).transpose()?;
     let top = query.page_size();
     let mut tasks = state.tasks.list(&registry, after.as_ref(), top + 1).await?;
     let more = tasks.len() > top;
@@ -74,7 +74,7 @@ pub(crate) async fn show(
     Path((registry, name)): Path<(String, String)>,
 ) -> Result<axum::Json<api::Task>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
-    let task = find(&state, &registry, &task_name(&name)?).await?;
+    let task = find(&state, &registry, &from_api::task_name(&name)?).await?;
     Ok(axum::Json(to_api::task(&task)))
 }
 
@@ -88,7 +88,7 @@ pub(crate) async fn details(
     Path((registry, name)): Path<(String, String)>,
 ) -> Result<axum::Json<api::Task>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
-    let task = find(&state, &registry, &task_name(&name)?).await?;
+    let task = find(&state, &registry, &from_api::task_name(&name)?).await?;
     Ok(axum::Json(to_api::task_details(&task)))
 }
 
@@ -104,7 +104,7 @@ pub(crate) async fn put(
     Json(body): Json<api::Task>,
 ) -> Result<axum::Json<api::Task>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
-    let name = task_name(&name)?;
+    let name = from_api::task_name(&name)?;
     for attempt in 1.. {
         let known = state.tasks.get(&registry, &name).await?;
         let definition =
@@ -131,7 +131,7 @@ pub(crate) async fn update(
     Json(mut patch): Json<Value>,
 ) -> Result<axum::Json<api::Task>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
-    let name = task_name(&name)?;
+    let name = from_api::task_name(&name)?;
     if !patch.is_object() {
         return Err(ApiError::invalid("a change of a task is an object"));
     }
@@ -166,7 +166,7 @@ pub(crate) async fn delete(
     Path((registry, name)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
     let (registry, _) = state.registry(&registry)?;
-    state.tasks.delete(&registry, &task_name(&name)?).await?;
+    state.tasks.delete(&registry, &from_api::task_name(&name)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -180,10 +180,6 @@ pub(crate) async fn find(
     task.ok_or_else(|| ApiError::not_found(format!("task `{name}`")))
 }
 
-fn task_name(text: &str) -> Result<TaskName, ApiError> {
-    text.parse().map_err(|error: control::BadTaskName| ApiError::invalid(error.to_string()))
-}
-
 /// A definition that can be stored under a name, as far as only the server knows.
 async fn checked(
     state: &Shared,
@@ -192,7 +188,7 @@ async fn checked(
     definition: TaskDefinition,
 ) -> Result<TaskDefinition, ApiError> {
     let is_system = definition.step == TaskStep::System;
-    if is_system && *name != task_name(SYSTEM_TASK)? {
+    if is_system && *name != from_api::task_name(SYSTEM_TASK)? {
         let message = format!("only the task `{SYSTEM_TASK}` can be a system task");
         return Err(ApiError::invalid(message).at("isSystemTask"));
     }
@@ -209,7 +205,7 @@ pub(crate) async fn of_quick_runs(
     state: &Shared,
     registry: &RegistryName,
 ) -> Result<Option<TaskDefinition>, ApiError> {
-    let task = state.tasks.get(registry, &task_name(SYSTEM_TASK)?).await?;
+    let task = state.tasks.get(registry, &from_api::task_name(SYSTEM_TASK)?).await?;
     let definition = task.map(|task| task.definition);
     let now = state.clock.now();
     Ok(definition.filter(|definition| {

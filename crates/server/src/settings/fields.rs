@@ -54,6 +54,11 @@ pub(super) const SECTIONS: &[Section] = &[
                 "The data folder. Empty: `/var/lib/refit` as root, else `$XDG_DATA_HOME/refit`. Also `REFIT_DATA`.",
             ),
             text("listen", "127.0.0.1:5000", "Address served in the clear. Empty: none."),
+            text(
+                "public_url",
+                "",
+                "Where others reach this server, such as `https://refit.example.com`: the issuer of identity tokens. Empty: runs have none.",
+            ),
             text("tls_listen", "", "Address served with TLS. Empty: none."),
             text("tls_cert", "", "Certificate chain for it, a PEM file."),
             text("tls_key", "", "Private key for it, a PEM file."),
@@ -255,6 +260,73 @@ pub(super) const SECTIONS: &[Section] = &[
                 "Its own name, `HOST[:PORT]`. Empty: the address that is listened on.",
             ),
             list("aliases", "Further names of it."),
+            list(
+                "secret_variables",
+                "Variables of the server's environment that its runs may have, as `env://NAME`.",
+            ),
+            text(
+                "secret_folder",
+                "",
+                "A folder with files that its runs may have, as `file://PATH`. Empty: none.",
+            ),
+            list(
+                "secret_namespaces",
+                "Namespaces of the cluster whose secrets its runs may have, as `kubernetes://NAMESPACE/NAME/KEY`.",
+            ),
+        ],
+    },
+    Section {
+        name: "vault",
+        about: "A vault with secrets of runs: HashiCorp's (`vault://HOST/...`) or one of the Azure dialect (`https://HOST/secrets/...`).",
+        named: Some("\"vault.example.com:8200\""),
+        fields: &[
+            list(
+                "registries",
+                "Registries whose runs may use it. To be said where there are several.",
+            ),
+            text(
+                "role",
+                "",
+                "HashiCorp: the role that runs sign in with, by their identity tokens.",
+            ),
+            text("auth_path", "jwt", "HashiCorp: where its JWT sign-in is."),
+            text("namespace", "", "HashiCorp: its namespace."),
+            text(
+                "token_url",
+                "",
+                "Azure: where identity tokens are exchanged for those of the vault.",
+            ),
+            text("client_id", "", "Azure: the identity that has the federated credential."),
+            text(
+                "audience",
+                "",
+                "Whom identity tokens are for. Empty: the vault's address, or `api://AzureADTokenExchange`.",
+            ),
+            text("token_file", "", "A file with a token for it, instead of signing in."),
+            text("ca_file", "", "Certificates to trust besides the system's, a PEM file."),
+            bare("plain_http", "false", "It speaks no TLS."),
+        ],
+    },
+    Section {
+        name: "kubernetes",
+        about: "The cluster that the server is in, for secrets of runs.",
+        named: None,
+        fields: &[
+            text(
+                "api",
+                "",
+                "Address of its API, such as `https://kubernetes.default.svc`. Empty: none.",
+            ),
+            text(
+                "token_file",
+                "/var/run/secrets/kubernetes.io/serviceaccount/token",
+                "A file with the token of the server's service account.",
+            ),
+            text(
+                "ca_file",
+                "",
+                "Certificates to trust besides the system's, such as `/var/run/secrets/kubernetes.io/serviceaccount/ca.crt`.",
+            ),
         ],
     },
     Section {

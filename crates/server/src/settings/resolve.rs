@@ -15,8 +15,9 @@ use task::{AliasImages, BUILT_IN_ACR};
 use super::fields::{FOREIGN_VARIABLES, Field, Kind, SECTIONS, Section, nearest, section};
 
 use super::{
-    BuildSettings, LimitSettings, NetworkSettings, RegistrySettings, Secret, ServerSettings,
-    Settings, StoreSettings, TaskSettings, TlsSettings, UpstreamSettings, units,
+    BuildSettings, KubernetesSettings, LimitSettings, NetworkSettings, RegistrySettings, Secret,
+    ServerSettings, Settings, StoreSettings, TaskSettings, TlsSettings, UpstreamSettings,
+    VaultSettings, units,
 };
 
 /// A settings file larger than this is a mistake.
@@ -275,10 +276,24 @@ impl Layers {
         };
         let tasks = TaskSettings { alias_images: self.alias_images() };
         let limits = self.limits();
-        let registries = self.registries();
+        let registries = self.registries(sources);
         let upstreams = self.upstreams();
+        let vaults = self.vaults(&registries);
+        let kubernetes = self.kubernetes();
         self.render(&server.data, &mut rendered);
-        Settings { server, store, build, tasks, network, limits, registries, upstreams, rendered }
+        Settings {
+            server,
+            store,
+            build,
+            tasks,
+            network,
+            limits,
+            registries,
+            upstreams,
+            vaults,
+            kubernetes,
+            rendered,
+        }
     }
 
     fn server(&mut self, sources: &Sources) -> ServerSettings {
@@ -292,6 +307,7 @@ impl Layers {
             data: PathBuf::new(),
             listen,
             tls: None,
+            public_url: at.optional("public_url", public_url),
             insecure_clear: at.flag("insecure_clear"),
             anonymous_loopback: at.flag("anonymous_loopback"),
             admin: at.flag("admin"),
@@ -418,7 +434,7 @@ impl Layers {
         }
     }
 
-    fn registries(&mut self) -> BTreeMap<RegistryName, RegistrySettings> {
+    fn registries(&mut self, sources: &Sources) -> BTreeMap<RegistryName, RegistrySettings> {
         let mut registries = BTreeMap::new();
         for name in self.names("registry") {
             let parsed = name.parse::<RegistryName>();
@@ -426,6 +442,13 @@ impl Layers {
             let settings = RegistrySettings {
                 login_server: at.optional("login_server", host),
                 aliases: at.list("aliases", host),
+                secret_variables: at
+                    .list("secret_variables", variable_name)
+                    .into_iter()
+                    .filter_map(|name| Some((name.clone(), Secret::new(sources.variable(&name)?))))
+                    .collect(),
+                secret_folder: at.optional("secret_folder", absolute_path),
+                secret_namespaces: at.list("secret_namespaces", cluster_name),
             };
             match parsed {
                 Ok(name) => drop(registries.insert(name, settings)),
@@ -480,6 +503,52 @@ impl Layers {
         }
         self.check_pull_through(&upstreams);
         upstreams
+    }
+
+    fn vaults(
+        &mut self,
+        registries: &BTreeMap<RegistryName, RegistrySettings>,
+    ) -> BTreeMap<String, VaultSettings> {
+        let mut vaults = BTreeMap::new();
+        let own_text = |text: &str| Ok(text.to_owned());
+        for name in self.names("vault") {
+            let mut at = self.at("vault", &name);
+            let known = |text: &str| {
+                let name: RegistryName = text.parse().map_err(|_| unknown_registry(text))?;
+                registries.contains_key(&name).then_some(name).ok_or_else(|| unknown_registry(text))
+            };
+            let settings = VaultSettings {
+                registries: at.list("registries", known),
+                role: at.optional("role", own_text),
+                auth_path: at.optional("auth_path", vault_path).unwrap_or_default(),
+                namespace: at.optional("namespace", own_text),
+                token_url: at.optional("token_url", token_url),
+                client_id: at.optional("client_id", own_text),
+                audience: at.optional("audience", own_text),
+                token_file: at.optional("token_file", absolute_path),
+                ca: at.optional("ca_file", certificates),
+                plain_http: at.flag("plain_http"),
+            };
+            if settings.registries.is_empty() && registries.len() > 1 {
+                let message = format!("`vault.\"{name}\".registries` is empty");
+                let hint = "this server has several registries: say whose runs may use the vault";
+                self.refuse(message, Some(hint.into()));
+            }
+            match host(&name) {
+                Ok(host) => drop(vaults.insert(host, settings)),
+                Err(error) => self.refuse(error, None),
+            }
+        }
+        vaults
+    }
+
+    fn kubernetes(&mut self) -> KubernetesSettings {
+        let mut at = self.at("kubernetes", "");
+        KubernetesSettings {
+            api: at.optional("api", public_url),
+            token_file: at.optional("token_file", absolute_path).unwrap_or_default(),
+            ca: at.optional("ca_file", certificates),
+        }
     }
 
     /// A repository is a copy of one other.
@@ -673,6 +742,68 @@ fn proxies(sources: &Sources) -> BTreeSet<String> {
         Some(url::Url::parse(&url).ok()?.host_str()?.to_ascii_lowercase())
     };
     all.filter_map(host).collect()
+}
+
+/// Others compare it as a text, so it has one form.
+fn public_url(text: &str) -> Result<String, String> {
+    let bad = || format!("`{text}` is not an address such as `https://refit.example.com`");
+    let url = url::Url::parse(text).map_err(|_| bad())?;
+    let has_more = url.query().is_some()
+        || url.fragment().is_some()
+        || !url.username().is_empty()
+        || url.password().is_some();
+    let is_loopback = url.host_str().is_some_and(remote::is_loopback);
+    match url.scheme() == "https" || (url.scheme() == "http" && is_loopback) {
+        true if !has_more => Ok(text.trim_end_matches('/').to_owned()),
+        _ => Err(bad()),
+    }
+}
+
+fn unknown_registry(text: &str) -> String {
+    format!("this server has no registry `{text}`")
+}
+
+/// Where secrets are sent: never in the clear, unless to this machine.
+fn token_url(text: &str) -> Result<url::Url, String> {
+    let url = public_url(text)?;
+    url.parse().map_err(|_| format!("`{text}` is no address"))
+}
+
+fn certificates(text: &str) -> Result<Vec<u8>, String> {
+    let read = read_bounded(Path::new(text));
+    read.map(String::into_bytes).map_err(|error| format!("`{text}` cannot be read: {error}"))
+}
+
+fn cluster_name(text: &str) -> Result<String, String> {
+    let is_fine = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    match (1..=63).contains(&text.len()) && text.bytes().all(is_fine) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("`{text}` is not the name of a namespace")),
+    }
+}
+
+fn vault_path(text: &str) -> Result<String, String> {
+    let path = text.trim_matches('/');
+    let is_fine = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    match path.split('/').all(|part| !part.is_empty() && part.chars().all(is_fine)) {
+        true => Ok(path.to_owned()),
+        false => Err(format!("`{text}` is not a path of names")),
+    }
+}
+
+fn variable_name(text: &str) -> Result<String, String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    match !text.is_empty() && text.chars().all(is_name) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("`{text}` is not the name of a variable")),
+    }
+}
+
+fn absolute_path(text: &str) -> Result<PathBuf, String> {
+    match text.starts_with('/') {
+        true => Ok(PathBuf::from(text)),
+        false => Err(format!("`{text}` is not a path from `/` on")),
+    }
 }
 
 /// It becomes an option of `ssh`, in quotes.

@@ -9,6 +9,7 @@ mod lifecycle;
 mod openapi;
 mod roles;
 mod runs;
+mod secrets;
 mod sources;
 mod support;
 mod tasks;

@@ -130,6 +130,8 @@ async fn the_table_of_roles_by_operation() {
         "checkHealth",
         "checkReadiness",
         "getDescription",
+        "getIssuer",
+        "getIssuerKeys",
         "getMetrics",
         "getVersion",
         "uploadSource",
