@@ -78,7 +78,7 @@ impl SecretScan {
         for KnownSecret { name, value, is_new } in secrets {
             // The end of a line belongs to the file that a secret was in; without it, it is found
             // in both forms.
-            let value = without_line_end(value.value());
+            let value = <[u8]>::trim_ascii(value.value());
             let is_other = sought.iter().all(|known| known.value.value() != value);
             if value.len() >= SOUGHT_MIN && is_other {
                 sought.push(KnownSecret { name, value: Secret::new(value), is_new });
@@ -185,11 +185,6 @@ impl fmt::Debug for SecretScan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SecretScan({} secrets)", self.sought.len())
     }
-}
-
-fn without_line_end(value: &[u8]) -> &[u8] {
-    let value = value.strip_suffix(b"\n").unwrap_or(value);
-    value.strip_suffix(b"\r").unwrap_or(value)
 }
 
 /// What a layer holds, by the place of the secret.

@@ -29,10 +29,10 @@ pub enum ControlError {
     Server(String),
     /// A key was lost, or somebody has changed what was sealed with it.
     #[error(
-        "the secrets of {place} cannot be opened: {}",
+        "what is sealed of {place} cannot be opened: {}",
         key.as_ref().map_or_else(
             || "they are damaged".to_owned(),
-            |key| format!("key `{key}` is none of the server's keys of secrets")
+            |key| format!("key `{key}` is not in the file of keys of secrets")
         )
     )]
     Unsealable { place: String, key: Option<String> },

@@ -235,6 +235,13 @@ impl RunRequest {
         build.chain(self.task().into_iter().flat_map(TaskRequest::secrets))
     }
 
+    /// The addresses of contexts elsewhere, without what is secret in them.
+    pub fn addresses(&self) -> impl Iterator<Item = &str> {
+        let build = self.build().into_iter().flat_map(BuildRequest::remotes);
+        let task = self.task().and_then(|task| task.context.as_ref()?.remote());
+        build.chain(task).map(|remote| &*remote.shown)
+    }
+
     /// Forgets them.
     pub(crate) fn without_secrets(self) -> Self {
         match self {

@@ -411,7 +411,7 @@ impl BuildRequest {
         self.context.blobs().into_iter().chain(named).cloned().collect()
     }
 
-    fn remotes(&self) -> impl Iterator<Item = &RemoteSource> {
+    pub(crate) fn remotes(&self) -> impl Iterator<Item = &RemoteSource> {
         let named = self.options.contexts.values().filter_map(NamedContext::remote);
         self.context.remote().into_iter().chain(named)
     }

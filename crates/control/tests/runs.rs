@@ -936,7 +936,7 @@ async fn secrets_are_sealed_in_the_database() {
     drop((runs, tasks));
     // Another key opens nothing, and changes nothing.
     let error = folder.open_with_keys(SecretKeys::new([8; 32], [])).await.err().unwrap();
-    assert!(error.to_string().starts_with("the secrets of run local/c01 cannot be"), "{error}");
+    assert!(error.to_string().starts_with("what is sealed of run local/c01 cannot be"), "{error}");
     assert!(error.hint().unwrap().contains("put the key back"));
     // One that is put before it seals what the old one did.
     for keys in [SecretKeys::new([8; 32], [[7; 32]]), SecretKeys::new([8; 32], [])] {

@@ -301,8 +301,11 @@ fn known_secrets(request: &control::RunRequest, own: &Credentials) -> KnownSecre
     for (host, login) in &request.logins().others {
         known.add(format!("the password for `{host}`"), &*login.password);
     }
-    // Whatever else there is.
-    request.secrets().for_each(|value| known.add("a secret of the run", value));
+    // Whatever else there is. A user of an address is often an organisation, which is in its path too,
+    // and in many files.
+    let addresses: Vec<&str> = request.addresses().collect();
+    let others = request.secrets().filter(|value| !addresses.iter().any(|all| all.contains(value)));
+    others.for_each(|value| known.add("a secret of the run", value));
     known
 }
 

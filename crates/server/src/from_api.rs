@@ -141,10 +141,19 @@ impl<'a> SourceLocation<'a> {
             ContextAddress::Nothing | ContextAddress::Local => return Ok(Self::Upload(location)),
         };
         // The password alone too: it may be seen without its user.
-        let password = secret.as_deref().and_then(|secret| secret.split_once(':'));
-        let password = password.map(|(_, password)| password.to_owned());
-        let secrets = secret.into_iter().chain(password).filter(|secret| !secret.is_empty());
-        let (address, secrets) = (location.to_owned(), secrets.collect());
+        let decoded = secret.as_deref().map(|secret| {
+            percent_encoding::percent_decode_str(secret).decode_utf8_lossy().into_owned()
+        });
+        let mut secrets = Vec::new();
+        for secret in secret.into_iter().chain(decoded) {
+            let password = secret.split_once(':').map(|(_, password)| password.to_owned());
+            for secret in std::iter::once(secret).chain(password) {
+                if !secret.is_empty() && !secrets.contains(&secret) {
+                    secrets.push(secret);
+                }
+            }
+        }
+        let address = location.to_owned();
         Ok(Self::Remote(RemoteSource { address, shown, secrets }))
     }
 

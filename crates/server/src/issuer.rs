@@ -227,16 +227,23 @@ impl Issuer {
 
 impl Keys {
     fn ready(&mut self, now: Millis) -> io::Result<Arc<[Key]>> {
-        if !is_due(&self.known, now) {
-            return Ok(Arc::clone(&self.known));
+        let times: Vec<Millis> = self.known.iter().map(|key| key.created_at).collect();
+        let has_failed = self.failed_at.is_some_and(|at| (at..at + RETRY).contains(&now));
+        if is_due(&times, now) && !has_failed {
+            self.failed_at = None;
+            match renew(&self.folder, now) {
+                Ok(keys) => self.known = keys.into(),
+                Err(error) => {
+                    self.failed_at = Some(now);
+                    tracing::error!(%error, "the keys of identity tokens cannot be renewed");
+                }
+            }
         }
-        if self.failed_at.is_some_and(|at| (at..at + RETRY).contains(&now)) {
-            return Err(io::Error::other("they could not be made a moment ago"));
+        // Those that others trust go on.
+        match self.known.is_empty() {
+            true => Err(io::Error::other("they could not be read or made")),
+            false => Ok(Arc::clone(&self.known)),
         }
-        let renewed = renew(&self.folder, now);
-        self.failed_at = renewed.is_err().then_some(now);
-        self.known = renewed?.into();
-        Ok(Arc::clone(&self.known))
     }
 }
 
@@ -250,21 +257,21 @@ fn subject(run: &RunIdentity<'_>) -> String {
     }
 }
 
-/// Whether a key is to be made or removed.
-fn is_due(known: &[Key], now: Millis) -> bool {
-    needs_new(known, now) || count_over(known, now) > 0
+/// Whether a key is to be made or removed, by when those there are were made, the oldest first.
+fn is_due(times: &[Millis], now: Millis) -> bool {
+    needs_new(times, now) || count_over(times, now) > 0
 }
 
-/// Whether the last one is old, or there is none. One of the future was made by a wrong clock.
-fn needs_new(known: &[Key], now: Millis) -> bool {
-    known
-        .last()
-        .is_none_or(|key| !(key.created_at - HOUR..key.created_at + KEY_LIFE).contains(&now))
+/// Whether the last one is old, or there is none. Those of the future were made by a wrong clock, and
+/// do not count.
+fn needs_new(times: &[Millis], now: Millis) -> bool {
+    let last = times.iter().rfind(|time| **time - HOUR <= now);
+    last.is_none_or(|time| *time + KEY_LIFE <= now)
 }
 
 /// How many of the oldest have a successor that has signed for a while.
-fn count_over(known: &[Key], now: Millis) -> usize {
-    known.iter().skip(1).filter(|next| next.created_at + 2 * KEY_MARGIN <= now).count()
+fn count_over(times: &[Millis], now: Millis) -> usize {
+    times.iter().skip(1).filter(|next| **next + 2 * KEY_MARGIN <= now).count()
 }
 
 /// The newest that others had time to fetch, else the oldest.
@@ -279,22 +286,29 @@ fn renew(folder: &Path, now: Millis) -> io::Result<Vec<Key>> {
     let mut keys = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|ending| ending == ENDING) {
+        if path.extension().is_some_and(|ending| ending == ENDING) && time_of(&path).is_some() {
             keys.push((read_key(&path)?, path));
         }
     }
     keys.sort_by_key(|(key, _)| key.created_at);
-    let (mut keys, mut paths): (Vec<Key>, Vec<PathBuf>) = keys.into_iter().unzip();
-    if needs_new(&keys, now) {
-        // After all others, whatever clock they were made by.
-        let last = keys.last().map_or(now, |key| now.max(key.created_at + 1));
-        let path = folder.join(format!("{last}.{ENDING}"));
-        keys.push(make_key(&path)?);
-        paths.push(path);
+    let times = |keys: &[(Key, PathBuf)]| -> Vec<Millis> {
+        keys.iter().map(|(key, _)| key.created_at).collect()
+    };
+    if needs_new(&times(&keys), now) {
+        let path = folder.join(format!("{now}.{ENDING}"));
+        keys.push((make_key(&path)?, path));
+        keys.sort_by_key(|(key, _)| key.created_at);
     }
-    let over = count_over(&keys, now);
-    paths.drain(..over).try_for_each(fs::remove_file)?;
-    Ok(keys.split_off(over))
+    let over = count_over(&times(&keys), now);
+    for (_, path) in keys.drain(..over) {
+        fs::remove_file(path)?;
+    }
+    Ok(keys.into_iter().map(|(key, _)| key).collect())
+}
+
+/// When a key was made, by the name of its file.
+fn time_of(path: &Path) -> Option<Millis> {
+    path.file_stem()?.to_str()?.parse().ok()
 }
 
 fn make_key(path: &Path) -> io::Result<Key> {
@@ -310,8 +324,7 @@ fn read_key(path: &Path) -> io::Result<Key> {
         let path = path.display();
         io::Error::other(format!("`{path}` is no key of identity tokens; remove it for a new one"))
     };
-    let name = path.file_stem().and_then(|name| name.to_str());
-    let created_at = name.and_then(|name| name.parse().ok()).ok_or_else(damaged)?;
+    let created_at = time_of(path).ok_or_else(damaged)?;
     let pem = fs::read_to_string(path)?;
     let key = RsaPrivateKey::from_pkcs1_pem(&pem).map_err(|_| damaged())?;
     let der = key.to_pkcs1_der().map_err(|_| damaged())?;
@@ -440,7 +453,27 @@ mod tests {
         assert_eq!(issuer.public_keys().await.unwrap().unwrap().keys.len(), 2);
         // A clock that was ahead keeps nothing from being renewed.
         now.fetch_sub(20 * KEY_LIFE, Ordering::SeqCst);
-        assert_eq!(issuer.public_keys().await.unwrap().unwrap().keys.len(), 3);
+        for _ in 0..3 {
+            assert_eq!(issuer.public_keys().await.unwrap().unwrap().keys.len(), 3);
+        }
         issuer.renew().await.unwrap();
+        assert_eq!(fs::read_dir(folder.path().join("keys/identity")).unwrap().count(), 3);
+    }
+
+    #[tokio::test]
+    async fn keys_go_on_when_none_can_be_made() {
+        let (folder, place) = (tempfile::tempdir().unwrap(), Place::new());
+        let now = Arc::new(AtomicI64::new(1_700_000_000_000));
+        let issuer = issuer(folder.path(), &now);
+        let before = issuer.public_keys().await.unwrap().unwrap();
+        let keys = folder.path().join("keys/identity");
+        fs::write(keys.join("backup.pem"), "no key").unwrap();
+        fs::write(keys.join("1700000000001.pem"), "no key").unwrap();
+        now.fetch_add(KEY_LIFE, Ordering::SeqCst);
+        let token = issuer.token(&place.run(false), "vault").await.unwrap();
+        assert!(verified(&before, &token).is_some());
+        fs::remove_file(keys.join("1700000000001.pem")).unwrap();
+        now.fetch_add(RETRY, Ordering::SeqCst);
+        assert_eq!(issuer.public_keys().await.unwrap().unwrap().keys.len(), 2);
     }
 }

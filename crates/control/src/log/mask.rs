@@ -3,6 +3,8 @@
 mod encodings;
 mod finder;
 
+use std::collections::BTreeSet;
+
 use engine::without_credentials;
 
 use self::encodings::{encoded, in_json};
@@ -23,6 +25,8 @@ const HELD_MAX: usize = 64 << 10;
 pub struct Mask {
     /// All forms of the values.
     finder: Finder,
+    /// The secrets themselves, not in other forms.
+    whole: BTreeSet<String>,
 }
 
 impl Mask {
@@ -41,14 +45,16 @@ impl Mask {
 
     /// Whether a secret is one of those that it hides.
     pub(crate) fn has(&self, secret: &str) -> bool {
-        self.finder.has(secret.trim())
+        self.whole.contains(secret.trim())
     }
 
     /// The same for more secrets.
     pub(crate) fn with<'a>(&self, values: impl IntoIterator<Item = &'a str>) -> Self {
         let mut secrets = self.finder.sought().to_vec();
+        let mut whole = self.whole.clone();
         for value in values.into_iter().filter(|value| Self::hides(value)) {
             secrets.push(value.trim().to_owned());
+            whole.insert(value.trim().to_owned());
             for line in value.lines().map(str::trim) {
                 secrets.push(line.to_owned());
                 secrets.extend(in_json(line));
@@ -57,7 +63,7 @@ impl Mask {
             secrets.extend(encoded(value.trim()));
         }
         secrets.retain(|secret| Self::hides(secret));
-        Self { finder: Finder::new(secrets) }
+        Self { finder: Finder::new(secrets), whole }
     }
 
     /// Replaces the secrets of a text.
@@ -113,6 +119,27 @@ mod tests {
     use base64::prelude::BASE64_STANDARD_NO_PAD;
 
     use super::*;
+
+    #[test]
+    fn base64_is_masked_also_in_lines() {
+        let secret: String = (0..300).map(|at| char::from(b'!' + (at * 7 % 90) as u8)).collect();
+        let mask = Mask::new([&*secret]);
+        // As `echo` gives it to `base64`.
+        let encoded = BASE64_STANDARD_NO_PAD.encode(format!("{secret}\n"));
+        for width in [64, 76] {
+            let lines = encoded.as_bytes().chunks(width).map(String::from_utf8_lossy);
+            let mut text = lines.collect::<Vec<_>>().join("\n");
+            mask.apply(&mut text);
+            assert!(text.lines().all(|line| line.replace("***", "").len() < 16), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_line_of_a_secret_is_not_the_secret() {
+        let mask = Mask::new(["first=1\nhunter22"]);
+        assert!(mask.has("first=1\nhunter22") && !mask.has("hunter22"));
+        assert!(mask.with(["hunter22"]).has("hunter22"));
+    }
 
     #[test]
     fn secrets_are_masked_whole_and_line_by_line() {

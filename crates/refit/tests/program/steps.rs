@@ -464,7 +464,10 @@ fn as_root_what_is_wrong_is_told_before_any_step() {
     refused("steps: [{cmd: x, when: [y]}]", "acb.yaml:1:25");
     refused("steps: [{cmd: BUSYBOX true, when: [y]}]", "waits for `y`");
     refused("volumes: [{name: v, secret: {f: '?'}}]\nsteps: [{cmd: x}]", "is not Base64");
-    refused("secrets: [{id: a, keyvault: https://v.example.net/secrets/x}]", "secret `a` cannot be had");
+    refused(
+        "secrets: [{id: a, keyvault: https://v.example.net/secrets/x}]",
+        "secret `a` cannot be had",
+    );
 }
 
 #[test]

@@ -535,6 +535,9 @@ impl Layers {
                 self.refuse(message, Some(hint.into()));
             }
             match host(&name) {
+                Ok(host) if vaults.contains_key(&host) => {
+                    self.refuse(format!("there are two vaults `{host}`"), None);
+                }
                 Ok(host) => drop(vaults.insert(host, settings)),
                 Err(error) => self.refuse(error, None),
             }
@@ -765,8 +768,12 @@ fn unknown_registry(text: &str) -> String {
 
 /// Where secrets are sent: never in the clear, unless to this machine.
 fn token_url(text: &str) -> Result<url::Url, String> {
-    let url = public_url(text)?;
-    url.parse().map_err(|_| format!("`{text}` is no address"))
+    let bad = || format!("`{text}` is not an address such as `https://login.example.com/token`");
+    let url: url::Url = text.parse().map_err(|_| bad())?;
+    let is_loopback = url.host_str().is_some_and(remote::is_loopback);
+    let is_safe = url.scheme() == "https" || (url.scheme() == "http" && is_loopback);
+    let has_user = !url.username().is_empty() || url.password().is_some();
+    if is_safe && !has_user { Ok(url) } else { Err(bad()) }
 }
 
 fn certificates(text: &str) -> Result<Vec<u8>, String> {
@@ -784,8 +791,9 @@ fn cluster_name(text: &str) -> Result<String, String> {
 
 fn vault_path(text: &str) -> Result<String, String> {
     let path = text.trim_matches('/');
-    let is_fine = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
-    match path.split('/').all(|part| !part.is_empty() && part.chars().all(is_fine)) {
+    let is_fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let is_name = |part: &str| !matches!(part, "" | "." | "..") && part.chars().all(is_fine);
+    match path.split('/').all(is_name) {
         true => Ok(path.to_owned()),
         false => Err(format!("`{text}` is not a path of names")),
     }

@@ -19,8 +19,24 @@ pub(super) fn encoded(secret: &str) -> impl Iterator<Item = String> {
     let percent = |set| utf8_percent_encode(secret, set).to_string();
     let (all, address, path) = (percent(NON_ALPHANUMERIC), percent(IN_ADDRESS), percent(IN_PATH));
     let form: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
-    let others = inside_base64(secret).chain(in_json(secret));
+    let lines = in_lines(&base64);
+    let others = inside_base64(secret).chain(in_json(secret)).chain(lines);
     [base64, for_addresses, all, address, path, form].into_iter().chain(others)
+}
+
+/// The lines of Base64 that is broken, as `base64` and PEM do; but for what follows after the secret
+/// may change, and for pieces that are found anywhere.
+fn in_lines(base64: &str) -> Vec<String> {
+    const WIDTHS: [usize; 2] = [64, 76];
+    const LEN_MIN: usize = 16;
+    let whole = &base64[..base64.len() / 4 * 4];
+    let mut lines = Vec::new();
+    for width in WIDTHS.into_iter().filter(|width| base64.len() > *width) {
+        let starts = (0..whole.len()).step_by(width);
+        let all = starts.map(|from| &whole[from..whole.len().min(from + width)]);
+        lines.extend(all.filter(|line| line.len() >= LEN_MIN).map(str::to_owned));
+    }
+    lines
 }
 
 /// What is always seen of a secret in the Base64 of a longer text, by where in a group of three

@@ -69,10 +69,6 @@ impl Finder {
         &self.sought
     }
 
-    pub(super) fn has(&self, text: &str) -> bool {
-        self.sought.binary_search_by(|known| known.as_str().cmp(text)).is_ok()
-    }
-
     /// Where texts are, in order; those that overlap as one.
     pub(super) fn find(&self, text: &str) -> Vec<(usize, usize)> {
         let mut all = Vec::new();
