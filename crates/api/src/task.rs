@@ -28,10 +28,41 @@ pub struct Task {
     /// Texts of whoever manages the task.
     #[serde(default)]
     pub tags: Option<BTreeMap<String, String>>,
+    /// Absent: its runs can be nobody else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
-    pub identity: Option<serde_json::Value>,
+    pub identity: Option<IdentityProperties>,
     pub properties: TaskProperties,
+}
+
+/// Whom the runs of a task can be for others.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct IdentityProperties {
+    /// `None`, `SystemAssigned`, `UserAssigned` or `SystemAssigned, UserAssigned`.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Read-only: the client id of the identity of the task itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
+    pub principal_id: Option<String>,
+    /// Service principals, by name, or by an id that ends with it; one that is `null` is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<BTreeMap<String, UserAssignedIdentity>>)]
+    pub user_assigned_identities: Option<BTreeMap<String, Option<UserAssignedIdentity>>>,
+}
+
+/// An account that a task can be.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UserAssignedIdentity {
+    /// Read-only; the same as the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
+    pub principal_id: Option<String>,
+    /// Read-only: by which commands ask for its tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
+    pub client_id: Option<String>,
 }
 
 /// What a task is to do.

@@ -1,8 +1,8 @@
 //! A process of an image that was made before: what a `cmd` step of a task runs.
 
 use container::{
-    ContainerError, Exit, Limits, Mount, MountKind, Network, OutputSink, Peers, Private,
-    ProcessSpec, Rootfs, Usage, User,
+    ContainerError, Exit, Limits, LocalService, Mount, MountKind, Network, OutputSink, Peers,
+    Private, ProcessSpec, Rootfs, Usage, User,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +37,8 @@ pub struct Command {
     pub network: Network,
     /// Containers that reach each other by name.
     pub peers: Option<Peers>,
+    /// Answers the command in its own network; only with [`Network::Isolated`].
+    pub service: Option<LocalService>,
     pub limits: Limits,
     /// Callers check policy before they set it.
     pub privileged: bool,
@@ -124,6 +126,7 @@ pub async fn run_command(
         extra_hosts: Vec::new(),
         network: command.network,
         peers: command.peers.clone(),
+        service: command.service.clone(),
         limits: command.limits.clone(),
         privileged: command.privileged,
     };
@@ -230,6 +233,7 @@ mod tests {
             files: Vec::new(),
             network: Network::None,
             peers: None,
+            service: None,
             limits: Limits::default(),
             privileged: false,
         }

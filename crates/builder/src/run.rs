@@ -65,6 +65,7 @@ pub(crate) async fn execute(
         extra_hosts: request.extra_hosts.clone(),
         network: network(run, request),
         peers: peers(run, request),
+        service: None,
         limits: request.limits.clone(),
         privileged: run.insecure,
     };

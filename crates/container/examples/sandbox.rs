@@ -142,6 +142,7 @@ fn spec(rootfs: Rootfs, args: Vec<String>, network: Network) -> ProcessSpec {
         extra_hosts: Vec::new(),
         network,
         peers: None,
+        service: None,
         limits: Limits::default(),
         privileged: false,
     }

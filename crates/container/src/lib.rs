@@ -45,8 +45,8 @@ pub use linux::helper_main;
 pub use network::{BRIDGES, PeerNetwork};
 pub use output::{OutputSink, Stream};
 pub use process::{
-    Exit, Limits, Mount, MountKind, Network, Peers, Private, ProcessSpec, Rootfs, User,
-    is_host_name,
+    Exit, Limits, LocalServer, LocalService, Mount, MountKind, Network, Peers, Private,
+    ProcessSpec, Rootfs, User, is_host_name,
 };
 pub use program::{ProgramFiles, program, program_files};
 pub use remove::{Removals, remove_tree};

@@ -1,9 +1,13 @@
 //! What to run, in words that have nothing to do with images.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::{Bound, ContainerError, PeerNetwork};
 
@@ -30,6 +34,8 @@ pub struct ProcessSpec {
     pub network: Network,
     /// Containers to reach by name, besides what `network` allows.
     pub peers: Option<Peers>,
+    /// Answers the process in its own network; only with [`Network::Isolated`].
+    pub service: Option<LocalService>,
     pub limits: Limits,
     /// The process sees the whole machine's devices and keeps all capabilities. Callers
     /// check policy before they set it.
@@ -126,6 +132,22 @@ pub struct Peers {
     /// others. A name that another member has already is that one's until it ends; one of
     /// `extra_hosts` means there what is said there.
     pub names: Vec<String>,
+}
+
+/// Something of ours that a container reaches over its loopback device, and that nobody else reaches.
+#[derive(Debug, Clone)]
+pub struct LocalService {
+    /// The container has this address for it.
+    pub address: SocketAddrV4,
+    pub server: Arc<dyn LocalServer>,
+}
+
+/// Answers the processes of a container.
+#[async_trait]
+pub trait LocalServer: Send + Sync + std::fmt::Debug {
+    /// Accepts connections until `end`, when the container is gone. Whoever connects is not to be
+    /// trusted.
+    async fn serve(&self, listener: TcpListener, end: CancellationToken);
 }
 
 /// Whether `/etc/hosts` can hold a name: 1 to 253 visible ASCII characters without `#`.
@@ -229,6 +251,9 @@ pub(crate) fn check(spec: &ProcessSpec) -> Result<(), ContainerError> {
     }
     spec.extra_hosts.iter().try_for_each(|(name, _)| check_host_name(name))?;
     check_peers(spec)?;
+    if spec.service.is_some() && spec.network != Network::Isolated {
+        return Err(refuse("a service needs a network of the container's own"));
+    }
     check_limits(&spec.limits)
 }
 

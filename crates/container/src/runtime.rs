@@ -407,7 +407,11 @@ impl Supervisor {
             Some(peers) => Some(peers.network.join(&namespace, device).await?),
             None => None,
         };
-        Ok(Some(Endpoint::new(namespace, outlet, member)))
+        let service = match &self.spec.service {
+            Some(service) => Some(network::start(service, &namespace).await?),
+            None => None,
+        };
+        Ok(Some(Endpoint::new(namespace, outlet, member, service)))
     }
 
     async fn lead_out(&self, namespace: &Namespace) -> Result<Outlet, ContainerError> {

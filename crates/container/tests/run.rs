@@ -9,16 +9,16 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use container::{
-    ContainerError, Exit, ExternalRuntime, Limits, Mount, MountKind, Network, OutputSink,
-    PeerNetwork, Peers, Private, ProcessSpec, Rootfs, Runtime, RuntimeSettings, Stream, Usage,
-    User,
+    ContainerError, Exit, ExternalRuntime, Limits, LocalServer, LocalService, Mount, MountKind,
+    Network, OutputSink, PeerNetwork, Peers, Private, ProcessSpec, Rootfs, Runtime,
+    RuntimeSettings, Stream, Usage, User,
 };
 use expect_test::{Expect, expect};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
@@ -139,13 +139,14 @@ impl Machine {
             extra_hosts: Vec::new(),
             network: Network::None,
             peers: None,
+            service: None,
             limits: Limits::default(),
             privileged: false,
         }
     }
 
     /// A container with changes of its own, and with the folder `/meeting` in common with others.
-    fn member(&self, network: &PeerNetwork, name: &str, script: &str) -> ProcessSpec {
+    fn apart(&self, script: &str) -> ProcessSpec {
         let mut spec = self.spec(script);
         let [upper, work] = ["upper", "work"].map(|part| self.path(&spec.name).join(part));
         for folder in [&upper, &work, &self.path("meeting")] {
@@ -154,6 +155,11 @@ impl Machine {
         spec.rootfs = Rootfs::Overlay { lowers: vec![self.path("lower")], upper, work };
         let kind = MountKind::Bind { source: self.path("meeting") };
         spec.mounts = vec![Mount { target: "/meeting".to_owned(), read_only: false, kind }];
+        spec
+    }
+
+    fn member(&self, network: &PeerNetwork, name: &str, script: &str) -> ProcessSpec {
+        let mut spec = self.apart(script);
         spec.peers = Some(Peers { network: network.clone(), names: vec![name.to_owned()] });
         spec
     }
@@ -1424,6 +1430,63 @@ async fn as_root_peers_that_cannot_be_meant_are_refused() {
     assert!(["db", "db_1.example", &long].iter().all(|name| container::is_host_name(name)));
     let wrong = ["", "a b", "a#b", "ä", "a\tb", &format!("{long}a")];
     assert!(!wrong.iter().any(|name| container::is_host_name(name)));
+}
+
+/// Says the same to all who connect, and notes when it is to end.
+#[derive(Debug, Default)]
+struct Greeter {
+    ended: CancellationToken,
+}
+
+#[async_trait]
+impl LocalServer for Greeter {
+    async fn serve(&self, listener: tokio::net::TcpListener, end: CancellationToken) {
+        use tokio::io::AsyncWriteExt as _;
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => {
+                    accepted.unwrap().0.write_all(b"it is the service\n").await.unwrap();
+                }
+                () = end.cancelled() => break,
+            }
+        }
+        self.ended.cancel();
+    }
+}
+
+#[tokio::test]
+async fn as_root_a_container_reaches_its_own_service_and_nobody_elses() {
+    const SCRIPT: &str = "nc -w 1 169.254.169.254 80 </dev/null 2>/dev/null || echo nothing";
+    // Of the last one the network is its own, down to the loopback device.
+    let [one, two, three, _] = machines().await;
+    for machine in [one, two, three] {
+        let wait = "until [ -e /meeting/done ]; do sleep 0.01; done";
+        let mut with = machine.apart(&format!("{SCRIPT}; touch /meeting/there; {wait}"));
+        with.network = Network::Isolated;
+        let greeter = Arc::new(Greeter::default());
+        let address = "169.254.169.254:80".parse().unwrap();
+        with.service = Some(LocalService { address, server: greeter.clone() });
+        let wait = "until [ -e /meeting/there ]; do sleep 0.01; done";
+        let mut without = machine.apart(&format!("{wait}; {SCRIPT}; touch /meeting/done"));
+        without.network = Network::Isolated;
+        let (with, without) = tokio::join!(machine.run(&with), machine.run(&without));
+        assert_eq!(with.unwrap().2, "it is the service\n");
+        assert_eq!(without.unwrap().2, "nothing\n");
+        // With its container it is over.
+        greeter.ended.cancelled().await;
+    }
+    let machine = Machine::new().await;
+    let mut spec = machine.spec("true");
+    let server = Arc::new(Greeter::default());
+    spec.service = Some(LocalService { address: "169.254.169.254:80".parse().unwrap(), server });
+    machine
+        .check(
+            &spec,
+            expect![[r#"
+                could not accept the process: a service needs a network of the container's own
+            "#]],
+        )
+        .await;
 }
 
 /// Without root of the machine, in a user namespace.

@@ -55,7 +55,7 @@ pub use leases::{AgentClaim, WARM_WAIT};
 pub use log::{
     Event, EventKind, EventReader, LogKey, Logs, Mask, RunLog, Sent, Stream, TextReader,
 };
-pub use logins::{Logins, RegistryLogin};
+pub use logins::{LoginText, Logins, RegistryLogin};
 pub use names::{
     AccountName, BadAccountName, BadPoolName, BadScopeMapName, BadSecretName, BadTaskName,
     BadTaskRunName, BadTokenName, PoolName, ScopeMapName, SecretName, TaskName, TaskRunName,
@@ -74,7 +74,10 @@ pub use runs::{RunFilter, RunSettings, Runs, Swept, TimeRange};
 pub use sealing::SecretKeys;
 pub use secrets::{SecretChange, SecretRuns, Secrets, StoredSecret};
 pub use sources::{ListedSource, NewSource, SourceSettings, Sources};
-pub use task::{NoRun, StoredTask, TaskContext, TaskDefinition, TaskOverrides, TaskStep};
+pub use task::{
+    AssignedAccount, ChosenIdentity, NoRun, StoredTask, TaskContext, TaskDefinition, TaskIdentity,
+    TaskOverrides, TaskStep,
+};
 pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};
 pub use tasks::Tasks;
 pub use waiting::{WaitReason, Waiting};

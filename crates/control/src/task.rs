@@ -7,10 +7,12 @@ use std::time::Duration;
 use oci::{Compression, Digest, Platform, RegistryName};
 use serde::{Deserialize, Serialize};
 use store::Millis;
+use uuid::Uuid;
 
 use crate::run::{BuildArgument, BuildOptions, BuildRequest, ContextSource, RemoteSource, RunKind};
 use crate::{
-    Lane, Logins, NewRun, OutputRetention, PoolName, TaskName, TaskRequest, TaskText, TaskValue,
+    AccountName, Lane, Logins, NewRun, OutputRetention, PoolName, TaskName, TaskRequest, TaskText,
+    TaskValue,
 };
 
 /// A stored task.
@@ -57,6 +59,64 @@ pub struct TaskDefinition {
     /// Absent: what its runs push stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_retention: Option<OutputRetention>,
+    #[serde(default, skip_serializing_if = "TaskIdentity::is_none")]
+    pub identity: TaskIdentity,
+}
+
+/// Whom the runs of a task can be for others (identity-and-secrets.md section 3).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskIdentity {
+    /// Whether they can be the task itself: the id of that identity, which is another one each time
+    /// that the task is given it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<Uuid>,
+    /// Service principals of the server; each once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accounts: Vec<AssignedAccount>,
+}
+
+/// An account that a task can be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedAccount {
+    pub name: AccountName,
+    /// [`crate::Account::id`]: a later account of the same name is another one.
+    pub id: Uuid,
+}
+
+impl TaskIdentity {
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Which identity is meant by an id. Without one it is the task itself, or the only account
+    /// that it can be.
+    pub fn chosen(&self, id: Option<Uuid>) -> Option<ChosenIdentity<'_>> {
+        match (id, &*self.accounts) {
+            (Some(id), _) if self.system == Some(id) => Some(ChosenIdentity::System(id)),
+            (Some(id), accounts) => {
+                accounts.iter().find(|account| account.id == id).map(ChosenIdentity::Account)
+            }
+            (None, [only]) if self.system.is_none() => Some(ChosenIdentity::Account(only)),
+            (None, _) => self.system.map(ChosenIdentity::System),
+        }
+    }
+}
+
+/// One identity of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChosenIdentity<'a> {
+    /// The task itself, by the id of that identity.
+    System(Uuid),
+    Account(&'a AssignedAccount),
+}
+
+impl ChosenIdentity<'_> {
+    pub fn id(&self) -> Uuid {
+        match self {
+            Self::System(id) => *id,
+            Self::Account(account) => account.id,
+        }
+    }
 }
 
 /// A git repository, or an archive somewhere else, that a task works on.
@@ -321,6 +381,7 @@ mod tests {
             logins: Logins::default(),
             log_template: None,
             output_retention: None,
+            identity: TaskIdentity::default(),
         }
     }
 
@@ -455,6 +516,31 @@ mod tests {
         assert_eq!((over.asleep(9), over.asleep(10)), (None, Some("has expired")));
         let disabled = TaskDefinition { enabled: false, ..task };
         assert_eq!(disabled.asleep(0), Some("is disabled"));
+    }
+
+    #[test]
+    fn an_identity_is_meant_by_its_id_or_by_being_the_usual_one() {
+        let account = |name: &str, id| AssignedAccount {
+            name: name.parse().unwrap(),
+            id: Uuid::from_u128(id),
+        };
+        let chosen = |identity: &TaskIdentity, id: Option<u128>| {
+            identity.chosen(id.map(Uuid::from_u128)).map(|chosen| chosen.id().as_u128())
+        };
+        let none = TaskIdentity::default();
+        assert_eq!(
+            (none.is_none(), chosen(&none, None), chosen(&none, Some(1))),
+            (true, None, None)
+        );
+        let one = TaskIdentity { system: None, accounts: vec![account("one", 1)] };
+        assert_eq!((chosen(&one, None), chosen(&one, Some(1))), (Some(1), Some(1)));
+        let two = TaskIdentity { accounts: vec![account("one", 1), account("two", 2)], ..one };
+        assert_eq!((chosen(&two, None), chosen(&two, Some(2))), (None, Some(2)));
+        let all = TaskIdentity { system: Some(Uuid::from_u128(3)), ..two };
+        assert_eq!(
+            (chosen(&all, None), chosen(&all, Some(3)), chosen(&all, Some(4))),
+            (Some(3), Some(3), None)
+        );
     }
 
     #[test]

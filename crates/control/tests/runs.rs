@@ -876,6 +876,7 @@ fn task_definition() -> TaskDefinition {
         logins: control::Logins::default(),
         log_template: None,
         output_retention: None,
+        identity: control::TaskIdentity::default(),
     }
 }
 

@@ -50,7 +50,8 @@ pub use publish::{
     ReleasedName,
 };
 pub use steps::{
-    InputImage, PushedImage, SHELL_CLIENT_ARG, SecretError, SecretSource, SetValue, StepCost,
-    StepUsage, TaskEnd, TaskOutput, TaskPlan, TaskRequest, TaskText, execute_task, shell_client,
+    Identities, InputImage, PushedImage, SHELL_CLIENT_ARG, SecretError, SecretSource, SetValue,
+    StepCost, StepUsage, TaskEnd, TaskOutput, TaskPlan, TaskRequest, TaskText, execute_task,
+    shell_client,
 };
 pub use unpack::{UnpackError, Unpacked, unpack};

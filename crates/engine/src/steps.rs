@@ -11,6 +11,7 @@ mod cmd;
 mod command_line;
 mod containers;
 mod events;
+mod identity;
 mod images;
 mod push;
 mod schedule;
@@ -53,6 +54,7 @@ use images::RunImages;
 use schedule::{Schedule, StepState};
 use workspace::read_text;
 
+pub use identity::Identities;
 pub(crate) use push::{may_send, send};
 pub use secrets::{SecretError, SecretSource};
 pub use shell::{SHELL_CLIENT_ARG, shell_client};
@@ -101,6 +103,8 @@ pub struct TaskRequest {
     pub known_secrets: KnownSecrets,
     /// Where the secrets come from that the file lists.
     pub secrets: Arc<dyn SecretSource>,
+    /// Absent: the run has no identity that its commands could ask tokens of.
+    pub identities: Option<Arc<dyn Identities>>,
 }
 
 /// A text of the request, or where it is in the context.

@@ -84,6 +84,16 @@ pub(crate) fn bearer(body: &[u8]) -> Option<String> {
     Some(format!("Bearer {token}"))
 }
 
+/// What an exchange gave.
+pub(crate) fn refresh(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Exchanged {
+        refresh_token: String,
+    }
+    let answer: Exchanged = serde_json::from_slice(body).ok()?;
+    Some(answer.refresh_token).filter(|token| !token.is_empty())
+}
+
 pub(crate) fn basic(credentials: &Credentials) -> String {
     use base64::Engine;
     let pair = format!("{}:{}", credentials.username, credentials.password);

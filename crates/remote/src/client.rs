@@ -193,6 +193,33 @@ impl Remote {
         }
     }
 
+    /// Credentials that a registry gives for a token of somebody whom it trusts, as the managed
+    /// service exchanges them (identity-and-secrets.md section 2).
+    pub async fn exchange(&self, host: &str, token: &str) -> Result<Credentials, RemoteError> {
+        let url = format!("{}/oauth2/exchange", self.inner.base_url(host));
+        let form = [("grant_type", "access_token"), ("service", host), ("access_token", token)];
+        let mut request = self.inner.http.post(url).form(&form);
+        if self.inner.address(host).is_some() {
+            request = request.header(HOST, host);
+        }
+        let response = request.send().await.map_err(|error| unreachable(host, &error))?;
+        let refused = |status: StatusCode| {
+            let (host, status) = (host.to_owned(), status.as_u16());
+            RemoteError::ExchangeRefused { host, status }
+        };
+        let status = response.status();
+        if status.is_server_error() {
+            let (host, image) = (host.to_owned(), "an exchange of tokens".to_owned());
+            return Err(RemoteError::Status { host, image, status: status.as_u16() });
+        }
+        if !status.is_success() {
+            return Err(refused(status));
+        }
+        let body = read_bounded(host, response, "a token", TOKEN_SIZE_MAX).await?;
+        let password = auth::refresh(&body).ok_or_else(|| refused(status))?;
+        Ok(Credentials { username: TOKEN_USER.to_owned(), password })
+    }
+
     /// The same, with other credentials for one host, for pushes too.
     pub fn with_credentials(&self, host: &str, credentials: Credentials) -> Self {
         let mut settings = self.inner.settings.clone();
@@ -375,6 +402,9 @@ impl Remote {
         }
     }
 }
+
+/// As whom one logs in with a token in place of a password.
+const TOKEN_USER: &str = "00000000-0000-0000-0000-000000000000";
 
 /// A token service's answer is at most this large, in bytes.
 const TOKEN_SIZE_MAX: usize = 256 << 10;

@@ -15,6 +15,8 @@ pub enum RemoteError {
     Denied { host: String, image: String, access: Access, with_credentials: bool },
     #[error("`{host}` does not take this user name and password")]
     LoginRefused { host: String },
+    #[error("`{host}` gives nothing for an identity token: it answered {status}")]
+    ExchangeRefused { host: String, status: u16 },
     #[error("`{image}` has no image for {wanted}")]
     NoPlatform { image: String, wanted: String, offered: Vec<String> },
     #[error("`{host}` answered {status} for `{image}`")]
@@ -78,6 +80,9 @@ impl RemoteError {
             }
             Self::LoginRefused { .. } => Some(
                 "check user name and password; some registries want a token instead".to_owned(),
+            ),
+            Self::ExchangeRefused { .. } => Some(
+                "it has to trust this server's identity tokens, and know their subject".to_owned(),
             ),
             Self::NoRepository { .. } => {
                 Some("check the name; some registries want it to be made there first".to_owned())

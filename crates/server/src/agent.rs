@@ -25,12 +25,15 @@ use url::Url;
 
 use crate::app::{CANCEL_GRACE, open_store, own_now};
 use crate::executor::{Secrets, attempt_name};
+use crate::identity::Endpoint;
 use crate::machine::{Machine, Place};
 use crate::owner::OwnerKind;
 use crate::{Secret, ServeError, Settings};
 
 use client::{Client, Join};
-use places::{PoolHousekeeper, PoolPublisher, PoolSecrets, fetch_context, release_context};
+use places::{
+    PoolHousekeeper, PoolPublisher, PoolSecrets, PoolTokens, fetch_context, release_context,
+};
 use queue::{AgentQueue, Leased};
 
 /// What an agent is told.
@@ -80,7 +83,7 @@ pub async fn agent(
     let logs = Logs::new(logs, settings.limits.log_size_max, clock.clone());
     notices.iter().for_each(|text| notice(text));
     notice(&format!("joining agent pool `{}` of {server} as `{name}`", client.pool()));
-    let queue = AgentQueue::new(client, logs, clock);
+    let queue = AgentQueue::new(client, logs, clock.clone());
     let pushes = settings.upstreams.iter().filter(|(_, upstream)| upstream.push);
     let executor = AgentExecutor {
         machine,
@@ -92,6 +95,7 @@ pub async fn agent(
             hosts: Arc::new(pushes.map(|(host, _)| host.clone()).collect()),
             refused: Arc::new(|_| None),
         },
+        clock,
     };
     let worker_settings = WorkerSettings {
         concurrency,
@@ -153,6 +157,7 @@ struct AgentExecutor {
     catalog: Catalog,
     leases: AgentQueue,
     pushes: PushPolicy,
+    clock: Clock,
 }
 
 #[async_trait]
@@ -174,6 +179,11 @@ impl Executor for AgentExecutor {
             own: Credentials { username, password },
             ssh_agents: None,
             source: Arc::new(PoolSecrets::new(place.clone())),
+            tokens: lease.has_identity.then(|| {
+                let log = attempt.log.clone();
+                let tokens = PoolTokens { client: place.clone(), log };
+                Endpoint::new(Arc::new(tokens), self.clock.clone())
+            }),
         };
         let outcome = crate::executor::execute(&engine, attempt, secrets).await;
         release_context(attempt, &self.catalog).await;

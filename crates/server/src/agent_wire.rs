@@ -8,6 +8,8 @@ use oci::{Digest, RegistryName};
 use serde::{Deserialize, Serialize};
 use store::Millis;
 
+use crate::identity::GivenToken;
+
 /// How long an agent waits for news in one request, in seconds.
 pub(crate) const WAIT_SECONDS: u64 = 20;
 
@@ -40,6 +42,8 @@ pub(crate) struct Lease {
     pub(crate) password: String,
     /// What the agent proves itself with.
     pub(crate) token: String,
+    /// Whether its task has an identity, whose tokens its commands can ask for.
+    pub(crate) has_identity: bool,
 }
 
 /// What an agent needs of a run.
@@ -195,6 +199,14 @@ impl SecretWanted {
         let client_id = self.client_id.map(|id| id.parse()).transpose().ok()?;
         Some(task::Secret { id: self.id, address: self.address.parse().ok()?, client_id })
     }
+}
+
+/// A token of an identity, or why there is none.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum TokenAnswer {
+    Given(GivenToken),
+    Refused(String),
+    Unavailable(String),
 }
 
 /// What it is, or why it is not told.

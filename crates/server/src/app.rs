@@ -23,6 +23,7 @@ use crate::access::ServerAccess;
 use crate::agents::Agents;
 use crate::audit::Auditor;
 use crate::from_api::BuildDefaults;
+use crate::identity::TaskIdentities;
 use crate::issuer::Issuer;
 use crate::keys::{Keys, publish_token, secret_keys};
 use crate::listen::{self, Clients, ConnectionSettings, Ends, Listener};
@@ -173,6 +174,12 @@ impl App {
         let issuer = Issuer::new(&data, address, clock.clone());
         let providers = Providers::new(&settings, secrets.clone(), issuer.clone(), auditor.clone())
             .map_err(ServeError::starting("prepare for talking to vaults"))?;
+        let identities = TaskIdentities {
+            tasks: tasks.clone(),
+            accounts: permissions.clone(),
+            issuer: issuer.clone(),
+            auditor: auditor.clone(),
+        };
         let sources = open_sources(&settings, db, &catalog, clock.clone()).await?;
         let mut bound = Bound::default();
         if tcp {
@@ -200,6 +207,7 @@ impl App {
             pools,
             providers,
             issuer,
+            identities,
             secrets,
             presence: Presence::default(),
             clock: clock.clone(),

@@ -12,12 +12,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use builder::{BaseImages, CatalogImages, Layers, OwnNames, RemoteImages, Secret, SshAgents};
 use container::Network;
-use control::{Attempt, BuildRequest, Commit, End, Executor, Outcome, OutputImage};
+use control::{
+    Attempt, BuildRequest, Clock, Commit, End, Executor, LoginText, Outcome, OutputImage,
+};
 use dockerfile::ContextAddress;
 use engine::{
     BuildOptions, BuildStep, CacheExport, ContextSource, Engine, ImagesOf, KnownSecrets, Lease,
     LocalHousekeeper, LocalPublisher, NamedContext, OwnLogin, PublishError, PushPolicy, RunLogins,
-    RunRequest, SecretSource,
+    RunRequest, SecretError, SecretSource,
 };
 use oci::{Annotations, RegistryName, RepositoryName};
 use remote::{Credentials, Remote, RemoteSettings, Upstream};
@@ -25,6 +27,7 @@ use store::{Catalog, DataDir};
 use task::Seed;
 
 use crate::agents::Agents;
+use crate::identity::{Endpoint, OwnTokens, TaskIdentities, TokenWanted};
 use crate::keys::{Keys, run_user};
 use crate::machine::{Machine, Place};
 use crate::secrets::{OwnSecrets, Providers};
@@ -33,6 +36,9 @@ use crate::state::{Shared, copies_message};
 use crate::{ServeError, UpstreamSettings};
 use copies::CopiedImages;
 use events::LogEvents;
+
+/// For one login, whose parts others may have to be asked for.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The queue's own clock ends a run; the engine's is only there should that fail.
 const TIMEOUT_SLACK: Duration = Duration::from_secs(60);
@@ -44,6 +50,8 @@ struct BuildExecutor {
     machine: Machine,
     keys: Arc<Keys>,
     providers: Providers,
+    identities: TaskIdentities,
+    clock: Clock,
 }
 
 /// Opens what builds need of this machine.
@@ -76,7 +84,8 @@ pub(crate) async fn build(
     let engines = state.registries.iter().map(|(registry, _)| (registry.clone(), engine(registry)));
     let (engines, agents) = (engines.collect(), state.agents.clone());
     let (keys, providers) = (Arc::clone(&state.keys), state.providers.clone());
-    Ok(Arc::new(BuildExecutor { engines, agents, machine, keys, providers }))
+    let (identities, clock) = (state.identities.clone(), state.clock.clone());
+    Ok(Arc::new(BuildExecutor { engines, agents, machine, keys, providers, identities, clock }))
 }
 
 /// To other registries if their settings say so, and to no copies of other registries' images.
@@ -162,6 +171,10 @@ impl Executor for BuildExecutor {
         if let Some(cpu) = run.cpu {
             engine.bound(&attempt_name(attempt), cpu, None);
         }
+        let tokens = match self.tokens(attempt).await {
+            Ok(tokens) => tokens,
+            Err(error) => return Outcome::of(End::Error(error.to_string())),
+        };
         let user = run_user(&run.registry, run.id, attempt.epoch);
         let password = self.keys.run_password(&user);
         let secrets = Secrets {
@@ -174,12 +187,29 @@ impl Executor for BuildExecutor {
                 epoch: attempt.epoch,
                 log: attempt.log.clone(),
             }),
+            tokens,
         };
         execute(&engine, attempt, secrets).await
     }
 
     async fn idle(&self) {
         self.machine.idle().await;
+    }
+}
+
+impl BuildExecutor {
+    /// Where the tokens of a run come from whose task has an identity.
+    async fn tokens(&self, attempt: &Attempt) -> control::Result<Option<Endpoint>> {
+        if self.identities.of(&attempt.run).await?.is_none() {
+            return Ok(None);
+        }
+        let tokens = OwnTokens {
+            identities: self.identities.clone(),
+            run: attempt.run.clone(),
+            epoch: attempt.epoch,
+            log: attempt.log.clone(),
+        };
+        Ok(Some(Endpoint::new(Arc::new(tokens), self.clock.clone())))
     }
 }
 
@@ -196,19 +226,30 @@ pub(crate) struct Secrets {
     pub(crate) ssh_agents: Option<Arc<dyn SshAgents>>,
     /// What task files list.
     pub(crate) source: Arc<dyn SecretSource>,
+    /// For the identities of its task, if it has any.
+    pub(crate) tokens: Option<Endpoint>,
 }
 
 /// Executes an attempt with an engine.
 pub(crate) async fn execute(engine: &Engine, attempt: &Attempt, secrets: Secrets) -> Outcome {
-    let Secrets { seed, own, ssh_agents, source } = secrets;
+    let Secrets { seed, own, ssh_agents, source, tokens } = secrets;
     // Commands can show it.
     attempt.log.hide([&*own.password]);
     let known_secrets = known_secrets(&attempt.run.request, &own);
-    let logins = logins(engine, attempt.run.request.logins(), own);
+    let logins = tokio::select! {
+        logins = logins(engine, attempt, own, &*source, tokens.as_ref()) => match logins {
+            Ok(logins) => logins,
+            Err(end) => return Outcome::of(end),
+        },
+        () = attempt.cancel.cancelled() => return Outcome::of(End::Canceled),
+    };
+    for (host, login) in &logins.others {
+        known_secrets.add(format!("the password for `{host}`"), &*login.password);
+    }
     let build = match &attempt.run.request {
         control::RunRequest::Build(build) => build,
         control::RunRequest::Task(task) => {
-            let with = tasks::With { seed, logins, known_secrets, source };
+            let with = tasks::With { seed, logins, known_secrets, source, tokens };
             return tasks::execute(engine, attempt, task, with).await;
         }
     };
@@ -298,9 +339,6 @@ fn known_secrets(request: &control::RunRequest, own: &Credentials) -> KnownSecre
             known.add(format!("value `{}`", value.name), &*value.value);
         }
     }
-    for (host, login) in &request.logins().others {
-        known.add(format!("the password for `{host}`"), &*login.password);
-    }
     // Whatever else there is. A user of an address is often an organisation, which is in its path too,
     // and in many files.
     let addresses: Vec<&str> = request.addresses().collect();
@@ -311,15 +349,78 @@ fn known_secrets(request: &control::RunRequest, own: &Credentials) -> KnownSecre
 
 /// With which registries an attempt is logged in. In its own one it has its own right, whatever else
 /// was given for it.
-fn logins(engine: &Engine, logins: &control::Logins, own: Credentials) -> RunLogins {
+async fn logins(
+    engine: &Engine,
+    attempt: &Attempt,
+    own: Credentials,
+    secrets: &dyn SecretSource,
+    tokens: Option<&Endpoint>,
+) -> Result<RunLogins, End> {
+    let logins = attempt.run.request.logins();
     let hosts: BTreeSet<&str> = engine.own.hosts(&engine.registry).collect();
     let others = logins.others.iter().filter(|(host, _)| !hosts.contains(host.as_str()));
-    let others = others.map(|(host, login)| {
-        let control::RegistryLogin { username, password } = login.clone();
-        (host.clone(), Credentials { username, password })
+    let others = others.map(async |(host, login)| {
+        let found = credentials(engine, host, login, secrets, tokens);
+        let found = tokio::time::timeout(LOGIN_TIMEOUT, found).await.unwrap_or_else(|_| {
+            let seconds = LOGIN_TIMEOUT.as_secs();
+            Err(SecretError::Unavailable(format!("no answer within {seconds} s")))
+        });
+        let told = |reason| format!("the login for `{host}` cannot be had: {reason}");
+        let credentials = found.map_err(|error| match error {
+            SecretError::Refused(reason) => End::Failed(told(reason)),
+            SecretError::Unavailable(reason) => End::Error(told(reason)),
+        })?;
+        attempt.log.hide([&*credentials.password]);
+        Ok((host.clone(), credentials))
     });
+    let others = futures_util::future::try_join_all(others).await?;
     let own = if logins.without_own { OwnLogin::None } else { OwnLogin::With(own) };
-    RunLogins { own, others: others.collect() }
+    Ok(RunLogins { own, others: others.into_iter().collect() })
+}
+
+/// What a login comes to, now.
+async fn credentials(
+    engine: &Engine,
+    host: &str,
+    login: &control::RegistryLogin,
+    secrets: &dyn SecretSource,
+    tokens: Option<&Endpoint>,
+) -> Result<Credentials, SecretError> {
+    match login {
+        control::RegistryLogin::Password { username, password, client_id } => {
+            let text = async |text: &LoginText| match text {
+                LoginText::Plain(text) => Ok(text.clone()),
+                LoginText::Secret { secret } => {
+                    let address = secret.parse().map_err(|error: task::SecretAddressError| {
+                        SecretError::Refused(error.to_string())
+                    })?;
+                    let secret =
+                        task::Secret { id: host.to_owned(), address, client_id: *client_id };
+                    secrets.fetch(&secret).await.map(|value| value.expose().to_owned())
+                }
+            };
+            Ok(Credentials { username: text(username).await?, password: text(password).await? })
+        }
+        control::RegistryLogin::Identity { identity } => {
+            let none = || SecretError::Refused("the task has no identity any more".to_owned());
+            let wanted = TokenWanted {
+                audience: format!("https://{host}"),
+                client_id: *identity,
+                commit: None,
+            };
+            let given = tokens.ok_or_else(none)?.token(wanted).await?;
+            engine.remote.exchange(host, &given.token).await.map_err(|error| {
+                let reason = match error.hint() {
+                    Some(hint) => format!("{error}; {hint}"),
+                    None => error.to_string(),
+                };
+                match error.is_transient() {
+                    true => SecretError::Unavailable(reason),
+                    false => SecretError::Refused(reason),
+                }
+            })
+        }
+    }
 }
 
 /// When the first attempt began, in seconds, so that a later one makes the same of templates.

@@ -30,13 +30,13 @@ pub(crate) use access::{
     account_kind, account_name, enabled, passwords, role, scope_map, scope_map_name, token,
     token_name,
 };
-use logins::logins;
+use logins::logins_of_run;
 pub(crate) use logins::name_hosts;
 pub(crate) use pools::{pool, pool_name, pool_of_run};
 pub(crate) use run_filter::run_filter;
 pub(crate) use secrets::{secret, secret_name};
 pub(crate) use stored_tasks::{
-    merge, refuse_identity, task_definition, task_of_run, task_overrides,
+    merge, refuse_identity, task_definition, task_of_run, task_overrides, wanted_identity,
 };
 pub(crate) use task_runs::{lacks_secrets, without_secrets};
 pub(crate) use tasks::{cpu, encoded_task_request, file_task_request, task_name};
@@ -92,7 +92,7 @@ pub(crate) fn build_request(
         image_name(name)?;
     }
     Ok(BuildRequest {
-        logins: logins(body.credentials, None)?,
+        logins: logins_of_run(body.credentials)?,
         push: body.is_push_enabled,
         no_cache: body.no_cache,
         dockerfile: path_in_source(body.docker_file_path, "dockerFilePath")?,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use control::{Clock, Run, RunId, RunKind, TaskName};
+use control::{AccountName, Clock, Run, RunId, RunKind, TaskName};
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use oci::RegistryName;
@@ -78,6 +78,12 @@ pub(crate) struct RunIdentity<'a> {
     pub(crate) run: RunId,
     pub(crate) cause: RunKind,
     pub(crate) started_by: Option<&'a str>,
+    /// Whom it acts for; absent: for its task.
+    pub(crate) account: Option<&'a AccountName>,
+    /// The id of the identity that its task has for that.
+    pub(crate) identity: Option<Uuid>,
+    /// Of the git repository that it works on.
+    pub(crate) commit: Option<&'a str>,
     /// How long the run may take.
     pub(crate) timeout: Duration,
 }
@@ -90,9 +96,19 @@ impl<'a> From<&'a Run> for RunIdentity<'a> {
             run: run.id,
             cause: run.kind,
             started_by: run.started_by.as_deref(),
+            account: None,
+            identity: None,
+            commit: run.commit.as_ref().map(|commit| commit.id.as_str()),
             timeout: run.request.timeout(),
         }
     }
+}
+
+/// A token, and from when to when it is good, in seconds since 1970.
+pub(crate) struct IdentityToken {
+    pub(crate) text: String,
+    pub(crate) issued: i64,
+    pub(crate) expires: i64,
 }
 
 /// What a token says of a run. `sub` is what others can compare as a whole.
@@ -113,6 +129,11 @@ struct Claims {
     cause: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     started_by: Option<String>,
+    /// Tells an identity from a later one of the same name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oid: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    commit: Option<String>,
 }
 
 /// What the issuer says of itself (OpenID Connect Discovery 1.0).
@@ -123,7 +144,7 @@ pub(crate) struct Configuration {
     response_types_supported: [&'static str; 1],
     subject_types_supported: [&'static str; 1],
     id_token_signing_alg_values_supported: [&'static str; 1],
-    claims_supported: [&'static str; 12],
+    claims_supported: [&'static str; 14],
 }
 
 impl Issuer {
@@ -156,6 +177,8 @@ impl Issuer {
                 "run",
                 "cause",
                 "started_by",
+                "oid",
+                "commit",
             ],
         })
     }
@@ -174,7 +197,7 @@ impl Issuer {
         &self,
         run: &RunIdentity<'_>,
         audience: &str,
-    ) -> Result<String, IssuerError> {
+    ) -> Result<IdentityToken, IssuerError> {
         let issuer = self.address.as_deref().ok_or(IssuerError::NoAddress)?;
         let now = self.clock.now();
         let issued = now.div_euclid(1000);
@@ -192,7 +215,10 @@ impl Issuer {
             run: run.run.to_string(),
             cause: run.cause.as_str(),
             started_by: run.started_by.map(str::to_owned),
+            oid: run.identity,
+            commit: run.commit.map(str::to_owned),
         };
+        let expires = claims.exp;
         let keys = self.ready().await?;
         // Signing takes a while.
         let signed = tokio::task::spawn_blocking(move || {
@@ -202,7 +228,8 @@ impl Issuer {
             jsonwebtoken::encode(&header, &claims, &key.private).ok()
         });
         let failed = || IssuerError::Keys(io::Error::other("a token cannot be signed"));
-        signed.await.ok().flatten().ok_or_else(failed)
+        let text = signed.await.ok().flatten().ok_or_else(failed)?;
+        Ok(IdentityToken { text, issued, expires })
     }
 
     /// Makes keys in time for others to fetch them, and removes old ones. To be called now and then.
@@ -249,6 +276,9 @@ impl Keys {
 
 /// Whom a token is of, in a form that is compared as a whole.
 fn subject(run: &RunIdentity<'_>) -> String {
+    if let Some(account) = run.account {
+        return format!("account:{}", account.as_str().to_ascii_lowercase());
+    }
     match run.task {
         Some(task) => {
             format!("registry:{}:task:{}", run.registry, task.as_str().to_ascii_lowercase())
@@ -362,6 +392,9 @@ mod tests {
                 run: "c01".parse().unwrap(),
                 cause: RunKind::QuickRun,
                 started_by: Some("ann"),
+                account: None,
+                identity: None,
+                commit: None,
                 timeout: Duration::from_secs(600),
             }
         }
@@ -389,15 +422,25 @@ mod tests {
         let now = Arc::new(AtomicI64::new(1_700_000_000_000));
         let issuer = issuer(folder.path(), &now);
         let keys = issuer.public_keys().await.unwrap().unwrap();
-        let token = issuer.token(&place.run(true), "vault").await.unwrap();
+        let token = issuer.token(&place.run(true), "vault").await.unwrap().text;
         let claims = verified(&keys, &token).unwrap();
         assert_eq!(claims["iss"], ADDRESS);
         assert_eq!(claims["sub"], "registry:local:task:nightly");
         assert_eq!((&claims["task"], &claims["cause"]), (&"nightly".into(), &"QuickRun".into()));
         // No longer than the run may take.
         assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 600);
-        let quick = issuer.token(&place.run(false), "vault").await.unwrap();
+        let quick = issuer.token(&place.run(false), "vault").await.unwrap().text;
         assert_eq!(verified(&keys, &quick).unwrap()["sub"], "registry:local:run");
+        let account = "Deployer".parse().unwrap();
+        let other =
+            RunIdentity { account: Some(&account), commit: Some("c0ffee"), ..place.run(true) };
+        let other = issuer.token(&other, "vault").await.unwrap();
+        let claims = verified(&keys, &other.text).unwrap();
+        assert_eq!(
+            (&claims["sub"], &claims["task"]),
+            (&"account:deployer".into(), &"nightly".into())
+        );
+        assert_eq!((&claims["commit"], &claims["exp"]), (&"c0ffee".into(), &other.expires.into()));
         let text = serde_json::to_string(&keys).unwrap();
         assert!(text.contains("\"use\":\"sig\"") && !text.contains("\"d\":"), "{text}");
         let configuration = serde_json::to_value(issuer.configuration().unwrap()).unwrap();
@@ -410,7 +453,8 @@ mod tests {
         let issuer = Issuer::new(folder.path(), None, Clock::new(|| 0));
         assert!(issuer.configuration().is_none());
         assert!(issuer.public_keys().await.unwrap().is_none());
-        let error = issuer.token(&place.run(false), "vault").await.unwrap_err();
+        let error =
+            issuer.token(&place.run(false), "vault").await.map(|token| token.text).unwrap_err();
         assert!(error.to_string().contains("`server.public_url` is not set"), "{error}");
         assert!(!folder.path().join("keys").exists());
     }
@@ -429,10 +473,10 @@ mod tests {
         let both = issuer.public_keys().await.unwrap().unwrap();
         assert_eq!(both.keys.len(), 2);
         // Others have not had the time to fetch the new one.
-        let token = issuer.token(&place.run(false), "vault").await.unwrap();
+        let token = issuer.token(&place.run(false), "vault").await.unwrap().text;
         assert!(verified(&before, &token).is_some());
         now.fetch_add(KEY_MARGIN, Ordering::SeqCst);
-        let token = issuer.token(&place.run(false), "vault").await.unwrap();
+        let token = issuer.token(&place.run(false), "vault").await.unwrap().text;
         assert!(verified(&before, &token).is_none() && verified(&both, &token).is_some());
         assert_eq!(issuer.public_keys().await.unwrap().unwrap(), both);
         now.fetch_add(KEY_MARGIN, Ordering::SeqCst);
@@ -448,7 +492,7 @@ mod tests {
         let before = issuer.public_keys().await.unwrap().unwrap();
         // Nobody has asked for long.
         now.fetch_add(10 * KEY_LIFE, Ordering::SeqCst);
-        let token = issuer.token(&place.run(false), "vault").await.unwrap();
+        let token = issuer.token(&place.run(false), "vault").await.unwrap().text;
         assert!(verified(&before, &token).is_some());
         assert_eq!(issuer.public_keys().await.unwrap().unwrap().keys.len(), 2);
         // A clock that was ahead keeps nothing from being renewed.
@@ -470,7 +514,7 @@ mod tests {
         fs::write(keys.join("backup.pem"), "no key").unwrap();
         fs::write(keys.join("1700000000001.pem"), "no key").unwrap();
         now.fetch_add(KEY_LIFE, Ordering::SeqCst);
-        let token = issuer.token(&place.run(false), "vault").await.unwrap();
+        let token = issuer.token(&place.run(false), "vault").await.unwrap().text;
         assert!(verified(&before, &token).is_some());
         fs::remove_file(keys.join("1700000000001.pem")).unwrap();
         now.fetch_add(RETRY, Ordering::SeqCst);

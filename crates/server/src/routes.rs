@@ -281,6 +281,7 @@ fn of_agents() -> Router<Shared> {
         .route("/publish", post(attempts::publish))
         .route("/acr", post(attempts::acr))
         .route("/secret", post(attempts::secret))
+        .route("/identityToken", post(attempts::identity_token))
         .route("/giveBack", post(attempts::give_back))
         .layer(DefaultBodyLimit::max(attempts::BODY_SIZE_MAX))
         .merge(

@@ -20,6 +20,7 @@ use crate::agents::Agents;
 use crate::audit::Auditor;
 use crate::error::ApiError;
 use crate::from_api::{BuildDefaults, cut};
+use crate::identity::TaskIdentities;
 use crate::issuer::Issuer;
 use crate::keys::Keys;
 use crate::presence::Presence;
@@ -36,6 +37,7 @@ pub(crate) struct State {
     /// Of those, and of others.
     pub(crate) providers: Providers,
     pub(crate) issuer: Issuer,
+    pub(crate) identities: TaskIdentities,
     pub(crate) presence: Presence,
     pub(crate) clock: Clock,
     pub(crate) sources: Sources,

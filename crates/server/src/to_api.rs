@@ -8,8 +8,8 @@ pub(crate) use secrets::secret;
 
 use base64::Engine as _;
 use control::{
-    Event, EventKind, LogArtifact, Logins, Pool, Run, RunStatus, StoredTask, Stream, TaskRun,
-    TaskStep, TaskText, WaitReason, Waiting,
+    Event, EventKind, LogArtifact, LoginText, Logins, Pool, RegistryLogin, Run, RunStatus,
+    StoredTask, Stream, TaskIdentity, TaskRun, TaskStep, TaskText, WaitReason, Waiting,
 };
 use engine::Imported;
 use housekeeping::{Item, Record};
@@ -19,6 +19,7 @@ use store::{
     Deleted, GcReport, LostBlob, ManifestEntry, ManifestInfo, Millis, ScrubPass, StoredSize,
     TagInfo,
 };
+use uuid::Uuid;
 
 use crate::from_api::Import;
 use crate::presence::Seen;
@@ -152,7 +153,7 @@ pub(crate) fn task(task: &StoredTask) -> api::Task {
         kind: "Microsoft.ContainerRegistry/registries/tasks".into(),
         location: Some("local".into()),
         tags: Some(definition.tags.clone()),
-        identity: None,
+        identity: identity(&definition.identity),
         properties: api::TaskProperties {
             provisioning_state: Some("Succeeded".into()),
             creation_date: Some(time(task.created_at)),
@@ -178,6 +179,22 @@ pub(crate) fn task(task: &StoredTask) -> api::Task {
     }
 }
 
+fn identity(identity: &TaskIdentity) -> Option<api::IdentityProperties> {
+    let TaskIdentity { system, accounts } = identity;
+    let kinds = [("SystemAssigned", system.is_some()), ("UserAssigned", !accounts.is_empty())];
+    let kinds: Vec<_> = kinds.iter().filter(|(_, has)| *has).map(|(kind, _)| *kind).collect();
+    let assigned = accounts.iter().map(|account| {
+        let id = Some(account.id.to_string());
+        let shown = api::UserAssignedIdentity { principal_id: id.clone(), client_id: id };
+        (account.name.to_string(), Some(shown))
+    });
+    (!kinds.is_empty()).then(|| api::IdentityProperties {
+        kind: Some(kinds.join(", ")),
+        principal_id: system.map(|id| id.to_string()),
+        user_assigned_identities: (!accounts.is_empty()).then(|| assigned.collect()),
+    })
+}
+
 fn agent_configuration(cpu: u32) -> api::AgentProperties {
     api::AgentProperties { cpu: Some(cpu) }
 }
@@ -191,19 +208,42 @@ pub(crate) fn task_details(stored: &StoredTask) -> api::Task {
 
 /// Which logins there are. A request that leaves user names and passwords out keeps them.
 fn credentials(logins: &Logins, with_users: bool) -> api::Credentials {
-    let others = logins.others.iter().map(|(host, login)| {
-        let opaque = |value| api::SecretObject { value, kind: Some("Opaque".into()) };
-        let login = api::CustomRegistryCredentials {
-            user_name: Some(opaque(with_users.then(|| login.username.clone()))),
-            password: Some(opaque(None)),
-            identity: None,
-        };
-        (host.clone(), Some(login))
-    });
+    let others = logins
+        .others
+        .iter()
+        .map(|(host, login)| (host.clone(), Some(registry_login(login, with_users))));
     let login_mode = Some(login_mode(logins).into());
     api::Credentials {
         source_registry: Some(api::SourceRegistryCredentials { login_mode, identity: None }),
         custom_registries: Some(others.collect()),
+    }
+}
+
+fn registry_login(login: &RegistryLogin, with_user: bool) -> api::CustomRegistryCredentials {
+    const SYSTEM: &str = "[system]";
+    let of_id = |id: Option<Uuid>| id.map_or_else(|| SYSTEM.to_owned(), |id| id.to_string());
+    let part = |text: &LoginText, is_shown: bool| {
+        // Where something is, is no secret.
+        let (kind, value) = match text {
+            LoginText::Plain(text) => ("Opaque", is_shown.then(|| text.clone())),
+            LoginText::Secret { secret } => ("Vaultsecret", Some(secret.clone())),
+        };
+        Some(api::SecretObject { value, kind: Some(kind.into()) })
+    };
+    match login {
+        RegistryLogin::Identity { identity } => api::CustomRegistryCredentials {
+            user_name: None,
+            password: None,
+            identity: Some(of_id(*identity)),
+        },
+        RegistryLogin::Password { username, password, client_id } => {
+            let is_elsewhere = username.address().is_some() || password.address().is_some();
+            api::CustomRegistryCredentials {
+                user_name: part(username, with_user),
+                password: part(password, false),
+                identity: is_elsewhere.then(|| of_id(*client_id)),
+            }
+        }
     }
 }
 

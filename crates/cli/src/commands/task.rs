@@ -3,6 +3,7 @@
 mod credential;
 mod definition;
 mod details;
+mod identity;
 mod log_text;
 mod name;
 mod start;
@@ -41,6 +42,9 @@ pub enum Command {
     /// Logins of a task to other registries
     #[command(subcommand)]
     Credential(credential::Command),
+    /// Whom the runs of a task can be for others
+    #[command(subcommand)]
+    Identity(identity::Command),
     /// Run a task
     Run(Box<start::RunArgs>),
     /// Print the log of a run, and follow it to its end
@@ -138,6 +142,7 @@ pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
         Command::List => list(session).await,
         Command::Show(args) => show(session, &args.task).await,
         Command::Delete(args) => delete(session, args).await,
+        Command::Identity(command) => identity::run(session, command).await,
         Command::Credential(command) => credential::run(session, command).await,
         Command::Run(_) => Err(Error::failed("a run needs to be interruptible")),
         Command::Logs(args) => logs(session, args).await,

@@ -31,6 +31,7 @@ use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub(crate) use dns::{configuration as host_configuration, configuration_for};
 pub(crate) use firewall::listing as firewall_listing;
@@ -40,7 +41,7 @@ pub use peers::PeerNetwork;
 pub(crate) use subnet::Subnet;
 pub(crate) use user_mode::{Uplink, attach as attach_user, find as find_uplink};
 
-use crate::{ContainerError, lock};
+use crate::{ContainerError, LocalService, lock};
 
 /// Names of bridges begin so, of all servers of a machine.
 pub const BRIDGES: &str = "refit";
@@ -81,12 +82,13 @@ impl Taken {
     }
 }
 
-/// One container's network. Dropping it takes the container's names from its peers, and frees
-/// the namespace and the addresses.
+/// One container's network. Dropping it takes the container's names from its peers, ends its
+/// service, and frees the namespace and the addresses.
 pub(crate) struct Endpoint {
     member: Option<Member>,
     namespace: OwnedFd,
     outlet: Option<Outlet>,
+    _service: Option<DropGuard>,
 }
 
 /// A container's way out of its namespace.
@@ -108,8 +110,9 @@ impl Endpoint {
         namespace: Namespace,
         outlet: Option<Outlet>,
         member: Option<Member>,
+        service: Option<DropGuard>,
     ) -> Self {
-        Self { member, namespace: namespace.file, outlet }
+        Self { member, namespace: namespace.file, outlet, _service: service }
     }
 
     /// A path by which another process can open the namespace while this value lives.
@@ -142,6 +145,21 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.bridge.taken().hosts.remove(&self.host);
     }
+}
+
+/// Has a container's service answer in its namespace, until the guard is dropped.
+pub(crate) async fn start(
+    service: &LocalService,
+    namespace: &Namespace,
+) -> Result<DropGuard, ContainerError> {
+    let doing = format!("open `{}` in the container's network", service.address);
+    let listener = namespace.listen(service.address).await;
+    let listener = listener.and_then(tokio::net::TcpListener::from_std);
+    let listener = listener.map_err(|error| cannot(doing, error))?;
+    let (server, end) = (Arc::clone(&service.server), CancellationToken::new());
+    let told = end.clone();
+    tokio::spawn(async move { server.serve(listener, told).await });
+    Ok(end.drop_guard())
 }
 
 /// Removes bridges and firewall rules of servers that are no more.

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::os::fd::OwnedFd;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::BindToDevice;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
 use super::{Subnet, cannot, link_index};
@@ -17,12 +19,14 @@ pub(crate) struct Namespace {
     pub(super) handle: Handle,
 }
 
+/// The loopback device is always the first.
+const LOOPBACK: u32 = 1;
+
 /// Makes a network namespace that has a loopback device and nothing else.
 pub(crate) async fn make() -> Result<Namespace, ContainerError> {
     let doing = "make a network namespace";
     let namespace = make_empty().await.map_err(|error| cannot(doing, error))?;
-    // The loopback device is always the first.
-    set_up(&namespace.handle, 1).await.map_err(|error| cannot(doing, error))?;
+    set_up(&namespace.handle, LOOPBACK).await.map_err(|error| cannot(doing, error))?;
     Ok(namespace)
 }
 
@@ -31,11 +35,17 @@ pub(crate) async fn make() -> Result<Namespace, ContainerError> {
 /// used again.
 async fn make_empty() -> io::Result<Namespace> {
     let runtime = tokio::runtime::Handle::current();
+    in_thread(move || enter_new(&runtime)).await
+}
+
+async fn in_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     let (done, made) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("network-namespace".to_owned()).spawn(move || {
-        let _canceled = done.send(enter_new(&runtime));
+        let _canceled = done.send(work());
     })?;
-    made.await.map_err(|_error| io::Error::other("the thread that makes namespaces failed"))?
+    made.await.map_err(|_error| io::Error::other("the thread that enters namespaces failed"))?
 }
 
 fn enter_new(runtime: &tokio::runtime::Handle) -> io::Result<Namespace> {
@@ -78,6 +88,22 @@ impl Namespace {
         let index = index.ok_or(rtnetlink::Error::RequestFailed)?;
         set_up(&self.handle, index).await?;
         self.handle.address().add(index, address.into(), subnet.prefix()).execute().await
+    }
+
+    /// Opens a port at an address that only the namespace itself has.
+    pub(super) async fn listen(&self, address: SocketAddrV4) -> io::Result<TcpListener> {
+        let own = self.handle.address().add(LOOPBACK, (*address.ip()).into(), 32);
+        own.execute().await.map_err(io::Error::other)?;
+        let namespace = self.file.try_clone()?;
+        in_thread(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            let listener = TcpListener::bind(address)?;
+            // Nobody reaches it from outside, whatever routes they make.
+            setsockopt(&listener, BindToDevice, &"lo".into())?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        })
+        .await
     }
 
     /// Sends what is for nobody here to `gateway`.

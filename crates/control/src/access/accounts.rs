@@ -9,6 +9,7 @@ use oci::RegistryName;
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
 use store::Millis;
+use uuid::Uuid;
 
 use super::scope_maps::too_many;
 use super::{Access, Role, check_description, password, refuse_reserved};
@@ -94,6 +95,14 @@ pub struct Account {
 }
 
 impl Account {
+    /// Tells it from others, also from an earlier or a later one of the same name.
+    pub fn id(&self) -> Uuid {
+        let text = format!("account {} {}", self.name.key(), self.created_at);
+        let digest = oci::Digest::of(text.as_bytes());
+        let bits = u128::from_str_radix(&digest.hex()[..32], 16).unwrap_or_default();
+        uuid::Builder::from_custom_bytes(bits.to_be_bytes()).into_uuid()
+    }
+
     /// What it is in a registry, or of the server as a whole: the higher one of both.
     pub fn role(&self, registry: Option<&RegistryName>) -> Option<Role> {
         let everywhere = self.roles.get(&None);

@@ -23,7 +23,7 @@ use super::command_line::CommandLine;
 use super::containers::{Listed, Recent, Running};
 use super::events::Watch;
 use super::workspace::WORKSPACE;
-use super::{HOME, TaskContext, Work, attempts, shell, unless_stopped};
+use super::{HOME, TaskContext, Work, attempts, identity, shell, unless_stopped};
 use crate::execute::{Engine, Failure, RunEvents, image_failure};
 use crate::housekeeper::AcrCommand;
 
@@ -241,6 +241,7 @@ pub(crate) fn command(
     if container.privileged && !engine.builder.policy.insecure {
         return Err(not_allowed("`privileged`", "build.allow_insecure"));
     }
+    let network = network(context, container.network.as_deref())?;
     Ok(Command {
         name: context.request.run.clone(),
         image: image.clone(),
@@ -252,20 +253,23 @@ pub(crate) fn command(
         hostname: host_name(&step.id),
         mounts: shared_folders(context),
         files: volume_files(context, container),
-        network: network(context, container.network.as_deref())?,
+        network,
         peers: peers(context, container.network.as_deref(), Some(&step.id))?,
+        service: identity::service(context, network),
         limits: limits(engine, container)?,
         privileged: container.privileged,
     })
 }
 
-/// What the step sets, and the registry of its run for `acr` in images of others (builtin-commands.md
-/// section 1).
+/// What the step sets; the registry of its run for `acr` in images of others (builtin-commands.md
+/// section 1); and where it asks for tokens of its identities.
 pub(crate) fn env(context: &TaskContext<'_>, container: &Container) -> Vec<(String, String)> {
     let engine = &context.engine;
     let own = engine.own.host(&engine.registry).map(|host| (built_in::DEFAULT_REGISTRY, host));
-    let own = own.filter(|(name, _)| container.env.iter().all(|(given, _)| given != *name));
-    let all = own.into_iter().chain(container.env.iter());
+    let identities = identity::variable(context);
+    let ours = own.into_iter().chain(identities);
+    let all = ours.filter(|(name, _)| container.env.iter().all(|(given, _)| given != *name));
+    let all = all.chain(container.env.iter());
     all.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 

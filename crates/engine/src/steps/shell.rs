@@ -34,7 +34,7 @@ use super::cmd::{
 };
 use super::command_line::Operator;
 use super::workspace::WORKSPACE;
-use super::{HOME, TaskContext, built_in};
+use super::{HOME, TaskContext, built_in, identity};
 use crate::execute::Failure;
 use door::{COMMANDS, Door, STEP_COMMAND};
 use session::Session;
@@ -125,6 +125,10 @@ impl Shell<'_> {
         let files = container::program_files().map_err(|error| Failure::ours(&error))?;
         let own = env(context, container).into_iter();
         let own = own.filter(|(name, _)| !OWN_VARIABLES.contains(&name.as_str()));
+        let network = match container.network.as_deref() {
+            Some("none") => Network::None,
+            _ => Network::Isolated,
+        };
         let set = [("HOME".to_owned(), HOME.to_owned()), ("PATH".to_owned(), path(image))];
         Ok(Command {
             name: context.request.run.clone(),
@@ -137,11 +141,9 @@ impl Shell<'_> {
             hostname: host_name(&self.step.id),
             mounts: [shared_folders(context), door.mounts(files)].concat(),
             files: Vec::new(),
-            network: match container.network.as_deref() {
-                Some("none") => Network::None,
-                _ => Network::Isolated,
-            },
+            network,
             peers: peers(context, container.network.as_deref(), None)?,
+            service: identity::service(context, network),
             limits: limits(&context.engine, container)?,
             privileged: false,
         })

@@ -8,7 +8,7 @@ use serde_json::Value;
 use testkit::{Outcome, Running, Sandbox, Server, busybox, until, validate};
 
 use crate::pull_through::{DockerRegistry, PASSWORD};
-use crate::sandbox;
+use crate::{identity, sandbox};
 
 /// A server with a pool, and a place for agents.
 struct Pool {
@@ -22,7 +22,13 @@ impl Pool {
     }
 
     fn serve(&self, count: u32) -> Server {
-        let server = self.server.server();
+        self.serve_with(count, "")
+    }
+
+    fn serve_with(&self, count: u32, settings: &str) -> Server {
+        self.server.write("refit.toml", settings);
+        let settings = self.server.path("refit.toml").display().to_string();
+        let server = self.server.server_with(&["--config", &settings]);
         server.registry().push("busybox", "latest", &busybox());
         let count = count.to_string();
         self.refit(&server, ["agentpool", "create", "builders", "--count", &count]).success();
@@ -253,6 +259,27 @@ fn as_root_an_agent_asks_the_server_for_secrets() {
     };
     run("npm-token").success().stderr_has("mpn-fo-2retnuh").stderr_lacks("hunter2");
     run("none").code(1).stderr_has("the registry has no secret `none`");
+}
+
+#[test]
+fn as_root_an_agent_asks_the_server_for_tokens_of_identities() {
+    let pool = Pool::new();
+    let server = pool.serve_with(1, identity::SETTINGS);
+    let _agent = pool.agent(&server, "one");
+    let print = "wget -q -O - --header Metadata:true \"$$MSI_ENDPOINT?resource=y\"";
+    let task = format!(
+        "version: v1.1.0\nsteps:\n  - cmd: $Registry/busybox sh -c '{}'\n  \
+         - cmd: $Registry/busybox sh -c '{print}'\n",
+        identity::asking("resource=x")
+    );
+    pool.server.write("acb.yaml", task);
+    let file = pool.server.path("acb.yaml").display().to_string();
+    let create = ["task", "create", "nightly", "-c", "/dev/null", "-f", &file];
+    let create = create.into_iter().chain(["--agent-pool", "builders", "--assign-identity"]);
+    pool.refit(&server, create).success();
+    let done = pool.refit(&server, ["task", "run", "nightly"]).success();
+    done.stderr_has("\"sub\":\"registry:local:task:nightly\"")
+        .stderr_has("\"access_token\":\"***\"");
 }
 
 #[test]

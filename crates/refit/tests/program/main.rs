@@ -23,6 +23,7 @@ mod doctor;
 mod explain;
 mod gc;
 mod git;
+mod identity;
 mod import;
 mod login;
 mod logins;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use container::Stream as OutputStream;
-use control::Attempt;
+use control::{Attempt, RunLog};
 use engine::{
     AcrCommand, AcrError, BuiltImages, Housekeeper, Lease, Lines, Publication, PublishError,
     Publisher, Release, SecretError, SecretSource,
@@ -19,7 +19,8 @@ use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{AskError, AttemptClient, answered, persistently};
-use crate::agent_wire::{AcrRecord, Blobs, SecretAnswer, SecretWanted};
+use crate::agent_wire::{AcrRecord, Blobs, SecretAnswer, SecretWanted, TokenAnswer};
+use crate::identity::{GivenToken, TokenSource, TokenWanted};
 
 /// How long a context is kept here, should nobody release it.
 const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
@@ -186,6 +187,37 @@ impl SecretSource for PoolSecrets {
             Ok(SecretAnswer::Value(value)) => Ok(SecretText::new(value)),
             Ok(SecretAnswer::Refused(reason)) => Err(SecretError::Refused(reason)),
             Ok(SecretAnswer::Unavailable(reason)) => Err(SecretError::Unavailable(reason)),
+            Err(error) => Err(SecretError::Unavailable(error.to_string())),
+        }
+    }
+}
+
+/// Has the server make the tokens of identities.
+pub(super) struct PoolTokens {
+    pub(super) client: AttemptClient,
+    /// Of the agent: what the server hides, it need not send.
+    pub(super) log: RunLog,
+}
+
+impl std::fmt::Debug for PoolTokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("identities that the server has")
+    }
+}
+
+#[async_trait]
+impl TokenSource for PoolTokens {
+    async fn token(&self, wanted: &TokenWanted) -> Result<GivenToken, SecretError> {
+        let asked = persistently(PATIENCE, || {
+            self.client.ask_within::<TokenAnswer>(SECRET_TIMEOUT, &["identityToken"], wanted)
+        });
+        match asked.await {
+            Ok(TokenAnswer::Given(given)) => {
+                self.log.hide([&*given.token]);
+                Ok(given)
+            }
+            Ok(TokenAnswer::Refused(reason)) => Err(SecretError::Refused(reason)),
+            Ok(TokenAnswer::Unavailable(reason)) => Err(SecretError::Unavailable(reason)),
             Err(error) => Err(SecretError::Unavailable(error.to_string())),
         }
     }

@@ -42,6 +42,7 @@ pub(super) struct Leased {
     pub(super) user: String,
     pub(super) password: String,
     pub(super) token: String,
+    pub(super) has_identity: bool,
 }
 
 /// Claims runs of a pool. Cheap to clone.
@@ -127,7 +128,8 @@ impl AgentQueue {
         let seed = seed(&lease.seed).ok_or_else(|| AskError::Refused("a bad lease".to_owned()))?;
         let (hosts, limits) = (lease.hosts, lease.limits);
         let (user, password, token) = (lease.user, lease.password, lease.token);
-        self.hold(&attempt, Leased { seed, hosts, limits, user, password, token });
+        let has_identity = lease.has_identity;
+        self.hold(&attempt, Leased { seed, hosts, limits, user, password, token, has_identity });
         Ok(Some(attempt))
     }
 

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use control::{Attempt, Commit, End, Outcome, OutputImage, TaskRequest};
 use engine::{
-    Engine, KnownSecrets, RunLogins, SecretSource, SetValue, TaskEnd, TaskOutput, TaskText,
-    execute_task,
+    Engine, Identities, KnownSecrets, RunLogins, SecretSource, SetValue, TaskEnd, TaskOutput,
+    TaskText, execute_task,
 };
 use task::Seed;
 
 use super::events::LogEvents;
 use super::{AttemptLease, context_source, outcome_of};
+use crate::identity::Endpoint;
 
 /// What an attempt has besides its request.
 pub(super) struct With {
@@ -18,6 +19,7 @@ pub(super) struct With {
     pub(super) logins: RunLogins,
     pub(super) known_secrets: KnownSecrets,
     pub(super) source: Arc<dyn SecretSource>,
+    pub(super) tokens: Option<Endpoint>,
 }
 
 /// Executes the task of a run.
@@ -42,7 +44,7 @@ pub(super) async fn execute(
 fn request(
     attempt: &Attempt,
     task: &TaskRequest,
-    With { seed, logins, known_secrets, source }: With,
+    With { seed, logins, known_secrets, source, tokens }: With,
 ) -> Result<engine::TaskRequest, String> {
     let values = task.values.iter().map(|value| SetValue {
         name: value.name.clone(),
@@ -63,6 +65,7 @@ fn request(
         logins,
         known_secrets,
         secrets: source,
+        identities: tokens.map(|tokens| Arc::new(tokens) as Arc<dyn Identities>),
     })
 }
 

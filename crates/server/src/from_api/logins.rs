@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use control::{Logins, RegistryLogin};
+use control::{LoginText, Logins, RegistryLogin};
 use oci::Reference;
 use serde_json::Value;
+use task::SecretAddress;
+use uuid::Uuid;
 
 use super::cut;
 use crate::error::ApiError;
@@ -46,10 +48,22 @@ pub(super) fn logins(
     Ok(Logins { without_own, others })
 }
 
+/// The logins of a run that is of no task.
+pub(super) fn logins_of_run(credentials: Option<api::Credentials>) -> Result<Logins, ApiError> {
+    let logins = logins(credentials, None)?;
+    let mut others = logins.others.iter();
+    match others.find(|(_, login)| matches!(login, RegistryLogin::Identity { .. })) {
+        None => Ok(logins),
+        Some((host, _)) => Err(ApiError::invalid("a run without a task has no identity")
+            .at(&format!("credentials.customRegistries.{host}"))
+            .hint("make a task of it, and give that an identity")),
+    }
+}
+
 fn without_own(source: api::SourceRegistryCredentials) -> Result<bool, ApiError> {
     let refuse = |message: String| ApiError::invalid(message).at("credentials.sourceRegistry");
     if source.identity.is_some_and(|identity| !identity.is_empty()) {
-        return Err(refuse("identities are not supported yet".to_owned()));
+        return Err(refuse("a run uses its own registry without an identity".to_owned()));
     }
     match source.login_mode.as_deref().unwrap_or_default() {
         "" => Ok(false),
@@ -98,31 +112,55 @@ fn registry_login(
     let (user, password) =
         (login.user_name.unwrap_or_default(), login.password.unwrap_or_default());
     let identity = login.identity.filter(|identity| !identity.is_empty());
-    let no_identities = || Err(ApiError::invalid("identities are not supported yet"));
-    match (kind(&user)?, kind(&password)?) {
-        (Kind::Opaque, Kind::Opaque) if identity.is_some() => no_identities(),
-        (Kind::Opaque, Kind::Opaque) => {
-            let known_user = known.map(|known| &known.username);
-            let known_password = known.map(|known| &known.password);
-            Ok(RegistryLogin {
-                username: part(user.value, known_user, "user name", USERNAME_MAX)?,
-                password: part(password.value, known_password, "password", PASSWORD_MAX)?,
-            })
+    let identity = identity.map(|identity| chosen(&identity)).transpose()?;
+    let (known_user, known_password) = match known {
+        Some(RegistryLogin::Password { username, password, .. }) => {
+            (Some(username), Some(password))
         }
-        (Kind::Absent, Kind::Absent) if identity.is_some() => no_identities(),
-        (Kind::Vault, Kind::Opaque | Kind::Vault) | (Kind::Opaque, Kind::Vault) => {
-            Err(match identity {
-                Some(_) => ApiError::invalid("secrets of vaults are not supported yet"),
-                None => ApiError::invalid(
+        Some(RegistryLogin::Identity { .. }) | None => (None, None),
+    };
+    match (kind(&user)?, kind(&password)?) {
+        (Kind::Absent, Kind::Absent) if let Some(identity) = identity => {
+            Ok(RegistryLogin::Identity { identity })
+        }
+        (
+            user_kind @ (Kind::Opaque | Kind::Vault),
+            password_kind @ (Kind::Opaque | Kind::Vault),
+        ) => {
+            let username = part((user_kind, user.value), known_user, "user name", USERNAME_MAX)?;
+            let password =
+                part((password_kind, password.value), known_password, "password", PASSWORD_MAX)?;
+            let needs_identity = [&username, &password].into_iter().any(is_in_key_vault);
+            if needs_identity && identity.is_none() {
+                return Err(ApiError::invalid(
                     "a login with a secret of a vault needs an identity that may read it",
-                ),
-            })
+                )
+                .hint("`[system]` is the task itself; the id of a client of the vault's directory is that client"));
+            }
+            Ok(RegistryLogin::Password { username, password, client_id: identity.flatten() })
         }
         _ => Err(ApiError::invalid(
             "it is no login: that is a user name and a password, each with a value and with \
-             `Opaque` as its type",
+             `Opaque` or `Vaultsecret` as its type, or an identity alone",
         )),
     }
+}
+
+/// Which identity is meant: `None` is the task itself.
+fn chosen(identity: &str) -> Result<Option<Uuid>, ApiError> {
+    if ["system", "[system]"].iter().any(|name| identity.eq_ignore_ascii_case(name)) {
+        return Ok(None);
+    }
+    identity.parse().map(Some).map_err(|_| {
+        ApiError::invalid(format!("identity `{}` is neither `[system]` nor an id", cut(identity)))
+            .hint("`refit task identity show` lists ids")
+    })
+}
+
+/// Whether it is in a vault that lets identities in by themselves.
+fn is_in_key_vault(text: &LoginText) -> bool {
+    let address = text.address().map(str::parse::<SecretAddress>);
+    matches!(address, Some(Ok(SecretAddress::KeyVault(_))))
 }
 
 fn kind(part: &api::SecretObject) -> Result<Kind, ApiError> {
@@ -138,24 +176,37 @@ fn kind(part: &api::SecretObject) -> Result<Kind, ApiError> {
 }
 
 fn part(
-    given: Option<String>,
-    known: Option<&String>,
+    (kind, given): (Kind, Option<String>),
+    known: Option<&LoginText>,
     what: &str,
     size_max: usize,
-) -> Result<String, ApiError> {
-    let value = given.or_else(|| known.cloned()).unwrap_or_default();
+) -> Result<LoginText, ApiError> {
+    let stored = match kind {
+        Kind::Vault => known.and_then(LoginText::address),
+        Kind::Opaque | Kind::Absent => known.and_then(LoginText::plain),
+    };
+    let value = given.or_else(|| stored.map(str::to_owned)).unwrap_or_default();
     if value.is_empty() {
         return Err(ApiError::invalid(format!("the {what} is empty")));
     }
-    // In the header of a request neither may have more than the one colon.
-    let is_odd =
-        value.contains(|c: char| c.is_control()) || what != "password" && value.contains(':');
-    match value.len() > size_max || is_odd {
+    if kind == Kind::Vault {
+        let address = value.parse::<SecretAddress>();
+        return match address {
+            Ok(address) => Ok(LoginText::Secret { secret: address.to_string() }),
+            Err(error) => Err(ApiError::invalid(format!("the {what}: {error}"))),
+        };
+    }
+    match value.len() > size_max || is_odd(&value, what) {
         true => Err(ApiError::invalid(format!(
             "the {what} has more than {size_max} bytes, or characters that none has"
         ))),
-        false => Ok(value),
+        false => Ok(LoginText::Plain(value)),
     }
+}
+
+/// In the header of a request neither may have more than the one colon.
+fn is_odd(value: &str, what: &str) -> bool {
+    value.contains(|c: char| c.is_control()) || what != "password" && value.contains(':')
 }
 
 #[cfg(test)]
@@ -199,8 +250,7 @@ mod tests {
         assert!(logins.without_own);
         let hosts: Vec<&String> = logins.others.keys().collect();
         assert_eq!(hosts, ["docker.io", "ghcr.io", "r.example.com:5000"]);
-        assert_eq!(logins.others["ghcr.io"].username, "me");
-        assert_eq!(logins.others["ghcr.io"].password, "hunter2");
+        assert_eq!(logins.others["ghcr.io"], RegistryLogin::of("me", "hunter2"));
         assert!(super::logins(None, Some(&logins)).unwrap().is_default());
     }
 
@@ -210,7 +260,7 @@ mod tests {
         let known = parse(json!({ "customRegistries": { "ghcr.io": login } }), None).unwrap();
         let keep = json!({ "userName": opaque("you"), "password": { "type": "Opaque" } });
         let kept = parse(json!({ "customRegistries": { "ghcr.io": keep } }), Some(&known)).unwrap();
-        let expected = RegistryLogin { username: "you".into(), password: "hunter2".into() };
+        let expected = RegistryLogin::of("you", "hunter2");
         assert_eq!(kept.others["ghcr.io"], expected);
     }
 
@@ -235,12 +285,35 @@ mod tests {
                 "credentials.customRegistries.r.example.com: a login with a secret of a vault needs an identity that may read it"
             ],
         );
-        check_refused(
-            json!({ "userName": opaque("me"), "password": vault, "identity": "[system]" }),
-            expect![
-                "credentials.customRegistries.r.example.com: secrets of vaults are not supported yet"
-            ],
-        );
+        let of_task =
+            json!({ "userName": opaque("me"), "password": vault, "identity": "[system]" });
+        let id = "0b5cb3f0-8a4c-4c6e-9b1e-0f6f0f1c2d3e";
+        let of_client = json!({ "userName": opaque("me"), "password": vault, "identity": id });
+        for (login, expected) in [(of_task, None), (of_client, Some(id.parse().unwrap()))] {
+            let logins = parse(json!({ "customRegistries": { "ghcr.io": login } }), None).unwrap();
+            let RegistryLogin::Password { password, client_id, .. } = &logins.others["ghcr.io"]
+            else {
+                panic!("it has a password")
+            };
+            let address = Some("https://v.example.net/secrets/x");
+            assert_eq!((password.address(), *client_id), (address, expected));
+        }
+        // The registry's own secrets are for the run as it is.
+        let own = json!({ "value": "store://hub", "type": "vaultsecret" });
+        let own = json!({ "userName": opaque("me"), "password": own });
+        assert!(parse(json!({ "customRegistries": { "ghcr.io": own } }), None).is_ok());
+        let bad = json!({ "value": "hub", "type": "Vaultsecret" });
+        check_refused(json!({ "userName": opaque("me"), "password": bad }), expect![""]);
+    }
+
+    #[test]
+    fn j16_an_identity_alone_is_a_login() {
+        let login = json!({ "identity": "[system]" });
+        let logins = parse(json!({ "customRegistries": { "ghcr.io": login } }), None).unwrap();
+        assert_eq!(logins.others["ghcr.io"], RegistryLogin::Identity { identity: None });
+        let text = serde_json::to_string(&logins).unwrap();
+        assert_eq!(serde_json::from_str::<Logins>(&text).unwrap(), logins);
+        check_refused(json!({ "identity": "me" }), expect![""]);
     }
 
     #[test]
@@ -263,10 +336,6 @@ mod tests {
             expect![
                 "credentials.customRegistries.r.example.com: type `Clear` is neither `Opaque` nor `Vaultsecret`"
             ],
-        );
-        check_refused(
-            json!({ "identity": "[system]" }),
-            expect!["credentials.customRegistries.r.example.com: identities are not supported yet"],
         );
         check_refused(
             json!({ "userName": opaque("a:b"), "password": opaque("x") }),

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use control::{
-    BuildArgument, ContextSource, OutputRetention, StoredTask, TaskContext, TaskDefinition,
-    TaskName, TaskOverrides, TaskStep, TaskText, TaskValue,
+    AccountName, BuildArgument, ContextSource, OutputRetention, StoredTask, TaskContext,
+    TaskDefinition, TaskIdentity, TaskName, TaskOverrides, TaskStep, TaskText, TaskValue,
 };
 use dockerfile::{ContextAddress, GitAddress};
 use oci::{Platform, RegistryName};
@@ -25,6 +25,9 @@ const TAGS_MAX: usize = 50;
 const TAG_NAME_MAX: usize = 512;
 const TAG_VALUE_MAX: usize = 256;
 
+/// Accounts that one task can be.
+const ACCOUNTS_MAX: usize = 20;
+
 /// Bytes of the texts that describe a task.
 const OWNER_MAX: usize = 256;
 const DESCRIPTION_MAX: usize = 4096;
@@ -40,7 +43,7 @@ const UPDATE_TRIGGER_TOKEN_MAX: usize = 4096;
 /// What of a token may stand in an address as it is.
 const TOKEN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A task as it is to be stored. `known` is what is stored now: secrets that the request leaves
+/// A task as it is to be stored, but for its identity ([`wanted_identity`]). `known` is what is stored now: secrets that the request leaves
 /// out stay as they are.
 pub(crate) fn task_definition(
     body: api::Task,
@@ -48,7 +51,10 @@ pub(crate) fn task_definition(
     defaults: &BuildDefaults,
 ) -> Result<TaskDefinition, ApiError> {
     let api::Task { tags, identity, properties, .. } = body;
-    refuse_identity(identity.as_ref())?;
+    let is_nobody = wanted_identity(identity.as_ref())?.is_nobody();
+    if properties.is_system_task && !is_nobody {
+        return Err(ApiError::invalid("a system task has no identity").at("identity"));
+    }
     refuse_unsupported(&properties)?;
     let known = known.map(|task| &task.definition);
     let is_system = properties.is_system_task;
@@ -77,6 +83,8 @@ pub(crate) fn task_definition(
         logins: logins(properties.credentials, known.map(|task| &task.logins))?,
         log_template: properties.log_template.filter(|template| !template.is_empty()),
         output_retention: properties.output_retention.map(output_retention).transpose()?.flatten(),
+        // Which accounts there are, whoever asks has to look up.
+        identity: TaskIdentity::default(),
     })
 }
 
@@ -343,13 +351,67 @@ fn build_arguments(given: Vec<api::SetValue>) -> Result<Vec<BuildArgument>, ApiE
     arguments.collect()
 }
 
-/// Runs have no identities but that of the server.
+/// The identities that a request asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct WantedIdentity {
+    /// That of the task itself.
+    pub(crate) system: bool,
+    /// Each once.
+    pub(crate) accounts: Vec<AccountName>,
+}
+
+impl WantedIdentity {
+    fn is_nobody(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+pub(crate) fn wanted_identity(
+    given: Option<&api::IdentityProperties>,
+) -> Result<WantedIdentity, ApiError> {
+    let Some(given) = given else { return Ok(WantedIdentity::default()) };
+    let mut wanted = WantedIdentity::default();
+    let mut with_accounts = false;
+    for kind in given.kind.as_deref().unwrap_or("None").split(',').map(str::trim) {
+        match kind.to_ascii_lowercase().as_str() {
+            "none" => (),
+            "systemassigned" => wanted.system = true,
+            "userassigned" => with_accounts = true,
+            _ => {
+                let message = format!(
+                    "type `{}` is neither `None` nor `SystemAssigned`, `UserAssigned` or both",
+                    cut(kind)
+                );
+                return Err(ApiError::invalid(message).at("identity.type"));
+            }
+        }
+    }
+    let members = given.user_assigned_identities.iter().flatten();
+    for (id, _) in members.filter(|(_, value)| with_accounts && value.is_some()) {
+        let name = super::account_name(id.rsplit('/').next().unwrap_or_default());
+        let name = name.map_err(|error| error.at("identity.userAssignedIdentities"))?;
+        if !wanted.accounts.contains(&name) {
+            wanted.accounts.push(name);
+        }
+    }
+    let refuse =
+        |message: String| Err(ApiError::invalid(message).at("identity.userAssignedIdentities"));
+    match wanted.accounts.len() {
+        0 if with_accounts => refuse("type `UserAssigned` needs an account".to_owned()),
+        count if count > ACCOUNTS_MAX => refuse(format!("more than {ACCOUNTS_MAX} accounts")),
+        _ => Ok(wanted),
+    }
+}
+
+/// What is declared together with a run has no identity: only stored tasks have.
 pub(crate) fn refuse_identity(identity: Option<&Value>) -> Result<(), ApiError> {
     let kind = identity.and_then(|identity| identity.get("type")).and_then(Value::as_str);
     match (identity, kind) {
         (None | Some(Value::Null), _) => Ok(()),
         (Some(_), Some(kind)) if kind.eq_ignore_ascii_case("none") => Ok(()),
-        _ => Err(ApiError::invalid("identities are not supported yet").at("identity")),
+        _ => Err(ApiError::invalid("a task run has no identity of its own")
+            .at("identity")
+            .hint("give it to a stored task, and let the run request start that")),
     }
 }
 
@@ -644,6 +706,46 @@ mod tests {
     }
 
     #[test]
+    fn identities_are_named_in_all_their_forms() {
+        let wanted = |given: Value| {
+            let given: Option<api::IdentityProperties> = serde_json::from_value(given).unwrap();
+            wanted_identity(given.as_ref())
+        };
+        let names = |wanted: &WantedIdentity| {
+            let names: Vec<_> = wanted.accounts.iter().map(ToString::to_string).collect();
+            (wanted.system, names.join(" "))
+        };
+        let both = wanted(json!({
+            "type": "systemAssigned,UserAssigned",
+            "userAssignedIdentities": {
+                "bot": {}, "/subscriptions/s/userAssignedIdentities/other": {}, "BOT": {}, "no": null
+            },
+        }));
+        assert_eq!(names(&both.unwrap()), (true, "BOT other".to_owned()));
+        // The type decides.
+        let none = json!({ "type": "None", "userAssignedIdentities": { "bot": {} } });
+        assert!(wanted(none).unwrap().is_nobody());
+        assert!(wanted(Value::Null).unwrap().is_nobody());
+        let refused = |given: Value| {
+            let error = wanted(given).unwrap_err();
+            format!("{}: {}", error.target.unwrap_or_default(), error.message)
+        };
+        let user = |map: Value| json!({ "type": "UserAssigned", "userAssignedIdentities": map });
+        let many: serde_json::Map<_, _> =
+            (0..21).map(|at| (format!("bot{at}"), json!({}))).collect();
+        expect![[r#"
+            identity.type: type `Managed` is neither `None` nor `SystemAssigned`, `UserAssigned` or both
+            identity.userAssignedIdentities: type `UserAssigned` needs an account
+            identity.userAssignedIdentities: more than 20 accounts"#]]
+        .assert_eq(&[
+            refused(json!({ "type": "Managed" })),
+            refused(user(json!({ "bot": null }))),
+            refused(user(many.into())),
+        ].join("\n"));
+        assert!(wanted(user(json!({ "a b": {} }))).is_err());
+    }
+
+    #[test]
     fn what_is_not_there_yet_is_refused_by_name() {
         let trigger = json!({ "baseImageTrigger": { "name": "b", "baseImageTriggerType": "All" } });
         check_refused(
@@ -659,10 +761,6 @@ mod tests {
         check_refused(
             with("/properties/isSystemTask", json!(true)),
             expect!["step: a system task has no step"],
-        );
-        check_refused(
-            with("/identity", json!({ "type": "SystemAssigned" })),
-            expect!["identity: identities are not supported yet"],
         );
         // What says nothing says nothing wrong.
         let nothing =

@@ -6,7 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use control::{ContextSource, TaskRequest, TaskText, TaskValue};
 
-use super::logins::logins;
+use super::logins::logins_of_run;
 use super::{ITEMS_MAX, cut, path_in_source, platform, timeout};
 use crate::error::ApiError;
 
@@ -65,7 +65,7 @@ fn task_request(
     timeout_default: Duration,
 ) -> Result<TaskRequest, ApiError> {
     Ok(TaskRequest {
-        logins: logins(options.credentials, None)?,
+        logins: logins_of_run(options.credentials)?,
         file,
         values_file,
         values: values(options.values)?,

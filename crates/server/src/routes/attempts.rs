@@ -26,11 +26,12 @@ use super::sources::chunks;
 use super::{Json, Query};
 use crate::agent_wire::{
     AcrRecord, Blobs, Claim, EventsTaken, Finish, Lease, LeaseNews, LeasedRun, QueueNews,
-    RunningSteps, SecretAnswer, SecretWanted, VERSION, WAIT_SECONDS,
+    RunningSteps, SecretAnswer, SecretWanted, TokenAnswer, VERSION, WAIT_SECONDS,
 };
 use crate::error::ApiError;
 use crate::executor::AttemptLease;
 use crate::from_api::{self, cut};
+use crate::identity::TokenWanted;
 use crate::keys::run_user;
 use crate::presence::Seen;
 use crate::state::Shared;
@@ -91,7 +92,10 @@ pub(crate) async fn claim(
     state.presence.came(&pool, &body.agent, claimed.is_some(), now);
     match claimed {
         None => Ok(StatusCode::NO_CONTENT.into_response()),
-        Some(attempt) => Ok(axum::Json(lease(&state, &pool, &attempt)?).into_response()),
+        Some(attempt) => {
+            let has_identity = !state.identities.of(&attempt.run).await?.is_none();
+            Ok(axum::Json(lease(&state, &pool, &attempt, has_identity)?).into_response())
+        }
     }
 }
 
@@ -146,7 +150,12 @@ fn note(state: &Shared, pool: &Pool, claim: &Claim) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn lease(state: &Shared, pool: &Pool, attempt: &Attempt) -> Result<Lease, ApiError> {
+fn lease(
+    state: &Shared,
+    pool: &Pool,
+    attempt: &Attempt,
+    has_identity: bool,
+) -> Result<Lease, ApiError> {
     let user = run_user(&attempt.run.registry, attempt.run.id, attempt.epoch);
     let run = LeasedRun::of(&attempt.run).map_err(|error| ApiError::interrupted(&error))?;
     let seed = state.keys.seed(&attempt.run);
@@ -160,6 +169,7 @@ fn lease(state: &Shared, pool: &Pool, attempt: &Attempt) -> Result<Lease, ApiErr
         limits: (attempt.run.cpu.map_or(cpus, |cpu| cpus.min(cpu)), memory),
         password: state.keys.run_password(&user),
         token: state.keys.attempt_token(&user),
+        has_identity,
         user,
     })
 }
@@ -441,8 +451,9 @@ pub(crate) async fn secret(
     Json(wanted): Json<SecretWanted>,
 ) -> Result<axum::Json<SecretAnswer>, ApiError> {
     let attempt = held(&state, &path, &headers).await?;
-    if attempt.run.request.task().is_none() {
-        return Err(ApiError::invalid("only the steps of a task have secrets by address"));
+    let request = &attempt.run.request;
+    if request.task().is_none() && !request.logins().is_kept_at(&wanted.address) {
+        return Err(ApiError::invalid("only tasks and logins have secrets by address"));
     }
     let secret = wanted.read().ok_or_else(|| ApiError::invalid("not a secret of a task file"))?;
     let value = state.providers.fetch((&attempt.run, attempt.epoch, &attempt.log), &secret).await;
@@ -453,6 +464,22 @@ pub(crate) async fn secret(
         }
         Err(SecretError::Refused(reason)) => SecretAnswer::Refused(reason),
         Err(SecretError::Unavailable(reason)) => SecretAnswer::Unavailable(reason),
+    }))
+}
+
+/// `POST .../identityToken`: a token of an identity of the run's task.
+pub(crate) async fn identity_token(
+    State(state): State<Shared>,
+    Path(path): Path<AttemptPath>,
+    headers: HeaderMap,
+    Json(wanted): Json<TokenWanted>,
+) -> Result<axum::Json<TokenAnswer>, ApiError> {
+    let attempt = held(&state, &path, &headers).await?;
+    let attempt = (&attempt.run, attempt.epoch, &attempt.log);
+    Ok(axum::Json(match state.identities.token(attempt, &wanted).await {
+        Ok(given) => TokenAnswer::Given(given),
+        Err(SecretError::Refused(reason)) => TokenAnswer::Refused(reason),
+        Err(SecretError::Unavailable(reason)) => TokenAnswer::Unavailable(reason),
     }))
 }
 

@@ -1,14 +1,20 @@
 //! Stored tasks.
 
+use axum::Extension;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use control::{ControlError, StoredTask, TaskDefinition, TaskName, TaskStep};
+use control::{
+    AccountKind, AccountName, AssignedAccount, ControlError, Identity, Operation, RegistryLogin,
+    StoredTask, TaskDefinition, TaskIdentity, TaskName, TaskStep,
+};
 use oci::RegistryName;
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::IntoParams;
+use uuid::Uuid;
 
 use super::{Json, Query};
+use crate::access::{Needs, Principal};
 use crate::error::ApiError;
 use crate::openapi::Refusal;
 use crate::state::Shared;
@@ -101,6 +107,7 @@ pub(crate) async fn details(
 pub(crate) async fn put(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
+    Extension(principal): Extension<Principal>,
     Json(body): Json<api::Task>,
 ) -> Result<axum::Json<api::Task>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
@@ -109,6 +116,9 @@ pub(crate) async fn put(
         let known = state.tasks.get(&registry, &name).await?;
         let definition =
             from_api::task_definition(body.clone(), known.as_ref(), &state.build_defaults)?;
+        let wanted = body.identity.as_ref();
+        let identity = identity(&state, &registry, &principal, wanted, known.as_ref()).await?;
+        let definition = TaskDefinition { identity, ..definition };
         let definition = checked(&state, &registry, &name, definition).await?;
         match state.tasks.put(&registry, &name, &definition, known.as_ref()).await {
             Ok(task) => return Ok(axum::Json(to_api::task(&task))),
@@ -128,6 +138,7 @@ pub(crate) async fn put(
 pub(crate) async fn update(
     State(state): State<Shared>,
     Path((registry, name)): Path<(String, String)>,
+    Extension(principal): Extension<Principal>,
     Json(mut patch): Json<Value>,
 ) -> Result<axum::Json<api::Task>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
@@ -143,9 +154,12 @@ pub(crate) async fn update(
         let mut whole = serde_json::to_value(to_api::task(&known))
             .map_err(|error| ApiError::interrupted(&error))?;
         from_api::merge(&mut whole, patch.clone());
-        let body = serde_json::from_value(whole)
+        let body: api::Task = serde_json::from_value(whole)
             .map_err(|error| ApiError::invalid(format!("the change is not right: {error}")))?;
+        let wanted = body.identity.as_ref();
+        let identity = identity(&state, &registry, &principal, wanted, Some(&known)).await?;
         let definition = from_api::task_definition(body, Some(&known), &state.build_defaults)?;
+        let definition = TaskDefinition { identity, ..definition };
         let definition = checked(&state, &registry, &name, definition).await?;
         match state.tasks.put(&registry, &name, &definition, Some(&known)).await {
             Ok(task) => return Ok(axum::Json(to_api::task(&task))),
@@ -194,9 +208,83 @@ async fn checked(
     }
     refuse_copies(state, registry, &definition)?;
     state.refuse_own_logins(&definition.logins)?;
+    check_login_identities(&definition)?;
     check_pool(state, registry, &definition).await?;
     log_artifacts::check(state, registry, definition.log_template.as_deref())?;
     Ok(definition)
+}
+
+/// The identities that a request asks for. Those that the task has already stay the same.
+async fn identity(
+    state: &Shared,
+    registry: &RegistryName,
+    principal: &Principal,
+    wanted: Option<&api::IdentityProperties>,
+    known: Option<&StoredTask>,
+) -> Result<TaskIdentity, ApiError> {
+    let wanted = from_api::wanted_identity(wanted)?;
+    let known = known.map(|task| task.definition.identity.clone()).unwrap_or_default();
+    let system = wanted.system.then(|| known.system.unwrap_or_else(Uuid::new_v4));
+    let mut accounts = Vec::with_capacity(wanted.accounts.len());
+    for name in wanted.accounts {
+        accounts.push(match known.accounts.iter().find(|account| account.name == name) {
+            Some(known) => known.clone(),
+            None => assigned(state, registry, principal, name).await?,
+        });
+    }
+    Ok(TaskIdentity { system, accounts })
+}
+
+/// An account that a task is to be from now on. Whoever may change the task can then be it.
+async fn assigned(
+    state: &Shared,
+    registry: &RegistryName,
+    principal: &Principal,
+    name: AccountName,
+) -> Result<AssignedAccount, ApiError> {
+    const MEMBER: &str = "identity.userAssignedIdentities";
+    let is_itself =
+        matches!(principal, Principal::Known(Identity::Account(account)) if *account == name);
+    if !is_itself {
+        let needs = Needs::May(Operation::Govern);
+        state.access.require(principal, Some(registry), None, needs).await?;
+    }
+    let found = state.access.permissions.account(&name).await?;
+    match found {
+        Some(account) if account.kind == AccountKind::ServicePrincipal => {
+            Ok(AssignedAccount { id: account.id(), name: account.name })
+        }
+        Some(_) => {
+            let message =
+                format!("account `{name}` is a person's: a task can be a service principal");
+            Err(ApiError::invalid(message).at(MEMBER))
+        }
+        None => Err(ApiError::invalid(format!("there is no account `{name}`"))
+            .at(MEMBER)
+            .hint("`refit account create NAME --service-principal` makes one")),
+    }
+}
+
+/// A login by an identity that the task does not have would fail with each run.
+fn check_login_identities(definition: &TaskDefinition) -> Result<(), ApiError> {
+    let TaskDefinition { logins, identity, .. } = definition;
+    for (host, login) in &logins.others {
+        let RegistryLogin::Identity { identity: wanted } = login else { continue };
+        let has_it = match wanted {
+            None => identity.system.is_some(),
+            Some(id) => identity.chosen(Some(*id)).is_some(),
+        };
+        if !has_it {
+            let message = match wanted {
+                None => "the task has no identity of its own".to_owned(),
+                Some(id) => format!("the task has no identity `{id}`"),
+            };
+            return Err(ApiError::invalid(message)
+                .at(&format!("credentials.customRegistries.{host}"))
+                .hint("`refit task identity assign` gives it one"));
+        }
+    }
+    Ok(())
 }
 
 /// What quick builds and quick runs of a registry are to have that say nothing else, if anybody

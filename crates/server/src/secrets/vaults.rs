@@ -83,7 +83,8 @@ impl Vaults {
 
     /// A token that tells which run it is.
     async fn identity(&self, run: &Run, audience: &str) -> Result<String, SecretError> {
-        self.issuer.token(&run.into(), audience).await.map_err(|error| {
+        let token = self.issuer.token(&run.into(), audience).await;
+        token.map(|token| token.text).map_err(|error| {
             tracing::error!(error = &error as &dyn std::error::Error, "no identity token");
             SecretError::Unavailable(error.to_string())
         })

@@ -28,17 +28,19 @@ pub struct SaveArgs {
     task: TaskArg,
     #[command(flatten)]
     server: ServerArg,
-    /// User name
+    /// User name, or the address of a secret that it is
     #[arg(long, short, value_name = "NAME")]
     username: Option<String>,
-    /// Password or token; others on this machine may see it: better is --password-stdin
+    /// Password or token, or the address of a secret that it is. Others on this machine may see a
+    /// password: better is --password-stdin
     #[arg(long, short, value_name = "PASSWORD", conflicts_with = "password_stdin")]
     password: Option<String>,
     /// Read the password or token from standard input
     #[arg(long)]
     password_stdin: bool,
-    /// Of later versions: refused, never ignored.
-    #[arg(long, hide = true)]
+    /// [system] or the client id of an identity: alone, the registry exchanges its tokens; with a user
+    /// name and a password, it reads them from a vault
+    #[arg(long, value_name = "ID")]
     use_identity: Option<String>,
 }
 
@@ -123,8 +125,11 @@ fn must_have(task: &Task, host: &str) -> Result<()> {
 }
 
 async fn save(session: &Session<'_>, args: &SaveArgs, is_known: bool) -> Result<()> {
-    if args.use_identity.is_some() {
-        return Err(Error::usage("`--use-identity` is not supported yet"));
+    let is_identity_alone =
+        args.username.is_none() && args.password.is_none() && !args.password_stdin;
+    if let Some(identity) = args.use_identity.as_ref().filter(|_| is_identity_alone) {
+        let login = json!({ "userName": null, "password": null, "identity": identity });
+        return change(session, &args.task, &args.server.host, &login).await;
     }
     let password = match (&args.password, args.password_stdin) {
         (Some(password), _) => Some(password.clone()),
@@ -140,12 +145,25 @@ async fn save(session: &Session<'_>, args: &SaveArgs, is_known: bool) -> Result<
                 .with_hint("add `--password-stdin`"));
         }
     };
-    let opaque = |value: &Option<String>| json!({ "value": value, "type": "Opaque" });
-    let mut login = json!({ "password": opaque(&password) });
+    let mut login = json!({});
+    if let Some(identity) = &args.use_identity {
+        login["identity"] = json!(identity);
+    }
+    // What is left out stays as it is, where it is.
+    if password.is_some() || !is_known {
+        login["password"] = part(&password);
+    }
     if args.username.is_some() {
-        login["userName"] = opaque(&args.username);
+        login["userName"] = part(&args.username);
     }
     change(session, &args.task, &args.server.host, &login).await
+}
+
+/// A part of a login. What looks like the address of a secret is one.
+fn part(value: &Option<String>) -> Value {
+    let is_address = |text: &String| text.parse::<task::SecretAddress>().is_ok();
+    let kind = if value.as_ref().is_some_and(is_address) { "Vaultsecret" } else { "Opaque" };
+    json!({ "value": value, "type": kind })
 }
 
 async fn change(session: &Session<'_>, task: &TaskArg, host: &str, login: &Value) -> Result<()> {
@@ -160,10 +178,18 @@ async fn change(session: &Session<'_>, task: &TaskArg, host: &str, login: &Value
 }
 
 fn print(session: &Session<'_>, task: &Task) -> Result<()> {
-    let mut table = Table::new(["REGISTRY", "USER"]);
+    let mut table = Table::new(["REGISTRY", "USER", "PASSWORD", "IDENTITY"]);
     for (host, login) in logins(task) {
-        let user = login.user_name.as_ref().and_then(|user| user.value.clone());
-        table.row([host.clone(), user.unwrap_or_default()]);
+        let value = |part: &Option<api::SecretObject>| {
+            part.as_ref().and_then(|part| part.value.clone()).unwrap_or_default()
+        };
+        // Of one that is kept elsewhere, where it is.
+        let password = match &login.password {
+            Some(password) if password.value.is_none() => "***".to_owned(),
+            password => value(password),
+        };
+        let identity = login.identity.clone().unwrap_or_default();
+        table.row([host.clone(), value(&login.user_name), password, identity]);
     }
     let all = task.properties.credentials.as_ref().and_then(|all| all.custom_registries.as_ref());
     session.printer.result(&all, &table)

@@ -11,6 +11,7 @@ use super::super::run::command_task;
 use super::super::task_input::{
     ValueArgs, is_stdin, named_values, read_task_file, read_values_file,
 };
+use super::identity;
 use super::name::TaskArg;
 use super::{print, route};
 use crate::error::{Error, Result};
@@ -128,6 +129,10 @@ struct DefinitionArgs {
     #[arg(long, value_name = "NAME")]
     log_template: Option<String>,
 
+    /// Let runs prove that they are the task, or, by name, a service principal
+    #[arg(long, num_args = 0.., value_name = "NAME")]
+    assign_identity: Option<Vec<String>>,
+
     #[command(flatten)]
     auth: AuthArgs,
 
@@ -156,8 +161,6 @@ struct Unsupported {
     update_trigger_endpoint: Option<String>,
     #[arg(long, hide = true)]
     update_trigger_payload_type: Option<String>,
-    #[arg(long, hide = true, num_args = 0..)]
-    assign_identity: Option<Vec<String>>,
 }
 
 impl Unsupported {
@@ -169,7 +172,6 @@ impl Unsupported {
             ("--pull-request-trigger-enabled", is_on(self.pull_request_trigger_enabled)),
             ("--base-image-trigger-enabled", is_on(self.base_image_trigger_enabled)),
             ("--base-image-trigger-type", self.base_image_trigger_type.is_some()),
-            ("--assign-identity", self.assign_identity.is_some()),
             ("--source-trigger-name", self.source_trigger_name.is_some()),
             ("--base-image-trigger-name", self.base_image_trigger_name.is_some()),
             ("--update-trigger-endpoint", self.update_trigger_endpoint.is_some()),
@@ -201,7 +203,10 @@ pub(super) async fn create(session: &Session<'_>, args: SaveArgs) -> Result<()> 
     properties.insert("step".into(), step.into());
     let connection = session.connection()?;
     let url = route(connection, &args.task);
-    let body = json!({ "properties": properties });
+    let mut body = json!({ "properties": properties });
+    if let Some(wanted) = &definition.assign_identity {
+        body["identity"] = identity::of_new_task(wanted)?;
+    }
     let request = connection.request(reqwest::Method::PUT, url).json(&body);
     let task: api::Task = connection.answer(request).await?;
     print(session, &task, std::slice::from_ref(&task))
@@ -210,7 +215,7 @@ pub(super) async fn create(session: &Session<'_>, args: SaveArgs) -> Result<()> 
 /// The server refuses what a system task does not have.
 async fn create_system_task(session: &Session<'_>, args: &SaveArgs) -> Result<()> {
     let definition = &args.definition;
-    if definition.changes_step() {
+    if definition.changes_step() || definition.assign_identity.is_some() {
         return Err(Error::usage("a system task has nothing to do")
             .with_hint("give it `--status`, `--timeout` and `--log-template`"));
     }
@@ -226,6 +231,10 @@ async fn create_system_task(session: &Session<'_>, args: &SaveArgs) -> Result<()
 
 pub(super) async fn update(session: &Session<'_>, args: SaveArgs) -> Result<()> {
     let (definition, connection) = (&args.definition, session.connection()?);
+    if definition.assign_identity.is_some() {
+        return Err(Error::usage("`--assign-identity` is for a new task")
+            .with_hint("`refit task identity assign` gives one to a task that is there"));
+    }
     let url = route(connection, &args.task);
     let mut properties = definition.properties()?;
     if definition.changes_step() || definition.timeout.is_some() {

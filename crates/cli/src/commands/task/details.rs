@@ -95,6 +95,12 @@ pub(super) fn task(task: &Task) -> Table {
     for (registry, _) in registries.into_iter().flatten().filter(|(_, login)| login.is_some()) {
         fields.add("logs in to", registry);
     }
+    if let Some(identity) = &task.identity {
+        fields.add_some("identity", identity.principal_id.as_ref().map(|_| "[system]"));
+        for (name, _) in identity.user_assigned_identities.iter().flatten() {
+            fields.add("identity", name);
+        }
+    }
     for (name, value) in task.tags.iter().flatten() {
         fields.add("tag", format!("{name}={value}"));
     }

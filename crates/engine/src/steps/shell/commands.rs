@@ -20,7 +20,7 @@ use super::session::{Caller, KILLED, NOT_STARTED, Session};
 use crate::execute::{Failure, blocking, image_failure};
 use crate::steps::cmd::{self, command_failure, host_name, limits, network, peers, shared_folders};
 use crate::steps::containers::{Ended, Recent, Running};
-use crate::steps::{HOME, built_in, push, unless_stopped};
+use crate::steps::{HOME, built_in, identity, push, unless_stopped};
 
 /// What a shell says of a program that it does not find.
 const NOT_FOUND: u8 = 127;
@@ -118,6 +118,7 @@ impl Session<'_> {
             env.retain(|(other, _)| other != name);
             env.extend(value.map(|value| (name.to_owned(), value)));
         }
+        let network = network(context, wanted)?;
         Ok(ContainerCommand {
             name: context.request.run.clone(),
             image,
@@ -129,8 +130,9 @@ impl Session<'_> {
             hostname: host_name(host.unwrap_or(&self.shell.step.id)),
             mounts: shared_folders(context),
             files: Vec::new(),
-            network: network(context, wanted)?,
+            network,
             peers: peers(context, wanted, run.name.as_deref())?,
+            service: identity::service(context, network),
             limits: limits(&context.engine, container)?,
             privileged: false,
         })
