@@ -67,6 +67,9 @@ pub struct PurgeSummary {
     pub dry_run: bool,
     pub tags: u64,
     pub manifests: u64,
+    /// Tags that were not annotated because they are locked.
+    #[serde(default)]
+    pub locked: u64,
 }
 
 /// What the answer would have been, had it not begun.

@@ -18,6 +18,50 @@ pub struct Repository {
     pub last_update_time: Option<String>,
     pub manifest_count: u64,
     pub tag_count: u64,
+    #[serde(default)]
+    pub changeable_attributes: Attributes,
+}
+
+/// What may be done to a repository, a tag or a manifest, each for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Attributes {
+    /// Of a repository: it as a whole. What is in it may be deleted even so.
+    pub delete_enabled: bool,
+    /// If false, nothing is deleted either. Of a repository: whatever is in it.
+    pub write_enabled: bool,
+    /// Of a repository: whatever is in it.
+    pub read_enabled: bool,
+    /// If false, it is in no list.
+    pub list_enabled: bool,
+}
+
+impl Default for Attributes {
+    fn default() -> Self {
+        Self { delete_enabled: true, write_enabled: true, read_enabled: true, list_enabled: true }
+    }
+}
+
+/// Body of `PATCH .../repositories/{name}` and of what is below it. A member that is not known is
+/// refused: it may have been meant to lock something.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpdateAttributes {
+    pub changeable_attributes: AttributesChange,
+}
+
+/// What is absent stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AttributesChange {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete_enabled: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_enabled: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_enabled: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list_enabled: Option<bool>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -27,8 +71,11 @@ pub struct TagAttributes {
     pub digest: String,
     #[schema(format = DateTime)]
     pub created_time: String,
+    /// When it was moved or its attributes were changed last.
     #[schema(format = DateTime)]
     pub last_update_time: String,
+    #[serde(default)]
+    pub changeable_attributes: Attributes,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -48,6 +95,8 @@ pub struct ManifestAttributes {
     pub artifact_type: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
+    #[serde(default)]
+    pub changeable_attributes: Attributes,
 }
 
 /// One manifest with its bytes: the answer of `GET .../repositories/{name}/manifests/{ref}`.
@@ -57,9 +106,12 @@ pub struct ManifestDocument {
     pub digest: String,
     pub media_type: String,
     pub size: u64,
-    /// The manifest as it was pushed, read as JSON.
-    #[schema(value_type = Object)]
-    pub manifest: serde_json::Value,
+    /// The manifest as it was pushed, read as JSON. Absent if it is not to be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub manifest: Option<serde_json::Value>,
+    #[serde(default)]
+    pub changeable_attributes: Attributes,
 }
 
 /// What a deletion removed.

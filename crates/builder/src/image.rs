@@ -165,7 +165,7 @@ impl CatalogImages {
         let entry = entry.map_err(|source| match source {
             // The catalog knows the manifest, and its bytes are gone.
             StoreError::NotFound { what } => damaged(&name, what),
-            source => ImageError::Store { reference: name.clone(), source },
+            source => unread(&name, source),
         })?;
         let Some(entry) = entry else { return Err(ImageError::NotFound { reference: name }) };
         let manifest = parse(&name, &entry.bytes, &entry.media_type)?;
@@ -288,8 +288,20 @@ impl BaseImages for CatalogImages {
         match size {
             Ok(Some(size)) if size == blob.size => Ok(()),
             Ok(_) => Err(damaged(&name, format!("blob {}", blob.digest))),
-            Err(source) => Err(ImageError::Store { reference: name, source }),
+            Err(source) => Err(unread(&name, source)),
         }
+    }
+}
+
+/// What the own registry does not give.
+fn unread(name: &str, source: StoreError) -> ImageError {
+    let reference = name.to_owned();
+    match source {
+        StoreError::Locked(locked) => {
+            let (reason, hint) = (locked.to_string(), Some(locked.hint()));
+            ImageError::Pull { reference, reason, hint, refused: true }
+        }
+        source => ImageError::Store { reference, source },
     }
 }
 

@@ -19,6 +19,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// An answer that is not a stream is not larger than this.
 const ANSWER_SIZE_MAX: usize = 64 << 20;
+/// The code of what somebody has locked.
+const LOCKED: &str = "Locked";
 
 /// One registry of one server. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -224,7 +226,9 @@ impl Connection {
 
     /// An error of the server as ours.
     pub(crate) fn told(&self, status: StatusCode, error: Option<api::ErrorDetail>) -> Error {
+        let is_locked = error.as_ref().is_some_and(|error| error.code == LOCKED);
         let kind = match status {
+            _ if is_locked => ErrorKind::Conflict,
             StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => ErrorKind::Usage,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ErrorKind::Unauthorized,
             StatusCode::BAD_GATEWAY

@@ -63,6 +63,13 @@ pub struct LocalHousekeeper {
     pub registry: RegistryName,
     pub own: OwnNames,
     pub pushes: PushPolicy,
+    pub unlocks: Arc<dyn Unlocks>,
+}
+
+/// Says which runs may lift locks.
+#[async_trait]
+pub trait Unlocks: Send + Sync {
+    async fn may_unlock(&self, registry: &RegistryName, run: &str) -> bool;
 }
 
 #[async_trait]
@@ -81,6 +88,7 @@ impl Housekeeper for LocalHousekeeper {
             name: self.registry.clone(),
             login_server: login_server.to_owned(),
             cause: Cause::Purge { run: Some(run.to_owned()), principal: None },
+            may_unlock: self.unlocks.may_unlock(&self.registry, run).await,
             refused: Arc::clone(&self.pushes.refused) as _,
             now: jiff::Timestamp::now().as_millisecond(),
         };

@@ -112,6 +112,7 @@ impl ImportError {
             }
             Self::Archive(error) => error.hint(),
             Self::Remote(error) => error.hint(),
+            Self::Store(error) => error.hint(),
             _ => None,
         }
     }
@@ -181,9 +182,9 @@ impl Importing<'_> {
             return Ok(Expected::Any);
         }
         let wanted = ManifestRef::Tag(tag.clone());
-        match self.catalog.manifest(self.target.registry, repository, &wanted).await? {
+        match self.catalog.digest_of(self.target.registry, repository, &wanted).await? {
             None => Ok(Expected::Absent),
-            Some(there) if there.digest == *digest => Ok(Expected::At(there.digest)),
+            Some(there) if there == *digest => Ok(Expected::At(there)),
             Some(_) => Err(self.taken(repository, tag)),
         }
     }
@@ -277,7 +278,12 @@ impl Importing<'_> {
             let mut is_there = self.catalog.blobs().stat(&blob.digest).await? == Some(blob.size);
             for repository in self.repositories() {
                 let size = self.catalog.blob_size(self.target.registry, repository, &blob.digest);
-                is_there = is_there && size.await?.is_some();
+                let size = match size.await {
+                    // What is not to be read proves nothing.
+                    Err(StoreError::Locked(_)) => None,
+                    size => size?,
+                };
+                is_there = is_there && size.is_some();
             }
             if !is_there {
                 lacking.push(blob);

@@ -174,12 +174,12 @@ async fn delete_manifests(
         };
         let digest = text.parse::<Digest>().map_err(|_| missing())?;
         let reference = ManifestRef::Digest(digest);
-        let found = catalog.manifest(registry, &name, &reference).await?.ok_or_else(missing)?;
-        match catalog.delete_manifest(registry, &name, &found.digest, cause).await {
+        let found = catalog.digest_of(registry, &name, &reference).await?.ok_or_else(missing)?;
+        match catalog.delete_manifest(registry, &name, &found, cause).await {
             Err(store::StoreError::NotFound { .. }) => return Err(missing()),
             other => other?,
         };
-        session.line(format!("{login_server}/{name}@{}", found.digest)).await;
+        session.line(format!("{login_server}/{name}@{found}")).await;
     }
     Ok(())
 }

@@ -30,6 +30,8 @@ pub struct AnnotateOptions {
     pub annotations: Vec<String>,
     pub untagged: bool,
     pub dry_run: bool,
+    /// Annotate what tags point at that are locked, too.
+    pub include_locked: bool,
     pub filter_timeout_seconds: Option<i64>,
 }
 
@@ -41,6 +43,7 @@ pub struct Annotate {
     annotations: BTreeMap<String, String>,
     untagged: bool,
     dry_run: bool,
+    include_locked: bool,
 }
 
 impl Annotate {
@@ -60,6 +63,7 @@ impl Annotate {
             annotations: annotations(&options.annotations)?,
             untagged: options.untagged,
             dry_run: options.dry_run,
+            include_locked: options.include_locked,
         })
     }
 }
@@ -103,10 +107,12 @@ pub struct Annotated {
     pub dry_run: bool,
     pub tags: u64,
     pub manifests: u64,
+    /// Tags that were left out because they are locked.
+    pub locked: u64,
 }
 
 impl Annotated {
-    /// The last lines of `acr annotate`. Nothing is locked here.
+    /// The last lines of `acr annotate`.
     pub fn lines(&self) -> [String; 3] {
         let of = |kind: &str, count: u64| match self.dry_run {
             true => format!("Number of {kind} to be annotated: {count}"),
@@ -115,7 +121,7 @@ impl Annotated {
         [
             of("tags", self.tags),
             of("manifests", self.manifests),
-            "Number of locked tags skipped: 0".to_owned(),
+            format!("Number of locked tags skipped: {}", self.locked),
         ]
     }
 }
@@ -135,7 +141,7 @@ pub async fn annotate(
             return Err(HousekeepingError::Refused(reason));
         }
         let repository = Repository { session: &session, annotate, name, filters };
-        repository.annotate_tags(&mut annotated.tags).await?;
+        repository.annotate_tags(&mut annotated).await?;
         if annotate.untagged {
             repository.annotate_manifests(&mut annotated.manifests).await?;
         }
@@ -151,7 +157,7 @@ struct Repository<'a> {
 }
 
 impl Repository<'_> {
-    async fn annotate_tags(&self, count: &mut u64) -> Result<(), HousekeepingError> {
+    async fn annotate_tags(&self, annotated: &mut Annotated) -> Result<(), HousekeepingError> {
         let Registry { catalog, name: registry, .. } = self.session.registry;
         let mut last = None::<String>;
         loop {
@@ -162,9 +168,13 @@ impl Repository<'_> {
             let names = page.iter().map(|tag| tag.tag.clone()).collect();
             let matches = matching(&self.filters, names).await?;
             let matching = page.into_iter().zip(matches).filter(|(_, matches)| *matches);
-            for (TagInfo { tag, digest, .. }, _) in matching {
+            for (TagInfo { tag, digest, attributes, .. }, _) in matching {
+                if !attributes.write_enabled && !self.annotate.include_locked {
+                    annotated.locked += 1;
+                    continue;
+                }
                 let item = Item { repository: self.name.clone(), tag: Some(tag), digest };
-                *count += u64::from(self.annotate_item(item).await?);
+                annotated.tags += u64::from(self.annotate_item(item).await?);
             }
         }
     }
@@ -177,6 +187,7 @@ impl Repository<'_> {
             repository: &self.name,
             updated_until: Millis::MAX,
             going: None,
+            even_locked: true,
         };
         let mut last = None::<Digest>;
         loop {
@@ -211,7 +222,8 @@ impl Repository<'_> {
         let verb = if *dry_run { Verb::WouldAnnotate } else { Verb::Annotated };
         if !dry_run {
             let reference = ManifestRef::Digest(item.digest.clone());
-            let Some(subject) = catalog.manifest(registry, &self.name, &reference).await? else {
+            let subject = catalog.stored_manifest(registry, &self.name, &reference).await?;
+            let Some(subject) = subject else {
                 // Deleted since it was listed.
                 return Ok(false);
             };

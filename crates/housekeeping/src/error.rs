@@ -1,7 +1,7 @@
 //! Why a command did not do what it was asked for.
 
 use oci::RepositoryName;
-use store::StoreError;
+use store::{Lock, StoreError};
 
 use crate::duration::DurationError;
 use crate::filter::{FilterError, MatchError};
@@ -62,8 +62,22 @@ pub enum HousekeepingError {
     Refused(String),
     #[error("it was canceled")]
     Canceled,
+    #[error("`--include-locked` needs the right to unlock, `metadata/write`")]
+    MayNotUnlock,
+    /// Somebody has locked what was to be changed.
+    #[error("{0}")]
+    Locked(Lock),
     #[error("the registry could not go on")]
-    Store(#[from] StoreError),
+    Store(#[source] StoreError),
+}
+
+impl From<StoreError> for HousekeepingError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Locked(locked) => Self::Locked(locked),
+            error => Self::Store(error),
+        }
+    }
 }
 
 impl HousekeepingError {
@@ -79,6 +93,7 @@ impl HousekeepingError {
                  `--filter-timeout-seconds`"
                     .to_owned(),
             ),
+            Self::Locked(locked) => Some(locked.hint()),
             _ => None,
         }
     }

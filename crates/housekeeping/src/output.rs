@@ -19,7 +19,11 @@ pub async fn untag_output(
     let updated_before = until.saturating_add(1);
     let expected = Expected::AtBefore { digest: digest.clone(), updated_before };
     match catalog.move_tag(name, repository, tag, &expected, None, cause).await {
-        Ok(()) | Err(StoreError::TagMoved { .. } | StoreError::NotFound { .. }) => Ok(()),
+        // What is locked stays, and so does what it points at.
+        Ok(())
+        | Err(StoreError::TagMoved { .. } | StoreError::NotFound { .. } | StoreError::Locked(_)) => {
+            Ok(())
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -35,17 +39,24 @@ pub async fn remove_output(
 ) -> Result<bool, HousekeepingError> {
     let Registry { catalog, name, cause, now, .. } = registry;
     let reference = ManifestRef::Digest(digest.clone());
-    let Some(entry) = catalog.manifest(name, repository, &reference).await? else {
+    let Some(entry) = catalog.stored_manifest(name, repository, &reference).await? else {
         return Ok(true);
     };
-    let unneeded = Unneeded { updated_until: *now };
-    if !catalog.delete_unneeded(name, repository, digest, unneeded, cause).await? {
+    let unneeded = Unneeded { updated_until: *now, even_locked: false };
+    let delete = async |digest: &Digest| match catalog
+        .delete_unneeded(name, repository, digest, unneeded, cause)
+        .await
+    {
+        Err(StoreError::Locked(_)) => Ok(false),
+        deleted => deleted,
+    };
+    if !delete(digest).await? {
         return Ok(false);
     }
     // What is stored was read once, and is read again.
     let parts = Manifest::parse(&entry.bytes, Some(&entry.media_type));
     for part in parts.map(|manifest| manifest.references().manifests).unwrap_or_default() {
-        catalog.delete_unneeded(name, repository, &part.digest, unneeded, cause).await?;
+        delete(&part.digest).await?;
     }
     Ok(true)
 }

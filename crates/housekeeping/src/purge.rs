@@ -30,7 +30,7 @@ pub struct PurgeOptions {
     pub untagged: bool,
     pub untagged_only: bool,
     pub dry_run: bool,
-    /// Nothing is locked here, so that this changes nothing.
+    /// Delete tags and manifests too that are locked themselves.
     pub include_locked: bool,
     pub concurrency: Option<i64>,
     pub filter_timeout_seconds: Option<i64>,
@@ -47,6 +47,7 @@ pub struct Purge {
     tags: bool,
     untagged: bool,
     dry_run: bool,
+    include_locked: bool,
     concurrency: usize,
     page_size: usize,
     /// What the options say and is not done that way.
@@ -54,6 +55,11 @@ pub struct Purge {
 }
 
 impl Purge {
+    /// Whether it deletes what is locked, for which somebody must be allowed to unlock it.
+    pub fn lifts_locks(&self) -> bool {
+        self.include_locked && !self.dry_run
+    }
+
     /// Reads options; nothing was asked of the registry if they are refused.
     pub fn new(options: &PurgeOptions) -> Result<Self, OptionsError> {
         if options.untagged && options.untagged_only {
@@ -98,6 +104,7 @@ impl Purge {
             tags: !options.untagged_only,
             untagged: options.untagged || options.untagged_only,
             dry_run: options.dry_run,
+            include_locked: options.include_locked,
             concurrency,
             page_size: page_size.min(PAGE_SIZE_MAX),
             notices,
@@ -138,6 +145,9 @@ pub async fn purge(
     records: &dyn Records,
     cancel: &CancellationToken,
 ) -> Result<Purged, HousekeepingError> {
+    if purge.lifts_locks() && !registry.may_unlock {
+        return Err(HousekeepingError::MayNotUnlock);
+    }
     let session = Session { registry, records, cancel };
     for notice in &purge.notices {
         session.warning(notice).await;
@@ -149,6 +159,12 @@ pub async fn purge(
     while let Some((name, filters)) = repositories.next(&session).await? {
         if let Some(reason) = (registry.refused)(&name) {
             session.line(format!("{reason}: left out")).await;
+            continue;
+        }
+        // Whatever is in it is locked, and stays locked: only the repository itself can be unlocked.
+        let found = registry.catalog.repository(&registry.name, &name).await?;
+        if found.is_some_and(|found| !found.attributes.write_enabled) {
+            session.line(format!("Repository `{name}` is locked: left out")).await;
             continue;
         }
         let repository = Repository { session: &session, purge, name, filters, cut_off };
@@ -176,6 +192,8 @@ struct Repository<'a> {
 pub(crate) struct TagRule {
     filters: Arc<[Filter]>,
     cut_off: Millis,
+    /// Locked ones too.
+    include_locked: bool,
     /// The oldest of those that `--keep` keeps.
     kept: Option<(Millis, Tag)>,
 }
@@ -191,7 +209,8 @@ impl TagRule {
             })
         };
         let goes = |(tag, matches): (&TagInfo, bool)| {
-            matches && tag.updated_at < self.cut_off && !is_kept(tag)
+            let is_locked = !self.include_locked && !tag.attributes.may_be_deleted();
+            matches && tag.updated_at < self.cut_off && !is_locked && !is_kept(tag)
         };
         Ok(tags.iter().zip(matches).map(goes).collect())
     }
@@ -201,7 +220,9 @@ impl Repository<'_> {
     async fn purge_tags(&self, count: &mut u64) -> Result<TagRule, HousekeepingError> {
         let Registry { catalog, name: registry, .. } = self.session.registry;
         let cut_off = self.cut_off.unwrap_or(Millis::MAX);
-        let mut rule = TagRule { filters: Arc::clone(&self.filters), cut_off, kept: None };
+        let include_locked = self.purge.include_locked;
+        let filters = Arc::clone(&self.filters);
+        let mut rule = TagRule { filters, cut_off, include_locked, kept: None };
         let mut keep = self.purge.keep;
         let mut last = None::<(Millis, Tag)>;
         loop {
@@ -265,7 +286,11 @@ impl Repository<'_> {
             return Ok(Record::Item { verb: Verb::WouldDelete, item: item(digest) });
         }
         let expected = Expected::AtBefore { digest: digest.clone(), updated_before };
-        match catalog.move_tag(registry, &self.name, &tag, &expected, None, cause).await {
+        let removed = match self.purge.include_locked {
+            true => catalog.remove_locked_tag(registry, &self.name, &tag, &expected, cause).await,
+            false => catalog.move_tag(registry, &self.name, &tag, &expected, None, cause).await,
+        };
+        match removed {
             Ok(())
             | Err(StoreError::TagMoved { found: None, .. } | StoreError::NotFound { .. }) => {
                 Ok(Record::Item { verb: Verb::Deleted, item: item(digest) })
@@ -274,6 +299,7 @@ impl Repository<'_> {
                 let name = &self.name;
                 Ok(Record::Warning(format!("`{name}:{tag}` has moved meanwhile, and stays")))
             }
+            Err(StoreError::Locked(locked)) => Ok(Record::Warning(format!("{locked}, and stays"))),
             Err(error) => Err(error.into()),
         }
     }
@@ -291,6 +317,7 @@ impl Repository<'_> {
             // What comes while this goes on always stays.
             updated_until: self.cut_off.unwrap_or(session.registry.now),
             going: rule.filter(|_| self.purge.dry_run),
+            even_locked: self.purge.include_locked,
         };
         let mut untagged = Untagged::new(needs, self.purge.keep);
         while let Some(found) = untagged.next_page().await? {

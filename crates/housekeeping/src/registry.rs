@@ -21,6 +21,8 @@ pub struct Registry {
     /// Its host, as names of images begin.
     pub login_server: String,
     pub cause: Cause,
+    /// Whether locks may be lifted in that name.
+    pub may_unlock: bool,
     /// Asked for repositories that are to get something.
     pub refused: Arc<RefusePush>,
     /// The time of the command.

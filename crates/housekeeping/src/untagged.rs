@@ -2,7 +2,7 @@
 //! lists them.
 
 use oci::{Digest, RepositoryName};
-use store::{ManifestInfo, Millis, Unneeded};
+use store::{ManifestInfo, Millis, StoreError, Unneeded};
 
 use crate::error::HousekeepingError;
 use crate::purge::TagRule;
@@ -19,6 +19,8 @@ pub(crate) struct Needs<'a> {
     pub(crate) updated_until: Millis,
     /// Tags that count as gone.
     pub(crate) going: Option<TagRule>,
+    /// Whether what is locked counts too.
+    pub(crate) even_locked: bool,
 }
 
 impl Needs<'_> {
@@ -27,7 +29,8 @@ impl Needs<'_> {
         &self,
         manifest: &ManifestInfo,
     ) -> Result<Option<Vec<ManifestInfo>>, HousekeepingError> {
-        if self.is_needed(manifest).await? {
+        let is_locked = !self.even_locked && !manifest.attributes.may_be_deleted();
+        if is_locked || self.is_needed(manifest).await? {
             return Ok(None);
         }
         let Registry { catalog, name: registry, .. } = self.session.registry;
@@ -52,8 +55,8 @@ impl Needs<'_> {
         {
             return Ok(true);
         }
-        let Some(going) = &self.going else { return Ok(!manifest.tags.is_empty()) };
-        if manifest.tags.is_empty() {
+        let Some(going) = &self.going else { return Ok(manifest.is_tagged) };
+        if !manifest.is_tagged {
             return Ok(false);
         }
         let Registry { catalog, name: registry, .. } = self.session.registry;
@@ -111,15 +114,20 @@ impl<'a> Untagged<'a> {
         digest: Digest,
         dry_run: bool,
     ) -> Result<Record, HousekeepingError> {
-        let Needs { session, repository, updated_until, .. } = self.needs;
+        let Needs { session, repository, updated_until, even_locked, .. } = self.needs;
         let Registry { catalog, name: registry, cause, .. } = session.registry;
         let item = |digest| Item { repository: repository.clone(), tag: None, digest };
         if dry_run {
             return Ok(Record::Item { verb: Verb::WouldDelete, item: item(digest) });
         }
-        let unneeded = Unneeded { updated_until };
+        let unneeded = Unneeded { updated_until, even_locked };
         let deleted =
-            catalog.delete_unneeded(registry, repository, &digest, unneeded, cause).await?;
+            match catalog.delete_unneeded(registry, repository, &digest, unneeded, cause).await {
+                Err(StoreError::Locked(locked)) => {
+                    return Ok(Record::Warning(format!("{locked}, and stays")));
+                }
+                deleted => deleted?,
+            };
         if !deleted && catalog.is_manifest(registry, repository, &digest).await? {
             let text = format!("`{repository}@{digest}` is needed meanwhile, and stays");
             return Ok(Record::Warning(text));

@@ -15,7 +15,9 @@ use oci::{
     Algorithm, Descriptor, Digest, ImageIndex, ImageManifest, Manifest, RegistryName,
     RepositoryName, Tag, media_type,
 };
-use store::{Catalog, Cause, Expected, ManifestRef, MemoryStore, Millis, NewManifest};
+use store::{
+    AttributesChange, Catalog, Cause, Expected, ManifestRef, MemoryStore, Millis, NewManifest,
+};
 use tokio_util::sync::CancellationToken;
 
 const HOST: &str = "registry.test";
@@ -25,6 +27,7 @@ const HOUR: Millis = 60 * 60 * 1000;
 struct Fixture {
     catalog: Catalog,
     labels: Mutex<BTreeMap<String, String>>,
+    may_unlock: bool,
 }
 
 /// What a command said, and why it failed.
@@ -81,7 +84,8 @@ impl Fixture {
     async fn new() -> Self {
         let db = db::Db::in_memory().await.unwrap();
         let blobs = Arc::new(MemoryStore::open(db.clone()).await.unwrap());
-        Self { catalog: Catalog::open(db, blobs).await.unwrap(), labels: Mutex::default() }
+        let catalog = Catalog::open(db, blobs).await.unwrap();
+        Self { catalog, labels: Mutex::default(), may_unlock: true }
     }
 
     async fn put(&self, name: &str, label: &str, tags: &[&str], manifest: Manifest) -> Digest {
@@ -204,6 +208,7 @@ impl Fixture {
             name: registry(),
             login_server: HOST.to_owned(),
             cause: Cause::Purge { run: Some("ca1".to_owned()), principal: None },
+            may_unlock: self.may_unlock,
             refused: Arc::new(refused),
             now,
         };
@@ -538,6 +543,87 @@ async fn odd_numbers_are_replaced_with_a_warning() {
     let told = f.acr("purge -f a:.* --ago 0d --concurrency -1 --untagged=false").await.ok();
     assert!(told.starts_with("warning: `--concurrency` is 8 instead of -1\n"), "{told}");
     assert_eq!(f.content("a").await, " | one");
+}
+
+/// Locks a tag or manifest against writing, or a repository.
+async fn lock(f: &Fixture, name: &str, reference: Option<ManifestRef>) {
+    let change = AttributesChange { write_enabled: Some(false), ..AttributesChange::default() };
+    let (registry, repository) = (registry(), repository(name));
+    let locked = f.catalog.change_attributes(&registry, &repository, reference.as_ref(), change);
+    locked.await.unwrap();
+    a_moment().await;
+}
+
+#[tokio::test]
+async fn m9_what_is_locked_stays_unless_it_is_included() {
+    let f = Fixture::new().await;
+    let one = f.image("a", "one", &["v1"]).await;
+    let two = f.image("a", "two", &["v2"]).await;
+    f.image("a", "three", &["v3"]).await;
+    let lone = f.image("a", "lone", &[]).await;
+    f.image("b", "four", &["v1"]).await;
+    lock(&f, "a", Some(ManifestRef::Tag(tag("v3")))).await;
+    for digest in [&one, &lone] {
+        lock(&f, "a", Some(ManifestRef::Digest(digest.clone()))).await;
+    }
+    lock(&f, "b", None).await;
+    let line = "purge -f .*:.* --ago 0d --untagged --keep 1";
+    let expected = expect![[r#"
+        Would delete: registry.test/a:v1
+        Repository `b` is locked: left out
+        Number of tags to be deleted: 1
+        Number of manifests to be deleted: 0
+    "#]];
+    // What is locked is none of the one that is kept, and has a tag of its own.
+    check(&f.acr(&format!("{line} --dry-run")).await.ok(), expected);
+    check(
+        &f.acr(line).await.ok(),
+        expect![[r#"
+            Deleted registry.test/a:v1
+            Repository `b` is locked: left out
+            Number of deleted tags: 1
+            Number of deleted manifests: 0
+        "#]],
+    );
+    assert_eq!(f.content("a").await, "v2 v3 | lone one three two");
+    f.untag("a", "v2").await;
+    assert!(f.catalog.is_manifest(&registry(), &repository("a"), &two).await.unwrap());
+    let told = f.acr("purge -f .*:.* --ago 0d --untagged --include-locked").await.ok();
+    assert!(told.contains("Number of deleted tags: 1\nNumber of deleted manifests: 4\n"), "{told}");
+    assert_eq!(f.content("a").await, " | ");
+    assert_eq!(f.content("b").await, "v1 | four");
+}
+
+#[tokio::test]
+async fn what_is_named_and_locked_is_an_error_that_says_so() {
+    let f = Fixture::new().await;
+    f.image("a", "one", &["v1"]).await;
+    lock(&f, "a", Some(ManifestRef::Tag(tag("v1")))).await;
+    let locked = "tag `a:v1` is locked: its `writeEnabled` is false";
+    assert_eq!(f.acr("tag delete --repository a v1").await.error(), locked);
+    assert_eq!(f.acr("manifest delete --repository a @one").await.error(), locked);
+    let line = "annotate -f a:.* --artifact-type a/b -a k=v";
+    let told = f.acr(line).await.ok();
+    assert!(told.ends_with("annotated manifests: 0\nNumber of locked tags skipped: 1\n"), "{told}");
+    let told = f.acr(&format!("{line} --include-locked")).await.ok();
+    assert!(
+        told.starts_with("Annotated registry.test/a:v1\nNumber of annotated tags: 1\n"),
+        "{told}"
+    );
+    assert_eq!(f.catalog.tags(&registry(), &repository("a"), None, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn who_may_not_unlock_does_not_by_a_purge() {
+    let f = Fixture { may_unlock: false, ..Fixture::new().await };
+    f.image("a", "one", &["v1"]).await;
+    lock(&f, "a", Some(ManifestRef::Tag(tag("v1")))).await;
+    let line = "purge -f a:.* --ago 0d --include-locked";
+    let error = f.acr(line).await.error();
+    assert_eq!(error, "`--include-locked` needs the right to unlock, `metadata/write`");
+    let told = f.acr(&format!("{line} --dry-run")).await.ok();
+    assert!(told.starts_with("Would delete: registry.test/a:v1\n"), "{told}");
+    assert_eq!(f.content("a").await, "v1 | one");
 }
 
 /// Puts a tag on a manifest.

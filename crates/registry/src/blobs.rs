@@ -11,6 +11,7 @@ use http::header::{
 use http::{Method, StatusCode};
 use oci::{Digest, RepositoryName};
 use serde_json::json;
+use store::StoreError;
 
 use crate::body::BlobBody;
 use crate::error::{ApiError, Code};
@@ -41,13 +42,17 @@ async fn stored(
     name: &RepositoryName,
     digest: &Digest,
 ) -> Result<Response, ApiError> {
-    let size = call.catalog().blob_size(call.registry, name, digest).await;
+    let is_head = call.head.method == Method::HEAD;
+    let size = match call.catalog().blob_size(call.registry, name, digest).await {
+        // Asked before a push: what is not to be read may still be written.
+        Err(StoreError::Locked(_)) if is_head => Ok(None),
+        size => size,
+    };
     let size = size.map_err(|error| ApiError::from_store(error, Code::BlobUnknown))?;
     let size = size.ok_or_else(|| unknown(name, digest))?;
     if matches_etag(call, digest) {
         return respond(not_modified(digest), Body::empty());
     }
-    let is_head = call.head.method == Method::HEAD;
     if is_head {
         // A client that is told that the blob is there will not push it.
         let there = call.catalog().blobs().stat(digest).await;
@@ -62,7 +67,7 @@ async fn stored(
     let blob = blob.map_err(|error| ApiError::from_store(error, Code::BlobUnknown))?;
     let body = BlobBody::new(blob, len, Arc::clone(&call.server.buffers)).map_err(|source| {
         let doing = "read a blob".to_owned();
-        ApiError::from_store(store::StoreError::Io { doing, source }, Code::BlobUnknown)
+        ApiError::from_store(StoreError::Io { doing, source }, Code::BlobUnknown)
     })?;
     respond(head, Body::new(body))
 }

@@ -138,6 +138,9 @@ impl ApiError {
             RemoteError::Store(StoreError::NoSpace(_)) => {
                 Self::new(Code::Unknown, error.to_string()).status(StatusCode::INSUFFICIENT_STORAGE)
             }
+            RemoteError::Store(StoreError::Locked(locked)) => {
+                return Self::from_store(StoreError::Locked(locked.clone()), unknown);
+            }
             RemoteError::Store(error) => {
                 log(error);
                 Self::new(Code::Unknown, error.to_string())
@@ -169,6 +172,14 @@ impl ApiError {
                 .status(StatusCode::RANGE_NOT_SATISFIABLE)
                 .detail(json!({ "have": have, "start": start })),
             StoreError::InUse { .. } => Self::new(Code::Unsupported, message),
+            // Clients show the message, and few of them more.
+            StoreError::Locked(locked) => {
+                Self::new(Code::Denied, format!("{message}; {}", locked.hint()))
+                    .status(StatusCode::METHOD_NOT_ALLOWED)
+                    .detail(json!({
+                        "name": locked.repository, "attribute": locked.attribute.name(),
+                    }))
+            }
             error @ StoreError::NoSpace(_) => {
                 log(&error);
                 Self::new(Code::Unknown, message).status(StatusCode::INSUFFICIENT_STORAGE)
@@ -252,6 +263,11 @@ mod tests {
             StoreError::MissingReference { repository: "app".parse().unwrap(), digest },
             StoreError::OutOfOrder { have: 5, start: 0 },
             StoreError::InUse { what: "blob".to_owned() },
+            StoreError::Locked(store::Lock {
+                repository: "app".parse().unwrap(),
+                reference: Some(store::ManifestRef::Tag(oci::Tag::latest())),
+                attribute: store::Attribute::WriteEnabled,
+            }),
             StoreError::NoSpace(full()),
             StoreError::Io { doing: "read a blob".to_owned(), source: full() },
         ];
@@ -268,6 +284,7 @@ mod tests {
             400 MANIFEST_BLOB_UNKNOWN manifest needs DIGEST, which is not in repository `app`
             416 BLOB_UPLOAD_INVALID upload has 5 bytes, the chunk starts at 0
             405 UNSUPPORTED blob is in use
+            405 DENIED tag `app:latest` is locked: its `writeEnabled` is false; `refit repository update --image app:latest --write-enabled true` unlocks it
             507 UNKNOWN no space left in the store
             500 UNKNOWN the store could not read a blob
         "#]]

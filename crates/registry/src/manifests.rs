@@ -148,7 +148,7 @@ pub(crate) async fn delete(
             catalog.delete_manifest(registry, name, &digest, &cause).await.map_err(failed)?;
         }
         ManifestRef::Tag(tag) => {
-            let found = catalog.manifest(registry, name, &ManifestRef::Tag(tag.clone())).await;
+            let found = catalog.digest_of(registry, name, &ManifestRef::Tag(tag.clone())).await;
             if found.map_err(failed)?.is_none() {
                 return Err(unknown(name, reference));
             }

@@ -195,9 +195,14 @@ impl PullThrough {
         match (&error, wanted, &known) {
             // What the upstream does not give any more is not given here either.
             (RemoteError::NotFound { .. }, ManifestRef::Tag(tag), Some(_)) => {
-                self.remove_tag(registry, source, tag).await?;
-                Err(error)
+                match self.remove_tag(registry, source, tag).await {
+                    Err(StoreError::Locked(_)) => Ok(()),
+                    Err(failure) => Err(failure.into()),
+                    Ok(()) => Err(error),
+                }
             }
+            // What may not be changed here stays as it is.
+            (RemoteError::Store(StoreError::Locked(_)), _, Some(_)) => Ok(()),
             (RemoteError::NotFound { .. } | RemoteError::Denied { .. }, ..) => Err(error),
             (RemoteError::Store(_), ..) | (_, _, None) => Err(error),
             (_, _, Some(_)) => {

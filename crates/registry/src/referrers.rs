@@ -22,6 +22,8 @@ pub(crate) async fn list(
     let subject: Digest = subject.parse()?;
     let wanted = call.parameter("artifactType").filter(|wanted| !wanted.is_empty());
     let last = call.parameter("last").map(|last| last.parse::<Digest>()).transpose()?;
+    let readable = call.catalog().require_readable(call.registry, name, None).await;
+    readable.map_err(|error| ApiError::from_store(error, Code::NameUnknown))?;
     // Pages are large: few of them are made at a time.
     let turn = call.server.referrers.acquire().await;
     let (page, next) = call

@@ -82,7 +82,11 @@ async fn mount(
         }
     }
     for source in sources {
-        if catalog.blob_size(call.registry, &source, digest).await.map_err(failed)?.is_some() {
+        let size = match catalog.blob_size(call.registry, &source, digest).await {
+            Err(StoreError::Locked(_)) => None, // As if it were not there.
+            size => size.map_err(failed)?,
+        };
+        if size.is_some() {
             return match catalog.link_blob(call.registry, name, digest).await {
                 Ok(()) => Ok(true),
                 Err(StoreError::NotFound { .. }) => Ok(false), // Collected meanwhile.

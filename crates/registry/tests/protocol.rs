@@ -33,6 +33,7 @@ use base64::Engine;
 use oci::{Algorithm, Digest, RegistryName, media_type};
 use registry::{Access, Hosts, Limits};
 use serde_json::Value;
+use store::{AttributesChange, ManifestRef};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -637,6 +638,138 @@ async fn referrers_come_in_pages() {
     }
     notes.sort();
     assert_eq!(notes, [r#""0""#, r#""1""#, r#""2""#, r#""3""#, r#""4""#]);
+}
+
+/// Sends a request, and gives its status and its error.
+async fn tried(server: &TestServer, line: &str, body: &[u8]) -> (u16, String) {
+    let answer = send(server.address, line, &[], body).await;
+    let error = &answer.json()["errors"][0];
+    let text = |member: &str| error[member].as_str().unwrap_or_default().to_owned();
+    (answer.status, format!("{} {}", text("code"), text("message")))
+}
+
+#[tokio::test]
+async fn n13_n14_what_is_locked_is_refused_with_how_to_unlock_it() {
+    let server = Options::open(Kind::Memory).start().await;
+    push(&server, "app", b"{}").await;
+    let (first, second) = (manifest("first"), manifest("second"));
+    let digest = Digest::of(first.as_bytes());
+    for name in ["1", "2"] {
+        let line = format!("PUT /v2/app/manifests/{name}");
+        assert_eq!(tried(&server, &line, first.as_bytes()).await.0, 201);
+    }
+    let change = async |reference: Option<&str>, change: AttributesChange| {
+        let reference = reference.map(|text| match text.parse() {
+            Ok(digest) => ManifestRef::Digest(digest),
+            Err(_) => ManifestRef::Tag(text.parse().unwrap()),
+        });
+        let (registry, name) = (RegistryName::default(), "app".parse().unwrap());
+        let changed =
+            server.catalog.change_attributes(&registry, &name, reference.as_ref(), change);
+        changed.await.unwrap();
+    };
+    let none = AttributesChange::default();
+    let put = async |name: &str| {
+        tried(&server, &format!("PUT /v2/app/manifests/{name}"), second.as_bytes()).await
+    };
+    let delete =
+        async |name: &str| tried(&server, &format!("DELETE /v2/app/manifests/{name}"), b"").await;
+    let refused = |what: &str, attribute: &str, unlocking: &str| {
+        let message = format!(
+            "DENIED {what} is locked: its `{attribute}` is false; \
+             `refit repository update {unlocking} true` unlocks it"
+        );
+        (405, message)
+    };
+
+    change(Some("1"), AttributesChange { delete_enabled: Some(false), ..none }).await;
+    let no_delete = refused("tag `app:1`", "deleteEnabled", "--image app:1 --delete-enabled");
+    assert_eq!(delete("1").await, no_delete);
+    assert_eq!(delete(digest.as_str()).await, no_delete);
+    assert_eq!(put("1").await.0, 201);
+    change(Some("1"), AttributesChange { write_enabled: Some(false), ..none }).await;
+    let no_write = refused("tag `app:1`", "writeEnabled", "--image app:1 --write-enabled");
+    assert_eq!(put("1").await, no_write);
+    assert_eq!(delete("1").await, no_write);
+    assert_eq!(delete("2").await.0, 202);
+    assert_eq!(put("3").await.0, 201);
+
+    // Of a repository, everything in it.
+    change(None, AttributesChange { write_enabled: Some(false), ..none }).await;
+    let no_write = refused("repository `app`", "writeEnabled", "app --write-enabled");
+    assert_eq!(put("4").await, no_write);
+    assert_eq!(delete("3").await, no_write);
+    assert_eq!(tried(&server, "POST /v2/app/blobs/uploads/", b"").await, no_write);
+    let config = Digest::of(b"{}");
+    assert_eq!(tried(&server, &format!("DELETE /v2/app/blobs/{config}"), b"").await, no_write);
+    assert_eq!(get(server.address, "/v2/app/manifests/3").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_not_to_be_read_is_not_pulled_or_mounted() {
+    let server = Options::open(Kind::Memory).start().await;
+    push(&server, "app", b"{}").await;
+    let (text, config) = (manifest("one"), Digest::of(b"{}"));
+    assert_eq!(tried(&server, "PUT /v2/app/manifests/1", text.as_bytes()).await.0, 201);
+    let digest = Digest::of(text.as_bytes());
+    let lines = [
+        "GET /v2/app/manifests/1".to_owned(),
+        format!("GET /v2/app/manifests/{digest}"),
+        format!("GET /v2/app/blobs/{config}"),
+        format!("GET /v2/app/referrers/{digest}"),
+        // Whether there is something to push to it again.
+        format!("HEAD /v2/app/blobs/{config}"),
+        format!("POST /v2/other/blobs/uploads/?mount={config}&from=app"),
+        format!("POST /v2/other/blobs/uploads/?mount={config}"),
+    ];
+    let all = async || {
+        let mut found = Vec::new();
+        for line in &lines {
+            found.push(tried(&server, line, b"").await.0);
+        }
+        let (registry, other) = (RegistryName::default(), "other".parse().unwrap());
+        // Mounted or not, it is not there the next time.
+        let _ = server.catalog.unlink_blob(&registry, &other, &config).await;
+        found
+    };
+    assert_eq!(all().await[..6], [200, 200, 200, 200, 200, 201]);
+    let (registry, app) = (RegistryName::default(), "app".parse().unwrap());
+    let change = async |reference: Option<&ManifestRef>, read_enabled| {
+        let change =
+            AttributesChange { read_enabled: Some(read_enabled), ..AttributesChange::default() };
+        server.catalog.change_attributes(&registry, &app, reference, change).await.unwrap();
+    };
+    let tag = ManifestRef::Tag("1".parse().unwrap());
+    change(Some(&tag), false).await;
+    assert_eq!(all().await[..2], [405, 200]);
+    change(Some(&tag), true).await;
+    change(Some(&ManifestRef::Digest(digest)), false).await;
+    assert_eq!(all().await[..3], [405, 405, 200]);
+    change(None, false).await;
+    assert_eq!(all().await, [405, 405, 405, 405, 404, 202, 202]);
+}
+
+#[tokio::test]
+async fn what_is_hidden_is_in_no_list() {
+    let server = Options::open(Kind::Memory).start().await;
+    for name in ["app", "other"] {
+        push(&server, name, b"{}").await;
+        for tag in ["1", "2"] {
+            let line = format!("PUT /v2/{name}/manifests/{tag}");
+            assert_eq!(tried(&server, &line, manifest(tag).as_bytes()).await.0, 201);
+        }
+    }
+    let (registry, app) = (RegistryName::default(), "app".parse().unwrap());
+    let tag = ManifestRef::Tag("1".parse().unwrap());
+    let hide = AttributesChange { list_enabled: Some(false), ..AttributesChange::default() };
+    for reference in [Some(&tag), None] {
+        server.catalog.change_attributes(&registry, &app, reference, hide).await.unwrap();
+    }
+    let tags = get(server.address, "/v2/app/tags/list").await.json();
+    assert_eq!(tags["tags"], serde_json::json!(["2"]));
+    let repositories = get(server.address, "/v2/_catalog").await.json();
+    assert_eq!(repositories["repositories"], serde_json::json!(["other"]));
+    assert_eq!(get(server.address, "/v2/app/manifests/1").await.status, 200);
 }
 
 #[tokio::test]

@@ -94,6 +94,9 @@ impl std::fmt::Display for Needs {
     }
 }
 
+/// What is asked of whoever deletes what is locked, beside what deleting it asks for.
+pub(crate) const UNLOCK: Needs = Needs::Rights(Rights::METADATA_WRITE);
+
 /// A server's own credentials may do all; accounts what their roles say, and tokens what their scope
 /// maps say; an attempt may use its registry while it holds its run. Requests without any credential
 /// may come from this machine only (architecture.md, *Safe by default*).
@@ -343,6 +346,20 @@ impl Access for ServerAccess {
             },
             Some(own) if self.keys.fingerprint(&own).is_some() => wanted,
             Some(_) | None => Actions::NONE,
+        }
+    }
+}
+
+/// A run lifts locks if whoever started it may.
+#[async_trait]
+impl engine::Unlocks for ServerAccess {
+    async fn may_unlock(&self, registry: &RegistryName, run: &str) -> bool {
+        let Ok(id) = run.parse() else { return false };
+        let run = self.runs.get(registry, id).await.inspect_err(failed).unwrap_or_default();
+        let started_by = run.and_then(|run| run.started_by);
+        match started_by.and_then(|name| Principal::by_name(&name)) {
+            Some(principal) => self.require(&principal, Some(registry), None, UNLOCK).await.is_ok(),
+            None => false,
         }
     }
 }

@@ -156,6 +156,8 @@ impl From<HousekeepingError> for ApiError {
         let hint = error.hint();
         match error {
             HousekeepingError::Store(error) => error.into(),
+            HousekeepingError::MayNotUnlock => Self::forbidden(error.to_string()),
+            HousekeepingError::Locked(locked) => StoreError::Locked(locked).into(),
             // Only the server's own end does that while somebody listens.
             HousekeepingError::Canceled => Self::leaving(),
             HousekeepingError::NotFound { .. } | HousekeepingError::NoRepository(_) => {
@@ -178,10 +180,11 @@ impl From<StoreError> for ApiError {
             StoreError::DigestMismatch { .. }
             | StoreError::MissingReference { .. }
             | StoreError::OutOfOrder { .. } => (StatusCode::BAD_REQUEST, "InvalidRequest"),
+            StoreError::Locked(_) => (StatusCode::METHOD_NOT_ALLOWED, "Locked"),
             StoreError::NoSpace(_) => (StatusCode::INSUFFICIENT_STORAGE, "NoSpace"),
             _ => return Self::internal(&error),
         };
-        Self { status, code, message: error.to_string(), target: None, hint: None }
+        Self { status, code, message: error.to_string(), target: None, hint: error.hint() }
     }
 }
 

@@ -78,6 +78,7 @@ pub(crate) async fn build(
                 registry: registry.clone(),
                 own: own.clone(),
                 pushes: pushes.clone(),
+                unlocks: Arc::new(state.access.clone()),
             }),
         })
     };

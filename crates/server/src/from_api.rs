@@ -25,6 +25,7 @@ use oci::{
     Annotations, Compression, CompressionError, Digest, Platform, Reference, RegistryName,
     RepositoryName,
 };
+use store::AttributesChange;
 
 pub(crate) use access::{
     account_kind, account_name, enabled, passwords, role, scope_map, scope_map_name, token,
@@ -589,6 +590,12 @@ pub(crate) fn cut(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(100).collect()
 }
 
+pub(crate) fn attributes(body: &api::UpdateAttributes) -> AttributesChange {
+    let api::AttributesChange { delete_enabled, write_enabled, read_enabled, list_enabled } =
+        body.changeable_attributes;
+    AttributesChange { delete_enabled, write_enabled, read_enabled, list_enabled }
+}
+
 /// What is wrong with them is found when a purge is made of them.
 pub(crate) fn purge_options(body: api::PurgeRequest) -> PurgeOptions {
     PurgeOptions {
@@ -605,7 +612,7 @@ pub(crate) fn purge_options(body: api::PurgeRequest) -> PurgeOptions {
     }
 }
 
-/// As with [`purge_options`]. Nothing is locked, and it does one after the other.
+/// As with [`purge_options`]. It does one after the other.
 pub(crate) fn annotate_options(body: api::AnnotateRequest) -> AnnotateOptions {
     AnnotateOptions {
         filters: body.filters,
@@ -613,6 +620,7 @@ pub(crate) fn annotate_options(body: api::AnnotateRequest) -> AnnotateOptions {
         annotations: body.annotations,
         untagged: body.untagged,
         dry_run: body.dry_run,
+        include_locked: body.include_locked,
         filter_timeout_seconds: body.filter_timeout_seconds,
     }
 }

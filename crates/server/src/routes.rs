@@ -201,6 +201,7 @@ const CATALOG: Option<Needs> = Some(Needs::Catalog);
 const OWN: Option<Needs> = Some(Needs::Own);
 const STORE: Option<Needs> = Some(Needs::Store);
 const METADATA: Option<Needs> = Some(Needs::Rights(Rights::METADATA_READ));
+const ATTRIBUTES: Option<Needs> = Some(Needs::Rights(Rights::METADATA_WRITE));
 const DELETE: Option<Needs> = Some(Needs::Rights(Rights::CONTENT_DELETE));
 const UNTAG: Option<Needs> = Some(Needs::Either(Rights::CONTENT_DELETE, Rights::METADATA_WRITE));
 /// For everybody.
@@ -233,6 +234,7 @@ fn of_principals<R: Described>() -> R {
         content::build_record => READ;
         content::delete_repository, content::delete_manifest => DELETE;
         content::untag => UNTAG;
+        content::update_repository, content::update_tag, content::update_manifest => ATTRIBUTES;
         content::collect_garbage => STORE;
         by_rule::purge, by_rule::annotate => WRITE;
         import::import, import::tags => WRITE;

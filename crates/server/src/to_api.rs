@@ -13,11 +13,11 @@ use control::{
 };
 use engine::Imported;
 use housekeeping::{Item, Record};
-use oci::RegistryName;
+use oci::{RegistryName, RepositoryName};
 use serde_json::Value;
 use store::{
-    Deleted, GcReport, LostBlob, ManifestEntry, ManifestInfo, Millis, ScrubPass, StoredSize,
-    TagInfo,
+    Attributes, Deleted, GcReport, LostBlob, ManifestInfo, Millis, RepositoryInfo, ScrubPass,
+    StoredSize, TagInfo,
 };
 use uuid::Uuid;
 
@@ -410,6 +410,7 @@ pub(crate) fn tag(tag: &TagInfo) -> api::TagAttributes {
         digest: tag.digest.to_string(),
         created_time: time(tag.created_at),
         last_update_time: time(tag.updated_at),
+        changeable_attributes: attributes(tag.attributes),
     }
 }
 
@@ -423,17 +424,44 @@ pub(crate) fn manifest(manifest: &ManifestInfo) -> api::ManifestAttributes {
         config_media_type: manifest.config_media_type.clone(),
         artifact_type: manifest.artifact_type.clone(),
         tags: manifest.tags.iter().map(ToString::to_string).collect(),
+        changeable_attributes: attributes(manifest.attributes),
     }
 }
 
-pub(crate) fn manifest_document(entry: &ManifestEntry) -> api::ManifestDocument {
+/// `bytes` are there if they may be read.
+pub(crate) fn manifest_document(
+    info: &ManifestInfo,
+    bytes: Option<&[u8]>,
+) -> api::ManifestDocument {
     api::ManifestDocument {
-        digest: entry.digest.to_string(),
-        media_type: entry.media_type.clone(),
-        size: entry.size,
+        digest: info.digest.to_string(),
+        media_type: info.media_type.clone(),
+        size: info.size,
         // Stored manifests were read as JSON when they came.
-        manifest: serde_json::from_slice(&entry.bytes).unwrap_or_default(),
+        manifest: bytes.map(|bytes| serde_json::from_slice(bytes).unwrap_or_default()),
+        changeable_attributes: attributes(info.attributes),
     }
+}
+
+pub(crate) fn repository(
+    login_server: &str,
+    name: &RepositoryName,
+    info: &RepositoryInfo,
+) -> api::Repository {
+    api::Repository {
+        registry: login_server.to_owned(),
+        image_name: name.to_string(),
+        created_time: Some(time(info.created_at)),
+        last_update_time: Some(time(info.updated_at)),
+        manifest_count: info.manifests,
+        tag_count: info.tags,
+        changeable_attributes: attributes(info.attributes),
+    }
+}
+
+pub(crate) fn attributes(attributes: Attributes) -> api::Attributes {
+    let Attributes { delete_enabled, write_enabled, read_enabled, list_enabled } = attributes;
+    api::Attributes { delete_enabled, write_enabled, read_enabled, list_enabled }
 }
 
 pub(crate) fn deleted(deleted: Deleted) -> api::Deleted {
@@ -446,7 +474,7 @@ pub(crate) fn garbage(report: &GcReport, dry_run: bool) -> api::GarbageReport {
         size: *size,
     };
     let manifest =
-        |(registry, repository, digest): &(RegistryName, oci::RepositoryName, oci::Digest)| {
+        |(registry, repository, digest): &(RegistryName, RepositoryName, oci::Digest)| {
             api::GarbageManifest {
                 registry: registry.to_string(),
                 repository: repository.to_string(),

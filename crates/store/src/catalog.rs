@@ -6,6 +6,7 @@ pub(crate) mod cache;
 mod copies;
 mod documents;
 mod hot;
+mod locks;
 pub(crate) mod manifests;
 mod repositories;
 mod sessions;

@@ -1,5 +1,7 @@
 use oci::{Digest, RepositoryName, Tag};
 
+use crate::model::Lock;
+
 /// Why the store could not do something. `Display` is safe to show to a client; paths and
 /// database details are in the source, for the operator's log.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,9 @@ pub enum StoreError {
     /// Still needed: a blob that a manifest of the repository uses.
     #[error("{what} is in use")]
     InUse { what: String },
+    /// Somebody has locked it, or the repository that it is in.
+    #[error("{0}")]
+    Locked(Lock),
     #[error("no space left in the store")]
     NoSpace(#[source] std::io::Error),
     #[error("the store could not {doing}")]
@@ -36,6 +41,16 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl StoreError {
+    /// What the user can do about it, when we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Locked(locked) => Some(locked.hint()),
+            _ => None,
+        }
+    }
 }
 
 impl From<db::DbError> for StoreError {

@@ -380,8 +380,8 @@ async fn unlist(connection: &mut SqliteConnection, digest: &str) -> Result<()> {
     Ok(())
 }
 
-/// Removes the manifests of this digest that are referrers of a deleted subject, have no tag
-/// and stand in no index. Gives their repositories.
+/// Removes the manifests of this digest that are referrers of a deleted subject, have no tag,
+/// stand in no index and are not locked. Gives their repositories.
 async fn remove_orphans(
     connection: &mut SqliteConnection,
     digest: &Digest,
@@ -392,6 +392,10 @@ async fn remove_orphans(
     let rows = sqlx::query(
         "SELECT registry, repository FROM orphans o WHERE digest = $1
          AND EXISTS (SELECT 1 FROM gc_candidates g WHERE g.digest = o.digest AND g.since < $2)
+         AND NOT EXISTS (SELECT 1 FROM manifests m WHERE m.registry = o.registry
+             AND m.repository = o.repository AND m.digest = o.digest AND (m.locked & 3) <> 0)
+         AND NOT EXISTS (SELECT 1 FROM repository_locks l WHERE l.registry = o.registry
+             AND l.repository = o.repository AND (l.locked & 2) <> 0)
          AND NOT EXISTS (SELECT 1 FROM tags t WHERE t.registry = o.registry
              AND t.repository = o.repository AND t.digest = o.digest)
          AND NOT EXISTS (SELECT 1 FROM manifest_references r WHERE r.registry = o.registry

@@ -1,5 +1,6 @@
 //! What the catalog is asked for and what it answers.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -85,7 +86,11 @@ pub struct ManifestInfo {
     pub pushed_at: Millis,
     /// When it was pushed, tagged or untagged last.
     pub updated_at: Millis,
+    /// Without those that are hidden.
     pub tags: Vec<Tag>,
+    /// Whether it has any tag, hidden or not.
+    pub is_tagged: bool,
+    pub attributes: Attributes,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +98,118 @@ pub struct TagInfo {
     pub tag: Tag,
     pub digest: Digest,
     pub created_at: Millis,
+    /// When it was moved or its attributes were changed last.
     pub updated_at: Millis,
+    pub attributes: Attributes,
+}
+
+/// What listings say of a repository, and how much is in it, hidden or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositoryInfo {
+    pub manifests: u64,
+    pub tags: u64,
+    /// When its oldest manifest was pushed.
+    pub created_at: Millis,
+    /// When its newest manifest was pushed.
+    pub updated_at: Millis,
+    pub attributes: Attributes,
+}
+
+/// What may be done to a repository, a tag or a manifest, each for itself (registry.md section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attributes {
+    /// Of a repository: it as a whole. What is in it may be deleted even so.
+    pub delete_enabled: bool,
+    /// Where it is false, nothing is deleted either. Of a repository: whatever is in it.
+    pub write_enabled: bool,
+    /// Of a repository: whatever is in it.
+    pub read_enabled: bool,
+    /// Where it is false, only those who know the name find it.
+    pub list_enabled: bool,
+}
+
+impl Default for Attributes {
+    fn default() -> Self {
+        Self { delete_enabled: true, write_enabled: true, read_enabled: true, list_enabled: true }
+    }
+}
+
+impl Attributes {
+    /// Whether it may be deleted, as far as it is asked itself.
+    pub fn may_be_deleted(self) -> bool {
+        self.delete_enabled && self.write_enabled
+    }
+}
+
+/// New values of [`Attributes`]; `None` leaves one as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AttributesChange {
+    pub delete_enabled: Option<bool>,
+    pub write_enabled: Option<bool>,
+    pub read_enabled: Option<bool>,
+    pub list_enabled: Option<bool>,
+}
+
+/// One of the [`Attributes`] that can keep something from being done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attribute {
+    DeleteEnabled,
+    WriteEnabled,
+    ReadEnabled,
+}
+
+impl Attribute {
+    /// As clients of the registry know it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DeleteEnabled => "deleteEnabled",
+            Self::WriteEnabled => "writeEnabled",
+            Self::ReadEnabled => "readEnabled",
+        }
+    }
+
+    fn flag(self) -> &'static str {
+        match self {
+            Self::DeleteEnabled => "--delete-enabled",
+            Self::WriteEnabled => "--write-enabled",
+            Self::ReadEnabled => "--read-enabled",
+        }
+    }
+}
+
+/// What is locked, and by what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lock {
+    pub repository: RepositoryName,
+    /// `None`: the repository itself.
+    pub reference: Option<ManifestRef>,
+    pub attribute: Attribute,
+}
+
+impl Lock {
+    /// How it is unlocked.
+    pub fn hint(&self) -> String {
+        let Self { repository, reference, attribute } = self;
+        let flag = attribute.flag();
+        let what = match reference {
+            None => repository.to_string(),
+            Some(ManifestRef::Tag(tag)) => format!("--image {repository}:{tag}"),
+            Some(ManifestRef::Digest(digest)) => format!("--image {repository}@{digest}"),
+        };
+        format!("`refit repository update {what} {flag} true` unlocks it")
+    }
+}
+
+impl fmt::Display for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { repository, reference, attribute } = self;
+        match reference {
+            None => write!(f, "repository `{repository}`")?,
+            Some(ManifestRef::Tag(tag)) => write!(f, "tag `{repository}:{tag}`")?,
+            Some(ManifestRef::Digest(digest)) => write!(f, "manifest `{repository}@{digest}`")?,
+        }
+        write!(f, " is locked: its `{}` is false", attribute.name())
+    }
 }
 
 /// A manifest that names another one as its subject.
@@ -122,6 +238,8 @@ pub struct Deleted {
 pub struct Unneeded {
     /// Pushed, tagged and untagged then or before.
     pub updated_until: Millis,
+    /// It goes though it is locked itself.
+    pub even_locked: bool,
 }
 
 /// A manifest to be stored: parsed once at the edge, its bytes kept as they came.

@@ -3,7 +3,7 @@
 use crate::Result;
 
 /// Applied in order, each once; never changed after a release, only added to.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     "
 -- Bytes that exist, and where.
 CREATE TABLE blobs (
@@ -174,6 +174,19 @@ CREATE INDEX manifests_updated ON manifests (registry, repository, updated_at DE
     "
 -- What the run came to that built it, once it has ended.
 ALTER TABLE build_records ADD COLUMN run TEXT;
+",
+    "
+-- What is locked: the sum of 1 against deletion, 2 against writing, 4 against reading, 8 against
+-- being listed.
+ALTER TABLE tags ADD COLUMN locked BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE manifests ADD COLUMN locked BIGINT NOT NULL DEFAULT 0;
+-- Of repositories; most have no row.
+CREATE TABLE repository_locks (
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    locked BIGINT NOT NULL,
+    PRIMARY KEY (registry, repository)
+);
 ",
 ];
 

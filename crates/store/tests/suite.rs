@@ -12,8 +12,9 @@ use oci::{
     RepositoryName, Tag, media_type,
 };
 use store::{
-    BlobStore, BuildRecordText, CacheEntry, Catalog, Cause, DiskStore, Expected, GcOptions,
-    ManifestRef, MemoryStore, NewManifest, ReadLayer, ScrubPass, StoreError, StoredSize, Unneeded,
+    Attributes, AttributesChange, BlobStore, BuildRecordText, CacheEntry, Catalog, Cause,
+    DiskStore, Expected, GcOptions, ManifestRef, MemoryStore, NewManifest, ReadLayer, ScrubPass,
+    StoreError, StoredSize, Unneeded,
 };
 use tokio::io::AsyncReadExt;
 
@@ -120,6 +121,13 @@ suite! {
     deleting_a_manifest_takes_its_tags,
     listings_go_on_after_the_last_name,
     what_is_old_comes_last_and_goes_only_if_nobody_needs_it,
+    what_is_locked_stays_as_it_is,
+    a_lock_is_of_one_thing_only,
+    a_locked_repository_locks_what_is_in_it,
+    what_is_not_to_be_read_is_not_given_out,
+    what_is_hidden_is_found_by_those_who_know_it,
+    locks_are_lifted_by_those_who_may,
+    collection_spares_what_is_locked,
     a_blob_in_use_cannot_be_unlinked,
     referrers_are_listed_whether_or_not_the_subject_exists,
     pages_of_referrers_are_bounded_and_go_on_when_their_last_is_deleted,
@@ -685,7 +693,7 @@ async fn what_is_old_comes_last_and_goes_only_if_nobody_needs_it(f: Fixture) {
     assert_eq!(f.catalog.indexes_above(&registry, &name, &child, 1).await.unwrap().len(), 1);
 
     let delete = async |digest: &Digest, updated_until| {
-        let unneeded = Unneeded { updated_until };
+        let unneeded = Unneeded { updated_until, even_locked: false };
         f.catalog.delete_unneeded(&registry, &name, digest, unneeded, &cause).await.unwrap()
     };
     // It has a tag, then only the indexes above it are too young, then they have a tag.
@@ -702,6 +710,329 @@ async fn what_is_old_comes_last_and_goes_only_if_nobody_needs_it(f: Fixture) {
     let signature = image(b"{\"label\":\"v2\"}", &[b"two"], Some(&other));
     let signature = put_manifest(&f.catalog, "app", signature, &[]).await.unwrap();
     assert!(!delete(&signature, i64::MAX).await, "it has a subject");
+}
+
+/// All but what the change says is left as it is.
+const UNCHANGED: AttributesChange = AttributesChange {
+    delete_enabled: None,
+    write_enabled: None,
+    read_enabled: None,
+    list_enabled: None,
+};
+
+async fn change(f: &Fixture, reference: Option<&str>, change: AttributesChange) -> Attributes {
+    let reference = reference.map(|text| match text.parse() {
+        Ok(digest) => ManifestRef::Digest(digest),
+        Err(_) => ManifestRef::Tag(tag(text)),
+    });
+    let (registry, name) = (registry(), repository("app"));
+    f.catalog.change_attributes(&registry, &name, reference.as_ref(), change).await.unwrap()
+}
+
+fn deleting(delete_enabled: bool) -> AttributesChange {
+    AttributesChange { delete_enabled: Some(delete_enabled), ..UNCHANGED }
+}
+
+fn writing(write_enabled: bool) -> AttributesChange {
+    AttributesChange { write_enabled: Some(write_enabled), ..UNCHANGED }
+}
+
+fn reading(read_enabled: bool) -> AttributesChange {
+    AttributesChange { read_enabled: Some(read_enabled), ..UNCHANGED }
+}
+
+fn listing(list_enabled: bool) -> AttributesChange {
+    AttributesChange { list_enabled: Some(list_enabled), ..UNCHANGED }
+}
+
+/// What keeps something from being done: `app:v1 writeEnabled`.
+#[track_caller]
+fn lock<T: std::fmt::Debug>(result: store::Result<T>) -> String {
+    let error = result.unwrap_err();
+    let StoreError::Locked(lock) = &error else { panic!("it is not locked: {error}") };
+    let reference = match &lock.reference {
+        None => String::new(),
+        Some(ManifestRef::Tag(tag)) => format!(":{tag}"),
+        Some(ManifestRef::Digest(_)) => "@".to_owned(),
+    };
+    format!("{}{reference} {}", lock.repository, lock.attribute.name())
+}
+
+/// What may be done to an image: a push of the tag, its removal, and the deletion of its manifest.
+/// What was done is undone.
+async fn tried(f: &Fixture, name: &str, image: &Digest) -> [store::Result<()>; 3] {
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let v1 = tag(name);
+    let moved =
+        async |to| f.catalog.move_tag(&registry, &app, &v1, &Expected::Any, to, &cause).await;
+    let pushed = moved(Some(image)).await;
+    let untagged = moved(None).await;
+    if untagged.is_ok() {
+        moved(Some(image)).await.unwrap();
+    }
+    let deleted = f.catalog.delete_manifest(&registry, &app, image, &cause).await.map(drop);
+    if deleted.is_ok() {
+        push(&f.catalog, "app", name, b"one").await;
+    }
+    [pushed, untagged, deleted]
+}
+
+async fn what_is_locked_stays_as_it_is(f: Fixture) {
+    let image = push(&f.catalog, "app", "v1", b"one").await;
+    for (reference, attributes, expected) in [
+        ("v1", deleting(false), ["", "app:v1 deleteEnabled", "app:v1 deleteEnabled"]),
+        ("v1", writing(false), ["app:v1 writeEnabled"; 3]),
+        (image.as_str(), deleting(false), ["", "", "app@ deleteEnabled"]),
+        (image.as_str(), writing(false), ["app@ writeEnabled", "", "app@ writeEnabled"]),
+        ("v1", reading(false), [""; 3]),
+        ("v1", listing(false), [""; 3]),
+    ] {
+        change(&f, Some(reference), attributes).await;
+        if expected[1].is_empty() && !expected[0].is_empty() {
+            // The tag could not come back.
+            let (registry, app, cause) = (registry(), repository("app"), push_cause());
+            let to = Some(&image);
+            let moved =
+                f.catalog.move_tag(&registry, &app, &tag("v1"), &Expected::Any, to, &cause).await;
+            assert_eq!(lock(moved), expected[0]);
+            let deleted = f.catalog.delete_manifest(&registry, &app, &image, &cause).await;
+            assert_eq!(lock(deleted), expected[2]);
+        } else {
+            let found = tried(&f, "v1", &image).await.map(|result| match result {
+                Ok(()) => String::new(),
+                refused => lock(refused),
+            });
+            assert_eq!(found, expected, "{reference} {attributes:?}");
+        }
+        let all = Attributes::default();
+        let back = AttributesChange {
+            delete_enabled: Some(true),
+            write_enabled: Some(true),
+            read_enabled: Some(true),
+            list_enabled: Some(true),
+        };
+        assert_eq!(change(&f, Some(reference), back).await, all);
+    }
+    // Nothing of a refused push is there.
+    change(&f, Some("v1"), writing(false)).await;
+    let config = b"{\"label\":\"v1\"}";
+    let other = image_of(config, b"two", &f).await;
+    let pushed = put_manifest(&f.catalog, "app", other, &[(tag("v1"), Expected::Any)]).await;
+    assert_eq!(lock(pushed), "app:v1 writeEnabled");
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(image));
+    let (registry, app) = (registry(), repository("app"));
+    assert_eq!(f.catalog.manifests(&registry, &app, None, 10).await.unwrap().len(), 1);
+    // And nothing of a repository goes of which something is locked.
+    let deleted = f.catalog.delete_repository(&registry, &app, &push_cause()).await;
+    assert_eq!(lock(deleted), "app:v1 writeEnabled");
+    assert_eq!(f.catalog.tags(&registry, &app, None, 10).await.unwrap().len(), 1);
+}
+
+/// An image whose blobs are in the repository.
+async fn image_of(config: &[u8], layer: &[u8], f: &Fixture) -> ImageManifest {
+    for bytes in [config, layer] {
+        let digest = put(&f.catalog, bytes).await;
+        f.catalog.link_blob(&registry(), &repository("app"), &digest).await.unwrap();
+    }
+    image(config, &[layer], None)
+}
+
+async fn a_lock_is_of_one_thing_only(f: Fixture) {
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let image = push(&f.catalog, "app", "v1", b"one").await;
+    push(&f.catalog, "app", "v2", b"two").await;
+    let changed = change(&f, Some("v1"), deleting(false)).await;
+    assert_eq!(changed, Attributes { delete_enabled: false, ..Attributes::default() });
+    // What is not named stays as it was.
+    let both = Attributes { delete_enabled: false, read_enabled: false, ..Attributes::default() };
+    assert_eq!(change(&f, Some("v1"), reading(false)).await, both);
+    let infos = f.catalog.tags(&registry, &app, None, 10).await.unwrap();
+    assert_eq!(
+        infos.iter().map(|tag| tag.attributes).collect::<Vec<_>>(),
+        [both, Attributes::default()]
+    );
+    let info = f.catalog.manifest_info(&registry, &app, &image).await.unwrap().unwrap();
+    assert_eq!(info.attributes, Attributes::default());
+    let whole = f.catalog.repository(&registry, &app).await.unwrap().unwrap();
+    assert_eq!((whole.manifests, whole.tags, whole.attributes), (2, 2, Attributes::default()));
+    // A lock goes with its tag, and not with where that points.
+    change(&f, Some("v1"), reading(true)).await;
+    let other = push(&f.catalog, "app", "v3", b"three").await;
+    let to = Some(&other);
+    f.catalog.move_tag(&registry, &app, &tag("v1"), &Expected::Any, to, &cause).await.unwrap();
+    let moved = f.catalog.tag(&registry, &app, &tag("v1")).await.unwrap().unwrap();
+    assert_eq!((moved.digest, moved.attributes.delete_enabled), (other, false));
+    f.catalog.delete_manifest(&registry, &app, &image, &cause).await.unwrap();
+    for missing in [ManifestRef::Tag(tag("v9")), ManifestRef::Digest(image)] {
+        let changed = f.catalog.change_attributes(&registry, &app, Some(&missing), UNCHANGED).await;
+        assert!(matches!(changed, Err(StoreError::NotFound { .. })), "{changed:?}");
+    }
+    let nothing = repository("nothing");
+    let changed = f.catalog.change_attributes(&registry, &nothing, None, deleting(false)).await;
+    assert!(matches!(changed, Err(StoreError::NotFound { .. })), "{changed:?}");
+}
+
+async fn a_locked_repository_locks_what_is_in_it(f: Fixture) {
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let image = push(&f.catalog, "app", "v1", b"one").await;
+    // It as a whole, and nothing that is in it.
+    change(&f, None, deleting(false)).await;
+    for result in tried(&f, "v1", &image).await {
+        result.unwrap();
+    }
+    let deleted = f.catalog.delete_repository(&registry, &app, &cause).await;
+    // Its last image went for a moment, and its attributes with that.
+    deleted.unwrap();
+    push(&f.catalog, "app", "v1", b"one").await;
+    change(&f, None, deleting(false)).await;
+    let deleted = f.catalog.delete_repository(&registry, &app, &cause).await;
+    assert_eq!(lock(deleted), "app deleteEnabled");
+    change(&f, None, deleting(true)).await;
+
+    change(&f, None, writing(false)).await;
+    for result in tried(&f, "v1", &image).await {
+        assert_eq!(lock(result), "app writeEnabled");
+    }
+    let other = image_of(b"{}", b"two", &f).await;
+    let pushed = put_manifest(&f.catalog, "app", other, &[(tag("v2"), Expected::Any)]).await;
+    assert_eq!(lock(pushed), "app writeEnabled");
+    let deleted = f.catalog.delete_repository(&registry, &app, &cause).await;
+    assert_eq!(lock(deleted), "app writeEnabled");
+    let begun = f.catalog.begin_session(&registry, &app).await.map(drop);
+    assert_eq!(lock(begun), "app writeEnabled");
+    let loose = f.catalog.unlink_blob(&registry, &app, &Digest::of(b"two")).await;
+    assert_eq!(lock(loose), "app writeEnabled");
+    let lifted =
+        f.catalog.remove_locked_tag(&registry, &app, &tag("v1"), &Expected::Any, &cause).await;
+    assert_eq!(lock(lifted), "app writeEnabled");
+    // Others are not locked.
+    push(&f.catalog, "other", "v1", b"one").await;
+    change(&f, None, writing(true)).await;
+    f.catalog.delete_repository(&registry, &app, &cause).await.unwrap();
+}
+
+async fn what_is_not_to_be_read_is_not_given_out(f: Fixture) {
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let (image, layer) = (push(&f.catalog, "app", "v1", b"one").await, Digest::of(b"one"));
+    let (by_tag, by_digest) = (ManifestRef::Tag(tag("v1")), ManifestRef::Digest(image.clone()));
+    let read = async |reference: &ManifestRef| {
+        // Twice: the second answer may come from memory.
+        let _ = f.catalog.manifest(&registry, &app, reference).await;
+        f.catalog.manifest(&registry, &app, reference).await.map(drop)
+    };
+    let blob = async || {
+        let _ = f.catalog.blob_size(&registry, &app, &layer).await;
+        f.catalog.blob_size(&registry, &app, &layer).await
+    };
+    let all = async || (read(&by_tag).await, read(&by_digest).await, blob().await);
+    let (tagged, named, size) = all().await;
+    assert!(tagged.is_ok() && named.is_ok() && size.unwrap() == Some(3));
+
+    change(&f, Some("v1"), reading(false)).await;
+    let (tagged, named, size) = all().await;
+    assert_eq!(lock(tagged), "app:v1 readEnabled");
+    assert!(named.is_ok() && size.is_ok(), "its manifest has attributes of its own");
+    assert_eq!(f.catalog.digest_of(&registry, &app, &by_tag).await.unwrap(), Some(image.clone()));
+    assert!(f.catalog.stored_manifest(&registry, &app, &by_tag).await.unwrap().is_some());
+    change(&f, Some("v1"), reading(true)).await;
+
+    change(&f, Some(image.as_str()), reading(false)).await;
+    let (tagged, named, _) = all().await;
+    assert_eq!([lock(tagged), lock(named)], ["app@ readEnabled"; 2]);
+    change(&f, Some(image.as_str()), reading(true)).await;
+
+    let with_blob = async || f.catalog.repositories_with_blob(&registry, &layer, 10).await.unwrap();
+    assert_eq!(with_blob().await, std::slice::from_ref(&app));
+    change(&f, None, reading(false)).await;
+    let (tagged, named, size) = all().await;
+    assert_eq!([lock(tagged), lock(named), lock(size)], ["app readEnabled"; 3]);
+    assert!(with_blob().await.is_empty());
+    // It may still be written.
+    let other = image_of(b"{}", b"two", &f).await;
+    put_manifest(&f.catalog, "app", other, &[(tag("v1"), Expected::Any)]).await.unwrap();
+    f.catalog.move_tag(&registry, &app, &tag("v1"), &Expected::Any, None, &cause).await.unwrap();
+    change(&f, None, reading(true)).await;
+    let (_, named, size) = all().await;
+    assert!(named.is_ok() && size.is_ok());
+}
+
+async fn what_is_hidden_is_found_by_those_who_know_it(f: Fixture) {
+    let (registry, app) = (registry(), repository("app"));
+    let image = push(&f.catalog, "app", "v1", b"one").await;
+    push(&f.catalog, "app", "v2", b"two").await;
+    push(&f.catalog, "other", "v1", b"one").await;
+    let lists = async || {
+        let catalog = &f.catalog;
+        let (tags, manifests) = (
+            catalog.tags(&registry, &app, None, 10).await.unwrap(),
+            catalog.manifests(&registry, &app, None, 10).await.unwrap(),
+        );
+        let aged = catalog.tags_by_age(&registry, &app, None, 10).await.unwrap();
+        assert_eq!(aged.len(), tags.len());
+        let aged = catalog.manifests_by_age(&registry, &app, None, 10).await.unwrap();
+        assert_eq!(aged.len(), manifests.len());
+        let named = manifests.iter().map(|manifest| manifest.tags.len()).sum::<usize>();
+        let tagged = manifests.iter().filter(|manifest| manifest.is_tagged).count();
+        let repositories = catalog.repositories(&registry, None, 10).await.unwrap();
+        [repositories.len(), tags.len(), manifests.len(), named, tagged]
+    };
+    assert_eq!(lists().await, [2, 2, 2, 2, 2]);
+    change(&f, Some("v1"), listing(false)).await;
+    assert_eq!(lists().await, [2, 1, 2, 1, 2]);
+    change(&f, Some(image.as_str()), listing(false)).await;
+    assert_eq!(lists().await, [2, 1, 1, 1, 1]);
+    change(&f, None, listing(false)).await;
+    assert_eq!(lists().await, [1, 1, 1, 1, 1]);
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(image.clone()));
+    assert!(f.catalog.tag(&registry, &app, &tag("v1")).await.unwrap().is_some());
+    assert!(f.catalog.manifest_info(&registry, &app, &image).await.unwrap().is_some());
+    let whole = f.catalog.repository(&registry, &app).await.unwrap().unwrap();
+    assert_eq!((whole.manifests, whole.tags), (2, 2));
+}
+
+async fn locks_are_lifted_by_those_who_may(f: Fixture) {
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let image = push(&f.catalog, "app", "v1", b"one").await;
+    for attributes in [deleting(false), writing(false)] {
+        change(&f, Some("v1"), attributes).await;
+        change(&f, Some(image.as_str()), attributes).await;
+    }
+    let v1 = tag("v1");
+    let moved = Expected::At(Digest::of(b"elsewhere"));
+    let removed = f.catalog.remove_locked_tag(&registry, &app, &v1, &moved, &cause).await;
+    assert!(matches!(removed, Err(StoreError::TagMoved { .. })), "{removed:?}");
+    let info = f.catalog.tag(&registry, &app, &v1).await.unwrap().unwrap();
+    assert!(!info.attributes.write_enabled, "the lock is there still");
+    let any = Expected::Any;
+    f.catalog.remove_locked_tag(&registry, &app, &v1, &any, &cause).await.unwrap();
+    let delete = async |even_locked| {
+        let unneeded = Unneeded { updated_until: i64::MAX, even_locked };
+        f.catalog.delete_unneeded(&registry, &app, &image, unneeded, &cause).await
+    };
+    assert_eq!(lock(delete(false).await), "app@ writeEnabled");
+    assert!(delete(true).await.unwrap());
+    assert_eq!(manifest(&f.catalog, "app", image.as_str()).await, None);
+}
+
+async fn collection_spares_what_is_locked(f: Fixture) {
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let subject = push(&f.catalog, "app", "v1", b"one").await;
+    push(&f.catalog, "app", "v2", b"two").await;
+    let referrer = image(b"{\"label\":\"v1\"}", &[b"one"], Some(&subject));
+    let referrer = put_manifest(&f.catalog, "app", referrer, &[]).await.unwrap();
+    f.catalog.delete_manifest(&registry, &app, &subject, &cause).await.unwrap();
+    let collect = async || {
+        a_moment().await;
+        f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+        manifest(&f.catalog, "app", referrer.as_str()).await.is_some()
+    };
+    change(&f, Some(referrer.as_str()), deleting(false)).await;
+    assert!(collect().await);
+    change(&f, Some(referrer.as_str()), deleting(true)).await;
+    change(&f, None, writing(false)).await;
+    assert!(collect().await);
+    change(&f, None, writing(true)).await;
+    assert!(!collect().await, "once it is not locked, it is looked at again");
 }
 
 async fn a_blob_in_use_cannot_be_unlinked(f: Fixture) {

@@ -25,7 +25,7 @@ pub struct Args {
     /// Tell what would be annotated, and annotate nothing
     #[arg(long)]
     dry_run: bool,
-    /// Annotate what is locked too; nothing is
+    /// Annotate images of locked tags too
     #[arg(long)]
     include_locked: bool,
     /// Changes nothing

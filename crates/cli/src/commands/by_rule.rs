@@ -109,7 +109,7 @@ impl Rule {
 
     /// The last lines, as `acr` has them.
     fn totals(self, summary: &PurgeSummary) -> Vec<String> {
-        let PurgeSummary { dry_run, tags, manifests } = *summary;
+        let PurgeSummary { dry_run, tags, manifests, locked } = *summary;
         let done = match self {
             Self::Purge => "deleted",
             Self::Annotate => "annotated",
@@ -120,7 +120,7 @@ impl Rule {
         };
         let mut lines = vec![of("tags", tags), of("manifests", manifests)];
         if matches!(self, Self::Annotate) {
-            lines.push("Number of locked tags skipped: 0".to_owned());
+            lines.push(format!("Number of locked tags skipped: {locked}"));
         }
         lines
     }

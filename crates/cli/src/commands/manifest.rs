@@ -6,7 +6,7 @@ use super::Session;
 use super::image::{ImageArg, NamedImage, RepositoryArg, confirm};
 use super::repository::{pages, print_deleted};
 use crate::OutputFormat;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::printer::Table;
 
 #[derive(Debug, clap::Subcommand)]
@@ -67,11 +67,19 @@ async fn show(session: &Session<'_>, args: ShowArgs) -> Result<()> {
     }
     let url = connection.route(&route);
     let found: ManifestDocument = connection.get(url).await?;
-    let text = match session.printer.format() {
-        OutputFormat::Tsv => found.digest.clone(),
-        _ => format!("{:#}", found.manifest),
+    let Some(manifest) = found.manifest else {
+        let name = &image.repository;
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            format!("the manifest `{reference}` of `{name}` is not to be read: it is locked"),
+        )
+        .with_hint(format!("`refit repository show {name}` says what of it is locked")));
     };
-    session.printer.result(&found.manifest, &Table::lines(text.lines().map(str::to_owned)))
+    let text = match session.printer.format() {
+        OutputFormat::Tsv => found.digest,
+        _ => format!("{manifest:#}"),
+    };
+    session.printer.result(&manifest, &Table::lines(text.lines().map(str::to_owned)))
 }
 
 async fn list(session: &Session<'_>, args: ListArgs) -> Result<()> {

@@ -29,7 +29,7 @@ pub struct Args {
     /// Tell what would be deleted, and delete nothing
     #[arg(long)]
     dry_run: bool,
-    /// Delete what is locked too; nothing is
+    /// Delete tags and manifests too that are locked; needs the right to unlock them
     #[arg(long)]
     include_locked: bool,
     /// Deletions at once, at most 32

@@ -1,6 +1,10 @@
 //! `refit repository`: what the registry holds.
 
-use api::{Deleted, Page, Repository, TagAttributes};
+use api::{
+    Attributes, AttributesChange, Deleted, ManifestDocument, Page, Repository, TagAttributes,
+    UpdateAttributes,
+};
+use reqwest::Method;
 
 use super::Session;
 use super::image::{NamedImage, RepositoryArg, confirm};
@@ -14,8 +18,44 @@ pub enum Command {
     List,
     /// List the tags of a repository
     ShowTags(ShowTagsArgs),
+    /// Show a repository, a tag or a manifest, and what is locked of it
+    Show(SubjectArgs),
+    /// Lock a repository, a tag or a manifest, or unlock it
+    Update(UpdateArgs),
     /// Delete a repository, or an image with all its tags
     Delete(DeleteArgs),
+}
+
+/// A repository, or what is in it.
+#[derive(Debug, clap::Args)]
+pub struct SubjectArgs {
+    /// Repository
+    #[arg(value_name = "REPOSITORY", required_unless_present_any = ["repository_flag", "image"])]
+    repository: Option<String>,
+    #[arg(long = "repository", hide = true, conflicts_with = "repository")]
+    repository_flag: Option<String>,
+    /// Image instead: NAME:TAG is the tag, NAME@DIGEST the manifest
+    #[arg(long, short = 't', value_name = "IMAGE", conflicts_with_all = ["repository", "repository_flag"])]
+    image: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("attributes").required(true).multiple(true)))]
+pub struct UpdateArgs {
+    #[command(flatten)]
+    subject: SubjectArgs,
+    /// Whether it may be deleted; of a repository, whether that may be as a whole
+    #[arg(long, value_name = "BOOL", group = "attributes")]
+    delete_enabled: Option<bool>,
+    /// Whether it may be written and deleted; of a repository, also what is in it
+    #[arg(long, value_name = "BOOL", group = "attributes")]
+    write_enabled: Option<bool>,
+    /// Whether it may be pulled; of a repository, also what is in it
+    #[arg(long, value_name = "BOOL", group = "attributes")]
+    read_enabled: Option<bool>,
+    /// Whether it is in lists
+    #[arg(long, value_name = "BOOL", group = "attributes")]
+    list_enabled: Option<bool>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -46,8 +86,101 @@ pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
     match command {
         Command::List => list(session).await,
         Command::ShowTags(args) => show_tags(session, args).await,
+        Command::Show(args) => show(session, &args).await,
+        Command::Update(args) => update(session, args).await,
         Command::Delete(args) => delete(session, args).await,
     }
+}
+
+/// What is shown or locked.
+enum Subject {
+    Repository(String),
+    Tag(String, String),
+    Manifest(String, String),
+}
+
+impl SubjectArgs {
+    fn read(&self) -> Result<Subject> {
+        if let Some(image) = &self.image {
+            let image = NamedImage::parse(image)?;
+            let reference = image.required_reference()?.to_owned();
+            return Ok(match reference.contains(':') {
+                true => Subject::Manifest(image.repository, reference),
+                false => Subject::Tag(image.repository, reference),
+            });
+        }
+        let name = self.repository.as_ref().or(self.repository_flag.as_ref());
+        let name = name.ok_or_else(|| Error::usage("there is no repository"))?;
+        Ok(Subject::Repository(name.clone()))
+    }
+}
+
+impl Subject {
+    fn url(&self, session: &Session<'_>) -> Result<url::Url> {
+        let connection = session.connection()?;
+        Ok(match self {
+            Self::Repository(name) => connection.route(&["repositories", name]),
+            Self::Tag(name, tag) => connection.route(&["repositories", name, "tags", tag]),
+            Self::Manifest(name, digest) => {
+                connection.route(&["repositories", name, "manifests", digest])
+            }
+        })
+    }
+
+    async fn print(&self, session: &Session<'_>, request: reqwest::RequestBuilder) -> Result<()> {
+        let connection = session.connection()?;
+        match self {
+            Self::Repository(_) => {
+                let shown: Repository = connection.answer(request).await?;
+                print_attributes(session, &shown, &shown.image_name, shown.changeable_attributes)
+            }
+            Self::Tag(name, _) => {
+                let shown: TagAttributes = connection.answer(request).await?;
+                let title = format!("{name}:{}", shown.name);
+                print_attributes(session, &shown, &title, shown.changeable_attributes)
+            }
+            Self::Manifest(name, _) => {
+                let shown: ManifestDocument = connection.answer(request).await?;
+                let title = format!("{name}@{}", shown.digest);
+                print_attributes(session, &shown, &title, shown.changeable_attributes)
+            }
+        }
+    }
+}
+
+fn print_attributes<T: serde::Serialize>(
+    session: &Session<'_>,
+    shown: &T,
+    title: &str,
+    attributes: Attributes,
+) -> Result<()> {
+    let Attributes { delete_enabled, write_enabled, read_enabled, list_enabled } = attributes;
+    let mut table = Table::new(["NAME", "DELETE", "WRITE", "READ", "LIST"]);
+    let word = |enabled: bool| if enabled { "enabled" } else { "locked" }.to_owned();
+    table.row([
+        title.to_owned(),
+        word(delete_enabled),
+        word(write_enabled),
+        word(read_enabled),
+        word(list_enabled),
+    ]);
+    session.printer.result(shown, &table)
+}
+
+async fn show(session: &Session<'_>, args: &SubjectArgs) -> Result<()> {
+    let subject = args.read()?;
+    let request = session.connection()?.request(Method::GET, subject.url(session)?);
+    subject.print(session, request).await
+}
+
+async fn update(session: &Session<'_>, args: UpdateArgs) -> Result<()> {
+    let UpdateArgs { subject, delete_enabled, write_enabled, read_enabled, list_enabled } = args;
+    let changeable_attributes =
+        AttributesChange { delete_enabled, write_enabled, read_enabled, list_enabled };
+    let subject = subject.read()?;
+    let request = session.connection()?.request(Method::PATCH, subject.url(session)?);
+    let request = request.json(&UpdateAttributes { changeable_attributes });
+    subject.print(session, request).await
 }
 
 async fn list(session: &Session<'_>) -> Result<()> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use oci::{Descriptor, Digest, Manifest, Reference};
 use remote::{ManifestToPush, Push, RemoteError};
-use store::{Cause, ManifestRef};
+use store::{Cause, ManifestRef, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use super::images::RunImage;
@@ -188,6 +188,9 @@ async fn import_here(
     let bring = async |source: &ImportSource<'_>, target: &ImportTarget<'_>| {
         let imported = import(&engine.catalog, source, target, &|_| ()).await;
         imported.map_err(|error| match error {
+            ImportError::Store(StoreError::Locked(locked)) => {
+                Failure::user(&StoreError::Locked(locked.clone()), Some(locked.hint()))
+            }
             ImportError::Store(error) => Failure::ours(&error),
             error => Failure::user(&error, error.hint()),
         })

@@ -115,6 +115,7 @@ pub fn parse(
             annotations: annotate.annotations,
             untagged: annotate.untagged,
             dry_run: annotate.dry_run,
+            include_locked: annotate.include_locked,
             filter_timeout_seconds: annotate.filter_timeout_seconds,
         })?)),
         Words::Tag(TagWords::List(RepositoryArg { repository })) => Action::TagList(repository),
@@ -283,7 +284,7 @@ switches! {
         untagged_only,
         /// Tell what would be deleted, and delete nothing
         dry_run,
-        /// Delete what is locked too; nothing is
+        /// Delete tags and manifests too that are locked
         include_locked,
         /// Changes nothing
         verbose,
@@ -316,7 +317,7 @@ switches! {
         untagged,
         /// Tell what would be annotated, and annotate nothing
         dry_run,
-        /// Annotate what is locked too; nothing is
+        /// Annotate images of locked tags too
         include_locked,
         ;
         /// Repositories and tags, both as regular expressions; repeatable

@@ -76,6 +76,58 @@ fn a_tag_goes_alone_and_a_manifest_with_its_tags() {
 }
 
 #[test]
+fn what_is_locked_stays_until_it_is_unlocked() {
+    let (sandbox, server) = filled();
+    let run = |args: &[&str]| sandbox.refit(args.iter().copied()).on(&server).run();
+    let image = ["--image", "team/app:1"];
+    expect![[r#"
+        exit: 0
+        -- stdout --
+        NAME        DELETE  WRITE    READ     LIST
+        ----        ------  -----    ----     ----
+        team/app:1  locked  enabled  enabled  enabled
+        -- stderr --
+    "#]]
+    .assert_eq(
+        &run(&[&["repository", "update", "--delete-enabled", "false"][..], &image].concat())
+            .snapshot(),
+    );
+    expect![[r#"
+        exit: 5
+        -- stdout --
+        -- stderr --
+        error: tag `team/app:1` is locked: its `deleteEnabled` is false
+        hint: `refit repository update --image team/app:1 --delete-enabled true` unlocks it
+    "#]]
+    .assert_eq(&run(&["tag", "delete", "team/app:1", "--yes"]).snapshot());
+    run(&["repository", "delete", "team/app", "--yes"]).code(5);
+    let purge = ["purge", "--filter", "team/app:.*", "--ago", "0d", "--yes"];
+    assert!(run(&purge).success().stdout.contains("Number of deleted tags: 2\n"));
+    assert_eq!(server.registry().tags("team/app"), ["1"]);
+    // A build cannot write where nobody may, and its user is told so.
+    run(&["repository", "update", "--repository", "team/app", "--write-enabled", "false"])
+        .success();
+    sandbox.write("context/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+    let built = run(&["build", "context", "-t", "team/app:1"]).code(1);
+    assert!(built.stderr.contains("repository `team/app` is locked"), "{}", built.stderr);
+    run(&["repository", "update", "team/app", "--write-enabled", "true"]).success();
+    // Nor is anything built upon what is not to be read.
+    run(&[&["repository", "update", "--read-enabled", "false"][..], &image].concat()).success();
+    let base = format!("FROM {}/team/app:1\n", server.host());
+    sandbox.write("context/Dockerfile", base);
+    let built = run(&["build", "context", "-t", "other:2"]).code(1);
+    assert!(built.stderr.contains("its `readEnabled` is false"), "{}", built.stderr);
+    let shown = run(&[&["repository", "show", "-o", "json"][..], &image].concat()).json();
+    let attributes = serde_json::json!({
+        "deleteEnabled": false, "writeEnabled": true, "readEnabled": false, "listEnabled": true,
+    });
+    assert_eq!(shown["changeableAttributes"], attributes);
+    let purge = [&purge[..], &["--include-locked"]].concat();
+    assert!(run(&purge).success().stdout.contains("Number of deleted tags: 1\n"));
+    run(&["repository", "update", "team/app"]).code(2);
+}
+
+#[test]
 fn what_is_not_there_is_exit_code_4() {
     let (sandbox, server) = filled();
     for args in [

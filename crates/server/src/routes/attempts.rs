@@ -1,5 +1,6 @@
 //! What agents ask for: runs of their pool, and what belongs to a run under its lease.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -503,6 +504,7 @@ pub(crate) async fn acr(
         registry: attempt.run.registry.clone(),
         own: state.own_names(),
         pushes: crate::executor::own_pushes(&state),
+        unlocks: Arc::new(state.access.clone()),
     };
     let stop = CancellationToken::new();
     let (sender, receiver) = mpsc::channel(LINES_MAX);

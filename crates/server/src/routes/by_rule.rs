@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Json;
 use super::runs::{NDJSON, stream_response};
-use crate::access::Principal;
+use crate::access::{Principal, UNLOCK};
 use crate::error::ApiError;
 use crate::state::{Shared, copies_message};
 use crate::{from_api, to_api};
@@ -30,6 +30,7 @@ const RECORDS_MAX: usize = 256;
 
 /// Deletes images by rule, and tells what it deletes while it goes on.
 ///
+/// With `includeLocked` it needs `metadata/write` too, as unlocking does.
 /// Whoever leaves before its end stops it.
 #[utoipa::path(
     post, path = "/purge", operation_id = "purge", tag = "Maintenance",
@@ -46,14 +47,18 @@ pub(crate) async fn purge(
 ) -> Result<Response, ApiError> {
     let (name, own) = state.registry(&registry)?;
     let purge = Purge::new(&from_api::purge_options(body))?;
+    if purge.lifts_locks() {
+        state.access.require(&principal, Some(&name), None, UNLOCK).await?;
+    }
     tracing::info!(registry = %name, principal = principal.name(), "purge");
     let cause = Cause::Purge { run: None, principal: Some(principal.name()) };
-    let registry = housekept(&state, name, &own.login_server, cause);
+    let mut registry = housekept(&state, name, &own.login_server, cause);
+    registry.may_unlock = true;
     let login_server = own.login_server.clone();
     Ok(told(&state, login_server, |records, cancel| async move {
         let Purged { dry_run, tags, manifests } =
             housekeeping::purge(&registry, &purge, &records, &cancel).await?;
-        Ok(PurgeSummary { dry_run, tags, manifests })
+        Ok(PurgeSummary { dry_run, tags, manifests, locked: 0 })
     }))
 }
 
@@ -80,9 +85,9 @@ pub(crate) async fn annotate(
     let registry = housekept(&state, name, &own.login_server, cause);
     let login_server = own.login_server.clone();
     Ok(told(&state, login_server, |records, cancel| async move {
-        let Annotated { dry_run, tags, manifests } =
+        let Annotated { dry_run, tags, manifests, locked } =
             housekeeping::annotate(&registry, &annotate, &records, &cancel).await?;
-        Ok(PurgeSummary { dry_run, tags, manifests })
+        Ok(PurgeSummary { dry_run, tags, manifests, locked })
     }))
 }
 
@@ -99,6 +104,7 @@ pub(crate) fn housekept(
         name,
         login_server: login_server.to_owned(),
         cause,
+        may_unlock: false,
         refused: Arc::new(move |name| {
             let holds = pull_through.as_ref().is_some_and(|kept| kept.holds(name));
             holds.then(|| copies_message(name))

@@ -3,15 +3,16 @@
 use axum::Extension;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use oci::{RegistryName, RepositoryName, Tag};
+use oci::{Digest, RegistryName, RepositoryName, Tag};
 use serde::Deserialize;
-use store::{Cause, Expected, GcOptions, ManifestRef};
+use store::{AttributesChange, Cause, Expected, GcOptions, ManifestRef, StoreError};
 use utoipa::IntoParams;
 
-use super::Query;
+use super::{Json, Query};
 use crate::access::Principal;
+use crate::audit::Detail;
 use crate::error::ApiError;
-use crate::from_api::cut;
+use crate::from_api::{self, cut};
 use crate::openapi::Refusal;
 use crate::state::{Shared, State as ServerState};
 use crate::to_api;
@@ -63,7 +64,8 @@ pub(crate) async fn repositories(
         state.catalog.repositories(&registry, query.last.as_deref(), query.limit() + 1).await?;
     let mut repositories = Vec::new();
     for name in &names {
-        repositories.push(describe(&state, &registry, &own.login_server, name).await?);
+        // One may have gone since.
+        repositories.extend(describe(&state, &registry, &own.login_server, name).await?);
     }
     let route = format!("/api/v1/registries/{registry}/repositories");
     Ok(axum::Json(query.page(&route, repositories, |repository| repository.image_name.clone())))
@@ -79,14 +81,66 @@ pub(crate) async fn repository(
     Path((registry, name)): Path<(String, String)>,
 ) -> Result<axum::Json<api::Repository>, ApiError> {
     let (registry, name) = existing(&state, &registry, &name).await?;
+    shown(&state, &registry, &name).await
+}
+
+async fn shown(
+    state: &ServerState,
+    registry: &RegistryName,
+    name: &RepositoryName,
+) -> Result<axum::Json<api::Repository>, ApiError> {
     let (_, own) = state.registry(registry.as_str())?;
-    Ok(axum::Json(describe(&state, &registry, &own.login_server, &name).await?))
+    let shown = describe(state, registry, &own.login_server, name).await?;
+    shown.map(axum::Json).ok_or_else(|| ApiError::not_found(format!("repository `{name}`")))
+}
+
+/// Locks a repository, or unlocks it.
+///
+/// With `writeEnabled` or `readEnabled` false, all that is in it is locked.
+#[utoipa::path(
+    patch, path = "/repositories/{name}", operation_id = "updateRepository", tag = "Repositories",
+    request_body = api::UpdateAttributes,
+    responses((status = OK, body = api::Repository)),
+)]
+pub(crate) async fn update_repository(
+    State(state): State<Shared>,
+    Path((registry, name)): Path<(String, String)>,
+    Json(body): Json<api::UpdateAttributes>,
+) -> Result<(Extension<Detail>, axum::Json<api::Repository>), ApiError> {
+    let (registry, name) = existing(&state, &registry, &name).await?;
+    let detail = change(&state, &registry, &name, None, &body).await?;
+    Ok((detail, shown(&state, &registry, &name).await?))
+}
+
+/// Changes attributes; gives what the audit log is to say of it.
+async fn change(
+    state: &ServerState,
+    registry: &RegistryName,
+    name: &RepositoryName,
+    reference: Option<&ManifestRef>,
+    body: &api::UpdateAttributes,
+) -> Result<Extension<Detail>, ApiError> {
+    let change = from_api::attributes(body);
+    state.catalog.change_attributes(registry, name, reference, change).await?;
+    let AttributesChange { delete_enabled, write_enabled, read_enabled, list_enabled } = change;
+    let pairs = [
+        ("deleteEnabled", delete_enabled),
+        ("writeEnabled", write_enabled),
+        ("readEnabled", read_enabled),
+        ("listEnabled", list_enabled),
+    ];
+    let told = pairs.iter().filter_map(|(name, value)| Some(format!("{name}: {}", (*value)?)));
+    Ok(Extension(Detail(told.collect::<Vec<_>>().join(", "))))
 }
 
 /// Deletes a repository with all that is in it.
 #[utoipa::path(
     delete, path = "/repositories/{name}", operation_id = "deleteRepository", tag = "Repositories",
-    responses((status = ACCEPTED, body = api::Deleted), (status = CONFLICT, response = Refusal)),
+    responses(
+        (status = ACCEPTED, body = api::Deleted),
+        (status = CONFLICT, response = Refusal),
+        (status = METHOD_NOT_ALLOWED, response = Refusal),
+    ),
 )]
 pub(crate) async fn delete_repository(
     State(state): State<Shared>,
@@ -132,13 +186,39 @@ pub(crate) async fn tag(
     Ok(axum::Json(to_api::tag(&found)))
 }
 
+/// Locks a tag, or unlocks it. The manifest that it points at has attributes of its own.
+#[utoipa::path(
+    patch,
+    path = "/repositories/{name}/tags/{tag}",
+    operation_id = "updateTag",
+    tag = "Repositories",
+    request_body = api::UpdateAttributes,
+    responses((status = OK, body = api::TagAttributes)),
+)]
+pub(crate) async fn update_tag(
+    State(state): State<Shared>,
+    Path((registry, name, tag)): Path<(String, String, String)>,
+    Json(body): Json<api::UpdateAttributes>,
+) -> Result<(Extension<Detail>, axum::Json<api::TagAttributes>), ApiError> {
+    let (registry, name) = existing(&state, &registry, &name).await?;
+    let tag = parse_tag(&tag)?;
+    let own = ManifestRef::Tag(tag.clone());
+    let detail = change(&state, &registry, &name, Some(&own), &body).await?;
+    let found = find_tag(&state, &registry, &name, &tag).await?;
+    Ok((detail, axum::Json(to_api::tag(&found))))
+}
+
 /// Removes a tag; the manifest stays.
 #[utoipa::path(
     delete,
     path = "/repositories/{name}/tags/{tag}",
     operation_id = "deleteTag",
     tag = "Repositories",
-    responses((status = ACCEPTED, body = api::Deleted), (status = CONFLICT, response = Refusal)),
+    responses(
+        (status = ACCEPTED, body = api::Deleted),
+        (status = CONFLICT, response = Refusal),
+        (status = METHOD_NOT_ALLOWED, response = Refusal),
+    ),
 )]
 pub(crate) async fn untag(
     State(state): State<Shared>,
@@ -192,8 +272,46 @@ pub(crate) async fn manifest(
     Path((registry, name, reference)): Path<(String, String, String)>,
 ) -> Result<axum::Json<api::ManifestDocument>, ApiError> {
     let (registry, name) = existing(&state, &registry, &name).await?;
-    let entry = find_manifest(&state, &registry, &name, &reference).await?;
-    Ok(axum::Json(to_api::manifest_document(&entry)))
+    let digest = find_manifest(&state, &registry, &name, &reference).await?;
+    document(&state, &registry, &name, digest).await
+}
+
+/// What there is to say of a manifest, and its text, if that may be read.
+async fn document(
+    state: &ServerState,
+    registry: &RegistryName,
+    name: &RepositoryName,
+    digest: Digest,
+) -> Result<axum::Json<api::ManifestDocument>, ApiError> {
+    let missing = || ApiError::not_found(format!("manifest `{digest}` of repository `{name}`"));
+    let info = state.catalog.manifest_info(registry, name, &digest).await?.ok_or_else(missing)?;
+    let reference = ManifestRef::Digest(digest.clone());
+    let bytes = match state.catalog.manifest(registry, name, &reference).await {
+        Err(StoreError::Locked(_)) => None,
+        entry => Some(entry?.ok_or_else(missing)?.bytes),
+    };
+    Ok(axum::Json(to_api::manifest_document(&info, bytes.as_deref())))
+}
+
+/// Locks a manifest, by tag or digest, or unlocks it. Its tags have attributes of their own.
+#[utoipa::path(
+    patch,
+    path = "/repositories/{name}/manifests/{reference}",
+    operation_id = "updateManifest",
+    tag = "Repositories",
+    request_body = api::UpdateAttributes,
+    responses((status = OK, body = api::ManifestDocument)),
+)]
+pub(crate) async fn update_manifest(
+    State(state): State<Shared>,
+    Path((registry, name, reference)): Path<(String, String, String)>,
+    Json(body): Json<api::UpdateAttributes>,
+) -> Result<(Extension<Detail>, axum::Json<api::ManifestDocument>), ApiError> {
+    let (registry, name) = existing(&state, &registry, &name).await?;
+    let digest = find_manifest(&state, &registry, &name, &reference).await?;
+    let own = ManifestRef::Digest(digest.clone());
+    let detail = change(&state, &registry, &name, Some(&own), &body).await?;
+    Ok((detail, document(&state, &registry, &name, digest).await?))
 }
 
 /// How a manifest was built here, and what the run came to that built it: `run`.
@@ -210,7 +328,7 @@ pub(crate) async fn build_record(
     Path((registry, name, reference)): Path<(String, String, String)>,
 ) -> Result<axum::Json<serde_json::Value>, ApiError> {
     let (registry, name) = existing(&state, &registry, &name).await?;
-    let digest = find_manifest(&state, &registry, &name, &reference).await?.digest;
+    let digest = find_manifest(&state, &registry, &name, &reference).await?;
     let record = state.catalog.build_record(&registry, &digest).await?;
     let Some(record) = record else {
         return Err(ApiError::not_found(format!("the build record of `{name}@{digest}`"))
@@ -233,7 +351,11 @@ pub(crate) async fn build_record(
     path = "/repositories/{name}/manifests/{reference}",
     operation_id = "deleteManifest",
     tag = "Repositories",
-    responses((status = ACCEPTED, body = api::Deleted), (status = CONFLICT, response = Refusal)),
+    responses(
+        (status = ACCEPTED, body = api::Deleted),
+        (status = CONFLICT, response = Refusal),
+        (status = METHOD_NOT_ALLOWED, response = Refusal),
+    ),
 )]
 pub(crate) async fn delete_manifest(
     State(state): State<Shared>,
@@ -241,7 +363,7 @@ pub(crate) async fn delete_manifest(
     Path((registry, name, reference)): Path<(String, String, String)>,
 ) -> Result<(StatusCode, axum::Json<api::Deleted>), ApiError> {
     let (registry, name) = existing(&state, &registry, &name).await?;
-    let digest = find_manifest(&state, &registry, &name, &reference).await?.digest;
+    let digest = find_manifest(&state, &registry, &name, &reference).await?;
     let cause = cause(&principal);
     let deleted = state.catalog.delete_manifest(&registry, &name, &digest, &cause).await?;
     Ok((StatusCode::ACCEPTED, axum::Json(to_api::deleted(deleted))))
@@ -282,39 +404,15 @@ pub(crate) async fn collect_garbage_of_server(
     Ok(axum::Json(to_api::garbage(&report, request.dry_run)))
 }
 
-/// Counts what is in a repository, page by page.
+/// A repository as lists show it.
 async fn describe(
     state: &ServerState,
     registry: &RegistryName,
     login_server: &str,
     name: &RepositoryName,
-) -> Result<api::Repository, ApiError> {
-    let mut manifest_count = 0;
-    let mut tag_count = 0;
-    let (mut created, mut updated) = (None::<i64>, None::<i64>);
-    let mut last = None;
-    loop {
-        let page = state.catalog.manifests(registry, name, last.as_ref(), PAGE_MAX).await?;
-        for manifest in &page {
-            manifest_count += 1;
-            tag_count += manifest.tags.len() as u64;
-            let at = manifest.pushed_at;
-            created = Some(created.map_or(at, |created| created.min(at)));
-            updated = Some(updated.map_or(at, |updated| updated.max(at)));
-        }
-        match page.last() {
-            Some(manifest) if page.len() == PAGE_MAX => last = Some(manifest.digest.clone()),
-            _ => break,
-        }
-    }
-    Ok(api::Repository {
-        registry: login_server.to_owned(),
-        image_name: name.to_string(),
-        created_time: created.map(to_api::time),
-        last_update_time: updated.map(to_api::time),
-        manifest_count,
-        tag_count,
-    })
+) -> Result<Option<api::Repository>, ApiError> {
+    let info = state.catalog.repository(registry, name).await?;
+    Ok(info.map(|info| to_api::repository(login_server, name, &info)))
 }
 
 async fn existing(
@@ -335,43 +433,30 @@ fn parse_tag(tag: &str) -> Result<Tag, ApiError> {
     tag.parse().map_err(|_| ApiError::not_found(format!("tag `{}`", cut(tag))))
 }
 
-/// The tag's attributes: the first tag not before it in a listing.
 async fn find_tag(
     state: &ServerState,
     registry: &RegistryName,
     name: &RepositoryName,
     tag: &Tag,
 ) -> Result<store::TagInfo, ApiError> {
-    let missing = || ApiError::not_found(format!("tag `{tag}` of repository `{name}`"));
-    let reference = ManifestRef::Tag(tag.clone());
-    let entry = state.catalog.manifest(registry, name, &reference).await?;
-    let digest = entry.ok_or_else(missing)?.digest;
-    let mut last: Option<String> = None;
-    loop {
-        let page = state.catalog.tags(registry, name, last.as_deref(), PAGE_MAX).await?;
-        if let Some(found) = page.iter().find(|found| found.tag == *tag && found.digest == digest) {
-            return Ok(found.clone());
-        }
-        match page.last() {
-            Some(end) if page.len() == PAGE_MAX => last = Some(end.tag.to_string()),
-            _ => return Err(missing()),
-        }
-    }
+    let found = state.catalog.tag(registry, name, tag).await?;
+    found.ok_or_else(|| ApiError::not_found(format!("tag `{tag}` of repository `{name}`")))
 }
 
+/// The digest behind a tag or digest.
 async fn find_manifest(
     state: &ServerState,
     registry: &RegistryName,
     name: &RepositoryName,
     reference: &str,
-) -> Result<store::ManifestEntry, ApiError> {
+) -> Result<Digest, ApiError> {
     let missing =
         || ApiError::not_found(format!("manifest `{}` of repository `{name}`", cut(reference)));
     let parsed = match reference.contains(':') {
         true => ManifestRef::Digest(reference.parse().map_err(|_| missing())?),
         false => ManifestRef::Tag(reference.parse().map_err(|_| missing())?),
     };
-    state.catalog.manifest(registry, name, &parsed).await?.ok_or_else(missing)
+    state.catalog.digest_of(registry, name, &parsed).await?.ok_or_else(missing)
 }
 
 fn cause(principal: &Principal) -> Cause {

@@ -88,6 +88,59 @@ async fn what_was_pushed_is_listed_shown_and_deleted() {
 }
 
 #[tokio::test]
+async fn locks_are_shown_changed_and_noted() {
+    let server = Server::start().await;
+    let digest = push(&server, "team/app", "1", "one").await;
+    let all = |locked: &[&str]| {
+        let names = ["deleteEnabled", "writeEnabled", "readEnabled", "listEnabled"];
+        let values = names.map(|name| (name.to_owned(), json!(!locked.contains(&name))));
+        Value::Object(values.into_iter().collect())
+    };
+    let tag = "/repositories/team%2Fapp/tags/1";
+    let manifest = format!("/repositories/team%2Fapp/manifests/{digest}");
+    let patch = async |path: &str, attributes: Value, status| {
+        let body = json!({ "changeableAttributes": attributes });
+        let patch = server.request(Method::PATCH, path).json(&body).send().await.unwrap();
+        answer(patch, status).await
+    };
+    let delete = async |path: &str| server.request(Method::DELETE, path).send().await.unwrap();
+    for (path, locked) in [
+        (tag, "writeEnabled"),
+        (&manifest, "readEnabled"),
+        ("/repositories/team%2Fapp", "deleteEnabled"),
+    ] {
+        assert_eq!(server.get(path).await["changeableAttributes"], all(&[]));
+        let changed = patch(path, json!({ locked: false }), StatusCode::OK).await;
+        assert_eq!(changed["changeableAttributes"], all(&[locked]), "{path}");
+        assert_eq!(server.get(path).await["changeableAttributes"], all(&[locked]), "{path}");
+    }
+    let tags = server.get("/repositories/team%2Fapp/tags").await;
+    assert_eq!(tags["value"][0]["changeableAttributes"], all(&["writeEnabled"]));
+    // The text of a manifest is read, too.
+    let shown = server.get(&manifest).await;
+    assert_eq!((&shown["digest"], &shown["manifest"]), (&json!(digest), &Value::Null));
+    let refused = answer(delete(tag).await, StatusCode::METHOD_NOT_ALLOWED).await;
+    let error = &refused["error"];
+    assert_eq!(error["code"], "Locked", "{refused}");
+    assert_eq!(error["message"], "tag `team/app:1` is locked: its `writeEnabled` is false");
+    let unlocking = "`refit repository update --image team/app:1 --write-enabled true` unlocks it";
+    assert_eq!(error["hint"], unlocking);
+    for path in [&manifest, "/repositories/team%2Fapp"] {
+        answer(delete(path).await, StatusCode::METHOD_NOT_ALLOWED).await;
+    }
+    patch(tag, json!({ "writeEnabled": true }), StatusCode::OK).await;
+    patch(tag, json!({ "locked": true }), StatusCode::BAD_REQUEST).await;
+    patch("/repositories/other", json!({}), StatusCode::NOT_FOUND).await;
+    answer(delete(tag).await, StatusCode::ACCEPTED).await;
+
+    let log = server.plain(Method::GET, "/api/v1/audit?after=0").bearer_auth(server.token());
+    let log = log.send().await.unwrap().text().await.unwrap();
+    let noted = "PATCH /api/v1/registries/local/repositories/team/app/tags/1 (writeEnabled: false)";
+    assert!(log.contains(noted), "{log}");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn listings_page_through() {
     let server = Server::start().await;
     for name in ["a", "b", "c"] {

@@ -7,6 +7,7 @@ use oci::Digest;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
+use crate::content::push;
 use crate::support::{Server, answer, build_request};
 use crate::tasks::docker;
 
@@ -325,6 +326,35 @@ async fn accounts_use_the_registry_as_their_role_says() {
     let update = author.ask(&server, Method::PATCH, "/api/v1/accounts/one-author");
     let status = update.json(&json!({ "status": "enabled" })).send().await.unwrap().status();
     assert_eq!(status, StatusCode::UNAUTHORIZED, "its password is another one by now");
+}
+
+#[tokio::test]
+async fn who_may_not_unlock_deletes_nothing_that_is_locked() {
+    let server = Server::start().await;
+    let author = account(&server, "one-author", Some("author")).await;
+    let owner = account(&server, "one-owner", Some("owner")).await;
+    push(&server, "app", "1", "one").await;
+    let lock = json!({ "changeableAttributes": { "deleteEnabled": false } });
+    let tag = "/api/v1/registries/local/repositories/app/tags/1";
+    let patch = async |who: &Somebody| {
+        who.ask(&server, Method::PATCH, tag).json(&lock).send().await.unwrap().status()
+    };
+    assert_eq!(patch(&author).await, StatusCode::FORBIDDEN);
+    assert_eq!(patch(&owner).await, StatusCode::OK);
+    let purge = async |who: &Somebody, include_locked: bool| {
+        let body = json!({ "filters": ["app:.*"], "ago": "0d", "includeLocked": include_locked });
+        let request = who.ask(&server, Method::POST, "/api/v1/registries/local/purge");
+        let response = request.json(&body).send().await.unwrap();
+        (response.status(), response.text().await.unwrap())
+    };
+    let gone = |(_, text): (StatusCode, String)| text.contains(r#""tags":1"#);
+    assert!(!gone(purge(&author, false).await));
+    assert_eq!(purge(&author, true).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(author.status(&server, Method::GET, tag).await, StatusCode::OK);
+    // What was locked just now is young.
+    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    assert!(gone(purge(&owner, true).await));
+    assert_eq!(author.status(&server, Method::GET, tag).await, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::model::{Cause, ManifestInfo, Millis, TagInfo, Unneeded};
 
 impl Catalog {
     /// Tags by the time of their last move, newest first and those of one time by name; at most
-    /// `limit`, of those that come after `after`.
+    /// `limit`, of those that come after `after`. None that are hidden.
     pub async fn tags_by_age(
         &self,
         registry: &RegistryName,
@@ -26,8 +26,8 @@ impl Catalog {
     ) -> Result<Vec<TagInfo>> {
         let (at, name) = after.map_or((Millis::MAX, ""), |(at, tag)| (at, tag.as_str()));
         let rows = sqlx::query(
-            "SELECT name, digest, created_at, updated_at FROM tags
-             WHERE registry = $1 AND repository = $2
+            "SELECT name, digest, created_at, updated_at, locked FROM tags
+             WHERE registry = $1 AND repository = $2 AND (locked & 8) = 0
                AND updated_at <= $3 AND (updated_at < $3 OR name > $4)
              ORDER BY updated_at DESC, name LIMIT $5",
         )
@@ -50,7 +50,7 @@ impl Catalog {
         digest: &Digest,
     ) -> Result<Vec<TagInfo>> {
         let rows = sqlx::query(
-            "SELECT name, digest, created_at, updated_at FROM tags
+            "SELECT name, digest, created_at, updated_at, locked FROM tags
              WHERE registry = $1 AND repository = $2 AND digest = $3 ORDER BY name || ''",
         )
         .bind(registry.as_str())
@@ -62,8 +62,8 @@ impl Catalog {
         rows.iter().map(tag_info).collect()
     }
 
-    /// Manifests by the time of their last push, tagging or untagging, newest first and those of one time by digest; at most
-    /// `limit`, of those that come after `after`.
+    /// Manifests by the time of their last push, tagging or untagging, newest first and those of one
+    /// time by digest; at most `limit`, of those that come after `after`. None that are hidden.
     pub async fn manifests_by_age(
         &self,
         registry: &RegistryName,
@@ -74,8 +74,8 @@ impl Catalog {
         let (at, digest) = after.map_or((Millis::MAX, ""), |(at, digest)| (at, digest.as_str()));
         let rows = sqlx::query(
             "SELECT digest, media_type, size, image_size, artifact_type, config_media_type, subject,
-                pushed_at, updated_at
-             FROM manifests WHERE registry = $1 AND repository = $2
+                pushed_at, updated_at, locked
+             FROM manifests WHERE registry = $1 AND repository = $2 AND (locked & 8) = 0
                AND updated_at <= $3 AND (updated_at < $3 OR digest > $4)
              ORDER BY updated_at DESC, digest LIMIT $5",
         )
@@ -107,7 +107,7 @@ impl Catalog {
                SELECT r.manifest FROM manifest_references r JOIN above ON r.target = above.digest
                WHERE r.registry || '' = $1 AND r.repository || '' = $2)
              SELECT digest, media_type, size, image_size, artifact_type, config_media_type, subject,
-                pushed_at, updated_at
+                pushed_at, updated_at, locked
              FROM manifests JOIN above USING (digest)
              WHERE registry = $1 AND repository = $2 LIMIT $4",
         )

@@ -71,8 +71,8 @@ impl Catalog {
             last = end.clone();
             for (_, registry, repository, digest) in &rows {
                 match self.expire_copy(registry, repository, digest).await {
-                    // Somebody else deleted it.
-                    Err(StoreError::NotFound { .. }) => (),
+                    // Somebody else deleted it, or it is to stay.
+                    Err(StoreError::NotFound { .. } | StoreError::Locked(_)) => (),
                     Err(error) => failure = failure.or(Some(error)),
                     Ok(()) => removed += 1,
                 }

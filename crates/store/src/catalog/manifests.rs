@@ -7,11 +7,11 @@ use tokio::io::AsyncReadExt;
 
 use super::aged::is_needed;
 use super::repositories::{count, link};
-use super::{Catalog, hot, job, parsed, tags};
+use super::{Catalog, hot, job, locks, parsed, tags};
 use crate::error::database;
 use crate::model::{
-    Cause, Deleted, Expected, ManifestEntry, ManifestInfo, ManifestRef, Millis, NewManifest,
-    Referrer, Unneeded,
+    Attribute, Cause, Deleted, Expected, ManifestEntry, ManifestInfo, ManifestRef, Millis,
+    NewManifest, Referrer, Unneeded,
 };
 use crate::{Result, StoreError, gc, now};
 
@@ -168,6 +168,8 @@ impl Catalog {
         .map(|_| ())
     }
 
+    /// A manifest for whoever pulls it. `Locked` if it, its tag or its repository is not to be
+    /// read.
     pub async fn manifest(
         &self,
         registry: &RegistryName,
@@ -179,6 +181,52 @@ impl Catalog {
             Ok(entry) => return Ok(Some(entry)),
             Err(before) => before,
         };
+        self.require_readable(registry, repository, Some(reference)).await?;
+        let Some(entry) = self.stored_manifest(registry, repository, reference).await? else {
+            return Ok(None);
+        };
+        if let ManifestRef::Tag(_) = reference {
+            let own = ManifestRef::Digest(entry.digest.clone());
+            self.require_readable(registry, repository, Some(&own)).await?;
+        }
+        self.hot.remember(key, entry.clone(), before);
+        Ok(Some(entry))
+    }
+
+    /// As [`Self::manifest`], for those who keep house: whatever its attributes are.
+    pub async fn stored_manifest(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        reference: &ManifestRef,
+    ) -> Result<Option<ManifestEntry>> {
+        let Some((digest, media_type)) = self.look_up(registry, repository, reference).await?
+        else {
+            return Ok(None);
+        };
+        let bytes = self.read_manifest(&digest).await?;
+        let size = bytes.len() as u64;
+        Ok(Some(ManifestEntry { digest, media_type, size, bytes }))
+    }
+
+    /// The digest behind a reference, whatever its attributes are and whether or not its bytes are
+    /// there.
+    pub async fn digest_of(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        reference: &ManifestRef,
+    ) -> Result<Option<Digest>> {
+        Ok(self.look_up(registry, repository, reference).await?.map(|(digest, _)| digest))
+    }
+
+    /// Digest and media type.
+    async fn look_up(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        reference: &ManifestRef,
+    ) -> Result<Option<(Digest, String)>> {
         let row = match reference {
             ManifestRef::Digest(digest) => sqlx::query(
                 "SELECT digest, media_type, size FROM manifests
@@ -200,12 +248,7 @@ impl Catalog {
         let row = row.fetch_optional(self.db.reads()).await.map_err(failed())?;
         let Some(row) = row else { return Ok(None) };
         let digest: Digest = parsed(row.try_get("digest").map_err(failed())?)?;
-        let media_type: String = row.try_get("media_type").map_err(failed())?;
-        let bytes = self.read_manifest(&digest).await?;
-        let size = bytes.len() as u64;
-        let entry = ManifestEntry { digest, media_type, size, bytes };
-        self.hot.remember(key, entry.clone(), before);
-        Ok(Some(entry))
+        Ok(Some((digest, row.try_get("media_type").map_err(failed())?)))
     }
 
     async fn read_manifest(&self, digest: &Digest) -> Result<Bytes> {
@@ -226,7 +269,8 @@ impl Catalog {
         Ok(bytes.into())
     }
 
-    /// Manifests after `last` in order of their digests, at most `limit`, with their tags.
+    /// Manifests after `last` in order of their digests, at most `limit`, with their tags. None that
+    /// are hidden.
     pub async fn manifests(
         &self,
         registry: &RegistryName,
@@ -237,8 +281,9 @@ impl Catalog {
         let failed = || database("list manifests");
         let rows = sqlx::query(
             "SELECT digest, media_type, size, image_size, artifact_type, config_media_type, subject,
-                pushed_at, updated_at
-             FROM manifests WHERE registry = $1 AND repository = $2 AND digest > $3
+                pushed_at, updated_at, locked
+             FROM manifests
+             WHERE registry = $1 AND repository = $2 AND digest > $3 AND (locked & 8) = 0
              ORDER BY digest LIMIT $4",
         )
         .bind(registry.as_str())
@@ -249,6 +294,27 @@ impl Catalog {
         .await
         .map_err(failed())?;
         self.with_tags(registry, repository, rows).await
+    }
+
+    /// One manifest, hidden or not.
+    pub async fn manifest_info(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<ManifestInfo>> {
+        let rows = sqlx::query(
+            "SELECT digest, media_type, size, image_size, artifact_type, config_media_type, subject,
+                pushed_at, updated_at, locked
+             FROM manifests WHERE registry = $1 AND repository = $2 AND digest = $3",
+        )
+        .bind(registry.as_str())
+        .bind(repository.as_str())
+        .bind(digest.as_str())
+        .fetch_all(self.db.reads())
+        .await
+        .map_err(database("look up a manifest"))?;
+        Ok(self.with_tags(registry, repository, rows).await?.pop())
     }
 
     /// Rows of `manifests` as listings show them. Tags are looked up as in `aged`.
@@ -262,8 +328,8 @@ impl Catalog {
         let mut found = Vec::with_capacity(rows.len());
         for row in rows {
             let digest: String = row.try_get("digest").map_err(failed())?;
-            let tags: Vec<String> = sqlx::query_scalar(
-                "SELECT name FROM tags
+            let tags: Vec<(String, bool)> = sqlx::query_as(
+                "SELECT name, (locked & 8) = 0 FROM tags
                  WHERE registry = $1 AND repository = $2 AND digest = $3 ORDER BY name || ''",
             )
             .bind(registry.as_str())
@@ -284,7 +350,13 @@ impl Catalog {
                 subject: subject.as_deref().map(parsed).transpose()?,
                 pushed_at: row.try_get("pushed_at").map_err(failed())?,
                 updated_at: row.try_get("updated_at").map_err(failed())?,
-                tags: tags.iter().map(|tag| parsed(tag)).collect::<Result<_>>()?,
+                is_tagged: !tags.is_empty(),
+                tags: tags
+                    .iter()
+                    .filter(|(_, is_listed)| *is_listed)
+                    .map(|(tag, _)| parsed(tag))
+                    .collect::<Result<_>>()?,
+                attributes: locks::attributes(row.try_get("locked").map_err(failed())?),
             });
         }
         Ok(found)
@@ -336,6 +408,10 @@ impl Catalog {
                 {
                     return Ok(None);
                 }
+                if unneeded.is_some_and(|unneeded| unneeded.even_locked) {
+                    let own = ManifestRef::Digest(gone.clone());
+                    locks::lift(connection, &owned, &name, &own).await?;
+                }
                 let tags: Vec<String> = sqlx::query_scalar(
                     "SELECT name FROM tags
                      WHERE registry = $1 AND repository = $2 AND digest = $3 ORDER BY name || ''",
@@ -366,8 +442,8 @@ impl Catalog {
         Ok(tags.await?.map(|tags| Deleted { manifests: 1, tags: tags.len() as u64 }))
     }
 
-    /// Manifests whose subject is `subject`, after `last` in order of their digests, and the
-    /// `last` of the next page if there is one. A page has at most `limit` entries, of
+    /// Manifests whose subject is `subject`, after `last` in order of their digests, without those
+    /// that are hidden; and the `last` of the next page if there is one. A page has at most `limit` entries, of
     /// manifests that together are no larger than one may be: their annotations are in memory.
     pub async fn referrers(
         &self,
@@ -383,6 +459,7 @@ impl Catalog {
         let rows: Vec<(String, i64)> = sqlx::query_as(
             "SELECT digest, size FROM manifests
              WHERE registry = $1 AND repository = $2 AND subject = $3 AND digest > $4
+               AND (locked & 8) = 0
                AND ($5 IS NULL OR artifact_type = $5) ORDER BY digest LIMIT $6",
         )
         .bind(registry.as_str())
@@ -399,6 +476,7 @@ impl Catalog {
         let page = sqlx::query(
             "SELECT digest, media_type, size, artifact_type, annotations FROM manifests
              WHERE registry = $1 AND repository = $2 AND subject = $3 AND digest > $4
+               AND (locked & 8) = 0
                AND ($5 IS NULL OR artifact_type = $5) AND digest <= $6 ORDER BY digest LIMIT $7",
         )
         .bind(registry.as_str())
@@ -490,6 +568,9 @@ async fn write_build_record(connection: &mut SqliteConnection, row: &NewRow) -> 
 
 async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
     let failed = || database("store a manifest");
+    let own = ManifestRef::Digest(row.digest.clone());
+    let needed = [Attribute::WriteEnabled];
+    locks::require(connection, &row.registry, &row.repository, Some(&own), &needed).await?;
     let (registry, repository) = (row.registry.as_str(), row.repository.as_str());
     let mut references = Vec::with_capacity(row.blobs.len() + row.manifests.len());
     for (digest, may_be_manifest) in row
@@ -597,7 +678,7 @@ async fn is_there(
 }
 
 /// Removes a manifest's rows; what it referred to, its own bytes and its referrers become
-/// candidates for collection.
+/// candidates for collection. The one place that does, so that no lock is passed by.
 pub(crate) async fn remove(
     connection: &mut SqliteConnection,
     registry: &RegistryName,
@@ -605,6 +686,9 @@ pub(crate) async fn remove(
     digest: &str,
 ) -> Result<()> {
     let failed = || database("delete a manifest");
+    let own = ManifestRef::Digest(parsed(digest)?);
+    let needed = [Attribute::WriteEnabled, Attribute::DeleteEnabled];
+    locks::require(connection, registry, repository, Some(&own), &needed).await?;
     let at = now();
     let touched: Vec<String> = sqlx::query_scalar(
         "SELECT target FROM manifest_references
@@ -647,5 +731,5 @@ pub(crate) async fn remove(
     for target in touched {
         gc::add_candidate(connection, &target, at).await?;
     }
-    Ok(())
+    locks::forget_repository(connection, registry, repository).await
 }

@@ -3,9 +3,9 @@
 use oci::{Digest, RegistryName, RepositoryName};
 use sqlx::SqliteConnection;
 
-use super::{Catalog, job, parsed};
+use super::{Catalog, job, locks, parsed};
 use crate::error::database;
-use crate::model::{Cause, Deleted};
+use crate::model::{Attribute, Cause, Deleted, Millis, RepositoryInfo};
 use crate::{Result, StoreError, gc, now};
 
 /// Makes stored blobs part of a repository; after an error the caller undoes what was done.
@@ -39,7 +39,8 @@ pub(super) async fn link(
 }
 
 impl Catalog {
-    /// Names after `last` in byte order, at most `limit`: those that have a manifest.
+    /// Names after `last` in byte order, at most `limit`: those that have a manifest and are not
+    /// hidden.
     pub async fn repositories(
         &self,
         registry: &RegistryName,
@@ -48,7 +49,10 @@ impl Catalog {
     ) -> Result<Vec<RepositoryName>> {
         let names: Vec<String> = sqlx::query_scalar(
             "SELECT DISTINCT repository FROM manifests
-             WHERE registry = $1 AND repository > $2 ORDER BY repository LIMIT $3",
+             WHERE registry = $1 AND repository > $2 AND NOT EXISTS (
+               SELECT 1 FROM repository_locks l WHERE l.registry = manifests.registry
+                 AND l.repository = manifests.repository AND (l.locked & 8) <> 0)
+             ORDER BY repository LIMIT $3",
         )
         .bind(registry.as_str())
         .bind(last.unwrap_or(""))
@@ -75,7 +79,32 @@ impl Catalog {
         Ok(found.is_some())
     }
 
-    /// Removes every manifest and tag of a repository, in one transaction.
+    /// How much is in a repository, and what may be done to it. `None` if there is none.
+    pub async fn repository(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+    ) -> Result<Option<RepositoryInfo>> {
+        let failed = || database("look up a repository");
+        let row: (i64, Option<Millis>, Option<Millis>, i64) = sqlx::query_as(
+            "SELECT COUNT(*), MIN(pushed_at), MAX(pushed_at),
+                (SELECT COUNT(*) FROM tags WHERE registry = $1 AND repository = $2)
+             FROM manifests WHERE registry = $1 AND repository = $2",
+        )
+        .bind(registry.as_str())
+        .bind(repository.as_str())
+        .fetch_one(self.db.reads())
+        .await
+        .map_err(failed())?;
+        let (manifests, Some(created_at), Some(updated_at), tags) = row else { return Ok(None) };
+        let mut connection = self.db.reads().acquire().await.map_err(failed())?;
+        let attributes = locks::of_repository(&mut connection, registry, repository).await?;
+        let (manifests, tags) = (manifests as u64, tags as u64);
+        Ok(Some(RepositoryInfo { manifests, tags, created_at, updated_at, attributes }))
+    }
+
+    /// Removes every manifest and tag of a repository, in one transaction; nothing, if any of them
+    /// is locked.
     pub async fn delete_repository(
         &self,
         registry: &RegistryName,
@@ -87,6 +116,8 @@ impl Catalog {
         let job = job(move |connection| {
             Box::pin(async move {
                 let failed = || database("delete a repository");
+                let needed = [Attribute::WriteEnabled, Attribute::DeleteEnabled];
+                locks::require(connection, &owned, &name, None, &needed).await?;
                 let tags: Vec<String> = sqlx::query_scalar(
                     "SELECT name FROM tags WHERE registry = $1 AND repository = $2 ORDER BY name",
                 )
@@ -150,7 +181,8 @@ impl Catalog {
         .await
     }
 
-    /// Size of a blob if this repository has it: the only question that serving may ask.
+    /// Size of a blob if this repository has it: the only question that serving may ask. `Locked`
+    /// if nothing is to be read from the repository.
     ///
     /// Asking keeps a blob that no manifest names yet from collection for another grace
     /// period: a client that is told that a blob is there will not send it again.
@@ -162,12 +194,15 @@ impl Catalog {
     ) -> Result<Option<u64>> {
         // Noted before the look: collection either sees the note or is seen by us.
         if self.seen.note(digest, now()) {
-            let (registry, repository) = (registry.to_string(), repository.to_string());
+            let (registry, repository) = (registry.clone(), repository.clone());
             let digest = digest.to_string();
             return self
                 .write(move |connection| {
                     Box::pin(async move {
-                        linked_size(&mut *connection, &registry, &repository, &digest).await
+                        let needed = [Attribute::ReadEnabled];
+                        locks::require(connection, &registry, &repository, None, &needed).await?;
+                        let (registry, repository) = (registry.as_str(), repository.as_str());
+                        linked_size(&mut *connection, registry, repository, &digest).await
                     })
                 })
                 .await;
@@ -177,6 +212,7 @@ impl Catalog {
             Ok(size) => return Ok(Some(size)),
             Err(before) => before,
         };
+        self.require_readable(registry, repository, None).await?;
         let (registry, repository) = (registry.as_str(), repository.as_str());
         let size = linked_size(self.db.reads(), registry, repository, digest.as_str()).await?;
         if let Some(size) = size {
@@ -186,7 +222,8 @@ impl Catalog {
     }
 
     /// Repositories of the registry that have the blob (automatic content discovery for
-    /// mounts; the caller keeps those that the principal may pull). At most `limit`.
+    /// mounts; the caller keeps those that the principal may pull), of which nothing keeps it from
+    /// being read. At most `limit`.
     pub async fn repositories_with_blob(
         &self,
         registry: &RegistryName,
@@ -194,8 +231,11 @@ impl Catalog {
         limit: usize,
     ) -> Result<Vec<RepositoryName>> {
         let names: Vec<String> = sqlx::query_scalar(
-            "SELECT repository FROM repository_blobs
-             WHERE registry = $1 AND digest = $2 ORDER BY repository LIMIT $3",
+            "SELECT repository FROM repository_blobs b
+             WHERE registry = $1 AND digest = $2 AND NOT EXISTS (
+               SELECT 1 FROM repository_locks l WHERE l.registry = b.registry
+                 AND l.repository = b.repository AND (l.locked & 4) <> 0)
+             ORDER BY repository LIMIT $3",
         )
         .bind(registry.as_str())
         .bind(digest.as_str())
@@ -216,16 +256,18 @@ impl Catalog {
     ) -> Result<()> {
         self.blobs.make_room().await?;
         let key = (registry.clone(), repository.clone(), digest.clone());
-        let (registry, repository) = (registry.to_string(), repository.to_string());
+        let (registry, repository) = (registry.clone(), repository.clone());
         let digest = digest.to_string();
         let job = job(move |connection| {
             Box::pin(async move {
+                let needed = [Attribute::WriteEnabled];
+                locks::require(connection, &registry, &repository, None, &needed).await?;
                 let used: Option<i64> = sqlx::query_scalar(
                     "SELECT 1 FROM manifest_references
                      WHERE registry = $1 AND repository = $2 AND target = $3 LIMIT 1",
                 )
-                .bind(&registry)
-                .bind(&repository)
+                .bind(registry.as_str())
+                .bind(repository.as_str())
                 .bind(&digest)
                 .fetch_optional(&mut *connection)
                 .await
@@ -237,8 +279,8 @@ impl Catalog {
                     "DELETE FROM repository_blobs
                      WHERE registry = $1 AND repository = $2 AND digest = $3",
                 )
-                .bind(registry)
-                .bind(repository)
+                .bind(registry.as_str())
+                .bind(repository.as_str())
                 .bind(&digest)
                 .execute(&mut *connection)
                 .await

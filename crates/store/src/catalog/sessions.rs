@@ -9,9 +9,10 @@ use bytes::Bytes;
 use oci::{Algorithm, Digest, RegistryName, RepositoryName};
 use tokio::sync::OwnedMutexGuard;
 
-use super::Catalog;
+use super::{Catalog, locks};
 use crate::blob::{NamedUpload, Stored};
 use crate::error::database;
+use crate::model::Attribute;
 use crate::{Result, StoreError, now};
 
 /// How long a second request for one upload waits for the first.
@@ -96,24 +97,27 @@ pub struct UploadSession {
 }
 
 impl Catalog {
-    /// Starts an upload session in a repository; its id is an unguessable UUID.
+    /// Starts an upload session in a repository; its id is an unguessable UUID. `Locked` if nothing
+    /// is to be written to the repository.
     pub async fn begin_session(
         &self,
         registry: &RegistryName,
         repository: &RepositoryName,
     ) -> Result<UploadSession> {
         let id = uuid::Uuid::new_v4().to_string();
-        let (row, registry_text) = (id.clone(), registry.to_string());
-        let repository_text = repository.to_string();
+        let (row, owned, name) = (id.clone(), registry.clone(), repository.clone());
         self.write(move |connection| {
             Box::pin(async move {
+                // Nothing could be made of the bytes.
+                let needed = [Attribute::WriteEnabled];
+                locks::require(connection, &owned, &name, None, &needed).await?;
                 sqlx::query(
                     "INSERT INTO uploads (id, registry, repository, used_at)
                      VALUES ($1, $2, $3, $4)",
                 )
                 .bind(row)
-                .bind(registry_text)
-                .bind(repository_text)
+                .bind(owned.as_str())
+                .bind(name.as_str())
                 .bind(now())
                 .execute(connection)
                 .await

@@ -5,10 +5,18 @@ use sqlx::{Row, SqliteConnection};
 use tokio::sync::watch;
 
 use super::repositories::count;
-use super::{Catalog, parsed};
+use super::{Catalog, locks, parsed};
 use crate::error::database;
-use crate::model::{Cause, Expected, ManifestRef, Millis, TagInfo, TagMove};
+use crate::model::{Attribute, Cause, Expected, ManifestRef, Millis, TagInfo, TagMove};
 use crate::{Result, StoreError, now};
+
+/// A move of one tag.
+struct Move<'a> {
+    tag: &'a Tag,
+    expected: &'a Expected,
+    new: Option<&'a Digest>,
+    even_locked: bool,
+}
 
 impl Catalog {
     /// Moves a tag (`new: None` removes it) and appends to the journal in one transaction.
@@ -26,6 +34,31 @@ impl Catalog {
         if new.is_none() {
             self.blobs.make_room().await?;
         }
+        let moved = Move { tag, expected, new, even_locked: false };
+        self.carry_out(registry, repository, moved, cause).await
+    }
+
+    /// Removes a tag though it is locked itself; what keeps it in a locked repository is not lifted.
+    pub async fn remove_locked_tag(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        tag: &Tag,
+        expected: &Expected,
+        cause: &Cause,
+    ) -> Result<()> {
+        self.blobs.make_room().await?;
+        let moved = Move { tag, expected, new: None, even_locked: true };
+        self.carry_out(registry, repository, moved, cause).await
+    }
+
+    async fn carry_out(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        Move { tag, expected, new, even_locked }: Move<'_>,
+        cause: &Cause,
+    ) -> Result<()> {
         let (owned, name, moved) = (registry.clone(), repository.clone(), tag.clone());
         let (expected, new, cause) = (expected.clone(), new.cloned(), cause.clone());
         let key = (registry.clone(), repository.clone(), ManifestRef::Tag(tag.clone()));
@@ -35,6 +68,10 @@ impl Catalog {
                     check(connection, &owned, &name, &moved, &expected).await?;
                     if let Some(new) = &new {
                         require_manifest(connection, &owned, &name, new).await?;
+                    }
+                    if even_locked {
+                        let own = ManifestRef::Tag(moved.clone());
+                        locks::lift(connection, &owned, &name, &own).await?;
                     }
                     write(connection, &owned, &name, &moved, new.as_ref(), &cause).await
                 })
@@ -47,7 +84,7 @@ impl Catalog {
         .await
     }
 
-    /// Tags after `last` in byte order, at most `limit`.
+    /// Tags after `last` in byte order, at most `limit`, without those that are hidden.
     pub async fn tags(
         &self,
         registry: &RegistryName,
@@ -57,8 +94,9 @@ impl Catalog {
     ) -> Result<Vec<TagInfo>> {
         let failed = || database("list tags");
         let rows = sqlx::query(
-            "SELECT name, digest, created_at, updated_at FROM tags
-             WHERE registry = $1 AND repository = $2 AND name > $3 ORDER BY name LIMIT $4",
+            "SELECT name, digest, created_at, updated_at, locked FROM tags
+             WHERE registry = $1 AND repository = $2 AND name > $3 AND (locked & 8) = 0
+             ORDER BY name LIMIT $4",
         )
         .bind(registry.as_str())
         .bind(repository.as_str())
@@ -68,6 +106,18 @@ impl Catalog {
         .await
         .map_err(failed())?;
         rows.iter().map(tag_info).collect()
+    }
+
+    /// One tag, hidden or not.
+    pub async fn tag(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) -> Result<Option<TagInfo>> {
+        let failed = || database("look up a tag");
+        let mut connection = self.db.reads().acquire().await.map_err(failed())?;
+        current(&mut connection, registry, repository, tag).await
     }
 
     /// The journal after a cursor, oldest first, at most `limit`.
@@ -122,6 +172,7 @@ pub(super) fn tag_info(row: &sqlx::sqlite::SqliteRow) -> Result<TagInfo> {
         digest: parsed(row.try_get("digest").map_err(failed())?)?,
         created_at: row.try_get("created_at").map_err(failed())?,
         updated_at: row.try_get("updated_at").map_err(failed())?,
+        attributes: locks::attributes(row.try_get("locked").map_err(failed())?),
     })
 }
 
@@ -132,7 +183,7 @@ async fn current(
     tag: &Tag,
 ) -> Result<Option<TagInfo>> {
     let row = sqlx::query(
-        "SELECT name, digest, created_at, updated_at FROM tags
+        "SELECT name, digest, created_at, updated_at, locked FROM tags
          WHERE registry = $1 AND repository = $2 AND name = $3",
     )
     .bind(registry.as_str())
@@ -190,7 +241,8 @@ async fn require_manifest(
     }
 }
 
-/// The swap: the tag's row and the journal's line. The one place that changes `tags`.
+/// The swap: the tag's row and the journal's line. The one place that moves tags, so that no lock is
+/// passed by.
 pub(super) async fn write(
     connection: &mut SqliteConnection,
     registry: &RegistryName,
@@ -200,6 +252,16 @@ pub(super) async fn write(
     cause: &Cause,
 ) -> Result<()> {
     let failed = || database("move a tag");
+    let own = ManifestRef::Tag(tag.clone());
+    let needed: &[_] = match new {
+        Some(_) => &[Attribute::WriteEnabled],
+        None => &[Attribute::WriteEnabled, Attribute::DeleteEnabled],
+    };
+    locks::require(connection, registry, repository, Some(&own), needed).await?;
+    if let Some(new) = new {
+        let new = ManifestRef::Digest(new.clone());
+        locks::require(connection, registry, repository, Some(&new), needed).await?;
+    }
     let old = current(connection, registry, repository, tag).await?.map(|row| row.digest);
     let at = now();
     // What is purged grows no younger by it.
