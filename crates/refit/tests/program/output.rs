@@ -324,4 +324,8 @@ fn as_root_a_run_gives_out_the_blobs_of_its_own_image_only() {
     for digest in [&other[..], "sha256:0", "../../logs"] {
         assert!(matches!(status(digest).as_deref(), Some("404") | None), "{digest}");
     }
+    // It is no way around a lock.
+    let lock = ["repository", "update", "app", "--read-enabled", "false"];
+    sandbox.refit(lock).on(&server).run().success();
+    assert!(matches!(status(&own).as_deref(), Some("405") | None));
 }

@@ -20,7 +20,7 @@ use control::{
 use futures_util::{Stream, StreamExt, stream};
 use oci::{Descriptor, Digest, ImageManifest, Manifest, RegistryName};
 use serde::Deserialize;
-use store::StoreError;
+use store::{ManifestRef, StoreError};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
@@ -546,6 +546,7 @@ pub(crate) async fn blob(
         || ApiError::not_found(format!("blob `{}` of run `{}`", from_api::cut(&digest), run.id));
     let wanted: Digest = digest.parse().map_err(|_| missing())?;
     let built = run.digest.clone().ok_or_else(missing)?;
+    require_readable(&state, &run).await?;
     if wanted != built && !is_part(&state, &built, &wanted).await? {
         return Err(missing());
     }
@@ -555,6 +556,16 @@ pub(crate) async fn blob(
     let mut response = stream_response("application/octet-stream", chunks);
     response.headers_mut().insert(CONTENT_LENGTH, size.into());
     Ok(response)
+}
+
+/// What somebody has locked against reading where a run has pushed it, is not read here either.
+async fn require_readable(state: &Shared, run: &Run) -> Result<(), ApiError> {
+    for image in run.images.iter().filter(|image| !image.elsewhere) {
+        let Ok(repository) = image.repository.parse() else { continue };
+        let reference = ManifestRef::Digest(image.digest.clone());
+        state.catalog.require_readable(&run.registry, &repository, Some(&reference)).await?;
+    }
+    Ok(())
 }
 
 /// Whether a blob belongs to what was built: an image, or an index over images.
@@ -586,6 +597,7 @@ pub(crate) async fn files(
     let run = find(&state, &registry, &id).await?;
     let missing = |what: &str| ApiError::not_found(format!("{what} of run `{}`", run.id));
     let built = run.digest.clone().ok_or_else(|| missing("an image"))?;
+    require_readable(&state, &run).await?;
     let images = match read_manifest(&state, &built).await? {
         Manifest::Image(manifest) => vec![files_of(&state, &built, manifest, None).await?],
         Manifest::Index(index) => {
