@@ -9,6 +9,7 @@ mod build_options;
 mod error;
 mod event;
 mod import;
+mod policy;
 mod pool;
 mod purge;
 mod registry;
@@ -24,6 +25,7 @@ pub use build_options::{
 pub use error::{ErrorBody, ErrorDetail};
 pub use event::{Event, EventKind, OutputStream};
 pub use import::*;
+pub use policy::*;
 pub use pool::*;
 pub use purge::*;
 pub use registry::*;

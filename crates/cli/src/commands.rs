@@ -7,6 +7,7 @@ mod audit;
 mod build;
 mod by_rule;
 mod completions;
+mod config;
 mod gc;
 mod image;
 mod import;
@@ -55,6 +56,9 @@ pub enum Command {
     Tag(tag::Command),
     /// Delete tags by name and age, and manifests that nobody needs
     Purge(purge::Args),
+    /// What the registry does by itself: images without tags
+    #[command(subcommand)]
+    Config(config::Command),
     /// Attach annotations to images, chosen by name
     Annotate(annotate::Args),
     /// Stored tasks, runs and their logs
@@ -174,6 +178,7 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Role(command) => account::run_role(session, command).await,
         Command::Audit(command) => audit::run(session, command).await,
         Command::Purge(args) => purge::run(session, args).await,
+        Command::Config(command) => config::run(session, command).await,
         Command::Annotate(args) => annotate::run(session, args).await,
         Command::Gc(args) => gc::run(session, args).await,
         Command::Scrub(args) => scrub::run(session, args).await,

@@ -56,6 +56,33 @@ pub(crate) async fn retain_outputs(state: Shared, shutdown: CancellationToken) {
     }
 }
 
+/// How often manifests are looked for whose time has come, if no tag moves.
+const DUE_PERIOD: Duration = Duration::from_secs(60);
+
+/// Between two looks, however many tags move.
+const DUE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Removes manifests that lost their last tag when their registry wants it, until `shutdown`.
+pub(crate) async fn remove_due(state: Shared, shutdown: CancellationToken) {
+    let mut moved = state.catalog.tag_moved();
+    while !shutdown.is_cancelled() {
+        match state.catalog.remove_due(state.clock.now()).await {
+            Ok(0) => (),
+            Ok(manifests) => tracing::info!(manifests, "manifests without tags are gone"),
+            Err(error) => tracing::error!(%error, "manifests without tags could not be removed"),
+        }
+        pause(DUE_PAUSE, &shutdown).await;
+        // Where nothing is kept, it goes within seconds.
+        let _ = tokio::time::timeout(DUE_PERIOD, async {
+            tokio::select! {
+                _ = moved.changed() => (),
+                () = shutdown.cancelled() => (),
+            }
+        })
+        .await;
+    }
+}
+
 /// Of two crates, and only told.
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 

@@ -9,6 +9,7 @@ mod content;
 mod health;
 mod import;
 mod issuer;
+mod policies;
 mod pools;
 mod runs;
 mod scrub;
@@ -225,6 +226,8 @@ fn of_principals<R: Described>() -> R {
         tasks::put, tasks::update, tasks::delete, tasks::details => WRITE;
         task_runs::list, task_runs::show => READ;
         task_runs::put, task_runs::update, task_runs::delete, task_runs::details => WRITE;
+        policies::show => READ;
+        policies::update => MANAGE;
         pools::list, pools::show, pools::queue_status => READ;
         pools::put, pools::update, pools::delete, pools::token, pools::renew_token => MANAGE;
         content::repositories => CATALOG;

@@ -16,8 +16,8 @@ use housekeeping::{Item, Record};
 use oci::{RegistryName, RepositoryName};
 use serde_json::Value;
 use store::{
-    Attributes, Deleted, GcReport, LostBlob, ManifestInfo, Millis, RepositoryInfo, ScrubPass,
-    StoredSize, TagInfo,
+    Attributes, Deleted, GcReport, LostBlob, ManifestInfo, Millis, RepositoryInfo, Retention,
+    ScrubPass, StoredSize, TagInfo,
 };
 use uuid::Uuid;
 
@@ -457,6 +457,20 @@ pub(crate) fn repository(
         tag_count: info.tags,
         changeable_attributes: attributes(info.attributes),
     }
+}
+
+/// The only kind of retention that there is.
+pub(crate) const UNTAGGED_MANIFESTS: &str = "UntaggedManifests";
+
+pub(crate) fn policies(retention: Retention) -> api::Policies {
+    let Retention { enabled, days, updated_at } = retention;
+    let retention_policy = api::RetentionPolicy {
+        kind: UNTAGGED_MANIFESTS.to_owned(),
+        status: if enabled { "enabled" } else { "disabled" }.to_owned(),
+        days,
+        last_updated_time: updated_at.map(time),
+    };
+    api::Policies { retention_policy }
 }
 
 pub(crate) fn attributes(attributes: Attributes) -> api::Attributes {

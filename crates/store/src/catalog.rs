@@ -9,6 +9,7 @@ mod hot;
 mod locks;
 pub(crate) mod manifests;
 mod repositories;
+mod retention;
 mod sessions;
 mod tags;
 

@@ -177,6 +177,33 @@ impl Attribute {
     }
 }
 
+/// What becomes of the manifests of a registry that lose their last tag (registry.md section 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// They go after some days.
+    pub enabled: bool,
+    /// None: at once.
+    pub days: u32,
+    /// `None`: nobody has changed it yet.
+    pub updated_at: Option<Millis>,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { enabled: false, days: 7, updated_at: None }
+    }
+}
+
+/// Days that manifests without tags are kept at most.
+pub const RETENTION_DAYS_MAX: u32 = 365;
+
+/// New values of [`Retention`]; `None` leaves one as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RetentionChange {
+    pub enabled: Option<bool>,
+    pub days: Option<u32>,
+}
+
 /// What is locked, and by what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lock {

@@ -3,7 +3,7 @@
 use crate::Result;
 
 /// Applied in order, each once; never changed after a release, only added to.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     "
 -- Bytes that exist, and where.
 CREATE TABLE blobs (
@@ -187,6 +187,18 @@ CREATE TABLE repository_locks (
     locked BIGINT NOT NULL,
     PRIMARY KEY (registry, repository)
 );
+",
+    "
+-- What becomes of manifests without tags. Nothing, in a registry without a row.
+CREATE TABLE retention_policies (
+    registry TEXT PRIMARY KEY,
+    enabled BIGINT NOT NULL,
+    days BIGINT NOT NULL,
+    updated_at BIGINT NOT NULL
+);
+-- When a manifest goes that lost its last tag while that was wanted.
+ALTER TABLE manifests ADD COLUMN due_at BIGINT;
+CREATE INDEX manifests_due ON manifests (due_at) WHERE due_at IS NOT NULL;
 ",
 ];
 

@@ -13,8 +13,8 @@ use oci::{
 };
 use store::{
     Attributes, AttributesChange, BlobStore, BuildRecordText, CacheEntry, Catalog, Cause,
-    DiskStore, Expected, GcOptions, ManifestRef, MemoryStore, NewManifest, ReadLayer, ScrubPass,
-    StoreError, StoredSize, Unneeded,
+    DiskStore, Expected, GcOptions, ManifestRef, MemoryStore, NewManifest, ReadLayer, Retention,
+    RetentionChange, ScrubPass, StoreError, StoredSize, Unneeded,
 };
 use tokio::io::AsyncReadExt;
 
@@ -128,6 +128,10 @@ suite! {
     what_is_hidden_is_found_by_those_who_know_it,
     locks_are_lifted_by_those_who_may,
     collection_spares_what_is_locked,
+    what_loses_its_last_tag_goes_when_it_is_due,
+    retention_begins_and_ends_when_it_is_switched,
+    an_index_goes_with_what_only_it_listed,
+    retention_passes_over_what_is_locked_or_a_referrer,
     a_blob_in_use_cannot_be_unlinked,
     referrers_are_listed_whether_or_not_the_subject_exists,
     pages_of_referrers_are_bounded_and_go_on_when_their_last_is_deleted,
@@ -1033,6 +1037,140 @@ async fn collection_spares_what_is_locked(f: Fixture) {
     assert!(collect().await);
     change(&f, None, writing(true)).await;
     assert!(!collect().await, "once it is not locked, it is looked at again");
+}
+
+const DAY: i64 = 24 * 60 * 60 * 1000;
+
+async fn retain(f: &Fixture, enabled: Option<bool>, days: Option<u32>) -> Retention {
+    let change = RetentionChange { enabled, days };
+    f.catalog.change_retention(&registry(), change).await.unwrap()
+}
+
+async fn untag(f: &Fixture, name: &str) {
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    f.catalog.move_tag(&registry, &app, &tag(name), &Expected::Any, None, &cause).await.unwrap();
+}
+
+/// When a tag moved last.
+async fn last_move(f: &Fixture) -> i64 {
+    f.catalog.tag_moves(0, 1000).await.unwrap().last().unwrap().at
+}
+
+/// Removes what is due some days after the last move.
+async fn remove_due(f: &Fixture, days: i64) -> u64 {
+    let at = last_move(f).await + days * DAY;
+    f.catalog.remove_due(at).await.unwrap()
+}
+
+async fn what_loses_its_last_tag_goes_when_it_is_due(f: Fixture) {
+    let first = push(&f.catalog, "app", "v1", b"one").await;
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let to = Some(&first);
+    f.catalog.move_tag(&registry, &app, &tag("also"), &Expected::Any, to, &cause).await.unwrap();
+    let policy = retain(&f, Some(true), Some(2)).await;
+    assert_eq!((policy.enabled, policy.days), (true, 2));
+    assert_eq!(f.catalog.retention(&registry).await.unwrap(), policy);
+    // By a push of another image, and it has a tag still.
+    let second = push(&f.catalog, "app", "v2", b"two").await;
+    let to = Some(&second);
+    f.catalog.move_tag(&registry, &app, &tag("v1"), &Expected::Any, to, &cause).await.unwrap();
+    assert_eq!(remove_due(&f, 100).await, 0);
+    untag(&f, "also").await;
+    assert_eq!(remove_due(&f, 1).await, 0);
+    // What was written down stays, whatever is wanted of others.
+    retain(&f, None, Some(300)).await;
+    assert_eq!(remove_due(&f, 2).await, 1);
+    assert_eq!(manifest(&f.catalog, "app", first.as_str()).await, None);
+    assert_eq!(remove_due(&f, 2).await, 0);
+    untag(&f, "v1").await;
+    untag(&f, "v2").await;
+    // Who pushes it again wants to have it.
+    push(&f.catalog, "app", "v2", b"two").await;
+    assert_eq!(remove_due(&f, 400).await, 0);
+    untag(&f, "v2").await;
+    let again = image(b"{\"label\":\"v2\"}", &[b"two"], None);
+    put_manifest(&f.catalog, "app", again, &[]).await.unwrap();
+    assert_eq!(remove_due(&f, 400).await, 0);
+    // A repository goes with its last image.
+    retain(&f, None, Some(0)).await;
+    push(&f.catalog, "app", "v2", b"two").await;
+    untag(&f, "v2").await;
+    assert_eq!(remove_due(&f, 0).await, 1);
+    assert!(!f.catalog.repository_exists(&registry, &app).await.unwrap());
+}
+
+async fn retention_begins_and_ends_when_it_is_switched(f: Fixture) {
+    let at_first = f.catalog.retention(&registry()).await.unwrap();
+    assert_eq!(at_first, Retention { enabled: false, days: 7, updated_at: None });
+    let before = push(&f.catalog, "app", "v1", b"one").await;
+    untag(&f, "v1").await;
+    retain(&f, Some(true), None).await;
+    let while_on = push(&f.catalog, "app", "v2", b"two").await;
+    untag(&f, "v2").await;
+    retain(&f, Some(false), None).await;
+    retain(&f, Some(true), None).await;
+    let after = push(&f.catalog, "app", "v3", b"three").await;
+    untag(&f, "v3").await;
+    assert_eq!(remove_due(&f, 8).await, 1);
+    for (digest, stays) in [(before, true), (while_on, true), (after, false)] {
+        assert_eq!(manifest(&f.catalog, "app", digest.as_str()).await.is_some(), stays);
+    }
+    // Of other registries nobody has said anything.
+    let other = f.catalog.retention(&"other".parse().unwrap()).await.unwrap();
+    assert!(!other.enabled);
+}
+
+async fn an_index_goes_with_what_only_it_listed(f: Fixture) {
+    retain(&f, Some(true), Some(0)).await;
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let tagged = async |name: &str, digest: &Digest| {
+        let to = Some(digest);
+        f.catalog.move_tag(&registry, &app, &tag(name), &Expected::Any, to, &cause).await.unwrap();
+    };
+    let alone = push(&f.catalog, "app", "v1", b"one").await;
+    let shared = push(&f.catalog, "app", "v2", b"two").await;
+    let named = push(&f.catalog, "app", "v3", b"three").await;
+    let inner = put_index(&f.catalog, "app", &[&alone, &shared, &named], "inner").await;
+    let outer = put_index(&f.catalog, "app", &[&inner], "outer").await;
+    let other = put_index(&f.catalog, "app", &[&shared], "other").await;
+    tagged("all", &outer).await;
+    tagged("other", &other).await;
+    untag(&f, "v1").await;
+    untag(&f, "v2").await;
+    // Members of what is tagged are no untagged manifests, at any depth.
+    assert_eq!(remove_due(&f, 0).await, 0);
+    untag(&f, "all").await;
+    assert_eq!(remove_due(&f, 0).await, 3);
+    for (digest, stays) in
+        [(&outer, false), (&inner, false), (&alone, false), (&shared, true), (&named, true)]
+    {
+        assert_eq!(manifest(&f.catalog, "app", digest.as_str()).await.is_some(), stays);
+    }
+    untag(&f, "other").await;
+    assert_eq!(remove_due(&f, 0).await, 2);
+}
+
+async fn retention_passes_over_what_is_locked_or_a_referrer(f: Fixture) {
+    retain(&f, Some(true), Some(0)).await;
+    let locked = push(&f.catalog, "app", "v1", b"one").await;
+    let about = image(b"{\"label\":\"v1\"}", &[b"one"], Some(&locked));
+    put_manifest(&f.catalog, "app", about, &[(tag("about"), Expected::Any)]).await.unwrap();
+    for attributes in [deleting(false), writing(false)] {
+        change(&f, Some(locked.as_str()), attributes).await;
+        // Its tag is not locked, and goes.
+        if f.catalog.tag(&registry(), &repository("app"), &tag("v1")).await.unwrap().is_some() {
+            untag(&f, "v1").await;
+        }
+        assert_eq!(remove_due(&f, 0).await, 0);
+    }
+    untag(&f, "about").await;
+    assert_eq!(remove_due(&f, 0).await, 0);
+    change(&f, Some(locked.as_str()), deleting(true)).await;
+    change(&f, Some(locked.as_str()), writing(true)).await;
+    change(&f, None, writing(false)).await;
+    assert_eq!(remove_due(&f, 0).await, 0);
+    change(&f, None, writing(true)).await;
+    assert_eq!(remove_due(&f, 0).await, 1);
 }
 
 async fn a_blob_in_use_cannot_be_unlinked(f: Fixture) {

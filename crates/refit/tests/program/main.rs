@@ -14,6 +14,7 @@ mod cache_exchange;
 mod cancel;
 mod cases;
 mod completions;
+mod config;
 mod contexts;
 mod crash;
 mod damage;

@@ -303,7 +303,7 @@ mod tests {
         let own = json!({ "userName": opaque("me"), "password": own });
         assert!(parse(json!({ "customRegistries": { "ghcr.io": own } }), None).is_ok());
         let bad = json!({ "value": "hub", "type": "Vaultsecret" });
-        check_refused(json!({ "userName": opaque("me"), "password": bad }), expect![""]);
+        check_refused(json!({ "userName": opaque("me"), "password": bad }), expect!["credentials.customRegistries.r.example.com: the password: it is no address: relative URL without a base"]);
     }
 
     #[test]
@@ -313,7 +313,7 @@ mod tests {
         assert_eq!(logins.others["ghcr.io"], RegistryLogin::Identity { identity: None });
         let text = serde_json::to_string(&logins).unwrap();
         assert_eq!(serde_json::from_str::<Logins>(&text).unwrap(), logins);
-        check_refused(json!({ "identity": "me" }), expect![""]);
+        check_refused(json!({ "identity": "me" }), expect!["credentials.customRegistries.r.example.com: identity `me` is neither `[system]` nor an id"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use oci::Digest;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Server, answer};
+use crate::support::{Server, answer, wait_for};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -137,6 +137,42 @@ async fn locks_are_shown_changed_and_noted() {
     let log = log.send().await.unwrap().text().await.unwrap();
     let noted = "PATCH /api/v1/registries/local/repositories/team/app/tags/1 (writeEnabled: false)";
     assert!(log.contains(noted), "{log}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn n8_n9_what_loses_its_last_tag_goes_within_seconds_if_that_is_wanted() {
+    let server = Server::start().await;
+    let (before, after) =
+        (push(&server, "app", "1", "one").await, push(&server, "app", "2", "two").await);
+    let policies = server.get("/policies").await;
+    let policy = json!({ "type": "UntaggedManifests", "status": "disabled", "days": 7 });
+    assert_eq!(policies, json!({ "retentionPolicy": policy }));
+    let patch = async |policy: Value, status| {
+        let body = json!({ "retentionPolicy": policy });
+        let patch = server.request(Method::PATCH, "/policies").json(&body).send().await.unwrap();
+        answer(patch, status).await["retentionPolicy"].clone()
+    };
+    let untag = async |tag: &str| {
+        let path = format!("/repositories/app/tags/{tag}");
+        let deleted = server.request(Method::DELETE, &path).send().await.unwrap();
+        answer(deleted, StatusCode::ACCEPTED).await;
+    };
+    let status = async |digest: &str| {
+        let path = format!("/v2/app/manifests/{digest}");
+        server.plain(Method::GET, &path).send().await.unwrap().status()
+    };
+    untag("1").await;
+    let changed = patch(json!({ "status": "enabled", "days": 0 }), StatusCode::OK).await;
+    assert_eq!((&changed["status"], &changed["days"]), (&json!("enabled"), &json!(0)));
+    patch(json!({ "days": 366 }), StatusCode::BAD_REQUEST).await;
+    untag("2").await;
+    wait_for(|| async { status(&after).await == StatusCode::NOT_FOUND }).await;
+    assert_eq!(status(&before).await, StatusCode::OK);
+    // It outlives the server.
+    let data = server.stop().await;
+    let server = Server::start_in(data, "", &[]).await;
+    assert_eq!(server.get("/policies").await["retentionPolicy"], changed);
     server.stop().await;
 }
 

@@ -8,6 +8,7 @@ use oci::{Digest, RegistryName, RepositoryName, Tag};
 use sqlx::SqliteConnection;
 
 use super::Catalog;
+use super::manifests::Condition;
 use super::repositories::count;
 use super::tags::tag_info;
 use crate::Result;
@@ -131,7 +132,9 @@ impl Catalog {
         unneeded: Unneeded,
         cause: &Cause,
     ) -> Result<bool> {
-        let deleted = self.delete_if(registry, repository, digest, Some(unneeded), cause).await?;
+        let deleted = self
+            .delete_if(registry, repository, digest, Condition::Unneeded(unneeded), cause)
+            .await?;
         Ok(deleted.is_some())
     }
 }

@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt;
 
 use super::aged::is_needed;
 use super::repositories::{count, link};
-use super::{Catalog, hot, job, locks, parsed, tags};
+use super::{Catalog, hot, job, locks, parsed, retention, tags};
 use crate::error::database;
 use crate::model::{
     Attribute, Cause, Deleted, Expected, ManifestEntry, ManifestInfo, ManifestRef, Millis,
@@ -71,6 +71,15 @@ impl NewRow {
             subject: references.subject,
         }
     }
+}
+
+/// When a manifest is removed, of those that are there.
+#[derive(Clone, Copy)]
+pub(super) enum Condition {
+    None,
+    Unneeded(Unneeded),
+    /// It was to go by then.
+    Due(Millis),
 }
 
 impl Catalog {
@@ -370,18 +379,18 @@ impl Catalog {
         digest: &Digest,
         cause: &Cause,
     ) -> Result<Deleted> {
-        let deleted = self.delete_if(registry, repository, digest, None, cause).await?;
+        let deleted = self.delete_if(registry, repository, digest, Condition::None, cause).await?;
         let missing = || StoreError::NotFound { what: format!("manifest {digest}") };
         deleted.ok_or_else(missing)
     }
 
-    /// Removes a manifest that is there and, if `unneeded` says what that is, not needed.
+    /// Removes a manifest that is there, on a condition.
     pub(super) async fn delete_if(
         &self,
         registry: &RegistryName,
         repository: &RepositoryName,
         digest: &Digest,
-        unneeded: Option<Unneeded>,
+        condition: Condition,
         cause: &Cause,
     ) -> Result<Option<Deleted>> {
         self.blobs.make_room().await?;
@@ -403,14 +412,23 @@ impl Catalog {
                 if found.is_none() {
                     return Ok(None);
                 }
-                if let Some(unneeded) = unneeded
-                    && is_needed(connection, &owned, &name, &gone, unneeded).await?
-                {
-                    return Ok(None);
-                }
-                if unneeded.is_some_and(|unneeded| unneeded.even_locked) {
-                    let own = ManifestRef::Digest(gone.clone());
-                    locks::lift(connection, &owned, &name, &own).await?;
+                match condition {
+                    Condition::None => (),
+                    Condition::Unneeded(unneeded) => {
+                        if is_needed(connection, &owned, &name, &gone, unneeded).await? {
+                            return Ok(None);
+                        }
+                        if unneeded.even_locked {
+                            let own = ManifestRef::Digest(gone.clone());
+                            locks::lift(connection, &owned, &name, &own).await?;
+                        }
+                    }
+                    Condition::Due(now) => {
+                        if !retention::is_due(connection, &owned, &name, &gone, now).await? {
+                            return Ok(None);
+                        }
+                        retention::note_members(connection, &owned, &name, &gone, now).await?;
+                    }
                 }
                 let tags: Vec<String> = sqlx::query_scalar(
                     "SELECT name FROM tags
@@ -599,7 +617,7 @@ async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
             artifact_type, config_media_type, subject, annotations, pushed_at, updated_at, used_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12)
          ON CONFLICT (registry, repository, digest) DO UPDATE
-         SET media_type = excluded.media_type, used_at = excluded.used_at,
+         SET media_type = excluded.media_type, used_at = excluded.used_at, due_at = NULL,
             updated_at = excluded.updated_at",
     )
     .bind(registry)

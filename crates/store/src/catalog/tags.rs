@@ -5,7 +5,7 @@ use sqlx::{Row, SqliteConnection};
 use tokio::sync::watch;
 
 use super::repositories::count;
-use super::{Catalog, locks, parsed};
+use super::{Catalog, locks, parsed, retention};
 use crate::error::database;
 use crate::model::{Attribute, Cause, Expected, ManifestRef, Millis, TagInfo, TagMove};
 use crate::{Result, StoreError, now};
@@ -300,6 +300,10 @@ pub(super) async fn write(
     };
     if let Some(old) = &old {
         note_orphan(connection, registry, repository, old, at).await?;
+        retention::note_untagged(connection, registry, repository, old, at).await?;
+    }
+    if let Some(new) = new {
+        retention::note_tagged(connection, registry, repository, new).await?;
     }
     sqlx::query(
         "INSERT INTO tag_moves (registry, repository, tag, old, new, cause, at)
