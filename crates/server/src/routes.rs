@@ -406,6 +406,25 @@ where
     }
 }
 
+/// What a path names; what is wrong with it is told in our envelope. Behind [`admit`] no name is wrong
+/// that is to be text.
+pub(crate) struct Path<T>(pub(crate) T);
+
+impl<T, S> FromRequestParts<S> for Path<T>
+where
+    T: DeserializeOwned + Send,
+    S: Send + Sync,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match axum::extract::Path::<T>::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(named)) => Ok(Self(named)),
+            Err(error) => Err(ApiError::invalid(error.body_text())),
+        }
+    }
+}
+
 /// Query parameters; what is wrong with them is told in our envelope.
 pub(crate) struct Query<T>(pub(crate) T);
 

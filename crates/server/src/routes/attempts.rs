@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::runs::{NDJSON, stream_response};
 use super::sources::chunks;
-use super::{Json, Query};
+use super::{Json, Path, Query};
 use crate::agent_wire::{
     AcrRecord, Blobs, Claim, EventsTaken, Finish, Lease, LeaseNews, LeasedRun, QueueNews,
     RunningSteps, SecretAnswer, SecretWanted, TokenAnswer, VERSION, WAIT_SECONDS,

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use utoipa::IntoParams;
 
-use super::{Json, Query};
+use super::{Json, Path, Query};
 use crate::error::ApiError;
 use crate::openapi::{Binary, Refusal};
 use crate::state::Shared;
