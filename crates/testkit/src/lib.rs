@@ -23,7 +23,7 @@ pub use command::{Invocation, Outcome, Running, until};
 pub use filters::filtered;
 pub use git::{COMMIT_TIME, GitHost, GitRepository};
 pub use image::{Image, Layer, busybox};
-pub use memory::{MemoryBound, peak_memory};
+pub use memory::{MemoryBound, peak_memory, resident_memory};
 pub use registry::RegistryClient;
 pub use sandbox::Sandbox;
 pub use server::Server;

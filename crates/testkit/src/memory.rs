@@ -59,10 +59,20 @@ impl Running {
     }
 }
 
+/// The bytes that a process has resident.
+#[track_caller]
+pub fn resident_memory(process: u32) -> u64 {
+    told(process, "VmRSS:").expect("it is under way")
+}
+
 /// Nothing when it has ended.
 fn peak_so_far(process: u32) -> Option<u64> {
+    told(process, "VmHWM:")
+}
+
+fn told(process: u32, name: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib = line.trim().strip_suffix(" kB").expect("a peak is told");
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib = line.trim().strip_suffix(" kB").expect("memory is told");
     Some(kib.parse::<u64>().expect("a number") << 10)
 }

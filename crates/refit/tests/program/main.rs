@@ -28,6 +28,7 @@ mod identity;
 mod import;
 mod login;
 mod logins;
+mod malformed;
 mod memory;
 mod observe;
 mod output;
