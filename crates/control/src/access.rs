@@ -113,6 +113,19 @@ impl Access {
         user: &str,
         password: &str,
     ) -> Result<Option<Proven>> {
+        match self.authenticate_token(registry, user, password).await? {
+            Some(proven) => Ok(Some(proven)),
+            None => self.authenticate_account(user, password).await,
+        }
+    }
+
+    /// The same for tokens alone, whose passwords are random: nobody guesses them.
+    pub async fn authenticate_token(
+        &self,
+        registry: Option<&RegistryName>,
+        user: &str,
+        password: &str,
+    ) -> Result<Option<Proven>> {
         if let (Some(registry), Ok(name)) = (registry, user.parse::<TokenName>())
             && let Some(found) = self.token_access(registry, &name).await?
             && let Some(opened) = found.opened_by(password, self.shared.clock.now())
@@ -121,6 +134,11 @@ impl Access {
             let credential = opened.fingerprint();
             return Ok(Some(Proven { identity: Identity::Token { registry, name }, credential }));
         }
+        Ok(None)
+    }
+
+    /// The same for accounts alone.
+    pub async fn authenticate_account(&self, user: &str, password: &str) -> Result<Option<Proven>> {
         let found = match user.parse::<AccountName>() {
             Ok(name) => self.account_access(&name).await?,
             Err(_) => None,

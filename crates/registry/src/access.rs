@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{BitAnd, BitOr};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use http::HeaderMap;
@@ -31,6 +32,19 @@ pub trait Access: Send + Sync {
     /// whose tokens are good where [`Self::anonymous`] lets them in.
     async fn holds(&self, principal: &Principal, credential: &str) -> bool;
 
+    /// Whether one more request of somebody who was let in may be answered now.
+    fn admit(&self, principal: &Principal, peer: Peer, class: Class) -> Result<(), Busy> {
+        let _ = (principal, peer, class);
+        Ok(())
+    }
+
+    /// Told of a token that is none of ours: whether it is to be refused as such, or for coming too
+    /// often.
+    fn wrong_token(&self, peer: Peer) -> Result<(), Busy> {
+        let _ = peer;
+        Ok(())
+    }
+
     /// Told of each request once it is answered, before the answer goes out.
     async fn note(&self, act: Act<'_>);
 
@@ -44,9 +58,34 @@ pub trait Access: Send + Sync {
     ) -> Actions;
 }
 
-/// Too many credentials are being checked; another try may be lucky.
+/// It was too much at once, or too often; another try after a while may be lucky.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Busy;
+pub struct Busy {
+    pub what: &'static str,
+    pub retry_after: Duration,
+}
+
+/// Requests that are counted together (registry.md section 8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    Read,
+    Write,
+    Delete,
+    /// Counted as [`Self::Read`] too.
+    Referrers,
+    /// Asking for a token.
+    Login,
+}
+
+impl Class {
+    pub fn of(method: &http::Method) -> Self {
+        match *method {
+            http::Method::GET | http::Method::HEAD | http::Method::OPTIONS => Self::Read,
+            http::Method::DELETE => Self::Delete,
+            _ => Self::Write,
+        }
+    }
+}
 
 /// What a request was to do, if it was to change something.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,12 +14,12 @@ use oci::{RegistryName, RepositoryName};
 use serde_json::json;
 
 use crate::access::{
-    Actions, Busy, Credentials, Deed, Principal, Proven, RequestContext, Resource,
+    Actions, Class, Credentials, Deed, Principal, Proven, RequestContext, Resource,
 };
 use crate::error::{ApiError, Code};
 use crate::route::Route;
 use crate::router::{Known, Server};
-use crate::token::{Grant, Scope, TokenKind};
+use crate::token::{Grant, Scope, TokenError, TokenKind};
 
 /// What stands between a request and the registry it asks for.
 pub(crate) struct Gate<'a> {
@@ -98,6 +98,10 @@ impl Gate<'_> {
         let need = Need::of(route, method);
         let caller = self.identify(headers, need.as_slice()).await?;
         *known = Some(caller.principal.clone());
+        self.count(&caller.principal, Class::of(method))?;
+        if matches!(route, Route::Referrers(..)) {
+            self.count(&caller.principal, Class::Referrers)?;
+        }
         match need {
             Some(need) if self.may(&caller, &need.resource, need.actions).await => Ok(caller),
             Some(need) => Err(self.refusal(&caller, &need).await),
@@ -158,7 +162,7 @@ impl Gate<'_> {
         };
         let header = header.to_str().unwrap_or_default();
         if let Some(token) = scheme(header, "bearer") {
-            let grant = self.verify(token, TokenKind::Access).await;
+            let grant = self.verify(token, TokenKind::Access).await?;
             let grant = grant.ok_or_else(|| self.challenge(need, Some(INVALID_TOKEN)))?;
             return Ok(Caller { principal: grant.principal.clone(), grant: Some(grant) });
         }
@@ -169,14 +173,22 @@ impl Gate<'_> {
 
     /// What a token states, if it is one of ours, has not expired, and what it was given for
     /// still lets its principal in.
-    async fn verify(&self, token: &str, kind: TokenKind) -> Option<Grant> {
+    async fn verify(&self, token: &str, kind: TokenKind) -> Result<Option<Grant>, ApiError> {
         let state = &self.server.state;
-        let grant = state.signer.verify(token, self.registry, kind, (state.clock)()).ok()?;
+        let grant = match state.signer.verify(token, self.registry, kind, (state.clock)()) {
+            Ok(grant) => grant,
+            // All tokens come to that.
+            Err(TokenError::Expired) => return Ok(None),
+            Err(TokenError::Invalid) => {
+                state.access.wrong_token(self.context.peer)?;
+                return Ok(None);
+            }
+        };
         let is_good = match grant.principal == Principal::anonymous() {
             true => state.access.anonymous(&self.context).is_some(),
             false => state.access.holds(&grant.principal, &grant.credential).await,
         };
-        is_good.then_some(grant)
+        Ok(is_good.then_some(grant))
     }
 
     async fn authenticate(
@@ -185,11 +197,11 @@ impl Gate<'_> {
     ) -> Result<Option<Proven>, ApiError> {
         let Some(credentials) = credentials else { return Ok(None) };
         let access = &self.server.state.access;
-        let proven = access.authenticate(self.registry, &self.context, &credentials).await;
-        proven.map_err(|Busy| {
-            let message = "too many credentials are being checked; try again";
-            ApiError::new(Code::TooManyRequests, message)
-        })
+        Ok(access.authenticate(self.registry, &self.context, &credentials).await?)
+    }
+
+    fn count(&self, principal: &Principal, class: Class) -> Result<(), ApiError> {
+        Ok(self.server.state.access.admit(principal, self.context.peer, class)?)
     }
 
     /// Whether `/v2/` should ask an anonymous caller to log in. Clients take their whole
@@ -337,6 +349,7 @@ async fn issue(
         _ => return Err(ApiError::new(Code::Unsupported, "use GET or POST")),
     };
     known.principal = Some(proven.principal.clone());
+    gate.count(&proven.principal, Class::Login)?;
     let access = gate.grant(&request, proven).await;
     let state = &server.state;
     let (now, life) = ((state.clock)(), state.limits.access_token_life);
@@ -380,7 +393,7 @@ impl Gate<'_> {
             }
             Some("refresh_token") => {
                 let token = request.used_refresh_token().unwrap_or_default();
-                let grant = self.verify(token, TokenKind::Refresh).await;
+                let grant = self.verify(token, TokenKind::Refresh).await?;
                 let Grant { principal, credential, .. } =
                     grant.ok_or_else(|| self.wrong_credentials())?;
                 Ok(Proven { principal, credential })

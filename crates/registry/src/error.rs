@@ -10,6 +10,8 @@ use remote::RemoteError;
 use serde_json::{Value, json};
 use store::StoreError;
 
+use crate::access::Busy;
+
 /// The error codes of distribution-spec 1.1, *Error Codes*, and three that its ancestor
 /// had and clients know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,6 +198,13 @@ impl ApiError {
 fn log(error: &StoreError) {
     let source = error.source().map(|source| source.to_string());
     tracing::error!(%error, source = source.as_deref().unwrap_or_default(), "request failed");
+}
+
+impl From<Busy> for ApiError {
+    fn from(Busy { what, retry_after }: Busy) -> Self {
+        let seconds = retry_after.as_millis().div_ceil(1000).max(1).to_string();
+        Self::new(Code::TooManyRequests, what).header(RETRY_AFTER, &seconds)
+    }
 }
 
 impl From<DigestError> for ApiError {

@@ -35,7 +35,7 @@ mod token;
 mod uploads;
 
 pub use access::{
-    Access, Act, Actions, Busy, Credentials, Deed, Peer, Principal, Proven, RequestContext,
+    Access, Act, Actions, Busy, Class, Credentials, Deed, Peer, Principal, Proven, RequestContext,
     Resource, Secure, is_local, same_secret,
 };
 pub use hosts::Hosts;

@@ -2,19 +2,25 @@
 //! not allowed is refused.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use control::{Area, ControlError, Identity, Operation, Rights, Runs};
+use control::{Area, Identity, Operation, Rights, Runs};
 use http::{HeaderMap, StatusCode};
 use oci::{RegistryName, RepositoryName};
 use registry::{
-    Access, Actions, Busy, Credentials, Deed, Peer, Proven, RequestContext, Resource, is_local,
+    Access, Actions, Busy, Class, Credentials, Deed, Peer, Proven, RequestContext, Resource,
+    is_local,
 };
 
 use crate::audit::{Act, Auditor, Route};
 use crate::error::ApiError;
 use crate::from_api::cut;
 use crate::keys::{ADMIN, Keys, Presented, attempt_of_user};
+use crate::rates::Rates;
+
+const TOO_MANY_REQUESTS: &str = "too many requests within a minute";
+const TOO_MANY_GUESSES: &str = "too many credentials that are wrong, or are being checked";
 
 /// Begins the name of a token of a registry where it acts.
 const TOKEN: &str = "token/";
@@ -109,6 +115,7 @@ pub(crate) struct ServerAccess {
     /// Whether the server has one registry.
     pub(crate) only_registry: bool,
     pub(crate) auditor: Auditor,
+    pub(crate) rates: Rates,
 }
 
 impl ServerAccess {
@@ -138,15 +145,57 @@ impl ServerAccess {
                 "the server's token lies in `keys/api-token` of its data folder; set `REFIT_TOKEN`, or use `refit login`",
             )),
             Presented::Bearer(token) if self.keys.is_token(&token) => Ok(Principal::ApiToken),
-            Presented::Bearer(_) => Err(refused()),
+            Presented::Bearer(_) => {
+                self.was_wrong(peer, None)?;
+                Err(refused())
+            }
             Presented::Basic(user, password) => {
                 if let Some(own) = self.keys.by_password(&user, &password) {
                     return Ok(own);
                 }
-                let proven = self.permissions.authenticate(registry, &user, &password).await?;
+                let proven = self.authenticate_known(registry, peer, &user, &password).await?;
                 Ok(Principal::Known(proven.ok_or_else(refused)?.identity))
             }
         }
+    }
+
+    /// Who in the tables a user name and password prove to be. Passwords that people choose are not
+    /// compared as often as somebody likes.
+    async fn authenticate_known(
+        &self,
+        registry: Option<&RegistryName>,
+        peer: Peer,
+        user: &str,
+        password: &str,
+    ) -> Result<Option<control::Proven>, ApiError> {
+        let by_token = self.permissions.authenticate_token(registry, user, password).await?;
+        if by_token.is_some() {
+            return Ok(by_token);
+        }
+        self.rates.may_guess(peer, user, Instant::now()).map_err(too_many_guesses)?;
+        let proven = self.permissions.authenticate_account(user, password).await?;
+        match proven {
+            Some(_) => self.rates.was_right(peer, user),
+            None => self.was_wrong(peer, Some(user))?,
+        }
+        Ok(proven)
+    }
+
+    fn was_wrong(&self, peer: Peer, user: Option<&str>) -> Result<(), ApiError> {
+        self.rates.was_wrong(peer, user, Instant::now()).map_err(too_many_guesses)
+    }
+
+    /// Refuses who asks too often. A class is counted over the API and the registry together.
+    pub(crate) fn count(
+        &self,
+        principal: &Principal,
+        peer: Peer,
+        class: Class,
+    ) -> Result<(), ApiError> {
+        let name = principal.name();
+        let name = Some(&*name).filter(|_| *principal != Principal::Anonymous);
+        let asked = self.rates.ask(name, peer, class, Instant::now());
+        asked.map_err(|wait| ApiError::too_often(TOO_MANY_REQUESTS).retry_after(wait))
     }
 
     /// Refuses who may not use a route. `registry` is that of its path, and `name` what it is about: a
@@ -239,7 +288,7 @@ impl Access for ServerAccess {
     async fn authenticate(
         &self,
         registry: &RegistryName,
-        _: &RequestContext<'_>,
+        request: &RequestContext<'_>,
         credentials: &Credentials,
     ) -> Result<Option<Proven>, Busy> {
         let Credentials { user, password } = credentials;
@@ -253,15 +302,15 @@ impl Access for ServerAccess {
         if let Some(own) = self.keys.by_password(user, password) {
             return Ok(self.keys.fingerprint(&own).map(|credential| own.proven(credential)));
         }
-        match self.permissions.authenticate(Some(registry), user, password).await {
+        match self.authenticate_known(Some(registry), request.peer, user, password).await {
             Ok(proven) => {
                 Ok(proven.map(|proven| Principal::Known(proven.identity).proven(proven.credential)))
             }
-            Err(ControlError::TooManyLogins) => Err(Busy),
-            Err(error) => {
-                failed(&error);
-                Ok(None)
+            Err(ApiError { retry_after: Some(retry_after), .. }) => {
+                Err(Busy { what: TOO_MANY_GUESSES, retry_after })
             }
+            // It is in the log.
+            Err(_) => Ok(None),
         }
     }
 
@@ -288,6 +337,18 @@ impl Access for ServerAccess {
             Some(own) => self.keys.fingerprint(&own).is_some_and(|known| known == credential),
             None => false,
         }
+    }
+
+    fn admit(&self, principal: &registry::Principal, peer: Peer, class: Class) -> Result<(), Busy> {
+        let name = Some(principal.name());
+        let name = name.filter(|_| *principal != registry::Principal::anonymous());
+        let asked = self.rates.ask(name, peer, class, Instant::now());
+        asked.map_err(|retry_after| Busy { what: TOO_MANY_REQUESTS, retry_after })
+    }
+
+    fn wrong_token(&self, peer: Peer) -> Result<(), Busy> {
+        let wrong = self.rates.was_wrong(peer, None, Instant::now());
+        wrong.map_err(|retry_after| Busy { what: TOO_MANY_GUESSES, retry_after })
     }
 
     async fn note(&self, act: registry::Act<'_>) {
@@ -383,6 +444,10 @@ fn actions(rights: Rights) -> Actions {
     allowed.fold(Actions::NONE, |all, (_, action)| all | action)
 }
 
+fn too_many_guesses(wait: Duration) -> ApiError {
+    ApiError::too_often(TOO_MANY_GUESSES).retry_after(wait)
+}
+
 /// Whoever cannot be looked up is refused.
 fn failed(error: &control::ControlError) {
     tracing::error!(%error, "a permission could not be looked up");
@@ -391,6 +456,7 @@ fn failed(error: &control::ControlError) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rates::RateSettings;
 
     #[test]
     fn each_principal_is_found_by_its_name() {
@@ -453,6 +519,7 @@ mod tests {
             permissions,
             only_registry: true,
             auditor,
+            rates: Rates::new(RateSettings::default()),
         };
         (access, attempt)
     }

@@ -29,6 +29,7 @@ use crate::keys::{Keys, publish_token, secret_keys};
 use crate::listen::{self, Clients, ConnectionSettings, Ends, Listener};
 use crate::owner::{self, OtherOwner, OwnerKind};
 use crate::presence::Presence;
+use crate::rates::Rates;
 use crate::registries::Registries;
 use crate::secrets::Providers;
 use crate::state::{Shared, State};
@@ -225,6 +226,7 @@ impl App {
                 permissions,
                 only_registry: settings.registries.len() == 1,
                 auditor: auditor.clone(),
+                rates: Rates::new(settings.limits.rates),
             },
             auditor,
             keys,

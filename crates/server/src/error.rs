@@ -1,14 +1,23 @@
 //! Errors as the REST API tells them: one place where they get a status code.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::StatusCode;
-use axum::http::header::{HeaderValue, WWW_AUTHENTICATE};
+use axum::http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::response::{IntoResponse, Response};
 use control::ControlError;
 use engine::{ImageArchiveError, ImportError};
 use housekeeping::{HousekeepingError, OptionsError};
 use remote::RemoteError;
 use store::StoreError;
+
+use crate::rates;
+
+/// By then some of the passwords that are being compared will have been.
+const LOGINS_PAUSE: Duration = Duration::from_secs(1);
+/// By then some run may have ended.
+const QUEUE_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a handler may fail with. `code` is for programs, `message` and `hint` for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,11 +27,13 @@ pub(crate) struct ApiError {
     pub(crate) message: String,
     pub(crate) target: Option<String>,
     pub(crate) hint: Option<String>,
+    /// When another try makes sense.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), target: None, hint: None }
+        Self { status, code, message: message.into(), target: None, hint: None, retry_after: None }
     }
 
     /// The request cannot be right.
@@ -46,6 +57,10 @@ impl ApiError {
     /// What the request is about was there, and is not any more.
     pub(crate) fn gone(message: impl Into<String>) -> Self {
         Self::new(StatusCode::GONE, "Gone", message)
+    }
+
+    pub(crate) fn too_often(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message)
     }
 
     /// The request did not arrive in time.
@@ -76,6 +91,11 @@ impl ApiError {
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    pub(crate) fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
         self
     }
 
@@ -119,8 +139,13 @@ impl From<ControlError> for ApiError {
                 return Self::internal(&error);
             }
         };
+        let retry_after = match error {
+            ControlError::TooManyLogins => Some(LOGINS_PAUSE),
+            ControlError::QueueFull { .. } => Some(QUEUE_PAUSE),
+            _ => None,
+        };
         let hint = error.hint();
-        Self { status, code, message: error.to_string(), target: None, hint }
+        Self { status, code, message: error.to_string(), target: None, hint, retry_after }
     }
 }
 
@@ -141,7 +166,7 @@ impl From<ImportError> for ApiError {
             _ => (StatusCode::BAD_REQUEST, "InvalidRequest"),
         };
         let hint = error.hint();
-        Self { status, code, message: error.to_string(), target: None, hint }
+        Self { status, code, message: error.to_string(), target: None, hint, retry_after: None }
     }
 }
 
@@ -184,7 +209,8 @@ impl From<StoreError> for ApiError {
             StoreError::NoSpace(_) => (StatusCode::INSUFFICIENT_STORAGE, "NoSpace"),
             _ => return Self::internal(&error),
         };
-        Self { status, code, message: error.to_string(), target: None, hint: error.hint() }
+        let hint = error.hint();
+        Self { status, code, message: error.to_string(), target: None, hint, retry_after: None }
     }
 }
 
@@ -202,11 +228,14 @@ impl From<ApiError> for api::ErrorDetail {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = self.status;
+        let (status, retry_after) = (self.status, self.retry_after);
         let mut response = (status, Json(api::ErrorBody { error: self.into() })).into_response();
         if status == StatusCode::UNAUTHORIZED {
             let challenge = HeaderValue::from_static("Bearer realm=\"refit\"");
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        if let Some(wait) = retry_after {
+            response.headers_mut().insert(RETRY_AFTER, rates::seconds(wait).into());
         }
         response
     }

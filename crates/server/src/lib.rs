@@ -32,6 +32,7 @@ mod machine;
 mod openapi;
 mod owner;
 mod presence;
+mod rates;
 mod registries;
 mod routes;
 mod secrets;
@@ -43,7 +44,7 @@ pub use agent::{AgentSettings, agent};
 pub use app::{App, Embedded, ServeError, embedded, serve};
 pub use remote::ssh_program;
 pub use settings::{
-    BuildSettings, LimitSettings, NetworkSettings, Problem, RegistrySettings, Secret,
+    BuildSettings, LimitSettings, NetworkSettings, Problem, RateSettings, RegistrySettings, Secret,
     ServerSettings, Settings, SettingsError, Sources, StoreSettings, TaskSettings, TlsSettings,
     UpstreamSettings,
 };

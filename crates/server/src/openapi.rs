@@ -155,6 +155,7 @@ fn protect(operation: &mut Operation) {
     let by = |scheme| SecurityRequirement::new(scheme, [""; 0]);
     operation.security = Some(vec![by(BEARER), by(BASIC)]);
     refuse(operation, StatusCode::UNAUTHORIZED.as_str());
+    refuse(operation, StatusCode::TOO_MANY_REQUESTS.as_str());
     refuse(operation, StatusCode::FORBIDDEN.as_str());
 }
 

@@ -37,7 +37,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
 use control::{Operation, Rights};
 use oci::RegistryName;
-use registry::Peer;
+use registry::{Class, Peer};
 use serde::de::DeserializeOwned;
 use utoipa_axum::PathItemExt as _;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
@@ -323,6 +323,8 @@ async fn admit(
     let registry = registry.as_ref().and_then(|registry| registry.as_ref().ok());
     let peer = parts.extensions.get::<Peer>().copied().unwrap_or_default();
     let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
+    // Contexts are sent in many requests, and are bounded otherwise.
+    let is_upload = path.strip_prefix(REGISTRY).is_some_and(|below| below.starts_with("/sources"));
     let (access, auditor) = (&guard.state.access, &guard.state.auditor);
     let mut act = Act {
         registry: registry.cloned(),
@@ -348,6 +350,9 @@ async fn admit(
     let Some(needs) = guard.needs.get(&(method, path)) else {
         return Ok(no_method().await);
     };
+    if !is_upload {
+        access.count(&principal, peer, Class::of(&parts.method))?;
+    }
     let noting = auditor.begin(act);
     if let Err(error) = access.require(&principal, registry, param("name"), *needs).await {
         noting.ended(error.status, None).await;

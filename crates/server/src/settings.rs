@@ -20,6 +20,8 @@ use url::Url;
 
 pub use resolve::{Problem, SettingsError, Sources};
 
+pub use crate::rates::RateSettings;
+
 /// All settings, checked.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -133,6 +135,7 @@ pub struct LimitSettings {
     pub download_size_max: u64,
     pub queue_length_max: u32,
     pub log_size_max: u64,
+    pub rates: RateSettings,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

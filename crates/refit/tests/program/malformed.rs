@@ -32,7 +32,8 @@ const GROWTH_MAX: u64 = 24 << 20;
 /// Failures that are told.
 const TOLD: usize = 12;
 
-const SETTINGS: &str = "[limits]\nqueue_length_max = 20\n[server]\nanonymous_loopback = false\n";
+const SETTINGS: &str =
+    "[limits]\nqueue_length_max = 20\nguess_rate = 0\n[server]\nanonymous_loopback = false\n";
 
 #[test]
 fn no_malformed_request_is_a_fault_of_the_server() {

@@ -59,8 +59,10 @@ pub(crate) async fn metrics(State(state): State<Shared>) -> Response {
         ("refit_runs_submitted_total", "Runs queued.", &metrics.runs_submitted),
         ("refit_source_uploads_total", "Build contexts received.", &metrics.source_uploads),
     ];
-    for (name, help, value) in counters {
-        let value = value.load(Ordering::Relaxed);
+    let counters = counters.map(|(name, help, value)| (name, help, value.load(Ordering::Relaxed)));
+    let refused = ("refit_requests_refused_total", "Requests refused for coming too often.");
+    let refused = (refused.0, refused.1, state.access.rates.refused());
+    for (name, help, value) in counters.into_iter().chain([refused]) {
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}\n");
     }
     if let Ok(unfinished) = state.runs.unfinished().await {

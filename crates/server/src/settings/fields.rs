@@ -247,6 +247,24 @@ pub(super) const SECTIONS: &[Section] = &[
                 "16GiB",
                 "Log text of one run; what is longer is dropped, and the log says so.",
             ),
+            text(
+                "read_rate",
+                "",
+                "Reading requests a minute of one account, token or run, or of one address without credentials. Empty: 10000, or no bound if all that is listened on are loopback addresses. 0: no bound.",
+            ),
+            text("write_rate", "", "The same for requests that change something. Empty: 2000."),
+            text("delete_rate", "", "The same for deletions. Empty: 2000."),
+            text(
+                "referrers_rate",
+                "",
+                "The same for lists of referrers, which are read requests too. Empty: 1000.",
+            ),
+            text("login_rate", "", "The same for tokens of registry clients. Empty: 10000."),
+            bare(
+                "guess_rate",
+                "20",
+                "Wrong passwords for one name a minute, and five times as many from one address. 0: no bound.",
+            ),
         ],
     },
     Section {

@@ -15,9 +15,9 @@ use task::{AliasImages, BUILT_IN_ACR};
 use super::fields::{FOREIGN_VARIABLES, Field, Kind, SECTIONS, Section, nearest, section};
 
 use super::{
-    BuildSettings, KubernetesSettings, LimitSettings, NetworkSettings, RegistrySettings, Secret,
-    ServerSettings, Settings, StoreSettings, TaskSettings, TlsSettings, UpstreamSettings,
-    VaultSettings, units,
+    BuildSettings, KubernetesSettings, LimitSettings, NetworkSettings, RateSettings,
+    RegistrySettings, Secret, ServerSettings, Settings, StoreSettings, TaskSettings, TlsSettings,
+    UpstreamSettings, VaultSettings, units,
 };
 
 /// A settings file larger than this is a mistake.
@@ -275,7 +275,7 @@ impl Layers {
             subnet: self.at("network", "").parsed("subnet", subnet, "10.213.0.0/16".into()),
         };
         let tasks = TaskSettings { alias_images: self.alias_images() };
-        let limits = self.limits();
+        let limits = self.limits(is_local(&server));
         let registries = self.registries(sources);
         let upstreams = self.upstreams();
         let vaults = self.vaults(&registries);
@@ -414,7 +414,8 @@ impl Layers {
         }
     }
 
-    fn limits(&mut self) -> LimitSettings {
+    /// A server that only this machine reaches does not keep its builds from asking.
+    fn limits(&mut self, is_local: bool) -> LimitSettings {
         let mut at = self.at("limits", "");
         LimitSettings {
             connections_max: at.number("connections_max", 1, 1_000_000) as usize,
@@ -431,6 +432,14 @@ impl Layers {
             download_size_max: at.size("download_size_max"),
             queue_length_max: at.number("queue_length_max", 1, 1_000_000),
             log_size_max: at.size("log_size_max"),
+            rates: RateSettings {
+                read: at.rate("read_rate", 10_000, is_local),
+                write: at.rate("write_rate", 2_000, is_local),
+                delete: at.rate("delete_rate", 2_000, is_local),
+                referrers: at.rate("referrers_rate", 1_000, is_local),
+                login: at.rate("login_rate", 10_000, is_local),
+                guess: Some(at.number("guess_rate", 0, RATE_MAX)).filter(|rate| *rate > 0),
+            },
         }
     }
 
@@ -639,6 +648,14 @@ impl At<'_> {
     }
 
     /// The value if it is set, not empty and right.
+    /// Requests a minute; the figures are those of the managed service (registry.md section 8).
+    fn rate(&mut self, key: &str, default: u32, is_local: bool) -> Option<u32> {
+        match self.optional(key, rate) {
+            Some(rate) => Some(rate).filter(|rate| *rate > 0),
+            None => Some(default).filter(|_| !is_local),
+        }
+    }
+
     fn optional<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         let given = self.value(key);
         let text = match &given {
@@ -985,6 +1002,19 @@ pub(super) fn example() -> String {
         }
     }
     out
+}
+
+const RATE_MAX: u32 = 1_000_000;
+
+fn rate(text: &str) -> Result<u32, String> {
+    let rate = text.parse().ok().filter(|rate| *rate <= RATE_MAX);
+    rate.ok_or_else(|| format!("`{text}` is no number of requests, of at most {RATE_MAX}"))
+}
+
+/// Whether only this machine reaches a server.
+fn is_local(server: &ServerSettings) -> bool {
+    let tls = server.tls.as_ref().map(|tls| tls.listen);
+    server.listen.into_iter().chain(tls).all(|address| address.ip().is_loopback())
 }
 
 #[cfg(test)]

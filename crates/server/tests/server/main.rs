@@ -7,6 +7,7 @@ mod agents;
 mod content;
 mod lifecycle;
 mod openapi;
+mod rates;
 mod roles;
 mod runs;
 mod secrets;

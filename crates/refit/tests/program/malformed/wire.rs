@@ -1,6 +1,6 @@
 //! Requests as bytes, right or not, and the answers to them.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
