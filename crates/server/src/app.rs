@@ -115,6 +115,7 @@ pub struct App {
     listeners: Vec<(Listener, ConnectionSettings)>,
     address: Option<SocketAddr>,
     tls_address: Option<SocketAddr>,
+    certificate: Option<Arc<tls::Certificate>>,
     notices: Vec<String>,
     settings: Settings,
     token_files: Vec<PathBuf>,
@@ -270,6 +271,7 @@ impl App {
             listeners: bound.listeners,
             address: bound.address,
             tls_address: bound.tls_address,
+            certificate: bound.certificate,
             notices,
             settings,
             token_files,
@@ -287,6 +289,9 @@ impl App {
         let mut parts = JoinSet::new();
         for (listener, settings) in self.listeners {
             parts.spawn(listen::serve(listener, self.router.clone(), settings, ends.clone()));
+        }
+        if let Some(certificate) = self.certificate {
+            parts.spawn(certificate.follow(shutdown.clone()));
         }
         let period = self.settings.store.garbage_period;
         let audit_keep = self.settings.store.audit_keep;
@@ -469,6 +474,7 @@ struct Bound {
     listeners: Vec<(Listener, ConnectionSettings)>,
     address: Option<SocketAddr>,
     tls_address: Option<SocketAddr>,
+    certificate: Option<Arc<tls::Certificate>>,
 }
 
 impl Bound {
@@ -484,7 +490,9 @@ impl Bound {
             bound.listeners.push((Listener::Clear(listener), connections.clone()));
         }
         if let Some(tls) = &settings.server.tls {
-            let acceptor = tls::acceptor(tls)?;
+            let certificate = Arc::new(tls::Certificate::open(tls)?);
+            let acceptor = certificate.acceptor()?;
+            bound.certificate = Some(certificate);
             let (listener, address) = bind(tls.listen).await?;
             bound.tls_address = Some(address);
             bound.listeners.push((Listener::Tls(listener, acceptor), connections));

@@ -14,3 +14,4 @@ mod secrets;
 mod sources;
 mod support;
 mod tasks;
+mod tls;
