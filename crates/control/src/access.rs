@@ -150,6 +150,17 @@ impl Access {
         }))
     }
 
+    /// An account that is proven otherwise than by its password, with the fingerprint of that
+    /// ([`Self::holds`]); nobody, if it is switched off.
+    pub async fn proven(&self, name: &AccountName) -> Result<Option<Proven>> {
+        let found = self.account_access(name).await?;
+        let found = found.filter(|found| found.account.enabled);
+        Ok(found.map(|found| Proven {
+            identity: Identity::Account(found.account.name.clone()),
+            credential: self.fingerprint(&found),
+        }))
+    }
+
     /// Whether what somebody proved themselves with is good as it ever was.
     pub async fn holds(&self, identity: &Identity, credential: &str) -> Result<bool> {
         match identity {

@@ -45,6 +45,18 @@ pub trait Access: Send + Sync {
         Ok(())
     }
 
+    /// Whom a token of another issuer proves somebody to be, and for how long that holds; nobody, where
+    /// no issuer is trusted.
+    async fn exchange(
+        &self,
+        registry: &RegistryName,
+        peer: Peer,
+        token: &str,
+    ) -> Result<Option<(Proven, Duration)>, Busy> {
+        let _ = (registry, peer, token);
+        Ok(None)
+    }
+
     /// Told of each request once it is answered, before the answer goes out.
     async fn note(&self, act: Act<'_>);
 

@@ -2,6 +2,7 @@
 //! credentials for short-lived tokens (registry.md section 4).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -196,6 +197,11 @@ impl Gate<'_> {
         credentials: Option<Credentials>,
     ) -> Result<Option<Proven>, ApiError> {
         let Some(credentials) = credentials else { return Ok(None) };
+        if credentials.user == TOKEN_USER {
+            let grant = self.verify(&credentials.password, TokenKind::Refresh).await?;
+            let proven = |Grant { principal, credential, .. }| Proven { principal, credential };
+            return Ok(grant.map(proven));
+        }
         let access = &self.server.state.access;
         Ok(access.authenticate(self.registry, &self.context, &credentials).await?)
     }
@@ -266,6 +272,9 @@ fn basic(header: &str) -> Option<Credentials> {
     Some(Credentials { user: user.to_owned(), password: password.to_owned() })
 }
 
+/// As whom one logs in with a refresh token in place of a password, as the managed service has it.
+const TOKEN_USER: &str = "00000000-0000-0000-0000-000000000000";
+
 /// Form bodies of the token endpoint are this small.
 const FORM_SIZE_MAX: usize = 64 << 10;
 /// A client asks for a scope per repository it touches.
@@ -280,6 +289,8 @@ struct TokenRequest {
     user: Option<String>,
     password: Option<String>,
     refresh_token: Option<String>,
+    /// Of another issuer.
+    access_token: Option<String>,
 }
 
 impl TokenRequest {
@@ -294,6 +305,7 @@ impl TokenRequest {
                 "username" => request.user = Some(value.into_owned()),
                 "password" => request.password = Some(value.into_owned()),
                 "refresh_token" => request.refresh_token = Some(value.into_owned()),
+                "access_token" => request.access_token = Some(value.into_owned()),
                 _ => (),
             }
         }
@@ -323,6 +335,74 @@ pub(crate) async fn serve_token(State(server): State<Arc<Server>>, request: Requ
     response
 }
 
+/// `POST /oauth2/exchange`: a token of an issuer that the registry trusts becomes a refresh token,
+/// which is good no longer (identity-and-secrets.md section 2).
+pub(crate) async fn serve_exchange(
+    State(server): State<Arc<Server>>,
+    request: Request,
+) -> Response {
+    let (head, body) = request.into_parts();
+    let mut known = Known { with_credentials: true, ..Known::default() };
+    let answer = exchange(&server, &head, body, &mut known).await;
+    let response = answer.unwrap_or_else(ApiError::into_response);
+    known.deed = Some(Deed::Login);
+    server.note(&head, &known, response.status()).await;
+    response
+}
+
+async fn exchange(
+    server: &Server,
+    head: &request::Parts,
+    body: Body,
+    known: &mut Known,
+) -> Result<Response, ApiError> {
+    let gate = server.gate(head)?;
+    if head.method != Method::POST {
+        return Err(ApiError::new(Code::Unsupported, "use POST"));
+    }
+    let request = read_form(body).await?;
+    let grant_type = request.grant_type.as_deref().unwrap_or_default();
+    if !matches!(grant_type, "access_token" | "access_token_refresh_token") {
+        let message = format!("grant_type `{grant_type}` is not supported");
+        return Err(ApiError::new(Code::Unsupported, message).status(StatusCode::BAD_REQUEST));
+    }
+    let state = &server.state;
+    let token = request.access_token.unwrap_or_default();
+    let found = state.access.exchange(gate.registry, gate.context.peer, &token).await?;
+    let (proven, left) = found.ok_or_else(|| gate.wrong_credentials())?;
+    known.principal = Some(proven.principal.clone());
+    gate.count(&proven.principal, Class::Login)?;
+    let grant = Grant {
+        kind: TokenKind::Refresh,
+        registry: gate.registry.clone(),
+        principal: proven.principal,
+        credential: proven.credential,
+        scopes: Vec::new(),
+    };
+    let life = state.limits.refresh_token_life.min(left);
+    let answer = json!({ "refresh_token": gate.sign(&grant, (state.clock)(), life)? });
+    let headers = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
+    Ok((StatusCode::OK, headers, answer.to_string()).into_response())
+}
+
+/// A refresh token that is shown in place of a password.
+fn shown_refresh_token(head: &request::Parts, request: &TokenRequest) -> Option<String> {
+    let header = head.headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok());
+    let credentials = match head.method {
+        Method::GET => basic(header?)?,
+        _ => Credentials { user: request.user.clone()?, password: request.password.clone()? },
+    };
+    (credentials.user == TOKEN_USER).then_some(credentials.password)
+}
+
+async fn read_form(body: Body) -> Result<TokenRequest, ApiError> {
+    let form = axum::body::to_bytes(body, FORM_SIZE_MAX).await.map_err(|_| {
+        ApiError::new(Code::Unsupported, "form is too large or broken")
+            .status(StatusCode::BAD_REQUEST)
+    })?;
+    Ok(TokenRequest::parse(&form))
+}
+
 async fn issue(
     server: &Server,
     head: &request::Parts,
@@ -337,11 +417,7 @@ async fn issue(
             (request, gate.by_header(&head.headers).await?)
         }
         Method::POST => {
-            let form = axum::body::to_bytes(body, FORM_SIZE_MAX).await.map_err(|_| {
-                ApiError::new(Code::Unsupported, "form is too large or broken")
-                    .status(StatusCode::BAD_REQUEST)
-            })?;
-            let request = TokenRequest::parse(&form);
+            let request = read_form(body).await?;
             known.with_credentials = request.grant_type.as_deref() == Some("password");
             let proven = gate.by_form(&request).await?;
             (request, proven)
@@ -352,7 +428,12 @@ async fn issue(
     gate.count(&proven.principal, Class::Login)?;
     let access = gate.grant(&request, proven).await;
     let state = &server.state;
-    let (now, life) = ((state.clock)(), state.limits.access_token_life);
+    let refresh = request.used_refresh_token().map(str::to_owned);
+    let refresh = refresh.or_else(|| shown_refresh_token(head, &request));
+    let now = (state.clock)();
+    // No token outlives the one that it was given for.
+    let left = refresh.as_ref().and_then(|token| state.signer.left(token, now));
+    let life = state.limits.access_token_life.min(left.unwrap_or(Duration::MAX));
     let token = gate.sign(&access, now, life)?;
     let mut answer = json!({
         "token": &token,
@@ -360,7 +441,7 @@ async fn issue(
         "expires_in": life.as_secs(),
         "token_type": "Bearer",
     });
-    if let Some(refresh) = request.used_refresh_token() {
+    if let Some(refresh) = refresh {
         // The same one: a new one would let it live for ever.
         answer["refresh_token"] = refresh.into();
     } else if request.wants_refresh || head.method == Method::POST {

@@ -91,7 +91,7 @@ impl Default for Limits {
 /// Pages of referrers made at the same time; further requests wait.
 const REFERRERS_MAX: usize = 4;
 
-/// Serves `/v2/...` and `/oauth2/token`.
+/// Serves `/v2/...`, `/oauth2/token` and `/oauth2/exchange`.
 ///
 /// The server puts a [`Peer`] into the extensions of each request, and [`Secure`] if it came
 /// over TLS.
@@ -108,6 +108,7 @@ pub fn router(state: RegistryState) -> Router {
         .route("/v2/", any(serve))
         .route("/v2/{*path}", any(serve))
         .route("/oauth2/token", any(auth::serve_token))
+        .route("/oauth2/exchange", any(auth::serve_exchange))
         .with_state(server)
 }
 

@@ -135,6 +135,19 @@ impl TokenSigner {
             .map_err(|_| TokenError::Invalid)
     }
 
+    /// For how long a token of ours is still good.
+    pub fn left(&self, token: &str, now: Millis) -> Option<Duration> {
+        #[derive(Deserialize)]
+        struct End {
+            exp: i64,
+        }
+        let mut validation = Validation::new(Algorithm::HS256);
+        (validation.validate_exp, validation.validate_aud) = (false, false);
+        let end = jsonwebtoken::decode::<End>(token, &self.decoding, &validation).ok()?.claims.exp;
+        let seconds = end.saturating_sub(now.div_euclid(1000));
+        Some(Duration::from_secs(u64::try_from(seconds).unwrap_or_default()))
+    }
+
     /// What a token states, if we signed it for this registry and it has not expired.
     pub fn verify(
         &self,

@@ -198,7 +198,8 @@ impl Remote {
     pub async fn exchange(&self, host: &str, token: &str) -> Result<Credentials, RemoteError> {
         let url = format!("{}/oauth2/exchange", self.inner.base_url(host));
         let form = [("grant_type", "access_token"), ("service", host), ("access_token", token)];
-        let mut request = self.inner.http.post(url).form(&form);
+        // The token is for this host, and not for where it leads.
+        let mut request = self.inner.uploads.post(url).form(&form);
         if self.inner.address(host).is_some() {
             request = request.header(HOST, host);
         }

@@ -18,9 +18,14 @@ use crate::error::ApiError;
 use crate::from_api::cut;
 use crate::keys::{ADMIN, Keys, Presented, attempt_of_user};
 use crate::rates::Rates;
+use crate::trusted::TrustedIssuers;
 
 const TOO_MANY_REQUESTS: &str = "too many requests within a minute";
 const TOO_MANY_GUESSES: &str = "too many credentials that are wrong, or are being checked";
+
+/// Issuers that do not answer are asked again after this.
+const KEYS_PAUSE: Duration = Duration::from_secs(10);
+const NO_KEYS: &str = "the keys of the token's issuer cannot be fetched now";
 
 /// Begins the name of a token of a registry where it acts.
 const TOKEN: &str = "token/";
@@ -116,6 +121,7 @@ pub(crate) struct ServerAccess {
     pub(crate) only_registry: bool,
     pub(crate) auditor: Auditor,
     pub(crate) rates: Rates,
+    pub(crate) trusted: TrustedIssuers,
 }
 
 impl ServerAccess {
@@ -145,7 +151,10 @@ impl ServerAccess {
                 "the server's token lies in `keys/api-token` of its data folder; set `REFIT_TOKEN`, or use `refit login`",
             )),
             Presented::Bearer(token) if self.keys.is_token(&token) => Ok(Principal::ApiToken),
-            Presented::Bearer(_) => {
+            Presented::Bearer(token) => {
+                if let Some((proven, _)) = self.of_other_issuer(&token).await? {
+                    return Ok(Principal::Known(proven.identity));
+                }
                 self.was_wrong(peer, None)?;
                 Err(refused())
             }
@@ -179,6 +188,19 @@ impl ServerAccess {
             None => self.was_wrong(peer, Some(user))?,
         }
         Ok(proven)
+    }
+
+    /// The account that a token of another issuer proves somebody to be, and for how long.
+    async fn of_other_issuer(
+        &self,
+        token: &str,
+    ) -> Result<Option<(control::Proven, Duration)>, ApiError> {
+        let found = self.trusted.account_of(token).await.map_err(|error| {
+            tracing::error!(%error, "a token cannot be checked");
+            ApiError::too_often(NO_KEYS).retry_after(KEYS_PAUSE)
+        })?;
+        let Some((name, left)) = found else { return Ok(None) };
+        Ok(self.permissions.proven(&name).await?.map(|proven| (proven, left)))
     }
 
     fn was_wrong(&self, peer: Peer, user: Option<&str>) -> Result<(), ApiError> {
@@ -336,6 +358,26 @@ impl Access for ServerAccess {
             }
             Some(own) => self.keys.fingerprint(&own).is_some_and(|known| known == credential),
             None => false,
+        }
+    }
+
+    async fn exchange(
+        &self,
+        _: &RegistryName,
+        peer: Peer,
+        token: &str,
+    ) -> Result<Option<(Proven, Duration)>, Busy> {
+        match self.of_other_issuer(token).await {
+            Ok(Some((proven, left))) => {
+                let control::Proven { identity, credential } = proven;
+                Ok(Some((Principal::Known(identity).proven(credential), left)))
+            }
+            Ok(None) => self.wrong_token(peer).map(|()| None),
+            Err(ApiError { retry_after: Some(retry_after), .. }) => {
+                Err(Busy { what: NO_KEYS, retry_after })
+            }
+            // It is in the log.
+            Err(_) => Ok(None),
         }
     }
 
@@ -510,7 +552,7 @@ mod tests {
         let attempt = control::Queue::claim(&runs).await.unwrap().unwrap();
         let permissions = control::Access::open(db.clone(), clock.clone()).await.unwrap();
         let log = control::Audit::open(db, clock.clone()).await.unwrap();
-        let auditor = Auditor::new(log, clock);
+        let auditor = Auditor::new(log, clock.clone());
         let keys = Arc::new(Keys::open(data, true).unwrap());
         let access = ServerAccess {
             keys,
@@ -520,6 +562,7 @@ mod tests {
             only_registry: true,
             auditor,
             rates: Rates::new(RateSettings::default()),
+            trusted: TrustedIssuers::new(&Default::default(), None, clock).unwrap(),
         };
         (access, attempt)
     }

@@ -33,6 +33,7 @@ use crate::rates::Rates;
 use crate::registries::Registries;
 use crate::secrets::Providers;
 use crate::state::{Shared, State};
+use crate::trusted::TrustedIssuers;
 use crate::{Settings, background, log_artifacts, routes, tls};
 
 /// How often a server looks whether a short-lived owner has left.
@@ -228,6 +229,12 @@ impl App {
                 only_registry: settings.registries.len() == 1,
                 auditor: auditor.clone(),
                 rates: Rates::new(settings.limits.rates),
+                trusted: TrustedIssuers::new(
+                    &settings.trusted_issuers,
+                    settings.server.public_url.as_deref(),
+                    clock.clone(),
+                )
+                .map_err(ServeError::starting("prepare for asking other issuers"))?,
             },
             auditor,
             keys,

@@ -61,10 +61,22 @@ pub(crate) struct GivenToken {
     pub(crate) expires: i64,
 }
 
-impl GivenToken {
+/// A token, and when it came, by the clock of whoever remembers it.
+#[derive(Clone)]
+struct Remembered {
+    token: GivenToken,
+    since: i64,
+}
+
+impl Remembered {
+    /// For how many seconds it is good.
+    fn left(&self, now: i64) -> i64 {
+        let life = self.token.expires - self.token.issued;
+        (life - (now - self.since).max(0)).max(0)
+    }
+
     fn is_fresh(&self, now: i64) -> bool {
-        let life = self.expires - self.issued;
-        self.expires - now > LEFT_MIN.min(life / 2)
+        self.left(now) > LEFT_MIN.min((self.token.expires - self.token.issued) / 2)
     }
 }
 
@@ -217,7 +229,7 @@ struct Tokens {
     source: Arc<dyn TokenSource>,
     clock: Clock,
     /// Held while one is asked for, so that many who ask at once are given the same.
-    given: tokio::sync::Mutex<HashMap<TokenWanted, GivenToken>>,
+    given: tokio::sync::Mutex<HashMap<TokenWanted, Remembered>>,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -233,6 +245,10 @@ impl Endpoint {
 
     /// A token, as long as it is good for a while one that was given before.
     pub(crate) async fn token(&self, wanted: TokenWanted) -> Result<GivenToken, SecretError> {
+        self.remembered(wanted).await.map(|remembered| remembered.token)
+    }
+
+    async fn remembered(&self, wanted: TokenWanted) -> Result<Remembered, SecretError> {
         let now = self.0.clock.now().div_euclid(1000);
         let mut given = self.0.given.lock().await;
         if let Some(known) = given.get(&wanted).filter(|known| known.is_fresh(now)) {
@@ -245,8 +261,9 @@ impl Endpoint {
             return refused(format!("a run has tokens for at most {TOKENS_MAX} audiences"));
         }
         let token = self.0.source.token(&wanted).await?;
-        given.insert(wanted, token.clone());
-        Ok(token)
+        let remembered = Remembered { token, since: now };
+        given.insert(wanted, remembered.clone());
+        Ok(remembered)
     }
 }
 
@@ -321,10 +338,11 @@ impl Answers {
         };
         let wanted =
             TokenWanted { audience: audience.clone(), client_id, commit: self.commit.clone() };
-        match self.endpoint.token(wanted).await {
-            Ok(given) => {
+        match self.endpoint.remembered(wanted).await {
+            Ok(remembered) => {
                 let now = self.endpoint.0.clock.now().div_euclid(1000);
-                let left = given.expires.saturating_sub(now).to_string();
+                let left = remembered.left(now).to_string();
+                let given = remembered.token;
                 axum::Json(json!({
                     "access_token": given.token,
                     "client_id": given.client_id,

@@ -39,6 +39,7 @@ mod secrets;
 mod state;
 mod tls;
 mod to_api;
+mod trusted;
 
 pub use agent::{AgentSettings, agent};
 pub use app::{App, Embedded, ServeError, embedded, serve};

@@ -36,6 +36,8 @@ pub struct Settings {
     pub upstreams: BTreeMap<String, UpstreamSettings>,
     /// By host.
     pub vaults: BTreeMap<String, VaultSettings>,
+    /// By address, as tokens have it.
+    pub trusted_issuers: BTreeMap<String, TrustedIssuerSettings>,
     pub kubernetes: KubernetesSettings,
     /// What [`Settings::render`] shows.
     rendered: String,
@@ -163,6 +165,17 @@ pub struct VaultSettings {
     /// PEM.
     pub ca: Option<Vec<u8>>,
     pub plain_http: bool,
+}
+
+/// An issuer whose identity tokens prove to be accounts.
+#[derive(Debug, Clone, Default)]
+pub struct TrustedIssuerSettings {
+    /// By subject.
+    pub accounts: BTreeMap<String, control::AccountName>,
+    /// None: this server's address.
+    pub audience: Option<String>,
+    /// PEM.
+    pub ca: Option<Vec<u8>>,
 }
 
 /// The cluster that the server is in.

@@ -51,12 +51,16 @@ impl Certificate {
     /// could is shown on.
     pub(crate) async fn follow(self: Arc<Self>, shutdown: CancellationToken) {
         // What changed since the start is seen too: it is read once more, which changes nothing.
-        let mut seen = Stamp::default();
+        let (mut seen, mut has_failed) = (Stamp::default(), false);
         loop {
             let stamp = self.stamp();
-            if stamp != seen {
+            let is_new = stamp != seen;
+            // Who may read a file can change without a trace in it.
+            if is_new || has_failed {
                 seen = stamp;
-                if let Err(error) = self.renew() {
+                let renewed = self.renew();
+                has_failed = renewed.is_err();
+                if let Some(error) = renewed.err().filter(|_| is_new) {
                     let error = &error as &dyn std::error::Error;
                     let source = error.source().map(ToString::to_string).unwrap_or_default();
                     tracing::warn!(error, source, "the certificate before it is used on");

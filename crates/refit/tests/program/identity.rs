@@ -73,7 +73,7 @@ fn as_root_a_command_proves_that_it_is_its_task() {
     assert!(audit.contains("identity.token") && audit.contains("for https://vault.example.com"));
     // It is nobody when it has no identity any more, also for a run that waits.
     place.refit("task identity remove nightly").success();
-    let refused = place.refit("task run nightly");
+    let refused = place.refit("task run nightly").success();
     refused.stderr_lacks("registry:local:task:nightly");
     place.refit("task identity remove nightly").code(4).stderr_has("no identity of its own");
 }
@@ -86,10 +86,11 @@ fn as_root_who_has_no_identity_reaches_no_endpoint() {
     place.store("nobody", &[probe.to_owned()], &[]);
     place.refit("task run nobody").success().stderr_has("nothing is there");
     // The one of another task's container is not in this one's network.
-    let wait = format!("sleep 3; {}", asking("resource=x"));
+    let wait = format!("echo it is there; sleep 8; {}", asking("resource=x"));
     place.store("somebody", &[wait], &["--assign-identity"]);
     let other = ["task", "run", "somebody"];
     let other = place.sandbox.refit(other).on(&place.server).start();
+    other.wait_for_stderr("it is there");
     place.refit("task run nobody").success().stderr_has("nothing is there");
     other.wait().success().stderr_has("registry:local:task:somebody");
     // A step without a network has none, and an instruction of a Dockerfile is not a command.
@@ -149,7 +150,7 @@ fn as_root_a_command_is_one_of_its_accounts_and_no_other() {
     let made = place.refit("account create author -o json").success().json();
     let password = made["password"].as_str().or(made["properties"]["password"].as_str());
     let password = password.expect("it is shown once").to_owned();
-    place.refit("role assign author --role author --registry local").success();
+    place.refit("role assign author author").success();
     let home = place.sandbox.path("author").display().to_string();
     let author = |args: &[&str]| {
         let other = place.sandbox.path("other").display().to_string();
@@ -167,4 +168,70 @@ fn as_root_a_command_is_one_of_its_accounts_and_no_other() {
     // What the task is already, it stays.
     author(&["task", "update", "nightly", "--description", "x"]).run().success();
     assert_eq!(place.identity("nightly")["type"], "UserAssigned");
+}
+
+/// A server, at a place that its settings name.
+fn serve(sandbox: &Sandbox, settings: impl Fn(&str) -> String) -> Server {
+    let first = sandbox.server();
+    let host = first.host();
+    drop(first);
+    sandbox.write("refit.toml", settings(&host));
+    let file = sandbox.path("refit.toml").display().to_string();
+    sandbox.server_with(&["--listen", &host, "--config", &file])
+}
+
+/// One server trusts the other's tasks, and nobody has a password.
+#[test]
+fn as_root_a_task_logs_in_to_another_registry_by_what_it_is() {
+    let (here, there) = (sandbox(), sandbox());
+    let server = serve(&here, |host| format!("[server]\npublic_url = \"http://{host}\"\n"));
+    let issuer = server.url().to_owned();
+    let other = serve(&there, |host| {
+        format!(
+            "[server]\nanonymous_loopback = false\n[trusted_issuer.\"{issuer}\"]\n\
+             audience = \"https://{host}\"\naccounts = [\"registry:local:task:nightly=deployer\"]\n"
+        )
+    });
+    let elsewhere = |words: &str| there.refit(words.split(' ')).on(&other).run();
+    elsewhere("account create deployer --service-principal --role author").success();
+    drop(server);
+    // Its own machine only the operator can have meant.
+    let settings = format!(
+        "[server]\npublic_url = \"{issuer}\"\n[upstream.\"{}\"]\nplain_http = true\n",
+        other.host()
+    );
+    here.write("refit.toml", settings);
+    let file = here.path("refit.toml").display().to_string();
+    let listen = issuer.trim_start_matches("http://");
+    let server = here.server_with(&["--listen", listen, "--config", &file]);
+    server.registry().push("busybox", "latest", &busybox());
+    let refit = |words: &str| here.refit(words.split(' ')).on(&server).run();
+    let text = format!(
+        "version: v1.1.0\nsteps:\n  - cmd: $Registry/busybox sh -c 'printf \"FROM scratch\\nLABEL a=b\\n\" > Dockerfile'\n  \
+         - build: -t {0}/team/app:1 .\n  - push: ['{0}/team/app:1']\n",
+        other.host()
+    );
+    here.write("acb.yaml", text);
+    let file = here.path("acb.yaml").display().to_string();
+    for task in ["nightly", "weekly"] {
+        refit(&format!("task create {task} -c /dev/null -f {file}")).success();
+        let add =
+            format!("task credential add {task} --login-server {} --use-identity", other.host());
+        refit(&format!("{add} [system]")).code(2).stderr_has("no identity of its own");
+        refit(&format!("task identity assign {task}")).success();
+        refit(&format!("{add} [system]")).success();
+    }
+    refit("task run nightly").success();
+    assert_eq!(elsewhere("tag list team/app -o json").success().json()[0]["name"], "1");
+    let audit = elsewhere("audit list -o json").success().stdout;
+    assert!(audit.contains("\"deployer\""), "{audit}");
+    // It does not trust the other one's.
+    let refused = refit("task run weekly").code(1);
+    refused.stderr_has("gives nothing for an identity token");
+    // What it may is what its account may.
+    elsewhere("role assign deployer reader").success();
+    refit("task run nightly").code(1).stderr_lacks("panicked");
+    elsewhere("role assign deployer author").success();
+    elsewhere("account update deployer --status disabled").success();
+    refit("task run nightly").code(1).stderr_has("gives nothing for an identity token");
 }

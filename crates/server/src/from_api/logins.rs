@@ -55,7 +55,7 @@ pub(super) fn logins_of_run(credentials: Option<api::Credentials>) -> Result<Log
     match others.find(|(_, login)| matches!(login, RegistryLogin::Identity { .. })) {
         None => Ok(logins),
         Some((host, _)) => Err(ApiError::invalid("a run without a task has no identity")
-            .at(&format!("credentials.customRegistries.{host}"))
+            .at(format!("credentials.customRegistries.{host}"))
             .hint("make a task of it, and give that an identity")),
     }
 }
@@ -303,7 +303,12 @@ mod tests {
         let own = json!({ "userName": opaque("me"), "password": own });
         assert!(parse(json!({ "customRegistries": { "ghcr.io": own } }), None).is_ok());
         let bad = json!({ "value": "hub", "type": "Vaultsecret" });
-        check_refused(json!({ "userName": opaque("me"), "password": bad }), expect!["credentials.customRegistries.r.example.com: the password: it is no address: relative URL without a base"]);
+        check_refused(
+            json!({ "userName": opaque("me"), "password": bad }),
+            expect![
+                "credentials.customRegistries.r.example.com: the password: it is no address: relative URL without a base"
+            ],
+        );
     }
 
     #[test]
@@ -313,13 +318,18 @@ mod tests {
         assert_eq!(logins.others["ghcr.io"], RegistryLogin::Identity { identity: None });
         let text = serde_json::to_string(&logins).unwrap();
         assert_eq!(serde_json::from_str::<Logins>(&text).unwrap(), logins);
-        check_refused(json!({ "identity": "me" }), expect!["credentials.customRegistries.r.example.com: identity `me` is neither `[system]` nor an id"]);
+        check_refused(
+            json!({ "identity": "me" }),
+            expect![
+                "credentials.customRegistries.r.example.com: identity `me` is neither `[system]` nor an id"
+            ],
+        );
     }
 
     #[test]
     fn j17_what_is_no_login_is_refused() {
         let unclassifiable = expect![
-            "credentials.customRegistries.r.example.com: it is no login: that is a user name and a password, each with a value and with `Opaque` as its type"
+            "credentials.customRegistries.r.example.com: it is no login: that is a user name and a password, each with a value and with `Opaque` or `Vaultsecret` as its type, or an identity alone"
         ];
         check_refused(
             json!({ "userName": { "value": "me" }, "password": opaque("x") }),
@@ -328,7 +338,7 @@ mod tests {
         check_refused(
             json!({}),
             expect![
-                "credentials.customRegistries.r.example.com: it is no login: that is a user name and a password, each with a value and with `Opaque` as its type"
+                "credentials.customRegistries.r.example.com: it is no login: that is a user name and a password, each with a value and with `Opaque` or `Vaultsecret` as its type, or an identity alone"
             ],
         );
         check_refused(

@@ -721,7 +721,7 @@ mod tests {
                 "bot": {}, "/subscriptions/s/userAssignedIdentities/other": {}, "BOT": {}, "no": null
             },
         }));
-        assert_eq!(names(&both.unwrap()), (true, "BOT other".to_owned()));
+        assert_eq!(names(&both.unwrap()), (true, "other BOT".to_owned()));
         // The type decides.
         let none = json!({ "type": "None", "userAssignedIdentities": { "bot": {} } });
         assert!(wanted(none).unwrap().is_nobody());

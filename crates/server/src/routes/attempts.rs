@@ -94,7 +94,9 @@ pub(crate) async fn claim(
     match claimed {
         None => Ok(StatusCode::NO_CONTENT.into_response()),
         Some(attempt) => {
-            let has_identity = !state.identities.of(&attempt.run).await?.is_none();
+            // Whether it has one is asked again with each token.
+            let identity = state.identities.of(&attempt.run).await;
+            let has_identity = identity.map_or(true, |identity| !identity.is_none());
             Ok(axum::Json(lease(&state, &pool, &attempt, has_identity)?).into_response())
         }
     }

@@ -117,7 +117,7 @@ pub(crate) async fn put(
         let definition =
             from_api::task_definition(body.clone(), known.as_ref(), &state.build_defaults)?;
         let wanted = body.identity.as_ref();
-        let identity = identity(&state, &registry, &principal, wanted, known.as_ref()).await?;
+        let identity = identity(&state, &principal, wanted, known.as_ref()).await?;
         let definition = TaskDefinition { identity, ..definition };
         let definition = checked(&state, &registry, &name, definition).await?;
         match state.tasks.put(&registry, &name, &definition, known.as_ref()).await {
@@ -157,7 +157,7 @@ pub(crate) async fn update(
         let body: api::Task = serde_json::from_value(whole)
             .map_err(|error| ApiError::invalid(format!("the change is not right: {error}")))?;
         let wanted = body.identity.as_ref();
-        let identity = identity(&state, &registry, &principal, wanted, Some(&known)).await?;
+        let identity = identity(&state, &principal, wanted, Some(&known)).await?;
         let definition = from_api::task_definition(body, Some(&known), &state.build_defaults)?;
         let definition = TaskDefinition { identity, ..definition };
         let definition = checked(&state, &registry, &name, definition).await?;
@@ -217,7 +217,6 @@ async fn checked(
 /// The identities that a request asks for. Those that the task has already stay the same.
 async fn identity(
     state: &Shared,
-    registry: &RegistryName,
     principal: &Principal,
     wanted: Option<&api::IdentityProperties>,
     known: Option<&StoredTask>,
@@ -228,8 +227,12 @@ async fn identity(
     let mut accounts = Vec::with_capacity(wanted.accounts.len());
     for name in wanted.accounts {
         accounts.push(match known.accounts.iter().find(|account| account.name == name) {
-            Some(known) => known.clone(),
-            None => assigned(state, registry, principal, name).await?,
+            // One that was made anew is another one, for who may say so.
+            Some(known) => match assigned(state, principal, name).await {
+                Ok(assigned) => assigned,
+                Err(_) => known.clone(),
+            },
+            None => assigned(state, principal, name).await?,
         });
     }
     Ok(TaskIdentity { system, accounts })
@@ -238,7 +241,6 @@ async fn identity(
 /// An account that a task is to be from now on. Whoever may change the task can then be it.
 async fn assigned(
     state: &Shared,
-    registry: &RegistryName,
     principal: &Principal,
     name: AccountName,
 ) -> Result<AssignedAccount, ApiError> {
@@ -247,7 +249,8 @@ async fn assigned(
         matches!(principal, Principal::Known(Identity::Account(account)) if *account == name);
     if !is_itself {
         let needs = Needs::May(Operation::Govern);
-        state.access.require(principal, Some(registry), None, needs).await?;
+        // An account may be more elsewhere than here.
+        state.access.require(principal, None, None, needs).await?;
     }
     let found = state.access.permissions.account(&name).await?;
     match found {
@@ -280,7 +283,7 @@ fn check_login_identities(definition: &TaskDefinition) -> Result<(), ApiError> {
                 Some(id) => format!("the task has no identity `{id}`"),
             };
             return Err(ApiError::invalid(message)
-                .at(&format!("credentials.customRegistries.{host}"))
+                .at(format!("credentials.customRegistries.{host}"))
                 .hint("`refit task identity assign` gives it one"));
         }
     }

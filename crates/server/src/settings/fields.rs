@@ -326,6 +326,19 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "trusted_issuer",
+        about: "An OpenID Connect issuer whose identity tokens prove to be an account: a CI service, a cluster, another Refit.",
+        named: Some("\"https://refit.example.com\""),
+        fields: &[
+            list(
+                "accounts",
+                "Who may be which account, each `SUBJECT=ACCOUNT`, such as `registry:local:task:nightly=deployer`.",
+            ),
+            text("audience", "", "Whom tokens have to be for. Empty: `server.public_url`."),
+            text("ca_file", "", "Certificates to trust besides the system's, a PEM file."),
+        ],
+    },
+    Section {
         name: "kubernetes",
         about: "The cluster that the server is in, for secrets of runs.",
         named: None,

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use container::ExternalRuntime;
+use control::{AccountName, BadAccountName};
 use oci::{Compression, CompressionFormat, RegistryName, RepositoryName};
 use remote::Network;
 use task::{AliasImages, BUILT_IN_ACR};
@@ -17,7 +18,7 @@ use super::fields::{FOREIGN_VARIABLES, Field, Kind, SECTIONS, Section, nearest, 
 use super::{
     BuildSettings, KubernetesSettings, LimitSettings, NetworkSettings, RateSettings,
     RegistrySettings, Secret, ServerSettings, Settings, StoreSettings, TaskSettings, TlsSettings,
-    UpstreamSettings, VaultSettings, units,
+    TrustedIssuerSettings, UpstreamSettings, VaultSettings, units,
 };
 
 /// A settings file larger than this is a mistake.
@@ -280,6 +281,7 @@ impl Layers {
         let upstreams = self.upstreams();
         let vaults = self.vaults(&registries);
         let kubernetes = self.kubernetes();
+        let trusted_issuers = self.trusted_issuers(server.public_url.is_some());
         self.render(&server.data, &mut rendered);
         Settings {
             server,
@@ -292,6 +294,7 @@ impl Layers {
             upstreams,
             vaults,
             kubernetes,
+            trusted_issuers,
             rendered,
         }
     }
@@ -554,6 +557,35 @@ impl Layers {
         vaults
     }
 
+    fn trusted_issuers(&mut self, has_address: bool) -> BTreeMap<String, TrustedIssuerSettings> {
+        let mut issuers = BTreeMap::new();
+        for name in self.names("trusted_issuer") {
+            let mut at = self.at("trusted_issuer", &name);
+            let listed = at.list("accounts", subject_of_account);
+            let count = listed.len();
+            let settings = TrustedIssuerSettings {
+                accounts: listed.into_iter().collect(),
+                audience: at.optional("audience", |text| Ok(text.to_owned())),
+                ca: at.optional("ca_file", certificates),
+            };
+            if settings.accounts.len() < count {
+                let message = format!("`trusted_issuer.\"{name}\".accounts` has a subject twice");
+                self.refuse(message, None);
+            }
+            if settings.audience.is_none() && !has_address {
+                let message = format!("`trusted_issuer.\"{name}\".audience` is empty");
+                let hint = "say whom its tokens are for, or set `server.public_url`";
+                self.refuse(message, Some(hint.into()));
+            }
+            // As tokens have it, to the letter.
+            match public_url(&name) {
+                Ok(_) => drop(issuers.insert(name, settings)),
+                Err(error) => self.refuse(error, None),
+            }
+        }
+        issuers
+    }
+
     fn kubernetes(&mut self) -> KubernetesSettings {
         let mut at = self.at("kubernetes", "");
         KubernetesSettings {
@@ -796,6 +828,16 @@ fn token_url(text: &str) -> Result<url::Url, String> {
 fn certificates(text: &str) -> Result<Vec<u8>, String> {
     let read = read_bounded(Path::new(text));
     read.map(String::into_bytes).map_err(|error| format!("`{text}` cannot be read: {error}"))
+}
+
+fn subject_of_account(text: &str) -> Result<(String, AccountName), String> {
+    let bad = || format!("`{text}` is not of the form `SUBJECT=ACCOUNT`");
+    let (subject, account) = text.rsplit_once('=').ok_or_else(bad)?;
+    let account = account.trim().parse().map_err(|error: BadAccountName| error.to_string())?;
+    match subject.trim() {
+        "" => Err(bad()),
+        subject => Ok((subject.to_owned(), account)),
+    }
 }
 
 fn cluster_name(text: &str) -> Result<String, String> {

@@ -38,7 +38,7 @@ pub struct SaveArgs {
     /// Read the password or token from standard input
     #[arg(long)]
     password_stdin: bool,
-    /// [system] or the client id of an identity: alone, the registry exchanges its tokens; with a user
+    /// `[system]` or the client id of an identity: alone, the registry exchanges its tokens; with a user
     /// name and a password, it reads them from a vault
     #[arg(long, value_name = "ID")]
     use_identity: Option<String>,

@@ -28,7 +28,8 @@ pub enum Command {
 pub struct ChangeArgs {
     #[command(flatten)]
     task: TaskArg,
-    /// [system], which is the task itself, or service principals [default: [system]]; [all] to remove
+    /// Service principals, or `[system]`, the task itself, which is meant without any; `[all]` to remove
+    /// all
     #[arg(long, num_args = 0.., value_name = "NAME")]
     identities: Vec<String>,
 }

@@ -153,7 +153,7 @@ impl Random {
                     let key = String::from_utf8_lossy(&self.trash()).into_owned();
                     members.insert(key, self.json_trash());
                 } else if let Some((key, inner)) = members.iter_mut().nth(at) {
-                    if self.0 % 12 == 0 {
+                    if self.0.is_multiple_of(12) {
                         let key = key.clone();
                         members.remove(&key);
                     } else {

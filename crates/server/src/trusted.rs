@@ -1,0 +1,389 @@
+//! Identity tokens of others: programs prove to be an account by what an issuer says of them that the
+//! settings trust, without a stored password (OpenID Connect Discovery 1.0).
+//!
+//! Only the issuers of the settings are asked for anything, and never where a token says.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use control::{AccountName, Clock};
+use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, JwkSet};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use store::Millis;
+use tokio::sync::Mutex;
+use url::Url;
+
+use crate::settings::TrustedIssuerSettings;
+
+/// For one request.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of an answer.
+const ANSWER_MAX: usize = 1 << 20;
+/// Bytes of a token.
+const TOKEN_MAX: usize = 16 << 10;
+/// How long keys are used before they are fetched again.
+const KEYS_KEEP: Millis = 60 * 60 * 1000;
+/// How long after one try to fetch keys there is no other: tokens with made-up keys cost no more.
+const KEYS_PAUSE: Millis = 10_000;
+/// How far clocks may differ, in seconds.
+const LEEWAY: u64 = 60;
+
+/// Signatures by a key that only the issuer has.
+const ALGORITHMS: [Algorithm; 8] = [
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+    Algorithm::ES256,
+    Algorithm::ES384,
+];
+
+/// The issuers that the settings trust. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct TrustedIssuers {
+    issuers: Arc<BTreeMap<String, Issuer>>,
+    clock: Clock,
+}
+
+struct Issuer {
+    settings: TrustedIssuerSettings,
+    /// Whom tokens have to be for.
+    audience: String,
+    http: reqwest::Client,
+    /// Held by who fetches them.
+    keys: Mutex<Keys>,
+}
+
+#[derive(Default)]
+struct Keys {
+    known: Vec<Jwk>,
+    fetched_at: Option<Millis>,
+    tried_at: Option<Millis>,
+}
+
+/// The issuer cannot be asked for its keys.
+#[derive(Debug, thiserror::Error)]
+#[error("the keys of issuer `{issuer}` cannot be fetched: {reason}")]
+pub(crate) struct KeysUnavailable {
+    issuer: String,
+    reason: String,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+    /// One, or a list; the validation compares it.
+    aud: Value,
+    #[serde(default)]
+    nbf: Option<i64>,
+    exp: i64,
+}
+
+#[derive(Deserialize)]
+struct Unverified {
+    iss: String,
+}
+
+#[derive(Deserialize)]
+struct Discovered {
+    issuer: String,
+    jwks_uri: String,
+}
+
+impl TrustedIssuers {
+    /// `own` is whom tokens are for where the settings of an issuer do not say it.
+    pub(crate) fn new(
+        settings: &BTreeMap<String, TrustedIssuerSettings>,
+        own: Option<&str>,
+        clock: Clock,
+    ) -> reqwest::Result<Self> {
+        let issuer = |(address, settings): (&String, &TrustedIssuerSettings)| {
+            let audience = settings.audience.as_deref().or(own).unwrap_or_default().to_owned();
+            let issuer = Issuer {
+                settings: settings.clone(),
+                audience,
+                http: client(settings.ca.as_deref())?,
+                keys: Mutex::default(),
+            };
+            Ok((address.clone(), issuer))
+        };
+        let issuers = settings.iter().map(issuer).collect::<reqwest::Result<_>>()?;
+        Ok(Self { issuers: Arc::new(issuers), clock })
+    }
+
+    /// The account that a token proves somebody to be, and for how long it does, if it is good and one
+    /// is known for its subject.
+    pub(crate) async fn account_of(
+        &self,
+        token: &str,
+    ) -> Result<Option<(AccountName, Duration)>, KeysUnavailable> {
+        if self.issuers.is_empty() || token.len() > TOKEN_MAX {
+            return Ok(None);
+        }
+        let Some((address, issuer)) = self.issuer_of(token) else { return Ok(None) };
+        let Ok(header) = jsonwebtoken::decode_header(token) else { return Ok(None) };
+        let now = self.clock.now();
+        if !ALGORITHMS.contains(&header.alg) {
+            return Ok(None);
+        }
+        let keys = issuer.keys(address, header.kid.as_deref(), now).await?;
+        let mut validation = Validation::new(header.alg);
+        validation.set_audience(&[&issuer.audience]);
+        validation.set_issuer(&[address]);
+        // What is absent would otherwise not be compared.
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        // Ours to check: the time is given.
+        (validation.validate_exp, validation.validate_nbf) = (false, false);
+        let claims = keys.iter().find_map(|key| {
+            let key = DecodingKey::from_jwk(key).ok()?;
+            Some(jsonwebtoken::decode::<Claims>(token, &key, &validation).ok()?.claims)
+        });
+        let leeway = LEEWAY as i64;
+        let now = now.div_euclid(1000);
+        let good = claims.filter(|claims| {
+            is_audience(&claims.aud, &issuer.audience)
+                && now < claims.exp.saturating_add(leeway)
+                && claims.nbf.is_none_or(|nbf| nbf <= now.saturating_add(leeway))
+        });
+        Ok(good.and_then(|claims| {
+            let left = u64::try_from(claims.exp.saturating_sub(now)).unwrap_or_default();
+            let account = issuer.settings.accounts.get(&claims.sub)?;
+            Some((account.clone(), Duration::from_secs(left)))
+        }))
+    }
+
+    /// Who a token says that it is of, if that is somebody to be trusted.
+    fn issuer_of(&self, token: &str) -> Option<(&String, &Issuer)> {
+        let claims = jsonwebtoken::dangerous::insecure_decode::<Unverified>(token).ok()?.claims;
+        self.issuers.get_key_value(&claims.iss)
+    }
+}
+
+impl Issuer {
+    /// The keys that may have signed a token which names one, or none.
+    async fn keys(
+        &self,
+        address: &str,
+        id: Option<&str>,
+        now: Millis,
+    ) -> Result<Vec<Jwk>, KeysUnavailable> {
+        let mut keys = self.keys.lock().await;
+        let is_meant = |key: &&Jwk| id.is_none() || key.common.key_id.as_deref() == id;
+        let is_old = keys.fetched_at.is_none_or(|at| !(at..at + KEYS_KEEP).contains(&now));
+        let is_unknown = !keys.known.iter().any(|key| is_meant(&key));
+        let may_try = keys.tried_at.is_none_or(|at| !(at..at + KEYS_PAUSE).contains(&now));
+        if keys.known.is_empty() && !may_try {
+            let reason = "they could not be fetched a moment ago".to_owned();
+            return Err(KeysUnavailable { issuer: address.to_owned(), reason });
+        }
+        if (is_old || is_unknown) && may_try {
+            keys.tried_at = Some(now);
+            match self.fetch(address).await {
+                Ok(known) => (keys.known, keys.fetched_at) = (known, Some(now)),
+                // Those that are known still say the truth.
+                Err(reason) if keys.known.is_empty() => {
+                    return Err(KeysUnavailable { issuer: address.to_owned(), reason });
+                }
+                Err(reason) => tracing::warn!(issuer = address, reason, "keys are not fetched"),
+            }
+        }
+        Ok(keys.known.iter().filter(is_meant).cloned().collect())
+    }
+
+    async fn fetch(&self, address: &str) -> Result<Vec<Jwk>, String> {
+        let base = address.trim_end_matches('/');
+        let documents = format!("{base}/.well-known/openid-configuration");
+        let found: Discovered = self.get(&documents).await?;
+        if found.issuer != address {
+            return Err("it says that it is another one".to_owned());
+        }
+        let place: Url = found.jwks_uri.parse().map_err(|_| "its keys have no address")?;
+        let is_local = place.host_str().is_some_and(remote::is_loopback);
+        if place.scheme() != "https" && !(is_local && address.starts_with("http://")) {
+            return Err("its keys are not at an HTTPS address".to_owned());
+        }
+        let JwkSet { keys } = self.get(place.as_str()).await?;
+        // A key that both sides have proves nothing of the issuer.
+        let is_public = |key: &Jwk| !matches!(key.algorithm, AlgorithmParameters::OctetKey(_));
+        Ok(keys.into_iter().filter(is_public).collect())
+    }
+
+    async fn get<T: DeserializeOwned>(&self, address: &str) -> Result<T, String> {
+        let sent = self.http.get(address).timeout(TIMEOUT).send().await;
+        let mut answer = sent.map_err(|error| remote_reason(&error))?;
+        if !answer.status().is_success() {
+            return Err(format!("`{address}` answered {}", answer.status().as_u16()));
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|error| remote_reason(&error))? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > ANSWER_MAX {
+                return Err(format!("`{address}` sent more than {ANSWER_MAX} bytes"));
+            }
+        }
+        serde_json::from_slice(&bytes).map_err(|_| format!("`{address}` sent something else"))
+    }
+}
+
+/// Compared once more: the library passes over what it cannot read.
+fn is_audience(given: &Value, wanted: &str) -> bool {
+    match given {
+        Value::String(text) => text == wanted,
+        Value::Array(texts) => texts.iter().any(|text| text == wanted),
+        _ => false,
+    }
+}
+
+/// Without the address, which the message has already.
+fn remote_reason(error: &reqwest::Error) -> String {
+    let mut reason = "no answer".to_owned();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        reason = cause.to_string();
+        source = cause.source();
+    }
+    reason
+}
+
+fn client(ca: Option<&[u8]>) -> reqwest::Result<reqwest::Client> {
+    // The process-wide provider may be set already; either way it is `ring`.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut http = reqwest::Client::builder()
+        .user_agent(concat!("refit/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(TIMEOUT)
+        .redirect(reqwest::redirect::Policy::none());
+    if let Some(pem) = ca {
+        http = http.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem)?);
+    }
+    http.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use jsonwebtoken::jwk::ThumbprintHash;
+    use jsonwebtoken::{EncodingKey, Header};
+    use rsa::RsaPrivateKey;
+    use rsa::pkcs1::EncodeRsaPrivateKey as _;
+    use serde_json::json;
+
+    use super::*;
+
+    const NOW: i64 = 1_700_000_000;
+    const AUDIENCE: &str = "https://registry.example.net";
+
+    struct Signer {
+        key: EncodingKey,
+        public: Jwk,
+    }
+
+    impl Signer {
+        fn new() -> Self {
+            let key = RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap();
+            let key = EncodingKey::from_rsa_der(key.to_pkcs1_der().unwrap().as_bytes());
+            let mut public = Jwk::from_encoding_key(&key, Algorithm::RS256).unwrap();
+            public.common.key_id = Some(public.thumbprint(ThumbprintHash::SHA256).unwrap());
+            Self { key, public }
+        }
+
+        fn sign(&self, claims: &Value) -> String {
+            let kid = self.public.common.key_id.clone();
+            let header = Header { kid, ..Header::new(Algorithm::RS256) };
+            jsonwebtoken::encode(&header, claims, &self.key).unwrap()
+        }
+    }
+
+    /// Serves the documents of an issuer, which says that it is `issuer`, or what it is.
+    async fn serve(signer: &Signer, issuer: Option<&str>) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let issuer = issuer.unwrap_or(&address);
+        let configuration = json!({ "issuer": issuer, "jwks_uri": format!("{address}/keys") });
+        let keys = json!({ "keys": [signer.public] });
+        let routes = axum::Router::new()
+            .route(
+                "/.well-known/openid-configuration",
+                get(async move || axum::Json(configuration)),
+            )
+            .route("/keys", get(async move || axum::Json(keys)));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        address
+    }
+
+    fn trusting(address: &str) -> TrustedIssuers {
+        let settings = TrustedIssuerSettings {
+            accounts: [("job".to_owned(), "deployer".parse().unwrap())].into(),
+            audience: Some(AUDIENCE.to_owned()),
+            ca: None,
+        };
+        let settings = [(address.to_owned(), settings)].into();
+        TrustedIssuers::new(&settings, None, Clock::new(|| NOW * 1000)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_token_is_believed_when_all_of_it_is_right() {
+        let signer = Signer::new();
+        let address = serve(&signer, None).await;
+        let trusted = trusting(&address);
+        let claims = |change: Value| {
+            let mut claims =
+                json!({ "iss": address, "sub": "job", "aud": AUDIENCE, "exp": NOW + 600 });
+            crate::from_api::merge(&mut claims, change);
+            claims
+        };
+        let account = async |token: &str| trusted.account_of(token).await.unwrap();
+        let (name, left) = account(&signer.sign(&claims(json!({})))).await.unwrap();
+        assert_eq!((name.as_str(), left), ("deployer", Duration::from_secs(600)));
+        let listed = json!({ "aud": ["x", AUDIENCE], "nbf": NOW + 30 });
+        assert!(account(&signer.sign(&claims(listed))).await.is_some());
+        for wrong in [
+            json!({ "aud": null }),
+            json!({ "aud": 5 }),
+            json!({ "aud": {} }),
+            json!({ "aud": "https://registry.example.net.evil" }),
+            json!({ "aud": ["x"] }),
+            json!({ "sub": "another" }),
+            json!({ "sub": null }),
+            json!({ "exp": NOW - 61 }),
+            json!({ "exp": null }),
+            json!({ "nbf": NOW + 61 }),
+            json!({ "iss": "https://other.example.com" }),
+            json!({ "iss": null }),
+        ] {
+            assert_eq!(account(&signer.sign(&claims(wrong.clone()))).await, None, "{wrong}");
+        }
+        // By another key, with its name and with that of the right one.
+        let mut other = Signer::new();
+        assert_eq!(account(&other.sign(&claims(json!({})))).await, None);
+        other.public.common.key_id = signer.public.common.key_id.clone();
+        assert_eq!(account(&other.sign(&claims(json!({})))).await, None);
+        // What everybody knows is no secret to sign with.
+        let public = serde_json::to_vec(&signer.public).unwrap();
+        let header = Header { kid: signer.public.common.key_id.clone(), ..Header::default() };
+        let key = EncodingKey::from_secret(&public);
+        let forged = jsonwebtoken::encode(&header, &claims(json!({})), &key).unwrap();
+        for text in [&*forged, "", "a.b.c", "x", &"a".repeat(TOKEN_MAX + 1)] {
+            assert_eq!(account(text).await, None, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_issuer_that_cannot_be_asked_says_nothing_of_a_token() {
+        let signer = Signer::new();
+        let claims = |issuer: &str| json!({ "iss": issuer, "sub": "job", "aud": AUDIENCE, "exp": NOW + 600 });
+        let other = serve(&signer, Some("https://other.example.com")).await;
+        for address in ["http://127.0.0.1:1", &other] {
+            let trusted = trusting(address);
+            // Also when it was asked a moment ago.
+            for _ in 0..2 {
+                trusted.account_of(&signer.sign(&claims(address))).await.unwrap_err();
+            }
+        }
+    }
+}
