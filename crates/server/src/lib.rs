@@ -22,6 +22,7 @@ mod background;
 mod error;
 mod executor;
 mod from_api;
+mod http_client;
 mod identity;
 mod issuer;
 mod keys;

@@ -17,6 +17,7 @@ use store::Millis;
 use tokio::sync::Mutex;
 use url::Url;
 
+use crate::http_client::{body, client};
 use crate::settings::TrustedIssuerSettings;
 
 /// For one request.
@@ -108,7 +109,7 @@ impl TrustedIssuers {
             let issuer = Issuer {
                 settings: settings.clone(),
                 audience,
-                http: client(settings.ca.as_deref())?,
+                http: client(settings.ca.as_deref(), TIMEOUT)?,
                 keys: Mutex::default(),
             };
             Ok((address.clone(), issuer))
@@ -216,17 +217,13 @@ impl Issuer {
 
     async fn get<T: DeserializeOwned>(&self, address: &str) -> Result<T, String> {
         let sent = self.http.get(address).timeout(TIMEOUT).send().await;
-        let mut answer = sent.map_err(|error| remote_reason(&error))?;
+        let answer = sent.map_err(|error| remote_reason(&error))?;
         if !answer.status().is_success() {
             return Err(format!("`{address}` answered {}", answer.status().as_u16()));
         }
-        let mut bytes = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(|error| remote_reason(&error))? {
-            bytes.extend_from_slice(&chunk);
-            if bytes.len() > ANSWER_MAX {
-                return Err(format!("`{address}` sent more than {ANSWER_MAX} bytes"));
-            }
-        }
+        let bytes = body(answer, ANSWER_MAX).await.map_err(|error| remote_reason(&error))?;
+        let bytes =
+            bytes.ok_or_else(|| format!("`{address}` sent more than {ANSWER_MAX} bytes"))?;
         serde_json::from_slice(&bytes).map_err(|_| format!("`{address}` sent something else"))
     }
 }
@@ -249,19 +246,6 @@ fn remote_reason(error: &reqwest::Error) -> String {
         source = cause.source();
     }
     reason
-}
-
-fn client(ca: Option<&[u8]>) -> reqwest::Result<reqwest::Client> {
-    // The process-wide provider may be set already; either way it is `ring`.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut http = reqwest::Client::builder()
-        .user_agent(concat!("refit/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(TIMEOUT)
-        .redirect(reqwest::redirect::Policy::none());
-    if let Some(pem) = ca {
-        http = http.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem)?);
-    }
-    http.build()
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use task::{Secret, SecretText, VaultField, VaultSecret};
 use url::Url;
 
 use super::{VALUE_MAX, refused, unavailable};
+use crate::http_client::{body, client};
 use crate::issuer::Issuer;
 use crate::settings::{KubernetesSettings, VaultSettings};
 
@@ -59,12 +60,12 @@ impl Vaults {
         let vault = |(host, settings): (&String, &VaultSettings)| {
             let scheme = if settings.plain_http { "http" } else { "https" };
             let base = format!("{scheme}://{host}");
-            let http = client(settings.ca.as_deref())?;
+            let http = client(settings.ca.as_deref(), TIMEOUT)?;
             Ok((host.clone(), Vault { settings: settings.clone(), http, base }))
         };
         let vaults = settings.iter().map(vault).collect::<reqwest::Result<_>>()?;
         let cluster = kubernetes.api.is_some().then(|| {
-            let http = client(kubernetes.ca.as_deref())?;
+            let http = client(kubernetes.ca.as_deref(), TIMEOUT)?;
             Ok::<_, reqwest::Error>(Cluster { settings: kubernetes.clone(), http })
         });
         Ok(Self { vaults, cluster: cluster.transpose()?, issuer })
@@ -287,19 +288,6 @@ impl Drop for GivenBack {
     }
 }
 
-fn client(ca: Option<&[u8]>) -> reqwest::Result<reqwest::Client> {
-    // The process-wide provider may be set already; either way it is `ring`.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut http = reqwest::Client::builder()
-        .user_agent(concat!("refit/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(TIMEOUT)
-        .redirect(reqwest::redirect::Policy::none());
-    if let Some(pem) = ca {
-        http = http.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem)?);
-    }
-    http.build()
-}
-
 /// An address below another one; parts are escaped.
 fn below<'a>(base: &str, parts: impl IntoIterator<Item = &'a str>) -> Result<Url, SecretError> {
     let mut url = Url::parse(base).map_err(|_| unavailable("its address cannot be read"))?;
@@ -346,17 +334,11 @@ async fn answer(request: RequestBuilder, what: &str) -> Result<Response, SecretE
 }
 
 async fn read<T: serde::de::DeserializeOwned>(
-    mut answer: Response,
+    answer: Response,
     what: &str,
 ) -> Result<T, SecretError> {
     let broken = || SecretError::Unavailable(format!("{what}: the answer cannot be read"));
-    let mut bytes = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|_| broken())? {
-        bytes.extend_from_slice(&chunk);
-        if bytes.len() > ANSWER_MAX {
-            return Err(broken());
-        }
-    }
+    let bytes = body(answer, ANSWER_MAX).await.map_err(|_| broken())?.ok_or_else(broken)?;
     serde_json::from_slice(&bytes).map_err(|_| broken())
 }
 
