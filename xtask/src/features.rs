@@ -10,7 +10,8 @@ use crate::tidy::output;
 
 /// Features that the tests have and the program does not: crate, feature, and why that changes
 /// nothing of what is tested.
-const TESTED_ONLY: [(&str, &str, &str); 10] = [
+const TESTED_ONLY: [(&str, &str, &str); 11] = [
+    ("data-encoding", "default", "a name for another feature, which the program has"),
     ("getrandom", "std", "an error type"),
     ("getrandom", "sys_rng", "a generator that only proptest uses"),
     ("idna", "default", "a name for other features, which the program has"),

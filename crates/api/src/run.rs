@@ -163,6 +163,10 @@ pub struct AgentProperties {
     /// Processors that each of them has at most. Absent: as many as the server gives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<u32>,
+    /// Where they may connect to: names such as `pypi.org:443` or `*.debian.org`, addresses, ranges,
+    /// and the words `registry`, `open` and `none`. Absent: where the server lets them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<String>,
 }
 
 /// How a run logs in to registries.

@@ -36,7 +36,7 @@ use crate::record::{
 };
 use crate::secret::{KnownSecrets, Secrets};
 use crate::secret_scan::SecretScan;
-use crate::stage;
+use crate::{run, stage};
 
 /// Shorter secret arguments are found everywhere, and references are to stay what they are.
 const RECORDED_SECRET_MIN: usize = 4;
@@ -230,6 +230,7 @@ pub async fn build(
         let plan = dockerfile::plan(&dockerfile, &plan_options(request, &also))?;
         if also.is_empty() && damaged.is_empty() {
             warn(&plan, events).await;
+            check_policy(&plan, builder, request)?;
         }
         let build = Build::new(builder, request, &plan, &checks, scan.clone(), events, cancel);
         let built = tokio::select! {
@@ -271,6 +272,24 @@ fn planned_context(
         NamedContext::Files(_) | NamedContext::Stored(_) => dockerfile::NamedContext::Own,
     };
     (name.clone(), planned)
+}
+
+/// Refuses what the server does not let a build have, before its first instruction: images by their
+/// names, and rights of `RUN`s.
+fn check_policy(plan: &Plan, builder: &Builder, request: &BuildRequest) -> Result<(), BuildError> {
+    for stage in &plan.stages {
+        for source in [&stage.base].into_iter().chain(&stage.sources) {
+            if let Source::Image { reference, .. } = source {
+                let checked = builder.images.check(reference);
+                checked.map_err(|error| BuildError::Image { error, at: stage.at })?;
+            }
+        }
+        for (run, at) in stage.runs() {
+            let rights = (run::network(run.network, request), run.insecure);
+            run::check_policy(builder.policy, &request.limits.egress, rights, at)?;
+        }
+    }
+    Ok(())
 }
 
 async fn warn(plan: &Plan, events: &dyn BuildEvents) {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use container::{ContainerError, Exit};
+use container::{ContainerError, Exit, Limits, Usage};
 use dockerfile::{DockerfileError, OperationsError, Span};
 use oci::Digest;
 use remote::{DownloadError, GitError};
@@ -62,6 +62,8 @@ pub enum BuildError {
     /// The server does not allow it.
     #[error("`{flag}` is not allowed by this server")]
     NotAllowed { flag: &'static str, setting: &'static str, at: Span },
+    #[error("`{flag}` cannot be had by runs whose connections are bounded")]
+    Unbounded { flag: &'static str, at: Span },
     #[error("`RUN` is not possible here: this process has no container runtime")]
     NoRuntime { at: Span },
     /// Something changed while the build read it.
@@ -93,8 +95,21 @@ pub enum BuildError {
 pub struct RunLimits {
     pub memory: Option<u64>,
     pub timeout: Option<std::time::Duration>,
+    pub disk: Option<u64>,
     /// Whether the kernel killed one of its processes for want of memory.
     pub out_of_memory: bool,
+}
+
+impl RunLimits {
+    /// What a container was bound to, for how it ended.
+    pub fn of(limits: &Limits, usage: Usage) -> Self {
+        Self {
+            memory: limits.memory,
+            timeout: limits.timeout,
+            disk: limits.disk.size_max,
+            out_of_memory: usage.out_of_memory,
+        }
+    }
 }
 
 /// How a process ended, as the end of a sentence about it.
@@ -106,6 +121,14 @@ pub fn describe_exit(exit: Exit, limits: &RunLimits) -> String {
             Some(memory) => format!("ran out of memory, its limit is {} MiB", memory >> 20),
             None => "was killed because the machine ran out of memory".to_owned(),
         },
+        Exit::OutOfDisk => {
+            let limit = limits.disk.map(|disk| format!(" of {} MiB", disk >> 20));
+            format!("wrote more to disk than its limit{}", limit.unwrap_or_default())
+        }
+        Exit::DiskFull => {
+            "was killed because the machine's disk is nearly full, and it had written the most"
+                .to_owned()
+        }
         Exit::TimedOut => match limits.timeout {
             Some(timeout) => format!("took longer than its limit of {} s", timeout.as_secs()),
             None => "took too long".to_owned(),
@@ -137,6 +160,14 @@ impl BuildError {
             Self::Run { exit: Exit::OutOfMemory, .. } => {
                 Some("let the command use less, or raise the build's memory limit".to_owned())
             }
+            Self::Run { exit: Exit::OutOfDisk, .. } => {
+                Some("let the command write less, or raise `build.disk` of the server".to_owned())
+            }
+            Self::Run { exit: Exit::DiskFull, .. } => Some(
+                "make room on the server's disk, for instance with `refit gc`; how much stays free is \
+                 `build.disk_reserve`"
+                    .to_owned(),
+            ),
             Self::Run { limits: RunLimits { out_of_memory: true, memory, .. }, .. } => {
                 let limit = memory.map(|memory| format!("; its limit is {} MiB", memory >> 20));
                 let limit = limit.unwrap_or_default();
@@ -213,6 +244,7 @@ impl BuildError {
             | Self::NoSecret { at, .. }
             | Self::NoSshAgent { at, .. }
             | Self::NotAllowed { at, .. }
+            | Self::Unbounded { at, .. }
             | Self::NoRuntime { at }
             | Self::Changed { at, .. } => Some(*at),
             _ => None,
@@ -233,6 +265,7 @@ impl BuildError {
             | Self::NoSecret { .. }
             | Self::NoSshAgent { .. }
             | Self::NotAllowed { .. }
+            | Self::Unbounded { .. }
             | Self::Changed { .. }
             | Self::BadLayer { .. } => true,
             Self::Context(error) | Self::NamedContext { error, .. } => error.is_users(),

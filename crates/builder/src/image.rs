@@ -39,6 +39,9 @@ pub enum ImageError {
     /// An image of the own registry that the store did not keep whole.
     #[error("image `{reference}` is damaged: the store has lost {what} of it")]
     Damaged { reference: String, what: String },
+    /// The server's policy does not have it.
+    #[error("image `{reference}` is not one that runs may use here")]
+    NotAllowed { reference: String, allowed: Vec<String> },
     #[error("image `{reference}` could not be read from the store")]
     Store {
         reference: String,
@@ -56,6 +59,10 @@ impl ImageError {
                 Some(format!("it is there for {}", offered.join(", ")))
             }
             Self::Pull { hint, .. } => hint.clone(),
+            Self::NotAllowed { allowed, .. } => Some(format!(
+                "these are `{}`; the operator of this server can add to `build.images`",
+                allowed.join("`, `")
+            )),
             Self::Damaged { .. } => Some("push that image again, or build it again".to_owned()),
             _ => None,
         }
@@ -69,6 +76,11 @@ fn own_hint(own: &str) -> String {
 /// Finds images and brings them where the blob store can read them.
 #[async_trait]
 pub trait BaseImages: Send + Sync {
+    /// Refuses an image for its name alone, before anything is done for it.
+    fn check(&self, _reference: &Reference) -> Result<(), ImageError> {
+        Ok(())
+    }
+
     /// The image that a reference means on a platform. `progress` is told of bytes that had
     /// to be fetched, as they come.
     async fn resolve(

@@ -31,6 +31,7 @@ mod memo;
 mod mounts;
 mod name;
 mod path_map;
+mod permitted;
 mod repository;
 mod run;
 mod tar_reader;
@@ -80,6 +81,7 @@ pub use image::{
 };
 pub use layers::{FilesOf, LayerIndexes, Layers};
 pub use listed::{ContextLimits, ContextList, LIMITS_HINT, ListError, ListedFiles};
+pub use permitted::{ImagePattern, ImagePolicy, PermittedImages};
 pub use record::*;
 pub use remote::{DownloadError, GitError, GitLimits};
 pub use repository::{Repository, RepositoryOptions};

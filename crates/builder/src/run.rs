@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use container::{Exit, Network, OutputSink, Peers, ProcessSpec, Rootfs, Stream, User};
-use dockerfile::{Operation, RunNetwork, RunOperation};
+use container::{Egress, Exit, Network, OutputSink, Peers, ProcessSpec, Rootfs, Stream, User};
+use dockerfile::{Operation, RunNetwork, RunOperation, Span};
 
 use crate::assemble::ImageLayer;
-use crate::build::{Build, BuildRequest};
+use crate::build::{Build, BuildRequest, RunPolicy};
 use crate::error::{BuildError, RunLimits};
 use crate::event::{BuildEvents, StepNumber};
 use crate::layers::{EarlierBlocks, LayerPlace, NewLayer};
@@ -63,7 +63,7 @@ pub(crate) async fn execute(
         private_env: mounts.env.clone(),
         mounts: mounts.mounts.clone(),
         extra_hosts: request.extra_hosts.clone(),
-        network: network(run, request),
+        network: network(run.network, request),
         peers: peers(run, request),
         service: None,
         limits: request.limits.clone(),
@@ -79,8 +79,7 @@ pub(crate) async fn execute(
         Exit::Code(0) => (),
         Exit::Canceled => return Err(BuildError::Canceled),
         exit => {
-            let (memory, timeout) = (request.limits.memory, request.limits.timeout);
-            let limits = RunLimits { memory, timeout, out_of_memory: usage.out_of_memory };
+            let limits = RunLimits::of(&request.limits, usage);
             return Err(BuildError::Run { command: command(), exit, limits, at });
         }
     }
@@ -89,17 +88,38 @@ pub(crate) async fn execute(
 }
 
 /// The network of a `RUN`: its own flag, else the build's.
-pub(crate) fn network(run: &RunOperation, request: &BuildRequest) -> Network {
-    match run.network {
+pub(crate) fn network(wanted: RunNetwork, request: &BuildRequest) -> Network {
+    match wanted {
         RunNetwork::Default => request.network,
         RunNetwork::None => Network::None,
         RunNetwork::Host => Network::Host,
     }
 }
 
+/// Refuses what the server does not let a `RUN` have.
+pub(crate) fn check_policy(
+    policy: RunPolicy,
+    egress: &Egress,
+    (network, insecure): (Network, bool),
+    at: Span,
+) -> Result<(), BuildError> {
+    let (flag, setting) = match network {
+        Network::Host if !policy.host_network => ("--network=host", "build.allow_host_network"),
+        _ if insecure && !policy.insecure => ("--security=insecure", "build.allow_insecure"),
+        Network::Host if !egress.is_open() => return Err(unbounded("--network=host", at)),
+        _ if insecure && !egress.is_open() => return Err(unbounded("--security=insecure", at)),
+        _ => return Ok(()),
+    };
+    Err(BuildError::NotAllowed { flag, setting, at })
+}
+
+fn unbounded(flag: &'static str, at: Span) -> BuildError {
+    BuildError::Unbounded { flag, at }
+}
+
 /// The others that a `RUN` reaches: none if it is to have no network, or the host's.
 fn peers(run: &RunOperation, request: &BuildRequest) -> Option<Peers> {
-    request.peers.clone().filter(|_| network(run, request) == Network::Isolated)
+    request.peers.clone().filter(|_| network(run.network, request) == Network::Isolated)
 }
 
 /// Passes a process's output on as events of its step.

@@ -314,18 +314,10 @@ impl<'a> Stage<'a> {
         run: &RunOperation,
         step: &Step,
     ) -> Result<Made, BuildError> {
-        let (policy, at) = (self.build.builder.policy, operation.at);
-        let network = run::network(run, self.build.request);
-        let (flag, setting) = match (network, run.insecure) {
-            (Network::Host, _) if !policy.host_network => {
-                ("--network=host", "build.allow_host_network")
-            }
-            (_, true) if !policy.insecure => ("--security=insecure", "build.allow_insecure"),
-            _ => ("", ""),
-        };
-        if !flag.is_empty() {
-            return Err(BuildError::NotAllowed { flag, setting, at });
-        }
+        let at = operation.at;
+        let rights = (run::network(run.network, self.build.request), run.insecure);
+        let egress = &self.build.request.limits.egress;
+        run::check_policy(self.build.builder.policy, egress, rights, at)?;
         let sources = Sources::find(self.build, self.id, run, step.number).await?;
         self.image.has_secret |= sources.have_secret();
         // Their diff IDs are in the key.
@@ -362,7 +354,7 @@ impl<'a> Stage<'a> {
         let platform = self.image.config.platform().to_string();
         self.input(&mut detail, InputKind::Platform, "platform", &platform);
         let hosts = format!("{:?}", request.extra_hosts);
-        let network = format!("{:?} {}", run::network(run, request), run.insecure);
+        let network = format!("{:?} {}", run::network(run.network, request), run.insecure);
         for (name, value) in [
             ("the shell", run.args.join("\0")),
             ("the script", run.script.as_ref().map_or("", |script| &script.text).to_owned()),
@@ -414,7 +406,7 @@ impl<'a> Stage<'a> {
         key.text("cwd", &run.cwd);
         key.text(
             "network",
-            match run::network(run, self.build.request) {
+            match run::network(run.network, self.build.request) {
                 Network::Isolated => "isolated",
                 Network::None => "none",
                 Network::Host => "host",

@@ -1,6 +1,7 @@
 //! A server in miniature: runs one process in a directory and passes its output on.
 //!
-//! `sandbox ROOT STATE_DIR NETWORK PROGRAM [ARGUMENT]...`, with `none`, `isolated` or `host`;
+//! `sandbox ROOT STATE_DIR NETWORK PROGRAM [ARGUMENT]...`, with `none`, `isolated`, `host` or
+//! `only=PLACE,...`;
 //! `none:/usr/sbin/runc` hands it to another runtime. It is also its own helper, as the real
 //! binary is. `sandbox peers ROOT STATE_DIR NETWORK` runs two containers, of which one asks the other by
 //! name. `sandbox name-server ADDRESS ANSWER` answers every question for a name with one
@@ -13,8 +14,8 @@ use std::process::ExitCode;
 use async_trait::async_trait;
 use bytes::Bytes;
 use container::{
-    Exit, ExternalRuntime, HELPER_ARG, Limits, Network, OutputSink, Peers, ProcessSpec, Rootfs,
-    Runtime, RuntimeSettings, Stream, User, Verdict,
+    Destination, Egress, Exit, ExternalRuntime, HELPER_ARG, Limits, Network, OutputSink, Peers,
+    ProcessSpec, Rootfs, Runtime, RuntimeSettings, Stream, User, Verdict,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -68,6 +69,7 @@ fn settings(state_dir: PathBuf, external: Option<&str>) -> RuntimeSettings {
         state_dir,
         subnet: "10.89.0.0/24".to_owned(),
         user_namespaces: true,
+        disk_reserve: 0,
     }
 }
 
@@ -107,17 +109,29 @@ async fn run(args: &[String]) -> Result<ExitCode, container::ContainerError> {
         return Ok(ExitCode::from(2));
     };
     let (network, external) = match network.split_once(':') {
-        Some((network, external)) => (network, Some(external)),
-        None => (network.as_str(), None),
+        Some((network, external)) if !network.contains('=') => (network, Some(external)),
+        _ => (network.as_str(), None),
     };
     let runtime = Runtime::new(settings(PathBuf::from(state_dir), external)).await?;
     let rootfs = Rootfs::Directory(PathBuf::from(root));
-    let spec = spec(rootfs, args.to_vec(), network_named(network));
+    let mut spec = spec(rootfs, args.to_vec(), network_named(network));
+    if let Some(places) = network.strip_prefix("only=") {
+        spec.limits.egress = egress(places);
+    }
     let (exit, _usage) = runtime.run(&spec, &Passing, &CancellationToken::new()).await?;
     Ok(match exit {
         Exit::Code(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
         _ => ExitCode::from(125),
     })
+}
+
+/// Places with commas between them, with `!` before one that may be this machine's own.
+fn egress(places: &str) -> Egress {
+    let place = |text: &str| {
+        let place = text.trim_start_matches('!').parse::<Destination>().expect("a destination");
+        if text.starts_with('!') { place.own() } else { place }
+    };
+    Egress::only(places.split(',').filter(|text| !text.is_empty()).map(place).collect())
 }
 
 fn network_named(name: &str) -> Network {

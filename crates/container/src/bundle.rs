@@ -342,7 +342,8 @@ pub(crate) fn describe(
     for (number, mount) in spec.mounts.iter().enumerate() {
         mounts.push(extra_mount(spec, place, number, mount, &mut overlays, &mut files)?);
     }
-    let capabilities = if spec.privileged { all_capabilities() } else { default_capabilities() };
+    let capabilities =
+        if spec.privileged { all_capabilities() } else { default_capabilities(spec) };
     let hidden = |paths: &[&str]| -> Vec<String> {
         if spec.privileged { Vec::new() } else { paths.iter().map(ToString::to_string).collect() }
     };
@@ -541,8 +542,10 @@ fn device_rules(spec: &ProcessSpec) -> Vec<DeviceRule> {
     vec![rule(false, None, "rwm"), rule(true, Some("c"), "m"), rule(true, Some("b"), "m")]
 }
 
-fn default_capabilities() -> Vec<String> {
-    CAPABILITIES_DEFAULT.map(str::to_owned).into()
+fn default_capabilities(spec: &ProcessSpec) -> Vec<String> {
+    // Who writes packets itself has them come from another container.
+    let is_kept = |name: &&str| *name != "CAP_NET_RAW" || spec.limits.egress.is_open();
+    CAPABILITIES_DEFAULT.into_iter().filter(is_kept).map(str::to_owned).collect()
 }
 
 /// All that this process itself has: a capability that the server lacks cannot be given.

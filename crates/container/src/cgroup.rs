@@ -356,6 +356,11 @@ impl Group {
         folders.iter().map(|folder| format!("{}\n", folder.display())).collect()
     }
 
+    /// Where it lists its processes; each tree has the same ones.
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
+        self.folders().into_iter().next()
+    }
+
     /// The folders of this group that exist.
     fn folders(&self) -> Vec<PathBuf> {
         let all: Vec<PathBuf> = match &self.hierarchy {
@@ -481,6 +486,16 @@ impl Group {
             remove(&folder);
         }
     }
+}
+
+/// The processes of a group and of those that an external runtime made below it.
+pub(crate) fn processes(group: &Path) -> Vec<String> {
+    let groups = subfolders(group).into_iter().chain([group.to_owned()]);
+    let members = groups.map(|group| fs::read_to_string(group.join("cgroup.procs")));
+    // A group that is gone has none.
+    members
+        .flat_map(|text| text.unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect()
 }
 
 /// Joining a version 1 tree costs milliseconds; so only what is asked for, and what accounts.

@@ -30,6 +30,8 @@ mod runtime;
 mod bundle;
 mod cgroup;
 mod diagnose;
+mod disk;
+mod egress;
 mod emulation;
 mod hosts;
 mod linux;
@@ -41,6 +43,8 @@ mod users;
 
 pub use cgroup::Bound;
 pub use diagnose::{Check, Verdict, diagnose};
+pub use disk::DiskLimit;
+pub use egress::{DESTINATIONS_MAX, Destination, DestinationError, Egress};
 pub use linux::helper_main;
 pub use network::{BRIDGES, PeerNetwork};
 pub use output::{OutputSink, Stream};

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Bound, ContainerError, PeerNetwork};
+use crate::{Bound, ContainerError, DiskLimit, Egress, PeerNetwork};
 
 /// One process and everything around it.
 #[derive(Debug, Clone)]
@@ -167,6 +167,10 @@ pub struct Limits {
     /// What others share with it.
     pub within: Option<Bound>,
     pub timeout: Option<Duration>,
+    /// What the container may write to disk. It is ended soon after it has written more.
+    pub disk: DiskLimit,
+    /// Where it may connect to; not with [`Network::Host`].
+    pub egress: Egress,
     /// Size of `/dev/shm` in bytes; 64 MiB by default.
     pub shm_size: Option<u64>,
     /// `RLIMIT_*` by name (`nofile`), soft and hard.
@@ -186,6 +190,10 @@ pub enum Exit {
     Code(i32),
     Signal(i32),
     OutOfMemory,
+    /// It had written more than its limit.
+    OutOfDisk,
+    /// The machine's disk was nearly full, and of all containers this one had written the most.
+    DiskFull,
     TimedOut,
     Canceled,
 }
@@ -253,6 +261,12 @@ pub(crate) fn check(spec: &ProcessSpec) -> Result<(), ContainerError> {
     check_peers(spec)?;
     if spec.service.is_some() && spec.network != Network::Isolated {
         return Err(refuse("a service needs a network of the container's own"));
+    }
+    if !spec.limits.egress.is_open() && (spec.network == Network::Host || spec.privileged) {
+        return Err(ContainerError::Unbounded {
+            reason: "a container with the host's network or all rights cannot be kept to it"
+                .to_owned(),
+        });
     }
     check_limits(&spec.limits)
 }

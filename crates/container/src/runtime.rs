@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::bundle::{self, Membership, Placement};
 use crate::cgroup::{Bound, Group, Hierarchy};
+use crate::disk::{self, Disk};
 use crate::hosts::Hosts;
 use crate::linux::{self, Ending, Message, Report};
 use crate::network::{self, Bridge, Endpoint, Namespace, Outlet, Subnet};
@@ -45,6 +46,9 @@ pub struct RuntimeSettings {
     /// Whether root in a container is nobody on the machine, where that is possible. Not with an
     /// external runtime.
     pub user_namespaces: bool,
+    /// Bytes that containers leave free where their state is: while there are fewer, the one that has
+    /// written the most is ended. At most a twentieth of the file system.
+    pub disk_reserve: u64,
 }
 
 /// An OCI runtime such as runc or runsc.
@@ -76,6 +80,9 @@ pub enum ContainerError {
     /// What is to be mounted does not fit the image's files.
     #[error("nothing can be mounted at `{path}`: {reason}")]
     Image { path: String, reason: String },
+    /// Where it may connect to is bounded, and that cannot be had.
+    #[error("where the command may connect to is bounded: {reason}")]
+    Unbounded { reason: String },
     #[error("could not {doing}: {reason}")]
     Setup { doing: String, reason: String },
 }
@@ -102,6 +109,7 @@ struct Inner {
     /// The helper program, seen through a read-only mount where the kernel can do that.
     helper: Option<OwnedFd>,
     bridge: tokio::sync::OnceCell<Arc<Bridge>>,
+    disk: Disk,
     users: tokio::sync::Mutex<Users>,
     /// Whether root here is not root of the machine, with whose rights containers are made.
     is_rootless: bool,
@@ -153,9 +161,19 @@ impl Runtime {
         let helper = helper.ok();
         let (bridge, users) = (tokio::sync::OnceCell::new(), tokio::sync::Mutex::default());
         let supervisors = TaskTracker::new();
+        let disk = Disk::new(settings.state_dir.clone(), settings.disk_reserve);
         let is_rootless = rootless::is_rootless();
-        let inner =
-            Inner { settings, subnet, hierarchy, helper, bridge, users, is_rootless, supervisors };
+        let inner = Inner {
+            settings,
+            subnet,
+            hierarchy,
+            helper,
+            bridge,
+            disk,
+            users,
+            is_rootless,
+            supervisors,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -225,7 +243,13 @@ impl Runtime {
             self.pass_on(pipes, output).await;
         }
         match ended.await {
-            Ok(result) => result,
+            Ok(result) => {
+                let (exit, usage, refused) = result?;
+                if !refused.is_empty() {
+                    output.write(Stream::Stderr, refused_names(&refused).into()).await;
+                }
+                Ok((exit, usage))
+            }
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(error) => Err(setup("watch the container", error)),
@@ -296,16 +320,19 @@ struct Holdings {
 enum Stopped {
     TimedOut,
     Canceled,
+    /// For what it wrote.
+    Full(Exit),
 }
 
 impl Supervisor {
     async fn run(
         mut self,
         started: oneshot::Sender<Pipes>,
-    ) -> Result<(Exit, Usage), ContainerError> {
+    ) -> Result<(Exit, Usage, Vec<String>), ContainerError> {
         let folder = self.make_folder()?;
         let mut holdings = Holdings { endpoint: None, group: None, range: None, folder };
         let result = self.run_in(&mut holdings, started).await;
+        let refused = holdings.endpoint.as_ref().map(Endpoint::refused).unwrap_or_default();
         // Given back before the caller hears of the end: then nothing of it is left.
         let external = self.inner.settings.external.is_some();
         let cleared = blocking(move || {
@@ -320,7 +347,7 @@ impl Supervisor {
             Ok(())
         });
         cleared.await?;
-        result
+        result.map(|(exit, usage)| (exit, usage, refused))
     }
 
     fn make_folder(&self) -> Result<PathBuf, ContainerError> {
@@ -379,6 +406,8 @@ impl Supervisor {
             return Err(setup("accept the process", reason));
         }
         holdings.range = self.take_range().await?;
+        let limit = self.spec.limits.disk.clone();
+        let before = blocking(move || Ok(Disk::before(&limit))).await?;
         self.write_bundle(holdings)?;
         let (executed, is_executed) = oneshot::channel();
         let (helper, mut control, pipes) = self.start_helper(&holdings.folder, is_executed)?;
@@ -388,14 +417,16 @@ impl Supervisor {
         let _gone = control.write_all(&bundle::private_bytes(&self.spec)).await;
         let (reports, control) = Reports::new(control, executed);
         let group = holdings.group.as_ref();
-        let (report, stopped) = self.watch(helper, reports, control, group).await?;
+        let disk = self.inner.disk.watch(&self.spec, group.and_then(Group::folder), before);
+        let (report, stopped) = self.watch(helper, reports, control, group, disk).await?;
         self.conclude(report, stopped, holdings.group.as_ref())
     }
 
     /// The container's network, unless it is the machine's, or so empty that the helper makes it.
     async fn attach(&self) -> Result<Option<Endpoint>, ContainerError> {
-        let is_isolated = self.spec.network == Network::Isolated;
-        if !is_isolated && self.spec.peers.is_none() {
+        let egress = &self.spec.limits.egress;
+        let is_isolated = self.spec.network == Network::Isolated && !egress.is_closed();
+        if !is_isolated && self.spec.peers.is_none() && self.spec.service.is_none() {
             return Ok(None);
         }
         let namespace = network::make_namespace().await?;
@@ -415,6 +446,11 @@ impl Supervisor {
     }
 
     async fn lead_out(&self, namespace: &Namespace) -> Result<Outlet, ContainerError> {
+        let egress = &self.spec.limits.egress;
+        if self.inner.is_rootless && !egress.is_open() {
+            let reason = "a server without root has only the bound `none`".to_owned();
+            return Err(ContainerError::Unbounded { reason });
+        }
         if self.inner.is_rootless {
             return network::attach_user(namespace).await;
         }
@@ -422,7 +458,7 @@ impl Supervisor {
             .inner
             .bridge
             .get_or_try_init(|| async { Bridge::open(self.inner.subnet).await.map(Arc::new) });
-        bridge.await?.attach(namespace).await
+        bridge.await?.attach(namespace, egress).await
     }
 
     fn has_user_namespace(&self) -> bool {
@@ -569,10 +605,17 @@ impl Supervisor {
         mut reports: Reports,
         mut control: OwnedWriteHalf,
         group: Option<&Group>,
+        disk: Option<disk::Watch>,
     ) -> Result<(Report, Option<Stopped>), ContainerError> {
         let timeout = async {
             match self.spec.limits.timeout {
                 Some(timeout) => tokio::time::sleep(timeout).await,
+                None => std::future::pending().await,
+            }
+        };
+        let full = async {
+            match &disk {
+                Some(disk) => disk.full().await,
                 None => std::future::pending().await,
             }
         };
@@ -586,6 +629,7 @@ impl Supervisor {
             () = self.cancel.cancelled() => Some(Stopped::Canceled),
             () = self.dropped.cancelled() => Some(Stopped::Canceled),
             () = timeout => Some(Stopped::TimedOut),
+            exit = full => Some(Stopped::Full(exit)),
         };
         if stopped.is_some() {
             // The helper sees the end of its input, and kills. Its report still comes back.
@@ -638,6 +682,7 @@ impl Supervisor {
         let exit = match (stopped, ending) {
             (Some(Stopped::TimedOut), _) => Exit::TimedOut,
             (Some(Stopped::Canceled), _) => Exit::Canceled,
+            (Some(Stopped::Full(exit)), _) => exit,
             _ if killed && usage.out_of_memory => Exit::OutOfMemory,
             (None, Ending::Code(code)) => Exit::Code(code),
             (None, Ending::Signal(signal)) => Exit::Signal(signal),
@@ -689,9 +734,21 @@ fn bound_processes(limits: &mut Limits, pids: Option<u32>) -> Result<(), Contain
     Ok(())
 }
 
+/// Why a container did not find some names.
+fn refused_names(names: &[String]) -> String {
+    format!(
+        "refit: not let through to {}: it is not among what this run may connect to\n",
+        names.join(", ")
+    )
+}
+
 /// The container's `/etc/resolv.conf`.
 fn name_servers(endpoint: Option<&Endpoint>) -> String {
-    let host = network::host_configuration();
+    let mut host = network::host_configuration();
+    // Of names that were to be looked for elsewhere too, none is let through.
+    if endpoint.is_some_and(Endpoint::is_bounded) {
+        host.clear();
+    }
     match endpoint.and_then(Endpoint::name_server) {
         Some(server) => network::configuration_for(server, &host),
         None => host,

@@ -35,9 +35,25 @@ iptables -S
 iptables -t nat -S POSTROUTING
 echo "bridges: $(ip -o link | grep -c refit)"
 
+echo 'Who is bounded reaches what it may, and hears of nothing else.'
+only() { "$sandbox" "$folder/root" "$folder/state" "only=$1" sh -c "$2" 2>&1; }
+only name.example '
+    nc -w 2 192.168.77.2 8000 || echo not yet
+    nc -w 5 name.example 8000
+    nc -w 2 192.168.77.2 8000
+    nc -w 2 other.example 8000
+    nc -w 1 192.168.77.1 8001 || echo not the host
+    grep CapBnd /proc/self/status'
+only '*.example:8000,!192.168.77.1:8001' '
+    nc -w 5 name.example 8000; nc -w 1 name.example 8001 || echo not that port
+    nc -w 5 192.168.77.1 8001'
+only 192.168.77.0/24 'nc -w 5 192.168.77.2 8000; nc -w 2 name.example 8000'
+only '' 'ip -o link | grep -c :; nc -w 2 192.168.77.2 8000'
+iptables -S | grep -c REFIT
+
 echo 'A killed server leaves a bridge and rules; the next removes them.'
-"$sandbox" "$folder/root" "$folder/state" isolated sleep 1000 & server=$!
-until iptables -S | grep -q REFIT; do :; done
+"$sandbox" "$folder/root" "$folder/state" only=10.0.0.0/8:80 sleep 1000 & server=$!
+until iptables -S | grep -q REFIT0-TO; do :; done
 echo "bridges: $(ip -o link | grep -c ' refit0:')"
 echo 'What a container says about addresses changes nothing.'
 until ip neighbour show dev refit0 | grep .; do :; done

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use container::{
-    ContainerError, Exit, ExternalRuntime, Limits, LocalServer, LocalService, Mount, MountKind,
-    Network, OutputSink, PeerNetwork, Peers, Private, ProcessSpec, Rootfs, Runtime,
+    ContainerError, DiskLimit, Exit, ExternalRuntime, Limits, LocalServer, LocalService, Mount,
+    MountKind, Network, OutputSink, PeerNetwork, Peers, Private, ProcessSpec, Rootfs, Runtime,
     RuntimeSettings, Stream, Usage, User,
 };
 use expect_test::{Expect, expect};
@@ -96,6 +96,7 @@ fn settings(state_dir: PathBuf, external: Option<&str>) -> RuntimeSettings {
         state_dir,
         subnet: "10.89.0.0/24".to_owned(),
         user_namespaces: true,
+        disk_reserve: 0,
     }
 }
 
@@ -405,6 +406,98 @@ async fn as_root_limits_hold_and_are_accounted() {
     let mut spec = machine.spec("ulimit -n; grep 'Max core' /proc/self/limits | sed 's/  */ /g'");
     spec.limits.ulimits = vec![("nofile".to_owned(), 99, 100), ("core".to_owned(), 0, 0)];
     machine.check(&spec, expect!["99\nMax core file size 0 0 bytes \nCode(0)\n"]).await;
+}
+
+#[tokio::test]
+async fn as_root_a_container_that_writes_too_much_is_ended() {
+    const SCRIPTS: [&str; 4] = [
+        "dd if=/dev/zero of=/large bs=1M count=40; sleep 20",
+        // In a folder that several have.
+        "dd if=/dev/zero of=/meeting/large bs=1M count=40; sleep 20",
+        // Without a name.
+        "exec 3>/gone; rm /gone; dd if=/dev/zero bs=1M count=40 >&3; sleep 20",
+        // Files that are empty.
+        "i=0; while [ $i -lt 9000 ]; do : > /f$i; i=$((i+1)); done; sleep 20",
+    ];
+    for external in [None, Some("/usr/sbin/runc")] {
+        let machine = Machine::with(external).await;
+        for script in SCRIPTS {
+            let mut spec = machine.apart(script);
+            let besides = vec![machine.path("meeting")];
+            spec.limits.disk = DiskLimit { size_max: Some(32 << 20), besides };
+            let started = Instant::now();
+            let (exit, _, text) = machine.run(&spec).await.unwrap();
+            assert_eq!(exit, Exit::OutOfDisk, "{script}: {text}");
+            assert!(started.elapsed() < Duration::from_secs(15), "{script}");
+            fs::remove_dir_all(machine.path("meeting")).unwrap();
+            fs::remove_dir_all(machine.path(&spec.name)).unwrap();
+        }
+        let mut spec = machine.apart("dd if=/dev/zero of=/large bs=1M count=20; sleep 3");
+        spec.limits.disk = DiskLimit { size_max: Some(32 << 20), besides: Vec::new() };
+        assert_eq!(machine.run(&spec).await.unwrap().0, Exit::Code(0));
+    }
+}
+
+/// A file system of its own, on which there is room for 200 MiB.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf) -> Self {
+        fs::create_dir(&at).unwrap();
+        let none = None::<&str>;
+        nix::mount::mount(
+            none,
+            &at,
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some("size=200m"),
+        )
+        .unwrap();
+        Self(at)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn as_root_a_disk_is_not_filled_and_only_who_fills_it_is_ended() {
+    let machine = Machine::new().await;
+    let disk = SmallDisk::mount(machine.path("disk"));
+    let mut settings = settings(disk.0.join("state"), None);
+    settings.disk_reserve = 1 << 40;
+    // Not all kernels translate ids on this file system.
+    settings.user_namespaces = false;
+    let runtime = Runtime::new(settings).await.unwrap();
+    let on_disk = |script: &str| {
+        let mut spec = machine.apart(script);
+        let [upper, work] = ["upper", "work"].map(|part| disk.0.join(&spec.name).join(part));
+        for folder in [&upper, &work] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        spec.rootfs = Rootfs::Overlay { lowers: vec![machine.path("lower")], upper, work };
+        spec
+    };
+    let modest = on_disk("dd if=/dev/zero of=/some bs=1M count=20 2>/dev/null; sleep 8; echo well");
+    // In portions: what is written in an instant fills any disk.
+    let greedy = on_disk(
+        "i=0; while sleep 0.05; do dd if=/dev/zero of=/f$i bs=1M count=3 2>/dev/null; i=$((i+1)); done",
+    );
+    let never = CancellationToken::new();
+    let (kept, sink) = (Collected::default(), Collected::default());
+    // Whoever runs a container removes what it left.
+    let greedy = async {
+        let ended = runtime.run(&greedy, &sink, &never).await;
+        fs::remove_dir_all(disk.0.join(&greedy.name)).unwrap();
+        ended
+    };
+    let (modest, greedy) = tokio::join!(runtime.run(&modest, &kept, &never), greedy);
+    assert_eq!(greedy.unwrap().0, Exit::DiskFull);
+    assert_eq!(modest.unwrap().0, Exit::Code(0));
+    assert_eq!(kept.text(), "well\n");
 }
 
 /// Whatever makes the second one of them; only of our own it is known why it was killed.
@@ -1198,6 +1291,26 @@ fn as_root_an_isolated_container_reaches_others_but_not_the_host() {
         -P OUTPUT ACCEPT
         -P POSTROUTING ACCEPT
         bridges: 0
+        Who is bounded reaches what it may, and hears of nothing else.
+        nc: can't connect to remote host (192.168.77.2): Connection refused
+        not yet
+        the neighbour answers
+        the neighbour answers
+        nc: bad address 'other.example'
+        nc: timed out
+        not the host
+        CapBnd:	00000000a80405fb
+        refit: not let through to other.example: it is not among what this run may connect to
+        the neighbour answers
+        nc: can't connect to remote host (192.168.77.2): Connection refused
+        not that port
+        the host answers
+        the neighbour answers
+        nc: bad address 'name.example'
+        refit: not let through to name.example: it is not among what this run may connect to
+        1
+        nc: can't connect to remote host (192.168.77.2): Network is unreachable
+        0
         A killed server leaves a bridge and rules; the next removes them.
         bridges: 1
         What a container says about addresses changes nothing.

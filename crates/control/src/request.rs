@@ -113,6 +113,9 @@ pub struct TaskRequest {
     pub archived: bool,
     #[serde(default, skip_serializing_if = "Logins::is_default")]
     pub logins: Logins,
+    /// Where its containers may connect to, as somebody wrote it; empty: where they are let.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<String>,
 }
 
 /// The text of a task file or of its values.
@@ -271,6 +274,24 @@ impl RunRequest {
         })
     }
 
+    /// Where its containers may connect to, as somebody wrote it.
+    pub fn egress(&self) -> &[String] {
+        match self {
+            Self::Build(build) => &build.egress,
+            Self::Task(task) => &task.egress,
+        }
+    }
+
+    /// Says where its containers may connect to.
+    #[must_use]
+    pub fn with_egress(mut self, places: Vec<String>) -> Self {
+        match &mut self {
+            Self::Build(build) => build.egress = places,
+            Self::Task(task) => task.egress = places,
+        }
+        self
+    }
+
     /// Reads the request of a run of this kind.
     pub fn from_json(kind: RunKind, text: &str) -> serde_json::Result<Self> {
         Ok(match kind {
@@ -329,6 +350,7 @@ mod tests {
             platform: Platform::new("linux", "arm64", None),
             archived: true,
             logins: logins(),
+            egress: Vec::new(),
         }
     }
 

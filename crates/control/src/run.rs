@@ -210,6 +210,9 @@ pub struct BuildRequest {
     pub options: BuildOptions,
     #[serde(default, skip_serializing_if = "Logins::is_default")]
     pub logins: Logins,
+    /// Where its containers may connect to, as somebody wrote it; empty: where they are let.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<String>,
 }
 
 /// What a build was told besides.

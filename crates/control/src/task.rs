@@ -61,6 +61,9 @@ pub struct TaskDefinition {
     pub output_retention: Option<OutputRetention>,
     #[serde(default, skip_serializing_if = "TaskIdentity::is_none")]
     pub identity: TaskIdentity,
+    /// Where containers of its runs may connect to, as somebody wrote it; empty: where they are let.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<String>,
 }
 
 /// Whom the runs of a task can be for others (identity-and-secrets.md section 3).
@@ -278,6 +281,7 @@ impl TaskDefinition {
                     archived: overrides.archived,
                     options: BuildOptions { compression, ..BuildOptions::default() },
                     logins: self.logins.clone(),
+                    egress: self.egress.clone(),
                 }
                 .into()
             }
@@ -293,6 +297,7 @@ impl TaskDefinition {
                 platform: self.platform.clone(),
                 archived: overrides.archived,
                 logins: self.logins.clone(),
+                egress: self.egress.clone(),
             }
             .into(),
             TaskStep::System => return Err(NoRun::System),
@@ -382,6 +387,7 @@ mod tests {
             log_template: None,
             output_retention: None,
             identity: TaskIdentity::default(),
+            egress: Vec::new(),
         }
     }
 

@@ -119,6 +119,7 @@ fn build_request() -> BuildRequest {
         network: None,
         archived: false,
         logins: control::Logins::default(),
+        egress: Vec::new(),
     }
 }
 
@@ -132,6 +133,7 @@ fn request() -> TaskRequest {
         platform: Platform::new("linux", "amd64", None),
         archived: false,
         logins: control::Logins::default(),
+        egress: Vec::new(),
     }
 }
 

@@ -46,6 +46,7 @@ fn request() -> BuildRequest {
         network: None,
         archived: false,
         logins: control::Logins::default(),
+        egress: Vec::new(),
     }
 }
 
@@ -59,6 +60,7 @@ fn task_request() -> TaskRequest {
         platform: Platform::new("linux", "amd64", None),
         archived: false,
         logins: control::Logins::default(),
+        egress: Vec::new(),
     }
 }
 
@@ -874,6 +876,7 @@ fn task_definition() -> TaskDefinition {
         tags: BTreeMap::new(),
         pool: None,
         logins: control::Logins::default(),
+        egress: Vec::new(),
         log_template: None,
         output_retention: None,
         identity: control::TaskIdentity::default(),

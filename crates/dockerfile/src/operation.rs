@@ -148,6 +148,14 @@ impl fmt::Display for SourceAddress {
 }
 
 impl StagePlan {
+    /// The stage's own `RUN`s.
+    pub fn runs(&self) -> impl Iterator<Item = (&Run, Span)> {
+        self.instructions.iter().filter_map(|instruction| match &instruction.kind {
+            InstructionKind::Run(run) => Some((run, instruction.at)),
+            _ => None,
+        })
+    }
+
     /// Carries the stage's instructions over the base's config: expands every word, keeps
     /// `ENV`, `WORKDIR`, `USER`, `SHELL` and `ARG` as they go, and gives what to execute. The
     /// `ONBUILD` triggers of the base come first.

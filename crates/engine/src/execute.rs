@@ -15,7 +15,7 @@ use builder::{
     ContextLimits, ContextOptions, ImageError, KnownSecrets, ListError, OwnNames,
     RecordedRepository, Secrets, SshAgents, StoredImage,
 };
-use container::{Limits, Network, Peers, Removals};
+use container::{Egress, Limits, Network, Peers, Removals};
 use oci::{Annotations, Compression, Digest, Platform, Reference, RegistryName, RepositoryName};
 use remote::Remote;
 use store::Catalog;
@@ -65,6 +65,12 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// Bounds where containers connect to, besides where they may not anyway.
+    pub fn bound_egress(&mut self, egress: &Egress) {
+        let limits = &mut self.container_limits;
+        limits.egress = std::mem::take(&mut limits.egress).and(egress);
+    }
+
     /// Bounds what all containers of a run have together, by a name of its attempt; and each of them,
     /// so that it does not run at all where there can be no such bounds, and its errors name the limit.
     pub fn bound(&mut self, attempt: &str, cpus: u32, memory: Option<u64>) {

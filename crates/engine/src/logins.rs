@@ -227,7 +227,7 @@ impl OthersOnly {
         remote::is_loopback(host) && self.own.all_hosts().any(|own| port(own) == port(host))
     }
 
-    fn check(&self, reference: &Reference) -> Result<(), ImageError> {
+    fn check_host(&self, reference: &Reference) -> Result<(), ImageError> {
         match self.own.registry(reference).is_some() || self.is_this_server(&reference.host) {
             false => Ok(()),
             true => Err(ImageError::Pull {
@@ -242,18 +242,23 @@ impl OthersOnly {
 
 #[async_trait]
 impl BaseImages for OthersOnly {
+    fn check(&self, reference: &Reference) -> Result<(), ImageError> {
+        self.check_host(reference)?;
+        self.images.check(reference)
+    }
+
     async fn resolve(
         &self,
         reference: &Reference,
         platform: &Platform,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<BaseImage, ImageError> {
-        self.check(reference)?;
+        self.check_host(reference)?;
         self.images.resolve(reference, platform, progress).await
     }
 
     async fn manifest(&self, reference: &Reference) -> Result<(Digest, Manifest), ImageError> {
-        self.check(reference)?;
+        self.check_host(reference)?;
         self.images.manifest(reference).await
     }
 
@@ -263,7 +268,7 @@ impl BaseImages for OthersOnly {
         blob: &Descriptor,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), ImageError> {
-        self.check(reference)?;
+        self.check_host(reference)?;
         self.images.fetch(reference, blob, progress).await
     }
 }

@@ -69,6 +69,7 @@ fn container_checks(settings: &Settings) -> Result<Vec<Check>> {
         state_dir: existing(&settings.server.data).to_owned(),
         subnet: settings.network.subnet.clone(),
         user_namespaces: settings.build.user_namespaces,
+        disk_reserve: settings.build.disk_reserve,
     };
     let found = crate::runtime(0)?.block_on(container::diagnose(&settings, &limits));
     Ok(found.into_iter().map(Check::from).collect())

@@ -547,6 +547,7 @@ mod tests {
             platform: oci::Platform::new("linux", "amd64", None),
             archived: false,
             logins: control::Logins::default(),
+            egress: Vec::new(),
         };
         runs.submit(&RegistryName::default(), request).await.unwrap();
         let attempt = control::Queue::claim(&runs).await.unwrap().unwrap();

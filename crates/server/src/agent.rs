@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::app::{CANCEL_GRACE, open_store, own_now};
+use crate::egress;
 use crate::executor::{Secrets, attempt_name};
 use crate::identity::Endpoint;
 use crate::machine::{Machine, Place};
@@ -168,6 +169,7 @@ impl Executor for AgentExecutor {
         };
         let place = self.leases.client(attempt);
         let mut engine = self.engine(&lease, attempt);
+        egress::bound_run(&mut engine, attempt.run.request.egress());
         let (cpus, memory) = lease.limits;
         engine.bound(&attempt_name(attempt), cpus, Some(memory));
         if let Err(error) = fetch_context(&place, attempt, &self.catalog).await {

@@ -27,6 +27,7 @@ use store::{Catalog, DataDir};
 use task::Seed;
 
 use crate::agents::Agents;
+use crate::egress;
 use crate::identity::{Endpoint, OwnTokens, TaskIdentities, TokenWanted};
 use crate::keys::{Keys, run_user};
 use crate::machine::{Machine, Place};
@@ -169,6 +170,7 @@ impl Executor for BuildExecutor {
             return Outcome::of(End::Error(message));
         };
         let mut engine = engine.clone();
+        egress::bound_run(&mut engine, run.request.egress());
         if let Some(cpu) = run.cpu {
             engine.bound(&attempt_name(attempt), cpu, None);
         }

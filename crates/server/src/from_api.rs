@@ -42,7 +42,7 @@ pub(crate) use stored_tasks::{
     merge, refuse_identity, task_definition, task_of_run, task_overrides, wanted_identity,
 };
 pub(crate) use task_runs::{lacks_secrets, without_secrets};
-pub(crate) use tasks::{cpu, encoded_task_request, file_task_request, task_name};
+pub(crate) use tasks::{cpu, egress, encoded_task_request, file_task_request, task_name};
 
 use crate::error::ApiError;
 
@@ -110,6 +110,7 @@ pub(crate) fn build_request(
         archived: body.is_archive_enabled,
         options: build_options(body.build_options, uploads, defaults.compression)?,
         image_names: body.image_names,
+        egress: Vec::new(),
     })
 }
 

@@ -19,6 +19,7 @@ mod agents;
 mod app;
 mod audit;
 mod background;
+mod egress;
 mod error;
 mod executor;
 mod from_api;

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use builder::{
-    Builder, CacheFolders, CatalogCache, InFlight, Layers, OwnNames, RunPolicy, TrustDomain,
+    BaseImages, Builder, CacheFolders, CatalogCache, ImagePolicy, InFlight, Layers, OwnNames,
+    PermittedImages, RunPolicy, TrustDomain,
 };
-use container::{Limits, Runtime, RuntimeSettings};
+use container::{DiskLimit, Limits, Runtime, RuntimeSettings};
 use engine::{Engine, Housekeeper, ImagesOf, Publisher, PushPolicy};
 use oci::RegistryName;
 use remote::{DownloadSettings, Downloads, Remote};
@@ -16,6 +17,7 @@ use tokio::sync::Semaphore;
 
 use crate::ServeError;
 use crate::app::context_limits;
+use crate::egress;
 use crate::settings::{BuildSettings, Settings};
 
 /// One per process.
@@ -31,6 +33,8 @@ pub(crate) struct Machine {
     workspaces: PathBuf,
     context_limits: engine::ContextLimits,
     limits: Limits,
+    egress: Vec<String>,
+    image_policy: Arc<ImagePolicy>,
     alias_images: AliasImages,
     shell_image: String,
 }
@@ -88,6 +92,8 @@ impl Machine {
             workspaces,
             context_limits: context_limits(settings),
             limits,
+            egress: settings.build.egress.clone(),
+            image_policy: Arc::new(settings.build.images.clone()),
             alias_images: settings.tasks.alias_images.clone(),
             shell_image: shell_image.unwrap_or(&settings.tasks.alias_images.bash).clone(),
         })
@@ -97,10 +103,11 @@ impl Machine {
     pub(crate) fn engine(&self, place: Place) -> Engine {
         let (catalog, registry) = (self.catalog.clone(), &place.registry);
         let cache = CatalogCache::new(catalog.clone(), registry, &TrustDomain::Trusted);
-        Engine {
+        let images = self.permitted(place.images, &place.own);
+        let mut engine = Engine {
             builder: Arc::new(Builder {
                 blobs: Arc::clone(catalog.blobs()),
-                images: (place.images)(&place.remote),
+                images: images(&place.remote),
                 cache: Arc::new(cache),
                 layers: Arc::clone(&self.layers),
                 runtime: self.runtime.clone(),
@@ -118,13 +125,27 @@ impl Machine {
             container_limits: self.limits.clone(),
             allow_host_network: self.policy.host_network,
             remote: place.remote,
-            images: place.images,
+            images,
             pushes: place.pushes,
             publisher: place.publisher,
             housekeeper: place.housekeeper,
             alias_images: self.alias_images.clone(),
             shell_image: self.shell_image.clone(),
+        };
+        egress::bound_all(&mut engine, &self.egress);
+        engine
+    }
+
+    /// Only the images that the policy has, if it has any.
+    fn permitted(&self, all: Arc<ImagesOf>, own: &OwnNames) -> Arc<ImagesOf> {
+        if self.image_policy.is_open() {
+            return all;
         }
+        let (policy, own) = (Arc::clone(&self.image_policy), own.clone());
+        Arc::new(move |remote| {
+            let (policy, own) = (Arc::clone(&policy), own.clone());
+            Arc::new(PermittedImages { images: all(remote), policy, own }) as Arc<dyn BaseImages>
+        })
     }
 
     /// Waits until nothing is cleared away any more.
@@ -165,6 +186,7 @@ async fn open_runtime(settings: &Settings, data: &Path) -> Option<Arc<Runtime>> 
         state_dir: data.join("containers"),
         subnet: settings.network.subnet.clone(),
         user_namespaces: settings.build.user_namespaces,
+        disk_reserve: settings.build.disk_reserve,
     };
     match Runtime::new(runtime_settings).await {
         Ok(runtime) => Some(Arc::new(runtime)),
@@ -180,6 +202,7 @@ fn container_limits(settings: &BuildSettings) -> Limits {
         memory: settings.memory,
         pids: settings.pids,
         cpus: settings.cpus,
+        disk: DiskLimit { size_max: settings.disk, besides: Vec::new() },
         ..Limits::default()
     }
 }

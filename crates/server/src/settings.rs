@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use builder::ImagePolicy;
 use container::ExternalRuntime;
 use oci::{Compression, RegistryName, RepositoryName};
 use remote::Network;
@@ -95,6 +96,14 @@ pub struct BuildSettings {
     pub memory: Option<u64>,
     pub pids: Option<u32>,
     pub cpus: Option<f64>,
+    /// Bytes that a container may write to disk.
+    pub disk: Option<u64>,
+    /// Where containers may connect to, as it is written; empty: to all.
+    pub egress: Vec<String>,
+    /// Images that runs may use.
+    pub images: ImagePolicy,
+    /// Bytes that containers leave free.
+    pub disk_reserve: u64,
     pub user_namespaces: bool,
     pub allow_host_network: bool,
     pub allow_insecure: bool,

@@ -45,7 +45,7 @@ pub(crate) fn run(run: &Run) -> api::Run {
             definition_digest: run.definition.as_ref().map(ToString::to_string),
             agent_pool_name: run.pool.as_ref().map(ToString::to_string),
             agent_name: run.agent.clone(),
-            agent_configuration: run.cpu.map(agent_configuration),
+            agent_configuration: agent_configuration(run.cpu, run.request.egress()),
             cause: Some(api::RunCause { kind: "Manual".into(), principal: run.started_by.clone() }),
             create_time: time(run.created_at),
             last_updated_time: time(run.updated_at),
@@ -160,7 +160,7 @@ pub(crate) fn task(task: &StoredTask) -> api::Task {
             last_updated_time: Some(time(task.updated_at)),
             status: Some(status.into()),
             platform: (!is_system).then(|| platform(&definition.platform)),
-            agent_configuration: definition.cpu.map(agent_configuration),
+            agent_configuration: agent_configuration(definition.cpu, &definition.egress),
             agent_pool_name: definition.pool.as_ref().map(ToString::to_string),
             timeout: Some(u32::try_from(definition.timeout.as_secs()).unwrap_or(u32::MAX)),
             step: task_step(task),
@@ -195,8 +195,9 @@ fn identity(identity: &TaskIdentity) -> Option<api::IdentityProperties> {
     })
 }
 
-fn agent_configuration(cpu: u32) -> api::AgentProperties {
-    api::AgentProperties { cpu: Some(cpu) }
+fn agent_configuration(cpu: Option<u32>, egress: &[String]) -> Option<api::AgentProperties> {
+    let is_told = cpu.is_some() || !egress.is_empty();
+    is_told.then(|| api::AgentProperties { cpu, egress: egress.to_vec() })
 }
 
 /// The same with the user names of its logins.

@@ -32,6 +32,7 @@ async fn with_runtime_of(user_namespaces: bool) -> Fixture {
         state_dir: fixture.folder.path().join("state"),
         subnet: "10.213.0.0/16".to_owned(),
         user_namespaces,
+        disk_reserve: 0,
     };
     let runtime = Runtime::new(settings).await.unwrap();
     fixture.builder.runtime = Some(Arc::new(runtime));

@@ -13,8 +13,8 @@ use base64::Engine as _;
 
 use super::Session;
 use super::quick_task::{
-    AuthArgs, LogArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout, own_platform,
-    parse_platform, report, see_to_end, upload,
+    AuthArgs, EgressArgs, LogArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout,
+    own_platform, parse_platform, report, see_to_end, upload,
 };
 use super::task_input::named_values;
 use crate::connection::Connection;
@@ -154,6 +154,9 @@ pub struct Args {
 
     #[command(flatten)]
     pool: PoolArgs,
+
+    #[command(flatten)]
+    egress: EgressArgs,
 
     #[command(flatten)]
     auth: AuthArgs,
@@ -304,7 +307,7 @@ fn request(
     }
     check_timeout(args.timeout)?;
     Ok(DockerBuildRequest {
-        agent_configuration: None,
+        agent_configuration: args.egress.agent_configuration(),
         credentials: args.auth.credentials(),
         log_template: args.log.template.clone(),
         is_push_enabled: !args.no_push && !names.is_empty(),

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::{
-    Credentials, ImageDescriptor, PlatformProperties, Run, RunStatus, SourceRegistryCredentials,
+    AgentProperties, Credentials, ImageDescriptor, PlatformProperties, Run, RunStatus,
+    SourceRegistryCredentials,
 };
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
@@ -31,6 +32,23 @@ pub(super) struct PoolArgs {
     /// Pool whose agents execute the run; without it the server does
     #[arg(long = "agent-pool", value_name = "POOL")]
     pub(super) pool: Option<String>,
+}
+
+/// Where the steps of a run may connect to.
+#[derive(Debug, clap::Args)]
+pub(super) struct EgressArgs {
+    /// Place that steps may connect to: a name, `*.NAME`, an address or a range, each with `:PORT`
+    /// if it likes; or `registry`, or `none` (repeatable)
+    #[arg(long = "egress", value_name = "PLACE", value_delimiter = ',')]
+    pub(super) places: Vec<String>,
+}
+
+impl EgressArgs {
+    pub(super) fn agent_configuration(&self) -> Option<AgentProperties> {
+        let egress: Vec<_> =
+            self.places.iter().filter(|place| !place.is_empty()).cloned().collect();
+        (!egress.is_empty()).then_some(AgentProperties { cpu: None, egress })
+    }
 }
 
 /// How progress is shown.

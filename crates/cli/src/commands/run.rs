@@ -7,8 +7,8 @@ use base64::Engine as _;
 
 use super::Session;
 use super::quick_task::{
-    AuthArgs, LogArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout, own_platform,
-    parse_platform, report, see_to_end, upload,
+    AuthArgs, EgressArgs, LogArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout,
+    own_platform, parse_platform, report, see_to_end, upload,
 };
 use super::task_input::{ValueArgs, is_stdin, read_task_file, read_values_file};
 use crate::connection::Connection;
@@ -59,6 +59,9 @@ pub struct Args {
 
     #[command(flatten)]
     pool: PoolArgs,
+
+    #[command(flatten)]
+    egress: EgressArgs,
 
     #[command(flatten)]
     auth: AuthArgs,
@@ -124,6 +127,7 @@ fn options(args: &Args) -> Result<TaskRunOptions> {
         values: args.values.values()?,
         timeout: args.timeout,
         agent_pool_name: args.pool.pool.clone(),
+        agent_configuration: args.egress.agent_configuration(),
         credentials: args.auth.credentials(),
         platform: args.platform.as_deref().map_or(Ok(own_platform()), parse_platform)?,
         ..TaskRunOptions::default()

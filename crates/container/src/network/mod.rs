@@ -11,6 +11,7 @@
 //! IPv4 only. Containers that are to reach each other share a network of their own besides:
 //! [`PeerNetwork`].
 
+mod bound;
 mod dns;
 mod firewall;
 mod namespace;
@@ -25,6 +26,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use firewall::Bounded;
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
@@ -41,6 +43,9 @@ pub use peers::PeerNetwork;
 pub(crate) use subnet::Subnet;
 pub(crate) use user_mode::{Uplink, attach as attach_user, find as find_uplink};
 
+use bound::{Bounds, Held};
+
+use crate::egress::Egress;
 use crate::{ContainerError, LocalService, lock};
 
 /// Names of bridges begin so, of all servers of a machine.
@@ -56,6 +61,7 @@ pub(crate) struct Bridge {
     subnet: Subnet,
     handle: Handle,
     taken: Mutex<Taken>,
+    bounds: Bounds,
     workers: Vec<tokio::task::JoinHandle<()>>,
     /// Held as long as the bridge is ours.
     _lock: File,
@@ -96,6 +102,8 @@ pub(crate) struct Outlet {
     address: Ipv4Addr,
     name_server: Ipv4Addr,
     uplink: Option<Uplink>,
+    /// Ends before the address is another container's.
+    bound: Option<Held>,
     _place: Option<Place>,
 }
 
@@ -133,6 +141,17 @@ impl Endpoint {
     /// The program to start for it.
     pub(crate) fn uplink(&self) -> Option<&Uplink> {
         self.outlet.as_ref()?.uplink.as_ref()
+    }
+
+    /// Whether it may not connect to everywhere.
+    pub(crate) fn is_bounded(&self) -> bool {
+        self.outlet.as_ref().is_some_and(|outlet| outlet.bound.is_some())
+    }
+
+    /// Names that the container asked for and may not connect to.
+    pub(crate) fn refused(&self) -> Vec<String> {
+        let bound = self.outlet.as_ref().and_then(|outlet| outlet.bound.as_ref());
+        bound.map(Held::refused).unwrap_or_default()
     }
 
     /// The container's place among its peers.
@@ -214,6 +233,7 @@ impl Bridge {
             subnet,
             handle,
             taken: Mutex::default(),
+            bounds: Bounds::default(),
             workers: Vec::new(),
             _lock: lock,
         };
@@ -231,7 +251,7 @@ impl Bridge {
         let names = dns::Sockets::open(subnet).await.map_err(failed)?;
         let port = names.port().map_err(failed)?;
         firewall::install(number, &name, subnet, port).await?;
-        self.workers = names.serve(subnet);
+        self.workers = names.serve(subnet, &self.bounds);
         Ok(())
     }
 
@@ -249,10 +269,22 @@ impl Bridge {
     pub(crate) async fn attach(
         self: &Arc<Self>,
         namespace: &Namespace,
+        egress: &Egress,
     ) -> Result<Outlet, ContainerError> {
         let host = self.take_host()?;
         let place = Place { bridge: Arc::clone(self), host };
         let address = self.subnet.host(host);
+        // Before there is a way out.
+        let bound = match egress.is_open() {
+            true => {
+                self.bounds.forget(address);
+                None
+            }
+            false => {
+                let bounded = Bounded { number: self.number, host, address };
+                Some(self.bounds.begin(bounded, egress).await?)
+            }
+        };
         self.make_link(host, namespace)
             .await
             .map_err(|error| cannot("make a network device for the container", error))?;
@@ -262,7 +294,7 @@ impl Bridge {
         };
         configured.await.map_err(|error| cannot("set up the container's network", error))?;
         let name_server = self.subnet.gateway();
-        Ok(Outlet { address, name_server, uplink: None, _place: Some(place) })
+        Ok(Outlet { address, name_server, uplink: None, bound, _place: Some(place) })
     }
 
     async fn make_link(&self, host: u32, namespace: &Namespace) -> Result<(), rtnetlink::Error> {

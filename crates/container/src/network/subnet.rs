@@ -7,7 +7,7 @@ use std::str::FromStr;
 /// How many ranges after the wanted one are tried.
 const CANDIDATES_MAX: u32 = 256;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Subnet {
     /// Its lowest address.
     base: u32,
@@ -16,12 +16,12 @@ pub(crate) struct Subnet {
 
 impl Subnet {
     /// The range that holds `address`; the whole address space is no range.
-    pub(super) fn new(address: Ipv4Addr, prefix: u8) -> Option<Self> {
+    pub(crate) fn new(address: Ipv4Addr, prefix: u8) -> Option<Self> {
         let prefix = (1..=32).contains(&prefix).then_some(prefix)?;
         Some(Self { base: u32::from(address) & mask(prefix), prefix })
     }
 
-    pub(super) fn prefix(self) -> u8 {
+    pub(crate) fn prefix(self) -> u8 {
         self.prefix
     }
 
@@ -39,11 +39,11 @@ impl Subnet {
         !mask(self.prefix) - 1
     }
 
-    pub(super) fn contains(self, address: Ipv4Addr) -> bool {
+    pub(crate) fn contains(self, address: Ipv4Addr) -> bool {
         u32::from(address) & mask(self.prefix) == self.base
     }
 
-    pub(super) fn overlaps(self, other: Self) -> bool {
+    pub(crate) fn overlaps(self, other: Self) -> bool {
         let mask = mask(self.prefix.min(other.prefix));
         self.base & mask == other.base & mask
     }

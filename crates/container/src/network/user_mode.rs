@@ -89,7 +89,13 @@ pub(crate) async fn attach(namespace: &Namespace) -> Result<Outlet, ContainerErr
     let uplink = find().map_err(|reason| cannot(doing, reason))?;
     let own = used_addresses(&connect()?).await.map_err(|error| cannot(doing, error))?;
     close(&namespace.handle, &own).await.map_err(|error| cannot(doing, error))?;
-    Ok(Outlet { address: ADDRESS, name_server: NAMES, uplink: Some(uplink), _place: None })
+    Ok(Outlet {
+        address: ADDRESS,
+        name_server: NAMES,
+        uplink: Some(uplink),
+        bound: None,
+        _place: None,
+    })
 }
 
 /// Leaves addresses without a route. The process has no rights over its network to change that.

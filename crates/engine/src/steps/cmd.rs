@@ -24,7 +24,7 @@ use super::containers::{Listed, Recent, Running};
 use super::events::Watch;
 use super::workspace::WORKSPACE;
 use super::{HOME, TaskContext, Work, attempts, identity, shell, unless_stopped};
-use crate::execute::{Engine, Failure, RunEvents, image_failure};
+use crate::execute::{Failure, RunEvents, image_failure};
 use crate::housekeeper::AcrCommand;
 
 /// The network that tasks need not make: it leads out, and to no other container.
@@ -209,11 +209,7 @@ pub(crate) async fn in_container(
         Ok((Exit::Code(0), _)) => Ok(()),
         Ok((Exit::Canceled, _)) => Err(Failure::Canceled),
         Ok((exit, usage)) => {
-            let limits = RunLimits {
-                memory: command.limits.memory,
-                timeout: None,
-                out_of_memory: usage.out_of_memory,
-            };
+            let limits = RunLimits::of(&command.limits, usage);
             Err(Failure::User(format!("error: the command {}", describe_exit(exit, &limits))))
         }
         Err(error) => Err(command_failure(&error)),
@@ -225,6 +221,41 @@ pub(crate) fn command_failure(error: &CommandError) -> Failure {
         CommandError::Layers(BuildError::Canceled) => Failure::Canceled,
         error if error.is_users() => Failure::user(error, error.hint()),
         error => Failure::ours(error),
+    }
+}
+
+/// Whether a step is carried out by the agent shell.
+pub(crate) fn is_shell(step: &Step) -> bool {
+    let task::Action::Cmd(cmd) = &step.action else { return false };
+    matches!(CommandLine::parse(&cmd.command), Ok(CommandLine::Script(_)))
+}
+
+/// Finds what the server's policy refuses of a step, before any has begun. Images that are `built` by
+/// another step are the run's own; `None`: which ones these are cannot be known.
+pub(crate) fn check_policy(
+    context: &TaskContext<'_>,
+    cmd: &Cmd,
+    built: Option<&[Reference]>,
+) -> Result<(), Failure> {
+    let container = &cmd.container;
+    if container.privileged && !context.engine.builder.policy.insecure {
+        return Err(not_allowed("`privileged`", "build.allow_insecure"));
+    }
+    let network = network(context, container.network.as_deref())?;
+    let is_unbounded = container.privileged || network == Network::Host;
+    if is_unbounded && !context.engine.container_limits.egress.is_open() {
+        let what = "error: `privileged` and the host's network cannot be had by runs whose \
+                    connections are bounded";
+        return Err(Failure::User(what.to_owned()));
+    }
+    // What cannot be read is an error when the step begins, or the business of a shell.
+    let Ok(CommandLine::Words(words)) = CommandLine::parse(&cmd.command) else { return Ok(()) };
+    let named = words.first().filter(|name| *name != BUILT_IN_ACR);
+    let reference = named.and_then(|name| name.parse::<Reference>().ok());
+    let (Some(reference), Some(built)) = (reference, built) else { return Ok(()) };
+    match built.iter().any(|built| built.shortest() == reference.shortest()) {
+        true => Ok(()),
+        false => context.images.check(&reference).map_err(|error| image_failure(&error)),
     }
 }
 
@@ -256,7 +287,7 @@ pub(crate) fn command(
         network,
         peers: peers(context, container.network.as_deref(), Some(&step.id))?,
         service: identity::service(context, network),
-        limits: limits(engine, container)?,
+        limits: limits(context, container)?,
         privileged: container.privileged,
     })
 }
@@ -349,8 +380,9 @@ pub(crate) fn peers(
 }
 
 /// The server's bounds, and processors as the step asks for them, if that is less.
-pub(crate) fn limits(engine: &Engine, container: &Container) -> Result<Limits, Failure> {
-    let mut limits = engine.container_limits.clone();
+pub(crate) fn limits(context: &TaskContext<'_>, container: &Container) -> Result<Limits, Failure> {
+    let mut limits = context.engine.container_limits.clone();
+    limits.disk.besides = vec![context.workspace.clone(), context.home.clone()];
     if let Some(text) = &container.cpus {
         let wanted = text.trim().parse::<f64>().ok().filter(|cpus| (0.01..=4096.0).contains(cpus));
         let Some(wanted) = wanted else {

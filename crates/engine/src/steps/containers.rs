@@ -206,7 +206,11 @@ impl Listed<'_> {
         let code = match exit {
             Exit::Code(code) => code,
             Exit::Signal(signal) => 128 + signal,
-            Exit::Canceled | Exit::OutOfMemory | Exit::TimedOut => KILLED,
+            Exit::Canceled
+            | Exit::OutOfMemory
+            | Exit::OutOfDisk
+            | Exit::DiskFull
+            | Exit::TimedOut => KILLED,
         };
         if let Some(entry) = self.containers.lock().running.get_mut(&self.number) {
             entry.code = Some(code);

@@ -177,6 +177,13 @@ fn base_image(name: &str, built: &BuiltImages, image: &Built) -> Result<BaseImag
 
 #[async_trait]
 impl BaseImages for RunImages {
+    fn check(&self, reference: &Reference) -> Result<(), ImageError> {
+        match self.built(reference) {
+            Ok(_) => Ok(()),
+            Err(other) => self.others.check(&other),
+        }
+    }
+
     async fn resolve(
         &self,
         reference: &Reference,

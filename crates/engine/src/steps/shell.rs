@@ -144,7 +144,7 @@ impl Shell<'_> {
             network,
             peers: peers(context, container.network.as_deref(), None)?,
             service: identity::service(context, network),
-            limits: limits(&context.engine, container)?,
+            limits: limits(context, container)?,
             privileged: false,
         })
     }

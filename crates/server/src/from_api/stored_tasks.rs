@@ -85,6 +85,7 @@ pub(crate) fn task_definition(
         output_retention: properties.output_retention.map(output_retention).transpose()?.flatten(),
         // Which accounts there are, whoever asks has to look up.
         identity: TaskIdentity::default(),
+        egress: tasks::egress(properties.agent_configuration.as_ref())?,
     })
 }
 

@@ -73,6 +73,7 @@ fn task_request(
         timeout: timeout(options.timeout, timeout_default)?,
         platform: platform(&options.platform)?,
         archived: options.is_archive_enabled,
+        egress: Vec::new(),
     })
 }
 
@@ -124,6 +125,14 @@ pub(crate) fn cpu(agent: Option<&api::AgentProperties>) -> Result<Option<u32>, A
         }
         cpu => Ok(cpu),
     }
+}
+
+/// Where the containers of a run may connect to.
+pub(crate) fn egress(agent: Option<&api::AgentProperties>) -> Result<Vec<String>, ApiError> {
+    let places = agent.map(|agent| agent.egress.clone()).unwrap_or_default();
+    let checked = crate::egress::parse(&places, None);
+    checked.map_err(|message| ApiError::invalid(message).at("agentConfiguration"))?;
+    Ok(places)
 }
 
 pub(crate) fn task_name(text: &str) -> Result<control::TaskName, ApiError> {
@@ -333,7 +342,7 @@ mod tests {
 
     #[test]
     fn processors_have_bounds() {
-        let given = |cpu| api::AgentProperties { cpu };
+        let given = |cpu| api::AgentProperties { cpu, ..Default::default() };
         assert_eq!(cpu(None), Ok(None));
         assert_eq!(cpu(Some(&given(Some(4)))), Ok(Some(4)));
         assert_eq!(cpu(Some(&given(None))), Ok(None));

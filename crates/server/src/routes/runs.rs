@@ -120,9 +120,9 @@ pub(crate) async fn new_run(
         // Its task says it.
         api::RunRequest::TaskRunRequest(_) => None,
     };
-    let (pool, cpu, log_template) = match quick {
+    let (pool, cpu, log_template, egress) = match quick {
         Some(quick) => quick.checked(state, registry).await?,
-        None => (None, None, None),
+        None => (None, None, None, Vec::new()),
     };
     let run: NewRun = match body {
         api::RunRequest::DockerBuildRequest(body) => {
@@ -148,7 +148,8 @@ pub(crate) async fn new_run(
         api::RunRequest::TaskRunRequest(body) => return task_run(state, registry, body).await,
     };
     state.refuse_own_logins(run.request.logins())?;
-    Ok(NewRun { pool, cpu, log_template, ..run })
+    let request = run.request.clone().with_egress(egress);
+    Ok(NewRun { pool, cpu, log_template, request, ..run })
 }
 
 /// What quick builds and quick runs have in common.
@@ -169,13 +170,13 @@ impl<'a> Quick<'a> {
         }
     }
 
-    /// The pool, the processors and the log template of the run. What it does not say itself, the
+    /// The pool, the processors, the log template and the places of the run. What it does not say itself, the
     /// system task of the registry says.
     async fn checked(
         self,
         state: &Shared,
         registry: &RegistryName,
-    ) -> Result<(Option<PoolName>, Option<u32>, Option<String>), ApiError> {
+    ) -> Result<(Option<PoolName>, Option<u32>, Option<String>, Vec<String>), ApiError> {
         let mut template = self.log_template.take();
         if let Some(defaults) = super::tasks::of_quick_runs(state, registry).await? {
             template = template.or(defaults.log_template);
@@ -186,6 +187,7 @@ impl<'a> Quick<'a> {
             from_api::pool_of_run(self.pool.as_deref())?,
             from_api::cpu(self.agent.as_ref())?,
             template,
+            from_api::egress(self.agent.as_ref())?,
         ))
     }
 }

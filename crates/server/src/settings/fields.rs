@@ -136,6 +136,20 @@ pub(super) const SECTIONS: &[Section] = &[
             text("memory", "", "Memory bound of one container, such as `4GiB`. Empty: none."),
             bare("pids", "4096", "Processes and threads of one container. 0: no bound."),
             text("cpus", "", "Processors' worth of time of one container. Empty: no bound."),
+            list(
+                "images",
+                "Policy: images that runs may use, such as `[\"registry\", \"docker.io/library/*\"]`. Empty: all.",
+            ),
+            list(
+                "egress",
+                "Policy: where steps may connect to, such as `[\"registry\", \"*.debian.org:80\"]` or `[\"none\"]`. Empty: to all but this machine, containers and metadata services.",
+            ),
+            text("disk", "", "What a step may write to disk, such as `20GiB`. Empty: no bound."),
+            text(
+                "disk_reserve",
+                "1GiB",
+                "Room that steps leave on the disk, or a twentieth of it. `0`: they may fill it.",
+            ),
             bare(
                 "user_namespaces",
                 "true",

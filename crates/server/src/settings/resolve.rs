@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use builder::{ImagePattern, ImagePolicy};
 use container::ExternalRuntime;
 use control::{AccountName, BadAccountName};
 use oci::{Compression, CompressionFormat, RegistryName, RepositoryName};
@@ -405,6 +406,10 @@ impl Layers {
             memory: at.optional("memory", units::size),
             pids: Some(at.number("pids", 0, u32::MAX)).filter(|pids| *pids > 0),
             cpus: at.optional("cpus", cpus),
+            egress: at.egress(),
+            images: ImagePolicy::new(at.list("images", |text| text.parse::<ImagePattern>())),
+            disk: at.optional("disk", units::size),
+            disk_reserve: at.size("disk_reserve"),
             user_namespaces: at.flag("user_namespaces"),
             allow_host_network: at.flag("allow_host_network"),
             allow_insecure: at.flag("allow_insecure"),
@@ -739,6 +744,15 @@ impl At<'_> {
     fn runtime(&mut self) -> Option<ExternalRuntime> {
         let arguments = self.list("runtime_arguments", |text| Ok(text.to_owned()));
         self.path("runtime").map(|program| ExternalRuntime { program, arguments })
+    }
+
+    /// Checked as a whole: some words stand alone.
+    fn egress(&mut self) -> Vec<String> {
+        let list = self.list("egress", |text| Ok(text.to_owned()));
+        let Err(message) = crate::egress::parse(&list, None) else { return list };
+        let origin = self.value("egress").map(|value| value.origin.to_string());
+        self.layers.refuse(format!("{}: {message}", origin.unwrap_or_default()), None);
+        Vec::new()
     }
 
     fn compression(&mut self) -> Compression {

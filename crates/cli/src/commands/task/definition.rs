@@ -97,6 +97,11 @@ struct DefinitionArgs {
     #[arg(long, value_name = "COUNT")]
     cpu: Option<u32>,
 
+    /// Place that steps may connect to: a name, `*.NAME`, an address or a range, each with `:PORT`
+    /// if it likes; or `registry`, or `none`; empty: where the server lets them (repeatable)
+    #[arg(long, value_name = "PLACE", value_delimiter = ',')]
+    egress: Vec<String>,
+
     /// Enabled or Disabled [default: Enabled]
     #[arg(long, value_name = "STATUS")]
     status: Option<String>,
@@ -280,6 +285,15 @@ enum Kind {
 }
 
 impl DefinitionArgs {
+    fn agent_configuration(&self) -> Option<Value> {
+        let mut members = Map::new();
+        members.extend(self.cpu.map(|cpu| ("cpu".to_owned(), json!(cpu))));
+        let places: Vec<_> = self.egress.iter().filter(|place| !place.is_empty()).collect();
+        // An empty one takes them away.
+        members.extend((!self.egress.is_empty()).then(|| ("egress".to_owned(), json!(places))));
+        (!members.is_empty()).then_some(Value::Object(members))
+    }
+
     /// The members besides the step that are given.
     fn properties(&self) -> Result<Map<String, Value>> {
         self.unsupported.refuse()?;
@@ -292,7 +306,7 @@ impl DefinitionArgs {
         let platform = self.platform.as_deref().map(parse_platform).transpose()?;
         add("platform", platform.map(|platform| json!(platform)));
         add("timeout", self.timeout.map(|timeout| json!(timeout)));
-        add("agentConfiguration", self.cpu.map(|cpu| json!({ "cpu": cpu })));
+        add("agentConfiguration", self.agent_configuration());
         add("agentPoolName", self.agent_pool.as_ref().map(|pool| json!(pool)));
         add("credentials", self.auth.credentials().map(|credentials| json!(credentials)));
         add("owner", self.owner.as_ref().map(|owner| json!(owner)));

@@ -81,6 +81,8 @@ pub(super) fn task(task: &Task) -> Table {
     fields.add_some("timeout", properties.timeout.map(|seconds| format!("{seconds} s")).as_ref());
     let cpu = properties.agent_configuration.as_ref().and_then(|agent| agent.cpu);
     fields.add_some("processors", cpu.map(|cpu| cpu.to_string()).as_ref());
+    let places = properties.agent_configuration.as_ref().map(|agent| agent.egress.join(" "));
+    fields.add_some("connects to", places.filter(|places| !places.is_empty()).as_ref());
     fields.add_some("log template", properties.log_template.as_ref());
     let retention = properties.output_retention.as_ref();
     fields.add_some("images stay", retention.map(kept_outputs).as_ref());

@@ -133,7 +133,7 @@ impl Session<'_> {
             network,
             peers: peers(context, wanted, run.name.as_deref())?,
             service: identity::service(context, network),
-            limits: limits(&context.engine, container)?,
+            limits: limits(context, container)?,
             privileged: false,
         })
     }
@@ -174,10 +174,8 @@ impl Session<'_> {
             Exit::Code(code) => u8::try_from(code).unwrap_or(u8::MAX),
             Exit::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
             Exit::Canceled => KILLED,
-            Exit::OutOfMemory | Exit::TimedOut => {
-                let memory = command.limits.memory;
-                let limits =
-                    RunLimits { memory, timeout: None, out_of_memory: usage.out_of_memory };
+            Exit::OutOfMemory | Exit::OutOfDisk | Exit::DiskFull | Exit::TimedOut => {
+                let limits = RunLimits::of(&command.limits, usage);
                 let text = format!("error: the command {}\n", describe_exit(exit, &limits));
                 caller.say(Stream::Stderr, &text).await;
                 KILLED
