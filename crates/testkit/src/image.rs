@@ -149,8 +149,9 @@ pub fn busybox() -> Image {
     Image::new([busybox_layer()]).env(PATH)
 }
 
+/// The one layer of [`busybox`].
 #[track_caller]
-pub(crate) fn busybox_layer() -> Layer {
+pub fn busybox_layer() -> Layer {
     let program = std::fs::read("/bin/busybox").expect("busybox-static is installed");
     let mut layer = Layer::new()
         .folder("bin/", 0o755)

@@ -22,7 +22,7 @@ mod validate;
 pub use command::{Invocation, Outcome, Running, until};
 pub use filters::filtered;
 pub use git::{COMMIT_TIME, GitHost, GitRepository};
-pub use image::{Image, Layer, busybox};
+pub use image::{Image, Layer, busybox, busybox_layer};
 pub use memory::{MemoryBound, peak_memory, resident_memory};
 pub use registry::RegistryClient;
 pub use sandbox::Sandbox;

@@ -52,6 +52,7 @@ mod stored;
 mod task;
 mod upload;
 mod version;
+mod walls;
 
 use testkit::Sandbox;
 
