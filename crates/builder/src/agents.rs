@@ -3,6 +3,9 @@
 //! A socket is there while its `RUN` goes on. A connection to it is joined with one to the agent
 //! once something comes over it: whoever says nothing costs the agent nothing.
 
+mod key;
+mod key_agents;
+
 use std::fmt;
 use std::fs::{File, Permissions};
 use std::io;
@@ -19,6 +22,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
+pub use self::key::{SshKey, SshKeyError};
+pub use self::key_agents::KeyAgents;
 use crate::layers::Temporary;
 
 /// Connections that go on at once over one socket; further ones wait in the kernel's queue.

@@ -59,7 +59,7 @@ mod secret;
 mod secret_check;
 mod secret_scan;
 
-pub use agents::{AgentConnection, SshAgents};
+pub use agents::{AgentConnection, KeyAgents, SshAgents, SshKey, SshKeyError};
 pub use archive::ArchiveFormat;
 pub use assemble::{ImageIndexBytes, ImageLayer, index_of};
 pub use build::{BuildRequest, Builder, Built, InFlight, NamedContext, RunPolicy, build};
