@@ -201,9 +201,10 @@ impl BuildError {
             Self::NoSecret { id, .. } => {
                 Some(format!("give it with `--secret id={id},src=FILE` or `id={id},env=NAME`"))
             }
-            Self::NoSshAgent { id, .. } => {
-                Some(format!("give it with `--ssh {id}`, or `--ssh {id}=` and a socket or keys"))
-            }
+            Self::NoSshAgent { id, .. } => Some(format!(
+                "give it with `--ssh {id}`, or `--ssh {id}=` and a socket or keys; in a `build` step \
+                 with `--ssh {id}=` and keys"
+            )),
             Self::NotAllowed { setting, .. } => {
                 Some(format!("its operator can allow it with `{setting} = true`"))
             }

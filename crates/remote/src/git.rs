@@ -195,8 +195,9 @@ impl GitError {
                 Some("put a token into the address: `https://TOKEN@HOST/PATH.git`".to_owned())
             }
             Self::NoSshAgent { .. } => Some(
-                "give one to `refit build` with `--ssh default`; elsewhere use the repository's \
-                 `https://` address, with a token if it is private"
+                "give one to `refit build` with `--ssh default`, to a `build` step with \
+                 `--ssh default=KEY`; elsewhere use the repository's `https://` address, with a \
+                 token if it is private"
                     .to_owned(),
             ),
             Self::NoSsh { .. } => {

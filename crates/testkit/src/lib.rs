@@ -27,7 +27,7 @@ pub use memory::{MemoryBound, peak_memory, resident_memory};
 pub use registry::RegistryClient;
 pub use sandbox::Sandbox;
 pub use server::Server;
-pub use ssh::{SshAgent, SshKey, SshServer, ssh_image, verify_ssh_signature};
+pub use ssh::{SshAgent, SshKey, SshServer, image_with, ssh_image, verify_ssh_signature};
 pub use terminal::Terminal;
 pub use tree::{ImageTree, Node, tar_nodes};
 pub use user::UserMachine;

@@ -20,9 +20,14 @@ pub struct SshKey {
 impl SshKey {
     #[track_caller]
     pub fn new(sandbox: &Sandbox, name: &str, passphrase: &str) -> Self {
+        Self::of_kind(sandbox, name, &["-t", "ed25519", "-N", passphrase])
+    }
+
+    /// A key of another kind, as the arguments of `ssh-keygen` say.
+    #[track_caller]
+    pub fn of_kind(sandbox: &Sandbox, name: &str, kind: &[&str]) -> Self {
         let file = sandbox.path(name);
-        let make = ["-q", "-t", "ed25519", "-C", name, "-N", passphrase, "-f"];
-        run(program("ssh-keygen").args(make).arg(&file));
+        run(program("ssh-keygen").args(["-q", "-C", name]).args(kind).arg("-f").arg(&file));
         let public = std::fs::read_to_string(file.with_extension("pub"));
         Self { file, public: public.expect("the public key is beside it") }
     }
@@ -157,10 +162,16 @@ pub fn verify_ssh_signature(sandbox: &Sandbox, key: &SshKey, signature: &Path, m
 /// A base image with a shell, `ssh-add` and `ssh-keygen`: those of this machine.
 #[track_caller]
 pub fn ssh_image() -> Image {
+    image_with(&["/usr/bin/ssh-add", "/usr/bin/ssh-keygen"])
+}
+
+/// A base image with a shell, and programs of this machine by their paths.
+#[track_caller]
+pub fn image_with(programs: &[&str]) -> Image {
     let mut layer = Layer::new();
     let mut libraries = BTreeSet::new();
-    for file in ["/usr/bin/ssh-add", "/usr/bin/ssh-keygen"] {
-        let content = std::fs::read(file).expect("the package openssh-client is installed");
+    for file in programs {
+        let content = std::fs::read(file).expect("its package is installed");
         layer = layer.file(&file[1..], 0o755, &content);
         let listed = run(program("ldd").arg(file));
         let words = listed.split_whitespace().filter(|word| word.starts_with('/'));

@@ -1,5 +1,7 @@
 //! `build` steps: a Dockerfile build whose image the rest of the run has at once.
 
+mod secrets;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,10 +9,8 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use builder::{
-    ContextAddress, ContextFiles, ContextOptions, LazyFolder, Secret, Secrets, parse_size,
-};
-use container::{Network, Private};
+use builder::{ContextAddress, ContextFiles, ContextOptions, LazyFolder, SshAgents, parse_size};
+use container::Network;
 use oci::{Annotations, Compression, Platform, Reference};
 use task::{Build, BuildArguments, BuildOption, Step};
 
@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempts::Attempt;
 use super::build_cache::StepCache;
-use super::cmd::{self, volume_files};
+use super::cmd;
 use super::events::{StepEvents, Watch};
-use super::workspace::{OpenFolder, WORKSPACE, make_empty_folder, path_in, read_file, read_text};
+use super::workspace::{OpenFolder, WORKSPACE, make_empty_folder, path_in, read_text};
 use super::{StepUsage, TaskContext, Work, attempts, unless_stopped};
 use crate::context::{ContextLoader, ContextSource, LoadedRepository};
 use crate::dependencies::dependencies;
@@ -34,8 +34,6 @@ use crate::platforms::BuiltImages;
 
 /// Where the Dockerfile is that nobody names.
 const DOCKERFILE: &str = "Dockerfile";
-/// Bytes of a secret of the workspace.
-const SECRET_SIZE_MAX: u64 = 500 << 10;
 /// Longer than any run: the step's own time counts.
 const NO_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -46,7 +44,8 @@ pub(crate) async fn execute(
     build: &Build,
 ) -> Result<(), Failure> {
     let Parts { names, mut request, address } = parts(context, build)?;
-    request.step.options.secrets = secrets(context, build).await?;
+    request.step.options.secrets = secrets::secrets(context, build).await?;
+    request.step.options.ssh_agents = secrets::ssh_agents(context, build).await?;
     know_volumes(context);
     let cache = match build.cache {
         true => StepCache::of(context, &step.id, &build.arguments.tags).await?,
@@ -69,7 +68,8 @@ pub(crate) async fn execute(
                     return build_once(context, step, &source, request, names, (&watch, &stop))
                         .await;
                 };
-                let fetch = || remote(context, step, &build.arguments, address, &stop);
+                let agents = request.step.options.ssh_agents.as_ref();
+                let fetch = || remote(context, step, &build.arguments, (address, agents), &stop);
                 let source = unless_stopped(&stop, fetched.get_or_try_init(fetch)).await?;
                 build_once(context, step, source, request, names, (&watch, &stop)).await
             };
@@ -110,76 +110,7 @@ fn parts(context: &TaskContext<'_>, build: &Build) -> Result<Parts, Failure> {
 /// Finds what is wrong with a step before any step has begun.
 pub(crate) fn check(context: &TaskContext<'_>, build: &Build) -> Result<(), Failure> {
     parts(context, build)?;
-    secret_sources(context, build).map(drop)
-}
-
-enum SecretSource {
-    Volume(Private),
-    /// A path in the workspace.
-    Workspace(String),
-}
-
-/// The id and the file of `--secret id=ID,src=FILE`.
-fn secret_parts(option: &BuildOption) -> Result<(&str, &str), Failure> {
-    let value = option.value.as_deref().unwrap_or_default();
-    let (mut id, mut path) = (None, None);
-    for field in value.split(',') {
-        match field.split_once('=') {
-            Some(("id", value)) => id = Some(value),
-            Some(("src" | "source", value)) => path = Some(value),
-            Some(("type", "file")) => (),
-            _ => return Err(malformed(option, "id=ID,src=FILE")),
-        }
-    }
-    match id.filter(|id| !id.is_empty()) {
-        Some(id) => Ok((id, path.unwrap_or(id))),
-        None => Err(malformed(option, "id=ID,src=FILE")),
-    }
-}
-
-/// Where the secrets of a step are, by their ids: files of its volumes, or of the workspace.
-fn secret_sources<'a>(
-    context: &TaskContext<'_>,
-    build: &'a Build,
-) -> Result<BTreeMap<&'a str, SecretSource>, Failure> {
-    let base = build.container.working_directory.as_deref().unwrap_or(WORKSPACE);
-    let files = volume_files(context, &build.container);
-    let mut sources = BTreeMap::new();
-    for option in build.arguments.options.iter().filter(|option| option.name == "secret") {
-        let (id, path) = secret_parts(option)?;
-        let wanted = task::absolute(base, path);
-        // Of several at one path the last one is seen.
-        let mounted = files.iter().rev().find(|(at, _)| task::absolute("/", at) == wanted);
-        let source = match (mounted, path_in(base, path)) {
-            (Some((_, content)), _) => SecretSource::Volume(content.clone()),
-            (None, Some(inside)) => SecretSource::Workspace(inside),
-            (None, None) => {
-                return Err(Failure::User(format!(
-                    "error: the secret `{path}` is neither in a volume of the step nor in the \
-                     workspace"
-                )));
-            }
-        };
-        sources.insert(id, source);
-    }
-    Ok(sources)
-}
-
-/// What `RUN --mount=type=secret` of the build may use.
-async fn secrets(context: &TaskContext<'_>, build: &Build) -> Result<Secrets, Failure> {
-    let mut secrets = Secrets::new();
-    for (id, source) in secret_sources(context, build)? {
-        let secret = match source {
-            SecretSource::Volume(content) => Secret::new(content.reveal()),
-            SecretSource::Workspace(path) => {
-                let root = context.workspace.clone();
-                let read = move || read_file(&root, &path, "the secret", SECRET_SIZE_MAX);
-                Secret::new(blocking(read).await??)
-            }
-        };
-        secrets.insert(id.to_owned(), secret);
-    }
-    Ok(secrets)
+    secrets::check(context, build)
 }
 
 /// Files of volumes are secrets of the run, whichever steps have them.
@@ -300,12 +231,15 @@ fn open_source(
     Ok(Source { folder: opened, dockerfile_path, dockerfile, repository: None })
 }
 
+/// What is elsewhere, and the ssh agents with which it may be fetched.
+type Remote<'a> = (&'a ContextSource, Option<&'a Arc<dyn SshAgents>>);
+
 /// What is elsewhere is brought into a folder of the workspace that is named for the step.
 async fn remote(
     context: &TaskContext<'_>,
     step: &Step,
     arguments: &BuildArguments,
-    address: &ContextSource,
+    address: Remote<'_>,
     stop: &CancellationToken,
 ) -> Result<Source, Failure> {
     let id = &step.id;
@@ -333,7 +267,7 @@ async fn remote(
 async fn fetch(
     context: &TaskContext<'_>,
     arguments: &BuildArguments,
-    address: &ContextSource,
+    (address, ssh_agents): Remote<'_>,
     folder: std::io::Result<OpenFolder>,
     stop: &CancellationToken,
 ) -> Result<Source, Failure> {
@@ -344,7 +278,7 @@ async fn fetch(
         engine,
         no_cache,
         is_workspace: true,
-        ssh_agents: None,
+        ssh_agents,
         events: context.events,
         stop,
     };
@@ -521,8 +455,8 @@ fn apply(step: &mut BuildStep, option: &BuildOption) -> Result<(), Failure> {
             let image = image.parse().map_err(|_| malformed("NAME=docker-image://IMAGE"))?;
             options.contexts.insert(name, NamedContext::Image(image));
         }
-        // Its file is read when the step begins.
-        "secret" => (),
+        // Their files are read when the step begins.
+        "secret" | "ssh" => (),
         // They choose how the reference's tools work, not what comes out.
         "builder" | "cgroup-parent" | "isolation" | "progress" | "provenance" | "sbom"
         | "attest" | "security-opt" | "allow" => (),

@@ -1,11 +1,12 @@
 //! `refit agent` and `refit agentpool`: runs that another process executes, in a folder of its own.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use testkit::{Outcome, Running, Sandbox, Server, busybox, until, validate};
+use testkit::{Outcome, Running, Sandbox, Server, SshKey, busybox, ssh_image, until, validate};
 
 use crate::pull_through::{DockerRegistry, PASSWORD};
 use crate::{identity, sandbox};
@@ -238,6 +239,30 @@ fn as_root_an_agent_carries_out_the_steps_of_a_task() {
     validate(&server.registry(), "app", "shell");
     assert_eq!(run["cost"]["steps"].as_array().unwrap().len(), 7);
     assert_eq!(run["outputImages"][0]["tag"], "c01");
+}
+
+#[test]
+fn as_root_a_build_step_of_an_agent_has_ssh_keys() {
+    let pool = Pool::new();
+    let server = pool.serve(1);
+    server.registry().push("ssh", "latest", &ssh_image());
+    let key = SshKey::new(&pool.server, "key", "");
+    // Whoever runs the client is to read it.
+    let owner = fs::metadata(pool.server.path("")).expect("the sandbox is there");
+    chown(&key.file, Some(owner.uid()), Some(owner.gid())).expect("it may go");
+    let file = key.file.display().to_string();
+    pool.refit(&server, ["secret", "set", "key", "--file", &file, "--all-runs"]).success();
+    let _agent = pool.agent(&server, "one");
+    let task = "version: v1.1.0\nsecrets: [{id: it, keyvault: 'store://key'}]\n\
+                volumes: [{name: keys, secret: {key: '{{b64enc .Secrets.it}}'}}]\nsteps:\n\
+                - build: -t $Registry/app --network none --ssh default=/keys/key .\n  \
+                volumeMounts: [{name: keys, mountPath: /keys}]\n\
+                - push: [$Registry/app]\n";
+    let dockerfile = "RUN --mount=type=ssh,required ssh-add -L > /keys\n";
+    let dockerfile = format!("FROM {}/ssh\n{dockerfile}", server.host());
+    pool.server.write("app/acb.yaml", task).write("app/Dockerfile", dockerfile);
+    pool.refit(&server, ["run", "app", "--agent-pool", "builders"]).success();
+    assert_eq!(validate(&server.registry(), "app", "latest").text("keys"), key.public);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use testkit::{Sandbox, Server, busybox};
+use testkit::{Sandbox, Server, SshKey, busybox};
 
 use crate::sandbox;
 
@@ -46,7 +46,7 @@ fn the_task_files_of_the_documentation_are_task_files() {
     }
 }
 
-/// A server that has the images which the examples use, and a context for their builds.
+/// A server that has the images and secrets which the examples use, and a context for their builds.
 fn server(sandbox: &Sandbox) -> Server {
     let settings = "[registry.local]\naliases = [\"shell.test\"]\n\
                     [build]\nshell_image = \"shell.test/busybox\"\n\
@@ -69,6 +69,11 @@ fn server(sandbox: &Sandbox) -> Server {
         .write("app/Dockerfile", format!("{base}COPY program /app\nENTRYPOINT [\"/app\"]\n"))
         .write_executable("app/program", program);
     sandbox.refit(["build", "web", "-t", "web"]).on(&server).succeeds();
+    // That of the user who runs the tests is nobody else's.
+    let key = std::fs::read(SshKey::new(sandbox, "key", "").file).expect("it was just made");
+    let key = sandbox.write("deploy-key", key).path("deploy-key").display().to_string();
+    let set = ["secret", "set", "deploy-key", "--file", &key, "--all-runs"];
+    sandbox.refit(set).on(&server).succeeds();
     server
 }
 

@@ -47,6 +47,7 @@ mod serve;
 mod shell;
 mod ssh;
 mod step_secrets;
+mod step_ssh;
 mod steps;
 mod stored;
 mod task;

@@ -140,7 +140,7 @@ fn as_root_an_agent_that_is_required_has_to_be_given() {
           |
         2 | RUN --mount=type=ssh,id=deploy,required true
           |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-        hint: give it with `--ssh deploy`, or `--ssh deploy=` and a socket or keys"#]]
+        hint: give it with `--ssh deploy`, or `--ssh deploy=` and a socket or keys; in a `build` step with `--ssh deploy=` and keys"#]]
     .assert_eq(&shown.collect::<Vec<_>>().join("\n"));
     refused.stderr_has("ssh agent `deploy` is required, and the build was given none");
 }

@@ -288,7 +288,7 @@ fn as_root_switches_of_a_build_may_be_off_and_what_it_cannot_have_is_refused() {
     sandbox.write("app/Dockerfile", format!("FROM {}/busybox\n", server.host()));
     let build = |step: &str| run(&sandbox, &server, &format!("steps: [{{{step}}}]"), &[]);
     build("build: --no-cache=false --rm=false --pull -q .").success();
-    build("build: --ssh default .").code(1).stderr_has("`--ssh` is not possible in a `build` step");
+    build("build: --push .").code(1).stderr_has("`--push` is not possible in a `build` step");
     build("build: ../x").code(1).stderr_has("the context `../x` is not in the workspace");
     build("build: -f none .").code(1).stderr_has("Dockerfile `none` is not in the context");
 }
