@@ -263,6 +263,12 @@ fn as_root_a_build_step_of_an_agent_has_ssh_keys() {
     pool.server.write("app/acb.yaml", task).write("app/Dockerfile", dockerfile);
     pool.refit(&server, ["run", "app", "--agent-pool", "builders"]).success();
     assert_eq!(validate(&server.registry(), "app", "latest").text("keys"), key.public);
+
+    // The client's agent is at the server.
+    let flag = format!("default={file}");
+    let refused = pool.refit(&server, ["build", "app", "--ssh", &flag, "--agent-pool", "builders"]);
+    let refused = refused.code(2).stderr_has("an agent cannot reach the ssh agents of a client");
+    refused.stderr_has("in a `build` step of a task");
 }
 
 #[test]

@@ -128,7 +128,9 @@ pub(crate) async fn new_run(
         api::RunRequest::DockerBuildRequest(body) => {
             if pool.is_some() && !body.build_options.ssh.is_empty() {
                 let message = "an agent cannot reach the ssh agents of a client";
-                return Err(ApiError::invalid(message).at("agentPoolName"));
+                let hint = "build without a pool, or in a `build` step of a task, which can be \
+                            given a key: `--ssh ID=KEY`";
+                return Err(ApiError::invalid(message).at("agentPoolName").hint(hint));
             }
             build_request(state, registry, body).await?.into()
         }
