@@ -62,8 +62,12 @@ fn translate(name: &str, error: RemoteError) -> ImageError {
         RemoteError::BadManifest { reason, .. } => ImageError::Unusable { reference, reason },
         RemoteError::Store(source) => ImageError::Store { reference, source },
         error => {
-            let refused =
-                matches!(error, RemoteError::NotFound { .. } | RemoteError::Denied { .. });
+            let refused = matches!(
+                error,
+                RemoteError::NotFound { .. }
+                    | RemoteError::Denied { .. }
+                    | RemoteError::Forbidden { .. }
+            );
             let (reason, hint) = (error.to_string(), error.hint());
             ImageError::Pull { reference, reason, hint, refused }
         }

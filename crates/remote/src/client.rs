@@ -8,12 +8,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use oci::Reference;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, RANGE, RETRY_AFTER};
-use reqwest::{Method, Response, StatusCode};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, LOCATION, RANGE,
+    RETRY_AFTER,
+};
+use reqwest::{Method, Request, RequestBuilder, Response, StatusCode};
+use url::Url;
 
 use crate::RemoteError;
 use crate::auth::{self, Challenge};
 use crate::push;
+use crate::reach::{Reach, Refused, refused};
 
 /// A user name and its secret. Does not print.
 #[derive(Clone, PartialEq, Eq)]
@@ -34,6 +39,8 @@ pub struct Upstream {
     pub credentials: Option<Credentials>,
     /// Whether the credentials are for pushes too.
     pub push: bool,
+    /// The operator has named it, so it may be where users may not [reach](RemoteSettings::reach).
+    pub anywhere: bool,
     /// Speak HTTP without TLS. Loopback hosts do by default.
     pub plain_http: Option<bool>,
     /// A certificate authority to trust besides the system's, PEM.
@@ -48,6 +55,8 @@ pub struct Upstream {
 pub struct RemoteSettings {
     /// By host with optional port, as in references.
     pub upstreams: BTreeMap<String, Upstream>,
+    /// Where registries may be that users name, and all that a registry sends on to. `None`: anywhere.
+    pub reach: Option<Reach>,
     pub connect_timeout: Duration,
     /// A peer that sends nothing for this long is given up.
     pub idle_timeout: Duration,
@@ -63,6 +72,7 @@ impl Default for RemoteSettings {
     fn default() -> Self {
         Self {
             upstreams: BTreeMap::new(),
+            reach: None,
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(30),
             rate_min: 1024,
@@ -79,12 +89,20 @@ pub struct Remote {
 }
 
 pub(crate) struct Inner {
-    http: reqwest::Client,
-    /// For blobs on their way out, which may take longer than any answer: it neither waits for
-    /// a time nor follows redirects, whoever sends does.
-    pub(crate) uploads: reqwest::Client,
+    /// For what the operator has named.
+    open: Clients,
+    /// For the rest: no name leads them where users may not reach.
+    guarded: Clients,
     pub(crate) settings: RemoteSettings,
     session: Mutex<Session>,
+}
+
+/// They follow no redirects, whoever sends does.
+#[derive(Clone)]
+pub(crate) struct Clients {
+    http: reqwest::Client,
+    /// For blobs on their way out, which may take longer than any answer: it waits for any time.
+    pub(crate) uploads: reqwest::Client,
 }
 
 /// What is signed in to, and what that gave.
@@ -105,27 +123,13 @@ pub(crate) const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 
 impl Remote {
     pub fn new(settings: RemoteSettings) -> Result<Self, RemoteError> {
-        let tls_error = |error: reqwest::Error| RemoteError::Settings {
-            host: "TLS".to_owned(),
-            reason: chain(&error),
+        let open = Clients::new(&settings, None)?;
+        let guarded = match &settings.reach {
+            Some(reach) => Clients::new(&settings, Some(reach))?,
+            None => open.clone(),
         };
-        let redirects = reqwest::redirect::Policy::custom(|attempt| {
-            let downgrade = attempt.url().scheme() != "https"
-                && attempt.previous().last().is_some_and(|url| url.scheme() == "https");
-            if downgrade {
-                attempt.error("redirect from HTTPS to plain HTTP refused")
-            } else if attempt.previous().len() > REDIRECTS_MAX {
-                attempt.error("too many redirects")
-            } else {
-                attempt.follow()
-            }
-        });
-        let http = http_builder(&settings)?.read_timeout(settings.idle_timeout).redirect(redirects);
-        let http = http.build().map_err(tls_error)?;
-        let uploads = http_builder(&settings)?.redirect(reqwest::redirect::Policy::none());
-        let uploads = uploads.build().map_err(tls_error)?;
         let session = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { http, uploads, settings, session }) })
+        Ok(Self { inner: Arc::new(Inner { open, guarded, settings, session }) })
     }
 
     /// The same, with other hosts. Certificate authorities stay those that were there.
@@ -141,8 +145,8 @@ impl Remote {
     }
 
     fn with_settings(&self, settings: RemoteSettings) -> Self {
-        let (http, uploads) = (self.inner.http.clone(), self.inner.uploads.clone());
-        Self { inner: Arc::new(Inner { http, uploads, settings, session: Mutex::default() }) }
+        let (open, guarded) = (self.inner.open.clone(), self.inner.guarded.clone());
+        Self { inner: Arc::new(Inner { open, guarded, settings, session: Mutex::default() }) }
     }
 
     /// Uses these from now on, by host, instead of those before and of those of the settings.
@@ -196,10 +200,11 @@ impl Remote {
     /// Credentials that a registry gives for a token of somebody whom it trusts, as the managed
     /// service exchanges them (identity-and-secrets.md section 2).
     pub async fn exchange(&self, host: &str, token: &str) -> Result<Credentials, RemoteError> {
-        let url = format!("{}/oauth2/exchange", self.inner.base_url(host));
+        let url = self.inner.url(host, "/oauth2/exchange")?;
         let form = [("grant_type", "access_token"), ("service", host), ("access_token", token)];
         // The token is for this host, and not for where it leads.
-        let mut request = self.inner.uploads.post(url).form(&form);
+        let clients = self.inner.clients(host, &url)?;
+        let mut request = clients.uploads.post(url).form(&form);
         if self.inner.address(host).is_some() {
             request = request.header(HOST, host);
         }
@@ -295,8 +300,8 @@ impl Remote {
         ask: &Ask,
         authorization: Option<&str>,
     ) -> Result<Response, RemoteError> {
-        let url = format!("{}{}", self.inner.base_url(host), ask.path);
-        let mut request = self.inner.http.request(ask.method.clone(), url);
+        let url = self.inner.url(host, &ask.path)?;
+        let mut request = self.inner.open.http.request(ask.method.clone(), url);
         if self.inner.address(host).is_some() {
             request = request.header(HOST, host);
         }
@@ -312,7 +317,7 @@ impl Remote {
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        request.send().await.map_err(|error| unreachable(host, &error))
+        self.inner.follow(host, request).await
     }
 
     /// The `Authorization` value that was accepted last, if there was one. It may have expired.
@@ -374,7 +379,7 @@ impl Remote {
                 if !self.inner.may_receive_credentials(host, &realm) {
                     return Err(RemoteError::UnsafeRealm { host: host.to_owned(), realm });
                 }
-                let mut request = self.inner.http.get(&realm);
+                let mut request = self.inner.open.http.get(&realm);
                 if let Some(scope) = scope {
                     request = request.query(&[("scope", scope)]);
                 }
@@ -385,7 +390,7 @@ impl Remote {
                     request =
                         request.basic_auth(&credentials.username, Some(&credentials.password));
                 }
-                let response = request.send().await.map_err(|e| unreachable(host, &e))?;
+                let response = self.inner.follow(host, request).await?;
                 match response.status() {
                     status if status.is_success() => {
                         let body = read_bounded(host, response, "a token", TOKEN_SIZE_MAX).await?;
@@ -487,12 +492,30 @@ impl Attempts {
     }
 }
 
+impl Clients {
+    fn new(settings: &RemoteSettings, reach: Option<&Reach>) -> Result<Self, RemoteError> {
+        let build = |builder: reqwest::ClientBuilder| {
+            let builder = match reach {
+                Some(reach) => builder.dns_resolver(reach.clone()),
+                None => builder,
+            };
+            builder.build().map_err(|error| RemoteError::Settings {
+                host: "TLS".to_owned(),
+                reason: chain(&error),
+            })
+        };
+        let http = build(http_builder(settings)?.read_timeout(settings.idle_timeout))?;
+        Ok(Self { http, uploads: build(http_builder(settings)?)? })
+    }
+}
+
 /// What all requests have in common.
 fn http_builder(settings: &RemoteSettings) -> Result<reqwest::ClientBuilder, RemoteError> {
     // The process-wide provider may be set already; either way it is `ring`.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("refit/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(settings.connect_timeout);
     for (host, upstream) in &settings.upstreams {
         if let Some(pem) = &upstream.ca_pem {
@@ -546,9 +569,75 @@ impl Inner {
         format!("{scheme}://{address}")
     }
 
+    fn url(&self, host: &str, path: &str) -> Result<Url, RemoteError> {
+        Url::parse(&format!("{}{path}", self.base_url(host))).map_err(|error| {
+            RemoteError::Unreachable { host: host.to_owned(), reason: error.to_string() }
+        })
+    }
+
+    /// What asks at an address for a registry, if that may be asked.
+    pub(crate) fn clients(&self, host: &str, url: &Url) -> Result<&Clients, RemoteError> {
+        let Some(reach) = &self.settings.reach else { return Ok(&self.open) };
+        if self.may_be_anywhere(host, url) {
+            return Ok(&self.open);
+        }
+        match url.host().map_or(Ok(()), |name| reach.check(&name)) {
+            Ok(()) => Ok(&self.guarded),
+            Err(refused) => Err(self.forbidden(host, Some(url), &refused)),
+        }
+    }
+
+    /// A registry that the operator has named sends wherever it wants to another one, and
+    /// nobody else does.
+    fn may_be_anywhere(&self, host: &str, url: &Url) -> bool {
+        let mut named = self.settings.upstreams.iter().filter(|(_, upstream)| upstream.anywhere);
+        self.upstream(host).is_some_and(|upstream| upstream.anywhere)
+            && named.any(|(name, _)| self.is_at(name, url))
+    }
+
+    fn forbidden(&self, host: &str, url: Option<&Url>, refused: &Refused) -> RemoteError {
+        let elsewhere = url.filter(|url| !self.is_at(host, url));
+        let address = elsewhere.map(|url| authority(url).unwrap_or_else(|| refused.host.clone()));
+        RemoteError::Forbidden { host: host.to_owned(), address, what: refused.what }
+    }
+
+    /// Sends a request for a registry, and on to where the answers lead.
+    async fn follow(&self, host: &str, request: RequestBuilder) -> Result<Response, RemoteError> {
+        let broken = |reason: &str| RemoteError::Unreachable {
+            host: host.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let mut request = request.build().map_err(|error| unreachable(host, &error))?;
+        for _ in 0..=REDIRECTS_MAX {
+            let again = request.try_clone();
+            let client = &self.clients(host, request.url())?.http;
+            let response =
+                client.execute(request).await.map_err(|error| self.failed(host, &error))?;
+            let next = again.and_then(|again| Some((redirect_of(&response)?, again)));
+            let Some((next, again)) = next else { return Ok(response) };
+            match (again.url().scheme(), next.scheme()) {
+                ("https", "http") => {
+                    return Err(broken("redirect from HTTPS to plain HTTP refused"));
+                }
+                (_, "http" | "https") => (),
+                _ => return Err(broken("redirect to neither HTTP nor HTTPS refused")),
+            }
+            request = redirected(again, response.status(), next);
+        }
+        Err(broken("too many redirects"))
+    }
+
+    /// What the error of an HTTP client comes to.
+    pub(crate) fn failed(&self, host: &str, error: &reqwest::Error) -> RemoteError {
+        match refused(error) {
+            Some(refused) => self.forbidden(host, error.url(), refused),
+            None => unreachable(host, error),
+        }
+    }
+
     /// Whether the token service that `host` names may see its credentials.
     fn may_receive_credentials(&self, host: &str, realm: &str) -> bool {
-        let Ok(url) = url::Url::parse(realm) else { return false };
+        let Ok(url) = Url::parse(realm) else { return false };
         let Some(name) = url.host_str() else { return false };
         match url.scheme() {
             "https" => true,
@@ -562,14 +651,14 @@ impl Inner {
     }
 
     /// Whether an address is one of the registry itself, and not of another server.
-    pub(crate) fn is_at(&self, host: &str, url: &url::Url) -> bool {
-        let registry = url::Url::parse(&self.base_url(host));
+    pub(crate) fn is_at(&self, host: &str, url: &Url) -> bool {
+        let registry = Url::parse(&self.base_url(host));
         registry.is_ok_and(|registry| registry.origin() == url.origin())
     }
 
     /// Whether blobs for `host` may be sent to where it wants them. To another server in plain
     /// HTTP only if both are declared; and only a registry of this machine names servers of it.
-    pub(crate) fn may_receive_blobs(&self, host: &str, url: &url::Url) -> bool {
+    pub(crate) fn may_receive_blobs(&self, host: &str, url: &Url) -> bool {
         let Some(address) = authority(url) else { return false };
         let is_near = is_loopback(host) || !is_loopback(&address);
         match url.scheme() {
@@ -581,8 +670,38 @@ impl Inner {
     }
 }
 
+/// Where an answer leads, if it does.
+fn redirect_of(response: &Response) -> Option<Url> {
+    let location = response.headers().get(LOCATION)?;
+    let leads_on = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+    response.url().join(location.to_str().ok()?).ok().filter(|_| leads_on)
+}
+
+/// The request for where an answer has led. What is meant for one server only it gets.
+fn redirected(mut request: Request, status: StatusCode, next: Url) -> Request {
+    if request.url().origin() != next.origin() {
+        request.headers_mut().remove(AUTHORIZATION);
+        request.headers_mut().remove(HOST);
+    }
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    // RFC 9110, *Redirection 3xx*.
+    let becomes_get = match status {
+        StatusCode::SEE_OTHER => !is_read,
+        StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND => *request.method() == Method::POST,
+        _ => false,
+    };
+    if becomes_get {
+        *request.method_mut() = Method::GET;
+        *request.body_mut() = None;
+        request.headers_mut().remove(CONTENT_TYPE);
+        request.headers_mut().remove(CONTENT_LENGTH);
+    }
+    *request.url_mut() = next;
+    request
+}
+
 /// A URL's host, with the port if it names one, as references have it.
-pub(crate) fn authority(url: &url::Url) -> Option<String> {
+pub(crate) fn authority(url: &Url) -> Option<String> {
     let name = url.host_str()?;
     Some(url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}")))
 }
@@ -682,7 +801,7 @@ mod tests {
         let declared = [("cache.example:5000", plain.clone()), ("old.example:80", plain)];
         let remote = remote(&[&declared[..], &[("localhost:5443", tls)]].concat());
         let allowed =
-            |host, url: &str| remote.inner.may_receive_blobs(host, &url::Url::parse(url).unwrap());
+            |host, url: &str| remote.inner.may_receive_blobs(host, &Url::parse(url).unwrap());
         assert!(allowed("r.example", "https://r.example/v2/a/blobs/uploads/1"));
         assert!(allowed("r.example", "https://storage.example/1?signature=2"));
         assert!(allowed("cache.example:5000", "http://cache.example:5000/1"));
@@ -724,6 +843,59 @@ mod tests {
         assert!(!own.has_login("pulls.example"));
         remote.set_logins(BTreeMap::new());
         assert_eq!(user("pulls.example", Access::Push), None);
+    }
+
+    #[tokio::test]
+    async fn names_lead_no_request_where_users_may_not_reach() {
+        let settings = RemoteSettings { reach: Some(Reach::default()), ..Default::default() };
+        let remote = Remote::new(settings).unwrap();
+        let url = "http://localhost:9/v2/";
+        for client in [&remote.inner.guarded.http, &remote.inner.guarded.uploads] {
+            let error = client.get(url).send().await.unwrap_err();
+            let error = remote.inner.failed("localhost:9", &error);
+            assert!(matches!(error, RemoteError::Forbidden { address: None, .. }), "{error:?}");
+            assert!(!error.is_transient());
+        }
+    }
+
+    #[test]
+    fn what_was_named_by_the_operator_may_be_anywhere_and_nothing_that_users_name() {
+        let named = |plain: bool| Upstream {
+            anywhere: true,
+            plain_http: plain.then_some(true),
+            ..Upstream::default()
+        };
+        let upstreams = [("127.0.0.1:5000", named(false)), ("127.0.0.1:5001", named(false))];
+        let upstreams = upstreams.into_iter().chain([("local.example", named(true))]);
+        let upstreams = upstreams.map(|(host, upstream)| (host.to_owned(), upstream)).collect();
+        let reach = Some(Reach::default());
+        let remote =
+            Remote::new(RemoteSettings { upstreams, reach, ..Default::default() }).unwrap();
+        let login = Credentials { username: "u".into(), password: "p".into() };
+        let users = remote.with_credentials("127.0.0.1:5002", login);
+        let check = |remote: &Remote, host: &str, url: &str| {
+            let url = Url::parse(url).unwrap();
+            let clients = remote.inner.clients(host, &url);
+            clients.map(|clients| std::ptr::eq(clients, &remote.inner.open))
+        };
+        for (host, url, is_open) in [
+            ("127.0.0.1:5000", "http://127.0.0.1:5000/v2/", Some(true)),
+            ("127.0.0.1:5000", "http://127.0.0.1:5001/token", Some(true)),
+            ("127.0.0.1:5000", "http://127.0.0.1:5002/token", None),
+            ("127.0.0.1:5000", "http://169.254.169.254/token", None),
+            ("127.0.0.1:5000", "https://other.example/token", Some(false)),
+            ("local.example", "http://local.example/v2/", Some(true)),
+            ("local.example", "http://127.0.0.1:5000/v2/", Some(true)),
+            ("local.example:22", "https://local.example:22/v2/", Some(false)),
+            ("other.example", "https://other.example/v2/", Some(false)),
+            ("other.example", "http://local.example/v2/", Some(false)),
+            ("other.example", "http://127.0.0.1:5000/v2/", None),
+            ("127.0.0.1:5002", "http://127.0.0.1:5002/v2/", None),
+        ] {
+            for remote in [&remote, &users] {
+                assert_eq!(check(remote, host, url).ok(), is_open, "{host}: {url}");
+            }
+        }
     }
 
     #[test]

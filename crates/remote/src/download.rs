@@ -5,14 +5,12 @@
 //! to; redirects are followed by hand and checked alike. What an address says of users and
 //! passwords goes to its own server and into no message.
 
-use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use oci::{Algorithm, Digest, Hasher};
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{
     AUTHORIZATION, ETAG, HeaderMap, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED,
     LOCATION, RETRY_AFTER,
@@ -26,21 +24,15 @@ use crate::Credentials;
 use crate::auth;
 use crate::client::{REDIRECTS_MAX, RETRY_DELAY, RETRY_DELAY_MAX, chain};
 use crate::pull::Pace;
-use crate::reach::{Network, Reach};
+use crate::reach::{Reach, Refused, refused};
 
 /// How to fetch files.
 #[derive(Debug, Clone)]
 pub struct DownloadSettings {
     /// A file is at most this large, in bytes.
     pub size_max: u64,
-    /// Policy: may be asked although they are this machine's or of its link.
-    pub allowed: Vec<Network>,
-    /// How the names of those network devices begin that have other users' containers behind
-    /// them; empty: there are none.
-    pub bridges: String,
-    /// Names of the proxies that the process uses. Their addresses are the operator's choice,
-    /// and nobody else's to ask.
-    pub proxies: BTreeSet<String>,
+    /// Which servers may be asked.
+    pub reach: Reach,
     /// The keys of hosts that are asked over SSH, in the form of `ssh_known_hosts`.
     pub known_hosts: PathBuf,
     pub connect_timeout: Duration,
@@ -58,9 +50,7 @@ impl Default for DownloadSettings {
     fn default() -> Self {
         Self {
             size_max: 10 << 30,
-            allowed: Vec::new(),
-            bridges: String::new(),
-            proxies: BTreeSet::new(),
+            reach: Reach::default(),
             known_hosts: PathBuf::from("/etc/ssh/ssh_known_hosts"),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(30),
@@ -162,7 +152,6 @@ impl DownloadError {
 pub struct Downloads {
     pub(crate) http: reqwest::Client,
     pub(crate) settings: DownloadSettings,
-    reach: Reach,
     /// Blocking work, which notices only after a while that nobody waits for it.
     pub(crate) git_work: TaskTracker,
 }
@@ -177,21 +166,18 @@ impl Downloads {
     pub fn new(settings: DownloadSettings) -> Result<Self, crate::RemoteError> {
         // The process-wide provider may be set already; either way it is `ring`.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (allowed, bridges) = (settings.allowed.clone(), settings.bridges.clone());
-        let reach = Reach { allowed, bridges };
-        let resolver = Checked { reach: reach.clone(), proxies: settings.proxies.clone() };
         let http = reqwest::Client::builder()
             .user_agent(concat!("refit/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(settings.connect_timeout)
             .read_timeout(settings.idle_timeout)
             .redirect(reqwest::redirect::Policy::none())
-            .dns_resolver(resolver)
+            .dns_resolver(settings.reach.clone())
             .build()
             .map_err(|error| crate::RemoteError::Settings {
                 host: "TLS".to_owned(),
                 reason: chain(&error),
             })?;
-        Ok(Self { http, settings, reach, git_work: TaskTracker::new() })
+        Ok(Self { http, settings, git_work: TaskTracker::new() })
     }
 
     /// Fetches a file into the store; nothing if it is still the one that is known.
@@ -315,23 +301,7 @@ impl Downloads {
     }
 
     fn check_host(&self, host: &Host) -> Result<(), DownloadError> {
-        let refusal = |address| self.reach.refusal(address);
-        let (what, host) = match host {
-            Host::Ipv4(address) => (refusal((*address).into()), address.to_string()),
-            Host::Ipv6(address) => (refusal((*address).into()), address.to_string()),
-            Host::Domain(name) => {
-                let name = name.trim_end_matches('.').to_ascii_lowercase();
-                // Behind a proxy it is the proxy that resolves names.
-                let is_local = name == "localhost" || name.ends_with(".localhost");
-                let what = match self.settings.proxies.contains(&name) {
-                    true => Some("the server's proxy"),
-                    false if is_local => refusal(Ipv4Addr::LOCALHOST.into()),
-                    false => None,
-                };
-                (what, name)
-            }
-        };
-        what.map_or(Ok(()), |what| Err(DownloadError::Forbidden { host, what }))
+        self.settings.reach.check(host).map_err(forbidden)
     }
 
     /// The addresses of a server that may be asked without HTTP, for a resource of that name.
@@ -347,10 +317,8 @@ impl Downloads {
             Host::Ipv6(address) => return Ok(vec![(*address, port).into()]),
             Host::Domain(name) => name,
         };
-        match resolve(&self.reach, name, port).await {
-            Ok(found) => {
-                found.map_err(|Refused { host, what }| DownloadError::Forbidden { host, what })
-            }
+        match self.settings.reach.resolve(name, port).await {
+            Ok(found) => found.map_err(forbidden),
             Err(error) => {
                 let (address, reason) = (shown.to_owned(), error.to_string());
                 Err(DownloadError::Unreachable { address, reason })
@@ -576,62 +544,14 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
 
 /// What an HTTP client's error comes to: a name that was refused is no trouble of the network.
 pub(crate) fn failed(target: &Target, error: &reqwest::Error) -> DownloadError {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(Refused { host, what }) = error.downcast_ref() {
-            return DownloadError::Forbidden { host: host.clone(), what };
-        }
-        cause = error.source();
-    }
-    DownloadError::Unreachable { address: target.to_string(), reason: chain(error) }
-}
-
-/// A name all of whose addresses are refused.
-#[derive(Debug, thiserror::Error)]
-#[error("`{host}` is {what}, which builds may not reach")]
-struct Refused {
-    host: String,
-    what: &'static str,
-}
-
-/// Resolves names to those addresses that may be reached.
-struct Checked {
-    reach: Reach,
-    proxies: BTreeSet<String>,
-}
-
-impl Resolve for Checked {
-    fn resolve(&self, name: Name) -> Resolving {
-        let host = name.as_str().to_owned();
-        let is_proxy = self.proxies.contains(&host.to_ascii_lowercase());
-        let reach = self.reach.clone();
-        Box::pin(async move {
-            let found = match is_proxy {
-                true => tokio::net::lookup_host((host.as_str(), 0)).await?.collect(),
-                false => resolve(&reach, &host, 0).await??,
-            };
-            Ok(Box::new(found.into_iter()) as Addrs)
-        })
+    match refused(error) {
+        Some(Refused { host, what }) => DownloadError::Forbidden { host: host.clone(), what },
+        None => DownloadError::Unreachable { address: target.to_string(), reason: chain(error) },
     }
 }
 
-/// The addresses of a name that may be reached.
-async fn resolve(
-    reach: &Reach,
-    host: &str,
-    port: u16,
-) -> std::io::Result<Result<Vec<SocketAddr>, Refused>> {
-    let (mut fine, mut refused) = (Vec::new(), None);
-    for address in tokio::net::lookup_host((host, port)).await? {
-        match reach.refusal(address.ip()) {
-            Some(what) => refused = Some(what),
-            None => fine.push(address),
-        }
-    }
-    Ok(match refused {
-        Some(what) if fine.is_empty() => Err(Refused { host: host.to_owned(), what }),
-        _ => Ok(fine),
-    })
+fn forbidden(Refused { host, what }: Refused) -> DownloadError {
+    DownloadError::Forbidden { host, what }
 }
 
 /// Seconds since 1970 of a date in the form that servers must send (RFC 9110, *Date/Time
@@ -744,24 +664,10 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn names_are_resolved_to_what_may_be_reached() {
-        let resolve = async |allowed: &[&str], proxy: &str| {
-            let allowed = allowed.iter().map(|network| network.parse().unwrap()).collect();
-            let reach = Reach { allowed, ..Reach::default() };
-            let checked = Checked { reach, proxies: [proxy.to_owned()].into() };
-            checked.resolve("localhost".parse().unwrap()).await.map(|found| found.count())
-        };
-        let Err(error) = resolve(&[], "").await else { panic!("localhost was resolved") };
-        assert!(error.is::<Refused>(), "{error}");
-        assert!(resolve(&["127.0.0.0/8", "::1"], "").await.unwrap() > 0);
-        assert!(resolve(&[], "localhost").await.unwrap() > 0);
-    }
-
     #[test]
     fn servers_that_builds_may_not_reach_are_refused_before_they_are_asked() {
         let downloads = Downloads::new(DownloadSettings {
-            proxies: ["proxy.example".to_owned()].into(),
+            reach: Reach { proxies: ["proxy.example".to_owned()].into(), ..Reach::default() },
             ..DownloadSettings::default()
         });
         let downloads = downloads.unwrap();

@@ -24,6 +24,9 @@ pub enum RemoteError {
     /// It asks to be left alone, for as long as it says.
     #[error("`{host}` was asked too often")]
     RateLimited { host: String, retry_after: Option<Duration> },
+    /// Users may not have it asked, nor the address that it sends on to, if there is one.
+    #[error("{}, which users may not reach", place(host, address.as_deref(), what))]
+    Forbidden { host: String, address: Option<String>, what: &'static str },
     #[error("could not reach `{host}`: {reason}")]
     Unreachable { host: String, reason: String },
     #[error("`{host}` sent fewer than {floor} bytes a second for {seconds} s")]
@@ -96,6 +99,14 @@ impl RemoteError {
             Self::NoPlatform { offered, .. } if !offered.is_empty() => {
                 Some(format!("it offers {}", offered.join(", ")))
             }
+            Self::Forbidden { host, address: None, .. } => Some(format!(
+                "the server's operator can declare it, [upstream.\"{host}\"], or allow its address \
+                 with `build.allow_addresses`"
+            )),
+            Self::Forbidden { .. } => Some(
+                "the server's operator can allow that address with `build.allow_addresses`"
+                    .to_owned(),
+            ),
             // What the TLS library says of an answer in plain HTTP.
             Self::Unreachable { host, reason } if reason.contains("InvalidContentType") => {
                 Some(format!(
@@ -122,6 +133,13 @@ impl RemoteError {
             }
             _ => false,
         }
+    }
+}
+
+fn place(host: &str, address: Option<&str>, what: &str) -> String {
+    match address {
+        Some(address) => format!("`{host}` sends on to `{address}`, {what}"),
+        None => format!("`{host}` is {what}"),
     }
 }
 

@@ -9,8 +9,9 @@
 //!
 //! Invariants:
 //! - Plain HTTP only to loopback addresses and to hosts that the settings declare.
-//! - Files by address come from no server that its user may not reach, whatever an address, a
-//!   redirect or a name server says.
+//! - No server is asked that users may not [reach](Reach), whatever an address, a redirect, a token
+//!   service or a name server says: for files by address never, for registries unless the operator
+//!   has named it.
 //! - Every body has a bound, every wait a time-out, every retry a count.
 //! - What is pushed goes where the registry says, by plain HTTP no more than anything else; a tag
 //!   moves there only after all that it names.
@@ -37,4 +38,4 @@ pub use git::{
 };
 pub use pull::{Pulled, RemoteManifest, Resolved};
 pub use push::{ManifestToPush, Push, Pushed};
-pub use reach::{BadNetwork, Network};
+pub use reach::{BadNetwork, Network, Reach};

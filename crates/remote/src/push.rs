@@ -22,7 +22,7 @@ use tokio_util::io::ReaderStream;
 use url::Url;
 
 use crate::blob::blob_path;
-use crate::client::{Access, Ask, Failure, REDIRECTS_MAX, authority, read_bounded, unreachable};
+use crate::client::{Access, Ask, Failure, REDIRECTS_MAX, authority, read_bounded};
 use crate::pull::{ACCEPT, manifest_path};
 use crate::{Remote, RemoteError};
 
@@ -332,7 +332,8 @@ impl Upload<'_> {
         let (reader, host) = (self.open().await?, &self.reference.host);
         let (given, unread) = (watch::Sender::new(0), Arc::default());
         let body = outgoing(reader, given.clone(), Arc::clone(&unread));
-        let mut request = (self.remote.inner.uploads.put(url.clone()))
+        let inner = &self.remote.inner;
+        let mut request = (inner.clients(host, url)?.uploads.put(url.clone()))
             .header(CONTENT_TYPE, "application/octet-stream")
             .header(CONTENT_LENGTH, self.blob.size)
             .body(Body::wrap_stream(body));
@@ -340,7 +341,7 @@ impl Upload<'_> {
             request = request.header(AUTHORIZATION, authorization);
         }
         let answer = tokio::select! {
-            answer = request.send() => answer.map_err(|e| unreachable(host, &e)),
+            answer = request.send() => answer.map_err(|error| inner.failed(host, &error)),
             error = self.watch(given.subscribe()) => Err(error),
         };
         let unread = unread.lock().unwrap_or_else(PoisonError::into_inner).take();

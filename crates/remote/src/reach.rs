@@ -4,8 +4,12 @@
 //! to machines of its network, is not theirs to ask. The rules are those of containers, which
 //! do not reach their host, link-local addresses or the metadata services of clouds.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use url::Host;
 
 /// Addresses that begin alike: `10.0.0.0/8`, `::1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,15 +59,78 @@ impl Network {
 
 /// What may be reached.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Reach {
-    /// Whatever the rules say.
-    pub(crate) allowed: Vec<Network>,
+pub struct Reach {
+    /// Policy: may be asked although they are this machine's or of its link.
+    pub allowed: Vec<Network>,
     /// How the names of those network devices begin that have other users' containers behind
     /// them; empty: there are none.
-    pub(crate) bridges: String,
+    pub bridges: String,
+    /// Names of the proxies that the process uses. Their addresses are the operator's choice,
+    /// and nobody else's to ask.
+    pub proxies: BTreeSet<String>,
+}
+
+/// A server that may not be reached: by its address, or because none of those of its name may.
+#[derive(Debug, thiserror::Error)]
+#[error("`{host}` is {what}, which users may not reach")]
+pub(crate) struct Refused {
+    pub(crate) host: String,
+    pub(crate) what: &'static str,
+}
+
+/// The refusal that an HTTP client's error comes from, if it does.
+pub(crate) fn refused<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Refused> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(refused) = error.downcast_ref() {
+            return Some(refused);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 impl Reach {
+    /// Whether a server may be asked, as far as its address tells. Names are checked when they
+    /// are [resolved](Self::resolve).
+    pub(crate) fn check<T: AsRef<str>>(&self, host: &Host<T>) -> Result<(), Refused> {
+        let (what, host) = match host {
+            Host::Ipv4(address) => (self.refusal((*address).into()), address.to_string()),
+            Host::Ipv6(address) => (self.refusal((*address).into()), address.to_string()),
+            Host::Domain(name) => {
+                let name = name.as_ref().trim_end_matches('.').to_ascii_lowercase();
+                // Behind a proxy it is the proxy that resolves names.
+                let is_local = name == "localhost" || name.ends_with(".localhost");
+                let what = match self.proxies.contains(&name) {
+                    true => Some("the server's proxy"),
+                    false if is_local => self.refusal(Ipv4Addr::LOCALHOST.into()),
+                    false => None,
+                };
+                (what, name)
+            }
+        };
+        what.map_or(Ok(()), |what| Err(Refused { host, what }))
+    }
+
+    /// The addresses of a name that may be reached.
+    pub(crate) async fn resolve(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> std::io::Result<Result<Vec<SocketAddr>, Refused>> {
+        let (mut fine, mut refused) = (Vec::new(), None);
+        for address in tokio::net::lookup_host((host, port)).await? {
+            match self.refusal(address.ip()) {
+                Some(what) => refused = Some(what),
+                None => fine.push(address),
+            }
+        }
+        Ok(match refused {
+            Some(what) if fine.is_empty() => Err(Refused { host: host.to_owned(), what }),
+            _ => Ok(fine),
+        })
+    }
+
     /// Why an address is not for users; none if it is.
     pub(crate) fn refusal(&self, address: IpAddr) -> Option<&'static str> {
         let address = embedded(address);
@@ -84,6 +151,20 @@ impl Reach {
         }
         let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
         is_behind(&routes, &self.bridges, address).then_some("a container's address")
+    }
+}
+
+/// As an HTTP client resolves names, to connect to no other address.
+impl Resolve for Reach {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (reach, host) = (self.clone(), name.as_str().to_owned());
+        Box::pin(async move {
+            let found = match reach.proxies.contains(&host.to_ascii_lowercase()) {
+                true => tokio::net::lookup_host((host.as_str(), 0)).await?.collect(),
+                false => Reach::resolve(&reach, &host, 0).await??,
+            };
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
     }
 }
 
@@ -170,7 +251,20 @@ mod tests {
 
     fn reach(allowed: &[&str]) -> Reach {
         let allowed = allowed.iter().map(|network| network.parse().unwrap()).collect();
-        Reach { allowed, bridges: String::new() }
+        Reach { allowed, ..Reach::default() }
+    }
+
+    #[tokio::test]
+    async fn names_are_resolved_to_what_may_be_reached() {
+        let resolve = async |allowed: &[&str], proxy: &str| {
+            let reach = Reach { proxies: [proxy.to_owned()].into(), ..reach(allowed) };
+            let found = Resolve::resolve(&reach, "localhost".parse().unwrap()).await;
+            found.map(|found| found.count())
+        };
+        let Err(error) = resolve(&[], "").await else { panic!("localhost was resolved") };
+        assert!(error.is::<Refused>(), "{error}");
+        assert!(resolve(&["127.0.0.0/8", "::1"], "").await.unwrap() > 0);
+        assert!(resolve(&[], "localhost").await.unwrap() > 0);
     }
 
     #[test]

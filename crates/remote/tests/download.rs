@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use oci::Digest;
-use remote::{Download, DownloadError, DownloadSettings, Downloaded, Downloads, Validators};
+use remote::{Download, DownloadError, DownloadSettings, Downloaded, Downloads, Reach, Validators};
 use store::{BlobStore, MemoryStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -113,11 +113,15 @@ impl Answer {
     }
 }
 
+fn allowing(network: &str) -> Reach {
+    Reach { allowed: vec![network.parse().unwrap()], ..Reach::default() }
+}
+
 /// Small bounds, and this machine may be asked.
 fn settings() -> DownloadSettings {
     DownloadSettings {
         size_max: 1 << 20,
-        allowed: vec!["127.0.0.0/8".parse().unwrap()],
+        reach: allowing("127.0.0.0/8"),
         idle_timeout: Duration::from_millis(400),
         ..DownloadSettings::default()
     }
@@ -320,11 +324,7 @@ async fn redirects_are_followed_to_their_end_and_no_further() {
 async fn this_machine_is_not_reached_by_address_redirect_or_name() {
     let secret = Server::always(Answer::file("", b"secret")).await;
     let store = Store::new().await;
-    let strict = || DownloadSettings {
-        allowed: vec!["127.0.0.2".parse().unwrap()],
-        attempts: 1,
-        ..settings()
-    };
+    let strict = || DownloadSettings { reach: allowing("127.0.0.2"), attempts: 1, ..settings() };
     let port = secret.address.port();
     let mut names = vec!["127.0.0.1".to_owned(), "localhost".to_owned(), "[::ffff:7f00:1]".into()];
     // A name that means this machine, as most have for themselves.

@@ -23,7 +23,9 @@ use oci::{
     Algorithm, Descriptor, Digest, Hasher, ImageIndex, ImageManifest, Platform, Reference,
     media_type,
 };
-use remote::{Credentials, ManifestToPush, Push, Pushed, Remote, RemoteError, RemoteSettings};
+use remote::{
+    Credentials, ManifestToPush, Push, Pushed, Reach, Remote, RemoteError, RemoteSettings, Upstream,
+};
 use store::{BlobReader, BlobStore, Catalog, MemoryStore, NamedUpload};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -570,6 +572,23 @@ async fn uploads_go_where_the_registry_says() {
     }
     let message = "`HOST` does not tell where to upload `IMAGE`: its answer has no `Location`";
     refused(Habit::NoLocation, None, message).await;
+}
+
+#[tokio::test]
+async fn uploads_go_nowhere_that_users_may_not_reach() {
+    for habit in [Habit::LocationElsewhere, Habit::RedirectsUploads] {
+        let pair = Pair::start(habit).await;
+        let (host, storage) = (&pair.registry.host, &pair.registry.storage);
+        let named = Upstream { anywhere: true, ..Upstream::default() };
+        let settings = RemoteSettings { reach: Some(Reach::default()), ..Default::default() };
+        let remote = Remote::new(settings).unwrap().with_upstreams([(host.clone(), named)]);
+        let reference: Reference = format!("{host}/team/app:1").parse().unwrap();
+        let push = Push { reference: &reference, manifests: &pair.manifests };
+        let error = remote.push(&push, &pair.catalog, &|_| ()).await.unwrap_err();
+        let expected = format!("`{host}` sends on to `{storage}`, a loopback address");
+        assert!(error.to_string().starts_with(&expected), "{error}");
+        assert_eq!(pair.registry.count("PUT elsewhere"), 0);
+    }
 }
 
 #[tokio::test]

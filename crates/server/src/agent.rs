@@ -125,7 +125,7 @@ fn open_remote(
     let mut upstreams: BTreeMap<_, _> = crate::executor::upstreams(settings);
     let host = server.host_str().unwrap_or_default();
     upstreams.entry(host.to_owned()).or_default().ca_pem = ca_pem;
-    crate::executor::remote_of(upstreams)
+    crate::executor::remote_of(settings, upstreams)
 }
 
 /// Does so for ever.
@@ -204,6 +204,7 @@ impl AgentExecutor {
         let upstream = Upstream {
             credentials: Some(credentials),
             address: Some(self.server.to_string()),
+            anywhere: true,
             ..Upstream::default()
         };
         let hosts = lease.hosts.iter().map(|(host, _)| (host.clone(), upstream.clone()));

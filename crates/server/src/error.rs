@@ -162,6 +162,9 @@ impl From<ImportError> for ApiError {
             ImportError::Remote(RemoteError::RateLimited { .. }) => {
                 (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests")
             }
+            ImportError::Remote(RemoteError::Forbidden { .. }) => {
+                (StatusCode::BAD_REQUEST, "InvalidRequest")
+            }
             ImportError::Remote(_) => (StatusCode::BAD_GATEWAY, "UpstreamFailed"),
             _ => (StatusCode::BAD_REQUEST, "InvalidRequest"),
         };

@@ -124,7 +124,7 @@ fn base_images(state: &Shared, registry: &RegistryName, own: &OwnNames) -> Arc<I
 
 /// Access to other registries, as the settings say.
 pub(crate) fn open_remote(settings: &Settings) -> Result<Remote, ServeError> {
-    remote_of(upstreams(settings))
+    remote_of(settings, upstreams(settings))
 }
 
 /// Other registries, by host.
@@ -132,8 +132,12 @@ pub(crate) fn upstreams(settings: &Settings) -> BTreeMap<String, Upstream> {
     settings.upstreams.iter().map(|(host, own)| (host.clone(), upstream(own))).collect()
 }
 
-pub(crate) fn remote_of(upstreams: BTreeMap<String, Upstream>) -> Result<Remote, ServeError> {
-    Remote::new(RemoteSettings { upstreams, ..RemoteSettings::default() })
+pub(crate) fn remote_of(
+    settings: &Settings,
+    upstreams: BTreeMap<String, Upstream>,
+) -> Result<Remote, ServeError> {
+    let reach = Some(crate::machine::reach(settings));
+    Remote::new(RemoteSettings { upstreams, reach, ..RemoteSettings::default() })
         .map_err(ServeError::starting("prepare for pulling from other registries"))
 }
 
@@ -145,7 +149,8 @@ fn upstream(settings: &UpstreamSettings) -> Upstream {
         _ => None,
     };
     let plain_http = settings.plain_http.then_some(true);
-    Upstream { credentials, plain_http, push: settings.push, ..Upstream::default() }
+    let (push, anywhere) = (settings.push, true);
+    Upstream { credentials, plain_http, push, anywhere, ..Upstream::default() }
 }
 
 /// Sweeping what a killed process left may take a while.

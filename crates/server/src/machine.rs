@@ -10,7 +10,7 @@ use builder::{
 use container::{DiskLimit, Limits, Runtime, RuntimeSettings};
 use engine::{Engine, Housekeeper, ImagesOf, Publisher, PushPolicy};
 use oci::RegistryName;
-use remote::{DownloadSettings, Downloads, Remote};
+use remote::{DownloadSettings, Downloads, Reach, Remote};
 use store::{Catalog, DataDir};
 use task::AliasImages;
 use tokio::sync::Semaphore;
@@ -67,9 +67,7 @@ impl Machine {
             .map_err(ServeError::starting("open the folder of cache mounts"))?;
         let downloads = Downloads::new(DownloadSettings {
             size_max: settings.limits.download_size_max,
-            allowed: settings.build.allow_addresses.clone(),
-            bridges: container::BRIDGES.to_owned(),
-            proxies: settings.build.proxies.clone(),
+            reach: reach(settings),
             known_hosts: settings.build.git_known_hosts.clone(),
             ..DownloadSettings::default()
         });
@@ -155,6 +153,15 @@ impl Machine {
         }
         self.downloads.idle().await;
         self.layers.removals().idle().await;
+    }
+}
+
+/// Where those may have things fetched from who use this machine.
+pub(crate) fn reach(settings: &Settings) -> Reach {
+    Reach {
+        allowed: settings.build.allow_addresses.clone(),
+        bridges: container::BRIDGES.to_owned(),
+        proxies: settings.build.proxies.clone(),
     }
 }
 

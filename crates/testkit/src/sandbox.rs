@@ -98,6 +98,13 @@ impl Sandbox {
         Server::start_in(self.root(), &[])
     }
 
+    /// One whose users may have other servers of this machine asked, as those of a laptop want it.
+    #[track_caller]
+    pub fn server_beside_others(&self) -> Server {
+        self.write("beside.toml", "[build]\nallow_addresses = [\"127.0.0.1\"]\n");
+        self.server_with(&["--config", "beside.toml"])
+    }
+
     #[track_caller]
     pub fn server_with(&self, args: &[&str]) -> Server {
         Server::start_in(self.root(), args)

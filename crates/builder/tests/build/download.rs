@@ -244,7 +244,7 @@ async fn credentials_and_signatures_stay_out_of_all_that_is_kept_or_shown() {
 async fn this_machine_is_not_reached_unless_it_is_allowed() {
     let mut fixture = Fixture::empty().await;
     let site = Site::start(b"text", "").await;
-    fixture.builder.downloads = Arc::new(downloads(|settings| settings.allowed.clear()));
+    fixture.builder.downloads = Arc::new(downloads(|settings| settings.reach.allowed.clear()));
     let error = fixture.error(&format!("FROM scratch\nADD {}/x /", site.url)).await;
     let sentence = "error: `127.0.0.1` is a loopback address, which builds may not reach\n";
     assert!(error.starts_with(&format!("{sentence} --> Dockerfile:2:1\n")), "{error}");

@@ -20,7 +20,7 @@ use oci::{
     Descriptor, Digest, History, ImageConfig, ImageManifest, Manifest, Platform, RegistryName,
     media_type,
 };
-use remote::{DownloadSettings, Downloads};
+use remote::{DownloadSettings, Downloads, Reach};
 use store::{BlobStore, Catalog, Cause, Expected, MemoryStore, NewManifest};
 use tokio_util::sync::CancellationToken;
 
@@ -40,8 +40,8 @@ pub(crate) struct Fixture {
 
 /// Fetches from this machine too.
 pub(crate) fn downloads(change: impl FnOnce(&mut DownloadSettings)) -> Downloads {
-    let allowed = vec!["127.0.0.0/8".parse().unwrap()];
-    let mut settings = DownloadSettings { allowed, attempts: 1, ..DownloadSettings::default() };
+    let reach = Reach { allowed: vec!["127.0.0.0/8".parse().unwrap()], ..Reach::default() };
+    let mut settings = DownloadSettings { reach, attempts: 1, ..DownloadSettings::default() };
     change(&mut settings);
     Downloads::new(settings).unwrap()
 }

@@ -55,7 +55,10 @@ impl Pool {
 
     fn start(&self, server: &Server, name: &str) -> Running {
         let data = self.agents.path(name).display().to_string();
-        let settings = format!("[build]\nshell_image = \"{}/busybox\"\n", server.host());
+        let settings = format!(
+            "[build]\nshell_image = \"{}/busybox\"\nallow_addresses = [\"127.0.0.1\"]\n",
+            server.host()
+        );
         self.agents.write("agent.toml", settings);
         let args = ["agent", "--server", server.url(), "--token-file", "token", "--name", name];
         let more = ["--data", &data, "--concurrency", "4", "--config", "agent.toml"];

@@ -107,7 +107,7 @@ fn i10_an_artifact_of_the_own_registry_is_a_context() {
 #[test]
 fn an_artifact_of_another_registry_is_a_context() {
     let (sandbox, elsewhere) = (sandbox(), sandbox());
-    let (server, other) = (sandbox.server(), elsewhere.server());
+    let (server, other) = (sandbox.server_beside_others(), elsewhere.server());
     push_app(&other.registry());
     let address = format!("oci://{}/contexts/app:1", other.host());
     build(&sandbox, &server, [&*address, "-t", "app"]).success();

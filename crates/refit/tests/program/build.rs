@@ -128,7 +128,7 @@ fn as_root_a_dockerfile_that_is_wrong_names_its_place() {
 #[test]
 fn as_root_a_base_image_that_another_registry_does_not_have_fails_the_build() {
     let sandbox = sandbox();
-    let (other, server) = (Server::start(), sandbox.server());
+    let (other, server) = (Server::start(), sandbox.server_beside_others());
     let from = format!("FROM {}/no/such:image\n", other.host());
     sandbox.write("app/Dockerfile", from);
     let outcome = sandbox.refit(["build", "app"]).on(&server).run().code(1);

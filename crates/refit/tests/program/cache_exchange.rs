@@ -28,14 +28,16 @@ struct Site {
 
 impl Site {
     fn new() -> Self {
-        Self::with(&[])
+        Self::with("")
     }
 
-    fn with(args: &[&str]) -> Self {
+    /// Builds may have caches of other servers of this machine.
+    fn with(settings: &str) -> Self {
         let sandbox = sandbox();
         sandbox.write("app/Dockerfile", DOCKERFILE).write("app/source", "one\n");
-        sandbox.write("settings.toml", "[store]\ngarbage_grace = \"0s\"\ncache_size_max = \"1\"\n");
-        let server = sandbox.server_with(args);
+        let build = "[build]\nallow_addresses = [\"127.0.0.1\"]\n";
+        sandbox.write("settings.toml", format!("{build}{settings}"));
+        let server = sandbox.server_with(&["--config", "settings.toml"]);
         server.registry().push("busybox", "latest", &busybox());
         Self { sandbox, server }
     }
@@ -368,7 +370,7 @@ fn a_cache_that_is_none_costs_time_and_nothing_else() {
 
 #[test]
 fn a_cache_keeps_its_layers_as_long_as_it_is_there() {
-    let one = Site::with(&["--config", "settings.toml"]);
+    let one = Site::with("[store]\ngarbage_grace = \"0s\"\ncache_size_max = \"1\"\n");
     one.sandbox.write("app/Dockerfile", "FROM scratch\nCOPY source /\n");
     one.build(&["--cache-to", "cache:1"]);
     let (_, manifest) = one.parts("cache", "1");

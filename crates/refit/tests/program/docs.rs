@@ -50,6 +50,7 @@ fn the_task_files_of_the_documentation_are_task_files() {
 fn server(sandbox: &Sandbox) -> Server {
     let settings = "[registry.local]\naliases = [\"shell.test\"]\n\
                     [build]\nshell_image = \"shell.test/busybox\"\n\
+                    allow_addresses = [\"127.0.0.1\"]\n\
                     [tasks]\nbash_image = \"shell.test/busybox\"\n";
     sandbox.write("settings.toml", settings);
     let settings = sandbox.path("settings.toml").display().to_string();

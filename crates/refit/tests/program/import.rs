@@ -28,7 +28,7 @@ fn an_image_of_another_registry_is_imported_with_its_name_or_others() {
     let upstream = Server::start();
     let digest = upstream.registry().push("team/app", "1", &image(1));
     let sandbox = sandbox();
-    let server = sandbox.server();
+    let server = sandbox.server_beside_others();
     let source = format!("{}/team/app:1", upstream.host());
     let import = |args: &[&str]| {
         let all = ["import", source.as_str()].into_iter().chain(args.iter().copied());
@@ -64,7 +64,7 @@ fn an_image_of_another_registry_is_imported_with_its_name_or_others() {
 #[test]
 fn a_registry_that_names_somebodys_layer_must_have_it() {
     let (sandbox, elsewhere) = (sandbox(), sandbox());
-    let (server, upstream) = (sandbox.server(), elsewhere.server());
+    let (server, upstream) = (sandbox.server_beside_others(), elsewhere.server());
     server.registry().push("private/app", "1", &image(1));
     upstream.registry().push("public/app", "1", &image(1));
     remove(&elsewhere, &last_blob(&upstream, "public/app", "1"));
@@ -97,7 +97,7 @@ fn all_tags_come_and_what_belongs_to_their_images() {
     let signature = push_referrer(&upstream, "team/app", &digests[0]);
     let countersignature = push_referrer(&upstream, "team/app", &signature);
     let sandbox = sandbox();
-    let server = sandbox.server();
+    let server = sandbox.server_beside_others();
     let source = format!("{}/team/app", upstream.host());
     let import = |args: &[&str]| {
         let all = ["import", source.as_str(), "--all-tags"].into_iter();
@@ -182,7 +182,8 @@ fn all_platforms_come_or_one() {
         .stderr_has("the image has none for linux/arm64")
         .stderr_has("it offers linux/amd64, linux/s390x");
     // From this registry to another one, as a registry.
-    let other = Server::start();
+    let other_sandbox = crate::sandbox();
+    let other = other_sandbox.server_beside_others();
     let source = format!("{}/app:all", server.host());
     other.refit(["import", &source]).run().success().stderr_has("manifests: 3, referrers: 0");
     validate_index(&other);

@@ -182,7 +182,7 @@ fn as_root_an_image_of_elsewhere_is_brought_here_by_tag_and_push() {
     let (sandbox, other_sandbox) = (sandbox(), sandbox());
     let other = other_sandbox.server();
     let digest = other.registry().push("tools/base", "3", &busybox().env("FROM=elsewhere"));
-    let server = server(&sandbox);
+    let server = server_with(&sandbox, "allow_addresses = [\"127.0.0.1\"]\n");
     let text = format!(
         "BUSYBOX true
          docker pull {0}/tools/base:3

@@ -222,6 +222,7 @@ fn as_root_an_embedded_build_has_agents_too_with_any_runtime_and_a_long_path() {
     let args = args.into_iter().chain(["--output", "type=local,dest=out"]);
     for runtime in ["", "/usr/sbin/runc"] {
         let build = sandbox.refit(args.clone()).arg("--no-cache");
+        let build = build.env("REFIT_BUILD_ALLOW_ADDRESSES", "127.0.0.1");
         build.env("REFIT_DATA", data.display()).env("REFIT_BUILD_RUNTIME", runtime).succeeds();
         assert_eq!(fs::read_to_string(sandbox.path("out/keys")).unwrap(), key.public);
         fs::remove_dir_all(sandbox.path("out")).unwrap();

@@ -60,7 +60,7 @@ fn as_root_g1_g2_g3_g4_g5_g6_g7_g8_g9_builds_use_the_files_that_their_arguments_
 #[test]
 fn as_root_f17_f18_a_build_cache_is_kept_beside_the_image_for_other_servers() {
     let (sandbox, other_sandbox) = (sandbox(), sandbox());
-    let (server, other) = (server_with(&sandbox, ""), server_with(&other_sandbox, ""));
+    let (server, other) = (server_with(&sandbox, ""), server_with(&other_sandbox, LOOPBACK));
     let host = server.host();
     let dockerfile = format!(
         "FROM {host}/busybox AS one\nRUN cat /proc/sys/kernel/random/uuid > /made\n\
