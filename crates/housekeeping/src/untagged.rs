@@ -1,5 +1,5 @@
-//! Manifests that nobody needs: no tag, no subject, old enough, and the same for every index that
-//! lists them.
+//! Manifests that nobody needs: no tag, no subject, old enough, not locked, and the same for every
+//! index that lists them.
 
 use oci::{Digest, RepositoryName};
 use store::{ManifestInfo, Millis, StoreError, Unneeded};
@@ -40,7 +40,8 @@ impl Needs<'_> {
             return Ok(None);
         }
         for index in &above {
-            if self.is_needed(index).await? {
+            if !index.attributes.gives_up_members(self.even_locked) || self.is_needed(index).await?
+            {
                 return Ok(None);
             }
         }

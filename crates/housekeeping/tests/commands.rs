@@ -595,6 +595,39 @@ async fn m9_what_is_locked_stays_unless_it_is_included() {
 }
 
 #[tokio::test]
+async fn a_locked_index_keeps_its_members() {
+    let f = Fixture::new().await;
+    let one = f.image("a", "one", &[]).await;
+    let two = f.image("a", "two", &[]).await;
+    let inner = f.index("a", "inner", &[], &[&one], None).await;
+    let outer = f.index("a", "outer", &[], &[&inner], None).await;
+    f.index("a", "open", &[], &[&two], None).await;
+    lock(&f, "a", Some(ManifestRef::Digest(outer.clone()))).await;
+    let line = "purge -f a:.* --ago 0d --untagged";
+    let told = f.acr(&format!("{line} --dry-run")).await.ok();
+    assert!(told.ends_with("Number of manifests to be deleted: 2\n"), "{told}");
+    f.acr(line).await.ok();
+    assert_eq!(f.content("a").await, " | inner one outer");
+    // Hidden, it is in no list, and is deleted by nobody.
+    let hidden = AttributesChange { list_enabled: Some(false), ..AttributesChange::default() };
+    let open = AttributesChange { list_enabled: Some(true), ..AttributesChange::default() };
+    let reference = ManifestRef::Digest(outer);
+    let change = async |change| {
+        let (registry, repository) = (registry(), repository("a"));
+        let changed =
+            f.catalog.change_attributes(&registry, &repository, Some(&reference), change).await;
+        changed.unwrap();
+    };
+    change(hidden).await;
+    let all = format!("{line} --include-locked");
+    f.acr(&all).await.ok();
+    change(open).await;
+    assert_eq!(f.content("a").await, " | inner one outer");
+    f.acr(&all).await.ok();
+    assert_eq!(f.content("a").await, " | ");
+}
+
+#[tokio::test]
 async fn what_is_named_and_locked_is_an_error_that_says_so() {
     let f = Fixture::new().await;
     f.image("a", "one", &["v1"]).await;

@@ -139,6 +139,12 @@ impl Attributes {
     pub fn may_be_deleted(self) -> bool {
         self.delete_enabled && self.write_enabled
     }
+
+    /// Whether what it lists may be deleted, as far as an index is asked: not while anything is kept
+    /// from being done to the index. `even_locked`, only who does not find it does not take from it.
+    pub fn gives_up_members(self, even_locked: bool) -> bool {
+        self.list_enabled && (even_locked || self.may_be_deleted() && self.read_enabled)
+    }
 }
 
 /// New values of [`Attributes`]; `None` leaves one as it is.
@@ -260,12 +266,13 @@ pub struct Deleted {
 }
 
 /// When nobody needs a manifest: it has no tag and no subject, it is old enough, and the same is
-/// true of every index that lists it, at any depth.
+/// true of every index that lists it, at any depth, which also [gives it
+/// up](Attributes::gives_up_members).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unneeded {
     /// Pushed, tagged and untagged then or before.
     pub updated_until: Millis,
-    /// It goes though it is locked itself.
+    /// It goes though it is locked, or an index that lists it.
     pub even_locked: bool,
 }
 

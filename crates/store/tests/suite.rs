@@ -132,6 +132,7 @@ suite! {
     retention_begins_and_ends_when_it_is_switched,
     an_index_goes_with_what_only_it_listed,
     retention_passes_over_what_is_locked_or_a_referrer,
+    members_stay_as_long_as_their_index_is_locked,
     a_blob_in_use_cannot_be_unlinked,
     referrers_are_listed_whether_or_not_the_subject_exists,
     pages_of_referrers_are_bounded_and_go_on_when_their_last_is_deleted,
@@ -1016,6 +1017,38 @@ async fn locks_are_lifted_by_those_who_may(f: Fixture) {
     assert_eq!(lock(delete(false).await), "app@ writeEnabled");
     assert!(delete(true).await.unwrap());
     assert_eq!(manifest(&f.catalog, "app", image.as_str()).await, None);
+}
+
+async fn members_stay_as_long_as_their_index_is_locked(f: Fixture) {
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let member = push(&f.catalog, "app", "v1", b"one").await;
+    let inner = put_index(&f.catalog, "app", &[&member], "inner").await;
+    let outer = put_index(&f.catalog, "app", &[&inner], "outer").await;
+    untag(&f, "v1").await;
+    let delete = async |even_locked| {
+        let unneeded = Unneeded { updated_until: i64::MAX, even_locked };
+        f.catalog.delete_unneeded(&registry, &app, &member, unneeded, &cause).await.unwrap()
+    };
+    for index in [&inner, &outer] {
+        for (lock, unlock) in [
+            (deleting(false), deleting(true)),
+            (writing(false), writing(true)),
+            (reading(false), reading(true)),
+            (listing(false), listing(true)),
+        ] {
+            let attributes = change(&f, Some(index.as_str()), lock).await;
+            assert!(!delete(false).await, "{attributes:?}");
+            assert_eq!(attributes.gives_up_members(true), attributes.list_enabled);
+            assert!(!attributes.gives_up_members(false));
+            change(&f, Some(index.as_str()), unlock).await;
+        }
+    }
+    change(&f, Some(outer.as_str()), listing(false)).await;
+    assert!(!delete(true).await, "nobody finds the index to delete it");
+    change(&f, Some(outer.as_str()), listing(true)).await;
+    change(&f, Some(outer.as_str()), deleting(false)).await;
+    assert!(delete(true).await);
+    assert!(!delete(true).await, "it is gone");
 }
 
 async fn collection_spares_what_is_locked(f: Fixture) {

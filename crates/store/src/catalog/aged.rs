@@ -7,10 +7,10 @@
 use oci::{Digest, RegistryName, RepositoryName, Tag};
 use sqlx::SqliteConnection;
 
-use super::Catalog;
 use super::manifests::Condition;
 use super::repositories::count;
 use super::tags::tag_info;
+use super::{Catalog, locks};
 use crate::Result;
 use crate::error::database;
 use crate::model::{Cause, ManifestInfo, Millis, TagInfo, Unneeded};
@@ -156,6 +156,7 @@ pub(super) async fn is_needed(
          SELECT 1 FROM manifests m JOIN above ON m.digest = above.digest
          WHERE m.registry = $1 AND m.repository = $2
            AND (m.subject IS NOT NULL OR m.updated_at > $4
+             OR m.digest <> $3 AND (m.locked & $5) <> 0
              OR EXISTS (SELECT 1 FROM tags t WHERE t.registry = $1 AND t.repository = $2
                AND t.digest = m.digest))
          LIMIT 1",
@@ -164,6 +165,7 @@ pub(super) async fn is_needed(
     .bind(repository.as_str())
     .bind(digest.as_str())
     .bind(unneeded.updated_until)
+    .bind(locks::keeping_members(unneeded.even_locked))
     .fetch_optional(connection)
     .await
     .map_err(database("look up what needs a manifest"))?;

@@ -26,6 +26,11 @@ pub(super) fn attributes(locked: i64) -> Attributes {
     }
 }
 
+/// Those of which one keeps an index from giving up its members.
+pub(super) fn keeping_members(even_locked: bool) -> i64 {
+    if even_locked { LIST } else { DELETE | WRITE | READ | LIST }
+}
+
 fn locked(attributes: Attributes) -> i64 {
     let bit = |enabled: bool, bit: i64| if enabled { 0 } else { bit };
     bit(attributes.delete_enabled, DELETE)
