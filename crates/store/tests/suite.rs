@@ -132,6 +132,7 @@ suite! {
     retention_begins_and_ends_when_it_is_switched,
     an_index_goes_with_what_only_it_listed,
     retention_passes_over_what_is_locked_or_a_referrer,
+    what_an_index_listed_goes_in_its_own_time,
     members_stay_as_long_as_their_index_is_locked,
     a_blob_in_use_cannot_be_unlinked,
     referrers_are_listed_whether_or_not_the_subject_exists,
@@ -1181,6 +1182,44 @@ async fn an_index_goes_with_what_only_it_listed(f: Fixture) {
     }
     untag(&f, "other").await;
     assert_eq!(remove_due(&f, 0).await, 2);
+}
+
+async fn what_an_index_listed_goes_in_its_own_time(f: Fixture) {
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let is_there = async |digest: &Digest| manifest(&f.catalog, "app", digest.as_str()).await;
+    // Pushed by digest, and in two indexes.
+    let shared = push(&f.catalog, "app", "shared", b"one").await;
+    untag(&f, "shared").await;
+    let later = push(&f.catalog, "app", "later", b"two").await;
+    let first = put_index(&f.catalog, "app", &[&shared, &later], "first").await;
+    let second = put_index(&f.catalog, "app", &[&shared], "second").await;
+    let tag_first = Some(&first);
+    let any = Expected::Any;
+    f.catalog.move_tag(&registry, &app, &tag("first"), &any, tag_first, &cause).await.unwrap();
+    retain(&f, Some(true), Some(5)).await;
+    untag(&f, "later").await;
+    retain(&f, None, Some(0)).await;
+    untag(&f, "first").await;
+    assert_eq!(remove_due(&f, 0).await, 1, "the index alone");
+    assert_eq!(is_there(&later).await, Some(later.clone()));
+    assert_eq!(remove_due(&f, 6).await, 1);
+    assert_eq!(is_there(&later).await, None);
+    // Somebody deletes the other index, and nothing else.
+    f.catalog.delete_manifest(&registry, &app, &second, &cause).await.unwrap();
+    assert_eq!(remove_due(&f, 6).await, 0);
+    assert_eq!(is_there(&shared).await, Some(shared.clone()));
+    // With the last index that goes by itself it goes too.
+    let indexes = ["third", "fourth"].map(|label| (label, [&shared]));
+    for (label, members) in indexes {
+        let index = put_index(&f.catalog, "app", &members, label).await;
+        let to = Some(&index);
+        f.catalog.move_tag(&registry, &app, &tag(label), &any, to, &cause).await.unwrap();
+    }
+    untag(&f, "third").await;
+    assert_eq!(remove_due(&f, 0).await, 1);
+    untag(&f, "fourth").await;
+    assert_eq!(remove_due(&f, 0).await, 2);
+    assert_eq!(is_there(&shared).await, None);
 }
 
 async fn retention_passes_over_what_is_locked_or_a_referrer(f: Fixture) {

@@ -81,10 +81,18 @@ impl Catalog {
         }
     }
 
+    /// What is to go, without what stays for now: nothing is written for that, pass after pass.
     async fn due(&self, now: Millis, last: &Row) -> Result<Vec<Row>> {
         sqlx::query_as(
-            "SELECT due_at, registry, repository, digest FROM manifests
+            "SELECT due_at, registry, repository, digest FROM manifests m
              WHERE due_at <= $1 AND (due_at, registry, repository, digest) > ($2, $3, $4, $5)
+               AND (m.locked & 3) = 0
+               AND NOT EXISTS (SELECT 1 FROM repository_locks l WHERE l.registry = m.registry
+                 AND l.repository = m.repository AND (l.locked & 2) <> 0)
+               AND NOT EXISTS (SELECT 1 FROM tags t WHERE t.registry = m.registry
+                 AND t.repository = m.repository AND t.digest = m.digest)
+               AND NOT EXISTS (SELECT 1 FROM manifest_references r WHERE r.target = m.digest
+                 AND r.registry || '' = m.registry AND r.repository || '' = m.repository)
              ORDER BY due_at, registry, repository, digest LIMIT $6",
         )
         .bind(now)
@@ -235,7 +243,8 @@ pub(super) async fn is_due(
     Ok(found.is_some())
 }
 
-/// What an index lists goes with it, unless something else needs it: it is due from now on.
+/// What an index lists goes with it, unless something else needs it: it is due from now on. What is
+/// in another index too goes with the last one, and what has a time of its own then.
 pub(super) async fn note_members(
     connection: &mut SqliteConnection,
     registry: &RegistryName,
@@ -246,8 +255,11 @@ pub(super) async fn note_members(
     sqlx::query(
         "UPDATE manifests SET due_at = $4
          WHERE registry = $1 AND repository = $2 AND subject IS NULL AND used_at IS NULL
+           AND due_at IS NULL
            AND digest IN (SELECT target FROM manifest_references
              WHERE registry = $1 AND repository = $2 AND manifest = $3 AND kind = 'manifest')
+           AND NOT EXISTS (SELECT 1 FROM manifest_references r WHERE r.target = manifests.digest
+             AND r.registry || '' = $1 AND r.repository || '' = $2 AND r.manifest <> $3)
            AND NOT EXISTS (SELECT 1 FROM tags t WHERE t.registry = manifests.registry
              AND t.repository = manifests.repository AND t.digest = manifests.digest)",
     )
@@ -259,4 +271,69 @@ pub(super) async fn note_members(
     .await
     .map_err(database("note what goes with an index"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use oci::Manifest;
+
+    use super::*;
+    use crate::MemoryStore;
+    use crate::model::NewManifest;
+
+    async fn run(catalog: &Catalog, statement: &str) {
+        let statement = statement.to_owned();
+        let job = catalog.write(move |connection| {
+            Box::pin(async move {
+                sqlx::query(sqlx::AssertSqlSafe(statement)).execute(connection).await.unwrap();
+                Ok(())
+            })
+        });
+        job.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_stays_for_now_is_not_tried_again_and_again() {
+        let db = db::Db::in_memory().await.unwrap();
+        let blobs = Arc::new(MemoryStore::open(db.clone()).await.unwrap());
+        let catalog = Catalog::open(db, blobs).await.unwrap();
+        let (registry, name) = (RegistryName::default(), "app".parse().unwrap());
+        let bytes = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json",
+            "manifests":[]}"#;
+        let manifest = Manifest::parse(bytes.as_bytes(), None).unwrap();
+        let digest = Digest::of(bytes.as_bytes());
+        let new = NewManifest {
+            digest: &digest,
+            media_type: manifest.media_type(),
+            bytes: bytes.into(),
+            manifest: &manifest,
+        };
+        let cause = Cause::Import { source: "test".to_owned() };
+        catalog.put_manifest(&registry, &name, new, &[], &cause).await.unwrap();
+        run(&catalog, "UPDATE manifests SET due_at = 5").await;
+        let is_due = async |now| catalog.due(now, &Row::default()).await.unwrap().len() == 1;
+        assert!(!is_due(4).await && is_due(5).await);
+        let reference = format!(
+            "INSERT INTO manifest_references VALUES ('{registry}', 'app', 'index', '{digest}', 'manifest')"
+        );
+        let tag = format!(
+            "INSERT INTO tags (registry, repository, name, digest, created_at, updated_at)
+             VALUES ('{registry}', 'app', 'v1', '{digest}', 0, 0)"
+        );
+        let lock = format!("INSERT INTO repository_locks VALUES ('{registry}', 'app', 2)");
+        for (stays, goes) in [
+            ("UPDATE manifests SET locked = 1", "UPDATE manifests SET locked = 0"),
+            ("UPDATE manifests SET locked = 2", "UPDATE manifests SET locked = 12"),
+            (&*reference, "DELETE FROM manifest_references"),
+            (&*tag, "DELETE FROM tags"),
+            (&*lock, "UPDATE repository_locks SET locked = 1"),
+        ] {
+            run(&catalog, stays).await;
+            assert!(!is_due(9).await, "{stays}");
+            run(&catalog, goes).await;
+            assert!(is_due(9).await, "{goes}");
+        }
+    }
 }
