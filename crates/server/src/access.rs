@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use control::{Area, Identity, Operation, Rights, Runs};
+use control::{Area, ControlError, Identity, Operation, Rights, Runs};
 use http::{HeaderMap, StatusCode};
 use oci::{RegistryName, RepositoryName};
 use registry::{
@@ -155,7 +155,7 @@ impl ServerAccess {
                 if let Some((proven, _)) = self.of_other_issuer(&token).await? {
                     return Ok(Principal::Known(proven.identity));
                 }
-                self.was_wrong(peer, None)?;
+                self.was_wrong(peer)?;
                 Err(refused())
             }
             Presented::Basic(user, password) => {
@@ -181,13 +181,17 @@ impl ServerAccess {
         if by_token.is_some() {
             return Ok(by_token);
         }
-        self.rates.may_guess(peer, user, Instant::now()).map_err(too_many_guesses)?;
-        let proven = self.permissions.authenticate_account(user, password).await?;
-        match proven {
-            Some(_) => self.rates.was_right(peer, user),
-            None => self.was_wrong(peer, Some(user))?,
+        let guess = self.rates.begin_guess(peer, user, Instant::now()).map_err(too_many_guesses)?;
+        let proven = self.permissions.authenticate_account(user, password).await;
+        match &proven {
+            Ok(Some(_)) => {
+                self.rates.take_back(guess);
+                self.rates.was_right(peer, user);
+            }
+            Err(ControlError::TooManyLogins) => self.rates.take_back(guess),
+            Ok(None) | Err(_) => (),
         }
-        Ok(proven)
+        Ok(proven?)
     }
 
     /// The account that a token of another issuer proves somebody to be, and for how long.
@@ -203,8 +207,8 @@ impl ServerAccess {
         Ok(self.permissions.proven(&name).await?.map(|proven| (proven, left)))
     }
 
-    fn was_wrong(&self, peer: Peer, user: Option<&str>) -> Result<(), ApiError> {
-        self.rates.was_wrong(peer, user, Instant::now()).map_err(too_many_guesses)
+    fn was_wrong(&self, peer: Peer) -> Result<(), ApiError> {
+        self.rates.was_wrong(peer, Instant::now()).map_err(too_many_guesses)
     }
 
     /// Refuses who asks too often. A class is counted over the API and the registry together.
@@ -389,7 +393,7 @@ impl Access for ServerAccess {
     }
 
     fn wrong_token(&self, peer: Peer) -> Result<(), Busy> {
-        let wrong = self.rates.was_wrong(peer, None, Instant::now());
+        let wrong = self.rates.was_wrong(peer, Instant::now());
         wrong.map_err(|retry_after| Busy { what: TOO_MANY_GUESSES, retry_after })
     }
 

@@ -80,6 +80,13 @@ enum Guesser {
     Known(Origin, String),
 }
 
+/// A password that is being compared. It counts as wrong until it is [taken back](Rates::take_back), so
+/// also if nobody waits for the answer any more.
+#[derive(Debug)]
+pub(crate) struct Guess {
+    taken: Vec<(Option<Guesser>, u32)>,
+}
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Rates(Arc<Shared>);
@@ -124,36 +131,49 @@ impl Rates {
             Some(name) => Asker::Principal(name.to_owned()),
             None => Asker::Anonymous(origin),
         };
-        let taken = lock(&self.0.asked).take((class, asker), rate, now);
+        let taken = lock(&self.0.asked).take((class, asker), rate, now).map(drop);
         taken.inspect_err(|_| self.count_refusal())
     }
 
-    /// Whether a password may be compared that somebody can guess; if not, when.
-    pub(crate) fn may_guess(&self, peer: Peer, name: &str, now: Instant) -> Result<(), Duration> {
-        let guessers = self.guessers(peer, Some(name));
-        let guessed = lock(&self.0.guessed);
-        let waits = guessers.iter().filter_map(|(guesser, rate)| guessed.wait(guesser, *rate, now));
-        match waits.max() {
-            None => Ok(()),
-            Some(wait) => {
-                self.count_refusal();
-                Err(wait)
-            }
-        }
-    }
-
-    /// Somebody was wrong; if that was too often, when the next try is.
-    pub(crate) fn was_wrong(
+    /// Takes what a wrong password costs, before one is compared that somebody can guess: however many
+    /// are compared at once, no more are than there may be wrong ones. If there is nothing left, says
+    /// when there is.
+    pub(crate) fn begin_guess(
         &self,
         peer: Peer,
-        name: Option<&str>,
+        name: &str,
         now: Instant,
-    ) -> Result<(), Duration> {
-        let mut taken = Ok(());
-        for (guesser, rate) in self.guessers(peer, name) {
-            taken = taken.and(lock(&self.0.guessed).take(guesser, rate, now));
+    ) -> Result<Guess, Duration> {
+        let guessers = self.guessers(peer, Some(name));
+        let mut guessed = lock(&self.0.guessed);
+        let waits = guessers.iter().filter_map(|(guesser, rate)| guessed.wait(guesser, *rate, now));
+        if let Some(wait) = waits.max() {
+            self.count_refusal();
+            return Err(wait);
         }
-        taken.inspect_err(|_| self.count_refusal())
+        let taken = guessers.into_iter().filter_map(|(guesser, rate)| {
+            let bucket = guessed.take(guesser, rate, now).ok()?;
+            Some((bucket, rate))
+        });
+        Ok(Guess { taken: taken.collect() })
+    }
+
+    /// It was none: the password was right, or was not compared.
+    pub(crate) fn take_back(&self, guess: Guess) {
+        let mut guessed = lock(&self.0.guessed);
+        for (bucket, rate) in guess.taken {
+            guessed.give_back(&bucket, rate);
+        }
+    }
+
+    /// Somebody has shown what nobody can guess, and it was wrong; if that was too often, when the next
+    /// try is.
+    pub(crate) fn was_wrong(&self, peer: Peer, now: Instant) -> Result<(), Duration> {
+        for (guesser, rate) in self.guessers(peer, None) {
+            let taken = lock(&self.0.guessed).take(guesser, rate, now);
+            taken.inspect_err(|_| self.count_refusal())?;
+        }
+        Ok(())
     }
 
     /// Somebody was right.
@@ -205,9 +225,9 @@ impl<K> Default for Buckets<K> {
     }
 }
 
-impl<K: Hash + Eq> Buckets<K> {
-    /// Takes one, or says when there will be one.
-    fn take(&mut self, key: K, rate: u32, now: Instant) -> Result<(), Duration> {
+impl<K: Hash + Eq + Clone> Buckets<K> {
+    /// Takes one, and says from which bucket, or else when there will be one.
+    fn take(&mut self, key: K, rate: u32, now: Instant) -> Result<Option<K>, Duration> {
         let mut key = Some(key);
         if !self.full.contains_key(&key) && !self.has_room(now) {
             key = None;
@@ -216,18 +236,22 @@ impl<K: Hash + Eq> Buckets<K> {
         let then = full + PERIOD / rate.max(1);
         match then.saturating_duration_since(now).saturating_sub(PERIOD) {
             Duration::ZERO => {
-                self.full.insert(key, then);
-                Ok(())
+                self.full.insert(key.clone(), then);
+                Ok(key)
             }
             wait => Err(wait),
         }
     }
 
+    /// Puts one back. A bucket that is not kept any more is full.
+    fn give_back(&mut self, key: &Option<K>, rate: u32) {
+        if let Some(full) = self.full.get_mut(key) {
+            *full = full.checked_sub(PERIOD / rate.max(1)).unwrap_or(*full);
+        }
+    }
+
     /// When there will be one, if there is none.
-    fn wait(&self, key: &K, rate: u32, now: Instant) -> Option<Duration>
-    where
-        K: Clone,
-    {
+    fn wait(&self, key: &K, rate: u32, now: Instant) -> Option<Duration> {
         let full = match self.full.get(&Some(key.clone())) {
             Some(full) => full,
             None if self.full.len() >= BUCKETS_MAX => self.full.get(&None)?,
@@ -301,34 +325,64 @@ mod tests {
         assert_eq!([1, 999, 1000, 1001].map(|n| seconds(Duration::from_millis(n))), [1, 1, 1, 2]);
     }
 
+    /// A password that is not compared after all.
+    fn may_guess(rates: &Rates, peer: Peer, name: &str, now: Instant) -> Result<(), Duration> {
+        rates.begin_guess(peer, name, now).map(|guess| rates.take_back(guess))
+    }
+
+    fn wrong(rates: &Rates, peer: Peer, name: &str, now: Instant) -> Result<(), Duration> {
+        rates.begin_guess(peer, name, now).map(drop)
+    }
+
     #[test]
     fn guesses_are_bounded_by_name_and_by_address_and_keep_nobody_out_who_was_there() {
         let (rates, now) = (Rates::new(TWO), Instant::now());
         let [home, evil] = [peer("192.0.2.1"), peer("203.0.113.9")];
         rates.was_right(home, "Ann");
         for _ in 0..2 {
-            assert_eq!(rates.may_guess(evil, "ann", now), Ok(()));
-            assert_eq!(rates.was_wrong(evil, Some("ann"), now), Ok(()));
+            assert_eq!(may_guess(&rates, evil, "ann", now), Ok(()));
+            assert_eq!(wrong(&rates, evil, "ann", now), Ok(()));
         }
-        assert_eq!(rates.may_guess(evil, "ANN", now), Err(Duration::from_secs(30)));
-        assert!(rates.may_guess(peer("203.0.113.10"), "ann", now).is_err());
-        assert_eq!(rates.may_guess(home, "ann", now), Ok(()));
+        assert_eq!(may_guess(&rates, evil, "ANN", now), Err(Duration::from_secs(30)));
+        assert!(may_guess(&rates, peer("203.0.113.10"), "ann", now).is_err());
+        assert_eq!(may_guess(&rates, home, "ann", now), Ok(()));
         // Other names from the same address, up to five times as many.
         for name in ["bob", "cy", "di", "ed", "flo", "gus", "hal", "ida"] {
-            assert_eq!(rates.was_wrong(evil, Some(name), now), Ok(()), "{name}");
+            assert_eq!(wrong(&rates, evil, name, now), Ok(()), "{name}");
         }
-        assert!(rates.may_guess(evil, "jo", now).is_err());
-        assert!(rates.was_wrong(evil, None, now).is_err());
-        assert_eq!(rates.may_guess(home, "jo", now), Ok(()));
+        assert!(may_guess(&rates, evil, "jo", now).is_err());
+        assert!(rates.was_wrong(evil, now).is_err());
+        assert_eq!(may_guess(&rates, home, "jo", now), Ok(()));
         // Who was there may be wrong there too, and not without end.
         for _ in 0..2 {
-            assert_eq!(rates.was_wrong(home, Some("ann"), now), Ok(()));
+            assert_eq!(wrong(&rates, home, "ann", now), Ok(()));
         }
-        assert!(rates.may_guess(home, "ann", now).is_err());
+        assert!(may_guess(&rates, home, "ann", now).is_err());
         let later = now + PERIOD;
-        assert_eq!(rates.may_guess(home, "ann", later), Ok(()));
-        assert_eq!(rates.may_guess(evil, "ann", later), Ok(()));
-        assert_eq!(rates.was_wrong(Peer::Unix, Some("ann"), now), Ok(()));
+        assert_eq!(may_guess(&rates, home, "ann", later), Ok(()));
+        assert_eq!(may_guess(&rates, evil, "ann", later), Ok(()));
+        assert_eq!(wrong(&rates, Peer::Unix, "ann", now), Ok(()));
+    }
+
+    #[test]
+    fn guesses_at_once_are_no_more_than_those_one_after_another() {
+        let (rates, now) = (Rates::new(TWO), Instant::now());
+        let evil = peer("203.0.113.9");
+        let threads = std::thread::scope(|scope| {
+            let guess = || rates.begin_guess(evil, "ann", now);
+            let all: Vec<_> = (0..16).map(|_| scope.spawn(guess)).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>()
+        });
+        let begun: Vec<_> = threads.into_iter().flatten().collect();
+        assert_eq!(begun.len(), 2);
+        // What was right costs nothing, in all buckets that were taken from; what is refused neither.
+        begun.into_iter().for_each(|guess| rates.take_back(guess));
+        for name in ["ann", "bob", "cy", "di", "ed"] {
+            for _ in 0..2 {
+                assert_eq!(wrong(&rates, evil, name, now), Ok(()), "{name}");
+            }
+        }
+        assert!(wrong(&rates, evil, "flo", now).is_err());
     }
 
     #[test]
@@ -340,7 +394,7 @@ mod tests {
         assert_eq!(buckets.full.len(), BUCKETS_MAX + 1);
         // Those without room share one, which is empty by now; full ones make room.
         assert!(buckets.take(usize::MAX, 1, now).is_err());
-        assert_eq!(buckets.take(usize::MAX, 1, now + 2 * PERIOD), Ok(()));
+        assert_eq!(buckets.take(usize::MAX, 1, now + 2 * PERIOD), Ok(Some(usize::MAX)));
         assert_eq!(buckets.full.len(), 1);
     }
 }
