@@ -4,7 +4,7 @@
 //! Only the issuers of the settings are asked for anything, and never where a token says.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use control::{AccountName, Clock};
@@ -14,7 +14,6 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use store::Millis;
-use tokio::sync::Mutex;
 use url::Url;
 
 use crate::http_client::{body, client};
@@ -48,17 +47,20 @@ const ALGORITHMS: [Algorithm; 8] = [
 /// The issuers that the settings trust. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct TrustedIssuers {
-    issuers: Arc<BTreeMap<String, Issuer>>,
+    issuers: Arc<BTreeMap<String, Arc<Issuer>>>,
     clock: Clock,
 }
 
 struct Issuer {
+    /// As tokens have it.
+    address: String,
     settings: TrustedIssuerSettings,
     /// Whom tokens have to be for.
     audience: String,
     http: reqwest::Client,
-    /// Held by who fetches them.
     keys: Mutex<Keys>,
+    /// Held by who fetches keys, and waited for only by those for whom there are none.
+    fetching: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -66,6 +68,15 @@ struct Keys {
     known: Vec<Jwk>,
     fetched_at: Option<Millis>,
     tried_at: Option<Millis>,
+}
+
+/// What there is to check a token with.
+struct Found {
+    keys: Vec<Jwk>,
+    /// Whether there is a key at all, also if it is none that may have signed the token.
+    is_any: bool,
+    is_old: bool,
+    may_try: bool,
 }
 
 /// The issuer cannot be asked for its keys.
@@ -107,12 +118,14 @@ impl TrustedIssuers {
         let issuer = |(address, settings): (&String, &TrustedIssuerSettings)| {
             let audience = settings.audience.as_deref().or(own).unwrap_or_default().to_owned();
             let issuer = Issuer {
+                address: address.clone(),
                 settings: settings.clone(),
                 audience,
                 http: client(settings.ca.as_deref(), TIMEOUT)?,
                 keys: Mutex::default(),
+                fetching: Arc::default(),
             };
-            Ok((address.clone(), issuer))
+            Ok((address.clone(), Arc::new(issuer)))
         };
         let issuers = settings.iter().map(issuer).collect::<reqwest::Result<_>>()?;
         Ok(Self { issuers: Arc::new(issuers), clock })
@@ -129,11 +142,11 @@ impl TrustedIssuers {
         }
         let Some((address, issuer)) = self.issuer_of(token) else { return Ok(None) };
         let Ok(header) = jsonwebtoken::decode_header(token) else { return Ok(None) };
-        let now = self.clock.now();
         if !ALGORITHMS.contains(&header.alg) {
             return Ok(None);
         }
-        let keys = issuer.keys(address, header.kid.as_deref(), now).await?;
+        let keys = issuer.keys(header.kid.as_deref(), &self.clock).await?;
+        let now = self.clock.now();
         let mut validation = Validation::new(header.alg);
         validation.set_audience(&[&issuer.audience]);
         validation.set_issuer(&[address]);
@@ -160,41 +173,85 @@ impl TrustedIssuers {
     }
 
     /// Who a token says that it is of, if that is somebody to be trusted.
-    fn issuer_of(&self, token: &str) -> Option<(&String, &Issuer)> {
+    fn issuer_of(&self, token: &str) -> Option<(&String, &Arc<Issuer>)> {
         let claims = jsonwebtoken::dangerous::insecure_decode::<Unverified>(token).ok()?.claims;
         self.issuers.get_key_value(&claims.iss)
     }
 }
 
 impl Issuer {
-    /// The keys that may have signed a token which names one, or none.
+    /// The keys that may have signed a token which names one, or none. They are fetched once for all
+    /// who need them at the same time, and nobody waits for that who can do without.
     async fn keys(
-        &self,
-        address: &str,
+        self: &Arc<Self>,
         id: Option<&str>,
-        now: Millis,
+        clock: &Clock,
     ) -> Result<Vec<Jwk>, KeysUnavailable> {
-        let mut keys = self.keys.lock().await;
-        let is_meant = |key: &&Jwk| id.is_none() || key.common.key_id.as_deref() == id;
-        let is_old = keys.fetched_at.is_none_or(|at| !(at..at + KEYS_KEEP).contains(&now));
-        let is_unknown = !keys.known.iter().any(|key| is_meant(&key));
-        let may_try = keys.tried_at.is_none_or(|at| !(at..at + KEYS_PAUSE).contains(&now));
-        if keys.known.is_empty() && !may_try {
-            let reason = "they could not be fetched a moment ago".to_owned();
-            return Err(KeysUnavailable { issuer: address.to_owned(), reason });
-        }
-        if (is_old || is_unknown) && may_try {
-            keys.tried_at = Some(now);
-            match self.fetch(address).await {
-                Ok(known) => (keys.known, keys.fetched_at) = (known, Some(now)),
-                // Those that are known still say the truth.
-                Err(reason) if keys.known.is_empty() => {
-                    return Err(KeysUnavailable { issuer: address.to_owned(), reason });
+        let found = self.find(id, clock.now());
+        let turn = Arc::clone(&self.fetching);
+        let turn = match found {
+            // Those that are known still say the truth.
+            Found { keys, is_old, may_try, .. } if !keys.is_empty() => {
+                if !is_old || !may_try {
+                    return Ok(keys);
                 }
-                Err(reason) => tracing::warn!(issuer = address, reason, "keys are not fetched"),
+                match turn.try_lock_owned() {
+                    Ok(turn) => turn,
+                    Err(_) => return Ok(keys),
+                }
             }
+            _ => turn.lock_owned().await,
+        };
+        // Others may have fetched them since.
+        let now = clock.now();
+        let Found { keys, is_any, is_old, may_try } = self.find(id, now);
+        if !is_any && !may_try {
+            return Err(self.unavailable("they could not be fetched a moment ago".to_owned()));
         }
-        Ok(keys.known.iter().filter(is_meant).cloned().collect())
+        if !may_try || !is_old && !keys.is_empty() {
+            return Ok(keys);
+        }
+        // Whoever waits for it no more does not end it for the others.
+        let issuer = Arc::clone(self);
+        let fetched = tokio::spawn(async move {
+            let _turn = turn;
+            issuer.renew(now).await
+        });
+        match fetched.await.unwrap_or_else(|error| Err(error.to_string())) {
+            Err(reason) if !is_any => Err(self.unavailable(reason)),
+            Err(reason) => {
+                tracing::warn!(issuer = self.address, reason, "keys are not fetched");
+                Ok(keys)
+            }
+            Ok(()) => Ok(self.find(id, now).keys),
+        }
+    }
+
+    fn find(&self, id: Option<&str>, now: Millis) -> Found {
+        let keys = self.known();
+        let is_meant = |key: &&Jwk| id.is_none() || key.common.key_id.as_deref() == id;
+        Found {
+            keys: keys.known.iter().filter(is_meant).cloned().collect(),
+            is_any: !keys.known.is_empty(),
+            is_old: keys.fetched_at.is_none_or(|at| !(at..at + KEYS_KEEP).contains(&now)),
+            may_try: keys.tried_at.is_none_or(|at| !(at..at + KEYS_PAUSE).contains(&now)),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Keys> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unavailable(&self, reason: String) -> KeysUnavailable {
+        KeysUnavailable { issuer: self.address.clone(), reason }
+    }
+
+    async fn renew(&self, now: Millis) -> Result<(), String> {
+        self.known().tried_at = Some(now);
+        let fetched = self.fetch(&self.address).await?;
+        let mut keys = self.known();
+        (keys.known, keys.fetched_at) = (fetched, Some(now));
+        Ok(())
     }
 
     async fn fetch(&self, address: &str) -> Result<Vec<Jwk>, String> {
@@ -250,12 +307,15 @@ fn remote_reason(error: &reqwest::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
     use axum::routing::get;
     use jsonwebtoken::jwk::ThumbprintHash;
     use jsonwebtoken::{EncodingKey, Header};
     use rsa::RsaPrivateKey;
     use rsa::pkcs1::EncodeRsaPrivateKey as _;
     use serde_json::json;
+    use tokio::sync::Semaphore;
 
     use super::*;
 
@@ -301,13 +361,17 @@ mod tests {
     }
 
     fn trusting(address: &str) -> TrustedIssuers {
+        trusting_at(address, Clock::new(|| NOW * 1000))
+    }
+
+    fn trusting_at(address: &str, clock: Clock) -> TrustedIssuers {
         let settings = TrustedIssuerSettings {
             accounts: [("job".to_owned(), "deployer".parse().unwrap())].into(),
             audience: Some(AUDIENCE.to_owned()),
             ca: None,
         };
         let settings = [(address.to_owned(), settings)].into();
-        TrustedIssuers::new(&settings, None, Clock::new(|| NOW * 1000)).unwrap()
+        TrustedIssuers::new(&settings, None, clock).unwrap()
     }
 
     #[tokio::test]
@@ -355,6 +419,88 @@ mod tests {
         for text in [&*forged, "", "a.b.c", "x", &"a".repeat(TOKEN_MAX + 1)] {
             assert_eq!(account(text).await, None, "{text}");
         }
+    }
+
+    /// An issuer that answers as long as there are permits, and counts who asks for its keys.
+    struct Slow {
+        address: String,
+        permits: Arc<Semaphore>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    async fn serve_slowly(signer: &Signer) -> Slow {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let (permits, asked) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+        let configuration = json!({ "issuer": address, "jwks_uri": format!("{address}/keys") });
+        let keys = json!({ "keys": [signer.public] });
+        let (gate, counted) = (Arc::clone(&permits), Arc::clone(&asked));
+        let answer = async move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            gate.acquire().await.unwrap().forget();
+            axum::Json(keys)
+        };
+        let routes = axum::Router::new()
+            .route(
+                "/.well-known/openid-configuration",
+                get(async move || axum::Json(configuration)),
+            )
+            .route("/keys", get(answer));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        Slow { address, permits, asked }
+    }
+
+    impl Slow {
+        async fn was_asked(&self, times: usize) {
+            while self.asked.load(Ordering::SeqCst) < times {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_are_fetched_once_and_waited_for_only_by_who_lacks_them() {
+        let signer = Signer::new();
+        let slow = serve_slowly(&signer).await;
+        let now = Arc::new(AtomicI64::new(NOW * 1000));
+        let clock = Arc::clone(&now);
+        let trusted = trusting_at(&slow.address, Clock::new(move || clock.load(Ordering::SeqCst)));
+        let claims =
+            json!({ "iss": slow.address, "sub": "job", "aud": AUDIENCE, "exp": NOW + 99_999 });
+        let (right, unknown) = (signer.sign(&claims), Signer::new().sign(&claims));
+        let account = |token: &str| {
+            let (trusted, token) = (trusted.clone(), token.to_owned());
+            tokio::spawn(async move { trusted.account_of(&token).await.unwrap().is_some() })
+        };
+        // All at once, of whom one does not wait for the end.
+        let first = account(&right);
+        slow.was_asked(1).await;
+        let all: Vec<_> = (0..8).map(|_| account(&right)).collect();
+        tokio::task::yield_now().await;
+        first.abort();
+        slow.permits.add_permits(1);
+        for one in all {
+            assert!(one.await.unwrap());
+        }
+        assert_eq!(slow.asked.load(Ordering::SeqCst), 1);
+        // Somebody makes up the name of a key, and the issuer does not answer.
+        now.fetch_add(KEYS_PAUSE, Ordering::SeqCst);
+        let made_up = [account(&unknown), account(&unknown)];
+        slow.was_asked(2).await;
+        assert!(account(&right).await.unwrap());
+        assert!(made_up.iter().all(|one| !one.is_finished()));
+        slow.permits.add_permits(1);
+        for one in made_up {
+            assert!(!one.await.unwrap());
+        }
+        // Old ones are good as long as others are on their way.
+        now.fetch_add(KEYS_KEEP, Ordering::SeqCst);
+        let renews = account(&right);
+        slow.was_asked(3).await;
+        assert!(account(&right).await.unwrap());
+        slow.permits.add_permits(1);
+        assert!(renews.await.unwrap());
+        assert_eq!(slow.asked.load(Ordering::SeqCst), 3);
     }
 
     #[tokio::test]
