@@ -1,5 +1,7 @@
 //! Identities of tasks: whose tokens the commands of a run can ask for.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use serde_json::Value;
 use testkit::{Outcome, Sandbox, Server, busybox};
 
@@ -170,11 +172,12 @@ fn as_root_a_command_is_one_of_its_accounts_and_no_other() {
     assert_eq!(place.identity("nightly")["type"], "UserAssigned");
 }
 
-/// A server, at a place that its settings name.
+/// A server, at a place that its settings name: below the ports that are given out to whoever asks
+/// for any, and another one for each process of the tests.
 fn serve(sandbox: &Sandbox, settings: impl Fn(&str) -> String) -> Server {
-    let first = sandbox.server();
-    let host = first.host();
-    drop(first);
+    static SERVED: AtomicU32 = AtomicU32::new(0);
+    let number = std::process::id().wrapping_mul(4) + SERVED.fetch_add(1, Ordering::Relaxed);
+    let host = format!("127.0.0.1:{}", 20_000 + number % 12_000);
     sandbox.write("refit.toml", settings(&host));
     let file = sandbox.path("refit.toml").display().to_string();
     sandbox.server_with(&["--listen", &host, "--config", &file])
