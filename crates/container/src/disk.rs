@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Stat};
 use tokio_util::sync::CancellationToken;
 
 use crate::cgroup;
+use crate::remove::open;
 use crate::{Exit, MountKind, ProcessSpec, Rootfs};
 
 /// How often the room that is left is looked at.
@@ -121,12 +122,10 @@ impl Disk {
         Self { folder, reserve, state: Arc::default() }
     }
 
-    /// What lies in folders that others write to as well, if that has to be known. Blocking.
+    /// What lies in folders that others write to as well. Blocking.
     pub(crate) fn before(limit: &DiskLimit) -> u64 {
         let mut counter = Counter::default();
-        if limit.size_max.is_some() {
-            limit.besides.iter().for_each(|folder| counter.count(folder));
-        }
+        limit.besides.iter().for_each(|folder| counter.count(folder));
         counter.size
     }
 
@@ -370,11 +369,6 @@ impl Counter {
 
 fn size_on_disk(stat: &Stat) -> u64 {
     (u64::try_from(stat.st_blocks).unwrap_or_default() * BLOCK_SIZE).max(ENTRY_SIZE)
-}
-
-fn open(at: impl std::os::fd::AsFd, path: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(at, path, flags, Mode::empty())
 }
 
 /// If a file system has less room than it is to keep, or next to no files left: how much somebody has to

@@ -100,7 +100,8 @@ fn clear(folder: &OwnedFd, top: &OwnedFd, depth: usize, moved: &mut u64) -> io::
     Ok(again)
 }
 
-fn open(at: impl AsFd, path: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
+/// Opens a folder, and nothing that a link leads to.
+pub(crate) fn open(at: impl AsFd, path: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(at, path, flags, Mode::empty())
 }

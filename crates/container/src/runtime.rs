@@ -407,7 +407,10 @@ impl Supervisor {
         }
         holdings.range = self.take_range().await?;
         let limit = self.spec.limits.disk.clone();
-        let before = blocking(move || Ok(Disk::before(&limit))).await?;
+        let before = match limit.size_max {
+            Some(_) => blocking(move || Ok(Disk::before(&limit))).await?,
+            None => 0,
+        };
         self.write_bundle(holdings)?;
         let (executed, is_executed) = oneshot::channel();
         let (helper, mut control, pipes) = self.start_helper(&holdings.folder, is_executed)?;
