@@ -213,6 +213,26 @@ pub struct RoleRequest {
     pub role: String,
 }
 
+/// The scope map that an account has in a registry, or a task as itself.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ScopeMapAssignment {
+    /// `account:NAME` or `task:NAME`.
+    pub holder: String,
+    /// The id of the account, or of the identity of the task. Others of that name have nothing by it.
+    pub principal_id: String,
+    /// Name of the scope map.
+    pub scope_map: String,
+}
+
+/// The scope map that an account or a task is to have.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ScopeMapAssignmentRequest {
+    /// Name of the scope map.
+    pub scope_map: String,
+}
+
 /// A line of the audit log.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct AuditRecord {

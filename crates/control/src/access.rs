@@ -6,6 +6,7 @@
 //! changed it.
 
 mod accounts;
+mod holders;
 mod lately;
 mod password;
 mod rights;
@@ -14,6 +15,7 @@ mod scope_maps;
 mod tokens;
 
 pub use accounts::{Account, AccountKind, AccountProperties, BadKind};
+pub use holders::{Assignment, BadHolder, Granted, Holder};
 pub use rights::{BadScope, RepositoryPattern, Rights, Scope};
 pub use role::{BadRole, Operation, Role};
 pub use scope_maps::{ScopeMap, read_scopes};
@@ -27,8 +29,9 @@ use oci::{RegistryName, RepositoryName};
 use ring::hmac;
 use sqlx::Sqlite;
 use sqlx::pool::PoolConnection;
+use uuid::Uuid;
 
-use crate::{AccountName, Clock, ControlError, Result, TokenName};
+use crate::{AccountName, ChosenIdentity, Clock, ControlError, Result, TokenName};
 use accounts::AccountAccess;
 use lately::Lately;
 use tokens::TokenAccess;
@@ -81,6 +84,8 @@ struct Shared {
     clock: Clock,
     tokens: Lately<(RegistryName, String), Option<Arc<TokenAccess>>>,
     accounts: Lately<String, Option<Arc<AccountAccess>>>,
+    /// Scope maps of accounts and tasks, by their ids.
+    assigned: Lately<(RegistryName, Uuid), Option<Arc<ScopeMap>>>,
     /// Signs passwords that were right: their hashes take long to compute.
     key: hmac::Key,
     verified: Mutex<HashMap<String, hmac::Tag>>,
@@ -93,6 +98,7 @@ impl Access {
             .into_iter()
             .chain(tokens::SCHEMA)
             .chain(accounts::SCHEMA)
+            .chain(holders::SCHEMA)
             .collect();
         db.migrate("access", &schema).await.map_err(ControlError::database(failed))?;
         let shared = Shared {
@@ -100,6 +106,7 @@ impl Access {
             clock,
             tokens: Lately::new(),
             accounts: Lately::new(),
+            assigned: Lately::new(),
             key: hmac::Key::new(hmac::HMAC_SHA256, &password::random_bytes()?),
             verified: Mutex::default(),
         };
@@ -184,27 +191,53 @@ impl Access {
         registry: &RegistryName,
         area: Area<'_>,
     ) -> Result<Rights> {
+        Ok(self.granted(identity, registry).await?.rights(area))
+    }
+
+    /// What somebody may do in the repositories of a registry: an account by its role and its scope
+    /// map, a token by its scope map.
+    pub async fn granted(&self, identity: &Identity, registry: &RegistryName) -> Result<Granted> {
         match identity {
-            Identity::Account(name) => {
-                let found = self.account_access(name).await?;
-                let role = found.and_then(|found| found.account.role(Some(registry)));
-                Ok(role.map_or(Rights::NONE, Role::rights))
-            }
-            Identity::Token { registry: own, .. } if own != registry => Ok(Rights::NONE),
+            Identity::Account(name) => match self.account_access(name).await? {
+                Some(found) => self.granted_to(&found.account, registry).await,
+                None => Ok(Granted::default()),
+            },
+            Identity::Token { registry: own, .. } if own != registry => Ok(Granted::default()),
             Identity::Token { name, .. } => {
-                let Some(found) = self.token_access(registry, name).await? else {
-                    return Ok(Rights::NONE);
-                };
-                let map = &found.scope_map;
-                Ok(match area {
-                    Area::Repository(repository) => map.rights(Some(repository)),
-                    Area::AllRepositories => map.rights(None),
-                    // Only who may do all may see what there is (registry.md section 4.1).
-                    Area::Catalog if map.rights(None) == Rights::ALL => Rights::ALL,
-                    Area::Catalog => Rights::NONE,
-                })
+                let found = self.token_access(registry, name).await?;
+                let scope_map = found.map(|found| Arc::clone(&found.scope_map));
+                Ok(Granted { everywhere: Rights::NONE, scope_map })
             }
         }
+    }
+
+    /// The same for an identity of a task: the task itself, or a service principal that is that
+    /// account still and is switched on.
+    pub async fn granted_to_identity(
+        &self,
+        identity: ChosenIdentity<'_>,
+        registry: &RegistryName,
+    ) -> Result<Granted> {
+        match identity {
+            ChosenIdentity::System(id) => {
+                let scope_map = self.scope_map_of(registry, id).await?;
+                Ok(Granted { everywhere: Rights::NONE, scope_map })
+            }
+            ChosenIdentity::Account(assigned) => {
+                let found = self.account_access(&assigned.name).await?;
+                let found = found.filter(|found| found.account.is_identity(assigned));
+                match found {
+                    Some(found) => self.granted_to(&found.account, registry).await,
+                    None => Ok(Granted::default()),
+                }
+            }
+        }
+    }
+
+    async fn granted_to(&self, account: &Account, registry: &RegistryName) -> Result<Granted> {
+        let everywhere = account.role(Some(registry)).map_or(Rights::NONE, Role::rights);
+        let scope_map = self.scope_map_of(registry, account.id()).await?;
+        Ok(Granted { everywhere, scope_map })
     }
 
     /// Whether somebody may ask the API for this, in a registry or of the server as a whole. Tokens are
@@ -286,6 +319,7 @@ impl Shared {
     fn forget(&self) {
         self.tokens.forget();
         self.accounts.forget();
+        self.assigned.forget();
     }
 }
 

@@ -43,9 +43,10 @@ mod tasks;
 mod waiting;
 
 pub use access::{
-    Access, Account, AccountKind, AccountProperties, Area, BadKind, BadRole, BadScope, BadSlot,
-    Identity, NewPassword, Operation, PasswordSlot, Proven, RepositoryPattern, Rights, Role, Scope,
-    ScopeMap, Token, TokenPassword, TokenProperties, read_scopes,
+    Access, Account, AccountKind, AccountProperties, Area, Assignment, BadHolder, BadKind, BadRole,
+    BadScope, BadSlot, Granted, Holder, Identity, NewPassword, Operation, PasswordSlot, Proven,
+    RepositoryPattern, Rights, Role, Scope, ScopeMap, Token, TokenPassword, TokenProperties,
+    read_scopes,
 };
 pub use audit::{Audit, AuditEntry, AuditRecord};
 pub use clock::Clock;

@@ -29,7 +29,7 @@ use oci::{
 use store::AttributesChange;
 
 pub(crate) use access::{
-    account_kind, account_name, enabled, passwords, role, scope_map, scope_map_name, token,
+    account_kind, account_name, enabled, holder, passwords, role, scope_map, scope_map_name, token,
     token_name,
 };
 use logins::logins_of_run;

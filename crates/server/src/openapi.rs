@@ -93,7 +93,7 @@ ignored, and so are unknown kinds of records.",
 struct Common;
 
 /// Collections, and what the part of a path after the name of each is.
-const PATH_PARAMETERS: [(&str, &str); 17] = [
+const PATH_PARAMETERS: [(&str, &str); 18] = [
     ("registries", "Name of a registry of this server, such as `local`"),
     ("runs", "Id of a run, such as `cf1`"),
     ("tasks", "Name of a task"),
@@ -101,6 +101,7 @@ const PATH_PARAMETERS: [(&str, &str); 17] = [
     ("agentPools", "Name of an agent pool"),
     ("secrets", "Name of a secret"),
     ("scopeMaps", "Name of a scope map"),
+    ("scopeMapAssignments", "`account:NAME` or `task:NAME`"),
     ("tokens", "Name of a token"),
     ("accounts", "Name of an account"),
     ("roleAssignments", "Name of an account"),

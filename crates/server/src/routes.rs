@@ -2,6 +2,7 @@
 
 mod accounts;
 mod agents;
+mod assignments;
 mod attempts;
 mod audit;
 mod by_rule;
@@ -247,6 +248,7 @@ fn of_principals<R: Described>() -> R {
         tokens::list, tokens::show, tokens::put, tokens::update, tokens::delete,
         tokens::generate => MANAGE;
         secrets::list, secrets::show, secrets::put, secrets::delete => WRITE;
+        assignments::list, assignments::put, assignments::delete => MANAGE;
         accounts::list_roles, accounts::assign, accounts::remove => GOVERN;
     );
     let with_registry = R::default().nest(REGISTRY, of_registry);

@@ -3,7 +3,7 @@
 mod access;
 mod secrets;
 
-pub(crate) use access::{account, passwords, scope_map, token};
+pub(crate) use access::{account, assignment, passwords, scope_map, token};
 pub(crate) use secrets::secret;
 
 use base64::Engine as _;

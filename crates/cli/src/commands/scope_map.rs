@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use api::ScopeMap;
+use api::{ScopeMap, ScopeMapAssignment, ScopeMapAssignmentRequest};
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches};
 use reqwest::Method;
 use serde_json::json;
@@ -24,8 +24,14 @@ pub enum Command {
     List,
     /// Show what a scope map allows
     Show(NameArgs),
-    /// Delete a scope map that no token has
+    /// Delete a scope map that nobody has
     Delete(DeleteArgs),
+    /// Give an account or a task a scope map, instead of the one that it has
+    Assign(AssignArgs),
+    /// Take the scope map away that an account or a task has
+    Unassign(HolderArgs),
+    /// List which accounts and tasks have scope maps
+    ListAssigned,
 }
 
 /// A name given as an argument or, as `az acr` has it, by a flag.
@@ -74,6 +80,36 @@ pub struct DeleteArgs {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct AssignArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    #[command(flatten)]
+    holder: HolderArgs,
+}
+
+/// Who has a scope map.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct HolderArgs {
+    /// An account
+    #[arg(long, value_name = "ACCOUNT")]
+    account: Option<String>,
+    /// A task as itself; it needs that identity: `refit task identity assign`
+    #[arg(long, value_name = "TASK")]
+    task: Option<String>,
+}
+
+impl HolderArgs {
+    /// As the API calls it.
+    fn holder(&self) -> String {
+        match (&self.account, &self.task) {
+            (Some(account), _) => format!("account:{account}"),
+            (None, task) => format!("task:{}", task.as_deref().unwrap_or_default()),
+        }
+    }
 }
 
 /// `--repository REPOSITORY ACTION...`, any number of times; as the API writes them.
@@ -171,6 +207,21 @@ pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
             confirm(&format!("Delete scope map `{name}`?"), args.yes).await?;
             connection.send(Method::DELETE, route(connection, name)).await
         }
+        Command::Assign(args) => {
+            let url = connection.route(&["scopeMapAssignments", &args.holder.holder()]);
+            let body = ScopeMapAssignmentRequest { scope_map: args.name.name().to_owned() };
+            let request = connection.request(Method::PUT, url).json(&body);
+            let assigned: ScopeMapAssignment = connection.answer(request).await?;
+            print_assigned(session, &assigned, std::slice::from_ref(&assigned))
+        }
+        Command::Unassign(args) => {
+            let url = connection.route(&["scopeMapAssignments", &args.holder()]);
+            connection.send(Method::DELETE, url).await
+        }
+        Command::ListAssigned => {
+            let all: Vec<ScopeMapAssignment> = pages(session, &["scopeMapAssignments"]).await?;
+            print_assigned(session, &all, &all)
+        }
     }
 }
 
@@ -242,6 +293,18 @@ fn print(session: &Session<'_>, value: &impl serde::Serialize, maps: &[ScopeMap]
             of.actions.as_deref().unwrap_or_default().len().to_string(),
             of.description.clone().unwrap_or_default(),
         ]);
+    }
+    session.printer.result(value, &table)
+}
+
+fn print_assigned(
+    session: &Session<'_>,
+    value: &impl serde::Serialize,
+    all: &[ScopeMapAssignment],
+) -> Result<()> {
+    let mut table = Table::new(["HOLDER", "SCOPE MAP"]);
+    for assigned in all {
+        table.row([assigned.holder.clone(), assigned.scope_map.clone()]);
     }
     session.printer.result(value, &table)
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::scope_maps::too_many;
 use super::{Access, Role, check_description, password, refuse_reserved};
 use crate::table::{column, parsed};
-use crate::{AccountName, ControlError, Result, table};
+use crate::{AccountName, AssignedAccount, ControlError, Result, table};
 
 pub(super) const SCHEMA: [&str; 2] = [
     "CREATE TABLE accounts (
@@ -101,6 +101,11 @@ impl Account {
         let digest = oci::Digest::of(text.as_bytes());
         let bits = u128::from_str_radix(&digest.hex()[..32], 16).unwrap_or_default();
         uuid::Builder::from_custom_bytes(bits.to_be_bytes()).into_uuid()
+    }
+
+    /// Whether it is the one that a task was given as an identity, and may be that now.
+    pub fn is_identity(&self, assigned: &AssignedAccount) -> bool {
+        self.enabled && self.kind == AccountKind::ServicePrincipal && self.id() == assigned.id
     }
 
     /// What it is in a registry, or of the server as a whole: the higher one of both.
@@ -267,6 +272,11 @@ impl Access {
             self.shared.db.begin().await.map_err(ControlError::database(failed))?;
         sqlx::query("DELETE FROM role_assignments WHERE account = $1")
             .bind(name.key())
+            .execute(&mut *transaction)
+            .await
+            .map_err(ControlError::database(failed))?;
+        sqlx::query("DELETE FROM scope_map_assignments WHERE holder = $1")
+            .bind(super::Holder::Account(name.clone()).key())
             .execute(&mut *transaction)
             .await
             .map_err(ControlError::database(failed))?;

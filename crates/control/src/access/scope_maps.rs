@@ -47,7 +47,7 @@ const PULL_METADATA: Rights = Rights::CONTENT_READ.with(Rights::METADATA_READ);
 const PUSH: Rights = Rights::CONTENT_READ.with(Rights::CONTENT_WRITE);
 const PUSH_METADATA: Rights = PUSH.with(Rights::METADATA_READ).with(Rights::METADATA_WRITE);
 
-/// A named list of scopes. Tokens that have it may do what any of its lines allows.
+/// A named list of scopes. Whoever has it may do what any of its lines allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScopeMap {
     pub registry: RegistryName,
@@ -181,7 +181,7 @@ impl Access {
         row.map_or_else(|| Err(too_many("scope maps", MAPS_MAX)), |row| scope_map_of(&row))
     }
 
-    /// Deletes a scope map that no token has any more.
+    /// Deletes a scope map that nobody has any more.
     pub async fn delete_scope_map(
         &self,
         registry: &RegistryName,
@@ -202,6 +202,18 @@ impl Access {
         if let Some((first, others)) = tokens.split_first() {
             let others = if others.is_empty() { "" } else { " and others" };
             let message = format!("scope map `{name}` is that of token `{first}`{others}");
+            return Err(ControlError::Conflict { message });
+        }
+        let holder: Option<String> = sqlx::query_scalar(
+            "SELECT name FROM scope_map_assignments WHERE registry = $1 AND scope_map = $2 LIMIT 1",
+        )
+        .bind(registry.as_str())
+        .bind(name.key())
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(ControlError::database(failed))?;
+        if let Some(holder) = holder {
+            let message = format!("scope map `{name}` is that of `{holder}`");
             return Err(ControlError::Conflict { message });
         }
         let deleted = sqlx::query("DELETE FROM scope_maps WHERE registry = $1 AND name_key = $2")

@@ -129,7 +129,7 @@ pub struct NewPassword {
 #[derive(Debug)]
 pub(super) struct TokenAccess {
     pub(super) token: Token,
-    pub(super) scope_map: ScopeMap,
+    pub(super) scope_map: Arc<ScopeMap>,
 }
 
 impl TokenAccess {
@@ -327,7 +327,7 @@ impl Access {
             None => None,
             Some(token) => {
                 let map = scope_maps::find(&mut connection, registry, &token.scope_map).await?;
-                map.map(|scope_map| Arc::new(TokenAccess { token, scope_map }))
+                map.map(|map| Arc::new(TokenAccess { token, scope_map: Arc::new(map) }))
             }
         };
         self.shared.tokens.put(key, access.clone(), began, now);

@@ -1,8 +1,8 @@
 //! Scope maps, tokens, accounts and roles, from the wire.
 
 use control::{
-    AccountKind, AccountName, BadAccountName, BadScopeMapName, BadTokenName, PasswordSlot, Role,
-    Scope, ScopeMapName, TokenName, TokenProperties, read_scopes,
+    AccountKind, AccountName, BadAccountName, BadHolder, BadScopeMapName, BadTokenName, Holder,
+    PasswordSlot, Role, Scope, ScopeMapName, TokenName, TokenProperties, read_scopes,
 };
 use oci::RegistryName;
 use store::Millis;
@@ -20,6 +20,10 @@ pub(crate) fn token_name(text: &str) -> Result<TokenName, ApiError> {
 
 pub(crate) fn account_name(text: &str) -> Result<AccountName, ApiError> {
     text.parse().map_err(|error: BadAccountName| ApiError::invalid(error.to_string()))
+}
+
+pub(crate) fn holder(text: &str) -> Result<Holder, ApiError> {
+    text.parse().map_err(|error: BadHolder| ApiError::invalid(error.to_string()))
 }
 
 pub(crate) fn role(body: &api::RoleRequest) -> Result<Role, ApiError> {

@@ -121,7 +121,10 @@ pub(crate) async fn put(
         let definition = TaskDefinition { identity, ..definition };
         let definition = checked(&state, &registry, &name, definition).await?;
         match state.tasks.put(&registry, &name, &definition, known.as_ref()).await {
-            Ok(task) => return Ok(axum::Json(to_api::task(&task))),
+            Ok(task) => {
+                forget_lost(&state, &registry, &name, task.definition.identity.system).await?;
+                return Ok(axum::Json(to_api::task(&task)));
+            }
             Err(ControlError::Conflict { .. }) if attempt < CHANGE_ATTEMPTS => (),
             Err(error) => return Err(error.into()),
         }
@@ -162,7 +165,10 @@ pub(crate) async fn update(
         let definition = TaskDefinition { identity, ..definition };
         let definition = checked(&state, &registry, &name, definition).await?;
         match state.tasks.put(&registry, &name, &definition, Some(&known)).await {
-            Ok(task) => return Ok(axum::Json(to_api::task(&task))),
+            Ok(task) => {
+                forget_lost(&state, &registry, &name, task.definition.identity.system).await?;
+                return Ok(axum::Json(to_api::task(&task)));
+            }
             Err(ControlError::Conflict { .. }) if attempt < CHANGE_ATTEMPTS => (),
             Err(error) => return Err(error.into()),
         }
@@ -180,8 +186,21 @@ pub(crate) async fn delete(
     Path((registry, name)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
     let (registry, _) = state.registry(&registry)?;
-    state.tasks.delete(&registry, &from_api::task_name(&name)?).await?;
+    let name = from_api::task_name(&name)?;
+    state.tasks.delete(&registry, &name).await?;
+    forget_lost(&state, &registry, &name, None).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Forgets what a task had as itself, if that is somebody else by now. Nobody else would have it; it
+/// would only be listed.
+async fn forget_lost(
+    state: &Shared,
+    registry: &RegistryName,
+    name: &TaskName,
+    identity: Option<Uuid>,
+) -> Result<(), ApiError> {
+    Ok(state.access.permissions.forget_task(registry, name, identity).await?)
 }
 
 /// A task that is there.

@@ -1,8 +1,16 @@
 //! Scope maps, tokens and accounts, to the wire.
 
-use control::{Account, NewPassword, ScopeMap, Token};
+use control::{Account, Assignment, NewPassword, ScopeMap, Token};
 
 use super::time;
+
+pub(crate) fn assignment(assignment: &Assignment) -> api::ScopeMapAssignment {
+    api::ScopeMapAssignment {
+        holder: assignment.holder.to_string(),
+        principal_id: assignment.principal.to_string(),
+        scope_map: assignment.scope_map.to_string(),
+    }
+}
 
 pub(crate) fn scope_map(map: &ScopeMap) -> api::ScopeMap {
     let kind = if map.is_system { "SystemDefined" } else { "UserDefined" };

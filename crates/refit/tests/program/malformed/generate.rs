@@ -40,13 +40,14 @@ impl Operation {
 
 /// The family that a path belongs to.
 fn family(path: &str) -> &'static str {
-    const FAMILIES: [(&str, &str); 15] = [
+    const FAMILIES: [(&str, &str); 16] = [
         ("/api/v1/accounts", "accounts"),
         ("/api/v1/roleAssignments", "accounts"),
         ("/roleAssignments", "accounts"),
         ("/api/v1/audit", "audit"),
         ("/agentPools", "agent pools"),
         ("/tokens", "tokens"),
+        ("/scopeMapAssignments", "tokens"),
         ("/scopeMaps", "tokens"),
         ("/generateCredentials", "tokens"),
         ("/tasks", "tasks"),
