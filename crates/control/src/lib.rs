@@ -56,7 +56,7 @@ pub use leases::{AgentClaim, WARM_WAIT};
 pub use log::{
     Event, EventKind, EventReader, LogKey, Logs, Mask, RunLog, Sent, Stream, TextReader,
 };
-pub use logins::{LoginText, Logins, RegistryLogin};
+pub use logins::{LoginText, Logins, OwnIdentity, RegistryLogin};
 pub use names::{
     AccountName, BadAccountName, BadPoolName, BadScopeMapName, BadSecretName, BadTaskName,
     BadTaskRunName, BadTokenName, PoolName, ScopeMapName, SecretName, TaskName, TaskRunName,

@@ -12,9 +12,24 @@ pub struct Logins {
     /// Whether the run may not use its own registry.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub without_own: bool,
+    /// As whom it uses that one; counts where registries let runs do no more than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_identity: Option<OwnIdentity>,
     /// Other registries, by host with optional port, in lower case; Docker Hub is `docker.io`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub others: BTreeMap<String, RegistryLogin>,
+}
+
+/// As whom a run uses its own registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OwnIdentity {
+    /// Whoever started it.
+    Caller,
+    /// The task itself.
+    System,
+    /// What its task can be, by its id.
+    Of(Uuid),
 }
 
 /// How a run proves itself to a registry.

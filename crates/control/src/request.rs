@@ -356,7 +356,7 @@ mod tests {
 
     fn logins() -> Logins {
         let login = RegistryLogin::of("me", "hunter3");
-        Logins { without_own: false, others: BTreeMap::from([("r.example".into(), login)]) }
+        Logins { others: BTreeMap::from([("r.example".into(), login)]), ..Logins::default() }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use builder::OwnNames;
 use container::Stream;
 use housekeeping::acr::{self, OwnRegistry, Previews};
-use housekeeping::{HousekeepingError, Record, Records, Registry};
+use housekeeping::{HousekeepingError, MayUse, Record, Records, Registry};
 use oci::RegistryName;
 use serde::{Deserialize, Serialize};
 use store::{Catalog, Cause};
@@ -63,13 +63,21 @@ pub struct LocalHousekeeper {
     pub registry: RegistryName,
     pub own: OwnNames,
     pub pushes: PushPolicy,
-    pub unlocks: Arc<dyn Unlocks>,
+    pub rights: Arc<dyn RunRights>,
 }
 
-/// Says which runs may lift locks.
+/// Says what runs may do in their own registry.
 #[async_trait]
-pub trait Unlocks: Send + Sync {
+pub trait RunRights: Send + Sync {
+    /// Whether it may lift locks.
     async fn may_unlock(&self, registry: &RegistryName, run: &str) -> bool;
+
+    /// What it may do in which repositories, now; or why that cannot be told.
+    async fn repositories(
+        &self,
+        registry: &RegistryName,
+        run: &str,
+    ) -> Result<Arc<dyn MayUse>, String>;
 }
 
 #[async_trait]
@@ -83,13 +91,15 @@ impl Housekeeper for LocalHousekeeper {
     ) -> Result<(), AcrError> {
         let parsed = parse(command, &self.registry, &self.own)?;
         let login_server = self.own.host(&self.registry).unwrap_or(self.registry.as_str());
+        let may = self.rights.repositories(&self.registry, run).await.map_err(AcrError::Failed)?;
         let registry = Registry {
             catalog: self.catalog.clone(),
             name: self.registry.clone(),
             login_server: login_server.to_owned(),
             cause: Cause::Purge { run: Some(run.to_owned()), principal: None },
-            may_unlock: self.unlocks.may_unlock(&self.registry, run).await,
+            may_unlock: self.rights.may_unlock(&self.registry, run).await,
             refused: Arc::clone(&self.pushes.refused) as _,
+            may,
             now: jiff::Timestamp::now().as_millisecond(),
         };
         let records = Printed { lines, login_server };

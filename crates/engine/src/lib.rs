@@ -36,7 +36,7 @@ pub use execute::{
     Argument, BuildOptions, BuildStep, Engine, ImagesOf, NamedContext, Outcome, Output, PushPolicy,
     RefusePush, RunEvents, RunRequest, execute,
 };
-pub use housekeeper::{AcrCommand, AcrError, Housekeeper, Lines, LocalHousekeeper, Unlocks};
+pub use housekeeper::{AcrCommand, AcrError, Housekeeper, Lines, LocalHousekeeper, RunRights};
 pub use import::{
     ImageArchive, ImageArchiveError, ImportError, ImportSource, ImportTarget, Imported, import,
     read_image_archive,

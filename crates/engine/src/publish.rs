@@ -1,15 +1,18 @@
 //! Making a built image visible: the last thing a run does, and the only one that others see.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use housekeeping::{MayUse, Use};
 use oci::{Descriptor, Digest, Manifest, RegistryName, RepositoryName, Tag};
 use serde::{Deserialize, Serialize};
 use store::{Catalog, Cause, Expected, NewManifest, StoreError};
 
 use crate::execute::Failure;
+use crate::housekeeper::RunRights;
 use crate::{BuiltImages, Destination, NamedCache};
 
 /// The right of an attempt to publish: held by one attempt of a run at a time.
@@ -84,7 +87,9 @@ pub trait Publisher: Send + Sync {
 }
 
 /// The registry is in the catalog of the engine itself.
-pub struct LocalPublisher;
+pub struct LocalPublisher {
+    pub rights: Arc<dyn RunRights>,
+}
 
 #[async_trait]
 impl Publisher for LocalPublisher {
@@ -96,6 +101,9 @@ impl Publisher for LocalPublisher {
         lease: &dyn Lease,
     ) -> Result<(), PublishError> {
         let release = Release::prepare(catalog, built, publication).await?;
+        let Publication { registry, run, .. } = publication;
+        let may = self.rights.repositories(registry, run).await.map_err(PublishError::Server)?;
+        release.refuse(&*may)?;
         release.publish(catalog, publication.registry, publication.run, lease).await
     }
 
@@ -174,6 +182,18 @@ impl Release {
             names: publication.names.iter().map(ReleasedName::of).collect(),
             caches: caches.collect(),
         })
+    }
+
+    /// Refuses names that may not be given.
+    pub fn refuse(&self, may: &dyn MayUse) -> Result<(), PublishError> {
+        let of_caches = self.caches.iter().map(|(name, _)| name);
+        for name in self.names.iter().chain(of_caches) {
+            let (repository, _) = name.read()?;
+            if let Some(reason) = may.refused(&repository, Use::Push) {
+                return Err(PublishError::Refused(reason));
+            }
+        }
+        Ok(())
     }
 
     /// What its manifests name, besides one another; or what is wrong with one.

@@ -10,7 +10,7 @@ use crate::annotate::{Annotate, annotate};
 use crate::error::HousekeepingError;
 use crate::purge::{Purge, purge};
 use crate::record::Records;
-use crate::registry::{Registry, Session};
+use crate::registry::{Registry, Session, Use};
 
 pub use command_line::{CommandLineError, OwnRegistry, Previews, parse};
 
@@ -85,10 +85,20 @@ pub async fn run(
 async fn existing(session: &Session<'_>, name: &str) -> Result<RepositoryName, HousekeepingError> {
     let missing = || HousekeepingError::NoRepository(name.to_owned());
     let parsed = name.parse::<RepositoryName>().map_err(|_| missing())?;
-    let Registry { catalog, name: registry, .. } = session.registry;
-    match catalog.repository_exists(registry, &parsed).await? {
+    let Registry { catalog, name: registry, may, .. } = session.registry;
+    let is_seen = may.refused(&parsed, Use::List).is_none();
+    match is_seen && catalog.repository_exists(registry, &parsed).await? {
         true => Ok(parsed),
         false => Err(missing()),
+    }
+}
+
+/// One whose images may be deleted.
+async fn deletable(session: &Session<'_>, name: &str) -> Result<RepositoryName, HousekeepingError> {
+    let name = existing(session, name).await?;
+    match session.registry.may.refused(&name, Use::Delete) {
+        None => Ok(name),
+        Some(reason) => Err(HousekeepingError::Refused(reason)),
     }
 }
 
@@ -134,7 +144,7 @@ async fn delete_tags(
     if tags.is_empty() {
         return Ok(());
     }
-    let name = existing(session, name).await?;
+    let name = deletable(session, name).await?;
     let Registry { catalog, name: registry, login_server, .. } = session.registry;
     let cause = &by_hand(&session.registry.cause);
     for text in tags {
@@ -163,7 +173,7 @@ async fn delete_manifests(
     if digests.is_empty() {
         return Ok(());
     }
-    let name = existing(session, name).await?;
+    let name = deletable(session, name).await?;
     let Registry { catalog, name: registry, login_server, .. } = session.registry;
     let cause = &by_hand(&session.registry.cause);
     for text in digests {

@@ -11,7 +11,7 @@ use crate::error::{HousekeepingError, OptionsError};
 use crate::filter::{Filter, Filters};
 use crate::purge::match_time;
 use crate::record::{Item, Record, Records, Verb};
-use crate::registry::{PAGE, Registry, Repositories, Session, matching};
+use crate::registry::{PAGE, Registry, Repositories, Session, Use, matching};
 use crate::untagged::Needs;
 
 /// What is said of an image once only.
@@ -137,7 +137,8 @@ pub async fn annotate(
     let mut repositories = Repositories::new(&annotate.filters, PAGE);
     let mut annotated = Annotated { dry_run: annotate.dry_run, ..Annotated::default() };
     while let Some((name, filters)) = repositories.next(&session).await? {
-        if let Some(reason) = (registry.refused)(&name) {
+        let refused = (registry.refused)(&name);
+        if let Some(reason) = refused.or_else(|| registry.may.refused(&name, Use::Push)) {
             return Err(HousekeepingError::Refused(reason));
         }
         let repository = Repository { session: &session, annotate, name, filters };

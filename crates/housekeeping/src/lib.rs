@@ -29,4 +29,4 @@ pub use filter::{FilterError, Filters, MatchError};
 pub use output::{remove_output, untag_output};
 pub use purge::{Purge, PurgeOptions, Purged, purge};
 pub use record::{Item, Record, Records, Verb};
-pub use registry::{RefusePush, Registry};
+pub use registry::{MayAll, MayUse, RefusePush, Registry, Use};

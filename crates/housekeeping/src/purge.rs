@@ -13,7 +13,7 @@ use crate::duration::{AGE_MAX, parse_age};
 use crate::error::{HousekeepingError, OptionsError};
 use crate::filter::{Filter, Filters};
 use crate::record::{Item, Record, Records, Verb};
-use crate::registry::{PAGE, Registry, Repositories, Session, matching};
+use crate::registry::{PAGE, Registry, Repositories, Session, Use, matching};
 use crate::untagged::{Needs, Untagged};
 
 const CONCURRENCY_MAX: i64 = 32;
@@ -157,7 +157,9 @@ pub async fn purge(
     let age = purge.age.map(|age| Millis::try_from(age.as_millis()).unwrap_or(Millis::MAX));
     let cut_off = age.map(|age| registry.now.saturating_sub(age));
     while let Some((name, filters)) = repositories.next(&session).await? {
-        if let Some(reason) = (registry.refused)(&name) {
+        let refused = (registry.refused)(&name);
+        if let Some(reason) = refused.or_else(|| registry.may.refused(&name, Use::Delete)) {
+            let reason = reason.lines().next().unwrap_or_default();
             session.line(format!("{reason}: left out")).await;
             continue;
         }

@@ -25,12 +25,40 @@ pub struct Registry {
     pub may_unlock: bool,
     /// Asked for repositories that are to get something.
     pub refused: Arc<RefusePush>,
+    /// What may be done in which repository. One that may not be listed is as if it were not there.
+    pub may: Arc<dyn MayUse>,
     /// The time of the command.
     pub now: Millis,
 }
 
 /// Says why a repository takes no pushes, if it takes none.
 pub type RefusePush = dyn Fn(&RepositoryName) -> Option<String> + Send + Sync;
+
+/// What may be done in the repositories of a registry.
+pub trait MayUse: Send + Sync {
+    /// Says why not, if it may not be done.
+    fn refused(&self, repository: &RepositoryName, wanted: Use) -> Option<String>;
+}
+
+/// What is to be done in a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// See what it has.
+    List,
+    Pull,
+    Push,
+    /// Remove tags and manifests.
+    Delete,
+}
+
+/// All of it.
+pub struct MayAll;
+
+impl MayUse for MayAll {
+    fn refused(&self, _: &RepositoryName, _: Use) -> Option<String> {
+        None
+    }
+}
 
 /// One command under way.
 pub(crate) struct Session<'a> {
@@ -97,20 +125,25 @@ impl<'a> Repositories<'a> {
         &mut self,
         session: &Session<'_>,
     ) -> Result<Option<RepositoryName>, HousekeepingError> {
-        let Registry { catalog, name: registry, .. } = session.registry;
+        let Registry { catalog, name: registry, may, .. } = session.registry;
+        let hidden = |name: &RepositoryName| may.refused(name, Use::List).is_some();
         let Some(given) = &mut self.given else {
-            if let Some(name) = self.page.next() {
-                return Ok(Some(name));
+            loop {
+                if let Some(name) = self.page.find(|name| !hidden(name)) {
+                    return Ok(Some(name));
+                }
+                session.check()?;
+                let last = self.last.as_ref().map(RepositoryName::as_str);
+                let page = catalog.repositories(registry, last, self.page_size).await?;
+                let Some(last) = page.last().cloned() else { return Ok(None) };
+                self.last = Some(last);
+                self.page = page.into_iter();
             }
-            let last = self.last.as_ref().map(RepositoryName::as_str);
-            let page = catalog.repositories(registry, last, self.page_size).await?;
-            self.last = page.last().cloned().or(self.last.take());
-            self.page = page.into_iter();
-            return Ok(self.page.next());
         };
         for text in given {
             // What cannot be a name is the name of nothing.
             if let Ok(name) = text.parse::<RepositoryName>()
+                && !hidden(&name)
                 && catalog.repository_exists(registry, &name).await?
             {
                 return Ok(Some(name));

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use expect_test::{Expect, expect};
 use housekeeping::acr::{self, OwnRegistry, Previews};
-use housekeeping::{HousekeepingError, Record, Records, Registry};
+use housekeeping::{HousekeepingError, MayAll, Record, Records, Registry};
 use oci::{
     Algorithm, Descriptor, Digest, ImageIndex, ImageManifest, Manifest, RegistryName,
     RepositoryName, Tag, media_type,
@@ -210,6 +210,7 @@ impl Fixture {
             cause: Cause::Purge { run: Some("ca1".to_owned()), principal: None },
             may_unlock: self.may_unlock,
             refused: Arc::new(refused),
+            may: Arc::new(MayAll),
             now,
         };
         let ran = acr::run(&registry, &command, records, cancel).await;

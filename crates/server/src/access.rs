@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use control::{Area, ControlError, Identity, Operation, Rights, Runs};
+use control::{Area, ControlError, Identity, Operation, Rights, RunId};
 use http::{HeaderMap, StatusCode};
 use oci::{RegistryName, RepositoryName};
 use registry::{
@@ -18,6 +18,7 @@ use crate::error::ApiError;
 use crate::from_api::cut;
 use crate::keys::{ADMIN, Keys, Presented, attempt_of_user};
 use crate::rates::Rates;
+use crate::run_rights::RunAccess;
 use crate::trusted::TrustedIssuers;
 
 const TOO_MANY_REQUESTS: &str = "too many requests within a minute";
@@ -57,7 +58,7 @@ impl Principal {
     }
 
     /// Whom a name means. No account and no token has one of the server's own.
-    fn by_name(name: &str) -> Option<Self> {
+    pub(crate) fn by_name(name: &str) -> Option<Self> {
         let own = [Self::Owner, Self::ApiToken, Self::Admin, Self::Anonymous];
         if let Some(own) = own.into_iter().find(|own| own.name() == name) {
             return Some(own);
@@ -115,7 +116,8 @@ pub(crate) const UNLOCK: Needs = Needs::Rights(Rights::METADATA_WRITE);
 pub(crate) struct ServerAccess {
     pub(crate) keys: Arc<Keys>,
     pub(crate) anonymous_loopback: bool,
-    pub(crate) runs: Runs,
+    /// What runs may do, and which there are.
+    pub(crate) of_runs: RunAccess,
     pub(crate) permissions: control::Access,
     /// Whether the server has one registry.
     pub(crate) only_registry: bool,
@@ -428,19 +430,18 @@ impl Access for ServerAccess {
         wanted: Actions,
     ) -> Actions {
         if let Some((own, run, epoch)) = attempt_of_user(principal.name()) {
-            let held = own == *registry
-                && self.runs.holds_lease(&own, run, epoch).await.unwrap_or_default();
+            let runs = &self.of_runs.runs;
+            let held =
+                own == *registry && runs.holds_lease(&own, run, epoch).await.unwrap_or_default();
+            if !held {
+                return Actions::NONE;
+            }
             let allowed = Actions::PULL | Actions::PUSH | Actions::DELETE | Actions::METADATA_READ;
-            return if held { wanted & allowed } else { Actions::NONE };
+            return wanted & allowed & self.rights_of_run(registry, run, resource).await;
         }
         match Principal::by_name(principal.name()) {
             Some(Principal::Known(identity)) => {
-                let area = match resource {
-                    Resource::Repository(name) => Area::Repository(name),
-                    Resource::AllRepositories => Area::AllRepositories,
-                    Resource::Catalog => Area::Catalog,
-                };
-                let rights = self.permissions.rights(&identity, registry, area).await;
+                let rights = self.permissions.rights(&identity, registry, area(resource)).await;
                 let rights = rights.inspect_err(failed).unwrap_or_default();
                 wanted & actions(rights)
             }
@@ -457,23 +458,36 @@ impl Access for ServerAccess {
     }
 }
 
-/// A run lifts locks if whoever started it may.
-#[async_trait]
-impl engine::Unlocks for ServerAccess {
-    async fn may_unlock(&self, registry: &RegistryName, run: &str) -> bool {
-        let Ok(id) = run.parse() else { return false };
-        let run = self.runs.get(registry, id).await.inspect_err(failed).unwrap_or_default();
-        let started_by = run.and_then(|run| run.started_by);
-        match started_by.and_then(|name| Principal::by_name(&name)) {
-            Some(principal) => self.require(&principal, Some(registry), None, UNLOCK).await.is_ok(),
-            None => false,
+impl ServerAccess {
+    /// What a run may do in its registry, while it holds it.
+    async fn rights_of_run(
+        &self,
+        registry: &RegistryName,
+        run: RunId,
+        resource: &Resource,
+    ) -> Actions {
+        if !self.of_runs.is_by_identity(registry) {
+            return Actions::ALL;
         }
+        let run = self.of_runs.runs.get(registry, run).await;
+        let Some(run) = run.inspect_err(failed).unwrap_or_default() else { return Actions::NONE };
+        match self.of_runs.of(&run).await.inspect_err(failed) {
+            Ok(Some(own)) => actions(own.rights(area(resource))),
+            Ok(None) => Actions::ALL,
+            Err(_) => Actions::NONE,
+        }
+    }
+
+    fn credential_of_attempt(&self, user: &str) -> String {
+        self.keys.run_password(user)[..32].to_owned()
     }
 }
 
-impl ServerAccess {
-    fn credential_of_attempt(&self, user: &str) -> String {
-        self.keys.run_password(user)[..32].to_owned()
+fn area(resource: &Resource) -> Area<'_> {
+    match resource {
+        Resource::Repository(name) => Area::Repository(name),
+        Resource::AllRepositories => Area::AllRepositories,
+        Resource::Catalog => Area::Catalog,
     }
 }
 
@@ -495,7 +509,7 @@ fn too_many_guesses(wait: Duration) -> ApiError {
 }
 
 /// Whoever cannot be looked up is refused.
-fn failed(error: &control::ControlError) {
+pub(crate) fn failed(error: &control::ControlError) {
     tracing::error!(%error, "a permission could not be looked up");
 }
 
@@ -541,7 +555,9 @@ mod tests {
         };
         let secret_keys = control::SecretKeys::new([7; 32], []);
         let runs =
-            Runs::open(db.clone(), None, logs, clock.clone(), secret_keys, settings).await.unwrap();
+            control::Runs::open(db.clone(), None, logs, clock.clone(), secret_keys, settings)
+                .await
+                .unwrap();
         let request = control::TaskRequest {
             file: control::TaskText::Inline("steps: []".into()),
             values_file: None,
@@ -562,7 +578,12 @@ mod tests {
         let access = ServerAccess {
             keys,
             anonymous_loopback: false,
-            runs,
+            of_runs: RunAccess {
+                by_identity: Arc::default(),
+                tasks: control::Tasks::open(runs.clone()).await.unwrap(),
+                runs,
+                permissions: permissions.clone(),
+            },
             permissions,
             only_registry: true,
             auditor,

@@ -31,6 +31,7 @@ use crate::owner::{self, OtherOwner, OwnerKind};
 use crate::presence::Presence;
 use crate::rates::Rates;
 use crate::registries::Registries;
+use crate::run_rights::RunAccess;
 use crate::secrets::Providers;
 use crate::state::{Shared, State};
 use crate::trusted::TrustedIssuers;
@@ -177,8 +178,15 @@ impl App {
         let issuer = Issuer::new(&data, address, clock.clone());
         let providers = Providers::new(&settings, secrets.clone(), issuer.clone(), auditor.clone())
             .map_err(ServeError::starting("prepare for talking to vaults"))?;
-        let identities = TaskIdentities {
+        let by_identity = settings.registries.iter().filter(|(_, own)| own.runs_by_identity);
+        let of_runs = RunAccess {
+            by_identity: Arc::new(by_identity.map(|(registry, _)| registry.clone()).collect()),
+            runs: runs.clone(),
             tasks: tasks.clone(),
+            permissions: permissions.clone(),
+        };
+        let identities = TaskIdentities {
+            runs: of_runs.clone(),
             accounts: permissions.clone(),
             issuer: issuer.clone(),
             auditor: auditor.clone(),
@@ -224,7 +232,7 @@ impl App {
             access: ServerAccess {
                 keys: Arc::clone(&keys),
                 anonymous_loopback: settings.server.anonymous_loopback,
-                runs: runs.clone(),
+                of_runs,
                 permissions,
                 only_registry: settings.registries.len() == 1,
                 auditor: auditor.clone(),

@@ -31,6 +31,7 @@ use crate::egress;
 use crate::identity::{Endpoint, OwnTokens, TaskIdentities, TokenWanted};
 use crate::keys::{Keys, run_user};
 use crate::machine::{Machine, Place};
+use crate::run_rights;
 use crate::secrets::{OwnSecrets, Providers};
 use crate::settings::Settings;
 use crate::state::{Shared, copies_message};
@@ -66,6 +67,7 @@ pub(crate) async fn build(
     let (catalog, layers) = (state.catalog.clone(), Arc::clone(&state.layers));
     let machine = Machine::open(settings, catalog, layers, folder, notices).await?;
     let pushes = push_policy(settings, state);
+    let rights = || Arc::new(state.access.of_runs.clone());
     let engine = |registry: &RegistryName| {
         machine.engine(Place {
             registry: registry.clone(),
@@ -73,13 +75,13 @@ pub(crate) async fn build(
             images: base_images(state, registry, &own),
             remote: state.remote.clone(),
             pushes: pushes.clone(),
-            publisher: Arc::new(LocalPublisher),
+            publisher: Arc::new(LocalPublisher { rights: rights() }),
             housekeeper: Arc::new(LocalHousekeeper {
                 catalog: state.catalog.clone(),
                 registry: registry.clone(),
                 own: own.clone(),
                 pushes: pushes.clone(),
-                unlocks: Arc::new(state.access.clone()),
+                rights: rights(),
             }),
         })
     };
@@ -179,6 +181,9 @@ impl Executor for BuildExecutor {
         if let Some(cpu) = run.cpu {
             engine.bound(&attempt_name(attempt), cpu, None);
         }
+        if let Err(message) = run_rights::bound(&mut engine, &self.identities.runs, run).await {
+            return Outcome::of(End::Error(message));
+        }
         let tokens = match self.tokens(attempt).await {
             Ok(tokens) => tokens,
             Err(error) => return Outcome::of(End::Error(error.to_string())),
@@ -208,7 +213,7 @@ impl Executor for BuildExecutor {
 impl BuildExecutor {
     /// Where the tokens of a run come from whose task has an identity.
     async fn tokens(&self, attempt: &Attempt) -> control::Result<Option<Endpoint>> {
-        if self.identities.of(&attempt.run).await?.is_none() {
+        if self.identities.runs.identity_of(&attempt.run).await?.is_none() {
             return Ok(None);
         }
         let tokens = OwnTokens {

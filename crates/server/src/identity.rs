@@ -16,7 +16,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use container::LocalServer;
-use control::{AccountKind, AuditEntry, ChosenIdentity, Clock, Run, RunLog, TaskIdentity, Tasks};
+use control::{AuditEntry, ChosenIdentity, Clock, Run, RunLog};
 use engine::{Identities, SecretError};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -28,6 +28,7 @@ use crate::audit::Auditor;
 use crate::issuer::{Issuer, RunIdentity};
 use crate::keys::run_user;
 use crate::listen::{self, ConnectionSettings, Ends, Listener};
+use crate::run_rights::RunAccess;
 
 /// Bytes of an audience.
 const AUDIENCE_MAX: usize = 1024;
@@ -83,22 +84,13 @@ impl Remembered {
 /// Gives the runs of tasks tokens of their identities. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct TaskIdentities {
-    pub(crate) tasks: Tasks,
+    pub(crate) runs: RunAccess,
     pub(crate) accounts: control::Access,
     pub(crate) issuer: Issuer,
     pub(crate) auditor: Auditor,
 }
 
 impl TaskIdentities {
-    /// Whom a run can be now. What its task was given or lost meanwhile counts; a task that was made
-    /// after the run is another one.
-    pub(crate) async fn of(&self, run: &Run) -> control::Result<TaskIdentity> {
-        let Some(name) = &run.task else { return Ok(TaskIdentity::default()) };
-        let task = self.tasks.get(&run.registry, name).await?;
-        let task = task.filter(|task| task.created_at <= run.created_at);
-        Ok(task.map(|task| task.definition.identity).unwrap_or_default())
-    }
-
     /// A token for an attempt of a run; whether it is given is written down first.
     pub(crate) async fn token(
         &self,
@@ -142,7 +134,7 @@ impl TaskIdentities {
             tracing::error!(%error, "the identities of a run cannot be read");
             SecretError::Unavailable("the identities of the task cannot be read".to_owned())
         };
-        let identity = self.of(run).await.map_err(failed)?;
+        let identity = self.runs.identity_of(run).await.map_err(failed)?;
         let Some(chosen) = identity.chosen(*client_id) else {
             return refused(match client_id {
                 Some(id) => format!("the task has no identity `{id}`"),
@@ -156,11 +148,7 @@ impl TaskIdentities {
             ChosenIdentity::System(_) => None,
             ChosenIdentity::Account(assigned) => {
                 let found = self.accounts.account(&assigned.name).await.map_err(failed)?;
-                let is_it = found.is_some_and(|account| {
-                    account.enabled
-                        && account.kind == AccountKind::ServicePrincipal
-                        && account.id() == assigned.id
-                });
+                let is_it = found.is_some_and(|account| account.is_identity(assigned));
                 if !is_it {
                     let name = &assigned.name;
                     return refused(format!(

@@ -37,6 +37,7 @@ mod presence;
 mod rates;
 mod registries;
 mod routes;
+mod run_rights;
 mod secrets;
 mod state;
 mod tls;

@@ -157,6 +157,8 @@ pub struct RegistrySettings {
     pub secret_variables: BTreeMap<String, Secret>,
     pub secret_folder: Option<PathBuf>,
     pub secret_namespaces: Vec<String>,
+    /// Whether its runs may do no more in it than the identity that they name.
+    pub runs_by_identity: bool,
 }
 
 /// A vault with secrets of runs.

@@ -8,8 +8,8 @@ pub(crate) use secrets::secret;
 
 use base64::Engine as _;
 use control::{
-    Event, EventKind, LogArtifact, LoginText, Logins, Pool, RegistryLogin, Run, RunStatus,
-    StoredTask, Stream, TaskIdentity, TaskRun, TaskStep, TaskText, WaitReason, Waiting,
+    Event, EventKind, LogArtifact, LoginText, Logins, OwnIdentity, Pool, RegistryLogin, Run,
+    RunStatus, StoredTask, Stream, TaskIdentity, TaskRun, TaskStep, TaskText, WaitReason, Waiting,
 };
 use engine::Imported;
 use housekeeping::{Item, Record};
@@ -52,7 +52,7 @@ pub(crate) fn run(run: &Run) -> api::Run {
             start_time: run.started_at.map(time),
             finish_time: run.finished_at.map(time),
             custom_registries: run.request.logins().others.keys().cloned().collect(),
-            source_registry_auth: Some(login_mode(run.request.logins()).into()),
+            source_registry_auth: Some(source_registry_auth(run.request.logins())),
             output_images: run.images.iter().map(image).collect(),
             platform: platform(run.request.platform()),
             run_error_message: run.error.clone(),
@@ -214,14 +214,25 @@ fn credentials(logins: &Logins, with_users: bool) -> api::Credentials {
         .iter()
         .map(|(host, login)| (host.clone(), Some(registry_login(login, with_users))));
     let login_mode = Some(login_mode(logins).into());
+    let identity = logins.own_identity.map(own_identity);
     api::Credentials {
-        source_registry: Some(api::SourceRegistryCredentials { login_mode, identity: None }),
+        source_registry: Some(api::SourceRegistryCredentials { login_mode, identity }),
         custom_registries: Some(others.collect()),
     }
 }
 
+fn own_identity(identity: OwnIdentity) -> String {
+    match identity {
+        OwnIdentity::Caller => "[caller]".to_owned(),
+        OwnIdentity::System => SYSTEM.to_owned(),
+        OwnIdentity::Of(id) => id.to_string(),
+    }
+}
+
+/// How the API names the identity of a task itself.
+const SYSTEM: &str = "[system]";
+
 fn registry_login(login: &RegistryLogin, with_user: bool) -> api::CustomRegistryCredentials {
-    const SYSTEM: &str = "[system]";
     let of_id = |id: Option<Uuid>| id.map_or_else(|| SYSTEM.to_owned(), |id| id.to_string());
     let part = |text: &LoginText, is_shown: bool| {
         // Where something is, is no secret.
@@ -246,6 +257,11 @@ fn registry_login(login: &RegistryLogin, with_user: bool) -> api::CustomRegistry
             }
         }
     }
+}
+
+/// As whom a run uses its registry, and else whether it does.
+fn source_registry_auth(logins: &Logins) -> String {
+    logins.own_identity.map_or_else(|| login_mode(logins).to_owned(), own_identity)
 }
 
 fn login_mode(logins: &Logins) -> &'static str {

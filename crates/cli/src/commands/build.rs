@@ -13,8 +13,8 @@ use base64::Engine as _;
 
 use super::Session;
 use super::quick_task::{
-    AuthArgs, EgressArgs, LogArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout,
-    own_platform, parse_platform, report, see_to_end, upload,
+    AuthArgs, EgressArgs, LogArgs, PoolArgs, ProgressArgs, check_timeout, own_platform,
+    parse_platform, report, see_to_end, upload,
 };
 use super::task_input::named_values;
 use crate::connection::Connection;
@@ -163,9 +163,6 @@ pub struct Args {
 
     #[command(flatten)]
     log: LogArgs,
-
-    #[command(flatten)]
-    unsupported: Unsupported,
 }
 
 impl Args {
@@ -179,7 +176,6 @@ pub(super) async fn run(
     args: Args,
     interrupts: &mut Interrupts,
 ) -> Result<()> {
-    args.unsupported.refuse()?;
     if args.check {
         return check::run(session, &args);
     }

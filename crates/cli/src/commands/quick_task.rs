@@ -89,17 +89,26 @@ pub(super) struct AuthArgs {
     /// Whether runs log in to their own registry; without a login they cannot use it
     #[arg(long, value_enum, ignore_case = true, value_name = "MODE")]
     auth_mode: Option<AuthMode>,
+    /// As whom runs use their own registry, where it asks for that: `[system]` is the task itself,
+    /// `[caller]` of a quick run you, an id another identity of the task; `none` nobody
+    #[arg(long, value_name = "IDENTITY")]
+    source_acr_auth_id: Option<String>,
 }
 
 impl AuthArgs {
     /// What a request says of it.
     pub(super) fn credentials(&self) -> Option<Credentials> {
-        let login_mode = match self.auth_mode? {
-            AuthMode::Default => "Default",
-            AuthMode::None => "None",
-        };
-        let source =
-            SourceRegistryCredentials { login_mode: Some(login_mode.to_owned()), identity: None };
+        let login_mode = self.auth_mode.map(|mode| match mode {
+            AuthMode::Default => "Default".to_owned(),
+            AuthMode::None => "None".to_owned(),
+        });
+        // An empty one takes away what a task had.
+        let identity = self.source_acr_auth_id.clone();
+        let identity = identity.map(|id| if id == "none" { String::new() } else { id });
+        if login_mode.is_none() && identity.is_none() {
+            return None;
+        }
+        let source = SourceRegistryCredentials { login_mode, identity };
         Some(Credentials { source_registry: Some(source), custom_registries: None })
     }
 }
@@ -110,22 +119,6 @@ pub(super) struct LogArgs {
     /// Name that the log gets as an artifact of the registry, such as `logs:{{.Run.ID}}`
     #[arg(long = "log-template", value_name = "NAME")]
     pub(super) template: Option<String>,
-}
-
-/// Flags of later versions: refused, never ignored.
-#[derive(Debug, clap::Args)]
-pub(super) struct Unsupported {
-    #[arg(long, hide = true)]
-    source_acr_auth_id: Option<String>,
-}
-
-impl Unsupported {
-    pub(super) fn refuse(&self) -> Result<()> {
-        match self.source_acr_auth_id.is_some() {
-            true => Err(Error::usage("`--source-acr-auth-id` is not supported yet")),
-            false => Ok(()),
-        }
-    }
 }
 
 /// That of the machine which executes the run.

@@ -7,8 +7,8 @@ use base64::Engine as _;
 
 use super::Session;
 use super::quick_task::{
-    AuthArgs, EgressArgs, LogArgs, PoolArgs, ProgressArgs, Unsupported, check_timeout,
-    own_platform, parse_platform, report, see_to_end, upload,
+    AuthArgs, EgressArgs, LogArgs, PoolArgs, ProgressArgs, check_timeout, own_platform,
+    parse_platform, report, see_to_end, upload,
 };
 use super::task_input::{ValueArgs, is_stdin, read_task_file, read_values_file};
 use crate::connection::Connection;
@@ -68,9 +68,6 @@ pub struct Args {
 
     #[command(flatten)]
     log: LogArgs,
-
-    #[command(flatten)]
-    unsupported: Unsupported,
 }
 
 /// Where the task is, and its values file.
@@ -86,7 +83,6 @@ pub(super) async fn run(
     args: Args,
     interrupts: &mut Interrupts,
 ) -> Result<()> {
-    args.unsupported.refuse()?;
     let mut options = options(&args)?;
     let connection = session.connection()?;
     let workspace = Workspace::find(args.context())?;

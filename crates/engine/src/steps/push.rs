@@ -167,6 +167,9 @@ async fn import_here(
                 .to_owned(),
         ));
     }
+    // What a run may not pull it does not copy either.
+    let checked = engine.builder.images.check(source);
+    checked.map_err(|error| Failure::user(&error, error.hint()))?;
     let wanted = source.digest.clone().map(ManifestRef::Digest);
     let wanted = wanted.unwrap_or_else(|| ManifestRef::Tag(oci::Tag::latest()));
     let source = match engine.own.registry(source) {

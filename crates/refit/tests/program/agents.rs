@@ -12,13 +12,13 @@ use crate::pull_through::{DockerRegistry, PASSWORD};
 use crate::{identity, sandbox};
 
 /// A server with a pool, and a place for agents.
-struct Pool {
-    server: Sandbox,
+pub(crate) struct Pool {
+    pub(crate) server: Sandbox,
     agents: Sandbox,
 }
 
 impl Pool {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { server: sandbox(), agents: sandbox() }
     }
 
@@ -26,7 +26,7 @@ impl Pool {
         self.serve_with(count, "")
     }
 
-    fn serve_with(&self, count: u32, settings: &str) -> Server {
+    pub(crate) fn serve_with(&self, count: u32, settings: &str) -> Server {
         self.server.write("refit.toml", settings);
         let settings = self.server.path("refit.toml").display().to_string();
         let server = self.server.server_with(&["--config", &settings]);
@@ -42,12 +42,16 @@ impl Pool {
         self.agents.write("token", token);
     }
 
-    fn refit<'a>(&self, server: &Server, args: impl IntoIterator<Item = &'a str>) -> Outcome {
+    pub(crate) fn refit<'a>(
+        &self,
+        server: &Server,
+        args: impl IntoIterator<Item = &'a str>,
+    ) -> Outcome {
         self.server.refit(args).on(server).run()
     }
 
     /// Starts an agent, and waits until the server knows it.
-    fn agent(&self, server: &Server, name: &str) -> Running {
+    pub(crate) fn agent(&self, server: &Server, name: &str) -> Running {
         let agent = self.start(server, name);
         until("the agent", || self.agents_there(server).contains(&name.to_owned()).then_some(()));
         agent

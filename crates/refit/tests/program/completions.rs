@@ -7,7 +7,7 @@ fn each_shell_gets_completions_for_all_commands() {
         for word in ["repository", "show-tags", "build-arg", "doctor"] {
             assert!(script.contains(word), "`{word}` is missing for {shell}");
         }
-        for hidden in ["sandbox-helper", "source-acr-auth-id"] {
+        for hidden in ["sandbox-helper", "commit-trigger-enabled"] {
             assert!(!script.contains(hidden), "`{hidden}` is offered for {shell}");
         }
         assert!(script.contains("json yaml tsv table none") || shell != "bash", "{script}");

@@ -41,6 +41,7 @@ mod render;
 mod repository;
 mod rootless;
 mod run;
+mod run_rights;
 mod scrub;
 mod secrets;
 mod serve;

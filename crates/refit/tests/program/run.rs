@@ -20,7 +20,6 @@ fn mistakes_are_told_before_anything_is_sent() {
     refused(&["--cmd", "app", "--set", "=x"]).stderr_has("`--set` has no name");
     refused(&["--cmd", "app", "--timeout", "5"]).stderr_has("`--timeout 5`");
     refused(&["--cmd", "app", "--platform", "/"]).stderr_has("is not a platform");
-    refused(&["--cmd", "app", "--source-acr-auth-id", "a"]).stderr_has("`--source-acr-auth-id`");
     refused(&["--cmd", "app", "--values", "none.yaml"]).stderr_has("values file `none.yaml`");
     refused(&["--cmd", "app", "none"]).stderr_has("the context `none` cannot be used");
     refused(&["/dev/null"]).stderr_has("a run without context needs a task");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use control::{LoginText, Logins, RegistryLogin};
+use control::{LoginText, Logins, OwnIdentity, RegistryLogin};
 use oci::Reference;
 use serde_json::Value;
 use task::SecretAddress;
@@ -41,16 +41,23 @@ pub(super) fn logins(
         let message = format!("more than {REGISTRIES_MAX} registries");
         return Err(ApiError::invalid(message).at("credentials.customRegistries"));
     }
-    let without_own = match credentials.source_registry {
-        Some(source) => without_own(source)?,
-        None => false,
+    let (without_own, own_identity) = match credentials.source_registry {
+        Some(source) => own_login(source)?,
+        None => (false, None),
     };
-    Ok(Logins { without_own, others })
+    Ok(Logins { without_own, own_identity, others })
 }
 
 /// The logins of a run that is of no task.
 pub(super) fn logins_of_run(credentials: Option<api::Credentials>) -> Result<Logins, ApiError> {
     let logins = logins(credentials, None)?;
+    if logins.own_identity.is_some_and(|identity| identity != OwnIdentity::Caller) {
+        return Err(ApiError::invalid(
+            "a run without a task has no identity but that of its caller",
+        )
+        .at("credentials.sourceRegistry.identity")
+        .hint("say `[caller]`, or make a task of it, and give that an identity"));
+    }
     let mut others = logins.others.iter();
     match others.find(|(_, login)| matches!(login, RegistryLogin::Identity { .. })) {
         None => Ok(logins),
@@ -60,17 +67,36 @@ pub(super) fn logins_of_run(credentials: Option<api::Credentials>) -> Result<Log
     }
 }
 
-fn without_own(source: api::SourceRegistryCredentials) -> Result<bool, ApiError> {
+/// Whether a run may not use its own registry, and as whom it uses it.
+fn own_login(
+    source: api::SourceRegistryCredentials,
+) -> Result<(bool, Option<OwnIdentity>), ApiError> {
     let refuse = |message: String| ApiError::invalid(message).at("credentials.sourceRegistry");
-    if source.identity.is_some_and(|identity| !identity.is_empty()) {
-        return Err(refuse("a run uses its own registry without an identity".to_owned()));
+    let is_caller =
+        |text: &str| ["caller", "[caller]"].iter().any(|t| text.eq_ignore_ascii_case(t));
+    let identity = match source.identity.as_deref().unwrap_or_default() {
+        "" => None,
+        text if is_caller(text) => Some(OwnIdentity::Caller),
+        text => {
+            let chosen = chosen(text);
+            let chosen = chosen.map_err(|error| error.at("credentials.sourceRegistry.identity"))?;
+            Some(chosen.map_or(OwnIdentity::System, OwnIdentity::Of))
+        }
+    };
+    let without_own = match source.login_mode.as_deref().unwrap_or_default() {
+        "" => false,
+        mode if mode.eq_ignore_ascii_case("default") => false,
+        mode if mode.eq_ignore_ascii_case("none") => true,
+        mode => {
+            let message = format!("login mode `{}` is neither `Default` nor `None`", cut(mode));
+            return Err(refuse(message));
+        }
+    };
+    if without_own && identity.is_some() {
+        let message = "a run that may not use its registry has no identity for it";
+        return Err(refuse(message.to_owned()).hint("leave out one of `loginMode` and `identity`"));
     }
-    match source.login_mode.as_deref().unwrap_or_default() {
-        "" => Ok(false),
-        mode if mode.eq_ignore_ascii_case("default") => Ok(false),
-        mode if mode.eq_ignore_ascii_case("none") => Ok(true),
-        mode => Err(refuse(format!("login mode `{}` is neither `Default` nor `None`", cut(mode)))),
-    }
+    Ok((without_own, identity))
 }
 
 /// Gives the registries of a request the names under which their logins are kept. What is no host
@@ -380,6 +406,19 @@ mod tests {
         let source = |source: Value| parse(json!({ "sourceRegistry": source }), None);
         assert!(!source(json!({ "loginMode": "Default" })).unwrap().without_own);
         assert!(source(json!({ "loginMode": "Sometimes" })).is_err());
-        assert!(source(json!({ "identity": "[system]" })).is_err());
+        let own = |identity: &str| source(json!({ "identity": identity })).unwrap().own_identity;
+        let id = "4c8f0b3e-5a52-4f43-8a8e-0d3a4b6f2d11";
+        assert_eq!(own(""), None);
+        assert_eq!(own("[System]"), Some(OwnIdentity::System));
+        assert_eq!(own("caller"), Some(OwnIdentity::Caller));
+        assert_eq!(own(id), Some(OwnIdentity::Of(id.parse().unwrap())));
+        assert!(source(json!({ "identity": "somebody" })).is_err());
+        assert!(source(json!({ "loginMode": "None", "identity": "[system]" })).is_err());
+        let quick = |identity: &str| {
+            let credentials = json!({ "sourceRegistry": { "identity": identity } });
+            logins_of_run(Some(serde_json::from_value(credentials).unwrap()))
+        };
+        assert_eq!(quick("[caller]").unwrap().own_identity, Some(OwnIdentity::Caller));
+        assert!(quick("[system]").is_err() && quick(id).is_err());
     }
 }

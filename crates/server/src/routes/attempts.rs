@@ -95,7 +95,7 @@ pub(crate) async fn claim(
         None => Ok(StatusCode::NO_CONTENT.into_response()),
         Some(attempt) => {
             // Whether it has one is asked again with each token.
-            let identity = state.identities.of(&attempt.run).await;
+            let identity = state.identities.runs.identity_of(&attempt.run).await;
             let has_identity = identity.map_or(true, |identity| !identity.is_none());
             Ok(axum::Json(lease(&state, &pool, &attempt, has_identity)?).into_response())
         }
@@ -403,6 +403,10 @@ pub(crate) async fn publish(
     let attempt = held(&state, &path, &headers).await?;
     if !release.names.is_empty() || !release.caches.is_empty() {
         refuse_without_login(&attempt)?;
+        let of_runs = &state.access.of_runs;
+        if let Some(own) = of_runs.of(&attempt.run).await? {
+            release.refuse(&own).map_err(refusal)?;
+        }
     }
     let owner = sent_owner(&attempt);
     for digest in release.blobs().map_err(refusal)? {
@@ -506,7 +510,7 @@ pub(crate) async fn acr(
         registry: attempt.run.registry.clone(),
         own: state.own_names(),
         pushes: crate::executor::own_pushes(&state),
-        unlocks: Arc::new(state.access.clone()),
+        rights: Arc::new(state.access.of_runs.clone()),
     };
     let stop = CancellationToken::new();
     let (sender, receiver) = mpsc::channel(LINES_MAX);

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, stream};
 use housekeeping::{
-    Annotate, Annotated, HousekeepingError, Purge, Purged, Record, Records, Registry,
+    Annotate, Annotated, HousekeepingError, MayAll, Purge, Purged, Record, Records, Registry,
 };
 use oci::RegistryName;
 use store::Cause;
@@ -109,6 +109,7 @@ pub(crate) fn housekept(
             let holds = pull_through.as_ref().is_some_and(|kept| kept.holds(name));
             holds.then(|| copies_message(name))
         }),
+        may: Arc::new(MayAll),
         now: jiff::Timestamp::now().as_millisecond(),
     }
 }

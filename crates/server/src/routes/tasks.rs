@@ -4,8 +4,8 @@ use axum::Extension;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use control::{
-    AccountKind, AccountName, AssignedAccount, ControlError, Identity, Operation, RegistryLogin,
-    StoredTask, TaskDefinition, TaskIdentity, TaskName, TaskStep,
+    AccountKind, AccountName, AssignedAccount, ControlError, Identity, Operation, OwnIdentity,
+    RegistryLogin, StoredTask, TaskDefinition, TaskIdentity, TaskName, TaskStep,
 };
 use oci::RegistryName;
 use serde::Deserialize;
@@ -287,9 +287,28 @@ async fn assigned(
     }
 }
 
+const ASSIGN_HINT: &str = "`refit task identity assign` gives it one";
+
 /// A login by an identity that the task does not have would fail with each run.
 fn check_login_identities(definition: &TaskDefinition) -> Result<(), ApiError> {
     let TaskDefinition { logins, identity, .. } = definition;
+    let own = match logins.own_identity {
+        None => Ok(()),
+        Some(OwnIdentity::Caller) => {
+            Err(("a task has no caller: triggers start it too".to_owned(), "say `[system]`"))
+        }
+        Some(OwnIdentity::System) if identity.system.is_some() => Ok(()),
+        Some(OwnIdentity::System) => {
+            Err(("the task has no identity of its own".to_owned(), ASSIGN_HINT))
+        }
+        Some(OwnIdentity::Of(id)) => match identity.chosen(Some(id)) {
+            Some(_) => Ok(()),
+            None => Err((format!("the task has no identity `{id}`"), ASSIGN_HINT)),
+        },
+    };
+    own.map_err(|(message, hint)| {
+        ApiError::invalid(message).at("credentials.sourceRegistry.identity").hint(hint)
+    })?;
     for (host, login) in &logins.others {
         let RegistryLogin::Identity { identity: wanted } = login else { continue };
         let has_it = match wanted {
@@ -303,7 +322,7 @@ fn check_login_identities(definition: &TaskDefinition) -> Result<(), ApiError> {
             };
             return Err(ApiError::invalid(message)
                 .at(format!("credentials.customRegistries.{host}"))
-                .hint("`refit task identity assign` gives it one"));
+                .hint(ASSIGN_HINT));
         }
     }
     Ok(())

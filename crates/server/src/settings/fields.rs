@@ -305,6 +305,11 @@ pub(super) const SECTIONS: &[Section] = &[
                 "secret_namespaces",
                 "Namespaces of the cluster whose secrets its runs may have, as `kubernetes://NAMESPACE/NAME/KEY`.",
             ),
+            bare(
+                "runs_by_identity",
+                "false",
+                "Whether its runs may do in it only what the identity may that they name for it. Else all.",
+            ),
         ],
     },
     Section {

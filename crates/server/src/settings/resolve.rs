@@ -466,6 +466,7 @@ impl Layers {
                     .collect(),
                 secret_folder: at.optional("secret_folder", absolute_path),
                 secret_namespaces: at.list("secret_namespaces", cluster_name),
+                runs_by_identity: at.flag("runs_by_identity"),
             };
             match parsed {
                 Ok(name) => drop(registries.insert(name, settings)),

@@ -93,6 +93,8 @@ pub(super) fn task(task: &Task) -> Table {
     let source = credentials.and_then(|all| all.source_registry.as_ref());
     let mode = source.and_then(|source| source.login_mode.as_ref());
     fields.add_some("own registry", mode.filter(|mode| *mode != "Default"));
+    let identity = source.and_then(|source| source.identity.as_ref());
+    fields.add_some("own registry as", identity);
     let registries = credentials.and_then(|all| all.custom_registries.as_ref());
     for (registry, _) in registries.into_iter().flatten().filter(|(_, login)| login.is_some()) {
         fields.add("logs in to", registry);

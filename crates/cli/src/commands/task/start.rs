@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use api::{OverrideTaskStepProperties, Run, RunRequest, Task, TaskRunRequest, TaskStep};
 
 use super::super::Session;
-use super::super::quick_task::{
-    LogArgs, PoolArgs, ProgressArgs, Unsupported, report, see_to_end, upload,
-};
+use super::super::quick_task::{LogArgs, PoolArgs, ProgressArgs, report, see_to_end, upload};
 use super::super::task_input::{ValueArgs, named_values};
 use super::name::TaskArg;
 use super::route;
@@ -62,9 +60,6 @@ pub struct RunArgs {
 
     #[command(flatten)]
     log: LogArgs,
-
-    #[command(flatten)]
-    unsupported: Unsupported,
 }
 
 pub(crate) async fn run(
@@ -72,7 +67,6 @@ pub(crate) async fn run(
     args: RunArgs,
     interrupts: &mut Interrupts,
 ) -> Result<()> {
-    args.unsupported.refuse()?;
     let values = args.values.values()?;
     let arguments = named_values(&args.args, &args.secret_args, session.environment)?;
     let connection = session.connection()?;

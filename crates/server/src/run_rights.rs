@@ -1,0 +1,307 @@
+//! What runs may do in their own registry: all, or what the identity may that their task names for it
+//! (identity-and-secrets.md section 1).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use builder::{BaseImage, BaseImages, ImageError, OwnNames};
+use control::{Area, ChosenIdentity, Granted, OwnIdentity, Rights, Run, Runs, TaskIdentity, Tasks};
+use engine::{Engine, RunRights};
+use housekeeping::{MayAll, MayUse, Use};
+use oci::{Descriptor, Digest, Manifest, Platform, Reference, RegistryName, RepositoryName};
+
+use crate::access::{Principal, failed};
+
+/// Decides what runs may do. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct RunAccess {
+    /// The registries where a run may do no more than its identity.
+    pub(crate) by_identity: Arc<BTreeSet<RegistryName>>,
+    pub(crate) runs: Runs,
+    pub(crate) tasks: Tasks,
+    pub(crate) permissions: control::Access,
+}
+
+/// What one run may do in the repositories of its registry.
+pub(crate) struct OwnRights {
+    registry: RegistryName,
+    granted: Granted,
+    who: Who,
+}
+
+/// As whom a run uses its registry, for those who are told that it may not.
+enum Who {
+    /// Nothing names anybody; with the name of the task.
+    Nobody(Option<String>),
+    /// Named, and not there any more.
+    Gone(String),
+    Task(String),
+    Account(String),
+    Caller(Option<String>),
+}
+
+impl RunAccess {
+    pub(crate) fn is_by_identity(&self, registry: &RegistryName) -> bool {
+        self.by_identity.contains(registry)
+    }
+
+    /// What a run may do now; `None`: all that runs may.
+    pub(crate) async fn of(&self, run: &Run) -> control::Result<Option<OwnRights>> {
+        let registry = run.registry.clone();
+        if !self.is_by_identity(&registry) {
+            return Ok(None);
+        }
+        let task = run.task.as_ref().map(ToString::to_string);
+        let nothing = Granted::default();
+        let (granted, who) = match run.request.logins().own_identity {
+            None => (nothing, Who::Nobody(task)),
+            Some(OwnIdentity::Caller) => {
+                let granted = self.of_caller(run).await?;
+                (granted, Who::Caller(run.started_by.clone()))
+            }
+            Some(named) => {
+                let identity = self.identity_of(run).await?;
+                let (chosen, name) = match named {
+                    OwnIdentity::Of(id) => (identity.chosen(Some(id)), id.to_string()),
+                    OwnIdentity::System | OwnIdentity::Caller => {
+                        (identity.system.map(ChosenIdentity::System), "[system]".to_owned())
+                    }
+                };
+                match chosen {
+                    Some(chosen) => {
+                        let who = match chosen {
+                            ChosenIdentity::System(_) => Who::Task(task.unwrap_or_default()),
+                            ChosenIdentity::Account(account) => {
+                                Who::Account(account.name.to_string())
+                            }
+                        };
+                        (self.permissions.granted_to_identity(chosen, &registry).await?, who)
+                    }
+                    None => (nothing, Who::Gone(name)),
+                }
+            }
+        };
+        Ok(Some(OwnRights { registry, granted, who }))
+    }
+
+    /// Whom a run can be now. What its task was given or lost meanwhile counts; a task that was made
+    /// after the run is another one.
+    pub(crate) async fn identity_of(&self, run: &Run) -> control::Result<TaskIdentity> {
+        let Some(name) = &run.task else { return Ok(TaskIdentity::default()) };
+        let task = self.tasks.get(&run.registry, name).await?;
+        let task = task.filter(|task| task.created_at <= run.created_at);
+        Ok(task.map(|task| task.definition.identity).unwrap_or_default())
+    }
+
+    async fn of_caller(&self, run: &Run) -> control::Result<Granted> {
+        match run.started_by.as_deref().and_then(Principal::by_name) {
+            Some(Principal::Owner | Principal::ApiToken | Principal::Admin) => Ok(Granted::ALL),
+            Some(Principal::Known(identity)) => {
+                self.permissions.granted(&identity, &run.registry).await
+            }
+            Some(Principal::Anonymous) | None => Ok(Granted::default()),
+        }
+    }
+
+    async fn find(&self, registry: &RegistryName, run: &str) -> control::Result<Option<Run>> {
+        match run.parse() {
+            Ok(id) => self.runs.get(registry, id).await,
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+impl OwnRights {
+    pub(crate) fn rights(&self, area: Area<'_>) -> Rights {
+        self.granted.rights(area)
+    }
+}
+
+impl MayUse for OwnRights {
+    fn refused(&self, repository: &RepositoryName, wanted: Use) -> Option<String> {
+        let (needed, verb) = match wanted {
+            Use::List => (Rights::METADATA_READ, "see what is in"),
+            Use::Pull => (Rights::CONTENT_READ, "pull from"),
+            // Who pushes reads (registry.md section 4.1).
+            Use::Push => (Rights::CONTENT_READ | Rights::CONTENT_WRITE, "push to"),
+            Use::Delete => (Rights::CONTENT_DELETE, "delete from"),
+        };
+        if self.rights(Area::Repository(repository)).contains(needed) {
+            return None;
+        }
+        let registry = &self.registry;
+        let rule = format!("a run may do in registry `{registry}` what its identity may");
+        let (who, hint) = match &self.who {
+            Who::Nobody(Some(task)) => (
+                format!("task `{task}` names none"),
+                format!(
+                    "`refit task update {task} --source-acr-auth-id [system]` names the task itself"
+                ),
+            ),
+            Who::Nobody(None) => (
+                "this one names none".to_owned(),
+                "`--source-acr-auth-id [caller]` starts it with your rights".to_owned(),
+            ),
+            Who::Gone(identity) => (
+                format!("its task has not the identity `{identity}` any more"),
+                "`refit task identity show` lists those that it has".to_owned(),
+            ),
+            Who::Task(task) => (
+                format!("task `{task}` may not"),
+                format!("`refit scope-map assign MAP --task {task}` gives it a scope map"),
+            ),
+            Who::Account(account) => (
+                format!("account `{account}` may not"),
+                format!("`refit scope-map assign MAP --account {account}` gives it a scope map"),
+            ),
+            Who::Caller(Some(caller)) => (
+                format!("`{caller}`, who started it, may not"),
+                "a role or a scope map lets somebody".to_owned(),
+            ),
+            Who::Caller(None) => (
+                "nobody is known to have started it".to_owned(),
+                "a stored task can have an identity of its own".to_owned(),
+            ),
+        };
+        Some(format!("the run may not {verb} `{repository}`: {rule}, and {who}\nhint: {hint}"))
+    }
+}
+
+#[async_trait]
+impl RunRights for RunAccess {
+    /// Whoever started the run may.
+    async fn may_unlock(&self, registry: &RegistryName, run: &str) -> bool {
+        let run = self.find(registry, run).await.inspect_err(failed).unwrap_or_default();
+        let Some(run) = run else { return false };
+        let granted = self.of_caller(&run).await.inspect_err(failed).unwrap_or_default();
+        granted.rights(Area::AllRepositories).contains(Rights::METADATA_WRITE)
+    }
+
+    async fn repositories(
+        &self,
+        registry: &RegistryName,
+        run: &str,
+    ) -> Result<Arc<dyn MayUse>, String> {
+        if !self.is_by_identity(registry) {
+            return Ok(Arc::new(MayAll));
+        }
+        let unknown = |error: control::ControlError| {
+            failed(&error);
+            "what the run may do in its registry cannot be looked up".to_owned()
+        };
+        let found = self.find(registry, run).await.map_err(unknown)?;
+        let Some(run) = found else { return Err(format!("there is no run `{run}`")) };
+        Ok(match self.of(&run).await.map_err(unknown)? {
+            Some(rights) => Arc::new(rights),
+            None => Arc::new(MayAll),
+        })
+    }
+}
+
+/// Bounds what an engine does for a run in its registry. What the run lacks when it begins, it is told
+/// before it builds; what it lacks later, when it comes to that.
+pub(crate) async fn bound(
+    engine: &mut Engine,
+    access: &RunAccess,
+    run: &Run,
+) -> Result<(), String> {
+    if !access.is_by_identity(&run.registry) {
+        return Ok(());
+    }
+    let may = access.repositories(&run.registry, &run.id.to_string()).await?;
+    let (copies, pushes) = (Arc::clone(&engine.pushes.refused), Arc::clone(&may));
+    engine.pushes.refused =
+        Arc::new(move |name| copies(name).or_else(|| pushes.refused(name, Use::Push)));
+    let (all, own) = (Arc::clone(&engine.images), engine.own.clone());
+    let (access, registry, run) = (access.clone(), run.registry.clone(), run.id.to_string());
+    engine.images = Arc::new(move |remote| {
+        Arc::new(PermittedOwn {
+            images: all(remote),
+            own: own.clone(),
+            access: access.clone(),
+            registry: registry.clone(),
+            run: run.clone(),
+            began: Arc::clone(&may),
+        })
+    });
+    Ok(())
+}
+
+/// Images of everywhere, and of the own registry those that a run may pull.
+struct PermittedOwn {
+    images: Arc<dyn BaseImages>,
+    own: OwnNames,
+    access: RunAccess,
+    registry: RegistryName,
+    run: String,
+    /// What it could do when it began.
+    began: Arc<dyn MayUse>,
+}
+
+impl PermittedOwn {
+    fn check_with(&self, may: &dyn MayUse, reference: &Reference) -> Result<(), ImageError> {
+        if self.own.registry(reference).is_none() {
+            return Ok(());
+        }
+        match may.refused(&reference.repository, Use::Pull) {
+            None => Ok(()),
+            Some(refused) => {
+                let (reason, hint) = refused.split_once("\nhint: ").unwrap_or((&refused, ""));
+                Err(ImageError::Pull {
+                    reference: reference.familiar(),
+                    reason: reason.to_owned(),
+                    hint: Some(hint.to_owned()),
+                    refused: true,
+                })
+            }
+        }
+    }
+
+    async fn check_now(&self, reference: &Reference) -> Result<(), ImageError> {
+        if self.own.registry(reference).is_none() {
+            return Ok(());
+        }
+        let may = self.access.repositories(&self.registry, &self.run).await;
+        let may = may.map_err(|reason| ImageError::Pull {
+            reference: reference.familiar(),
+            reason,
+            hint: None,
+            refused: false,
+        })?;
+        self.check_with(&*may, reference)
+    }
+}
+
+#[async_trait]
+impl BaseImages for PermittedOwn {
+    fn check(&self, reference: &Reference) -> Result<(), ImageError> {
+        self.check_with(&*self.began, reference)?;
+        self.images.check(reference)
+    }
+
+    async fn resolve(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<BaseImage, ImageError> {
+        self.check_now(reference).await?;
+        self.images.resolve(reference, platform, progress).await
+    }
+
+    async fn manifest(&self, reference: &Reference) -> Result<(Digest, Manifest), ImageError> {
+        self.check_now(reference).await?;
+        self.images.manifest(reference).await
+    }
+
+    async fn fetch(
+        &self,
+        reference: &Reference,
+        blob: &Descriptor,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), ImageError> {
+        self.check_now(reference).await?;
+        self.images.fetch(reference, blob, progress).await
+    }
+}
