@@ -1,10 +1,11 @@
 //! The mounts of a `RUN`: from words of the Dockerfile to folders and files of this machine.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use container::MountKind as ContainerMount;
-use dockerfile::{Mount, MountKind, RunOperation, SCRIPTS, Source, Span};
+use dockerfile::{Mount, MountKind, RunOperation, SCRIPTS, Sharing, Source, Span};
 
 use crate::agents::AgentSocket;
 use crate::assemble::ImageLayer;
@@ -63,6 +64,8 @@ pub(crate) struct Mounts {
     ssh_mounts: usize,
     _agents: Vec<AgentSocket>,
     _leases: Vec<CacheLease>,
+    /// Caches that nobody else has meanwhile.
+    locked: BTreeSet<String>,
     _changes: Vec<Change>,
 }
 
@@ -297,12 +300,23 @@ impl Mounts {
                 let caches = &build.builder.cache_folders;
                 let namespace = build.builder.cache.namespace();
                 let id = match &source {
-                    // What a folder began with is a part of what it is.
-                    Some(source) => format!("{id}\0{}", source.digest()),
+                    // What a folder began with is a part of what it is, and so is where that was:
+                    // what is written lies there too.
+                    Some(source) => format!("{id}\0{}\0{}", source.real_path, source.digest()),
                     None => id.clone(),
                 };
+                // The kernel takes one folder into one overlay at a time.
+                let sharing = match (&source, sharing) {
+                    (Some(_), Sharing::Shared) => Sharing::Locked,
+                    _ => *sharing,
+                };
+                // It would wait for itself.
+                if sharing == Sharing::Locked && !self.locked.insert(id.clone()) {
+                    let reason = "another mount of this `RUN` has the same cache".to_owned();
+                    return Err(BuildError::Mount { reason, at: mount.at });
+                }
                 let lease = tokio::select! {
-                    lease = caches.lease(namespace, &id, *sharing, *owner) => lease.map_err(io)?,
+                    lease = caches.lease(namespace, &id, sharing, *owner) => lease.map_err(io)?,
                     () = build.cancel.cancelled() => return Err(BuildError::Canceled),
                 };
                 let kind = match source {

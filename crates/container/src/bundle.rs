@@ -258,6 +258,9 @@ pub(crate) struct OverlayLayers {
 pub(crate) struct OverlayEntry {
     pub(crate) at: PathBuf,
     pub(crate) layers: OverlayLayers,
+    /// What of it is bound, and where below the bundle's folder that is mounted first: what a step
+    /// wrote before may lead anywhere by now. `None`: all of it.
+    pub(crate) part: Option<(String, PathBuf)>,
 }
 
 /// A file of a tmpfs that the helper mounts at [`Placement::files`].
@@ -490,10 +493,12 @@ fn extra_mount(
         }
         MountKind::Overlay { lowers, upper, work, path } => {
             let at = place.folder.join(format!("overlay-{number}"));
-            let source = path_text(&at.join(path))?;
+            let part = place.folder.join(format!("overlay-{number}-part"));
+            let part = (!path.is_empty()).then(|| (path.clone(), part));
+            let source = path_text(part.as_ref().map_or(&at, |(_, at)| at))?;
             let layers =
                 OverlayLayers { lowers: lowers.clone(), upper: upper.clone(), work: work.clone() };
-            overlays.push(OverlayEntry { at, layers });
+            overlays.push(OverlayEntry { at, layers, part });
             MountEntry::new(
                 &mount.target,
                 "bind",

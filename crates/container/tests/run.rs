@@ -1034,6 +1034,35 @@ async fn as_root_private_files_and_variables_are_in_memory_only() {
     }
 }
 
+/// What a step has written into an overlay before, another mount of it does not follow.
+#[tokio::test]
+async fn as_root_a_part_of_an_overlay_that_a_link_leads_to_is_not_mounted() {
+    for runtime in [None, Some("/usr/sbin/runc")] {
+        for (link, path) in [("old", "old/etc"), ("old", "old"), ("link", "link/passwd")] {
+            let machine = Machine::with(runtime).await;
+            for name in ["data-upper", "data-work"] {
+                fs::create_dir(machine.path(name)).unwrap();
+            }
+            let to = if link == "link" { "/etc" } else { "/" };
+            std::os::unix::fs::symlink(to, machine.path("data-upper").join(link)).unwrap();
+            let mut spec = machine.spec("ls /one");
+            let kind = MountKind::Overlay {
+                lowers: vec![machine.path("lower")],
+                upper: machine.path("data-upper"),
+                work: machine.path("data-work"),
+                path: path.to_owned(),
+            };
+            spec.mounts = vec![Mount { target: "/one".to_owned(), read_only: false, kind }];
+            let told = machine.run(&spec).await.unwrap_err().to_string();
+            let begin = format!("could not open `{path}` in the overlay of a mount: ");
+            let reason = told.strip_prefix(&begin).unwrap_or_else(|| panic!("{told}"));
+            // A link on the way, and one at its end.
+            let expected = ["symbolic links", "it is neither a folder nor a file"];
+            assert!(expected.iter().any(|text| reason.contains(text)), "{path}: {reason}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn as_root_what_cannot_be_meant_is_refused() {
     let machine = Machine::new().await;
@@ -1302,8 +1331,8 @@ fn as_root_an_isolated_container_reaches_others_but_not_the_host() {
         CapBnd:	00000000a80405fb
         refit: not let through to other.example: it is not among what this run may connect to
         the neighbour answers
-        nc: can't connect to remote host (192.168.77.2): Connection refused
         not that port
+        nc: can't connect to remote host (192.168.77.2): Connection refused
         the host answers
         the neighbour answers
         nc: bad address 'name.example'

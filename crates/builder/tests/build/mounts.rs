@@ -79,6 +79,26 @@ async fn as_root_what_is_in_a_cache_mount_outlives_the_build() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn as_root_a_cache_with_a_source_leads_nowhere_but_where_it_began() {
+    let fixture = with_runtime().await;
+    // Both folders are empty, so both caches would be the same one but for where they lie.
+    let dockerfile = "FROM registry.test/busybox AS a\nRUN mkdir /p\n\
+         FROM registry.test/busybox AS b\nRUN mkdir -p /p/q\n\
+         FROM registry.test/busybox\n\
+         RUN --mount=type=cache,id=x,from=a,source=/p,target=/c ln -s / /c/q && ls /c\n\
+         RUN --mount=type=cache,id=x,from=b,source=/p/q,target=/h ls -a /h\n\
+         RUN --mount=type=cache,id=x,from=a,source=/p,target=/c ls /c\n";
+    let run = build(&fixture, dockerfile).await;
+    assert_eq!(run.events.output(), "q\n.\n..\nq\n");
+    let twice = "FROM registry.test/busybox AS a\nRUN mkdir /p\nFROM registry.test/busybox\n\
+         RUN --mount=type=cache,id=y,from=a,source=/p,target=/c \
+             --mount=type=cache,id=y,from=a,source=/p,target=/d true\n";
+    let (refused, _) = fixture.try_build(&fixture.request(twice)).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("another mount of this `RUN` has the same cache"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn as_root_a_locked_cache_mount_is_used_by_one_at_a_time() {
     let fixture = with_runtime().await;
     let stage = |name: &str| {

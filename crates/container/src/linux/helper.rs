@@ -165,8 +165,40 @@ fn mount_roots(
     for overlay in &extras.overlays {
         mount_overlay(&overlay.layers, &overlay.at, privileged, users)?;
         mounted.push(overlay.at.clone());
+        if let Some((path, at)) = &overlay.part {
+            let doing = || format!("open `{path}` in the overlay of a mount");
+            mount_part(&overlay.at, path, at).doing(doing)?;
+            mounted.push(at.clone());
+        }
     }
     Ok(mounted)
+}
+
+/// Mounts a part of an overlay elsewhere. Whoever wrote into the overlay before may have put links
+/// into it: no part of the path is one, so that it leads nowhere else.
+fn mount_part(overlay: &Path, path: &str, at: &Path) -> std::io::Result<()> {
+    use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+    use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(overlay, flags, Mode::empty())?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_MAGICLINKS
+        | ResolveFlags::NO_XDEV;
+    let part = rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve)?;
+    let found = rustix::fs::statat(&part, "", AtFlags::EMPTY_PATH)?;
+    match rustix::fs::FileType::from_raw_mode(found.st_mode) {
+        rustix::fs::FileType::Directory => std::fs::create_dir(at)?,
+        rustix::fs::FileType::RegularFile => drop(std::fs::File::create_new(at)?),
+        _ => return Err(std::io::Error::other("it is neither a folder nor a file")),
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(&part, "", flags)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(&tree, "", rustix::fs::CWD, at, flags)?)
 }
 
 fn bind_root(
