@@ -113,6 +113,9 @@ fn broken(path: &str, reason: &str) -> CopyError {
     CopyError::Archive { path: path.to_owned(), reason: reason.to_owned() }
 }
 
+/// Bytes of names, links and attributes of an archive: they are kept in memory.
+const DESCRIBED_MAX: usize = 256 << 20;
+
 /// Reads an archive: what is in it, with the bytes of its files appended to `spool`.
 pub(crate) fn unpack(
     source: &dyn Tree,
@@ -129,6 +132,7 @@ pub(crate) fn unpack(
     let mut entries = Vec::new();
     let start = spool.seek(SeekFrom::End(0)).map_err(fail)?;
     let mut offset = start;
+    let mut described = 0;
     while let Some(entry) = archive.next_entry().map_err(fail)? {
         if entries.len() >= limits.entries_max {
             let reason = format!("it has more than {} entries", limits.entries_max);
@@ -137,6 +141,13 @@ pub(crate) fn unpack(
         // A sparse file is larger than what the archive has of it.
         if entry.size > limits.bytes_max - (offset - start) {
             return Err(broken(path, &format!("it has more than {} bytes", limits.bytes_max)));
+        }
+        let attributes = entry.xattrs.iter().map(|(name, value)| name.len() + value.len());
+        described += entry.path.len() + entry.link.len() + attributes.sum::<usize>();
+        if described > DESCRIBED_MAX {
+            let max = DESCRIBED_MAX >> 20;
+            let reason = format!("its names and attributes have more than {max} MiB");
+            return Err(broken(path, &reason));
         }
         let Some(name) = clean(&entry.path).map_err(|reason| broken(path, &reason))? else {
             continue;

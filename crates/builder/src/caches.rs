@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -165,7 +165,7 @@ impl CacheFolders {
                 match file_name.parse::<usize>() {
                     Ok(number) => {
                         let last_used = std::fs::metadata(&path)?.modified()?;
-                        sizes.push((name.clone(), number, last_used, size_of(&path)?));
+                        sizes.push((name.clone(), number, last_used, container::size_of(&path)));
                     }
                     // What a killed process had begun to remove.
                     Err(_) => container::remove_tree(&path)?,
@@ -197,23 +197,6 @@ impl Drop for Waiting<'_> {
         }
         forget_unused(&mut used, self.name);
     }
-}
-
-/// The disk space of a folder and all in it, in bytes. Links are not followed.
-fn size_of(folder: &Path) -> io::Result<u64> {
-    let mut size = 0;
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder)? {
-            let entry = entry?;
-            let metadata = entry.metadata()?;
-            size += metadata.blocks() * 512;
-            if metadata.is_dir() {
-                folders.push(entry.path());
-            }
-        }
-    }
-    Ok(size)
 }
 
 impl CacheLease {

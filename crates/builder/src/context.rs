@@ -697,7 +697,10 @@ fn hash_files(
             if cancel.is_cancelled() {
                 return Err(ContextError::Canceled);
             }
-            let result = hash_file(root, path, &mut buffer);
+            let result = hash_file(root, path, &mut buffer, cancel);
+            if cancel.is_cancelled() {
+                return Err(ContextError::Canceled);
+            }
             let failed =
                 |source| ContextError::Io { doing: "read", path: shown(path).into_owned(), source };
             let (size, digest) = result.map_err(failed)?;
@@ -749,10 +752,19 @@ fn hash_files(
     Ok(map)
 }
 
-fn hash_file(root: &OwnedFd, path: &str, buffer: &mut [u8]) -> io::Result<(u64, Digest)> {
+fn hash_file(
+    root: &OwnedFd,
+    path: &str,
+    buffer: &mut [u8],
+    cancel: &CancellationToken,
+) -> io::Result<(u64, Digest)> {
     let mut file = open_file(root, path)?;
     let (mut size, mut hasher) = (0, Hasher::sha256());
     loop {
+        // A file with holes can be of any size.
+        if cancel.is_cancelled() {
+            return Err(io::Error::other("canceled"));
+        }
         match file.read(buffer) {
             Ok(0) => return Ok((size, hasher.finish())),
             Ok(read) => {

@@ -53,6 +53,9 @@ pub struct TarNumbers {
 /// Headers, names, links and attributes of an entry take no more bytes than this.
 const HEADERS_MAX: u64 = 1 << 20;
 
+/// Bytes of a path or a link, whatever of it is left once it is made clean.
+const NAME_MAX: usize = 16 << 10;
+
 /// Archives are made of blocks of this size; a header is one.
 pub(crate) const BLOCK: usize = 512;
 
@@ -182,6 +185,10 @@ impl<R: Read> TarReader<R> {
             mtime: pax.mtime.unwrap_or_else(|| header.number(136, 12)),
             device: id(header.number(329, 8)).zip(id(header.number(337, 8))),
         };
+        // No file can be called so, and nobody has to keep it in memory.
+        if path.len().max(link.len()) > NAME_MAX {
+            return Err(io::Error::other(format!("it has a name of more than {NAME_MAX} bytes")));
+        }
         Ok(TarEntry { kind, path, link, size, numbers, xattrs: pax.xattrs })
     }
 

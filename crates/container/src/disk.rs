@@ -36,7 +36,7 @@ const REMOVAL_WAIT: Duration = Duration::from_secs(3);
 const ENTRY_SIZE: u64 = 4096;
 /// The size of the blocks that a file's size is told in.
 const BLOCK_SIZE: u64 = 512;
-/// What is nested deeper is not counted; the bound on the machine's room holds for it all the same.
+/// Whoever nests folders deeper than they can be counted has the most of all.
 const DEPTH_MAX: usize = 256;
 /// A small disk keeps this part of it free at most, whatever the reserve.
 const RESERVE_SHARE: u64 = 20;
@@ -272,7 +272,7 @@ impl Watched {
             let wait = (started.elapsed() * COUNT_SHARE).clamp(COUNT_PERIOD, COUNT_PERIOD_MAX);
             count.due = Instant::now() + wait;
             count.is_going_on = false;
-            if counter.size.saturating_sub(this.before) > size_max {
+            if counter.is_too_deep || counter.size.saturating_sub(this.before) > size_max {
                 this.end(Exit::OutOfDisk);
             }
         });
@@ -285,13 +285,21 @@ impl Watched {
         let folders = self.own.iter().chain(&self.shared).chain(&self.others);
         folders.for_each(|folder| counter.count(folder));
         self.count_nameless(&mut counter);
-        if counter.is_late() { u64::MAX } else { counter.size }
+        if counter.is_late() || counter.is_too_deep { u64::MAX } else { counter.size }
     }
 
     fn count_nameless(&self, counter: &mut Counter) {
         let processes = self.group.as_deref().map(cgroup::processes).unwrap_or_default();
         processes.iter().for_each(|process| counter.count_nameless(process));
     }
+}
+
+/// The bytes on disk of a folder and all in it. No link is followed, also none that is put there
+/// meanwhile; what cannot be looked at, or is deeper than folders are, counts nothing.
+pub fn size_of(folder: &Path) -> u64 {
+    let mut counter = Counter::default();
+    counter.count(folder);
+    counter.size
 }
 
 /// Adds up sizes on disk. What cannot be looked at counts nothing: it may be gone by now.
@@ -302,6 +310,8 @@ struct Counter {
     seen: HashSet<(u64, u64)>,
     /// When to give up.
     end: Option<Instant>,
+    /// Whether there are folders that were not looked into for that.
+    is_too_deep: bool,
 }
 
 impl Counter {
@@ -331,11 +341,10 @@ impl Counter {
             if is_folder || self.is_new(&stat) {
                 self.size = self.size.saturating_add(size_on_disk(&stat));
             }
-            if is_folder
-                && depth < DEPTH_MAX
-                && let Ok(inner) = open(folder, name)
-            {
-                self.count_in(&inner, depth + 1);
+            match open(folder, name).ok().filter(|_| is_folder) {
+                Some(inner) if depth < DEPTH_MAX => self.count_in(&inner, depth + 1),
+                Some(_) => self.is_too_deep = true,
+                None => (),
             }
         }
     }

@@ -43,7 +43,7 @@ mod users;
 
 pub use cgroup::Bound;
 pub use diagnose::{Check, Verdict, diagnose};
-pub use disk::DiskLimit;
+pub use disk::{DiskLimit, size_of};
 pub use egress::{DESTINATIONS_MAX, Destination, DestinationError, Egress};
 pub use linux::helper_main;
 pub use network::{BRIDGES, PeerNetwork};

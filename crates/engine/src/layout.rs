@@ -73,19 +73,20 @@ pub(crate) fn read_archive<E: From<UnpackError>>(
 ) -> Result<Unpacked, E> {
     let mut counted = Counted { inner: decompress(archive)?, read: 0, max: limits.bytes_max };
     let mut tar = TarReader::new(&mut counted);
-    let mut entries = 0;
+    let (mut entries, mut size) = (0, 0_u64);
     while let Some(entry) = tar.next_entry().map_err(|error| failed(error, limits))? {
         if entries >= limits.entries_max {
             return Err(UnpackError::TooManyEntries { max: limits.entries_max }.into());
         }
         entries += 1;
-        // A sparse file is larger than what the archive has of it.
-        if entry.size > limits.bytes_max {
+        // Sparse files are larger than what the archive has of them.
+        size = size.saturating_add(entry.size);
+        if size > limits.bytes_max {
             return Err(UnpackError::TooLarge { max: limits.bytes_max }.into());
         }
         each(&entry, &mut Content { inner: &mut tar, limits, cancel })?;
     }
-    Ok(Unpacked { bytes: counted.read, entries })
+    Ok(Unpacked { bytes: counted.read.max(size), entries })
 }
 
 fn failed(error: io::Error, limits: ContextLimits) -> UnpackError {

@@ -37,10 +37,17 @@ struct Walk<'a> {
     stop: &'a CancellationToken,
 }
 
+/// Each takes some of the stack.
+const DEPTH_MAX: usize = 1000;
+
 impl Walk<'_> {
     fn folder(&mut self, real: &Path, path: &[u8]) -> io::Result<()> {
         if self.stop.is_cancelled() {
             return Err(io::Error::other("the build has ended"));
+        }
+        if path.iter().filter(|byte| **byte == b'/').count() >= DEPTH_MAX {
+            let text = format!("folders cannot be nested more than {DEPTH_MAX} deep in a layer");
+            return Err(io::Error::other(NotInLayer(text)));
         }
         let mut names = Vec::new();
         for entry in std::fs::read_dir(real)? {

@@ -22,6 +22,8 @@ use crate::tree::{Node, NodeKind};
 
 /// A layer with more entries is an attack.
 const ENTRIES_MAX: usize = 5_000_000;
+/// So is one with more bytes, compressed to how few they may be.
+const SIZE_MAX: u64 = 256 << 30;
 /// How much is told of a path that is too long.
 const PATH_SHOWN: usize = 80;
 
@@ -35,7 +37,46 @@ pub(crate) fn read_layer(
     spools: &Path,
     stop: &CancellationToken,
 ) -> io::Result<LayerIndex> {
-    read_plain(blob, layer, diff_id, |tar| read_tar(tar, folder, spools, stop))
+    let blob = Stopping { inner: blob, stop };
+    let read = read_plain(blob, layer, diff_id, |tar| read_tar(tar, folder, spools, stop));
+    match stop.is_cancelled() {
+        true => read.map_err(|_| io::ErrorKind::Interrupted.into()),
+        false => read,
+    }
+}
+
+/// Reads until it is to stop.
+struct Stopping<'a, R> {
+    inner: R,
+    stop: &'a CancellationToken,
+}
+
+impl<R: Read> Read for Stopping<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.stop.is_cancelled() {
+            // Of `Interrupted` readers would try again.
+            true => Err(io::Error::other("canceled")),
+            false => self.inner.read(buffer),
+        }
+    }
+}
+
+fn too_large() -> io::Error {
+    io::Error::other(format!("it unpacks to more than {} GiB", SIZE_MAX >> 30))
+}
+
+/// Reads what has a bound: one byte more is an error.
+struct Bounded<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.left = self.left.checked_sub(read as u64).ok_or_else(too_large)?;
+        Ok(read)
+    }
 }
 
 /// Gives a layer's tar to `take`. The digest of its blob and its diff ID are checked after that.
@@ -55,6 +96,7 @@ pub(super) fn read_plain<T>(
         media_type::OCI_LAYER_ZSTD => Box::new(zstd::Decoder::new(&mut blob)?),
         _ => Box::new(&mut blob),
     };
+    let tar = Bounded { inner: tar, left: SIZE_MAX };
     let inner = io::BufReader::with_capacity(128 << 10, tar);
     let mut tar = Hashed { inner, hasher: Some(Hasher::new(diff_id.algorithm())) };
     let taken = take(&mut tar)?;
@@ -83,6 +125,7 @@ fn read_tar(
     let folder = folder.map(Folder::open).transpose()?;
     let mut index = IndexWriter::new(spools);
     let mut dated = Vec::new();
+    let mut left = SIZE_MAX;
     let mut archive = TarReader::new(tar);
     while let Some(entry) = archive.next_entry()? {
         if stop.is_cancelled() {
@@ -91,6 +134,8 @@ fn read_tar(
         if index.len() >= ENTRIES_MAX {
             return Err(io::Error::other(format!("it has more than {ENTRIES_MAX} entries")));
         }
+        // A sparse file is larger than what the archive has of it.
+        left = left.checked_sub(entry.size).ok_or_else(too_large)?;
         let path = clean(&entry.path)?;
         if entry.kind == TarKind::HardLink {
             let target = clean(&entry.link)?;
@@ -107,6 +152,7 @@ fn read_tar(
             continue;
         }
         let Some(node) = node_of(&entry)? else { continue };
+        check_marks(&path, &node)?;
         let mut noted = IndexEntry::from_tar(text_of(&path), node);
         let IndexEntry::Node { node, .. } = &mut noted else {
             folder.as_ref().map_or(Ok(()), |folder| folder.mark(&noted))?;
@@ -118,7 +164,7 @@ fn read_tar(
             None => None,
         };
         if let NodeKind::File { digest, .. } = &mut node.kind {
-            *digest = copy_hashed(&mut archive, file.as_mut())?;
+            *digest = copy_hashed(&mut archive, file.as_mut(), stop)?;
         }
         if let Some(file) = &file {
             set_attributes(file, node).map_err(|error| explained(error, &path, node))?;
@@ -136,6 +182,21 @@ fn read_tar(
         }
     }
     Ok(index.finish())
+}
+
+/// What overlays of the kernel take for a mark without being one to us, or the other way round.
+fn check_marks(path: &[u8], node: &Node) -> io::Result<()> {
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    let is_mark_of_none =
+        name.strip_prefix(b".wh.").is_some_and(|rest| matches!(rest, b"" | b"." | b".."));
+    let is_mark = matches!(node.kind, NodeKind::CharDevice { major: 0, minor: 0 });
+    match is_mark_of_none || is_mark {
+        false => Ok(()),
+        true => {
+            let name = String::from_utf8_lossy(path).into_owned();
+            Err(io::Error::other(format!("`{name}` is a mark of no file")))
+        }
+    }
 }
 
 /// Names of links are compared in the order they came, so a tar's last word counts.
@@ -159,10 +220,17 @@ pub(super) fn clean(path: &[u8]) -> io::Result<Vec<u8>> {
     Ok(clean)
 }
 
-fn copy_hashed(from: &mut impl Read, mut to: Option<&mut std::fs::File>) -> io::Result<Digest> {
+fn copy_hashed(
+    from: &mut impl Read,
+    mut to: Option<&mut std::fs::File>,
+    stop: &CancellationToken,
+) -> io::Result<Digest> {
     let mut hasher = Hasher::sha256();
     let mut buffer = vec![0; 64 << 10];
     loop {
+        if stop.is_cancelled() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let read = from.read(&mut buffer)?;
         if read == 0 {
             return Ok(hasher.finish());

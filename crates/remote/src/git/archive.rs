@@ -39,6 +39,12 @@ const TREE_SIZE_MAX: u64 = 128 << 20;
 /// Bytes of a name: no file system here has a longer one.
 const NAME_LEN_MAX: usize = 255;
 
+/// Bytes of a path.
+const PATH_MAX: usize = 4096;
+
+/// Bytes of a path in the header of a file.
+const HEADER_NAME_MAX: usize = 100;
+
 /// Repositories of one fetch, the first apart.
 const SUBMODULES_MAX: usize = 100;
 
@@ -278,8 +284,9 @@ impl Archive {
             protect_ntfs: false,
         };
         match gix::validate::path::component(entry.name.as_bstr(), is_link, options) {
-            Ok(_) => Ok(target),
-            Err(_) => Err(self.bad_name(&target)),
+            // No file can be called so.
+            Ok(_) if target.len() <= PATH_MAX => Ok(target),
+            _ => Err(self.bad_name(&target)),
         }
     }
 
@@ -439,7 +446,7 @@ impl Archive {
                 return Ok(false);
             }
         };
-        self.count(pointer.size)?;
+        self.count(target, pointer.size)?;
         let failure = Failure::default();
         let object = Object::new(wanted, &failure, response);
         let mode = entry.permissions();
@@ -565,7 +572,7 @@ impl Archive {
             let file = file.and_then(|file| Ok((file.metadata()?.len(), file)));
             let (size, file) = file.map_err(failed)?;
             let path: BString = format!(".git/objects/pack/{name}").into();
-            self.count(size)?;
+            self.count(&path, size)?;
             self.append(EntryType::Regular, &path, 0o444, size, file)?;
         }
         Ok(())
@@ -616,17 +623,17 @@ impl Archive {
     }
 
     fn add_folder(&mut self, path: &BString) -> Result<()> {
-        self.count(0)?;
+        self.count(path, 0)?;
         self.append(EntryType::Directory, path, 0o755, 0, io::empty())
     }
 
     fn add_file(&mut self, path: &BString, mode: u32, bytes: &[u8]) -> Result<()> {
-        self.count(bytes.len() as u64)?;
+        self.count(path, bytes.len() as u64)?;
         self.append(EntryType::Regular, path, mode, bytes.len() as u64, bytes)
     }
 
     fn add_link(&mut self, path: &BString, link: &[u8]) -> Result<()> {
-        self.count(link.len() as u64)?;
+        self.count(path, link.len() as u64)?;
         let mut header = self.header(EntryType::Symlink, 0o777, 0);
         let (path, link) = (path.to_path_lossy(), link.to_path_lossy());
         let appended = self.tar.append_link(&mut header, path, link);
@@ -657,7 +664,9 @@ impl Archive {
         header
     }
 
-    fn count(&mut self, bytes: u64) -> Result<()> {
+    fn count(&mut self, path: &BString, bytes: u64) -> Result<()> {
+        // What does not fit into a header is written besides the file.
+        let bytes = bytes.saturating_add(path.len().saturating_sub(HEADER_NAME_MAX) as u64);
         self.check_space(bytes)?;
         self.entries += 1;
         self.bytes += bytes;
