@@ -42,7 +42,7 @@ pub use import::{
     read_image_archive,
 };
 pub use layout::{LayoutError, store_layout};
-pub use logins::{OwnLogin, RunLogins};
+pub use logins::{OwnLogin, RunLogins, leads_here};
 pub use name::{Destination, NameError};
 pub use platforms::BuiltImages;
 pub use publish::{

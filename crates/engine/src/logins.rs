@@ -214,6 +214,12 @@ pub(crate) fn auth(user: &str, password: &str) -> String {
 const NOT_LOGGED_IN: &str = "the run is not logged in to its own registry\n\
     hint: it was asked for with `loginMode` `None`; leave that out, or say `Default`";
 
+/// Whether a host is another name of this machine, with a port that an own name has.
+pub fn leads_here(own: &OwnNames, host: &str) -> bool {
+    let port = |host: &str| host.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    remote::is_loopback(host) && own.all_hosts().any(|own| port(own) == port(host))
+}
+
 /// Images of other registries, and none of the own ones.
 struct OthersOnly {
     images: Arc<dyn BaseImages>,
@@ -221,14 +227,8 @@ struct OthersOnly {
 }
 
 impl OthersOnly {
-    /// Whether a host is another name of this machine, with a port that an own name has.
-    fn is_this_server(&self, host: &str) -> bool {
-        let port = |host: &str| host.rsplit_once(':').map(|(_, port)| port.to_owned());
-        remote::is_loopback(host) && self.own.all_hosts().any(|own| port(own) == port(host))
-    }
-
     fn check_host(&self, reference: &Reference) -> Result<(), ImageError> {
-        match self.own.registry(reference).is_some() || self.is_this_server(&reference.host) {
+        match self.own.registry(reference).is_some() || leads_here(&self.own, &reference.host) {
             false => Ok(()),
             true => Err(ImageError::Pull {
                 reference: reference.familiar(),

@@ -84,6 +84,18 @@ pub trait Publisher: Send + Sync {
 
     /// Whether the registry is in the catalog of the engine, which can then import into it.
     fn takes_imports(&self) -> bool;
+
+    /// Says why a run may not do that in a repository of the registry now, if it may not. Who publishes
+    /// asks by itself.
+    async fn refused(
+        &self,
+        _registry: &RegistryName,
+        _run: &str,
+        _repository: &RepositoryName,
+        _wanted: Use,
+    ) -> Result<Option<String>, PublishError> {
+        Ok(None)
+    }
 }
 
 /// The registry is in the catalog of the engine itself.
@@ -109,6 +121,17 @@ impl Publisher for LocalPublisher {
 
     fn takes_imports(&self) -> bool {
         true
+    }
+
+    async fn refused(
+        &self,
+        registry: &RegistryName,
+        run: &str,
+        repository: &RepositoryName,
+        wanted: Use,
+    ) -> Result<Option<String>, PublishError> {
+        let may = self.rights.repositories(registry, run).await.map_err(PublishError::Server)?;
+        Ok(may.refused(repository, wanted))
     }
 }
 

@@ -86,7 +86,9 @@ async fn existing(session: &Session<'_>, name: &str) -> Result<RepositoryName, H
     let missing = || HousekeepingError::NoRepository(name.to_owned());
     let parsed = name.parse::<RepositoryName>().map_err(|_| missing())?;
     let Registry { catalog, name: registry, may, .. } = session.registry;
-    let is_seen = may.refused(&parsed, Use::List).is_none();
+    // Who deletes is told no more than who lists.
+    let is_seen =
+        [Use::List, Use::Delete].iter().any(|wanted| may.refused(&parsed, *wanted).is_none());
     match is_seen && catalog.repository_exists(registry, &parsed).await? {
         true => Ok(parsed),
         false => Err(missing()),

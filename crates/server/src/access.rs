@@ -576,13 +576,14 @@ mod tests {
         let auditor = Auditor::new(log, clock.clone());
         let keys = Arc::new(Keys::open(data, true).unwrap());
         let access = ServerAccess {
-            keys,
+            keys: Arc::clone(&keys),
             anonymous_loopback: false,
             of_runs: RunAccess {
                 by_identity: Arc::default(),
                 tasks: control::Tasks::open(runs.clone()).await.unwrap(),
                 runs,
                 permissions: permissions.clone(),
+                keys,
             },
             permissions,
             only_registry: true,

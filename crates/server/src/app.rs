@@ -154,6 +154,7 @@ impl App {
         let data = settings.server.data.clone();
         let keys = Keys::open(&data, settings.server.admin)
             .map_err(ServeError::starting("open the server's keys"))?;
+        let keys = Arc::new(keys);
         let (db, catalog) = open_store(&folder).await?;
         let clock = Clock::new(|| jiff::Timestamp::now().as_millisecond());
         let runs = open_runs(&settings, &db, &catalog, &clock).await?;
@@ -184,6 +185,7 @@ impl App {
             runs: runs.clone(),
             tasks: tasks.clone(),
             permissions: permissions.clone(),
+            keys: Arc::clone(&keys),
         };
         let identities = TaskIdentities {
             runs: of_runs.clone(),
@@ -208,7 +210,6 @@ impl App {
             notices.push(format!("run `{}` was interrupted and is taken up again", run.id));
         }
         let token_files = publish(&settings, &bound, &keys);
-        let keys = Arc::new(keys);
         let remote = crate::executor::open_remote(&settings)?;
         let pull_through = open_pull_through(&settings, &remote, &catalog);
         let state = Arc::new(State {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use control::{ControlError, LogArtifact, LogKey, OutputImage, Run};
 use engine::Destination;
+use housekeeping::{MayUse as _, Use};
 use oci::{Algorithm, Descriptor, RegistryName};
 use store::{Cause, Expected, NewArtifact};
 use task::{RunVariables, Secrets, Values, Variables};
@@ -104,6 +105,12 @@ async fn store_log(state: &State, run: &Run) -> Result<Result<OutputImage, Strin
         Ok(destination) => destination,
         Err(error) => return Ok(Err(error.message)),
     };
+    if let Some(own) = state.access.of_runs.of(run).await? {
+        let refused = own.refused(&destination.repository, Use::Push);
+        if let Some(reason) = refused {
+            return Ok(Err(reason.lines().next().unwrap_or_default().to_owned()));
+        }
+    }
     let key = LogKey { registry: run.registry.clone(), run: run.id };
     let mut text = match state.runs.logs().read_text(&key, 0, true).await {
         Ok(text) => text,

@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use builder::{BaseImage, BaseImages, ImageError, OwnNames};
-use control::{Area, ChosenIdentity, Granted, OwnIdentity, Rights, Run, Runs, TaskIdentity, Tasks};
+use control::{
+    Area, ChosenIdentity, Granted, Identity, OwnIdentity, Rights, Run, Runs, TaskIdentity, Tasks,
+};
 use engine::{Engine, RunRights};
 use housekeeping::{MayAll, MayUse, Use};
 use oci::{Descriptor, Digest, Manifest, Platform, Reference, RegistryName, RepositoryName};
 
 use crate::access::{Principal, failed};
+use crate::keys::Keys;
 
 /// Decides what runs may do. Cheap to clone.
 #[derive(Clone)]
@@ -21,6 +24,7 @@ pub(crate) struct RunAccess {
     pub(crate) runs: Runs,
     pub(crate) tasks: Tasks,
     pub(crate) permissions: control::Access,
+    pub(crate) keys: Arc<Keys>,
 }
 
 /// What one run may do in the repositories of its registry.
@@ -96,11 +100,25 @@ impl RunAccess {
 
     async fn of_caller(&self, run: &Run) -> control::Result<Granted> {
         match run.started_by.as_deref().and_then(Principal::by_name) {
-            Some(Principal::Owner | Principal::ApiToken | Principal::Admin) => Ok(Granted::ALL),
-            Some(Principal::Known(identity)) => {
-                self.permissions.granted(&identity, &run.registry).await
+            Some(Principal::Owner) => Ok(Granted::ALL),
+            Some(own @ (Principal::ApiToken | Principal::Admin)) => {
+                let is_there = self.keys.fingerprint(&own).is_some();
+                Ok(if is_there { Granted::ALL } else { Granted::default() })
             }
-            Some(Principal::Anonymous) | None => Ok(Granted::default()),
+            Some(Principal::Known(Identity::Account(name))) => {
+                // One that was made after the run is somebody else.
+                let account = self.permissions.account(&name).await?;
+                let is_they = account
+                    .is_some_and(|found| found.enabled && found.created_at <= run.created_at);
+                match is_they {
+                    true => self.permissions.granted(&Identity::Account(name), &run.registry).await,
+                    false => Ok(Granted::default()),
+                }
+            }
+            // Tokens start nothing.
+            Some(Principal::Known(Identity::Token { .. }) | Principal::Anonymous) | None => {
+                Ok(Granted::default())
+            }
         }
     }
 
@@ -170,11 +188,16 @@ impl MayUse for OwnRights {
 
 #[async_trait]
 impl RunRights for RunAccess {
-    /// Whoever started the run may.
+    /// If its identity may, where that counts; else if whoever started it may.
     async fn may_unlock(&self, registry: &RegistryName, run: &str) -> bool {
         let run = self.find(registry, run).await.inspect_err(failed).unwrap_or_default();
         let Some(run) = run else { return false };
-        let granted = self.of_caller(&run).await.inspect_err(failed).unwrap_or_default();
+        let granted = match self.of(&run).await {
+            Ok(Some(own)) => Ok(own.granted),
+            Ok(None) => self.of_caller(&run).await,
+            Err(error) => Err(error),
+        };
+        let granted = granted.inspect_err(failed).unwrap_or_default();
         granted.rights(Area::AllRepositories).contains(Rights::METADATA_WRITE)
     }
 
@@ -240,8 +263,23 @@ struct PermittedOwn {
 }
 
 impl PermittedOwn {
+    /// Whether a reference names the registry of the run. Images of the server's other registries are
+    /// not there for it anyhow.
+    fn is_own(&self, reference: &Reference) -> bool {
+        self.own.registry(reference) == Some(&self.registry)
+    }
+
     fn check_with(&self, may: &dyn MayUse, reference: &Reference) -> Result<(), ImageError> {
-        if self.own.registry(reference).is_none() {
+        if self.own.registry(reference).is_none() && engine::leads_here(&self.own, &reference.host)
+        {
+            return Err(ImageError::Pull {
+                reference: reference.familiar(),
+                reason: "that is another name of this server".to_owned(),
+                hint: Some("name its registry as the server does".to_owned()),
+                refused: true,
+            });
+        }
+        if !self.is_own(reference) {
             return Ok(());
         }
         match may.refused(&reference.repository, Use::Pull) {
@@ -258,9 +296,21 @@ impl PermittedOwn {
         }
     }
 
+    /// That the registry has an image of that name as well is not told to who may not see it.
+    fn without_namesake(&self, error: ImageError) -> ImageError {
+        match error {
+            ImageError::Pull { reference, reason, hint: Some(hint), refused }
+                if self.own.hosts(&self.registry).any(|host| hint.contains(host)) =>
+            {
+                ImageError::Pull { reference, reason, hint: None, refused }
+            }
+            error => error,
+        }
+    }
+
     async fn check_now(&self, reference: &Reference) -> Result<(), ImageError> {
-        if self.own.registry(reference).is_none() {
-            return Ok(());
+        if !self.is_own(reference) {
+            return self.check_with(&*self.began, reference);
         }
         let may = self.access.repositories(&self.registry, &self.run).await;
         let may = may.map_err(|reason| ImageError::Pull {
@@ -287,12 +337,14 @@ impl BaseImages for PermittedOwn {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<BaseImage, ImageError> {
         self.check_now(reference).await?;
-        self.images.resolve(reference, platform, progress).await
+        let resolved = self.images.resolve(reference, platform, progress).await;
+        resolved.map_err(|error| self.without_namesake(error))
     }
 
     async fn manifest(&self, reference: &Reference) -> Result<(Digest, Manifest), ImageError> {
         self.check_now(reference).await?;
-        self.images.manifest(reference).await
+        let manifest = self.images.manifest(reference).await;
+        manifest.map_err(|error| self.without_namesake(error))
     }
 
     async fn fetch(

@@ -176,18 +176,31 @@ impl Access {
         task: &TaskName,
         keep: Option<Uuid>,
     ) -> Result<()> {
-        let holder = Holder::Task(task.clone());
-        let principal: Option<String> = sqlx::query_scalar(
-            "SELECT principal FROM scope_map_assignments WHERE registry = $1 AND holder = $2",
+        let key = Holder::Task(task.clone()).key();
+        let keep = keep.map(|id| id.to_string()).unwrap_or_default();
+        let others: i64 = sqlx::query_scalar(
+            "SELECT COUNT(*) FROM scope_map_assignments
+             WHERE registry = $1 AND holder = $2 AND principal <> $3",
         )
         .bind(registry.as_str())
-        .bind(holder.key())
-        .fetch_optional(self.shared.db.reads())
+        .bind(&key)
+        .bind(&keep)
+        .fetch_one(self.shared.db.reads())
         .await
         .map_err(ControlError::database("read the scope map of a task"))?;
-        if principal.is_some_and(|id| keep.is_none_or(|keep| keep.to_string() != id)) {
-            self.unassign_scope_map(registry, &holder).await?;
+        if others == 0 {
+            return Ok(());
         }
+        let _changing = self.changing();
+        // The one of the identity that it has by now stays.
+        let statement = sqlx::query(
+            "DELETE FROM scope_map_assignments
+             WHERE registry = $1 AND holder = $2 AND principal <> $3",
+        )
+        .bind(registry.as_str())
+        .bind(key)
+        .bind(keep);
+        table::execute(&self.shared.db, "forget the scope map of a task", statement).await?;
         Ok(())
     }
 

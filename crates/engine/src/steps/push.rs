@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci::{Descriptor, Digest, Manifest, Reference};
+use housekeeping::Use;
+use oci::{Descriptor, Digest, Manifest, Reference, RepositoryName};
 use remote::{ManifestToPush, Push, RemoteError};
 use store::{Cause, ManifestRef, StoreError};
 use tokio_util::sync::CancellationToken;
@@ -167,9 +168,12 @@ async fn import_here(
                 .to_owned(),
         ));
     }
-    // What a run may not pull it does not copy either.
-    let checked = engine.builder.images.check(source);
-    checked.map_err(|error| Failure::user(&error, error.hint()))?;
+    if engine.own.registry(source).is_some_and(|registry| *registry != engine.registry) {
+        return Err(Failure::User(format!(
+            "error: `{}` is in another registry of this server, which the run may not pull from",
+            source.familiar()
+        )));
+    }
     let wanted = source.digest.clone().map(ManifestRef::Digest);
     let wanted = wanted.unwrap_or_else(|| ManifestRef::Tag(oci::Tag::latest()));
     let source = match engine.own.registry(source) {
@@ -188,7 +192,20 @@ async fn import_here(
     };
     let tags = [(destination.repository.clone(), destination.tag.clone())];
     let tagged = ImportTarget { tags: &tags, untagged: &[], ..untagged };
+    let refused = async |repository: &RepositoryName, wanted: Use| {
+        let (registry, run) = (&engine.registry, &context.request.run);
+        let refused = engine.publisher.refused(registry, run, repository, wanted).await;
+        match refused.map_err(PublishError::failure)? {
+            None => Ok(()),
+            Some(reason) => Err(Failure::User(format!("error: {reason}"))),
+        }
+    };
     let bring = async |source: &ImportSource<'_>, target: &ImportTarget<'_>| {
+        // It may be another right by now than that of the run when it began.
+        if let ImportSource::Own { repository, .. } = source {
+            refused(repository, Use::Pull).await?;
+        }
+        refused(&destination.repository, Use::Push).await?;
         let imported = import(&engine.catalog, source, target, &|_| ()).await;
         imported.map_err(|error| match error {
             ImportError::Store(StoreError::Locked(locked)) => {

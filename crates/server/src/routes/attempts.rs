@@ -16,7 +16,8 @@ use engine::{
     AcrCommand, AcrError, Housekeeper, Lines, LocalHousekeeper, PublishError, Release, SecretError,
 };
 use futures_util::{StreamExt as _, stream};
-use oci::{Algorithm, Digest};
+use housekeeping::{MayUse as _, Use};
+use oci::{Algorithm, Digest, RepositoryName};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
@@ -339,8 +340,11 @@ fn sent_owner(attempt: &Attempt) -> String {
     format!("sent/{}", attempt.fence())
 }
 
+/// Repositories that are looked at for a blob.
+const SOURCES_MAX: usize = 64;
+
 /// `POST .../blobs`: which blobs are to be sent. What the registry has in one of its repositories
-/// it has; of all other blobs whoever publishes them must have the bytes.
+/// that the run may pull from it has; of all other blobs whoever publishes them must have the bytes.
 pub(crate) async fn missing(
     State(state): State<Shared>,
     Path(path): Path<AttemptPath>,
@@ -349,14 +353,19 @@ pub(crate) async fn missing(
 ) -> Result<axum::Json<Blobs>, ApiError> {
     let attempt = held(&state, &path, &headers).await?;
     let owner = sent_owner(&attempt);
+    let own = state.access.of_runs.of(&attempt.run).await?;
+    let may_pull = |repository: &RepositoryName| {
+        own.as_ref().is_none_or(|own| own.refused(repository, Use::Pull).is_none())
+    };
     let (mut there, mut digests) = (Vec::new(), Vec::new());
     for digest in body.digests {
         if state.catalog.renew_lease(&owner, &digest, SENT_KEEP).await? {
             continue;
         }
-        let found = state.catalog.repositories_with_blob(&attempt.run.registry, &digest, 1).await?;
+        let registry = &attempt.run.registry;
+        let found = state.catalog.repositories_with_blob(registry, &digest, SOURCES_MAX).await?;
         let is_whole = state.catalog.blobs().stat(&digest).await?.is_some();
-        match !found.is_empty() && is_whole {
+        match found.iter().any(may_pull) && is_whole {
             true => there.push(digest),
             false => digests.push(digest),
         }

@@ -122,7 +122,7 @@ pub(crate) async fn put(
         let definition = checked(&state, &registry, &name, definition).await?;
         match state.tasks.put(&registry, &name, &definition, known.as_ref()).await {
             Ok(task) => {
-                forget_lost(&state, &registry, &name, task.definition.identity.system).await?;
+                forget_lost(&state, &registry, &name, task.definition.identity.system).await;
                 return Ok(axum::Json(to_api::task(&task)));
             }
             Err(ControlError::Conflict { .. }) if attempt < CHANGE_ATTEMPTS => (),
@@ -166,7 +166,7 @@ pub(crate) async fn update(
         let definition = checked(&state, &registry, &name, definition).await?;
         match state.tasks.put(&registry, &name, &definition, Some(&known)).await {
             Ok(task) => {
-                forget_lost(&state, &registry, &name, task.definition.identity.system).await?;
+                forget_lost(&state, &registry, &name, task.definition.identity.system).await;
                 return Ok(axum::Json(to_api::task(&task)));
             }
             Err(ControlError::Conflict { .. }) if attempt < CHANGE_ATTEMPTS => (),
@@ -188,7 +188,7 @@ pub(crate) async fn delete(
     let (registry, _) = state.registry(&registry)?;
     let name = from_api::task_name(&name)?;
     state.tasks.delete(&registry, &name).await?;
-    forget_lost(&state, &registry, &name, None).await?;
+    forget_lost(&state, &registry, &name, None).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -199,8 +199,10 @@ async fn forget_lost(
     registry: &RegistryName,
     name: &TaskName,
     identity: Option<Uuid>,
-) -> Result<(), ApiError> {
-    Ok(state.access.permissions.forget_task(registry, name, identity).await?)
+) {
+    if let Err(error) = state.access.permissions.forget_task(registry, name, identity).await {
+        tracing::warn!(%error, task = %name, "its scope map is still listed");
+    }
 }
 
 /// A task that is there.
