@@ -233,6 +233,38 @@ pub struct ScopeMapAssignmentRequest {
     pub scope_map: String,
 }
 
+/// Where people sign in: an OpenID Connect provider.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SignInOffer {
+    /// Its address, which its documents are below.
+    pub issuer: String,
+    /// As which program it knows this server's clients: a public one, with PKCE.
+    pub client_id: String,
+    /// What it is to be asked for.
+    pub scopes: Vec<String>,
+}
+
+/// What the provider says of somebody.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SignInRequest {
+    /// An identity token of the provider, from just now.
+    pub id_token: String,
+}
+
+/// A session that was begun.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SignedIn {
+    /// The account that it is of.
+    pub account: String,
+    /// As good as the password of the account until the session is over.
+    pub token: String,
+    /// A time in RFC 3339.
+    pub expires_at: String,
+}
+
 /// A line of the audit log.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct AuditRecord {

@@ -266,6 +266,15 @@ fn client(
     builder.build().map_err(could_not("prepare a connection"))
 }
 
+/// A client for others than servers of ours, which follows nothing.
+pub(crate) fn provider_client(ca_file: Option<&Path>) -> Result<reqwest::Client> {
+    let mut builder = builder();
+    if let Some(file) = ca_file {
+        builder = builder.tls_certs_merge(certificates(file)?);
+    }
+    builder.build().map_err(could_not("prepare a connection"))
+}
+
 fn builder() -> reqwest::ClientBuilder {
     // An error means that there is a provider already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -297,7 +306,7 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
         .map_err(|error| error.with_hint("is it a Refit server of this version?"))
 }
 
-async fn read_body(mut response: Response, size_max: usize) -> Result<Vec<u8>> {
+pub(crate) async fn read_body(mut response: Response, size_max: usize) -> Result<Vec<u8>> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(could_not("read the answer"))? {
         if body.len() + chunk.len() > size_max {

@@ -24,6 +24,7 @@ mod progress;
 mod prompt;
 mod sanitize;
 mod select;
+mod sign_in;
 mod ssh;
 
 pub use commands::{Command, run};

@@ -169,7 +169,7 @@ fn check_clear(server: &Url, args: &GlobalArgs, environment: &Environment) -> Re
     }
 }
 
-fn ca_file<'a>(args: &'a GlobalArgs, environment: &'a Environment) -> Option<&'a Path> {
+pub(crate) fn ca_file<'a>(args: &'a GlobalArgs, environment: &'a Environment) -> Option<&'a Path> {
     let variable = environment.variable("REFIT_CA_FILE").filter(|file| !file.is_empty());
     args.ca_file.as_deref().or(variable.map(Path::new))
 }

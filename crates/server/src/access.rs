@@ -19,13 +19,14 @@ use crate::from_api::cut;
 use crate::keys::{ADMIN, Keys, Presented, attempt_of_user};
 use crate::rates::Rates;
 use crate::run_rights::RunAccess;
+use crate::sign_in::Sessions;
 use crate::trusted::TrustedIssuers;
 
 const TOO_MANY_REQUESTS: &str = "too many requests within a minute";
 const TOO_MANY_GUESSES: &str = "too many credentials that are wrong, or are being checked";
 
 /// Issuers that do not answer are asked again after this.
-const KEYS_PAUSE: Duration = Duration::from_secs(10);
+pub(crate) const KEYS_PAUSE: Duration = Duration::from_secs(10);
 const NO_KEYS: &str = "the keys of the token's issuer cannot be fetched now";
 
 /// Begins the name of a token of a registry where it acts.
@@ -124,6 +125,7 @@ pub(crate) struct ServerAccess {
     pub(crate) auditor: Auditor,
     pub(crate) rates: Rates,
     pub(crate) trusted: TrustedIssuers,
+    pub(crate) sessions: Sessions,
 }
 
 impl ServerAccess {
@@ -154,6 +156,9 @@ impl ServerAccess {
             )),
             Presented::Bearer(token) if self.keys.is_token(&token) => Ok(Principal::ApiToken),
             Presented::Bearer(token) => {
+                if let Some(proven) = self.of_session(None, &token).await? {
+                    return Ok(Principal::Known(proven.identity));
+                }
                 if let Some((proven, _)) = self.of_other_issuer(&token).await? {
                     return Ok(Principal::Known(proven.identity));
                 }
@@ -183,6 +188,9 @@ impl ServerAccess {
         if by_token.is_some() {
             return Ok(by_token);
         }
+        if let Some(proven) = self.of_session(Some(user), password).await? {
+            return Ok(Some(proven));
+        }
         let guess = self.rates.begin_guess(peer, user, Instant::now()).map_err(too_many_guesses)?;
         let proven = self.permissions.authenticate_account(user, password).await;
         match &proven {
@@ -194,6 +202,20 @@ impl ServerAccess {
             Ok(None) | Err(_) => (),
         }
         Ok(proven?)
+    }
+
+    /// Whose session a text is, if it is one that still holds, of this user.
+    async fn of_session(
+        &self,
+        user: Option<&str>,
+        text: &str,
+    ) -> Result<Option<control::Proven>, ApiError> {
+        let Some((name, credential)) = self.sessions.read(text) else { return Ok(None) };
+        if user.is_some_and(|user| !user.eq_ignore_ascii_case(name.as_str())) {
+            return Ok(None);
+        }
+        let proven = self.permissions.proven(&name).await?;
+        Ok(proven.filter(|proven| proven.credential == credential))
     }
 
     /// The account that a token of another issuer proves somebody to be, and for how long.
@@ -209,7 +231,7 @@ impl ServerAccess {
         Ok(self.permissions.proven(&name).await?.map(|proven| (proven, left)))
     }
 
-    fn was_wrong(&self, peer: Peer) -> Result<(), ApiError> {
+    pub(crate) fn was_wrong(&self, peer: Peer) -> Result<(), ApiError> {
         self.rates.was_wrong(peer, Instant::now()).map_err(too_many_guesses)
     }
 
@@ -589,7 +611,8 @@ mod tests {
             only_registry: true,
             auditor,
             rates: Rates::new(RateSettings::default()),
-            trusted: TrustedIssuers::new(&Default::default(), None, clock).unwrap(),
+            trusted: TrustedIssuers::new(&Default::default(), None, clock.clone()).unwrap(),
+            sessions: Sessions::new(b"key", clock),
         };
         (access, attempt)
     }

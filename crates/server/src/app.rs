@@ -33,6 +33,7 @@ use crate::rates::Rates;
 use crate::registries::Registries;
 use crate::run_rights::RunAccess;
 use crate::secrets::Providers;
+use crate::sign_in::{Provider, Sessions};
 use crate::state::{Shared, State};
 use crate::trusted::TrustedIssuers;
 use crate::{Settings, background, log_artifacts, routes, tls};
@@ -244,7 +245,14 @@ impl App {
                     clock.clone(),
                 )
                 .map_err(ServeError::starting("prepare for asking other issuers"))?,
+                sessions: Sessions::new(keys.sessions().as_bytes(), clock.clone()),
             },
+            sign_in: settings
+                .sign_in
+                .clone()
+                .map(|provider| Provider::new(provider, clock.clone()))
+                .transpose()
+                .map_err(ServeError::starting("prepare for asking the provider of sign-in"))?,
             auditor,
             keys,
             build_defaults: BuildDefaults {

@@ -170,6 +170,11 @@ impl Keys {
         self.is_signed(&format!("password of {user}"), password)
     }
 
+    /// The key that sessions of people are signed with.
+    pub(crate) fn sessions(&self) -> String {
+        self.signed("sessions of people who have signed in")
+    }
+
     /// What random texts of a run's task file begin from: the same in each attempt, and nobody
     /// else's to guess.
     pub(crate) fn seed(&self, run: &Run) -> Seed {

@@ -39,6 +39,7 @@ mod registries;
 mod routes;
 mod run_rights;
 mod secrets;
+mod sign_in;
 mod state;
 mod tls;
 mod to_api;

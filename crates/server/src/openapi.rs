@@ -285,6 +285,8 @@ mod tests {
             "/.well-known/openid-configuration",
             "/api/v1/openapi.json",
             "/api/v1/registries/{registry}/sources/upload/{id}",
+            "/api/v1/signIn",
+            "/api/v1/signIn",
             "/api/v1/version",
             "/healthz",
             "/metrics",

@@ -15,6 +15,7 @@ mod pools;
 mod runs;
 mod scrub;
 mod secrets;
+mod sign_in;
 mod sources;
 mod task_runs;
 mod tasks;
@@ -269,6 +270,7 @@ fn of_everybody<R: Described>() -> R {
     handlers!(
         with_uploads;
         issuer::configuration, issuer::keys => NOTHING;
+        sign_in::show, sign_in::begin => NOTHING;
         openapi::show, health::version, health::alive, health::ready, health::metrics => NOTHING;
     )
 }

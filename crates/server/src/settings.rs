@@ -38,6 +38,8 @@ pub struct Settings {
     /// By host.
     pub vaults: BTreeMap<String, VaultSettings>,
     /// By address, as tokens have it.
+    /// None: nobody does.
+    pub sign_in: Option<SignInSettings>,
     pub trusted_issuers: BTreeMap<String, TrustedIssuerSettings>,
     pub kubernetes: KubernetesSettings,
     /// What [`Settings::render`] shows.
@@ -185,6 +187,23 @@ pub struct TrustedIssuerSettings {
     pub accounts: BTreeMap<String, control::AccountName>,
     /// None: this server's address.
     pub audience: Option<String>,
+    /// PEM.
+    pub ca: Option<Vec<u8>>,
+}
+
+/// Where people sign in.
+#[derive(Debug, Clone)]
+pub struct SignInSettings {
+    /// The OpenID Connect provider, as its tokens have it.
+    pub issuer: String,
+    pub client_id: String,
+    /// What of a token is the name of an account.
+    pub claim: String,
+    pub scopes: Vec<String>,
+    /// How long somebody is signed in.
+    pub session: Duration,
+    /// What accounts are in all registries that are made for whoever signs in; none: none are made.
+    pub role: Option<control::Role>,
     /// PEM.
     pub ca: Option<Vec<u8>>,
 }

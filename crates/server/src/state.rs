@@ -26,6 +26,7 @@ use crate::keys::Keys;
 use crate::presence::Presence;
 use crate::registries::{self, Registries};
 use crate::secrets::Providers;
+use crate::sign_in::Provider;
 
 /// One per server.
 pub(crate) struct State {
@@ -49,6 +50,8 @@ pub(crate) struct State {
     pub(crate) agents: Agents,
     pub(crate) registries: Registries,
     pub(crate) keys: Arc<Keys>,
+    /// Where people sign in, if anywhere.
+    pub(crate) sign_in: Option<Provider>,
     pub(crate) access: ServerAccess,
     pub(crate) auditor: Auditor,
     pub(crate) build_defaults: BuildDefaults,

@@ -47,14 +47,17 @@ const ALGORITHMS: [Algorithm; 8] = [
 /// The issuers that the settings trust. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct TrustedIssuers {
-    issuers: Arc<BTreeMap<String, Arc<Issuer>>>,
+    issuers: Arc<BTreeMap<String, (Arc<Issuer>, Accounts)>>,
     clock: Clock,
 }
 
-struct Issuer {
+/// By subject.
+type Accounts = BTreeMap<String, AccountName>;
+
+/// Somebody whose signatures are believed.
+pub(crate) struct Issuer {
     /// As tokens have it.
     address: String,
-    settings: TrustedIssuerSettings,
     /// Whom tokens have to be for.
     audience: String,
     http: reqwest::Client,
@@ -87,14 +90,18 @@ pub(crate) struct KeysUnavailable {
     reason: String,
 }
 
+/// What a token says.
 #[derive(Deserialize)]
-struct Claims {
-    sub: String,
+pub(crate) struct Claims {
+    pub(crate) sub: String,
     /// One, or a list; the validation compares it.
     aud: Value,
     #[serde(default)]
     nbf: Option<i64>,
     exp: i64,
+    /// All else.
+    #[serde(flatten)]
+    pub(crate) others: serde_json::Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -116,16 +123,9 @@ impl TrustedIssuers {
         clock: Clock,
     ) -> reqwest::Result<Self> {
         let issuer = |(address, settings): (&String, &TrustedIssuerSettings)| {
-            let audience = settings.audience.as_deref().or(own).unwrap_or_default().to_owned();
-            let issuer = Issuer {
-                address: address.clone(),
-                settings: settings.clone(),
-                audience,
-                http: client(settings.ca.as_deref(), TIMEOUT)?,
-                keys: Mutex::default(),
-                fetching: Arc::default(),
-            };
-            Ok((address.clone(), Arc::new(issuer)))
+            let audience = settings.audience.as_deref().or(own).unwrap_or_default();
+            let issuer = Issuer::new(address, audience, settings.ca.as_deref())?;
+            Ok((address.clone(), (Arc::new(issuer), settings.accounts.clone())))
         };
         let issuers = settings.iter().map(issuer).collect::<reqwest::Result<_>>()?;
         Ok(Self { issuers: Arc::new(issuers), clock })
@@ -140,16 +140,51 @@ impl TrustedIssuers {
         if self.issuers.is_empty() || token.len() > TOKEN_MAX {
             return Ok(None);
         }
-        let Some((address, issuer)) = self.issuer_of(token) else { return Ok(None) };
+        let Some((issuer, accounts)) = self.issuer_of(token) else { return Ok(None) };
+        let claims = issuer.claims(token, &self.clock).await?;
+        Ok(claims.and_then(|claims| {
+            let left = claims.exp.saturating_sub(self.clock.now().div_euclid(1000));
+            let account = accounts.get(&claims.sub)?;
+            let left = Duration::from_secs(u64::try_from(left).unwrap_or_default());
+            Some((account.clone(), left))
+        }))
+    }
+
+    /// Who a token says that it is of, if that is somebody to be trusted.
+    fn issuer_of(&self, token: &str) -> Option<&(Arc<Issuer>, Accounts)> {
+        let claims = jsonwebtoken::dangerous::insecure_decode::<Unverified>(token).ok()?.claims;
+        self.issuers.get(&claims.iss)
+    }
+}
+
+impl Issuer {
+    /// `address` is as tokens have it, and `audience` whom they have to be for. `ca` is trusted besides
+    /// the system's authorities, PEM.
+    pub(crate) fn new(address: &str, audience: &str, ca: Option<&[u8]>) -> reqwest::Result<Self> {
+        Ok(Self {
+            address: address.to_owned(),
+            audience: audience.to_owned(),
+            http: client(ca, TIMEOUT)?,
+            keys: Mutex::default(),
+            fetching: Arc::default(),
+        })
+    }
+
+    /// What a token says, if it is of this issuer, for the audience, and good now.
+    pub(crate) async fn claims(
+        self: &Arc<Self>,
+        token: &str,
+        clock: &Clock,
+    ) -> Result<Option<Claims>, KeysUnavailable> {
         let Ok(header) = jsonwebtoken::decode_header(token) else { return Ok(None) };
-        if !ALGORITHMS.contains(&header.alg) {
+        if token.len() > TOKEN_MAX || !ALGORITHMS.contains(&header.alg) {
             return Ok(None);
         }
-        let keys = issuer.keys(header.kid.as_deref(), &self.clock).await?;
-        let now = self.clock.now();
+        let keys = self.keys(header.kid.as_deref(), clock).await?;
+        let now = clock.now();
         let mut validation = Validation::new(header.alg);
-        validation.set_audience(&[&issuer.audience]);
-        validation.set_issuer(&[address]);
+        validation.set_audience(&[&self.audience]);
+        validation.set_issuer(&[&self.address]);
         // What is absent would otherwise not be compared.
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         // Ours to check: the time is given.
@@ -160,26 +195,13 @@ impl TrustedIssuers {
         });
         let leeway = LEEWAY as i64;
         let now = now.div_euclid(1000);
-        let good = claims.filter(|claims| {
-            is_audience(&claims.aud, &issuer.audience)
+        Ok(claims.filter(|claims| {
+            is_audience(&claims.aud, &self.audience)
                 && now < claims.exp.saturating_add(leeway)
                 && claims.nbf.is_none_or(|nbf| nbf <= now.saturating_add(leeway))
-        });
-        Ok(good.and_then(|claims| {
-            let left = u64::try_from(claims.exp.saturating_sub(now)).unwrap_or_default();
-            let account = issuer.settings.accounts.get(&claims.sub)?;
-            Some((account.clone(), Duration::from_secs(left)))
         }))
     }
 
-    /// Who a token says that it is of, if that is somebody to be trusted.
-    fn issuer_of(&self, token: &str) -> Option<(&String, &Arc<Issuer>)> {
-        let claims = jsonwebtoken::dangerous::insecure_decode::<Unverified>(token).ok()?.claims;
-        self.issuers.get_key_value(&claims.iss)
-    }
-}
-
-impl Issuer {
     /// The keys that may have signed a token which names one, or none. They are fetched once for all
     /// who need them at the same time, and nobody waits for that who can do without.
     async fn keys(

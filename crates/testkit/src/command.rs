@@ -241,6 +241,16 @@ impl Running {
         until(&format!("`{text}` on stderr"), has);
     }
 
+    /// A line of stderr that begins so, once it is there as a whole.
+    #[track_caller]
+    pub fn line_of_stderr(&self, begin: &str) -> String {
+        until(begin, || {
+            let shown = text_of(&self.so_far);
+            let whole = shown.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            whole.lines().find(|line| line.starts_with(begin)).map(str::to_owned)
+        })
+    }
+
     #[track_caller]
     pub fn interrupt(&self) {
         self.signal(rustix::process::Signal::INT);

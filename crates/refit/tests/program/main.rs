@@ -46,6 +46,7 @@ mod scrub;
 mod secrets;
 mod serve;
 mod shell;
+mod sign_in;
 mod ssh;
 mod step_secrets;
 mod step_ssh;

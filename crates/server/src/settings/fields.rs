@@ -358,6 +358,24 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "sign_in",
+        about: "An OpenID Connect provider where people sign in (`refit login --oidc`).",
+        named: None,
+        fields: &[
+            text("issuer", "", "Its address, as it says it itself. Empty: nobody signs in so."),
+            text("client_id", "", "As which program it knows Refit: a public one, with PKCE."),
+            text("claim", "email", "What of its tokens is the name of an account."),
+            text("scopes", "openid email", "What it is asked for, parted by spaces."),
+            text("session", "8h", "How long somebody is signed in."),
+            text(
+                "role",
+                "",
+                "What whoever signs in for the first time is in all registries. Empty: only accounts that are there sign in.",
+            ),
+            text("ca_file", "", "Certificates to trust besides the system's, a PEM file."),
+        ],
+    },
+    Section {
         name: "kubernetes",
         about: "The cluster that the server is in, for secrets of runs.",
         named: None,

@@ -18,8 +18,8 @@ use super::fields::{FOREIGN_VARIABLES, Field, Kind, SECTIONS, Section, nearest, 
 
 use super::{
     BuildSettings, KubernetesSettings, LimitSettings, NetworkSettings, RateSettings,
-    RegistrySettings, Secret, ServerSettings, Settings, StoreSettings, TaskSettings, TlsSettings,
-    TrustedIssuerSettings, UpstreamSettings, VaultSettings, units,
+    RegistrySettings, Secret, ServerSettings, Settings, SignInSettings, StoreSettings,
+    TaskSettings, TlsSettings, TrustedIssuerSettings, UpstreamSettings, VaultSettings, units,
 };
 
 /// A settings file larger than this is a mistake.
@@ -283,6 +283,7 @@ impl Layers {
         let vaults = self.vaults(&registries);
         let kubernetes = self.kubernetes();
         let trusted_issuers = self.trusted_issuers(server.public_url.is_some());
+        let sign_in = self.sign_in();
         self.render(&server.data, &mut rendered);
         Settings {
             server,
@@ -296,6 +297,7 @@ impl Layers {
             vaults,
             kubernetes,
             trusted_issuers,
+            sign_in,
             rendered,
         }
     }
@@ -590,6 +592,32 @@ impl Layers {
             }
         }
         issuers
+    }
+
+    fn sign_in(&mut self) -> Option<SignInSettings> {
+        let mut at = self.at("sign_in", "");
+        let issuer = at.optional("issuer", public_url);
+        let client_id = at.optional("client_id", |text| Ok(text.to_owned()));
+        let settings = SignInSettings {
+            issuer: issuer.clone().unwrap_or_default(),
+            client_id: client_id.clone().unwrap_or_default(),
+            claim: at.parsed("claim", |text| Ok(text.to_owned()), String::new()),
+            scopes: at.parsed(
+                "scopes",
+                |text| Ok(text.split_whitespace().map(str::to_owned).collect()),
+                Vec::new(),
+            ),
+            session: at.duration("session"),
+            role: at.optional("role", |text| {
+                text.parse().map_err(|error: control::BadRole| error.to_string())
+            }),
+            ca: at.optional("ca_file", certificates),
+        };
+        if issuer.is_some() && client_id.is_none() {
+            let message = "`sign_in.client_id` is empty".to_owned();
+            self.refuse(message, Some("the provider gives one to each program".into()));
+        }
+        issuer.map(|_| settings)
     }
 
     fn kubernetes(&mut self) -> KubernetesSettings {

@@ -187,6 +187,47 @@ async fn a_slow_head_is_given_up() {
     server.stop().await;
 }
 
+/// A client that goes on, but slowly, has no more time; nor has one between its requests.
+#[tokio::test]
+async fn a_head_byte_by_byte_and_an_idle_connection_are_given_up() {
+    let server = Server::start_with("[limits]\nheader_timeout = \"500ms\"", &[]).await;
+    let mut slow = tokio::net::TcpStream::connect(server.host()).await.unwrap();
+    let sending = async {
+        let head =
+            b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nx: ".iter().chain([b'a'].iter().cycle());
+        for byte in head {
+            if slow.write_all(&[*byte]).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    bounded(sending).await;
+    let mut idle = tokio::net::TcpStream::connect(server.host()).await.unwrap();
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let mut all = Vec::new();
+    // It is answered, and then it ends.
+    bounded(idle.read_to_end(&mut all)).await.unwrap();
+    assert!(all.starts_with(b"HTTP/1.1 200 OK"), "{}", String::from_utf8_lossy(&all));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_head_has_a_bound() {
+    let server = Server::start().await;
+    for head in ["x: y\r\n".repeat(300), format!("x: {}\r\n", "y".repeat(1 << 20))] {
+        let mut stream = tokio::net::TcpStream::connect(server.host()).await.unwrap();
+        let request = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\n{head}\r\n");
+        // The server may have left before all of it was sent.
+        let _ = stream.write_all(request.as_bytes()).await;
+        let mut all = Vec::new();
+        let _ = bounded(stream.read_to_end(&mut all)).await;
+        let answer = String::from_utf8_lossy(&all);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    }
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn connections_beyond_the_bound_wait() {
     let server = Server::start_with("[limits]\nconnections_max = 1", &[]).await;

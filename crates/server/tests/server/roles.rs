@@ -134,7 +134,9 @@ async fn the_table_of_roles_by_operation() {
         "getIssuer",
         "getIssuerKeys",
         "getMetrics",
+        "getSignIn",
         "getVersion",
+        "signIn",
         "uploadSource",
     ];
     assert_eq!(open, known, "everybody may ask for these, and for nothing else");
