@@ -122,6 +122,85 @@ pub struct Deleted {
     pub tags_deleted: u64,
 }
 
+/// A repository of which something can be restored.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeletedRepository {
+    pub image_name: String,
+    /// How many of its manifests can be.
+    pub manifest_count: u64,
+    pub tag_count: u64,
+}
+
+/// A manifest that can be restored.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeletedManifest {
+    pub digest: String,
+    /// Config plus layers, in bytes.
+    pub image_size: u64,
+    #[schema(format = DateTime)]
+    pub created_time: String,
+    #[schema(format = DateTime)]
+    pub deleted_time: String,
+    /// Until when it can be restored, as long as the policy is not changed.
+    #[schema(format = DateTime)]
+    pub expiry_time: String,
+    pub media_type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    /// What it refers to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// Those that it can be restored with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+}
+
+/// A tag that can be restored, to one of the manifests that it pointed at when it was removed.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeletedTag {
+    pub name: String,
+    pub digest: String,
+    #[schema(format = DateTime)]
+    pub created_time: String,
+    #[schema(format = DateTime)]
+    pub deleted_time: String,
+    /// Until when it can be restored, as long as the policy is not changed.
+    #[schema(format = DateTime)]
+    pub expiry_time: String,
+}
+
+/// Body of `POST .../repositories/{name}/restore`: a tag, a digest, or both.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RestoreRequest {
+    /// With its manifest, if that was deleted too. Absent: the manifest alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// Absent: whatever the tag pointed at when it was removed last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Take the tag from what it points at by now, which can be restored in turn.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What was restored.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Restored {
+    pub digest: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// Whether the manifest had been deleted too.
+    pub manifest_restored: bool,
+    /// Manifests that it lists as an index, and that are to be restored for themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deleted_members: Vec<String>,
+}
+
 /// Body of `POST .../gc`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

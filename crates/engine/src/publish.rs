@@ -61,9 +61,7 @@ impl PublishError {
             Self::LeaseLost => Failure::Superseded,
             Self::Refused(reason) => Failure::User(format!("error: {reason}")),
             Self::Server(reason) => Failure::Ours(format!("error: {reason}")),
-            Self::Store(StoreError::Locked(locked)) => {
-                Failure::User(format!("error: {locked}\nhint: {}", locked.hint()))
-            }
+            Self::Store(error) if error.is_refusal() => Failure::user(&error, error.hint()),
             Self::Store(error) => Failure::ours(&error),
         }
     }

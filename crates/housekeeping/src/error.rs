@@ -1,7 +1,7 @@
 //! Why a command did not do what it was asked for.
 
 use oci::RepositoryName;
-use store::{Lock, StoreError};
+use store::StoreError;
 
 use crate::duration::DurationError;
 use crate::filter::{FilterError, MatchError};
@@ -64,9 +64,9 @@ pub enum HousekeepingError {
     Canceled,
     #[error("`--include-locked` needs the right to unlock, `metadata/write`")]
     MayNotUnlock,
-    /// Somebody has locked what was to be changed.
+    /// Somebody has locked what was to be changed, or deleted it.
     #[error("{0}")]
-    Locked(Lock),
+    Forbidden(StoreError),
     #[error("the registry could not go on")]
     Store(#[source] StoreError),
 }
@@ -74,7 +74,7 @@ pub enum HousekeepingError {
 impl From<StoreError> for HousekeepingError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Locked(locked) => Self::Locked(locked),
+            error if error.is_refusal() => Self::Forbidden(error),
             error => Self::Store(error),
         }
     }
@@ -93,7 +93,7 @@ impl HousekeepingError {
                  `--filter-timeout-seconds`"
                     .to_owned(),
             ),
-            Self::Locked(locked) => Some(locked.hint()),
+            Self::Forbidden(error) => error.hint(),
             _ => None,
         }
     }

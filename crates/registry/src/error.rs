@@ -182,6 +182,13 @@ impl ApiError {
                         "name": locked.repository, "attribute": locked.attribute.name(),
                     }))
             }
+            // As above.
+            StoreError::SoftDeleted { ref digest, .. } => {
+                let hint = error.hint().unwrap_or_default();
+                Self::new(Code::Denied, format!("{message}; {hint}"))
+                    .status(StatusCode::CONFLICT)
+                    .detail(json!({ "digest": digest }))
+            }
             error @ StoreError::NoSpace(_) => {
                 log(&error);
                 Self::new(Code::Unknown, message).status(StatusCode::INSUFFICIENT_STORAGE)
@@ -277,6 +284,10 @@ mod tests {
                 reference: Some(store::ManifestRef::Tag(oci::Tag::latest())),
                 attribute: store::Attribute::WriteEnabled,
             }),
+            StoreError::SoftDeleted {
+                repository: "app".parse().unwrap(),
+                digest: oci::Digest::of(b""),
+            },
             StoreError::NoSpace(full()),
             StoreError::Io { doing: "read a blob".to_owned(), source: full() },
         ];
@@ -294,6 +305,7 @@ mod tests {
             416 BLOB_UPLOAD_INVALID upload has 5 bytes, the chunk starts at 0
             405 UNSUPPORTED blob is in use
             405 DENIED tag `app:latest` is locked: its `writeEnabled` is false; `refit repository update --image app:latest --write-enabled true` unlocks it
+            409 DENIED manifest DIGEST of repository `app` is soft-deleted; `refit manifest restore app@DIGEST` brings it back
             507 UNKNOWN no space left in the store
             500 UNKNOWN the store could not read a blob
         "#]]

@@ -323,6 +323,7 @@ impl App {
         parts.spawn(log_artifacts::store(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::retain_outputs(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::remove_due(Arc::clone(&self.state), shutdown.clone()));
+        parts.spawn(background::remove_deleted(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::collect_garbage(
             Arc::clone(&self.state),
             period,

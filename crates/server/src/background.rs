@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use control::{Run, StoredTask};
 use oci::{RepositoryName, Tag};
-use store::{Cause, ScrubPass};
+use store::{Cause, Deleted, ScrubPass};
 use tokio_util::sync::CancellationToken;
 
 use crate::routes;
@@ -80,6 +80,23 @@ pub(crate) async fn remove_due(state: Shared, shutdown: CancellationToken) {
             }
         })
         .await;
+    }
+}
+
+/// How often it is looked for what could be restored long enough.
+const DELETED_PERIOD: Duration = Duration::from_secs(60 * 60);
+
+/// Removes for good what cannot be restored any longer, until `shutdown`.
+pub(crate) async fn remove_deleted(state: Shared, shutdown: CancellationToken) {
+    while !shutdown.is_cancelled() {
+        match state.catalog.remove_deleted(state.clock.now()).await {
+            Ok(Deleted { manifests: 0, tags: 0 }) => (),
+            Ok(Deleted { manifests, tags }) => {
+                tracing::info!(manifests, tags, "what was deleted cannot be restored any longer");
+            }
+            Err(error) => tracing::error!(%error, "what was deleted could not be removed for good"),
+        }
+        pause(DELETED_PERIOD, &shutdown).await;
     }
 }
 

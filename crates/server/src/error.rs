@@ -185,7 +185,7 @@ impl From<HousekeepingError> for ApiError {
         match error {
             HousekeepingError::Store(error) => error.into(),
             HousekeepingError::MayNotUnlock => Self::forbidden(error.to_string()),
-            HousekeepingError::Locked(locked) => StoreError::Locked(locked).into(),
+            HousekeepingError::Forbidden(error) => error.into(),
             // Only the server's own end does that while somebody listens.
             HousekeepingError::Canceled => Self::leaving(),
             HousekeepingError::NotFound { .. } | HousekeepingError::NoRepository(_) => {
@@ -202,9 +202,12 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         let (status, code) = match &error {
             StoreError::NotFound { .. } => (StatusCode::NOT_FOUND, "NotFound"),
-            StoreError::InUse { .. } | StoreError::TagMoved { .. } => {
-                (StatusCode::CONFLICT, "Conflict")
-            }
+            StoreError::InUse { .. }
+            | StoreError::TagMoved { .. }
+            | StoreError::SoftDeleted { .. }
+            | StoreError::SubjectDeleted { .. }
+            | StoreError::TagExists { .. }
+            | StoreError::Exclusive { .. } => (StatusCode::CONFLICT, "Conflict"),
             StoreError::DigestMismatch { .. }
             | StoreError::MissingReference { .. }
             | StoreError::OutOfOrder { .. } => (StatusCode::BAD_REQUEST, "InvalidRequest"),

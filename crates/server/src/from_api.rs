@@ -34,7 +34,7 @@ pub(crate) use access::{
 };
 use logins::logins_of_run;
 pub(crate) use logins::name_hosts;
-pub(crate) use policies::retention;
+pub(crate) use policies::policies;
 pub(crate) use pools::{pool, pool_name, pool_of_run};
 pub(crate) use run_filter::run_filter;
 pub(crate) use secrets::{secret, secret_name};

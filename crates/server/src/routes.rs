@@ -7,6 +7,7 @@ mod attempts;
 mod audit;
 mod by_rule;
 mod content;
+mod deleted;
 mod health;
 mod import;
 mod issuer;
@@ -206,6 +207,8 @@ const STORE: Option<Needs> = Some(Needs::Store);
 const METADATA: Option<Needs> = Some(Needs::Rights(Rights::METADATA_READ));
 const ATTRIBUTES: Option<Needs> = Some(Needs::Rights(Rights::METADATA_WRITE));
 const DELETE: Option<Needs> = Some(Needs::Rights(Rights::CONTENT_DELETE));
+const RESTORE: Option<Needs> =
+    Some(Needs::Rights(Rights::CONTENT_WRITE.with(Rights::CONTENT_DELETE)));
 const UNTAG: Option<Needs> = Some(Needs::Either(Rights::CONTENT_DELETE, Rights::METADATA_WRITE));
 /// For everybody.
 const NOTHING: Option<Needs> = None;
@@ -232,13 +235,15 @@ fn of_principals<R: Described>() -> R {
         policies::update => MANAGE;
         pools::list, pools::show, pools::queue_status => READ;
         pools::put, pools::update, pools::delete, pools::token, pools::renew_token => MANAGE;
-        content::repositories => CATALOG;
+        content::repositories, deleted::repositories => CATALOG;
         content::repository, content::tags, content::tag, content::manifests,
         content::manifest => METADATA;
         // It tells of the run, and of other repositories.
         content::build_record => READ;
         content::delete_repository, content::delete_manifest => DELETE;
         content::untag => UNTAG;
+        deleted::manifests, deleted::tags => METADATA;
+        deleted::restore => RESTORE;
         content::update_repository, content::update_tag, content::update_manifest => ATTRIBUTES;
         content::collect_garbage => STORE;
         by_rule::purge, by_rule::annotate => WRITE;

@@ -16,8 +16,8 @@ use housekeeping::{Item, Record};
 use oci::{RegistryName, RepositoryName};
 use serde_json::Value;
 use store::{
-    Attributes, Deleted, GcReport, LostBlob, ManifestInfo, Millis, RepositoryInfo, Retention,
-    ScrubPass, StoredSize, TagInfo,
+    Attributes, Deleted, DeletedManifest, DeletedRepository, DeletedTag, GcReport, LostBlob,
+    ManifestInfo, Millis, Policies, RepositoryInfo, Restored, ScrubPass, StoredSize, TagInfo,
 };
 use uuid::Uuid;
 
@@ -479,15 +479,67 @@ pub(crate) fn repository(
 /// The only kind of retention that there is.
 pub(crate) const UNTAGGED_MANIFESTS: &str = "UntaggedManifests";
 
-pub(crate) fn policies(retention: Retention) -> api::Policies {
-    let Retention { enabled, days, updated_at } = retention;
+pub(crate) fn policies(policies: &Policies) -> api::Policies {
+    let Policies { retention, soft_delete } = policies;
+    let status = |enabled: bool| if enabled { "enabled" } else { "disabled" }.to_owned();
     let retention_policy = api::RetentionPolicy {
         kind: UNTAGGED_MANIFESTS.to_owned(),
-        status: if enabled { "enabled" } else { "disabled" }.to_owned(),
-        days,
-        last_updated_time: updated_at.map(time),
+        status: status(retention.enabled),
+        days: retention.days,
+        last_updated_time: retention.updated_at.map(time),
     };
-    api::Policies { retention_policy }
+    let soft_delete_policy = api::SoftDeletePolicy {
+        status: status(soft_delete.enabled),
+        retention_days: soft_delete.days,
+        last_updated_time: soft_delete.updated_at.map(time),
+    };
+    api::Policies { retention_policy, soft_delete_policy }
+}
+
+pub(crate) fn deleted_repository(found: &DeletedRepository) -> api::DeletedRepository {
+    api::DeletedRepository {
+        image_name: found.repository.to_string(),
+        manifest_count: found.manifests,
+        tag_count: found.tags,
+    }
+}
+
+pub(crate) fn deleted_manifest(found: &DeletedManifest, days: u32) -> api::DeletedManifest {
+    api::DeletedManifest {
+        digest: found.digest.to_string(),
+        image_size: found.image_size,
+        created_time: time(found.pushed_at),
+        deleted_time: time(found.deleted_at),
+        expiry_time: time(expiry(found.deleted_at, days)),
+        media_type: found.media_type.clone(),
+        artifact_type: found.artifact_type.clone(),
+        subject: found.subject.as_ref().map(ToString::to_string),
+        tags: found.tags.iter().map(ToString::to_string).collect(),
+    }
+}
+
+pub(crate) fn deleted_tag(found: &DeletedTag, days: u32) -> api::DeletedTag {
+    api::DeletedTag {
+        name: found.tag.to_string(),
+        digest: found.digest.to_string(),
+        created_time: time(found.created_at),
+        deleted_time: time(found.deleted_at),
+        expiry_time: time(expiry(found.deleted_at, days)),
+    }
+}
+
+/// Until when something can be restored.
+fn expiry(deleted_at: Millis, days: u32) -> Millis {
+    deleted_at.saturating_add(Millis::from(days) * 24 * 60 * 60 * 1000)
+}
+
+pub(crate) fn restored(restored: &Restored) -> api::Restored {
+    api::Restored {
+        digest: restored.digest.to_string(),
+        tag: restored.tag.as_ref().map(ToString::to_string),
+        manifest_restored: restored.with_manifest,
+        deleted_members: restored.deleted_members.iter().map(ToString::to_string).collect(),
+    }
 }
 
 pub(crate) fn attributes(attributes: Attributes) -> api::Attributes {

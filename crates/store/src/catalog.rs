@@ -8,9 +8,11 @@ mod documents;
 mod hot;
 mod locks;
 pub(crate) mod manifests;
+mod policies;
 mod repositories;
 mod retention;
 mod sessions;
+mod soft_delete;
 mod tags;
 
 use std::sync::Arc;

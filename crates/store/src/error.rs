@@ -1,6 +1,6 @@
 use oci::{Digest, RepositoryName, Tag};
 
-use crate::model::Lock;
+use crate::model::{Lock, Policy};
 
 /// Why the store could not do something. `Display` is safe to show to a client; paths and
 /// database details are in the source, for the operator's log.
@@ -27,6 +27,18 @@ pub enum StoreError {
     /// Somebody has locked it, or the repository that it is in.
     #[error("{0}")]
     Locked(Lock),
+    /// It was deleted and can be restored, which pushing it is no way to do.
+    #[error("manifest {digest} of repository `{repository}` is soft-deleted")]
+    SoftDeleted { repository: RepositoryName, digest: Digest },
+    /// A referrer is restored after its subject.
+    #[error("the subject {subject} of manifest {digest} is soft-deleted")]
+    SubjectDeleted { repository: RepositoryName, digest: Digest, subject: Digest },
+    /// The tag to be restored is there.
+    #[error("there is a `{repository}:{tag}` by now")]
+    TagExists { repository: RepositoryName, tag: Tag },
+    /// Two policies that are not enabled together.
+    #[error("{wanted} cannot be enabled while {enabled} is")]
+    Exclusive { wanted: Policy, enabled: Policy },
     #[error("no space left in the store")]
     NoSpace(#[source] std::io::Error),
     #[error("the store could not {doing}")]
@@ -48,8 +60,26 @@ impl StoreError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Locked(locked) => Some(locked.hint()),
+            Self::SoftDeleted { repository, digest } => {
+                Some(format!("`refit manifest restore {repository}@{digest}` brings it back"))
+            }
+            Self::SubjectDeleted { repository, subject, .. } => {
+                Some(format!("restore it first: `refit manifest restore {repository}@{subject}`"))
+            }
+            Self::TagExists { .. } => Some(
+                "`--force` moves it; what it points at now can then be restored in turn".to_owned(),
+            ),
+            Self::Exclusive { enabled, .. } => {
+                let command = enabled.command();
+                Some(format!("`refit config {command} update --status disabled` comes first"))
+            }
             _ => None,
         }
+    }
+
+    /// Whether it is as somebody wanted it to be, and for people to change.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Locked(_) | Self::SoftDeleted { .. })
     }
 }
 

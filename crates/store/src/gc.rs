@@ -7,7 +7,8 @@
 //! transaction that looked, and its bytes are removed after that. A push that stores the
 //! same bytes again lists them again, and then they stay.
 //!
-//! Roots: manifests and what they refer to, leases, cache entries, unfinished uploads.
+//! Roots: manifests and what they refer to, also those that can be restored; leases, cache entries,
+//! unfinished uploads.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -282,6 +283,8 @@ impl Catalog {
 const IN_USE: &str = "
     SELECT 1 FROM manifest_references WHERE target = $1
     UNION ALL SELECT 1 FROM manifests WHERE digest = $1
+    UNION ALL SELECT 1 FROM deleted_references WHERE target = $1
+    UNION ALL SELECT 1 FROM deleted_manifests WHERE digest = $1
     UNION ALL SELECT 1 FROM leases WHERE digest = $1
     UNION ALL SELECT 1 FROM cache_blobs WHERE digest = $1
     UNION ALL SELECT 1 FROM layer_indexes WHERE path_index = $1

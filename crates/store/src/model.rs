@@ -31,6 +31,10 @@ pub enum Cause {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         principal: Option<String>,
     },
+    /// What was deleted is there again.
+    Restore {
+        principal: String,
+    },
 }
 
 /// What a caller believes a tag to be, for compare-and-swap.
@@ -208,6 +212,131 @@ pub const RETENTION_DAYS_MAX: u32 = 365;
 pub struct RetentionChange {
     pub enabled: Option<bool>,
     pub days: Option<u32>,
+}
+
+/// Whether what is deleted in a registry can be restored (registry.md section 7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SoftDelete {
+    /// What is deleted from now on can be.
+    pub enabled: bool,
+    /// For how long, whenever it was deleted.
+    pub days: u32,
+    /// `None`: nobody has changed it yet.
+    pub updated_at: Option<Millis>,
+}
+
+impl Default for SoftDelete {
+    fn default() -> Self {
+        Self { enabled: false, days: 7, updated_at: None }
+    }
+}
+
+/// Days that deleted manifests and tags can be restored, at least and at most.
+pub const SOFT_DELETE_DAYS: std::ops::RangeInclusive<u32> = 1..=90;
+
+/// New values of [`SoftDelete`]; `None` leaves one as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SoftDeleteChange {
+    pub enabled: Option<bool>,
+    pub days: Option<u32>,
+}
+
+/// What a registry does by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Policies {
+    pub retention: Retention,
+    pub soft_delete: SoftDelete,
+}
+
+/// New values of [`Policies`]; `None` leaves one as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoliciesChange {
+    pub retention: Option<RetentionChange>,
+    pub soft_delete: Option<SoftDeleteChange>,
+}
+
+/// One of the [`Policies`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    Retention,
+    SoftDelete,
+}
+
+impl Policy {
+    /// As `refit config` has it.
+    pub(crate) fn command(self) -> &'static str {
+        match self {
+            Self::Retention => "retention",
+            Self::SoftDelete => "soft-delete",
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Retention => "retention of untagged manifests",
+            Self::SoftDelete => "soft delete",
+        })
+    }
+}
+
+/// A repository of which something can be restored, and how much, hidden or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeletedRepository {
+    pub repository: RepositoryName,
+    pub manifests: u64,
+    pub tags: u64,
+}
+
+/// A manifest that can be restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeletedManifest {
+    pub digest: Digest,
+    pub media_type: String,
+    /// Config plus layers, for people.
+    pub image_size: u64,
+    pub artifact_type: Option<String>,
+    pub subject: Option<Digest>,
+    pub pushed_at: Millis,
+    pub deleted_at: Millis,
+    /// Those with which it can be restored, without those that are hidden.
+    pub tags: Vec<Tag>,
+}
+
+/// A tag that can be restored, to one of the manifests that it pointed at when it was removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeletedTag {
+    pub tag: Tag,
+    pub digest: Digest,
+    pub created_at: Millis,
+    pub deleted_at: Millis,
+}
+
+/// What is to be restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToRestore {
+    /// A tag, with its manifest if that was deleted too.
+    Tag {
+        tag: Tag,
+        /// What it pointed at; `None`: at whatever it did when it was removed last.
+        digest: Option<Digest>,
+        /// Even if there is another one by now, which is soft-deleted then.
+        force: bool,
+    },
+    /// A manifest without its tags.
+    Manifest(Digest),
+}
+
+/// What was restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    pub digest: Digest,
+    pub tag: Option<Tag>,
+    /// Whether the manifest had been deleted, and not just its tag.
+    pub with_manifest: bool,
+    /// Manifests that it lists as an index, and that are still deleted.
+    pub deleted_members: Vec<Digest>,
 }
 
 /// What is locked, and by what.

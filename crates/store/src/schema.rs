@@ -3,7 +3,7 @@
 use crate::Result;
 
 /// Applied in order, each once; never changed after a release, only added to.
-const MIGRATIONS: [&str; 8] = [
+const MIGRATIONS: [&str; 9] = [
     "
 -- Bytes that exist, and where.
 CREATE TABLE blobs (
@@ -199,6 +199,57 @@ CREATE TABLE retention_policies (
 -- When a manifest goes that lost its last tag while that was wanted.
 ALTER TABLE manifests ADD COLUMN due_at BIGINT;
 CREATE INDEX manifests_due ON manifests (due_at) WHERE due_at IS NOT NULL;
+",
+    "
+-- Whether what is deleted can be restored, and for how long. It cannot, in a registry without a row.
+CREATE TABLE soft_delete_policies (
+    registry TEXT PRIMARY KEY,
+    enabled BIGINT NOT NULL,
+    days BIGINT NOT NULL,
+    updated_at BIGINT NOT NULL
+);
+-- Deleted manifests that can be restored, as they were.
+CREATE TABLE deleted_manifests (
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    digest TEXT NOT NULL REFERENCES blobs (digest),
+    media_type TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    image_size BIGINT NOT NULL,
+    artifact_type TEXT,
+    config_media_type TEXT,
+    subject TEXT,
+    annotations TEXT NOT NULL,
+    pushed_at BIGINT NOT NULL,
+    locked BIGINT NOT NULL,
+    deleted_at BIGINT NOT NULL,
+    PRIMARY KEY (registry, repository, digest)
+);
+CREATE INDEX deleted_manifests_digest ON deleted_manifests (digest);
+CREATE INDEX deleted_manifests_time ON deleted_manifests (registry, deleted_at);
+-- What they need to be complete.
+CREATE TABLE deleted_references (
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    manifest TEXT NOT NULL,
+    target TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    PRIMARY KEY (registry, repository, manifest, target)
+);
+CREATE INDEX deleted_references_target ON deleted_references (target);
+-- Removed tags that can be restored: of each, all that it pointed at when it was removed.
+CREATE TABLE deleted_tags (
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    name TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    locked BIGINT NOT NULL,
+    deleted_at BIGINT NOT NULL,
+    PRIMARY KEY (registry, repository, name, digest)
+);
+CREATE INDEX deleted_tags_digest ON deleted_tags (registry, repository, digest);
+CREATE INDEX deleted_tags_time ON deleted_tags (registry, deleted_at);
 ",
 ];
 

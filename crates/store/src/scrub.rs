@@ -227,7 +227,8 @@ impl Catalog {
         Ok(lost)
     }
 
-    /// Some of the repositories, of all registries, that have a blob or manifest.
+    /// Some of the repositories, of all registries, that have a blob or manifest, or would have if what
+    /// was deleted in them is restored.
     pub async fn repositories_of(
         &self,
         digest: &Digest,
@@ -235,6 +236,8 @@ impl Catalog {
         let rows: Vec<(String, String)> = sqlx::query_as(
             "SELECT registry, repository FROM repository_blobs WHERE digest = $1
              UNION SELECT registry, repository FROM manifests WHERE digest = $1
+             UNION SELECT registry, repository FROM deleted_references WHERE target = $1
+             UNION SELECT registry, repository FROM deleted_manifests WHERE digest = $1
              ORDER BY registry, repository LIMIT $2",
         )
         .bind(digest.as_str())

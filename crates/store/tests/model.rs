@@ -13,7 +13,10 @@ use oci::{
     media_type,
 };
 use proptest::prelude::*;
-use store::{Catalog, Cause, Expected, GcOptions, ManifestRef, MemoryStore, NewManifest};
+use store::{
+    Catalog, Cause, Expected, GcOptions, ManifestRef, MemoryStore, NewManifest, PoliciesChange,
+    SoftDeleteChange, StoreError, ToRestore,
+};
 
 /// Few names of everything, so that operations meet.
 #[derive(Debug, Clone)]
@@ -52,6 +55,20 @@ enum Operation {
         layer: u8,
     },
     Collect,
+    /// Whether what is deleted from now on can be restored.
+    SoftDelete(bool),
+    /// The nth deleted tag of a repository, of those that can be restored.
+    RestoreTag {
+        repository: u8,
+        nth: u8,
+        force: bool,
+    },
+    RestoreManifest {
+        repository: u8,
+        nth: u8,
+    },
+    /// What could be restored cannot any more.
+    Expire,
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -68,6 +85,11 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => (0..2u8).prop_map(|owner| Release { owner }),
         1 => (0..5u8).prop_map(|layer| Loose { layer }),
         2 => Just(Collect),
+        2 => any::<bool>().prop_map(SoftDelete),
+        2 => (0..2u8, 0..4u8, any::<bool>()).prop_map(|(repository, nth, force)|
+            RestoreTag { repository, nth, force }),
+        1 => (0..2u8, 0..4u8).prop_map(|(repository, nth)| RestoreManifest { repository, nth }),
+        1 => Just(Expire),
     ]
 }
 
@@ -76,6 +98,10 @@ struct Model {
     /// Manifests of repositories, and the blobs each needs.
     manifests: BTreeMap<(u8, Digest), BTreeSet<Digest>>,
     tags: BTreeMap<(u8, u8), Digest>,
+    is_soft: bool,
+    /// What can be restored, as above.
+    deleted: BTreeMap<(u8, Digest), BTreeSet<Digest>>,
+    deleted_tags: BTreeSet<(u8, u8, Digest)>,
     journal: Vec<(u8, u8, Option<Digest>, Option<Digest>)>,
     leases: BTreeSet<(u8, Digest)>,
     /// Everything that was ever stored, and whether it still is.
@@ -89,8 +115,37 @@ impl Model {
             None => self.tags.remove(&(repository, tag)),
         };
         if old.as_ref() != new {
-            self.journal.push((repository, tag, old, new.cloned()));
+            self.journal.push((repository, tag, old.clone(), new.cloned()));
         }
+        match (new, old) {
+            (Some(new), _) => drop(self.deleted_tags.remove(&(repository, tag, new.clone()))),
+            (None, Some(old)) if self.is_soft => {
+                self.deleted_tags.insert((repository, tag, old));
+            }
+            _ => (),
+        }
+    }
+
+    fn delete(&mut self, repository: u8, digest: Digest) {
+        for tag in 0..3 {
+            if self.tags.get(&(repository, tag)) == Some(&digest) {
+                self.set_tag(repository, tag, None);
+            }
+        }
+        let Some(needs) = self.manifests.remove(&(repository, digest.clone())) else { return };
+        match self.is_soft {
+            true => drop(self.deleted.insert((repository, digest), needs)),
+            false => self.deleted_tags.retain(|(of, _, at)| (*of, at) != (repository, &digest)),
+        }
+    }
+
+    /// Says whether there was something to restore.
+    fn restore(&mut self, repository: u8, digest: &Digest) -> bool {
+        let key = (repository, digest.clone());
+        let needs = self.deleted.remove(&key);
+        let was_deleted = needs.is_some();
+        self.manifests.extend(needs.map(|needs| (key, needs)));
+        was_deleted
     }
 
     fn nth(&self, repository: u8, nth: u8) -> Option<Digest> {
@@ -99,7 +154,8 @@ impl Model {
     }
 
     fn is_reachable(&self, digest: &Digest) -> bool {
-        self.manifests.iter().any(|((_, own), needs)| own == digest || needs.contains(digest))
+        let mut all = self.manifests.iter().chain(&self.deleted);
+        all.any(|((_, own), needs)| own == digest || needs.contains(digest))
             || self.leases.iter().any(|(_, leased)| leased == digest)
     }
 }
@@ -160,8 +216,7 @@ impl World {
                     .filter(|tag| self.model.tags.get(&(name, *tag)) == Some(&digest))
                     .collect();
                 assert_eq!(deleted.unwrap().tags, tags.len() as u64);
-                tags.iter().for_each(|tag| self.model.set_tag(name, *tag, None));
-                self.model.manifests.remove(&(name, digest));
+                self.model.delete(name, digest);
             }
             Operation::Move { repository: name, tag: number, nth, absent } => {
                 let Some(digest) = self.model.nth(name, nth) else { return };
@@ -208,7 +263,52 @@ impl World {
                 self.put(&layer(number)).await;
             }
             Operation::Collect => self.collect().await,
+            Operation::SoftDelete(enabled) => {
+                let change = SoftDeleteChange { enabled: Some(enabled), days: None };
+                let change = PoliciesChange { soft_delete: Some(change), retention: None };
+                catalog.change_policies(&registry(), change).await.unwrap();
+                self.model.is_soft = enabled;
+            }
+            Operation::RestoreTag { repository: name, nth, force } => {
+                let mut own = self.model.deleted_tags.iter().filter(|(of, ..)| *of == name);
+                let Some((_, number, digest)) = own.nth(nth.into()).cloned() else { return };
+                let restored = self.restore(
+                    name,
+                    ToRestore::Tag { tag: tag(number), digest: Some(digest.clone()), force },
+                );
+                let restored = restored.await;
+                let there = self.model.tags.get(&(name, number)).cloned();
+                if there.is_some() && !force {
+                    assert!(matches!(restored, Err(StoreError::TagExists { .. })), "{restored:?}");
+                    return;
+                }
+                let with_manifest = self.model.restore(name, &digest);
+                assert_eq!(restored.unwrap().with_manifest, with_manifest);
+                self.model.set_tag(name, number, Some(&digest));
+                if let Some(there) = there.filter(|_| self.model.is_soft) {
+                    self.model.deleted_tags.insert((name, number, there));
+                }
+            }
+            Operation::RestoreManifest { repository: name, nth } => {
+                let mut own = self.model.deleted.keys().filter(|(of, _)| *of == name);
+                let digest = own.nth(nth.into()).map(|(_, digest)| digest.clone());
+                let digest = digest.unwrap_or_else(|| Digest::of(b"never deleted"));
+                let restored = self.restore(name, ToRestore::Manifest(digest.clone())).await;
+                assert_eq!(restored.is_ok(), self.model.restore(name, &digest));
+            }
+            Operation::Expire => {
+                let at = 4_000_000_000_000;
+                let removed = catalog.remove_deleted(at).await.unwrap();
+                assert_eq!(removed.manifests, self.model.deleted.len() as u64);
+                self.model.deleted.clear();
+                self.model.deleted_tags.clear();
+            }
         }
+    }
+
+    async fn restore(&self, name: u8, wanted: ToRestore) -> store::Result<store::Restored> {
+        let cause = Cause::Restore { principal: "tester".to_owned() };
+        self.catalog.restore(&registry(), &repository(name), &wanted, &cause).await
     }
 
     async fn push(&mut self, name: u8, number: u8, config: u8, layers: &[u8]) {
@@ -236,8 +336,13 @@ impl World {
         let new = NewManifest { digest: &digest, media_type, bytes, manifest: &manifest };
         let tags = [(tag(number), Expected::Any)];
         let (registry, repository) = (registry(), repository(name));
-        self.catalog.put_manifest(&registry, &repository, new, &tags, &cause()).await.unwrap();
+        let put = self.catalog.put_manifest(&registry, &repository, new, &tags, &cause()).await;
         self.model.stored.insert(digest.clone(), true);
+        if self.model.deleted.contains_key(&(name, digest.clone())) {
+            assert!(matches!(put, Err(StoreError::SoftDeleted { .. })), "{put:?}");
+            return;
+        }
+        put.unwrap();
         self.model.set_tag(name, number, Some(&digest));
         self.model.manifests.insert((name, digest), needs);
     }
@@ -289,6 +394,24 @@ impl World {
                     assert!(size.unwrap().is_some(), "a manifest lost {digest}");
                 }
             }
+        }
+        for name in 0..2 {
+            let (repository, many) = (repository(name), 1000);
+            let found =
+                self.catalog.deleted_manifests(&registry, &repository, None, many).await.unwrap();
+            let expected = self.model.deleted.keys().filter(|(of, _)| *of == name);
+            let expected: Vec<_> = expected.map(|(_, digest)| digest.clone()).collect();
+            assert_eq!(found.iter().map(|m| m.digest.clone()).collect::<Vec<_>>(), expected);
+            for digest in expected {
+                let by_digest = ManifestRef::Digest(digest);
+                let found = self.catalog.manifest(&registry, &repository, &by_digest).await;
+                assert!(found.unwrap().is_none(), "what is deleted is given out");
+            }
+            let found = self.catalog.deleted_tags(&registry, &repository, None, many).await;
+            let found = found.unwrap().into_iter().map(|found| (found.tag, found.digest));
+            let expected = self.model.deleted_tags.iter().filter(|(of, ..)| *of == name);
+            let expected = expected.map(|(_, number, digest)| (tag(*number), digest.clone()));
+            assert_eq!(found.collect::<BTreeSet<_>>(), expected.collect::<BTreeSet<_>>());
         }
         let moves = self.catalog.tag_moves(0, 10_000).await.unwrap();
         assert!(moves.windows(2).all(|pair| pair[0].sequence < pair[1].sequence));

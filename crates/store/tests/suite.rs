@@ -13,8 +13,9 @@ use oci::{
 };
 use store::{
     Attributes, AttributesChange, BlobStore, BuildRecordText, CacheEntry, Catalog, Cause,
-    DiskStore, Expected, GcOptions, ManifestRef, MemoryStore, NewManifest, ReadLayer, Retention,
-    RetentionChange, ScrubPass, StoreError, StoredSize, Unneeded,
+    DiskStore, Expected, GcOptions, ManifestRef, MemoryStore, NewManifest, PoliciesChange, Policy,
+    ReadLayer, Restored, Retention, RetentionChange, ScrubPass, SoftDelete, SoftDeleteChange,
+    StoreError, StoredSize, ToRestore, Unneeded,
 };
 use tokio::io::AsyncReadExt;
 
@@ -134,6 +135,17 @@ suite! {
     retention_passes_over_what_is_locked_or_a_referrer,
     what_an_index_listed_goes_in_its_own_time,
     members_stay_as_long_as_their_index_is_locked,
+    n10_retention_and_soft_delete_are_not_enabled_together,
+    what_is_deleted_is_gone_for_everybody_and_can_be_restored,
+    n11_what_can_be_restored_is_not_pushed,
+    a_tag_is_restored_to_what_it_was_last_or_to_what_is_said,
+    what_is_deleted_goes_for_good_when_its_time_has_come,
+    collection_spares_what_can_be_restored,
+    a_subject_is_restored_before_its_referrers,
+    an_index_is_restored_without_its_members,
+    what_is_locked_is_neither_soft_deleted_nor_restored_into,
+    copies_are_not_soft_deleted,
+    lists_of_what_was_deleted_go_on_after_their_last,
     a_blob_in_use_cannot_be_unlinked,
     referrers_are_listed_whether_or_not_the_subject_exists,
     pages_of_referrers_are_bounded_and_go_on_when_their_last_is_deleted,
@@ -1077,7 +1089,8 @@ const DAY: i64 = 24 * 60 * 60 * 1000;
 
 async fn retain(f: &Fixture, enabled: Option<bool>, days: Option<u32>) -> Retention {
     let change = RetentionChange { enabled, days };
-    f.catalog.change_retention(&registry(), change).await.unwrap()
+    let change = PoliciesChange { retention: Some(change), soft_delete: None };
+    f.catalog.change_policies(&registry(), change).await.unwrap().retention
 }
 
 async fn untag(f: &Fixture, name: &str) {
@@ -1103,7 +1116,7 @@ async fn what_loses_its_last_tag_goes_when_it_is_due(f: Fixture) {
     f.catalog.move_tag(&registry, &app, &tag("also"), &Expected::Any, to, &cause).await.unwrap();
     let policy = retain(&f, Some(true), Some(2)).await;
     assert_eq!((policy.enabled, policy.days), (true, 2));
-    assert_eq!(f.catalog.retention(&registry).await.unwrap(), policy);
+    assert_eq!(f.catalog.policies(&registry).await.unwrap().retention, policy);
     // By a push of another image, and it has a tag still.
     let second = push(&f.catalog, "app", "v2", b"two").await;
     let to = Some(&second);
@@ -1134,7 +1147,7 @@ async fn what_loses_its_last_tag_goes_when_it_is_due(f: Fixture) {
 }
 
 async fn retention_begins_and_ends_when_it_is_switched(f: Fixture) {
-    let at_first = f.catalog.retention(&registry()).await.unwrap();
+    let at_first = f.catalog.policies(&registry()).await.unwrap().retention;
     assert_eq!(at_first, Retention { enabled: false, days: 7, updated_at: None });
     let before = push(&f.catalog, "app", "v1", b"one").await;
     untag(&f, "v1").await;
@@ -1150,8 +1163,8 @@ async fn retention_begins_and_ends_when_it_is_switched(f: Fixture) {
         assert_eq!(manifest(&f.catalog, "app", digest.as_str()).await.is_some(), stays);
     }
     // Of other registries nobody has said anything.
-    let other = f.catalog.retention(&"other".parse().unwrap()).await.unwrap();
-    assert!(!other.enabled);
+    let other = f.catalog.policies(&"other".parse().unwrap()).await.unwrap();
+    assert!(!other.retention.enabled);
 }
 
 async fn an_index_goes_with_what_only_it_listed(f: Fixture) {
@@ -1243,6 +1256,473 @@ async fn retention_passes_over_what_is_locked_or_a_referrer(f: Fixture) {
     assert_eq!(remove_due(&f, 0).await, 0);
     change(&f, None, writing(true)).await;
     assert_eq!(remove_due(&f, 0).await, 1);
+}
+
+async fn soft_delete(f: &Fixture, enabled: Option<bool>, days: Option<u32>) -> SoftDelete {
+    let change = SoftDeleteChange { enabled, days };
+    let change = PoliciesChange { retention: None, soft_delete: Some(change) };
+    f.catalog.change_policies(&registry(), change).await.unwrap().soft_delete
+}
+
+async fn delete(f: &Fixture, digest: &Digest) {
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    f.catalog.delete_manifest(&registry, &app, digest, &cause).await.unwrap();
+}
+
+fn a_tag(name: &str) -> ToRestore {
+    ToRestore::Tag { tag: tag(name), digest: None, force: false }
+}
+
+fn a_manifest(digest: &Digest) -> ToRestore {
+    ToRestore::Manifest(digest.clone())
+}
+
+async fn restore(f: &Fixture, wanted: ToRestore) -> store::Result<Restored> {
+    let cause = Cause::Restore { principal: "tester".to_owned() };
+    f.catalog.restore(&registry(), &repository("app"), &wanted, &cause).await
+}
+
+/// What can be restored: `v1 DIGEST` of tags, and digests of manifests.
+async fn deleted(f: &Fixture) -> (Vec<String>, Vec<Digest>) {
+    let (registry, app) = (registry(), repository("app"));
+    let tags = f.catalog.deleted_tags(&registry, &app, None, 100).await.unwrap();
+    let manifests = f.catalog.deleted_manifests(&registry, &app, None, 100).await.unwrap();
+    let tags = tags.iter().map(|found| format!("{} {}", found.tag, found.digest));
+    (tags.collect(), manifests.into_iter().map(|found| found.digest).collect())
+}
+
+async fn n10_retention_and_soft_delete_are_not_enabled_together(f: Fixture) {
+    let at_first = f.catalog.policies(&registry()).await.unwrap();
+    assert_eq!(at_first.soft_delete, SoftDelete { enabled: false, days: 7, updated_at: None });
+    let change = async |retention: Option<bool>, soft_delete: Option<bool>| {
+        let days = None;
+        let change = PoliciesChange {
+            retention: retention.map(|on| RetentionChange { enabled: Some(on), days }),
+            soft_delete: soft_delete.map(|on| SoftDeleteChange { enabled: Some(on), days }),
+        };
+        f.catalog.change_policies(&registry(), change).await
+    };
+    let refused = |result: store::Result<_>| {
+        let error: StoreError = result.map(|_: store::Policies| ()).unwrap_err();
+        let StoreError::Exclusive { enabled, .. } = error else { panic!("{error}") };
+        (error.to_string(), enabled)
+    };
+    change(None, Some(true)).await.unwrap();
+    let (told, enabled) = refused(change(Some(true), None).await);
+    assert_eq!(told, "retention of untagged manifests cannot be enabled while soft delete is");
+    assert_eq!(enabled, Policy::SoftDelete);
+    // The other one in the same request, and back; other days are no matter.
+    change(Some(true), Some(false)).await.unwrap();
+    retain(&f, None, Some(3)).await;
+    soft_delete(&f, None, Some(90)).await;
+    let (told, enabled) = refused(change(None, Some(true)).await);
+    assert_eq!(told, "soft delete cannot be enabled while retention of untagged manifests is");
+    assert_eq!(enabled, Policy::Retention);
+    refused(change(Some(true), Some(true)).await);
+    let policies = f.catalog.policies(&registry()).await.unwrap();
+    assert!(policies.retention.enabled && !policies.soft_delete.enabled);
+    assert_eq!((policies.retention.days, policies.soft_delete.days), (3, 90));
+    // It is of one registry.
+    let change = SoftDeleteChange { enabled: Some(true), days: None };
+    let change = PoliciesChange { retention: None, soft_delete: Some(change) };
+    f.catalog.change_policies(&"other".parse().unwrap(), change).await.unwrap();
+}
+
+async fn what_is_deleted_is_gone_for_everybody_and_can_be_restored(f: Fixture) {
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let before = push(&f.catalog, "app", "v0", b"zero").await;
+    delete(&f, &before).await;
+    let policy = soft_delete(&f, Some(true), None).await;
+    assert_eq!((policy.enabled, policy.days), (true, 7));
+    assert_eq!(deleted(&f).await, (vec![], vec![]), "what was deleted before is gone");
+    let first = push(&f.catalog, "app", "v1", b"one").await;
+    let to = Some(&first);
+    f.catalog.move_tag(&registry, &app, &tag("also"), &Expected::Any, to, &cause).await.unwrap();
+    let about = image(b"{\"label\":\"v1\"}", &[b"one"], Some(&first));
+    let about = put_manifest(&f.catalog, "app", about, &[]).await.unwrap();
+    let info = f.catalog.manifest_info(&registry, &app, &first).await.unwrap().unwrap();
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(first.clone()));
+    let gone = f.catalog.delete_repository(&registry, &app, &cause).await.unwrap();
+    assert_eq!((gone.manifests, gone.tags), (2, 2));
+    assert!(!f.catalog.repository_exists(&registry, &app).await.unwrap());
+    assert!(f.catalog.repositories(&registry, None, 9).await.unwrap().is_empty());
+    for reference in ["v1", "also", first.as_str(), about.as_str()] {
+        assert_eq!(manifest(&f.catalog, "app", reference).await, None, "{reference}");
+    }
+    assert!(f.catalog.tags(&registry, &app, None, 9).await.unwrap().is_empty());
+    let referrers = f.catalog.referrers(&registry, &app, &first, None, None, 9).await.unwrap();
+    assert!(referrers.0.is_empty());
+    let mut manifests = vec![first.clone(), about.clone()];
+    manifests.sort();
+    let tags = vec![format!("also {first}"), format!("v1 {first}")];
+    assert_eq!(deleted(&f).await, (tags, manifests));
+    let [repository] = &f.catalog.deleted_repositories(&registry, None, 9).await.unwrap()[..]
+    else {
+        panic!("one repository")
+    };
+    assert_eq!((&repository.repository, repository.manifests, repository.tags), (&app, 2, 2));
+    // Moves of tags tell of it as ever.
+    let moves = f.catalog.tag_moves(0, 100).await.unwrap();
+    assert_eq!(moves.iter().filter(|moved| moved.new.is_none()).count(), 3);
+
+    let restored = restore(&f, a_tag("v1")).await.unwrap();
+    let expected = Restored {
+        digest: first.clone(),
+        tag: Some(tag("v1")),
+        with_manifest: true,
+        deleted_members: vec![],
+    };
+    assert_eq!(restored, expected);
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(first.clone()));
+    assert_eq!(manifest(&f.catalog, "app", "also").await, None, "one tag at a time");
+    let again = f.catalog.manifest_info(&registry, &app, &first).await.unwrap().unwrap();
+    assert!(again.updated_at >= info.updated_at);
+    let expected =
+        store::ManifestInfo { tags: vec![tag("v1")], updated_at: again.updated_at, ..info };
+    assert_eq!(again, expected);
+    let blob = f.catalog.blob_size(&registry, &app, &Digest::of(b"one")).await.unwrap();
+    assert_eq!(blob, Some(3));
+    let moved = f.catalog.tag_moves(0, 100).await.unwrap().pop().unwrap();
+    assert_eq!((moved.old, moved.new), (None, Some(first.clone())));
+    assert_eq!(moved.cause, Cause::Restore { principal: "tester".to_owned() });
+    // The other tag, whose manifest is there by now; and a manifest that had none.
+    let restored = restore(&f, a_tag("also")).await.unwrap();
+    assert_eq!((restored.digest, restored.with_manifest), (first.clone(), false));
+    let restored = restore(&f, a_manifest(&about)).await.unwrap();
+    assert_eq!((restored.tag, restored.with_manifest), (None, true));
+    let referrers = f.catalog.referrers(&registry, &app, &first, None, None, 9).await.unwrap();
+    assert_eq!(referrers.0.len(), 1);
+    assert_eq!(deleted(&f).await, (vec![], vec![]));
+    for wanted in [a_tag("v1"), a_tag("v9"), a_manifest(&about), a_manifest(&before)] {
+        let error = restore(&f, wanted).await.unwrap_err();
+        assert!(matches!(error, StoreError::NotFound { .. }), "{error}");
+    }
+}
+
+async fn n11_what_can_be_restored_is_not_pushed(f: Fixture) {
+    soft_delete(&f, Some(true), None).await;
+    let first = push(&f.catalog, "app", "v1", b"one").await;
+    delete(&f, &first).await;
+    let again = || image(b"{\"label\":\"v1\"}", &[b"one"], None);
+    let error = put_manifest(&f.catalog, "app", again(), &[]).await.unwrap_err();
+    assert_eq!(error.to_string(), format!("manifest {first} of repository `app` is soft-deleted"));
+    assert_eq!(
+        error.hint().unwrap(),
+        format!("`refit manifest restore app@{first}` brings it back")
+    );
+    // Nor by an index that lists it; elsewhere it is nothing special.
+    let index = ImageIndex {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_INDEX.to_owned()),
+        artifact_type: None,
+        manifests: vec![Descriptor::new(media_type::OCI_MANIFEST, first.clone(), 1)],
+        subject: None,
+        annotations: BTreeMap::new(),
+    };
+    let bytes = Bytes::from(serde_json::to_vec(&index).unwrap());
+    let (digest, index) = (Digest::of(&bytes), Manifest::Index(index));
+    let new =
+        NewManifest { digest: &digest, media_type: media_type::OCI_INDEX, bytes, manifest: &index };
+    let cause = push_cause();
+    let error = f.catalog.put_manifest(&registry(), &repository("app"), new, &[], &cause).await;
+    assert!(matches!(error, Err(StoreError::SoftDeleted { .. })), "{error:?}");
+    push(&f.catalog, "other", "v1", b"one").await;
+    // Whatever else is pushed revives the repository, and takes the tag.
+    let second = push(&f.catalog, "app", "v1", b"two").await;
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(second.clone()));
+    let error = restore(&f, a_tag("v1")).await.unwrap_err();
+    assert_eq!(error.to_string(), "there is a `app:v1` by now");
+    let force = ToRestore::Tag { tag: tag("v1"), digest: None, force: true };
+    restore(&f, force).await.unwrap();
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(first.clone()));
+    // What had the tag has it no more, and can be given it again.
+    assert!(manifest(&f.catalog, "app", second.as_str()).await.is_some());
+    assert_eq!(deleted(&f).await, (vec![format!("v1 {second}")], vec![]));
+    put_manifest(&f.catalog, "app", again(), &[]).await.unwrap();
+}
+
+async fn a_tag_is_restored_to_what_it_was_last_or_to_what_is_said(f: Fixture) {
+    soft_delete(&f, Some(true), None).await;
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let mut digests = Vec::new();
+    for layer in [b"one", b"two"] {
+        digests.push(push(&f.catalog, "app", "v1", layer).await);
+        untag(&f, "v1").await;
+        a_moment().await;
+    }
+    assert_eq!(deleted(&f).await.0.len(), 2);
+    // An ordinary move leaves nothing to restore.
+    push(&f.catalog, "app", "moved", b"one").await;
+    push(&f.catalog, "app", "moved", b"two").await;
+    assert_eq!(deleted(&f).await.0.len(), 2);
+    assert_eq!(restore(&f, a_tag("v1")).await.unwrap().digest, digests[1]);
+    let first = |force| ToRestore::Tag { tag: tag("v1"), digest: Some(digests[0].clone()), force };
+    let error = restore(&f, first(false)).await.unwrap_err();
+    assert!(matches!(error, StoreError::TagExists { .. }), "{error}");
+    assert_eq!(restore(&f, first(true)).await.unwrap().digest, digests[0]);
+    let error = restore(&f, first(true)).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotFound { .. }), "{error}");
+    // A tag that points there is not among those that can be restored to it.
+    let to = Some(&digests[1]);
+    f.catalog.move_tag(&registry, &app, &tag("v1"), &Expected::Any, to, &cause).await.unwrap();
+    assert_eq!(deleted(&f).await.0.len(), 0);
+    // Without the policy a tag that is taken away is gone, and so is one that is forced away.
+    untag(&f, "v1").await;
+    soft_delete(&f, Some(false), None).await;
+    untag(&f, "moved").await;
+    assert_eq!(deleted(&f).await.0, [format!("v1 {}", digests[1])]);
+    push(&f.catalog, "app", "v1", b"three").await;
+    let force = ToRestore::Tag { tag: tag("v1"), digest: None, force: true };
+    assert_eq!(restore(&f, force).await.unwrap().digest, digests[1]);
+    assert_eq!(deleted(&f).await.0.len(), 0);
+}
+
+async fn what_is_deleted_goes_for_good_when_its_time_has_come(f: Fixture) {
+    let (registry, app) = (registry(), repository("app"));
+    soft_delete(&f, Some(true), Some(2)).await;
+    let first = push(&f.catalog, "app", "v1", b"one").await;
+    let kept = push(&f.catalog, "app", "v2", b"two").await;
+    untag(&f, "v2").await;
+    delete(&f, &first).await;
+    let at = last_move(&f).await;
+    let after = async |days: i64| {
+        let removed = f.catalog.remove_deleted(at + days * DAY + 50).await.unwrap();
+        (removed.manifests, removed.tags)
+    };
+    assert_eq!(after(1).await, (0, 0));
+    // The days of today count, also for what was deleted before, and also once it is switched off.
+    soft_delete(&f, Some(false), Some(5)).await;
+    assert_eq!(after(4).await, (0, 0));
+    assert_eq!(deleted(&f).await.0.len(), 2);
+    soft_delete(&f, None, Some(3)).await;
+    assert_eq!(after(3).await, (1, 1));
+    assert_eq!(deleted(&f).await, (vec![], vec![]));
+    assert_eq!(after(90).await, (0, 0));
+    assert_eq!(manifest(&f.catalog, "app", kept.as_str()).await, Some(kept.clone()));
+    let error = restore(&f, a_tag("v1")).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotFound { .. }), "{error}");
+    // It can be pushed again; what is deleted for good takes what could be restored to it along.
+    soft_delete(&f, Some(true), None).await;
+    push(&f.catalog, "app", "v1", b"one").await;
+    untag(&f, "v1").await;
+    soft_delete(&f, Some(false), None).await;
+    delete(&f, &first).await;
+    assert_eq!(deleted(&f).await, (vec![], vec![]));
+    assert!(f.catalog.repository_exists(&registry, &app).await.unwrap());
+}
+
+async fn collection_spares_what_can_be_restored(f: Fixture) {
+    let (registry, app) = (registry(), repository("app"));
+    soft_delete(&f, Some(true), None).await;
+    let first = push(&f.catalog, "app", "v1", b"one").await;
+    let layer = Digest::of(b"one");
+    delete(&f, &first).await;
+    for _ in 0..2 {
+        a_moment().await;
+        let report = f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+        assert_eq!(report.blobs, []);
+    }
+    assert_eq!(f.catalog.stored_size().await.unwrap().blobs, 3, "it counts as stored");
+    // Whoever knows a digest gets nothing by it that a deleted image had.
+    assert_eq!(f.catalog.blob_size(&registry, &app, &layer).await.unwrap(), None);
+    let found = f.catalog.repositories_with_blob(&registry, &layer, 9).await.unwrap();
+    assert_eq!(found, []);
+    // Damage is found and told of.
+    f.damage(&layer, flipped, b"one");
+    assert_eq!(scrub(&f.catalog).await, 1);
+    let lost = f.catalog.lost_blobs().await.unwrap();
+    assert_eq!(lost[0].repositories, [(registry.clone(), app.clone())]);
+    put(&f.catalog, b"one").await;
+    restore(&f, a_tag("v1")).await.unwrap();
+    assert_eq!(f.catalog.blob_size(&registry, &app, &layer).await.unwrap(), Some(3));
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(first.clone()));
+    a_moment().await;
+    assert_eq!(f.catalog.collect_garbage(&now_or_never()).await.unwrap().blobs, []);
+    assert_eq!(get(&**f.catalog.blobs(), &layer, 0).await.unwrap(), b"one");
+    // A damaged layer keeps nothing from being restored: whoever stores it again repairs that.
+    delete(&f, &first).await;
+    f.damage(&layer, flipped, b"one");
+    assert_eq!(scrub(&f.catalog).await, 1);
+    restore(&f, a_tag("v1")).await.unwrap();
+    assert_eq!(f.catalog.blob_size(&registry, &app, &layer).await.unwrap(), None);
+    put(&f.catalog, b"one").await;
+    assert_eq!(f.catalog.blob_size(&registry, &app, &layer).await.unwrap(), Some(3));
+    // Once it is deleted for good, it is as if it had just been deleted.
+    delete(&f, &first).await;
+    a_moment().await;
+    f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    f.catalog.remove_deleted(last_move(&f).await + 8 * DAY).await.unwrap();
+    a_moment().await;
+    let report = f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    assert_eq!(report.blobs.len(), 3, "{report:?}");
+}
+
+async fn a_subject_is_restored_before_its_referrers(f: Fixture) {
+    soft_delete(&f, Some(true), None).await;
+    let subject = push(&f.catalog, "app", "v1", b"one").await;
+    let about = image(b"{\"label\":\"v1\"}", &[b"one"], Some(&subject));
+    let about = put_manifest(&f.catalog, "app", about, &[]).await.unwrap();
+    a_moment().await;
+    delete(&f, &subject).await;
+    a_moment().await;
+    // What collection takes can be restored as well.
+    let report = f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    assert_eq!((report.manifests.len(), report.blobs.len()), (1, 0), "{report:?}");
+    assert_eq!(deleted(&f).await.1.len(), 2);
+    let error = restore(&f, a_manifest(&about)).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("the subject {subject} of manifest {about} is soft-deleted")
+    );
+    restore(&f, a_tag("v1")).await.unwrap();
+    restore(&f, a_manifest(&about)).await.unwrap();
+    a_moment().await;
+    let report = f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    assert!(report.manifests.is_empty() && report.blobs.is_empty(), "{report:?}");
+    // Where the subject is gone for good, who wants its referrer has it.
+    delete(&f, &about).await;
+    soft_delete(&f, Some(false), None).await;
+    delete(&f, &subject).await;
+    restore(&f, a_manifest(&about)).await.unwrap();
+    a_moment().await;
+    let report = f.catalog.collect_garbage(&now_or_never()).await.unwrap();
+    assert!(report.manifests.is_empty(), "{report:?}");
+    assert_eq!(manifest(&f.catalog, "app", about.as_str()).await, Some(about));
+}
+
+async fn an_index_is_restored_without_its_members(f: Fixture) {
+    soft_delete(&f, Some(true), None).await;
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let first = push(&f.catalog, "app", "v1", b"one").await;
+    let second = push(&f.catalog, "app", "v2", b"two").await;
+    let index = put_index(&f.catalog, "app", &[&first, &second], "all").await;
+    let to = Some(&index);
+    f.catalog.move_tag(&registry, &app, &tag("all"), &Expected::Any, to, &cause).await.unwrap();
+    delete(&f, &index).await;
+    delete(&f, &first).await;
+    let restored = restore(&f, a_tag("all")).await.unwrap();
+    assert_eq!(restored.deleted_members, std::slice::from_ref(&first));
+    assert_eq!(manifest(&f.catalog, "app", first.as_str()).await, None);
+    assert_eq!(manifest(&f.catalog, "app", "all").await, Some(index.clone()));
+    assert!(restore(&f, a_manifest(&first)).await.unwrap().deleted_members.is_empty());
+    // It knows its members as before.
+    let above = f.catalog.indexes_above(&registry, &app, &first, 9).await.unwrap();
+    assert_eq!(above[0].digest, index);
+}
+
+async fn what_is_locked_is_neither_soft_deleted_nor_restored_into(f: Fixture) {
+    soft_delete(&f, Some(true), None).await;
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let first = push(&f.catalog, "app", "v1", b"one").await;
+    push(&f.catalog, "app", "v2", b"two").await;
+    change(&f, Some("v1"), deleting(false)).await;
+    assert_eq!(
+        lock(f.catalog.delete_repository(&registry, &app, &cause).await),
+        "app:v1 deleteEnabled"
+    );
+    assert_eq!(deleted(&f).await, (vec![], vec![]));
+    change(&f, Some("v1"), deleting(true)).await;
+    change(&f, Some("v1"), listing(false)).await;
+    change(&f, Some(first.as_str()), reading(false)).await;
+    delete(&f, &first).await;
+    // It is hidden as it was, and nobody reads it once it is there again.
+    assert_eq!(deleted(&f).await, (vec![], vec![first.clone()]));
+    change(&f, None, writing(false)).await;
+    for wanted in [a_tag("v1"), a_manifest(&first)] {
+        assert_eq!(lock(restore(&f, wanted).await), "app writeEnabled");
+    }
+    change(&f, None, writing(true)).await;
+    restore(&f, a_tag("v1")).await.unwrap();
+    let by_tag = ManifestRef::Tag(tag("v1"));
+    let read = f.catalog.manifest(&registry, &app, &by_tag).await;
+    assert!(matches!(read, Err(StoreError::Locked(_))), "{read:?}");
+    assert!(
+        !f.catalog.tag(&registry, &app, &tag("v1")).await.unwrap().unwrap().attributes.list_enabled
+    );
+    // Nor is a tag moved that nobody may write.
+    untag(&f, "v2").await;
+    push(&f.catalog, "app", "v2", b"three").await;
+    change(&f, Some("v2"), writing(false)).await;
+    let force = ToRestore::Tag { tag: tag("v2"), digest: None, force: true };
+    assert_eq!(lock(restore(&f, force).await), "app:v2 writeEnabled");
+    change(&f, Some("v2"), writing(true)).await;
+    // A repository of which something can be restored keeps its attributes.
+    change(&f, None, reading(false)).await;
+    f.catalog.delete_repository(&registry, &app, &cause).await.unwrap();
+    restore(&f, a_tag("v2")).await.unwrap();
+    let info = f.catalog.repository(&registry, &app).await.unwrap().unwrap();
+    assert!(!info.attributes.read_enabled);
+    f.catalog.delete_repository(&registry, &app, &cause).await.unwrap();
+    f.catalog.remove_deleted(last_move(&f).await + 8 * DAY).await.unwrap();
+    push(&f.catalog, "app", "v2", b"two").await;
+    let info = f.catalog.repository(&registry, &app).await.unwrap().unwrap();
+    assert!(info.attributes.read_enabled);
+}
+
+async fn copies_are_not_soft_deleted(f: Fixture) {
+    soft_delete(&f, Some(true), None).await;
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    let bytes = Bytes::from(serde_json::to_vec(&image(b"{}", &[b"one"], None)).unwrap());
+    let (digest, media_type) = (Digest::of(&bytes), media_type::OCI_MANIFEST);
+    let copied = Manifest::parse(&bytes, Some(media_type)).unwrap();
+    let copy = async || {
+        let new =
+            NewManifest { digest: &digest, media_type, bytes: bytes.clone(), manifest: &copied };
+        f.catalog.put_copy(&registry, &app, new, Some(&tag("v1")), &cause).await.unwrap();
+    };
+    copy().await;
+    untag(&f, "v1").await;
+    copy().await;
+    delete(&f, &digest).await;
+    assert_eq!(deleted(&f).await, (vec![], vec![]));
+    // What was pushed here, and is copied then, is not there twice.
+    for blob in [&b"{}"[..], b"one"] {
+        let blob = put(&f.catalog, blob).await;
+        f.catalog.link_blob(&registry, &app, &blob).await.unwrap();
+    }
+    let tags = [(tag("v1"), Expected::Any)];
+    put_manifest(&f.catalog, "app", image(b"{}", &[b"one"], None), &tags).await.unwrap();
+    delete(&f, &digest).await;
+    assert_eq!(deleted(&f).await.1, std::slice::from_ref(&digest));
+    copy().await;
+    assert_eq!(deleted(&f).await, (vec![], vec![]));
+    assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(digest));
+}
+
+async fn lists_of_what_was_deleted_go_on_after_their_last(f: Fixture) {
+    soft_delete(&f, Some(true), None).await;
+    let (registry, app, cause) = (registry(), repository("app"), push_cause());
+    for label in ["v1", "v2"] {
+        for layer in [b"one", b"two"] {
+            push(&f.catalog, "app", label, layer).await;
+            untag(&f, label).await;
+        }
+    }
+    for name in ["b", "c/d"] {
+        push(&f.catalog, name, "v1", b"one").await;
+        f.catalog.delete_repository(&registry, &repository(name), &cause).await.unwrap();
+    }
+    f.catalog.delete_repository(&registry, &app, &cause).await.unwrap();
+    let tags = async |last: Option<&store::DeletedTag>| {
+        let last = last.map(|last| (&last.tag, last.deleted_at, &last.digest));
+        f.catalog.deleted_tags(&registry, &app, last, 3).await.unwrap()
+    };
+    let first = tags(None).await;
+    let rest = tags(first.last()).await;
+    let all: Vec<_> =
+        first.iter().chain(&rest).map(|tag| (&tag.tag, tag.deleted_at, &tag.digest)).collect();
+    assert_eq!((first.len(), rest.len()), (3, 1));
+    assert!(all.windows(2).all(|pair| pair[0] < pair[1]));
+    let page = f.catalog.deleted_manifests(&registry, &app, None, 3).await.unwrap();
+    assert!(page.iter().all(|found| found.tags.len() == 1 && found.deleted_at >= found.pushed_at));
+    let rest = f.catalog.deleted_manifests(&registry, &app, Some(&page[2].digest), 3).await;
+    assert_eq!((page.len(), rest.unwrap().len()), (3, 1));
+    let names = async |last: Option<&str>| {
+        let found = f.catalog.deleted_repositories(&registry, last, 2).await.unwrap();
+        found.iter().map(|found| found.repository.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(None).await, ["app", "b"]);
+    assert_eq!(names(Some("b")).await, ["c/d"]);
 }
 
 async fn a_blob_in_use_cannot_be_unlinked(f: Fixture) {

@@ -50,7 +50,7 @@ pub(super) struct RepositoryArg {
     /// Repository
     #[arg(value_name = "REPOSITORY")]
     repository: Option<String>,
-    #[arg(long = "repository", hide = true)]
+    #[arg(long = "repository", hide = true, alias = "name", short_alias = 'n')]
     repository_flag: Option<String>,
 }
 

@@ -1,6 +1,10 @@
 //! `refit manifest`: what tags point at.
 
-use api::{Deleted, ManifestAttributes, ManifestDocument};
+use api::{
+    Deleted, DeletedManifest, DeletedTag, ManifestAttributes, ManifestDocument, RestoreRequest,
+    Restored,
+};
+use reqwest::Method;
 
 use super::Session;
 use super::image::{ImageArg, NamedImage, RepositoryArg, confirm};
@@ -18,6 +22,12 @@ pub enum Command {
     List(ListArgs),
     /// Delete a manifest and all its tags
     Delete(DeleteArgs),
+    /// List the manifests of a repository that can be restored
+    ListDeleted(ListArgs),
+    /// List the tags of a repository that can be restored, or what one of them pointed at
+    ListDeletedTags(ListDeletedTagsArgs),
+    /// Restore a tag with its manifest, or a manifest without a tag
+    Restore(RestoreArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -45,11 +55,40 @@ pub struct DeleteArgs {
     yes: bool,
 }
 
+/// A repository, or a tag of it.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct ListDeletedTagsArgs {
+    /// Repository, or REPOSITORY:TAG
+    #[arg(value_name = "REPOSITORY")]
+    repository: Option<String>,
+    #[arg(long = "repository", hide = true, alias = "name", short_alias = 'n')]
+    repository_flag: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RestoreArgs {
+    #[command(flatten)]
+    image: ImageArg,
+    /// What the tag pointed at, if not what it did last; of a REPOSITORY alone, the manifest
+    #[arg(long, short, value_name = "DIGEST")]
+    digest: Option<String>,
+    /// Take the tag from what it points at by now, which can then be restored in turn
+    #[arg(long, short)]
+    force: bool,
+    /// Nothing is lost by restoring, and nothing asked
+    #[arg(long, short, hide = true)]
+    yes: bool,
+}
+
 pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
     match command {
         Command::Show(args) => show(session, args).await,
         Command::List(args) => list(session, args).await,
         Command::Delete(args) => delete(session, &args.image.name()?, args.yes).await,
+        Command::ListDeleted(args) => list_deleted(session, args).await,
+        Command::ListDeletedTags(args) => list_deleted_tags(session, args).await,
+        Command::Restore(args) => restore(session, args).await,
     }
 }
 
@@ -109,4 +148,78 @@ pub(super) async fn delete(session: &Session<'_>, image: &NamedImage, yes: bool)
     let url = connection.route(&["repositories", name, "manifests", reference]);
     let deleted: Deleted = connection.delete(url).await?;
     print_deleted(&session.printer, &deleted)
+}
+
+async fn list_deleted(session: &Session<'_>, args: ListArgs) -> Result<()> {
+    let name = args.repository.name();
+    let found: Vec<DeletedManifest> =
+        pages(session, &["repositories", &name, "deletedManifests"]).await?;
+    let mut table = Table::new(["DIGEST", "TAGS", "SIZE", "DELETED", "UNTIL", "MEDIA TYPE"]);
+    for manifest in &found {
+        table.row([
+            manifest.digest.clone(),
+            manifest.tags.join(","),
+            manifest.image_size.to_string(),
+            manifest.deleted_time.clone(),
+            manifest.expiry_time.clone(),
+            manifest.media_type.clone(),
+        ]);
+    }
+    session.printer.result(&found, &table)
+}
+
+async fn list_deleted_tags(session: &Session<'_>, args: ListDeletedTagsArgs) -> Result<()> {
+    let text = args.repository.or(args.repository_flag).unwrap_or_default();
+    let NamedImage { repository, reference } = NamedImage::parse(&text)?;
+    let mut found: Vec<DeletedTag> =
+        pages(session, &["repositories", &repository, "deletedTags"]).await?;
+    found.retain(|tag| {
+        let is_wanted = |wanted: &String| *wanted == tag.name || *wanted == tag.digest;
+        reference.as_ref().is_none_or(is_wanted)
+    });
+    let mut table = Table::new(["TAG", "DIGEST", "DELETED", "UNTIL"]);
+    for tag in &found {
+        table.row([
+            tag.name.clone(),
+            tag.digest.clone(),
+            tag.deleted_time.clone(),
+            tag.expiry_time.clone(),
+        ]);
+    }
+    session.printer.result(&found, &table)
+}
+
+async fn restore(session: &Session<'_>, args: RestoreArgs) -> Result<()> {
+    let RestoreArgs { image, digest, force, yes: _ } = args;
+    let image = image.name()?;
+    let body = match (&image.reference, digest) {
+        (None, Some(digest)) => RestoreRequest { tag: None, digest: Some(digest), force },
+        (Some(reference), Some(_)) if reference.contains(':') => {
+            return Err(Error::usage("there are two digests")
+                .with_hint("name the image `REPOSITORY:TAG` to restore a tag with `--digest`"));
+        }
+        (Some(digest), None) if digest.contains(':') => {
+            RestoreRequest { tag: None, digest: Some(digest.clone()), force }
+        }
+        (_, digest) => {
+            RestoreRequest { tag: Some(image.required_reference()?.to_owned()), digest, force }
+        }
+    };
+    let connection = session.connection()?;
+    let name = &image.repository;
+    let url = connection.route(&["repositories", name, "restore"]);
+    let restored: Restored =
+        connection.answer(connection.request(Method::POST, url).json(&body)).await?;
+    for member in &restored.deleted_members {
+        session.printer.note(&format!(
+            "`{member}`, which it lists, is still deleted: `refit manifest restore {name}@{member}`"
+        ));
+    }
+    let mut table = Table::new(["TAG", "DIGEST", "MANIFEST"]);
+    table.row([
+        restored.tag.clone().unwrap_or_default(),
+        restored.digest.clone(),
+        if restored.manifest_restored { "restored" } else { "was there" }.to_owned(),
+    ]);
+    session.printer.result(&restored, &table)
 }

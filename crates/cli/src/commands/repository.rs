@@ -1,8 +1,8 @@
 //! `refit repository`: what the registry holds.
 
 use api::{
-    Attributes, AttributesChange, Deleted, ManifestDocument, Page, Repository, TagAttributes,
-    UpdateAttributes,
+    Attributes, AttributesChange, Deleted, DeletedRepository, ManifestDocument, Page, Repository,
+    TagAttributes, UpdateAttributes,
 };
 use reqwest::Method;
 
@@ -16,6 +16,8 @@ use crate::printer::{Printer, Table};
 pub enum Command {
     /// List repositories
     List,
+    /// List repositories of which something can be restored
+    ListDeleted,
     /// List the tags of a repository
     ShowTags(ShowTagsArgs),
     /// Show a repository, a tag or a manifest, and what is locked of it
@@ -85,6 +87,7 @@ pub struct DeleteArgs {
 pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
     match command {
         Command::List => list(session).await,
+        Command::ListDeleted => list_deleted(session).await,
         Command::ShowTags(args) => show_tags(session, args).await,
         Command::Show(args) => show(session, &args).await,
         Command::Update(args) => update(session, args).await,
@@ -193,6 +196,20 @@ async fn list(session: &Session<'_>) -> Result<()> {
             repository.tag_count.to_string(),
             repository.manifest_count.to_string(),
             repository.last_update_time.unwrap_or_default(),
+        ]);
+    }
+    session.printer.result(&names, &table)
+}
+
+async fn list_deleted(session: &Session<'_>) -> Result<()> {
+    let found: Vec<DeletedRepository> = pages(session, &["deletedRepositories"]).await?;
+    let names: Vec<_> = found.iter().map(|repository| repository.image_name.clone()).collect();
+    let mut table = Table::new(["REPOSITORY", "TAGS", "MANIFESTS"]);
+    for repository in found {
+        table.row([
+            repository.image_name,
+            repository.tag_count.to_string(),
+            repository.manifest_count.to_string(),
         ]);
     }
     session.printer.result(&names, &table)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use housekeeping::Use;
 use oci::{Descriptor, Digest, Manifest, Reference, RepositoryName};
 use remote::{ManifestToPush, Push, RemoteError};
-use store::{Cause, ManifestRef, StoreError};
+use store::{Cause, ManifestRef};
 use tokio_util::sync::CancellationToken;
 
 use super::images::RunImage;
@@ -208,9 +208,7 @@ async fn import_here(
         refused(&destination.repository, Use::Push).await?;
         let imported = import(&engine.catalog, source, target, &|_| ()).await;
         imported.map_err(|error| match error {
-            ImportError::Store(StoreError::Locked(locked)) => {
-                Failure::user(&StoreError::Locked(locked.clone()), Some(locked.hint()))
-            }
+            ImportError::Store(error) if error.is_refusal() => Failure::user(&error, error.hint()),
             ImportError::Store(error) => Failure::ours(&error),
             error => Failure::user(&error, error.hint()),
         })

@@ -6,6 +6,44 @@ use testkit::{Image, Layer};
 use crate::sandbox;
 
 #[test]
+fn soft_delete_is_shown_and_changed() {
+    let sandbox = sandbox();
+    let server = sandbox.server();
+    let run = |args: &[&str]| {
+        let args = ["config"].iter().chain(args).copied();
+        sandbox.refit(args).on(&server).run()
+    };
+    expect![[r#"
+        exit: 0
+        -- stdout --
+        STATUS    DAYS  UPDATED
+        ------    ----  -------
+        disabled  7
+        -- stderr --
+    "#]]
+    .assert_eq(&run(&["soft-delete", "show"]).snapshot());
+    run(&["soft-delete", "update"]).code(2);
+    for days in ["0", "91"] {
+        let told = run(&["soft-delete", "update", "--days", days]).code(2);
+        assert!(told.stderr.contains("days are 1 to 90"), "{}", told.stderr);
+    }
+    run(&["retention", "update", "--status", "enabled"]).success();
+    expect![[r#"
+        exit: 5
+        -- stdout --
+        -- stderr --
+        error: soft delete cannot be enabled while retention of untagged manifests is
+        hint: `refit config retention update --status disabled` comes first
+    "#]]
+    .assert_eq(&run(&["soft-delete", "update", "--status", "enabled", "--days", "3"]).snapshot());
+    run(&["retention", "update", "--status", "disabled"]).success();
+    run(&["soft-delete", "update", "--status", "enabled", "--days", "3"]).success();
+    run(&["retention", "update", "--status", "enabled"]).code(5);
+    let shown = run(&["soft-delete", "show", "-o", "json"]).json();
+    assert_eq!((&shown["status"], &shown["retentionDays"]), (&"enabled".into(), &3.into()));
+}
+
+#[test]
 fn retention_is_shown_and_changed() {
     let sandbox = sandbox();
     let server = sandbox.server();

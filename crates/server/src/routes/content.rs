@@ -26,16 +26,21 @@ pub(crate) struct PageQuery {
     /// How many on one page, at most 1000; 100 if absent.
     n: Option<usize>,
     /// The last one on the page before.
-    last: Option<String>,
+    pub(super) last: Option<String>,
 }
 
 impl PageQuery {
-    fn limit(&self) -> usize {
+    pub(super) fn limit(&self) -> usize {
         self.n.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX)
     }
 
     /// Cuts one item too many off, and names the page that begins with it.
-    fn page<T>(&self, route: &str, mut value: Vec<T>, name: impl Fn(&T) -> String) -> api::Page<T> {
+    pub(super) fn page<T>(
+        &self,
+        route: &str,
+        mut value: Vec<T>,
+        name: impl Fn(&T) -> String,
+    ) -> api::Page<T> {
         let limit = self.limit();
         let more = value.len() > limit;
         value.truncate(limit);
@@ -464,6 +469,6 @@ fn cause(principal: &Principal) -> Cause {
 }
 
 /// A repository's name as one segment of a path.
-fn escaped(name: &RepositoryName) -> String {
+pub(super) fn escaped(name: &RepositoryName) -> String {
     name.as_str().replace('/', "%2F")
 }

@@ -147,7 +147,7 @@ async fn n8_n9_what_loses_its_last_tag_goes_within_seconds_if_that_is_wanted() {
         (push(&server, "app", "1", "one").await, push(&server, "app", "2", "two").await);
     let policies = server.get("/policies").await;
     let policy = json!({ "type": "UntaggedManifests", "status": "disabled", "days": 7 });
-    assert_eq!(policies, json!({ "retentionPolicy": policy }));
+    assert_eq!(policies["retentionPolicy"], policy);
     let patch = async |policy: Value, status| {
         let body = json!({ "retentionPolicy": policy });
         let patch = server.request(Method::PATCH, "/policies").json(&body).send().await.unwrap();
@@ -173,6 +173,127 @@ async fn n8_n9_what_loses_its_last_tag_goes_within_seconds_if_that_is_wanted() {
     let data = server.stop().await;
     let server = Server::start_in(data, "", &[]).await;
     assert_eq!(server.get("/policies").await["retentionPolicy"], changed);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn n10_n11_what_is_deleted_is_listed_and_restored() {
+    let server = Server::start().await;
+    let policies = server.get("/policies").await;
+    let policy = json!({ "status": "disabled", "retentionDays": 7 });
+    assert_eq!(policies["softDeletePolicy"], policy);
+    let send = async |method: Method, path: &str, body: Value, status| {
+        let request = server.request(method, path).json(&body).send().await.unwrap();
+        answer(request, status).await
+    };
+    let change = async |body: Value, status| send(Method::PATCH, "/policies", body, status).await;
+    for days in [0, 91] {
+        let refused = json!({ "softDeletePolicy": { "retentionDays": days } });
+        let refused = change(refused, StatusCode::BAD_REQUEST).await;
+        assert_eq!(refused["error"]["message"], "days are 1 to 90");
+        assert_eq!(refused["error"]["target"], "softDeletePolicy.retentionDays");
+    }
+    let enable = json!({ "softDeletePolicy": { "status": "enabled", "retentionDays": 30 } });
+    let changed = change(enable, StatusCode::OK).await;
+    assert_eq!(changed["softDeletePolicy"]["retentionDays"], 30);
+    let both = json!({ "retentionPolicy": { "status": "enabled" } });
+    let refused = change(both, StatusCode::CONFLICT).await;
+    assert_eq!(
+        refused["error"]["message"],
+        "retention of untagged manifests cannot be enabled while soft delete is"
+    );
+    let hint = "`refit config soft-delete update --status disabled` comes first";
+    assert_eq!(refused["error"]["hint"], hint);
+
+    let first = push(&server, "team/app", "1", "one").await;
+    push(&server, "team/app", "2", "one").await;
+    push(&server, "other", "1", "other").await;
+    let app = "/repositories/team%2Fapp";
+    let get = async |path: &str| server.get(&format!("{app}{path}")).await;
+    assert_eq!(get("/deletedTags").await, json!({ "value": [] }));
+    let deleted = server.request(Method::DELETE, app).send().await.unwrap();
+    answer(deleted, StatusCode::ACCEPTED).await;
+    for gone in ["", "/tags", "/manifests/1", &format!("/manifests/{first}")] {
+        let found = server.request(Method::GET, &format!("{app}{gone}")).send().await.unwrap();
+        answer(found, StatusCode::NOT_FOUND).await;
+    }
+    assert_eq!(names(&server.get("/repositories").await, "imageName"), ["other"]);
+    let found = server.get("/deletedRepositories").await;
+    let expected = json!([{ "imageName": "team/app", "manifestCount": 1, "tagCount": 2 }]);
+    assert_eq!(found["value"], expected);
+    let found = &get("/deletedManifests").await["value"][0];
+    assert_eq!((&found["digest"], &found["tags"]), (&json!(first), &json!(["1", "2"])));
+    assert!(found["expiryTime"].as_str() > found["deletedTime"].as_str(), "{found}");
+    // A page after the other.
+    let page = get("/deletedTags?n=1").await;
+    assert_eq!(names(&page, "name"), ["1"]);
+    let next = server.plain(Method::GET, page["nextLink"].as_str().unwrap());
+    let next = answer(next.bearer_auth(server.token()).send().await.unwrap(), StatusCode::OK).await;
+    assert_eq!((names(&next, "name"), &next["nextLink"]), (vec!["2".to_owned()], &Value::Null));
+
+    // Pushing the same again is no way to get it back.
+    let text = server.plain(Method::GET, "/v2/other/manifests/1").send().await.unwrap();
+    let other = text.bytes().await.unwrap();
+    let restore = format!("{app}/restore");
+    let restored = send(Method::POST, &restore, json!({ "tag": "1" }), StatusCode::OK).await;
+    assert_eq!(restored, json!({ "digest": first, "tag": "1", "manifestRestored": true }));
+    let deleted = server.request(Method::DELETE, "/repositories/other").send().await.unwrap();
+    answer(deleted, StatusCode::ACCEPTED).await;
+    let put = server.plain(Method::PUT, "/v2/other/manifests/1").header("content-type", MANIFEST);
+    let put = put.body(other.clone()).send().await.unwrap();
+    let refused = answer(put, StatusCode::CONFLICT).await;
+    let digest = Digest::of(&other);
+    assert_eq!(
+        refused["errors"][0]["message"],
+        format!(
+            "manifest {digest} of repository `other` is soft-deleted; `refit manifest restore \
+             other@{digest}` brings it back"
+        )
+    );
+    assert_eq!(refused["errors"][0]["code"], "DENIED");
+
+    // The second tag, once something else has its name.
+    let second = push(&server, "team/app", "2", "two").await;
+    let refused = send(Method::POST, &restore, json!({ "tag": "2" }), StatusCode::CONFLICT).await;
+    assert_eq!(refused["error"]["message"], "there is a `team/app:2` by now");
+    let forced = json!({ "tag": "2", "digest": first, "force": true });
+    send(Method::POST, &restore, forced, StatusCode::OK).await;
+    let found = get("/deletedTags").await;
+    assert_eq!(found["value"][0]["digest"], json!(second));
+    for (body, status) in [
+        (json!({}), StatusCode::BAD_REQUEST),
+        (json!({ "tag": "9" }), StatusCode::NOT_FOUND),
+        (json!({ "tag": "?" }), StatusCode::NOT_FOUND),
+        (json!({ "digest": second }), StatusCode::NOT_FOUND),
+        (json!({ "digest": "second" }), StatusCode::NOT_FOUND),
+        (json!({ "name": "2" }), StatusCode::BAD_REQUEST),
+    ] {
+        send(Method::POST, &restore, body, status).await;
+    }
+    for path in ["/repositories/none/deletedTags", "/repositories/none/deletedManifests"] {
+        let found = server.request(Method::GET, path).send().await.unwrap();
+        answer(found, StatusCode::NOT_FOUND).await;
+    }
+    for malformed in ["deletedTags?last=2", "deletedTags?last=2@1@x", "deletedManifests?last=x"] {
+        let found = server.request(Method::GET, &format!("{app}/{malformed}"));
+        answer(found.send().await.unwrap(), StatusCode::BAD_REQUEST).await;
+    }
+
+    let log = server.plain(Method::GET, "/api/v1/audit?after=0").bearer_auth(server.token());
+    let log = log.send().await.unwrap().text().await.unwrap();
+    for noted in [
+        "PATCH /api/v1/registries/local/policies (soft delete enabled, 30 days)".to_owned(),
+        format!("POST /api/v1/registries/local/repositories/team/app/restore (tag 1 of {first})"),
+    ] {
+        assert!(log.contains(&noted), "{noted} is not in {log}");
+    }
+    // It outlives the server.
+    let data = server.stop().await;
+    let server = Server::start_in(data, "", &[]).await;
+    assert_eq!(
+        names(&server.get("/deletedRepositories").await, "imageName"),
+        ["other", "team/app"]
+    );
     server.stop().await;
 }
 

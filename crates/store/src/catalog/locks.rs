@@ -246,7 +246,8 @@ async fn write(
     Ok(())
 }
 
-/// Unlocks a tag or manifest that is deleted in the same transaction.
+/// Lets a tag or manifest be deleted in the same transaction. Who restores it finds it hidden and not
+/// to be read as it was.
 pub(super) async fn lift(
     connection: &mut SqliteConnection,
     registry: &RegistryName,
@@ -255,11 +256,12 @@ pub(super) async fn lift(
 ) -> Result<()> {
     let (query, name) = match reference {
         ManifestRef::Tag(tag) => (
-            "UPDATE tags SET locked = 0 WHERE registry = $1 AND repository = $2 AND name = $3",
+            "UPDATE tags SET locked = locked & 12
+             WHERE registry = $1 AND repository = $2 AND name = $3",
             tag.as_str(),
         ),
         ManifestRef::Digest(digest) => (
-            "UPDATE manifests SET locked = 0
+            "UPDATE manifests SET locked = locked & 12
              WHERE registry = $1 AND repository = $2 AND digest = $3",
             digest.as_str(),
         ),
@@ -295,7 +297,7 @@ async fn note_orphans(
     Ok(())
 }
 
-/// The attributes of a repository go with its last manifest, as it does.
+/// The attributes of a repository go with its last manifest, as it does, once none can be restored.
 pub(super) async fn forget_repository(
     connection: &mut SqliteConnection,
     registry: &RegistryName,
@@ -303,7 +305,9 @@ pub(super) async fn forget_repository(
 ) -> Result<()> {
     sqlx::query(
         "DELETE FROM repository_locks WHERE registry = $1 AND repository = $2 AND NOT EXISTS (
-           SELECT 1 FROM manifests WHERE registry = $1 AND repository = $2)",
+           SELECT 1 FROM manifests WHERE registry = $1 AND repository = $2)
+         AND NOT EXISTS (
+           SELECT 1 FROM deleted_manifests WHERE registry = $1 AND repository = $2)",
     )
     .bind(registry.as_str())
     .bind(repository.as_str())

@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt;
 
 use super::aged::is_needed;
 use super::repositories::{count, link};
-use super::{Catalog, hot, job, locks, parsed, retention, tags};
+use super::{Catalog, hot, job, locks, parsed, retention, soft_delete, tags};
 use crate::error::database;
 use crate::model::{
     Attribute, Cause, Deleted, Expected, ManifestEntry, ManifestInfo, ManifestRef, Millis,
@@ -16,10 +16,10 @@ use crate::model::{
 use crate::{Result, StoreError, gc, now};
 
 /// A manifest as its row will be.
-struct NewRow {
-    registry: RegistryName,
-    repository: RepositoryName,
-    digest: Digest,
+pub(super) struct NewRow {
+    pub(super) registry: RegistryName,
+    pub(super) repository: RepositoryName,
+    pub(super) digest: Digest,
     media_type: String,
     size: i64,
     image_size: i64,
@@ -29,7 +29,7 @@ struct NewRow {
     /// As JSON. Only lists of referrers show them, so without a subject there are none.
     annotations: String,
     /// Of a copy of another registry's: when it was last pulled.
-    used_at: Option<Millis>,
+    pub(super) used_at: Option<Millis>,
     /// Of a built image: how it was built. Its blobs are stored, and become the repository's.
     build_record: Option<String>,
     blobs: Vec<Digest>,
@@ -85,7 +85,7 @@ pub(super) enum Condition {
 impl Catalog {
     /// Stores a manifest and moves tags to it, all or nothing. Blobs and manifests it refers
     /// to must be in the repository (`MissingReference`); a subject need not. What an index
-    /// lists may be either. Idempotent.
+    /// lists may be either. What can be restored is not pushed (`SoftDeleted`). Idempotent.
     pub async fn put_manifest(
         &self,
         registry: &RegistryName,
@@ -539,7 +539,7 @@ fn fitting(sizes: impl Iterator<Item = u64>) -> usize {
 }
 
 /// What may be remembered of a manifest and its tags.
-fn forgotten<'a>(
+pub(super) fn forgotten<'a>(
     registry: &RegistryName,
     repository: &RepositoryName,
     digest: &Digest,
@@ -589,6 +589,7 @@ async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
     let own = ManifestRef::Digest(row.digest.clone());
     let needed = [Attribute::WriteEnabled];
     locks::require(connection, &row.registry, &row.repository, Some(&own), &needed).await?;
+    soft_delete::make_way(connection, row).await?;
     let (registry, repository) = (row.registry.as_str(), row.repository.as_str());
     let mut references = Vec::with_capacity(row.blobs.len() + row.manifests.len());
     for (digest, may_be_manifest) in row
@@ -605,6 +606,7 @@ async fn insert(connection: &mut SqliteConnection, row: &NewRow) -> Result<()> {
             false if row.used_at.is_some() && may_be_manifest => "manifest",
             false if row.used_at.is_some() => "blob",
             false => {
+                soft_delete::refuse(connection, &row.registry, &row.repository, digest).await?;
                 let (repository, digest) = (row.repository.clone(), digest.clone());
                 return Err(StoreError::MissingReference { repository, digest });
             }
@@ -696,7 +698,8 @@ async fn is_there(
 }
 
 /// Removes a manifest's rows; what it referred to, its own bytes and its referrers become
-/// candidates for collection. The one place that does, so that no lock is passed by.
+/// candidates for collection. The one place that does, so that no lock is passed by and what can be
+/// restored is kept.
 pub(crate) async fn remove(
     connection: &mut SqliteConnection,
     registry: &RegistryName,
@@ -733,6 +736,7 @@ pub(crate) async fn remove(
     .execute(&mut *connection)
     .await
     .map_err(failed())?;
+    soft_delete::keep_manifest(connection, registry, repository, digest, at).await?;
     for query in [
         "DELETE FROM manifest_references WHERE registry = $1 AND repository = $2 AND manifest = $3",
         "DELETE FROM orphans WHERE registry = $1 AND repository = $2 AND digest = $3",

@@ -21,39 +21,6 @@ const DAY: Millis = 24 * 60 * 60 * 1000;
 type Row = (Millis, String, String, String);
 
 impl Catalog {
-    /// What becomes of manifests without tags in a registry.
-    pub async fn retention(&self, registry: &RegistryName) -> Result<Retention> {
-        let connection = self.db.reads().acquire().await;
-        let mut connection = connection.map_err(database("look up retention"))?;
-        of(&mut connection, registry).await
-    }
-
-    /// Changes it. Switched off, it forgets what was to go; switched on, it begins with what loses
-    /// its last tag from then on. Other days count for what loses its last tag from then on.
-    pub async fn change_retention(
-        &self,
-        registry: &RegistryName,
-        change: RetentionChange,
-    ) -> Result<Retention> {
-        let registry = registry.clone();
-        self.write(move |connection| {
-            Box::pin(async move {
-                let old = of(connection, &registry).await?;
-                let new = Retention {
-                    enabled: change.enabled.unwrap_or(old.enabled),
-                    days: change.days.unwrap_or(old.days),
-                    updated_at: Some(now()),
-                };
-                write(connection, &registry, new).await?;
-                if !new.enabled {
-                    forget_due(connection, &registry).await?;
-                }
-                Ok(new)
-            })
-        })
-        .await
-    }
-
     /// Removes the manifests that were to go by `now`, with those that only they listed. Says how
     /// many. What is locked, or needed by now, stays; one that cannot be removed does not keep the
     /// others, and is left to the next pass.
@@ -122,7 +89,20 @@ impl Catalog {
     }
 }
 
-async fn of(connection: &mut SqliteConnection, registry: &RegistryName) -> Result<Retention> {
+impl RetentionChange {
+    pub(super) fn of(self, old: Retention) -> Retention {
+        Retention {
+            enabled: self.enabled.unwrap_or(old.enabled),
+            days: self.days.unwrap_or(old.days),
+            updated_at: Some(now()),
+        }
+    }
+}
+
+pub(super) async fn of(
+    connection: &mut SqliteConnection,
+    registry: &RegistryName,
+) -> Result<Retention> {
     let row: Option<(bool, i64, Millis)> = sqlx::query_as(
         "SELECT enabled <> 0, days, updated_at FROM retention_policies WHERE registry = $1",
     )
@@ -138,7 +118,9 @@ async fn of(connection: &mut SqliteConnection, registry: &RegistryName) -> Resul
     }))
 }
 
-async fn write(
+/// Changes it. Switched off, it forgets what was to go; switched on, it begins with what loses its last
+/// tag from then on, for which other days count too.
+pub(super) async fn write(
     connection: &mut SqliteConnection,
     registry: &RegistryName,
     retention: Retention,
@@ -152,10 +134,13 @@ async fn write(
     .bind(i64::from(retention.enabled))
     .bind(i64::from(retention.days))
     .bind(retention.updated_at)
-    .execute(connection)
+    .execute(&mut *connection)
     .await
     .map_err(database("change retention"))?;
-    Ok(())
+    match retention.enabled {
+        true => Ok(()),
+        false => forget_due(connection, registry).await,
+    }
 }
 
 async fn forget_due(connection: &mut SqliteConnection, registry: &RegistryName) -> Result<()> {

@@ -5,7 +5,7 @@ use sqlx::{Row, SqliteConnection};
 use tokio::sync::watch;
 
 use super::repositories::count;
-use super::{Catalog, locks, parsed, retention};
+use super::{Catalog, locks, parsed, retention, soft_delete};
 use crate::error::database;
 use crate::model::{Attribute, Cause, Expected, ManifestRef, Millis, TagInfo, TagMove};
 use crate::{Result, StoreError, now};
@@ -176,7 +176,7 @@ pub(super) fn tag_info(row: &sqlx::sqlite::SqliteRow) -> Result<TagInfo> {
     })
 }
 
-async fn current(
+pub(super) async fn current(
     connection: &mut SqliteConnection,
     registry: &RegistryName,
     repository: &RepositoryName,
@@ -220,7 +220,7 @@ pub(super) async fn check(
     }
 }
 
-async fn require_manifest(
+pub(super) async fn require_manifest(
     connection: &mut SqliteConnection,
     registry: &RegistryName,
     repository: &RepositoryName,
@@ -242,7 +242,7 @@ async fn require_manifest(
 }
 
 /// The swap: the tag's row and the journal's line. The one place that moves tags, so that no lock is
-/// passed by.
+/// passed by and what can be restored is kept.
 pub(super) async fn write(
     connection: &mut SqliteConnection,
     registry: &RegistryName,
@@ -274,6 +274,9 @@ pub(super) async fn write(
             None => Err(StoreError::NotFound { what: format!("tag `{tag}`") }),
         };
     }
+    if new.is_none() || matches!(cause, Cause::Restore { .. }) {
+        soft_delete::keep_tag(connection, registry, repository, tag, at).await?;
+    }
     match new {
         Some(new) => sqlx::query(
             "INSERT INTO tags (registry, repository, name, digest, created_at, updated_at)
@@ -304,6 +307,7 @@ pub(super) async fn write(
     }
     if let Some(new) = new {
         retention::note_tagged(connection, registry, repository, new).await?;
+        soft_delete::forget_tag(connection, registry, repository, tag, new).await?;
     }
     sqlx::query(
         "INSERT INTO tag_moves (registry, repository, tag, old, new, cause, at)
