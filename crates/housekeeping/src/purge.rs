@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use oci::{RepositoryName, Tag};
-use store::{Expected, Millis, StoreError, TagInfo};
+use store::{Expected, Millis, Order, StoreError, TagInfo};
 use tokio_util::sync::CancellationToken;
 
 use crate::duration::{AGE_MAX, parse_age};
@@ -230,7 +230,8 @@ impl Repository<'_> {
         loop {
             self.session.check()?;
             let after = last.as_ref().map(|(at, tag)| (*at, tag));
-            let page = catalog.tags_by_age(registry, &self.name, after, PAGE).await?;
+            let page =
+                catalog.tags_by_age(registry, &self.name, Order::NewestFirst, after, PAGE).await?;
             let Some(end) = page.last() else { return Ok(rule) };
             last = Some((end.updated_at, end.tag.clone()));
             let goes = rule.goes(&page).await?;

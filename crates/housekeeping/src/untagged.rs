@@ -2,7 +2,7 @@
 //! index that lists them.
 
 use oci::{Digest, RepositoryName};
-use store::{ManifestInfo, Millis, StoreError, Unneeded};
+use store::{ManifestInfo, Millis, Order, StoreError, Unneeded};
 
 use crate::error::HousekeepingError;
 use crate::purge::TagRule;
@@ -86,7 +86,9 @@ impl<'a> Untagged<'a> {
         self.needs.session.check()?;
         let Registry { catalog, name: registry, .. } = self.needs.session.registry;
         let after = self.last.as_ref().map(|(at, digest)| (*at, digest));
-        let page = catalog.manifests_by_age(registry, self.needs.repository, after, PAGE).await?;
+        let page = catalog
+            .manifests_by_age(registry, self.needs.repository, Order::NewestFirst, after, PAGE)
+            .await?;
         let Some(end) = page.last() else { return Ok(None) };
         self.last = Some((end.updated_at, end.digest.clone()));
         let mut found = Vec::new();

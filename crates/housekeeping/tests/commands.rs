@@ -346,14 +346,22 @@ async fn m8_keep_spares_the_newest_across_pages_and_filters() {
         let tag = tag(&format!("{}{number:03}", if number % 2 == 0 { "even" } else { "odd" }));
         move_tag(&f.catalog, "many", &tag, Some(&digest)).await;
     }
-    let all = f.catalog.tags_by_age(&registry(), &repository("many"), None, 1000).await.unwrap();
+    let all = f
+        .catalog
+        .tags_by_age(&registry(), &repository("many"), store::Order::NewestFirst, None, 1000)
+        .await
+        .unwrap();
     let newest: Vec<_> = all.iter().take(120).map(|it| it.tag.to_string()).collect();
     let line = "purge -f many:^even -f man.:^odd --keep 120 --ago 0d";
     let dry = f.acr(&format!("{line} --dry-run --repository-page-size 1")).await.ok();
     assert!(dry.ends_with("to be deleted: 130\nNumber of manifests to be deleted: 0\n"), "{dry}");
     let told = f.acr(line).await.ok();
     assert!(told.contains("Number of deleted tags: 130\n"), "{told}");
-    let left = f.catalog.tags_by_age(&registry(), &repository("many"), None, 1000).await.unwrap();
+    let left = f
+        .catalog
+        .tags_by_age(&registry(), &repository("many"), store::Order::NewestFirst, None, 1000)
+        .await
+        .unwrap();
     let left: Vec<_> = left.iter().map(|it| it.tag.to_string()).collect();
     assert_eq!(left, newest);
     // Fewer than are to be kept: none goes.

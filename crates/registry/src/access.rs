@@ -104,10 +104,26 @@ impl Class {
 pub enum Deed {
     /// A manifest, as `REPOSITORY:TAG` or `REPOSITORY@DIGEST`, and further tags.
     Push(String),
-    /// A manifest, a tag or a blob.
+    /// A manifest, a tag, a blob or a repository.
     Delete(String),
+    /// Attributes of a repository, a tag or a manifest.
+    Update(String),
+    /// A manifest that was deleted.
+    Restore(String),
     /// To get a token with a user name and password.
     Login,
+}
+
+impl Deed {
+    /// Adds what only the handler of the request knew.
+    pub(crate) fn tell(&mut self, more: &str) {
+        match self {
+            Self::Update(target) | Self::Restore(target) if !more.is_empty() => {
+                target.push_str(&format!(" ({more})"));
+            }
+            _ => (),
+        }
+    }
 }
 
 /// A request that was answered.
@@ -234,8 +250,12 @@ impl Actions {
 
     /// One action by its name in lower or upper case, `*` for all, or none.
     pub fn named(name: &str) -> Self {
-        if name == "*" {
-            return Self::ALL;
+        match name {
+            "*" => return Self::ALL,
+            // As clients of the managed service ask for it.
+            "deleted_read" => return Self::METADATA_READ,
+            "deleted_restore" => return Self::PUSH | Self::DELETE,
+            _ => (),
         }
         let known = Self::NAMES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
         known.map_or(Self::NONE, |(_, action)| *action)

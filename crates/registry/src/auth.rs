@@ -18,7 +18,7 @@ use crate::access::{
     Actions, Class, Credentials, Deed, Principal, Proven, RequestContext, Resource,
 };
 use crate::error::{ApiError, Code};
-use crate::route::Route;
+use crate::route::{Metadata, Route};
 use crate::router::{Known, Server};
 use crate::token::{Grant, Scope, TokenError, TokenKind};
 
@@ -48,6 +48,8 @@ impl Caller {
 struct Need {
     resource: Resource,
     actions: Actions,
+    /// What does as well; nothing, if it is empty.
+    or: Actions,
 }
 
 impl Need {
@@ -55,7 +57,8 @@ impl Need {
     fn of(route: &Route<'_>, method: &Method) -> Option<Self> {
         let (resource, upload) = match route {
             Route::Base => return None,
-            Route::Catalog => (Resource::Catalog, false),
+            Route::Metadata(name, what) => return Some(Self::of_metadata(name, what, method)),
+            Route::Catalog | Route::DeletedCatalog => (Resource::Catalog, false),
             Route::Uploads(name) | Route::Upload(name, _) => {
                 (Resource::Repository(name.clone()), true)
             }
@@ -70,7 +73,20 @@ impl Need {
             Method::DELETE => Actions::DELETE,
             _ => Actions::PUSH,
         };
-        Some(Self { resource, actions })
+        Some(Self { resource, actions, or: Actions::NONE })
+    }
+
+    fn of_metadata(name: &RepositoryName, what: &Metadata<'_>, method: &Method) -> Self {
+        let resource = Resource::Repository(name.clone());
+        let (actions, or) = match (method, what) {
+            (&Method::GET | &Method::HEAD, _) => (Actions::METADATA_READ, Actions::NONE),
+            // As the API has it.
+            (&Method::DELETE, Metadata::Tag(_)) => (Actions::DELETE, Actions::METADATA_WRITE),
+            (&Method::DELETE, _) => (Actions::DELETE, Actions::NONE),
+            (&Method::POST, _) => (Actions::PUSH | Actions::DELETE, Actions::NONE),
+            _ => (Actions::METADATA_WRITE, Actions::NONE),
+        };
+        Self { resource, actions, or }
     }
 
     /// The scope to ask a token for. Clients that push also look what is there already.
@@ -104,11 +120,16 @@ impl Gate<'_> {
             self.count(&caller.principal, Class::Referrers)?;
         }
         match need {
-            Some(need) if self.may(&caller, &need.resource, need.actions).await => Ok(caller),
+            Some(need) if self.meets(&caller, &need).await => Ok(caller),
             Some(need) => Err(self.refusal(&caller, &need).await),
             None if self.needs_login(&caller).await => Err(self.challenge(&[], None)),
             None => Ok(caller),
         }
+    }
+
+    async fn meets(&self, caller: &Caller, need: &Need) -> bool {
+        self.may(caller, &need.resource, need.actions).await
+            || !need.or.is_empty() && self.may(caller, &need.resource, need.or).await
     }
 
     /// Whether a caller who pushes to `target` may also pull from `source`. When only its
@@ -121,7 +142,7 @@ impl Gate<'_> {
     ) -> Result<bool, ApiError> {
         let need = |name: &RepositoryName, actions| {
             let resource = Resource::Repository(name.clone());
-            Need { resource, actions }
+            Need { resource, actions, or: Actions::NONE }
         };
         let pull = need(source, Actions::PULL);
         if self.may(caller, &pull.resource, pull.actions).await {
@@ -253,7 +274,7 @@ impl Gate<'_> {
     }
 
     /// The host as the client wrote it, without what could leave its quotes.
-    fn printable_host(&self) -> String {
+    pub(crate) fn printable_host(&self) -> String {
         let plain = |c: &char| c.is_ascii_alphanumeric() || ".-_:[]".contains(*c);
         self.context.host.chars().filter(plain).collect()
     }

@@ -12,8 +12,8 @@ use store::StoreError;
 
 use crate::access::Busy;
 
-/// The error codes of distribution-spec 1.1, *Error Codes*, and three that its ancestor
-/// had and clients know.
+/// The error codes of distribution-spec 1.1, *Error Codes*, and some that its ancestor and the managed
+/// service have and clients know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
     BlobUnknown,
@@ -28,6 +28,7 @@ pub(crate) enum Code {
     PaginationNumberInvalid,
     SizeInvalid,
     TagInvalid,
+    TagUnknown,
     Unauthorized,
     Denied,
     Unsupported,
@@ -50,6 +51,7 @@ impl Code {
             Self::PaginationNumberInvalid => "PAGINATION_NUMBER_INVALID",
             Self::SizeInvalid => "SIZE_INVALID",
             Self::TagInvalid => "TAG_INVALID",
+            Self::TagUnknown => "TAG_UNKNOWN",
             Self::Unauthorized => "UNAUTHORIZED",
             Self::Denied => "DENIED",
             Self::Unsupported => "UNSUPPORTED",
@@ -64,7 +66,8 @@ impl Code {
             Self::BlobUnknown
             | Self::BlobUploadUnknown
             | Self::ManifestUnknown
-            | Self::NameUnknown => StatusCode::NOT_FOUND,
+            | Self::NameUnknown
+            | Self::TagUnknown => StatusCode::NOT_FOUND,
             Self::BlobUploadInvalid
             | Self::DigestInvalid
             | Self::ManifestBlobUnknown
@@ -181,6 +184,13 @@ impl ApiError {
                     .detail(json!({
                         "name": locked.repository, "attribute": locked.attribute.name(),
                     }))
+            }
+            StoreError::TagExists { .. } | StoreError::SubjectDeleted { .. } => {
+                let answer = Self::new(Code::Denied, message).status(StatusCode::CONFLICT);
+                match error.hint() {
+                    Some(hint) => answer.detail(json!({ "hint": hint })),
+                    None => answer,
+                }
             }
             // As above.
             StoreError::SoftDeleted { ref digest, .. } => {

@@ -1,9 +1,10 @@
-//! The `/v2/` protocol: OCI distribution-spec 1.1 over the content store.
+//! The `/v2/` protocol: OCI distribution-spec 1.1 over the content store; and what there is to say of
+//! it, `/acr/v1/`, as clients of the managed service ask for it.
 //!
 //! [`router()`] is the whole crate seen from outside: it takes a [`RegistryState`] and serves
-//! `/v2/...` and `/oauth2/token`. A request passes four stations, each a module: `route`
+//! `/v2/...`, `/acr/v1/...` and `/oauth2/token`. A request passes four stations, each a module: `route`
 //! reads its path, `auth` finds out who asks and whether they may, a handler (`blobs`,
-//! `uploads`, `manifests`, `listings`, `referrers`) translates between HTTP and
+//! `uploads`, `manifests`, `listings`, `referrers`, `metadata`) translates between HTTP and
 //! [`store::Catalog`], and `error` turns what went wrong into the codes of the specification.
 //!
 //! Invariants:
@@ -25,6 +26,7 @@ mod error;
 mod hosts;
 mod listings;
 mod manifests;
+mod metadata;
 mod pull_through;
 mod range;
 mod referrers;

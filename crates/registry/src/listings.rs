@@ -12,15 +12,15 @@ use crate::error::{ApiError, Code};
 use crate::router::Call;
 
 /// Which part of a list is asked for.
-struct Page {
+pub(crate) struct Page {
     size: usize,
-    last: Option<String>,
+    pub(crate) last: Option<String>,
 }
 
 impl Page {
     /// Reads `n` and `last`. Without `n` a page has `default` entries, and never more than
     /// `max`: `Link` leads to the rest.
-    fn of(call: &Call<'_>, default: usize, max: usize) -> Result<Self, ApiError> {
+    pub(crate) fn of(call: &Call<'_>, default: usize, max: usize) -> Result<Self, ApiError> {
         let size = match call.parameter("n") {
             None => default,
             Some(n) if !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()) => {
@@ -35,21 +35,28 @@ impl Page {
     }
 
     /// One more than is shown, to know whether there is more.
-    fn lookahead(&self) -> usize {
+    pub(crate) fn lookahead(&self) -> usize {
         if self.size == 0 { 0 } else { self.size + 1 }
     }
 
     /// Cuts what was found to the page; the second value is the `last` of the next one.
-    fn cut(&self, mut names: Vec<String>) -> (Vec<String>, Option<String>) {
-        let has_more = names.len() > self.size;
-        names.truncate(self.size);
-        let next = names.last().filter(|_| has_more).cloned();
-        (names, next)
+    pub(crate) fn cut<T>(
+        &self,
+        mut found: Vec<T>,
+        key: impl Fn(&T) -> String,
+    ) -> (Vec<T>, Option<String>) {
+        let has_more = found.len() > self.size;
+        found.truncate(self.size);
+        let next = found.last().filter(|_| has_more).map(key);
+        (found, next)
     }
 
-    fn link(&self, path: &str, last: &str) -> String {
-        let last: String = byte_serialize(last.as_bytes()).collect();
-        format!("<{path}?n={}&last={last}>; rel=\"next\"", self.size)
+    /// `more` are parameters that are asked for with the next page too.
+    pub(crate) fn link(&self, path: &str, last: &str, more: &[(&str, String)]) -> String {
+        let escaped = |text: &str| byte_serialize(text.as_bytes()).collect::<String>();
+        let more = more.iter().map(|(key, value)| format!("&{key}={}", escaped(value)));
+        let more: String = more.collect();
+        format!("<{path}?n={}&last={}{more}>; rel=\"next\"", self.size, escaped(last))
     }
 }
 
@@ -65,19 +72,21 @@ pub(crate) async fn tags(call: &Call<'_>, name: &RepositoryName) -> Result<Respo
         return Err(ApiError::new(Code::NameUnknown, "the registry has no such repository")
             .detail(json!({ "name": name })));
     }
-    let (tags, next) = page.cut(found.into_iter().map(|found| found.tag.into()).collect());
-    let link = next.map(|last| page.link(&format!("/v2/{name}/tags/list"), &last));
+    let tags: Vec<String> = found.into_iter().map(|found| found.tag.into()).collect();
+    let (tags, next) = page.cut(tags, String::clone);
+    let link = next.map(|last| page.link(&format!("/v2/{name}/tags/list"), &last, &[]));
     list(json!({ "name": name, "tags": tags }), link)
 }
 
-/// `GET /v2/_catalog`, in byte order.
+/// `GET /v2/_catalog` and `/acr/v1/_catalog`, in byte order.
 pub(crate) async fn catalog(call: &Call<'_>) -> Result<Response, ApiError> {
     let page = Page::of(call, call.limits().catalog_page, call.limits().catalog_page_max)?;
     let last = page.last.as_deref();
     let found = call.catalog().repositories(call.registry, last, page.lookahead()).await;
     let found = found.map_err(|error| ApiError::from_store(error, Code::NameUnknown))?;
-    let (repositories, next) = page.cut(found.into_iter().map(String::from).collect());
-    let link = next.map(|last| page.link("/v2/_catalog", &last));
+    let names: Vec<String> = found.into_iter().map(String::from).collect();
+    let (repositories, next) = page.cut(names, String::clone);
+    let link = next.map(|last| page.link(call.head.uri.path(), &last, &[]));
     list(json!({ "repositories": repositories }), link)
 }
 

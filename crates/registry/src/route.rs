@@ -19,13 +19,43 @@ pub(crate) enum Route<'a> {
     Uploads(RepositoryName),
     Upload(RepositoryName, Cow<'a, str>),
     Referrers(RepositoryName, Cow<'a, str>),
+    Metadata(RepositoryName, Metadata<'a>),
+    DeletedCatalog,
+}
+
+/// What of a repository is asked for below `/acr/v1/` (registry.md section 2).
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Metadata<'a> {
+    Repository,
+    Tags,
+    Tag(Cow<'a, str>),
+    Manifests,
+    Manifest(Cow<'a, str>),
+    DeletedTags,
+    DeletedManifests,
+    DeletedManifest(Cow<'a, str>),
+}
+
+impl Metadata<'_> {
+    /// What it is about, of a repository of this name.
+    pub(crate) fn target(&self, name: &RepositoryName) -> String {
+        match self {
+            Self::Tag(tag) => format!("{name}:{tag}"),
+            Self::Manifest(digest) | Self::DeletedManifest(digest) => format!("{name}@{digest}"),
+            Self::Repository
+            | Self::Tags
+            | Self::Manifests
+            | Self::DeletedTags
+            | Self::DeletedManifests => name.to_string(),
+        }
+    }
 }
 
 /// Longer paths are nobody's: name, digest and words together are shorter.
 const PATH_LEN_MAX: usize = 1024;
 
 impl<'a> Route<'a> {
-    /// Reads the path of a request, starting with `/v2`.
+    /// Reads the path of a request, starting with `/v2` or `/acr/v1/`.
     pub(crate) fn parse(path: &'a str) -> Result<Self, ApiError> {
         let unknown = || {
             ApiError::new(Code::Unsupported, "no such endpoint").status(http::StatusCode::NOT_FOUND)
@@ -33,6 +63,9 @@ impl<'a> Route<'a> {
         if path.len() > PATH_LEN_MAX {
             return Err(ApiError::new(Code::NameInvalid, "path is too long")
                 .status(http::StatusCode::URI_TOO_LONG));
+        }
+        if let Some(rest) = path.strip_prefix("/acr/v1/") {
+            return Self::metadata(rest)?.ok_or_else(unknown);
         }
         let rest = path.strip_prefix("/v2").ok_or_else(unknown)?;
         match rest.strip_prefix('/') {
@@ -47,13 +80,14 @@ impl<'a> Route<'a> {
     /// The repository that it is about.
     pub(crate) fn name_mut(&mut self) -> Option<&mut RepositoryName> {
         match self {
-            Self::Base | Self::Catalog => None,
+            Self::Base | Self::Catalog | Self::DeletedCatalog => None,
             Self::Tags(name)
             | Self::Manifest(name, _)
             | Self::Blob(name, _)
             | Self::Uploads(name)
             | Self::Upload(name, _)
-            | Self::Referrers(name, _) => Some(name),
+            | Self::Referrers(name, _)
+            | Self::Metadata(name, _) => Some(name),
         }
     }
 
@@ -76,6 +110,43 @@ impl<'a> Route<'a> {
             "tags" if last == "list" => Self::Tags(name_of(name)?),
             _ => return Ok(None),
         }))
+    }
+}
+
+impl<'a> Route<'a> {
+    /// Reads what follows `/acr/v1/`. No part of a repository's name begins with an underscore, so that
+    /// the first one ends the name.
+    fn metadata(path: &'a str) -> Result<Option<Self>, ApiError> {
+        match path {
+            "_catalog" => return Ok(Some(Self::Catalog)),
+            "_deleted/_catalog" => return Ok(Some(Self::DeletedCatalog)),
+            _ => (),
+        }
+        let (path, is_deleted) = match path.strip_prefix("_deleted/") {
+            Some(rest) => (rest, true),
+            None => (path, false),
+        };
+        let (name, rest) = match path.split_once("/_") {
+            Some((name, rest)) => (name, Some(rest)),
+            None => (path, None),
+        };
+        let (kind, item) = match rest.map(|rest| rest.split_once('/').ok_or(rest)) {
+            None => (None, None),
+            Some(Ok((kind, item))) => (Some(kind), Some(decode(item))),
+            Some(Err(kind)) => (Some(kind), None),
+        };
+        let what = match (is_deleted, kind, item) {
+            (false, None, None) => Metadata::Repository,
+            (false, Some("tags"), None) => Metadata::Tags,
+            (false, Some("tags"), Some(tag)) => Metadata::Tag(tag),
+            (false, Some("manifests"), None) => Metadata::Manifests,
+            (false, Some("manifests"), Some(digest)) => Metadata::Manifest(digest),
+            (true, Some("tags"), None) => Metadata::DeletedTags,
+            (true, Some("manifests"), None) => Metadata::DeletedManifests,
+            (true, Some("manifests"), Some(digest)) => Metadata::DeletedManifest(digest),
+            _ => return Ok(None),
+        };
+        Ok(Some(Self::Metadata(name_of(name)?, what)))
     }
 }
 
@@ -154,6 +225,15 @@ mod tests {
                 "/v2/app/blobs/uploads/id",
                 "/v2/a/blobs/uploads/blobs/uploads/id",
                 "/v2/app/referrers/sha256:ab",
+                "/acr/v1/_catalog",
+                "/acr/v1/team/app",
+                "/acr/v1/team%2Fapp/_tags",
+                "/acr/v1/app/_tags/_tags",
+                "/acr/v1/app/_manifests",
+                "/acr/v1/app/_manifests/sha256:ab",
+                "/acr/v1/_deleted/_catalog",
+                "/acr/v1/_deleted/team/app/_tags",
+                "/acr/v1/_deleted/app/_manifests/sha256:ab",
             ],
             expect![[r#"
                 /v2 -> Base
@@ -168,6 +248,15 @@ mod tests {
                 /v2/app/blobs/uploads/id -> Upload(RepositoryName("app"), "id")
                 /v2/a/blobs/uploads/blobs/uploads/id -> Upload(RepositoryName("a/blobs/uploads"), "id")
                 /v2/app/referrers/sha256:ab -> Referrers(RepositoryName("app"), "sha256:ab")
+                /acr/v1/_catalog -> Catalog
+                /acr/v1/team/app -> Metadata(RepositoryName("team/app"), Repository)
+                /acr/v1/team%2Fapp/_tags -> Metadata(RepositoryName("team/app"), Tags)
+                /acr/v1/app/_tags/_tags -> Metadata(RepositoryName("app"), Tag("_tags"))
+                /acr/v1/app/_manifests -> Metadata(RepositoryName("app"), Manifests)
+                /acr/v1/app/_manifests/sha256:ab -> Metadata(RepositoryName("app"), Manifest("sha256:ab"))
+                /acr/v1/_deleted/_catalog -> DeletedCatalog
+                /acr/v1/_deleted/team/app/_tags -> Metadata(RepositoryName("team/app"), DeletedTags)
+                /acr/v1/_deleted/app/_manifests/sha256:ab -> Metadata(RepositoryName("app"), DeletedManifest("sha256:ab"))
             "#]],
         );
     }
@@ -188,6 +277,12 @@ mod tests {
                 "/v2/App/manifests/latest",
                 "/v2/a%/manifests/latest",
                 "/v2/manifests/latest",
+                "/acr/v1",
+                "/acr/v1/",
+                "/acr/v1/App",
+                "/acr/v1/app/_blobs",
+                "/acr/v1/_deleted/app",
+                "/acr/v1/_deleted/app/_tags/1",
             ],
             expect![[r#"
                 /v3/ -> refused
@@ -202,6 +297,12 @@ mod tests {
                 /v2/App/manifests/latest -> refused
                 /v2/a%/manifests/latest -> refused
                 /v2/manifests/latest -> refused
+                /acr/v1 -> refused
+                /acr/v1/ -> refused
+                /acr/v1/App -> refused
+                /acr/v1/app/_blobs -> refused
+                /acr/v1/_deleted/app -> refused
+                /acr/v1/_deleted/app/_tags/1 -> refused
             "#]],
         );
         assert!(Route::parse(&format!("/v2/{}/tags/list", "a".repeat(256))).is_err());

@@ -23,9 +23,9 @@ use crate::error::{ApiError, Code};
 use crate::hosts::Hosts;
 use crate::pull_through::{PullThrough, Source};
 use crate::room::Room;
-use crate::route::Route;
+use crate::route::{Metadata, Route};
 use crate::token::TokenSigner;
-use crate::{blobs, listings, manifests, referrers, uploads};
+use crate::{blobs, listings, manifests, metadata, referrers, uploads};
 
 /// What the registry needs from the server around it.
 pub struct RegistryState {
@@ -91,7 +91,7 @@ impl Default for Limits {
 /// Pages of referrers made at the same time; further requests wait.
 const REFERRERS_MAX: usize = 4;
 
-/// Serves `/v2/...`, `/oauth2/token` and `/oauth2/exchange`.
+/// Serves `/v2/...`, `/acr/v1/...`, `/oauth2/token` and `/oauth2/exchange`.
 ///
 /// The server puts a [`Peer`] into the extensions of each request, and [`Secure`] if it came
 /// over TLS.
@@ -107,6 +107,7 @@ pub fn router(state: RegistryState) -> Router {
         .route("/v2", any(serve))
         .route("/v2/", any(serve))
         .route("/v2/{*path}", any(serve))
+        .route("/acr/v1/{*path}", any(serve))
         .route("/oauth2/token", any(auth::serve_token))
         .route("/oauth2/exchange", any(auth::serve_exchange))
         .with_state(server)
@@ -220,12 +221,28 @@ impl Call<'_> {
         self.query().find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
     }
 
+    /// The host as the client wrote it: the login server.
+    pub(crate) fn host(&self) -> String {
+        self.gate.printable_host()
+    }
+
     pub(crate) fn push(&self) -> Cause {
         Cause::Push { principal: self.caller.name().to_owned() }
     }
 
     pub(crate) fn delete(&self) -> Cause {
         Cause::Delete { principal: self.caller.name().to_owned() }
+    }
+}
+
+/// What the audit log is to say besides of what was done, among the extensions of a response.
+#[derive(Clone)]
+pub(crate) struct Told(pub(crate) String);
+
+impl Told {
+    pub(crate) fn of(self, mut response: Response) -> Response {
+        response.extensions_mut().insert(self);
+        response
     }
 }
 
@@ -261,6 +278,9 @@ async fn handle(server: Arc<Server>, request: Request) -> Response {
     };
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     known.with_credentials = head.headers.contains_key(AUTHORIZATION);
+    if let (Some(deed), Some(Told(more))) = (&mut known.deed, response.extensions().get()) {
+        deed.tell(more);
+    }
     server.note(&head, &known, response.status()).await;
     tracing::debug!(method = %head.method, path = head.uri.path(), status = response.status().as_u16());
     response
@@ -290,6 +310,11 @@ fn deed(route: &Route<'_>, head: &request::Parts) -> Option<Deed> {
         (&Method::DELETE, Route::Manifest(name, reference) | Route::Blob(name, reference)) => {
             Some(Deed::Delete(image(name, reference)))
         }
+        (&Method::DELETE, Route::Metadata(name, what)) => Some(Deed::Delete(what.target(name))),
+        (&Method::PATCH, Route::Metadata(name, what)) => Some(Deed::Update(what.target(name))),
+        (&Method::POST, Route::Metadata(name, what @ Metadata::DeletedManifest(_))) => {
+            Some(Deed::Restore(what.target(name)))
+        }
         _ => None,
     }
 }
@@ -308,6 +333,7 @@ async fn answer(
     let caller = gate.admit(&route, &head.method, &head.headers, principal).await?;
     if let Some((_, source)) = &copy
         && !matches!(head.method, Method::GET | Method::HEAD | Method::DELETE)
+        && !matches!(route, Route::Metadata(..))
     {
         let (local, host) = (&source.local, &source.host);
         let message = format!("repository `{local}` holds copies of `{host}` and takes no pushes");
@@ -318,6 +344,10 @@ async fn answer(
     match (&head.method, route) {
         (&Method::GET | &Method::HEAD, Route::Base) => Ok(base()),
         (&Method::GET | &Method::HEAD, Route::Catalog) => listings::catalog(&call).await,
+        (&Method::GET | &Method::HEAD, Route::DeletedCatalog) => {
+            metadata::deleted_catalog(&call).await
+        }
+        (_, Route::Metadata(name, what)) => metadata::answer(&call, &name, &what, body).await,
         (&Method::GET | &Method::HEAD, Route::Tags(name)) => listings::tags(&call, &name).await,
         (&Method::GET | &Method::HEAD, Route::Referrers(name, subject)) => {
             referrers::list(&call, &name, &subject).await

@@ -35,7 +35,7 @@ impl Scope {
         let resource = match (kind, name) {
             ("repository", "*") => Resource::AllRepositories,
             ("repository", name) => Resource::Repository(name.parse().ok()?),
-            ("registry", "catalog") => Resource::Catalog,
+            ("registry", "catalog" | "deleted_catalog") => Resource::Catalog,
             _ => return None,
         };
         Some(Self { resource, actions: Actions::parse(actions) })

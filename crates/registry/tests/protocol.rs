@@ -773,6 +773,167 @@ async fn what_is_hidden_is_in_no_list() {
 }
 
 #[tokio::test]
+async fn metadata_is_shown_and_changed_as_in_the_managed_service() {
+    let server = Options::open(Kind::Memory).start().await;
+    push(&server, "team/app", b"{}").await;
+    let digests = ["one", "two"].map(|text| Digest::of(manifest(text).as_bytes()).to_string());
+    for (tag, text) in [("b", "one"), ("a", "one"), ("c", "two")] {
+        let line = format!("PUT /v2/team/app/manifests/{tag}");
+        assert_eq!(tried(&server, &line, manifest(text).as_bytes()).await.0, 201);
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    let host = server.address.to_string();
+    let ask = async |line: &str, body: &str| {
+        let answer = send(server.address, line, &[], body.as_bytes()).await;
+        (answer.status, answer.json(), answer.header("link").map(str::to_owned))
+    };
+    let open = serde_json::json!({
+        "deleteEnabled": true, "writeEnabled": true, "readEnabled": true, "listEnabled": true,
+    });
+    let (status, shown, _) = ask("GET /acr/v1/team/app", "").await;
+    assert_eq!((status, &shown["registry"]), (200, &Value::from(&*host)));
+    assert_eq!((&shown["manifestCount"], &shown["tagCount"]), (&2.into(), &3.into()));
+    assert_eq!((&shown["imageName"], &shown["changeableAttributes"]), (&"team/app".into(), &open));
+    assert_eq!(ask("GET /acr/v1/_catalog", "").await.1["repositories"][0], "team/app");
+
+    // Lists, in all orders and in pages, of which a client takes over only the query.
+    let names = async |path: &str, list: &str, member: &str| {
+        let (mut found, mut query) = (Vec::new(), path.split_once('?').unwrap().1.to_owned());
+        loop {
+            let line = format!("GET /acr/v1/team/app/_{list}?{query}");
+            let (status, shown, link) = ask(&line, "").await;
+            assert_eq!((status, &shown["imageName"]), (200, &"team/app".into()), "{line}");
+            let page = shown[list].as_array().unwrap();
+            assert!(page.len() <= 1, "{shown}");
+            found.extend(page.iter().map(|item| item[member].as_str().unwrap().to_owned()));
+            let Some(link) = link else { return found };
+            let next = link.strip_prefix('<').and_then(|link| link.split_once('>')).unwrap().0;
+            query = next.split_once('?').unwrap().1.to_owned();
+            assert!(query.split('&').all(|pair| pair.contains('=')), "{query}");
+        }
+    };
+    for (query, expected) in [
+        ("?n=1", ["a", "b", "c"]),
+        ("?n=1&orderby=", ["a", "b", "c"]),
+        ("?n=1&orderby=timeasc", ["b", "a", "c"]),
+        ("?n=1&orderby=timedesc", ["c", "a", "b"]),
+    ] {
+        assert_eq!(names(query, "tags", "name").await, expected, "{query}");
+    }
+    let of_one = format!("?n=1&digest={}", digests[0]);
+    assert_eq!(names(&of_one, "tags", "name").await, ["a", "b"]);
+    let mut sorted = digests.clone();
+    sorted.sort();
+    let [first, second] = &digests;
+    let backwards = [second.clone(), first.clone()];
+    for (query, expected) in [
+        ("?n=1", &sorted),
+        ("?n=1&orderby=timeasc", &digests),
+        ("?n=1&orderby=timedesc", &backwards),
+    ] {
+        assert_eq!(&names(query, "manifests", "digest").await[..], expected, "{query}");
+    }
+    let (_, shown, _) = ask("GET /acr/v1/team/app/_tags/a", "").await;
+    let shown = &shown["tag"];
+    assert_eq!((&shown["digest"], &shown["signed"]), (&Value::from(&**first), &false.into()));
+    let seconds = shown["createdTime"].as_str().unwrap();
+    assert!(seconds.ends_with('Z') && seconds.contains('.'), "{seconds}");
+    let one = format!("/acr/v1/team/app/_manifests/{first}");
+    let (_, shown, _) = ask(&format!("GET {one}"), "").await;
+    let shown = &shown["manifest"];
+    assert_eq!((&shown["digest"], &shown["imageSize"]), (&Value::from(&**first), &2.into()));
+    assert_eq!(shown["tags"], serde_json::json!(["a", "b"]));
+    assert_eq!(shown["os"], Value::Null, "it is no image");
+    let config = br#"{"architecture":"arm64","os":"linux","rootfs":{"type":"layers"}}"#;
+    push(&server, "image", config).await;
+    let image = manifest("image")
+        .replace("application/vnd.oci.empty.v1+json", media_type::OCI_CONFIG)
+        .replace(Digest::of(b"{}").as_str(), Digest::of(config).as_str());
+    assert_eq!(tried(&server, "PUT /v2/image/manifests/1", image.as_bytes()).await.0, 201);
+    let (_, shown, _) = ask("GET /acr/v1/image/_manifests", "").await;
+    let shown = &shown["manifests"][0];
+    assert_eq!((&shown["architecture"], &shown["os"]), (&"arm64".into(), &"linux".into()));
+
+    // Attributes.
+    for (path, member) in [("/acr/v1/team/app/_tags/a", "tag"), (&one, "manifest")] {
+        let (status, shown, _) = ask(&format!("PATCH {path}"), r#"{"writeEnabled":false}"#).await;
+        let changed = &shown[member]["changeableAttributes"];
+        assert_eq!((status, &changed["writeEnabled"]), (200, &false.into()));
+        assert_eq!(changed["deleteEnabled"], true);
+    }
+    assert_eq!(ask("DELETE /acr/v1/team/app/_tags/a", "").await.0, 405);
+    assert_eq!(ask("DELETE /acr/v1/team/app", "").await.0, 405);
+    for path in ["/acr/v1/team/app/_tags/a", &one] {
+        ask(&format!("PATCH {path}"), r#"{"writeEnabled":true}"#).await;
+    }
+    let (status, shown, _) = ask("PATCH /acr/v1/team/app", r#"{"deleteEnabled":false}"#).await;
+    assert_eq!((status, &shown["changeableAttributes"]["deleteEnabled"]), (200, &false.into()));
+    ask("PATCH /acr/v1/team/app", r#"{"deleteEnabled":true}"#).await;
+
+    // What is deleted, and restored.
+    let (registry, enabled) = (RegistryName::default(), Some(true));
+    let change = store::SoftDeleteChange { enabled, days: None };
+    let change = store::PoliciesChange { soft_delete: Some(change), retention: None };
+    server.catalog.change_policies(&registry, change).await.unwrap();
+    assert_eq!(ask("DELETE /acr/v1/team/app/_tags/a", "").await.0, 202);
+    let (status, deleted, _) = ask("DELETE /acr/v1/team/app", "").await;
+    assert_eq!((status, &deleted["tagsDeleted"]), (202, &serde_json::json!(["b", "c"])));
+    let gone = deleted["manifestsDeleted"].as_array().unwrap();
+    assert_eq!(gone.len(), 2, "{deleted}");
+    for (line, code) in [
+        ("GET /acr/v1/team/app", "NAME_UNKNOWN"),
+        ("GET /acr/v1/team/app/_tags", "NAME_UNKNOWN"),
+        ("GET /acr/v1/team/app/_manifests?orderby=timeasc", "NAME_UNKNOWN"),
+        ("GET /acr/v1/team/app/_tags/b", "TAG_UNKNOWN"),
+        (&format!("GET {one}"), "MANIFEST_UNKNOWN"),
+        ("DELETE /acr/v1/team/app", "NAME_UNKNOWN"),
+        ("DELETE /acr/v1/team/app/_tags/b", "TAG_UNKNOWN"),
+    ] {
+        let (status, shown, _) = ask(line, "").await;
+        assert_eq!((status, &shown["errors"][0]["code"]), (404, &code.into()), "{line}");
+    }
+    let catalog = ask("GET /acr/v1/_deleted/_catalog", "").await.1;
+    let found = &catalog["repositories"][0];
+    assert_eq!(found["repository"], "team/app");
+    assert!(found["deletedAt"].as_str().unwrap().contains('T'), "{catalog}");
+    let tags = ask("GET /acr/v1/_deleted/team/app/_tags", "").await.1;
+    let tags = tags["tags"].as_array().unwrap().iter();
+    let tags: Vec<_> = tags.map(|tag| (&tag["tag"], &tag["digest"])).collect();
+    let told = ["a", "b", "c"].map(Value::from);
+    let told_digests = [first, first, second].map(|digest| Value::from(&**digest));
+    assert_eq!(tags, told.iter().zip(&told_digests).collect::<Vec<_>>());
+    let found = ask("GET /acr/v1/_deleted/team/app/_manifests?n=1", "").await;
+    assert!(found.1["manifests"][0]["deletedAt"].is_string() && found.2.is_some(), "{found:?}");
+    let restore = format!("POST /acr/v1/_deleted/team/app/_manifests/{first}?force=False");
+    let (status, restored, _) = ask(&restore, r#"{"tag":"b"}"#).await;
+    assert_eq!((status, &restored["tag"]), (200, &"b".into()), "{restored}");
+    assert_eq!(get(server.address, "/v2/team/app/manifests/b").await.status, 200);
+    let restore = format!("POST /acr/v1/_deleted/team/app/_manifests/{second}");
+    assert_eq!(ask(&restore, r#"{"tag":null}"#).await.0, 200);
+    assert_eq!(ask(&restore, r#"{"tag":null}"#).await.0, 404);
+    assert_eq!(ask("PUT /v2/team/app/manifests/c", &manifest("one")).await.0, 201);
+    let (status, refused, _) = ask(&restore, r#"{"tag":"c"}"#).await;
+    assert_eq!((status, &refused["errors"][0]["code"]), (409, &"DENIED".into()));
+    assert_eq!(ask(&format!("{restore}?force=True"), r#"{"tag":"c"}"#).await.0, 200);
+
+    // What nobody can mean.
+    for (line, body, status) in [
+        ("PATCH /acr/v1/team/app", r#"{"locked":true}"#, 400),
+        ("PATCH /acr/v1/team/app", "", 400),
+        ("PATCH /acr/v1/none", r#"{"readEnabled":true}"#, 404),
+        ("PUT /acr/v1/team/app", "", 405),
+        ("POST /acr/v1/team/app/_tags", "", 405),
+        ("GET /acr/v1/team/app/_tags?orderby=name", "", 400),
+        ("GET /acr/v1/team/app/_tags?orderby=timeasc&last=b", "", 400),
+        ("GET /acr/v1/team/app/_manifests?last=b", "", 400),
+        ("GET /acr/v1/team/app/_tags/?", "", 404),
+        ("GET /acr/v1/team/app/_manifests/latest", "", 400),
+    ] {
+        assert_eq!(ask(line, body).await.0, status, "{line} {body}");
+    }
+}
+
+#[tokio::test]
 async fn each_host_has_its_registry() {
     let first: RegistryName = "first".parse().unwrap();
     let second: RegistryName = "second".parse().unwrap();

@@ -429,6 +429,8 @@ impl Access for ServerAccess {
         let route = match act.deed {
             Some(Deed::Push(image)) => Route::Registry("push", image.clone()),
             Some(Deed::Delete(image)) => Route::Registry("delete", image.clone()),
+            Some(Deed::Update(target)) => Route::Registry("update", target.clone()),
+            Some(Deed::Restore(image)) => Route::Registry("restore", image.clone()),
             Some(Deed::Login) => Route::Login,
             None => Route::Other,
         };

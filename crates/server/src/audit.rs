@@ -27,7 +27,7 @@ const QUIET: [&str; 3] = [
 pub(crate) enum Route {
     /// Of the API, as a template: names are whatever somebody has chosen.
     Api(String),
-    /// A push or a deletion, and of what.
+    /// A push, a deletion or another change, and of what.
     Registry(&'static str, String),
     Login,
     Other,

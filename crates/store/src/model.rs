@@ -287,6 +287,8 @@ pub struct DeletedRepository {
     pub repository: RepositoryName,
     pub manifests: u64,
     pub tags: u64,
+    /// When something in it was deleted last.
+    pub deleted_at: Millis,
 }
 
 /// A manifest that can be restored.
@@ -311,6 +313,13 @@ pub struct DeletedTag {
     pub digest: Digest,
     pub created_at: Millis,
     pub deleted_at: Millis,
+}
+
+/// In which order of time a list is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    OldestFirst,
+    NewestFirst,
 }
 
 /// What is to be restored.
@@ -392,6 +401,20 @@ pub enum ManifestRef {
 pub struct Deleted {
     pub manifests: u64,
     pub tags: u64,
+}
+
+/// What was in a repository that is deleted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeletedContent {
+    pub manifests: Vec<Digest>,
+    pub tags: Vec<Tag>,
+}
+
+impl DeletedContent {
+    /// How much it was.
+    pub fn count(&self) -> Deleted {
+        Deleted { manifests: self.manifests.len() as u64, tags: self.tags.len() as u64 }
+    }
 }
 
 /// When nobody needs a manifest: it has no tag and no subject, it is old enough, and the same is

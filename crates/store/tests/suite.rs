@@ -13,9 +13,9 @@ use oci::{
 };
 use store::{
     Attributes, AttributesChange, BlobStore, BuildRecordText, CacheEntry, Catalog, Cause,
-    DiskStore, Expected, GcOptions, ManifestRef, MemoryStore, NewManifest, PoliciesChange, Policy,
-    ReadLayer, Restored, Retention, RetentionChange, ScrubPass, SoftDelete, SoftDeleteChange,
-    StoreError, StoredSize, ToRestore, Unneeded,
+    DiskStore, Expected, GcOptions, ManifestRef, MemoryStore, NewManifest, Order, PoliciesChange,
+    Policy, ReadLayer, Restored, Retention, RetentionChange, ScrubPass, SoftDelete,
+    SoftDeleteChange, StoreError, StoredSize, ToRestore, Unneeded,
 };
 use tokio::io::AsyncReadExt;
 
@@ -628,7 +628,7 @@ async fn deleting_a_manifest_takes_its_tags(f: Fixture) {
     let again = f.catalog.delete_manifest(&registry, &name, &digest, &cause).await;
     assert!(matches!(again, Err(StoreError::NotFound { .. })));
     let deleted = f.catalog.delete_repository(&registry, &name, &cause).await.unwrap();
-    assert_eq!((deleted.manifests, deleted.tags), (1, 1));
+    assert_eq!((deleted.manifests.len(), deleted.tags), (1, vec![tag("v2")]));
     assert!(!f.catalog.repository_exists(&registry, &name).await.unwrap());
     assert_eq!(manifest(&f.catalog, "app", "v2").await, None);
     assert_eq!(f.catalog.tag_moves(0, 100).await.unwrap().len(), 4);
@@ -683,17 +683,30 @@ async fn what_is_old_comes_last_and_goes_only_if_nobody_needs_it(f: Fixture) {
     a_moment().await;
     let outer = put_index(&f.catalog, "app", &[&inner], "outer").await;
 
-    let tags = async |after| f.catalog.tags_by_age(&registry, &name, after, 1).await.unwrap();
+    let tags = async |after| {
+        f.catalog.tags_by_age(&registry, &name, Order::NewestFirst, after, 1).await.unwrap()
+    };
     let [newest] = &tags(None).await[..] else { panic!("a page of one") };
     assert_eq!(newest.tag, tag("v2"));
     let older = tags(Some((newest.updated_at, &newest.tag))).await;
     assert_eq!(older[0].tag, tag("v1"));
     assert!(tags(Some((older[0].updated_at, &older[0].tag))).await.is_empty());
 
+    let oldest = async |after| {
+        f.catalog.tags_by_age(&registry, &name, Order::OldestFirst, after, 1).await.unwrap()
+    };
+    let first = oldest(None).await;
+    assert_eq!(first, older);
+    let second = oldest(Some((first[0].updated_at, &first[0].tag))).await;
+    assert_eq!(second[0].tag, tag("v2"));
+    assert!(oldest(Some((second[0].updated_at, &second[0].tag))).await.is_empty());
+
     let of_child = f.catalog.tags_of(&registry, &name, &child).await.unwrap();
     assert_eq!(of_child, older);
 
-    let page = async |after| f.catalog.manifests_by_age(&registry, &name, after, 3).await.unwrap();
+    let page = async |after| {
+        f.catalog.manifests_by_age(&registry, &name, Order::NewestFirst, after, 3).await.unwrap()
+    };
     let first = page(None).await;
     let digests = |page: &[store::ManifestInfo]| -> Vec<Digest> {
         page.iter().map(|manifest| manifest.digest.clone()).collect()
@@ -701,6 +714,10 @@ async fn what_is_old_comes_last_and_goes_only_if_nobody_needs_it(f: Fixture) {
     assert_eq!(digests(&first), [outer.clone(), inner.clone(), other.clone()]);
     let rest = page(Some((first[2].updated_at, &first[2].digest))).await;
     assert_eq!(digests(&rest), std::slice::from_ref(&child));
+    let oldest = Order::OldestFirst;
+    let oldest = f.catalog.manifests_by_age(&registry, &name, oldest, None, 9).await.unwrap();
+    let backwards: Vec<Digest> = digests(&first).into_iter().rev().collect();
+    assert_eq!(digests(&oldest), [vec![child.clone()], backwards].concat());
     assert_eq!(rest[0].tags, [tag("v1")]);
 
     let above = f.catalog.indexes_above(&registry, &name, &child, 10).await.unwrap();
@@ -985,9 +1002,11 @@ async fn what_is_hidden_is_found_by_those_who_know_it(f: Fixture) {
             catalog.tags(&registry, &app, None, 10).await.unwrap(),
             catalog.manifests(&registry, &app, None, 10).await.unwrap(),
         );
-        let aged = catalog.tags_by_age(&registry, &app, None, 10).await.unwrap();
+        let aged =
+            catalog.tags_by_age(&registry, &app, Order::NewestFirst, None, 10).await.unwrap();
         assert_eq!(aged.len(), tags.len());
-        let aged = catalog.manifests_by_age(&registry, &app, None, 10).await.unwrap();
+        let aged =
+            catalog.manifests_by_age(&registry, &app, Order::NewestFirst, None, 10).await.unwrap();
         assert_eq!(aged.len(), manifests.len());
         let named = manifests.iter().map(|manifest| manifest.tags.len()).sum::<usize>();
         let tagged = manifests.iter().filter(|manifest| manifest.is_tagged).count();
@@ -1342,7 +1361,7 @@ async fn what_is_deleted_is_gone_for_everybody_and_can_be_restored(f: Fixture) {
     let about = put_manifest(&f.catalog, "app", about, &[]).await.unwrap();
     let info = f.catalog.manifest_info(&registry, &app, &first).await.unwrap().unwrap();
     assert_eq!(manifest(&f.catalog, "app", "v1").await, Some(first.clone()));
-    let gone = f.catalog.delete_repository(&registry, &app, &cause).await.unwrap();
+    let gone = f.catalog.delete_repository(&registry, &app, &cause).await.unwrap().count();
     assert_eq!((gone.manifests, gone.tags), (2, 2));
     assert!(!f.catalog.repository_exists(&registry, &app).await.unwrap());
     assert!(f.catalog.repositories(&registry, None, 9).await.unwrap().is_empty());

@@ -79,7 +79,8 @@ fn no_malformed_request_is_a_fault_of_the_server() {
         assert!(any(200..300) && any(400..500), "{family} was not reached");
     }
     assert!(memory[1] < memory[0] + GROWTH_MAX, "{memory:?}");
-    sandbox.refit(["build", "app", "-t", "app:after"]).on(&server).succeeds();
+    // Where nothing was locked or deleted, as somebody may have wanted of `app`.
+    sandbox.refit(["build", "app", "-t", "after:1"]).on(&server).succeeds();
     server.stop();
 }
 

@@ -154,7 +154,7 @@ pub(crate) async fn delete_repository(
 ) -> Result<(StatusCode, axum::Json<api::Deleted>), ApiError> {
     let (registry, name) = existing(&state, &registry, &name).await?;
     let deleted = state.catalog.delete_repository(&registry, &name, &cause(&principal)).await?;
-    Ok((StatusCode::ACCEPTED, axum::Json(to_api::deleted(deleted))))
+    Ok((StatusCode::ACCEPTED, axum::Json(to_api::deleted(deleted.count()))))
 }
 
 /// Lists the tags of a repository by name.

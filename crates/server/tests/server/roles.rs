@@ -277,6 +277,75 @@ async fn a_token_opens_its_repositories_and_no_other() {
 }
 
 #[tokio::test]
+async fn metadata_opens_with_the_scopes_that_clients_of_the_managed_service_ask_for() {
+    let server = Server::start().await;
+    push(&server, "team/app", "1", "one").await;
+    push(&server, "team/app", "2", "two").await;
+    let server =
+        Server::start_in(server.stop().await, "[server]\nanonymous_loopback = false\n", &[]).await;
+    let actions = ["content/read", "metadata/read", "metadata/write"];
+    let actions = actions.map(|action| format!("repositories/team/app/{action}"));
+    let robot = token(&server, "robot", &actions.each_ref().map(String::as_str)).await;
+    let admin = Somebody { user: "admin".into(), password: server.secret("admin-password") };
+    let bearer = async |who: &Somebody, scope: &str| {
+        let given = registry_token(&server, who, scope).await;
+        given["access_token"].as_str().unwrap().to_owned()
+    };
+    let ask = async |token: &str, method: Method, path: &str, body: Value| {
+        let request = server.plain(method, path).bearer_auth(token);
+        request.json(&body).send().await.unwrap().status()
+    };
+    let app = "/acr/v1/team/app";
+    let tag = "/acr/v1/team/app/_tags/1";
+    let lock = json!({ "writeEnabled": false });
+    let reading = bearer(&robot, "repository:team/app:metadata_read").await;
+    assert_eq!(ask(&reading, Method::GET, app, Value::Null).await, StatusCode::OK);
+    let refused = StatusCode::UNAUTHORIZED;
+    assert_eq!(ask(&reading, Method::PATCH, tag, lock.clone()).await, refused);
+    let writing = bearer(&robot, "repository:team/app:metadata_write,metadata_read").await;
+    assert_eq!(ask(&writing, Method::PATCH, tag, lock).await, StatusCode::OK);
+    let unlock = json!({ "writeEnabled": true });
+    assert_eq!(ask(&writing, Method::PATCH, tag, unlock).await, StatusCode::OK);
+    // A tag is removed by who may change it; a repository is not.
+    assert_eq!(ask(&writing, Method::DELETE, tag, Value::Null).await, StatusCode::ACCEPTED);
+    let all = bearer(&robot, "repository:team/app:delete,metadata_read").await;
+    assert_eq!(ask(&all, Method::DELETE, app, Value::Null).await, StatusCode::FORBIDDEN);
+    // What was deleted.
+    let change = json!({ "softDeletePolicy": { "status": "enabled" } });
+    let change = server.request(Method::PATCH, "/policies").json(&change).send().await.unwrap();
+    answer(change, StatusCode::OK).await;
+    let deleting = bearer(&admin, "repository:team/app:delete,metadata_read").await;
+    assert_eq!(ask(&deleting, Method::DELETE, app, Value::Null).await, StatusCode::ACCEPTED);
+    let catalog = "/acr/v1/_deleted/_catalog";
+    let listing = bearer(&admin, "registry:deleted_catalog:*").await;
+    assert_eq!(ask(&listing, Method::GET, catalog, Value::Null).await, StatusCode::OK);
+    let robots = bearer(&robot, "registry:deleted_catalog:*").await;
+    assert_eq!(ask(&robots, Method::GET, catalog, Value::Null).await, StatusCode::FORBIDDEN);
+    let tags = "/acr/v1/_deleted/team/app/_tags";
+    let restoring = "repository:team/app:deleted_read,deleted_restore";
+    let (robots, admins) = (bearer(&robot, restoring).await, bearer(&admin, restoring).await);
+    assert_eq!(ask(&robots, Method::GET, tags, Value::Null).await, StatusCode::OK);
+    let found = server.plain(Method::GET, tags).bearer_auth(&admins).send().await.unwrap();
+    let found = answer(found, StatusCode::OK).await;
+    let digest = found["tags"][0]["digest"].as_str().unwrap();
+    let restore = format!("/acr/v1/_deleted/team/app/_manifests/{digest}");
+    let body = json!({ "tag": "2" });
+    assert_eq!(ask(&robots, Method::POST, &restore, body.clone()).await, StatusCode::FORBIDDEN);
+    assert_eq!(ask(&admins, Method::POST, &restore, body).await, StatusCode::OK);
+    let log = server.plain(Method::GET, "/api/v1/audit?after=0").bearer_auth(server.token());
+    let log = log.send().await.unwrap().text().await.unwrap();
+    for noted in [
+        r#""action":"update","target":"team/app:1 (writeEnabled: false)""#.to_owned(),
+        r#""action":"delete","target":"team/app:1""#.to_owned(),
+        r#""action":"delete","target":"team/app""#.to_owned(),
+        format!(r#""action":"restore","target":"team/app@{digest} (tag 2)""#),
+    ] {
+        assert!(log.contains(&noted), "{noted} is not in {log}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn accounts_use_the_registry_as_their_role_says() {
     let server = Server::start_with("[server]\nanonymous_loopback = false\n", &[]).await;
     let reader = account(&server, "one-reader", Some("reader")).await;

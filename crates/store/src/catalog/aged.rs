@@ -13,33 +13,43 @@ use super::tags::tag_info;
 use super::{Catalog, locks};
 use crate::Result;
 use crate::error::database;
-use crate::model::{Cause, ManifestInfo, Millis, TagInfo, Unneeded};
+use crate::model::{Cause, ManifestInfo, Millis, Order, TagInfo, Unneeded};
 
 impl Catalog {
-    /// Tags by the time of their last move, newest first and those of one time by name; at most
-    /// `limit`, of those that come after `after`. None that are hidden.
+    /// Tags by the time of their last move; at most `limit`, of those that come after `after`. Those of
+    /// one time are by name, newest first from `a` and oldest first from `z`. None that are hidden.
     pub async fn tags_by_age(
         &self,
         registry: &RegistryName,
         repository: &RepositoryName,
+        order: Order,
         after: Option<(Millis, &Tag)>,
         limit: usize,
     ) -> Result<Vec<TagInfo>> {
-        let (at, name) = after.map_or((Millis::MAX, ""), |(at, tag)| (at, tag.as_str()));
-        let rows = sqlx::query(
-            "SELECT name, digest, created_at, updated_at, locked FROM tags
-             WHERE registry = $1 AND repository = $2 AND (locked & 8) = 0
-               AND updated_at <= $3 AND (updated_at < $3 OR name > $4)
-             ORDER BY updated_at DESC, name LIMIT $5",
-        )
-        .bind(registry.as_str())
-        .bind(repository.as_str())
-        .bind(at)
-        .bind(name)
-        .bind(count(limit))
-        .fetch_all(self.db.reads())
-        .await
-        .map_err(database("list tags"))?;
+        let query = match order {
+            Order::NewestFirst => {
+                "SELECT name, digest, created_at, updated_at, locked FROM tags
+                 WHERE registry = $1 AND repository = $2 AND (locked & 8) = 0
+                   AND updated_at <= $3 AND (updated_at < $3 OR name > $4)
+                 ORDER BY updated_at DESC, name LIMIT $5"
+            }
+            Order::OldestFirst => {
+                "SELECT name, digest, created_at, updated_at, locked FROM tags
+                 WHERE registry = $1 AND repository = $2 AND (locked & 8) = 0
+                   AND updated_at >= $3 AND (updated_at > $3 OR name < $4)
+                 ORDER BY updated_at, name DESC LIMIT $5"
+            }
+        };
+        let (at, name) = after.map_or((order.start(), ""), |(at, tag)| (at, tag.as_str()));
+        let rows = sqlx::query(query)
+            .bind(registry.as_str())
+            .bind(repository.as_str())
+            .bind(at)
+            .bind(name)
+            .bind(count(limit))
+            .fetch_all(self.db.reads())
+            .await
+            .map_err(database("list tags"))?;
         rows.iter().map(tag_info).collect()
     }
 
@@ -63,31 +73,42 @@ impl Catalog {
         rows.iter().map(tag_info).collect()
     }
 
-    /// Manifests by the time of their last push, tagging or untagging, newest first and those of one
-    /// time by digest; at most `limit`, of those that come after `after`. None that are hidden.
+    /// Manifests by the time of their last push, tagging or untagging; at most `limit`, of those that
+    /// come after `after`. Those of one time are by digest, as tags are by name. None that are hidden.
     pub async fn manifests_by_age(
         &self,
         registry: &RegistryName,
         repository: &RepositoryName,
+        order: Order,
         after: Option<(Millis, &Digest)>,
         limit: usize,
     ) -> Result<Vec<ManifestInfo>> {
-        let (at, digest) = after.map_or((Millis::MAX, ""), |(at, digest)| (at, digest.as_str()));
-        let rows = sqlx::query(
-            "SELECT digest, media_type, size, image_size, artifact_type, config_media_type, subject,
-                pushed_at, updated_at, locked
-             FROM manifests WHERE registry = $1 AND repository = $2 AND (locked & 8) = 0
-               AND updated_at <= $3 AND (updated_at < $3 OR digest > $4)
-             ORDER BY updated_at DESC, digest LIMIT $5",
-        )
-        .bind(registry.as_str())
-        .bind(repository.as_str())
-        .bind(at)
-        .bind(digest)
-        .bind(count(limit))
-        .fetch_all(self.db.reads())
-        .await
-        .map_err(database("list manifests"))?;
+        let query = match order {
+            Order::NewestFirst => {
+                "SELECT digest, media_type, size, image_size, artifact_type, config_media_type,
+                    subject, pushed_at, updated_at, locked
+                 FROM manifests WHERE registry = $1 AND repository = $2 AND (locked & 8) = 0
+                   AND updated_at <= $3 AND (updated_at < $3 OR digest > $4)
+                 ORDER BY updated_at DESC, digest LIMIT $5"
+            }
+            Order::OldestFirst => {
+                "SELECT digest, media_type, size, image_size, artifact_type, config_media_type,
+                    subject, pushed_at, updated_at, locked
+                 FROM manifests WHERE registry = $1 AND repository = $2 AND (locked & 8) = 0
+                   AND updated_at >= $3 AND (updated_at > $3 OR digest < $4)
+                 ORDER BY updated_at, digest DESC LIMIT $5"
+            }
+        };
+        let (at, digest) = after.map_or((order.start(), ""), |(at, digest)| (at, digest.as_str()));
+        let rows = sqlx::query(query)
+            .bind(registry.as_str())
+            .bind(repository.as_str())
+            .bind(at)
+            .bind(digest)
+            .bind(count(limit))
+            .fetch_all(self.db.reads())
+            .await
+            .map_err(database("list manifests"))?;
         self.with_tags(registry, repository, rows).await
     }
 
@@ -136,6 +157,16 @@ impl Catalog {
             .delete_if(registry, repository, digest, Condition::Unneeded(unneeded), cause)
             .await?;
         Ok(deleted.is_some())
+    }
+}
+
+impl Order {
+    /// A time before all others.
+    fn start(self) -> Millis {
+        match self {
+            Self::OldestFirst => Millis::MIN,
+            Self::NewestFirst => Millis::MAX,
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! Repositories, and which blobs are in them.
 
-use oci::{Digest, RegistryName, RepositoryName};
+use oci::{Digest, RegistryName, RepositoryName, Tag};
 use sqlx::SqliteConnection;
 
 use super::{Catalog, job, locks, parsed};
 use crate::error::database;
-use crate::model::{Attribute, Cause, Deleted, Millis, RepositoryInfo};
+use crate::model::{Attribute, Cause, DeletedContent, Millis, RepositoryInfo};
 use crate::{Result, StoreError, gc, now};
 
 /// Makes stored blobs part of a repository; after an error the caller undoes what was done.
@@ -104,13 +104,13 @@ impl Catalog {
     }
 
     /// Removes every manifest and tag of a repository, in one transaction; nothing, if any of them
-    /// is locked.
+    /// is locked. Says what was in it.
     pub async fn delete_repository(
         &self,
         registry: &RegistryName,
         repository: &RepositoryName,
         cause: &Cause,
-    ) -> Result<Deleted> {
+    ) -> Result<DeletedContent> {
         self.blobs.make_room().await?;
         let (owned, name, cause) = (registry.clone(), repository.clone(), cause.clone());
         let job = job(move |connection| {
@@ -126,9 +126,9 @@ impl Catalog {
                 .fetch_all(&mut *connection)
                 .await
                 .map_err(failed())?;
+                let tags: Vec<Tag> = tags.iter().map(|tag| parsed(tag)).collect::<Result<_>>()?;
                 for tag in &tags {
-                    let tag = parsed(tag)?;
-                    super::tags::write(connection, &owned, &name, &tag, None, &cause).await?;
+                    super::tags::write(connection, &owned, &name, tag, None, &cause).await?;
                 }
                 let manifests: Vec<String> = sqlx::query_scalar(
                     "SELECT digest FROM manifests WHERE registry = $1 AND repository = $2",
@@ -144,7 +144,8 @@ impl Catalog {
                 if manifests.is_empty() {
                     return Err(StoreError::NotFound { what: format!("repository `{name}`") });
                 }
-                Ok(Deleted { manifests: manifests.len() as u64, tags: tags.len() as u64 })
+                let manifests = manifests.iter().map(|digest| parsed(digest));
+                Ok(DeletedContent { manifests: manifests.collect::<Result<_>>()?, tags })
             })
         });
         let deleted = self.write_then(job, |catalog, _| {

@@ -23,6 +23,9 @@ const BATCH: i64 = if cfg!(test) { 1 } else { 100 };
 
 const DAY: Millis = 24 * 60 * 60 * 1000;
 
+/// A repository, how many manifests and tags can be restored, and when such were deleted last.
+type RepositoryRow = (String, i64, i64, Option<Millis>, Option<Millis>);
+
 impl Catalog {
     /// Repositories of which something can be restored, after `last` in byte order, at most `limit`.
     /// None that are hidden.
@@ -32,11 +35,15 @@ impl Catalog {
         last: Option<&str>,
         limit: usize,
     ) -> Result<Vec<DeletedRepository>> {
-        let rows: Vec<(String, i64, i64)> = sqlx::query_as(
+        let rows: Vec<RepositoryRow> = sqlx::query_as(
             "SELECT found.repository,
                 (SELECT COUNT(*) FROM deleted_manifests m
                  WHERE m.registry = $1 AND m.repository = found.repository),
                 (SELECT COUNT(*) FROM deleted_tags t
+                 WHERE t.registry = $1 AND t.repository = found.repository),
+                (SELECT MAX(deleted_at) FROM deleted_manifests m
+                 WHERE m.registry = $1 AND m.repository = found.repository),
+                (SELECT MAX(deleted_at) FROM deleted_tags t
                  WHERE t.registry = $1 AND t.repository = found.repository)
              FROM (SELECT DISTINCT repository FROM deleted_manifests
                    WHERE registry = $1 AND repository > $2
@@ -52,11 +59,15 @@ impl Catalog {
         .fetch_all(self.db.reads())
         .await
         .map_err(database("list deleted repositories"))?;
-        let repository = |(name, manifests, tags): &(String, i64, i64)| {
-            let (manifests, tags) = (*manifests as u64, *tags as u64);
-            Ok(DeletedRepository { repository: parsed(name)?, manifests, tags })
-        };
-        rows.iter().map(repository).collect()
+        let found = rows.into_iter().map(|(name, manifests, tags, of_manifests, of_tags)| {
+            Ok(DeletedRepository {
+                repository: parsed(&name)?,
+                manifests: manifests as u64,
+                tags: tags as u64,
+                deleted_at: of_manifests.max(of_tags).unwrap_or_default(),
+            })
+        });
+        found.collect()
     }
 
     /// Manifests that can be restored, after `last` in order of their digests, at most `limit`. None

@@ -96,6 +96,16 @@ pub(super) fn operations(description: &Value) -> Vec<Operation> {
         ("registry", "/v2/{name}/blobs/uploads/".into(), "POST", "mount from digest"),
         ("registry", "/v2/{name}/blobs/uploads/{upload}".into(), "GET PATCH PUT DELETE", "digest"),
         ("registry", "/v2/{name}/referrers/{digest}".into(), "GET", "artifactType n last"),
+        ("metadata", "/acr/v1/_catalog".into(), "GET", "n last"),
+        ("metadata", "/acr/v1/{name}".into(), "GET PATCH DELETE", ""),
+        ("metadata", "/acr/v1/{name}/_tags".into(), "GET", "n last orderby digest"),
+        ("metadata", "/acr/v1/{name}/_tags/{tag}".into(), "GET PATCH DELETE", ""),
+        ("metadata", "/acr/v1/{name}/_manifests".into(), "GET", "n last orderby"),
+        ("metadata", "/acr/v1/{name}/_manifests/{digest}".into(), "GET PATCH", ""),
+        ("metadata", "/acr/v1/_deleted/_catalog".into(), "GET", "n last"),
+        ("metadata", "/acr/v1/_deleted/{name}/_tags".into(), "GET", "n last"),
+        ("metadata", "/acr/v1/_deleted/{name}/_manifests".into(), "GET", "n last"),
+        ("metadata", "/acr/v1/_deleted/{name}/_manifests/{digest}".into(), "POST", "force"),
         ("oauth2", "/oauth2/token".into(), "GET POST", "scope service offline_token account"),
     ];
     for (family, path, methods, query) in other {
@@ -105,6 +115,15 @@ pub(super) fn operations(description: &Value) -> Vec<Operation> {
                 ("registry", "PUT") if path.contains("manifests") => Some(Body::Manifest),
                 ("registry", "PUT" | "PATCH" | "POST") => Some(Body::Bytes),
                 ("agent pools", "POST") => Some(Body::Json(json!({ "type": "object" }))),
+                ("metadata", "POST") => Some(Body::Json(json!({
+                    "type": "object", "properties": { "tag": { "type": "string" } },
+                }))),
+                ("metadata", "PATCH") => Some(Body::Json(json!({
+                    "type": "object",
+                    "properties": {
+                        "readEnabled": { "type": "boolean" }, "listEnabled": { "type": "boolean" },
+                    },
+                }))),
                 _ => None,
             };
             all.push(Operation {
@@ -224,7 +243,7 @@ impl World {
         let few = random.below(4);
         match (name, operation.family) {
             ("registry", _) => "local".into(),
-            ("name", "repositories" | "registry") => {
+            ("name", "repositories" | "registry" | "metadata") => {
                 random.pick(&["app", "app", "other", "team%2fapp", "team/app"]).to_string()
             }
             ("name", "agent pools") => "pool-a".into(),
@@ -249,6 +268,7 @@ impl World {
             let mut value = match name.as_str() {
                 "digest" | "mount" => random.pick(&self.digests).clone().into_bytes(),
                 "from" => b"app".to_vec(),
+                "orderby" => random.pick(&["timeasc", "timedesc"]).as_bytes().to_vec(),
                 // What never ends is not asked for: some runs wait until the test is over.
                 "follow" => b"false".to_vec(),
                 "$filter" => b"Status%20eq%20'Succeeded'%20and%20RunId%20ne%20'x'".to_vec(),
@@ -287,7 +307,7 @@ impl World {
             4 => headers.push(("Authorization", self.wrong_credential(random))),
             // The protocol of registries has bearer tokens of its own.
             _ => {
-                let few = if operation.family == "registry" { 2 } else { 3 };
+                let few = if matches!(operation.family, "registry" | "metadata") { 2 } else { 3 };
                 headers.push(("Authorization", random.pick(&self.credentials[..few]).clone()));
             }
         }
