@@ -4,6 +4,9 @@
 //! whoever is behind it. So nobody who looks for manifests and tags finds them, and nothing that serves
 //! them looks at more than before; only collection asks these tables too. Blobs leave the repository as
 //! those of any deleted manifest do, and their bytes stay: who restores the manifest gets them back.
+//!
+//! The times of one repository or tag are looked up by its name: `+ 0` keeps the database from walking
+//! through those of the whole registry instead, which are in order.
 
 use oci::{Digest, RegistryName, RepositoryName, Tag};
 use sqlx::{Row, SqliteConnection};
@@ -41,16 +44,24 @@ impl Catalog {
                  WHERE m.registry = $1 AND m.repository = found.repository),
                 (SELECT COUNT(*) FROM deleted_tags t
                  WHERE t.registry = $1 AND t.repository = found.repository),
-                (SELECT MAX(deleted_at) FROM deleted_manifests m
+                (SELECT MAX(m.deleted_at + 0) FROM deleted_manifests m
                  WHERE m.registry = $1 AND m.repository = found.repository),
-                (SELECT MAX(deleted_at) FROM deleted_tags t
+                (SELECT MAX(t.deleted_at + 0) FROM deleted_tags t
                  WHERE t.registry = $1 AND t.repository = found.repository)
-             FROM (SELECT DISTINCT repository FROM deleted_manifests
-                   WHERE registry = $1 AND repository > $2
-                   UNION SELECT DISTINCT repository FROM deleted_tags
-                   WHERE registry = $1 AND repository > $2) AS found
-             WHERE NOT EXISTS (SELECT 1 FROM repository_locks l WHERE l.registry = $1
-               AND l.repository = found.repository AND (l.locked & 8) <> 0)
+             FROM (
+               SELECT repository FROM (
+                 SELECT DISTINCT m.repository FROM deleted_manifests m
+                 WHERE m.registry = $1 AND m.repository > $2 AND NOT EXISTS (
+                   SELECT 1 FROM repository_locks l WHERE l.registry = m.registry
+                     AND l.repository = m.repository AND (l.locked & 8) <> 0)
+                 ORDER BY m.repository LIMIT $3) AS of_manifests
+               UNION
+               SELECT repository FROM (
+                 SELECT DISTINCT t.repository FROM deleted_tags t
+                 WHERE t.registry = $1 AND t.repository > $2 AND NOT EXISTS (
+                   SELECT 1 FROM repository_locks l WHERE l.registry = t.registry
+                     AND l.repository = t.repository AND (l.locked & 8) <> 0)
+                 ORDER BY t.repository LIMIT $3) AS of_tags) AS found
              ORDER BY found.repository LIMIT $3",
         )
         .bind(registry.as_str())
@@ -515,7 +526,7 @@ async fn find_tag(
     let row: Option<(String, Millis, i64)> = sqlx::query_as(
         "SELECT digest, created_at, locked FROM deleted_tags
          WHERE registry = $1 AND repository = $2 AND name = $3 AND ($4 IS NULL OR digest = $4)
-         ORDER BY deleted_at DESC, digest LIMIT 1",
+         ORDER BY deleted_at + 0 DESC, digest LIMIT 1",
     )
     .bind(registry.as_str())
     .bind(repository.as_str())
