@@ -36,7 +36,8 @@ iptables -t nat -S POSTROUTING
 echo "bridges: $(ip -o link | grep -c refit)"
 
 echo 'Who is bounded reaches what it may, and hears of nothing else.'
-only() { "$sandbox" "$folder/root" "$folder/state" "only=$1" sh -c "$2" 2>&1; }
+# All of a container in one stream: of two, either may be read first.
+only() { "$sandbox" "$folder/root" "$folder/state" "only=$1" sh -c "exec 2>&1; $2" 2>&1; }
 only name.example '
     nc -w 2 192.168.77.2 8000 || echo not yet
     nc -w 5 name.example 8000

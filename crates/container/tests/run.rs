@@ -1331,8 +1331,8 @@ fn as_root_an_isolated_container_reaches_others_but_not_the_host() {
         CapBnd:	00000000a80405fb
         refit: not let through to other.example: it is not among what this run may connect to
         the neighbour answers
-        not that port
         nc: can't connect to remote host (192.168.77.2): Connection refused
+        not that port
         the host answers
         the neighbour answers
         nc: bad address 'name.example'
