@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lines::{LINE_SIZE_MAX, Lines};
 use crate::path_map::{NoPlace, PathMap};
-use crate::tree::{LinkGroup, Node, file_name, join, parent};
+use crate::tree::{LinkGroup, Node, NodeKind, file_name, join, parent};
 
 /// Changes when indexes say more, or say it otherwise; an older one is made anew from its
 /// layer.
@@ -63,6 +63,10 @@ impl IndexEntry {
         let name = file_name(&path);
         if name == ".wh..wh..opq" {
             return Self::Opaque { path: parent(&path).to_owned() };
+        }
+        // A mark of the kernel's overlays, which it is once it is unpacked.
+        if matches!(node.kind, NodeKind::CharDevice { major: 0, minor: 0 }) {
+            return Self::Whiteout { path };
         }
         match name.strip_prefix(".wh.") {
             Some(gone) => Self::Whiteout { path: join(parent(&path), gone) },
@@ -436,7 +440,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tree::{NodeKind, ancestors};
+    use crate::tree::ancestors;
 
     /// Paths in words: those with a slash at the end are folders, those with `=` other names of
     /// what follows it.

@@ -152,7 +152,7 @@ fn read_tar(
             continue;
         }
         let Some(node) = node_of(&entry)? else { continue };
-        check_marks(&path, &node)?;
+        check_mark(&path)?;
         let mut noted = IndexEntry::from_tar(text_of(&path), node);
         let IndexEntry::Node { node, .. } = &mut noted else {
             folder.as_ref().map_or(Ok(()), |folder| folder.mark(&noted))?;
@@ -184,18 +184,15 @@ fn read_tar(
     Ok(index.finish())
 }
 
-/// What overlays of the kernel take for a mark without being one to us, or the other way round.
-fn check_marks(path: &[u8], node: &Node) -> io::Result<()> {
+/// Refuses marks that would say something of a folder above.
+fn check_mark(path: &[u8]) -> io::Result<()> {
     let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-    let is_mark_of_none =
-        name.strip_prefix(b".wh.").is_some_and(|rest| matches!(rest, b"" | b"." | b".."));
-    let is_mark = matches!(node.kind, NodeKind::CharDevice { major: 0, minor: 0 });
-    match is_mark_of_none || is_mark {
-        false => Ok(()),
-        true => {
+    match name.strip_prefix(b".wh.") {
+        Some(b"" | b"." | b"..") => {
             let name = String::from_utf8_lossy(path).into_owned();
             Err(io::Error::other(format!("`{name}` is a mark of no file")))
         }
+        _ => Ok(()),
     }
 }
 
@@ -480,5 +477,101 @@ impl<R: Read> Read for Hashed<R> {
             hasher.update(&buffer[..read]);
         }
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::layers::index::Merged;
+
+    fn header(kind: tar::EntryType, path: &str) -> tar::Header {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_path(path).unwrap();
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
+        header.set_device_major(0).unwrap();
+        header.set_device_minor(0).unwrap();
+        header.set_cksum();
+        header
+    }
+
+    fn archive(headers: &[tar::Header]) -> Vec<u8> {
+        let blocks = headers.iter().flat_map(|header| header.as_bytes().iter().copied());
+        blocks.chain([0; 1024]).collect()
+    }
+
+    fn read(tar: &[u8], stop: &CancellationToken) -> io::Result<LayerIndex> {
+        let spools = tempfile::tempdir().unwrap();
+        let digest = Digest::of(tar);
+        let layer = Descriptor::new(media_type::OCI_LAYER_TAR, digest.clone(), tar.len() as u64);
+        read_layer(tar, &layer, &digest, None, spools.path(), stop)
+    }
+
+    fn error(headers: &[tar::Header]) -> String {
+        read(&archive(headers), &CancellationToken::new()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_mark_is_of_a_file_beside_it() {
+        for path in [".wh.", "a/.wh..", "a/.wh..."] {
+            let told = error(&[header(tar::EntryType::Regular, path)]);
+            assert_eq!(told, format!("`{path}` is a mark of no file"));
+        }
+        let marks = [
+            header(tar::EntryType::Regular, "a/.wh.gone"),
+            header(tar::EntryType::Regular, "b/.wh..wh..opq"),
+            header(tar::EntryType::Char, "c/gone"),
+        ];
+        let files = ["a/gone", "b/gone", "c/gone", "d"];
+        let files = files.map(|path| header(tar::EntryType::Regular, path));
+        let layers = [&files[..], &marks]
+            .map(|layer| Arc::new(read(&archive(layer), &CancellationToken::new()).unwrap()));
+        let merged = Merged::new(layers.to_vec());
+        for path in ["a/gone", "b/gone", "c/gone"] {
+            assert!(merged.get(path).is_none(), "{path}");
+        }
+        assert!(merged.get("d").is_some());
+    }
+
+    /// A file of holes, of so many bytes.
+    fn holes(path: &str, size: u64) -> tar::Header {
+        let mut header = header(tar::EntryType::GNUSparse, path);
+        let real = &mut header.as_gnu_mut().unwrap().realsize;
+        *real = [0; 12];
+        real[0] = 0x80;
+        real[4..].copy_from_slice(&size.to_be_bytes());
+        header.set_cksum();
+        header
+    }
+
+    #[test]
+    fn holes_are_bytes_too_in_sum() {
+        let told = "it unpacks to more than 256 GiB";
+        assert_eq!(error(&[holes("all", SIZE_MAX + 1)]), told);
+        assert_eq!(error(&[holes("all", 1 << 62)]), told);
+        assert!(read(&archive(&[holes("some", 1 << 20)]), &CancellationToken::new()).is_ok());
+        let mut left = Bounded { inner: io::repeat(0), left: 10 };
+        let mut all = Vec::new();
+        assert_eq!(left.read_to_end(&mut all).unwrap_err().to_string(), told);
+    }
+
+    #[test]
+    fn a_layer_is_left_in_the_midst_of_a_file() {
+        let stop = CancellationToken::new();
+        let later = stop.clone();
+        let stopping = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            later.cancel();
+        });
+        let read = read(&archive(&[holes("large", SIZE_MAX)]), &stop);
+        assert_eq!(read.err().map(|error| error.kind()), Some(io::ErrorKind::Interrupted));
+        stopping.join().unwrap();
     }
 }
