@@ -226,7 +226,7 @@ fn seen_from(registry: &RegistryName, account: &Account) -> api::Account {
     seen
 }
 
-async fn find(state: &Shared, name: &str) -> Result<Account, ApiError> {
+pub(super) async fn find(state: &Shared, name: &str) -> Result<Account, ApiError> {
     let name = from_api::account_name(name)?;
     let account = state.access.permissions.account(&name).await?;
     account.ok_or_else(|| ApiError::not_found(format!("account `{name}`")))

@@ -7,9 +7,9 @@ use control::{Assignment, Holder};
 use oci::RegistryName;
 use uuid::Uuid;
 
-use super::tasks::ListQuery;
+use super::tasks::{self, ListQuery};
 use super::tokens::page;
-use super::{Json, Query};
+use super::{Json, Query, accounts};
 use crate::audit::Detail;
 use crate::error::ApiError;
 use crate::state::Shared;
@@ -83,14 +83,9 @@ async fn principal(
     holder: &Holder,
 ) -> Result<Uuid, ApiError> {
     match holder {
-        Holder::Account(name) => {
-            let found = state.access.permissions.account(name).await?;
-            let found = found.ok_or_else(|| ApiError::not_found(format!("account `{name}`")))?;
-            Ok(found.id())
-        }
+        Holder::Account(name) => Ok(accounts::find(state, name.as_str()).await?.id()),
         Holder::Task(name) => {
-            let found = state.tasks.get(registry, name).await?;
-            let found = found.ok_or_else(|| ApiError::not_found(format!("task `{name}`")))?;
+            let found = tasks::find(state, registry, name).await?;
             found.definition.identity.system.ok_or_else(|| {
                 ApiError::invalid(format!("task `{name}` has no identity of its own"))
                     .hint(format!("`refit task identity assign {name}` gives it one"))
