@@ -191,14 +191,14 @@ impl ServerAccess {
         if let Some(proven) = self.of_session(Some(user), password).await? {
             return Ok(Some(proven));
         }
-        let guess = self.rates.begin_guess(peer, user, Instant::now()).map_err(too_many_guesses)?;
+        let guess = self.rates.begin_guess(peer, user).await.map_err(too_many_guesses)?;
         let proven = self.permissions.authenticate_account(user, password).await;
         match &proven {
             Ok(Some(_)) => {
-                self.rates.take_back(guess);
+                guess.take_back();
                 self.rates.was_right(peer, user);
             }
-            Err(ControlError::TooManyLogins) => self.rates.take_back(guess),
+            Err(ControlError::TooManyLogins) => guess.take_back(),
             Ok(None) | Err(_) => (),
         }
         Ok(proven?)

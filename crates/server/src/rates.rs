@@ -5,14 +5,17 @@
 //! are for. Who is right is never kept out for good: buckets fill by themselves, and somebody who has
 //! signed in from an address is not kept from it by what others try elsewhere.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use registry::{Class, Peer};
+use tokio::sync::Notify;
 
 /// Buckets that are not full, of one kind; more share one.
 const BUCKETS_MAX: usize = 20_000;
@@ -21,6 +24,10 @@ const KNOWN_MAX: usize = 10_000;
 /// An address may be that of many people.
 const GUESSES_OF_ADDRESS: u32 = 5;
 const PERIOD: Duration = Duration::from_secs(60);
+/// How long somebody waits for those whose passwords are being compared.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Who wait for that at the same time.
+const WAITING_MAX: usize = 1_000;
 
 /// Requests a minute; none: as many as come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -80,11 +87,11 @@ enum Guesser {
     Known(Origin, String),
 }
 
-/// A password that is being compared. It counts as wrong until it is [taken back](Rates::take_back), so
+/// A password that is being compared. It counts as wrong until it is [taken back](Guess::take_back), so
 /// also if nobody waits for the answer any more.
-#[derive(Debug)]
 pub(crate) struct Guess {
     taken: Vec<(Option<Guesser>, u32)>,
+    rates: Rates,
 }
 
 /// Cheap to clone.
@@ -94,9 +101,19 @@ pub(crate) struct Rates(Arc<Shared>);
 struct Shared {
     settings: RateSettings,
     asked: Mutex<Buckets<(Class, Asker)>>,
-    guessed: Mutex<Buckets<Guesser>>,
+    guessed: Mutex<Guessed>,
+    /// A comparison has come to its end.
+    settled: Notify,
+    waiting: AtomicUsize,
     known: Mutex<HashSet<(Origin, String)>>,
     refused: AtomicU64,
+}
+
+#[derive(Default)]
+struct Guessed {
+    buckets: Buckets<Guesser>,
+    /// Of each bucket: passwords that are being compared.
+    compared: HashMap<Option<Guesser>, usize>,
 }
 
 impl Rates {
@@ -104,7 +121,9 @@ impl Rates {
         Self(Arc::new(Shared {
             settings,
             asked: Mutex::new(Buckets::default()),
-            guessed: Mutex::new(Buckets::default()),
+            guessed: Mutex::default(),
+            settled: Notify::new(),
+            waiting: AtomicUsize::new(0),
             known: Mutex::default(),
             refused: AtomicU64::new(0),
         }))
@@ -136,41 +155,66 @@ impl Rates {
     }
 
     /// Takes what a wrong password costs, before one is compared that somebody can guess: however many
-    /// are compared at once, no more are than there may be wrong ones. If there is nothing left, says
-    /// when there is.
-    pub(crate) fn begin_guess(
+    /// are compared at once, no more are than there may be wrong ones. If there is nothing left but for
+    /// those that are being compared, and may be right, waits for them; else says when there is.
+    pub(crate) async fn begin_guess(&self, peer: Peer, name: &str) -> Result<Guess, Duration> {
+        self.guess_within(peer, name, PATIENCE).await
+    }
+
+    async fn guess_within(
         &self,
         peer: Peer,
         name: &str,
-        now: Instant,
+        patience: Duration,
     ) -> Result<Guess, Duration> {
         let guessers = self.guessers(peer, Some(name));
-        let mut guessed = lock(&self.0.guessed);
-        let waits = guessers.iter().filter_map(|(guesser, rate)| guessed.wait(guesser, *rate, now));
-        if let Some(wait) = waits.max() {
-            self.count_refusal();
-            return Err(wait);
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut place = None;
+        loop {
+            let mut settled = pin!(self.0.settled.notified());
+            settled.as_mut().enable();
+            let refusal = match self.try_guess(&guessers, Instant::now()) {
+                Ok(guess) => return Ok(guess),
+                Err(refusal) => refusal,
+            };
+            place = place.or_else(|| Waiting::begin(&self.0.waiting));
+            let may_wait = refusal.is_undecided && place.is_some();
+            if !may_wait || tokio::time::timeout_at(deadline, settled).await.is_err() {
+                self.count_refusal();
+                return Err(refusal.wait);
+            }
         }
-        let taken = guessers.into_iter().filter_map(|(guesser, rate)| {
-            let bucket = guessed.take(guesser, rate, now).ok()?;
-            Some((bucket, rate))
-        });
-        Ok(Guess { taken: taken.collect() })
     }
 
-    /// It was none: the password was right, or was not compared.
-    pub(crate) fn take_back(&self, guess: Guess) {
+    fn try_guess(&self, guessers: &[(Guesser, u32)], now: Instant) -> Result<Guess, Refusal> {
         let mut guessed = lock(&self.0.guessed);
-        for (bucket, rate) in guess.taken {
-            guessed.give_back(&bucket, rate);
+        let Guessed { buckets, compared } = &mut *guessed;
+        let empty = guessers.iter().filter_map(|(guesser, rate)| {
+            let (bucket, wait) = buckets.wait(guesser, *rate, now)?;
+            Some((wait, compared.contains_key(&bucket)))
+        });
+        // All buckets that are empty have to fill.
+        let refusal = empty
+            .reduce(|(wait, waits), (other, other_waits)| (wait.max(other), waits && other_waits));
+        if let Some((wait, is_undecided)) = refusal {
+            return Err(Refusal { wait, is_undecided });
         }
+        let taken = guessers.iter().filter_map(|(guesser, rate)| {
+            let bucket = buckets.take(guesser.clone(), *rate, now).ok()?;
+            Some((bucket, *rate))
+        });
+        let taken: Vec<_> = taken.collect();
+        for (bucket, _) in &taken {
+            *compared.entry(bucket.clone()).or_default() += 1;
+        }
+        Ok(Guess { taken, rates: self.clone() })
     }
 
     /// Somebody has shown what nobody can guess, and it was wrong; if that was too often, when the next
     /// try is.
     pub(crate) fn was_wrong(&self, peer: Peer, now: Instant) -> Result<(), Duration> {
         for (guesser, rate) in self.guessers(peer, None) {
-            let taken = lock(&self.0.guessed).take(guesser, rate, now);
+            let taken = lock(&self.0.guessed).buckets.take(guesser, rate, now);
             taken.inspect_err(|_| self.count_refusal())?;
         }
         Ok(())
@@ -204,6 +248,56 @@ impl Rates {
 
     fn count_refusal(&self) {
         self.0.refused.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Guess {
+    /// It was none: the password was right, or was not compared.
+    pub(crate) fn take_back(self) {
+        let mut guessed = lock(&self.rates.0.guessed);
+        for (bucket, rate) in &self.taken {
+            guessed.buckets.give_back(bucket, *rate);
+        }
+    }
+}
+
+impl Drop for Guess {
+    fn drop(&mut self) {
+        let mut guessed = lock(&self.rates.0.guessed);
+        for (bucket, _) in self.taken.drain(..) {
+            if let Entry::Occupied(mut compared) = guessed.compared.entry(bucket) {
+                *compared.get_mut() -= 1;
+                if *compared.get() == 0 {
+                    compared.remove();
+                }
+            }
+        }
+        drop(guessed);
+        self.rates.0.settled.notify_waiters();
+    }
+}
+
+/// Why no password is compared now.
+struct Refusal {
+    /// Until there may be one if all that are being compared are wrong.
+    wait: Duration,
+    /// There may be one sooner.
+    is_undecided: bool,
+}
+
+/// A place among those who wait.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(waiting: &'a AtomicUsize) -> Option<Self> {
+        let place = Self(waiting);
+        (waiting.fetch_add(1, Ordering::Relaxed) < WAITING_MAX).then_some(place)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -250,16 +344,17 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
         }
     }
 
-    /// When there will be one, if there is none.
-    fn wait(&self, key: &K, rate: u32, now: Instant) -> Option<Duration> {
-        let full = match self.full.get(&Some(key.clone())) {
-            Some(full) => full,
-            None if self.full.len() >= BUCKETS_MAX => self.full.get(&None)?,
+    /// From which bucket it would be, and when there will be one, if there is none.
+    fn wait(&self, key: &K, rate: u32, now: Instant) -> Option<(Option<K>, Duration)> {
+        let own = Some(key.clone());
+        let (bucket, full) = match self.full.get(&own) {
+            Some(full) => (own, full),
+            None if self.full.len() >= BUCKETS_MAX => (None, self.full.get(&None)?),
             None => return None,
         };
         let then = *full + PERIOD / rate.max(1);
         let wait = then.saturating_duration_since(now).saturating_sub(PERIOD);
-        (!wait.is_zero()).then_some(wait)
+        (!wait.is_zero()).then_some((bucket, wait))
     }
 
     fn has_room(&mut self, now: Instant) -> bool {
@@ -327,11 +422,16 @@ mod tests {
 
     /// A password that is not compared after all.
     fn may_guess(rates: &Rates, peer: Peer, name: &str, now: Instant) -> Result<(), Duration> {
-        rates.begin_guess(peer, name, now).map(|guess| rates.take_back(guess))
+        begin(rates, peer, name, now).map(Guess::take_back)
     }
 
     fn wrong(rates: &Rates, peer: Peer, name: &str, now: Instant) -> Result<(), Duration> {
-        rates.begin_guess(peer, name, now).map(drop)
+        begin(rates, peer, name, now).map(drop)
+    }
+
+    fn begin(rates: &Rates, peer: Peer, name: &str, now: Instant) -> Result<Guess, Duration> {
+        let begun = rates.try_guess(&rates.guessers(peer, Some(name)), now);
+        begun.map_err(|refusal| refusal.wait)
     }
 
     #[test]
@@ -369,20 +469,50 @@ mod tests {
         let (rates, now) = (Rates::new(TWO), Instant::now());
         let evil = peer("203.0.113.9");
         let threads = std::thread::scope(|scope| {
-            let guess = || rates.begin_guess(evil, "ann", now);
+            let guess = || begin(&rates, evil, "ann", now);
             let all: Vec<_> = (0..16).map(|_| scope.spawn(guess)).collect();
             all.into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>()
         });
         let begun: Vec<_> = threads.into_iter().flatten().collect();
         assert_eq!(begun.len(), 2);
         // What was right costs nothing, in all buckets that were taken from; what is refused neither.
-        begun.into_iter().for_each(|guess| rates.take_back(guess));
+        begun.into_iter().for_each(Guess::take_back);
         for name in ["ann", "bob", "cy", "di", "ed"] {
             for _ in 0..2 {
                 assert_eq!(wrong(&rates, evil, name, now), Ok(()), "{name}");
             }
         }
         assert!(wrong(&rates, evil, "flo", now).is_err());
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_passwords_are_compared_waits_for_them() {
+        let (rates, home) = (Rates::new(TWO), peer("192.0.2.1"));
+        let first = rates.begin_guess(home, "ann").await.unwrap();
+        let second = rates.begin_guess(home, "ann").await.unwrap();
+        let third = tokio::spawn({
+            let rates = rates.clone();
+            async move { rates.begin_guess(home, "ann").await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!third.is_finished());
+        // A wrong one makes no room; a right one does.
+        drop(first);
+        tokio::task::yield_now().await;
+        assert!(!third.is_finished());
+        second.take_back();
+        let third = third.await.unwrap().unwrap();
+        // Nobody waits for ever, nor where nothing is undecided.
+        let short = Duration::from_millis(50);
+        let begun = Instant::now();
+        assert!(rates.guess_within(home, "ann", short).await.is_err());
+        assert!(begun.elapsed() >= short);
+        drop(third);
+        let long = tokio::time::timeout(Duration::from_secs(5), rates.begin_guess(home, "ann"));
+        assert!(long.await.unwrap().is_err());
+        assert_eq!(rates.refused(), 2);
+        assert!(lock(&rates.0.guessed).compared.is_empty());
+        assert_eq!(rates.0.waiting.load(Ordering::Relaxed), 0);
     }
 
     #[test]
