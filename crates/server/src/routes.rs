@@ -11,6 +11,7 @@ mod deleted;
 mod health;
 mod import;
 mod issuer;
+mod lasting;
 mod policies;
 mod pools;
 mod runs;
@@ -367,6 +368,13 @@ async fn admit(
         noting.ended(error.status, None).await;
         return Err(error);
     }
+    let permission = lasting::Permission {
+        state: Arc::clone(&guard.state),
+        principal: principal.clone(),
+        registry: registry.cloned(),
+        name: param("name").map(str::to_owned),
+        needs: *needs,
+    };
     parts.extensions.insert(principal);
     let response = next.run(Request::from_parts(parts, body)).await;
     let mut detail = response.extensions().get::<Detail>().cloned();
@@ -376,7 +384,7 @@ async fn admit(
         detail = detail.map(|Detail(text)| Detail(format!("{text}, {}", begun.0))).or(Some(begun));
     }
     noting.ended(response.status(), detail).await;
-    Ok(response)
+    Ok(permission.bound(response))
 }
 
 async fn count(State(state): State<Shared>, request: Request, next: Next) -> Response {
