@@ -68,9 +68,19 @@ impl Audit {
 
     /// Adds a record; when this returns it is on disk.
     pub async fn append(&self, entry: AuditEntry) -> Result<()> {
+        self.append_all(vec![entry]).await
+    }
+
+    /// Adds records in this order, all of them or none.
+    pub async fn append_all(&self, entries: Vec<AuditEntry>) -> Result<()> {
         let now = self.clock.now();
         let written = self.db.write(move |connection| {
-            Box::pin(async move { append_within(connection, &entry, now).await.map_err(Unwritten) })
+            Box::pin(async move {
+                for entry in &entries {
+                    append_within(connection, entry, now).await.map_err(Unwritten)?;
+                }
+                Ok(())
+            })
         });
         written.await.map_err(|Unwritten(error)| error)
     }

@@ -324,6 +324,9 @@ impl App {
         parts.spawn(background::retain_outputs(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::remove_due(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::remove_deleted(Arc::clone(&self.state), shutdown.clone()));
+        // Until the last run has ended.
+        let stopping = self.state.stopping.clone();
+        parts.spawn(background::note_removals(Arc::clone(&self.state), stopping));
         parts.spawn(background::collect_garbage(
             Arc::clone(&self.state),
             period,

@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use control::{Run, StoredTask};
+use control::{AuditEntry, Run, StoredTask};
 use oci::{RepositoryName, Tag};
-use store::{Cause, Deleted, ScrubPass};
+use store::{Cause, Deleted, Removal, Removed, ScrubPass};
 use tokio_util::sync::CancellationToken;
 
 use crate::routes;
@@ -98,6 +98,56 @@ pub(crate) async fn remove_deleted(state: Shared, shutdown: CancellationToken) {
         }
         pause(DELETED_PERIOD, &shutdown).await;
     }
+}
+
+/// Removals that are written to the audit log at once.
+const REMOVALS_MAX: usize = 200;
+
+/// Writes what goes from the registries to the audit log, until `stopping`: much of it nobody asks for
+/// by name, but a rule or a run.
+pub(crate) async fn note_removals(state: Shared, stopping: CancellationToken) {
+    let mut removals = state.catalog.removals();
+    let mut listed = Vec::new();
+    loop {
+        tokio::select! {
+            _ = removals.recv_many(&mut listed, REMOVALS_MAX) => (),
+            () = stopping.cancelled() => {
+                removals.close();
+                removals.recv_many(&mut listed, REMOVALS_MAX).await;
+            }
+        }
+        if listed.is_empty() {
+            return;
+        }
+        let entries = listed.drain(..).map(removed).collect();
+        if let Err(error) = state.auditor.log.append_all(entries).await {
+            tracing::error!(%error, "what was removed is not written to the audit log");
+        }
+    }
+}
+
+fn removed(removal: Removal) -> AuditEntry {
+    let Removal { registry, repository, what, tags, cause } = removal;
+    let principal = match cause {
+        Cause::Push { principal }
+        | Cause::Delete { principal }
+        | Cause::Restore { principal }
+        | Cause::Purge { run: None, principal: Some(principal) } => principal,
+        Cause::Build { run } | Cause::Purge { run: Some(run), .. } => {
+            format!("run/{registry}/{run}")
+        }
+        Cause::Import { source } => format!("copy of {source}"),
+        Cause::Purge { run: None, principal: None } => "purge".to_owned(),
+    };
+    let tags: Vec<&str> = tags.iter().map(Tag::as_str).collect();
+    let target = match what {
+        Removed::Tag => format!("{repository}:{}", tags.join(", ")),
+        Removed::Manifest(digest) if tags.is_empty() => format!("{repository}@{digest}"),
+        Removed::Manifest(digest) => format!("{repository}@{digest} with {}", tags.join(", ")),
+        Removed::Repository => format!("{repository} with {} tags", tags.len()),
+    };
+    let (action, outcome) = ("removed".to_owned(), "removed".to_owned());
+    AuditEntry { registry: Some(registry), principal, action, target, outcome }
 }
 
 /// Of two crates, and only told.

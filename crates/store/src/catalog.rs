@@ -15,12 +15,12 @@ mod sessions;
 mod soft_delete;
 mod tags;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use db::Db;
 use futures_util::future::BoxFuture;
 use sqlx::SqliteConnection;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 pub use artifacts::NewArtifact;
 pub use documents::{BuildRecordText, lease_within, note_run_within, release_within};
@@ -28,6 +28,7 @@ pub use sessions::UploadSession;
 
 use crate::blob::BlobStore;
 use crate::gc::Seen;
+use crate::model::Removal;
 use crate::{Result, StoreError, schema};
 use hot::{Hot, Linked};
 use sessions::Sessions;
@@ -46,6 +47,7 @@ pub struct Catalog {
     linked: Arc<Linked>,
     sessions: Arc<Sessions>,
     moved: Arc<watch::Sender<()>>,
+    removed: Arc<OnceLock<mpsc::UnboundedSender<Removal>>>,
     /// Blobs that clients were told of lately.
     pub(crate) seen: Arc<Seen>,
 }
@@ -55,12 +57,29 @@ impl Catalog {
         schema::migrate(&db).await?;
         let (hot, linked, sessions) = (Arc::default(), Arc::default(), Arc::default());
         let moved = Arc::new(watch::Sender::new(()));
-        Ok(Self { db, blobs, hot, linked, sessions, moved, seen: Arc::default() })
+        let (removed, seen) = (Arc::default(), Arc::default());
+        Ok(Self { db, blobs, hot, linked, sessions, moved, removed, seen })
     }
 
     /// The bytes behind this catalog.
     pub fn blobs(&self) -> &Arc<dyn BlobStore> {
         &self.blobs
+    }
+
+    /// Tells what is removed from now on, whoever removes it. For one listener: a second one hears
+    /// nothing. As many wait as were removed; each took a write to the disk.
+    pub fn removals(&self) -> mpsc::UnboundedReceiver<Removal> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        // Dropped, the sender of a second one ends it.
+        let _ = self.removed.set(sender);
+        receiver
+    }
+
+    fn tell(&self, removal: Removal) {
+        if let Some(listener) = self.removed.get() {
+            // It may have gone, with the server.
+            let _ = listener.send(removal);
+        }
     }
 
     /// After collection has removed manifests.

@@ -37,6 +37,26 @@ pub enum Cause {
     },
 }
 
+/// What has gone from a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    pub registry: RegistryName,
+    pub repository: RepositoryName,
+    pub what: Removed,
+    /// With it, or alone.
+    pub tags: Vec<Tag>,
+    pub cause: Cause,
+}
+
+/// See [`Removal`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Removed {
+    Repository,
+    Manifest(Digest),
+    /// Nothing but a tag.
+    Tag,
+}
+
 /// What a caller believes a tag to be, for compare-and-swap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {

@@ -1,7 +1,7 @@
 //! `refit purge`, and `acr` in steps of tasks: the same commands over the same registry.
 
 use expect_test::expect;
-use testkit::{Image, Layer, Outcome, Sandbox, Server};
+use testkit::{Image, Layer, Outcome, Sandbox, Server, until};
 
 use crate::sandbox;
 
@@ -120,6 +120,16 @@ steps:
     assert_eq!(server.registry().tags("team/app"), ["old"]);
     assert_eq!(manifests(&sandbox, &server, "team/app"), 1);
     assert_eq!(server.registry().tags("other"), ["old"]);
+    // Who it was is known for as long as the audit log is kept.
+    let listed = || sandbox.refit(["audit", "export"]).on(&server).run().success().stdout;
+    let told = until("the audit log tells what went", || {
+        let log = listed();
+        (log.matches(r#""action":"removed""#).count() == 4).then_some(log)
+    });
+    for target in ["team/app:1.0", "team/app:1.1", "team/app@sha256:"] {
+        let line = format!(r#""principal":"run/local/c01","action":"removed","target":"{target}"#);
+        assert!(told.contains(&line), "{told}");
+    }
 }
 
 #[test]

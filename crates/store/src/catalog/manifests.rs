@@ -11,7 +11,7 @@ use super::{Catalog, hot, job, locks, parsed, retention, soft_delete, tags};
 use crate::error::database;
 use crate::model::{
     Attribute, Cause, Deleted, Expected, ManifestEntry, ManifestInfo, ManifestRef, Millis,
-    NewManifest, Referrer, Unneeded,
+    NewManifest, Referrer, Removal, Removed, Unneeded,
 };
 use crate::{Result, StoreError, gc, now};
 
@@ -395,7 +395,7 @@ impl Catalog {
     ) -> Result<Option<Deleted>> {
         self.blobs.make_room().await?;
         let (owned, name, gone) = (registry.clone(), repository.clone(), digest.clone());
-        let cause = cause.clone();
+        let because = cause.clone();
         let job = job(move |connection| {
             Box::pin(async move {
                 let failed = || database("delete a manifest");
@@ -442,20 +442,29 @@ impl Catalog {
                 .map_err(failed())?;
                 let tags: Vec<Tag> = tags.iter().map(|tag| parsed(tag)).collect::<Result<_>>()?;
                 for tag in &tags {
-                    super::tags::write(connection, &owned, &name, tag, None, &cause).await?;
+                    super::tags::write(connection, &owned, &name, tag, None, &because).await?;
                 }
                 remove(connection, &owned, &name, gone.as_str()).await?;
                 Ok(Some(tags))
             })
         });
-        let (owned, name, gone) = (registry.clone(), repository.clone(), digest.clone());
+        let mut removal = Removal {
+            registry: registry.clone(),
+            repository: repository.clone(),
+            what: Removed::Manifest(digest.clone()),
+            tags: Vec::new(),
+            cause: cause.clone(),
+        };
+        let gone = digest.clone();
         let tags = self.write_then(job, move |catalog, tags: &Option<Vec<Tag>>| {
             let Some(tags) = tags else { return };
-            let keys = forgotten(&owned, &name, &gone, tags.iter());
+            let keys = forgotten(&removal.registry, &removal.repository, &gone, tags.iter());
             keys.iter().for_each(|key| catalog.hot.forget(key));
             if !tags.is_empty() {
                 catalog.announce();
             }
+            removal.tags.clone_from(tags);
+            catalog.tell(removal);
         });
         Ok(tags.await?.map(|tags| Deleted { manifests: 1, tags: tags.len() as u64 }))
     }

@@ -5,7 +5,7 @@ use sqlx::SqliteConnection;
 
 use super::{Catalog, job, locks, parsed};
 use crate::error::database;
-use crate::model::{Attribute, Cause, DeletedContent, Millis, RepositoryInfo};
+use crate::model::{Attribute, Cause, DeletedContent, Millis, Removal, Removed, RepositoryInfo};
 use crate::{Result, StoreError, gc, now};
 
 /// Makes stored blobs part of a repository; after an error the caller undoes what was done.
@@ -112,7 +112,7 @@ impl Catalog {
         cause: &Cause,
     ) -> Result<DeletedContent> {
         self.blobs.make_room().await?;
-        let (owned, name, cause) = (registry.clone(), repository.clone(), cause.clone());
+        let (owned, name, because) = (registry.clone(), repository.clone(), cause.clone());
         let job = job(move |connection| {
             Box::pin(async move {
                 let failed = || database("delete a repository");
@@ -128,7 +128,7 @@ impl Catalog {
                 .map_err(failed())?;
                 let tags: Vec<Tag> = tags.iter().map(|tag| parsed(tag)).collect::<Result<_>>()?;
                 for tag in &tags {
-                    super::tags::write(connection, &owned, &name, tag, None, &cause).await?;
+                    super::tags::write(connection, &owned, &name, tag, None, &because).await?;
                 }
                 let manifests: Vec<String> = sqlx::query_scalar(
                     "SELECT digest FROM manifests WHERE registry = $1 AND repository = $2",
@@ -148,9 +148,18 @@ impl Catalog {
                 Ok(DeletedContent { manifests: manifests.collect::<Result<_>>()?, tags })
             })
         });
-        let deleted = self.write_then(job, |catalog, _| {
+        let mut removal = Removal {
+            registry: registry.clone(),
+            repository: repository.clone(),
+            what: Removed::Repository,
+            tags: Vec::new(),
+            cause: cause.clone(),
+        };
+        let deleted = self.write_then(job, |catalog, deleted: &DeletedContent| {
             catalog.hot.forget_all();
             catalog.announce();
+            removal.tags.clone_from(&deleted.tags);
+            catalog.tell(removal);
         });
         deleted.await
     }

@@ -7,7 +7,9 @@ use tokio::sync::watch;
 use super::repositories::count;
 use super::{Catalog, locks, parsed, retention, soft_delete};
 use crate::error::database;
-use crate::model::{Attribute, Cause, Expected, ManifestRef, Millis, TagInfo, TagMove};
+use crate::model::{
+    Attribute, Cause, Expected, ManifestRef, Millis, Removal, Removed, TagInfo, TagMove,
+};
 use crate::{Result, StoreError, now};
 
 /// A move of one tag.
@@ -62,6 +64,13 @@ impl Catalog {
         let (owned, name, moved) = (registry.clone(), repository.clone(), tag.clone());
         let (expected, new, cause) = (expected.clone(), new.cloned(), cause.clone());
         let key = (registry.clone(), repository.clone(), ManifestRef::Tag(tag.clone()));
+        let removal = new.is_none().then(|| Removal {
+            registry: registry.clone(),
+            repository: repository.clone(),
+            what: Removed::Tag,
+            tags: vec![tag.clone()],
+            cause: cause.clone(),
+        });
         self.write_then(
             move |connection| {
                 Box::pin(async move {
@@ -79,6 +88,7 @@ impl Catalog {
             move |catalog, ()| {
                 catalog.hot.forget(&key);
                 catalog.announce();
+                removal.into_iter().for_each(|removal| catalog.tell(removal));
             },
         )
         .await
