@@ -16,6 +16,7 @@ mod registry;
 mod run;
 mod secret;
 mod task;
+mod trigger;
 
 pub use access::*;
 pub use annotate::*;
@@ -32,6 +33,7 @@ pub use registry::*;
 pub use run::*;
 pub use secret::*;
 pub use task::*;
+pub use trigger::*;
 
 /// The file that holds a server's API token, in the folder for tokens of the user that
 /// started it: `host` is `HOST:PORT` as in the server's URL.

@@ -4,7 +4,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{BuildOptions, TaskRunRequest};
+use crate::{BuildOptions, TaskRunRequest, TimerCause};
 
 pub(crate) fn yes() -> bool {
     true
@@ -365,7 +365,7 @@ pub struct Waiting {
 /// Why there is a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RunCause {
-    /// `Manual`: somebody asked for it.
+    /// `Manual`: somebody asked for it. `Timer`: see `timerTrigger`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Who did, as the server knows them.
@@ -400,6 +400,9 @@ pub struct RunProperties {
     /// Ours: why there is this run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<RunCause>,
+    /// The timer that started it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timer_trigger: Option<TimerCause>,
     #[schema(format = DateTime)]
     pub create_time: String,
     #[schema(format = DateTime)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::run::{is_false, yes};
-use crate::{AgentProperties, Credentials, PlatformProperties, Run, SetValue};
+use crate::{AgentProperties, Credentials, PlatformProperties, Run, SetValue, TaskTriggers};
 
 /// A task as the managed service shows it: an id envelope around `properties`. Requests leave the
 /// envelope out, except for `tags`.
@@ -96,9 +96,9 @@ pub struct TaskProperties {
     pub timeout: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<TaskStep>,
+    /// What starts its runs without anybody asking.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
-    pub trigger: Option<serde_json::Value>,
+    pub trigger: Option<TaskTriggers>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<Credentials>,
     /// Name that the log of each run is to have as an artifact, such as `logs:{{.Run.ID}}`.

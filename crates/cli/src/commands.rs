@@ -27,6 +27,7 @@ mod task;
 mod task_input;
 mod taskrun;
 mod token;
+mod trigger;
 mod version;
 
 use crate::connection::Connection;
@@ -64,6 +65,9 @@ pub enum Command {
     /// Stored tasks, runs and their logs
     #[command(subcommand)]
     Task(task::Command),
+    /// What triggers have seen and decided
+    #[command(subcommand)]
+    Trigger(trigger::Command),
     /// Runs that are declared by name, over the API
     #[command(subcommand)]
     Taskrun(taskrun::Command),
@@ -169,6 +173,7 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Manifest(command) => manifest::run(session, command).await,
         Command::Tag(command) => tag::run(session, command).await,
         Command::Task(command) => task::run(session, command).await,
+        Command::Trigger(command) => trigger::run(session, command).await,
         Command::Taskrun(command) => taskrun::run(session, command).await,
         Command::Agentpool(command) => agentpool::run(session, command).await,
         Command::Token(command) => token::run(session, command).await,

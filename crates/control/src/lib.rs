@@ -40,6 +40,7 @@ mod table;
 mod task;
 mod task_runs;
 mod tasks;
+mod triggers;
 mod waiting;
 
 pub use access::{
@@ -81,4 +82,8 @@ pub use task::{
 };
 pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};
 pub use tasks::Tasks;
+pub use triggers::{
+    BadSchedule, Decision, Fired, LedgerEntry, LedgerFilter, RunCause, Schedule, TaskTriggers,
+    TimerTrigger, TriggerKind, Triggers,
+};
 pub use waiting::{WaitReason, Waiting};

@@ -7,7 +7,7 @@ use oci::{Digest, Platform};
 use serde::{Deserialize, Serialize};
 
 use crate::run::{BuildRequest, ContextSource, RemoteSource, RunKind};
-use crate::{Logins, PoolName, Result, SecretKeys, TaskName};
+use crate::{Logins, PoolName, Result, RunCause, SecretKeys, TaskName};
 
 /// A run to be queued.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +25,8 @@ pub struct NewRun {
     pub lane: Lane,
     /// Who asked for it.
     pub started_by: Option<String>,
+    /// What started it, if nobody asked for it.
+    pub cause: Option<RunCause>,
     /// Processors that its containers have together.
     pub cpu: Option<u32>,
     /// Name that its log is to have as an artifact of its registry, with run variables; none if empty.
@@ -83,6 +85,7 @@ impl<R: Into<RunRequest>> From<R> for NewRun {
             pool: None,
             lane: Lane::People,
             started_by: None,
+            cause: None,
             cpu: None,
             log_template: None,
             warnings: Vec::new(),

@@ -10,7 +10,7 @@ use oci::{Compression, Digest, Platform, RegistryName};
 use serde::{Deserialize, Serialize};
 use store::Millis;
 
-use crate::{Logins, PoolName, RunRequest, TaskName};
+use crate::{Logins, PoolName, RunCause, RunRequest, TaskName};
 
 /// `c` and a number in base 36, at least two digits: unique in a registry for ever, and
 /// later ones are never shorter (runs.md section 4). Usable as a tag.
@@ -520,6 +520,8 @@ pub struct Run {
     pub agent: Option<String>,
     /// Who asked for it, if anybody did and it is known.
     pub started_by: Option<String>,
+    /// What started it, if nobody asked for it.
+    pub cause: Option<RunCause>,
     /// Processors that its containers have together.
     pub cpu: Option<u32>,
     /// Name that its log is to have as an artifact of its registry, with run variables.

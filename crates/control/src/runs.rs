@@ -83,6 +83,8 @@ const SCHEMA: &[&str] = &[
     // What is secret in the request, sealed, until the run has ended.
     "ALTER TABLE runs ADD COLUMN secrets TEXT",
     "CREATE INDEX runs_by_secrets ON runs (finished_at) WHERE secrets IS NOT NULL",
+    // What started the run, if nobody asked for it.
+    "ALTER TABLE runs ADD COLUMN cause TEXT",
 ];
 
 /// Not empty while something may be left of secrets that were not sealed.
@@ -336,9 +338,9 @@ impl Runs {
             "INSERT INTO runs (registry, number, kind, status, request, created_at, updated_at,
                 attempts, epoch, lease_until, cancel_requested, archived, log_kept, task,
                 definition, update_trigger_token, pool, lane, suits, started_by, cpu, log_template,
-                affinity, secrets)
+                affinity, secrets, cause)
              VALUES ($1, $2, $3, 'Queued', $4, $5, $5, 0, 0, 0, FALSE, $6, TRUE, $7, $8, $9, $10,
-                $11, $12, $13, $14, $15, $16, $17)",
+                $11, $12, $13, $14, $15, $16, $17, $18)",
         )
         .bind(registry.as_str())
         .bind(number)
@@ -357,6 +359,7 @@ impl Runs {
         .bind(new.log_template.as_ref().filter(|template| !template.is_empty()))
         .bind(new.affinity())
         .bind(secrets)
+        .bind(new.cause.as_ref().map(to_json).transpose()?)
         .execute(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
@@ -892,6 +895,7 @@ impl Shared {
         let task: Option<&str> = column(row, "task")?;
         let definition: Option<&str> = column(row, "definition")?;
         let pool: Option<&str> = column(row, "pool")?;
+        let cause: Option<&str> = column(row, "cause")?;
         Ok(Run {
             registry,
             id,
@@ -904,6 +908,7 @@ impl Shared {
             pool: pool.map(parsed).transpose()?,
             agent: column(row, "agent")?,
             started_by: column(row, "started_by")?,
+            cause: cause.map(from_json).transpose()?,
             cpu: column(row, "cpu")?,
             log_template: column(row, "log_template")?,
             log_artifact: log_artifact.map(from_json).transpose()?,

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::run::{BuildArgument, BuildOptions, BuildRequest, ContextSource, RemoteSource, RunKind};
 use crate::{
     AccountName, Lane, Logins, NewRun, OutputRetention, PoolName, TaskName, TaskRequest, TaskText,
-    TaskValue,
+    TaskTriggers, TaskValue,
 };
 
 /// A stored task.
@@ -64,6 +64,9 @@ pub struct TaskDefinition {
     /// Where containers of its runs may connect to, as somebody wrote it; empty: where they are let.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub egress: Vec<String>,
+    /// What starts its runs without anybody asking.
+    #[serde(default, skip_serializing_if = "TaskTriggers::is_empty")]
+    pub triggers: TaskTriggers,
 }
 
 /// Whom the runs of a task can be for others (identity-and-secrets.md section 3).
@@ -223,9 +226,10 @@ pub struct TaskOverrides {
 }
 
 impl TaskDefinition {
-    /// Tells this definition from others, whatever its secrets are.
+    /// Tells this definition from others, whatever its secrets are, and whatever starts its runs.
     pub fn digest(&self) -> Digest {
-        let text = serde_json::to_vec(&self.clone().without_secrets());
+        let definition = Self { triggers: TaskTriggers::default(), ..self.clone() };
+        let text = serde_json::to_vec(&definition.without_secrets());
         Digest::of(&text.unwrap_or_default())
     }
 
@@ -314,6 +318,7 @@ impl TaskDefinition {
             pool: overrides.pool.or_else(|| self.pool.clone()),
             lane: Lane::People,
             started_by: None,
+            cause: None,
             cpu: self.cpu,
             log_template: overrides.log_template.or_else(|| self.log_template.clone()),
             warnings,
@@ -388,6 +393,7 @@ mod tests {
             output_retention: None,
             identity: TaskIdentity::default(),
             egress: Vec::new(),
+            triggers: TaskTriggers::default(),
         }
     }
 

@@ -1,14 +1,19 @@
 //! The table of stored tasks.
 
+use std::sync::Arc;
+
 use oci::RegistryName;
-use sqlx::SqliteConnection;
-use sqlx::sqlite::SqliteRow;
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{Sqlite, SqliteConnection};
+use store::Millis;
+use tokio::sync::Notify;
 
 use crate::runs::Shared;
 use crate::table::{column, from_json, parsed, to_json};
 use crate::{
     ControlError, Result, Run, Runs, SecretKeys, StoredTask, TaskDefinition, TaskName,
-    TaskOverrides, table,
+    TaskOverrides, table, triggers,
 };
 
 const SCHEMA: &[&str] = &[
@@ -34,13 +39,16 @@ const TASKS_MAX: i64 = 10_000;
 #[derive(Clone)]
 pub struct Tasks {
     pub(crate) runs: Runs,
+    pub(crate) timers_changed: Arc<Notify>,
 }
 
 impl Tasks {
     pub async fn open(runs: Runs) -> Result<Self> {
         let failed = "prepare the table of tasks";
-        runs.shared.db.migrate("tasks", SCHEMA).await.map_err(ControlError::database(failed))?;
-        let tasks = Self { runs };
+        for (owner, schema) in [("tasks", SCHEMA), ("timers", triggers::TIMERS)] {
+            runs.shared.db.migrate(owner, schema).await.map_err(ControlError::database(failed))?;
+        }
+        let tasks = Self { runs, timers_changed: Arc::default() };
         tasks.seal_again().await?;
         Ok(tasks)
     }
@@ -101,6 +109,7 @@ impl Tasks {
         definition: &TaskDefinition,
     ) -> Result<StoredTask> {
         let (text, secrets) = self.divide(registry, name, definition)?;
+        let now = self.runs.shared.clock.now();
         let statement = sqlx::query(
             "INSERT INTO tasks (registry, name_key, name, definition, created_at, updated_at,
                 revision, secrets)
@@ -112,12 +121,11 @@ impl Tasks {
         .bind(name.key())
         .bind(name.as_str())
         .bind(text)
-        .bind(self.runs.shared.clock.now())
+        .bind(now)
         .bind(secrets)
         .bind(TASKS_MAX);
-        let rows = table::returning(&self.runs.shared.db, "create a task", statement).await?;
-        match rows.first() {
-            Some(row) => self.task_of(row),
+        match self.written("create a task", statement, None, now).await? {
+            Some(task) => Ok(task),
             None if self.get(registry, name).await?.is_some() => Err(changed(name)),
             None => {
                 let message = format!("a registry has at most {TASKS_MAX} tasks");
@@ -128,6 +136,7 @@ impl Tasks {
 
     async fn replace(&self, known: &StoredTask, definition: &TaskDefinition) -> Result<StoredTask> {
         let (text, secrets) = self.divide(&known.registry, &known.name, definition)?;
+        let now = self.runs.shared.clock.now();
         let statement = sqlx::query(
             "UPDATE tasks SET definition = $4, updated_at = $5, secrets = $6,
                 revision = revision + 1
@@ -137,13 +146,31 @@ impl Tasks {
         .bind(known.name.key())
         .bind(known.revision as i64)
         .bind(text)
-        .bind(self.runs.shared.clock.now())
+        .bind(now)
         .bind(secrets);
-        let rows = table::returning(&self.runs.shared.db, "change a task", statement).await?;
-        match rows.first() {
-            Some(row) => self.task_of(row),
-            None => Err(changed(&known.name)),
-        }
+        let written = self.written("change a task", statement, Some(&known.definition), now);
+        written.await?.ok_or_else(|| changed(&known.name))
+    }
+
+    /// Carries out what writes a task, and writes what follows from it; says whether there is one.
+    async fn written(
+        &self,
+        doing: &'static str,
+        statement: Query<'_, Sqlite, SqliteArguments>,
+        before: Option<&TaskDefinition>,
+        now: Millis,
+    ) -> Result<Option<StoredTask>> {
+        let mut transaction =
+            self.runs.shared.db.begin().await.map_err(ControlError::database(doing))?;
+        let row = statement
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(ControlError::database(doing))?;
+        let Some(task) = row.map(|row| self.task_of(&row)).transpose()? else { return Ok(None) };
+        triggers::write_within(&mut transaction, &task, before, now).await?;
+        transaction.commit().await.map_err(ControlError::database(doing))?;
+        self.timers_changed.notify_one();
+        Ok(Some(task))
     }
 
     /// A definition as the table keeps it: what may be read, and what is sealed.
@@ -207,6 +234,7 @@ impl Tasks {
         if deleted.rows_affected() == 0 {
             return Err(not_found(name));
         }
+        triggers::forget_within(&mut transaction, registry, &name.key()).await?;
         let canceled = sqlx::query(
             "UPDATE runs SET status = 'Canceled', error = 'the task was deleted',
                 cancel_requested = TRUE, updated_at = $3, finished_at = $3

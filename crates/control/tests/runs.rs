@@ -880,6 +880,7 @@ fn task_definition() -> TaskDefinition {
         log_template: None,
         output_retention: None,
         identity: control::TaskIdentity::default(),
+        triggers: control::TaskTriggers::default(),
     }
 }
 

@@ -108,6 +108,7 @@ impl LeasedRun {
             pool: self.pool,
             agent: self.agent,
             started_by: None,
+            cause: None,
             cpu: None,
             log_template: None,
             log_artifact: None,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::Router;
 use control::{
     Clock, Executor, Logs, Pools, RunSettings, Runs, SourceSettings, Sources, TaskRuns, Tasks,
-    Worker, WorkerSettings,
+    Triggers, Worker, WorkerSettings,
 };
 use registry::{PullThrough, PullThroughSettings};
 use remote::Remote;
@@ -36,7 +36,7 @@ use crate::secrets::Providers;
 use crate::sign_in::{Provider, Sessions};
 use crate::state::{Shared, State};
 use crate::trusted::TrustedIssuers;
-use crate::{Settings, background, log_artifacts, routes, tls};
+use crate::{Settings, background, log_artifacts, routes, tls, triggers};
 
 /// How often a server looks whether a short-lived owner has left.
 const OWNER_PERIOD: Duration = Duration::from_millis(200);
@@ -162,6 +162,9 @@ impl App {
         let tasks = Tasks::open(runs.clone())
             .await
             .map_err(ServeError::starting("open the table of tasks"))?;
+        let of_tasks = Triggers::open(tasks.clone(), settings.build.compression)
+            .await
+            .map_err(ServeError::starting("open the tables of triggers"))?;
         let task_runs = TaskRuns::open(runs.clone())
             .await
             .map_err(ServeError::starting("open the table of task runs"))?;
@@ -216,6 +219,7 @@ impl App {
         let state = Arc::new(State {
             runs: runs.clone(),
             tasks,
+            triggers: of_tasks,
             task_runs,
             pools,
             providers,
@@ -320,6 +324,9 @@ impl App {
         let period = self.settings.store.garbage_period;
         let audit_keep = self.settings.store.audit_keep;
         parts.spawn(background::sweep(Arc::clone(&self.state), audit_keep, shutdown.clone()));
+        if self.kind == OwnerKind::Server {
+            parts.spawn(triggers::fire_timers(Arc::clone(&self.state), shutdown.clone()));
+        }
         parts.spawn(log_artifacts::store(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::retain_outputs(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::remove_due(Arc::clone(&self.state), shutdown.clone()));

@@ -24,6 +24,9 @@ pub(crate) async fn sweep(state: Shared, audit_keep: Duration, shutdown: Cancell
             Ok(swept) => tracing::info!(?swept, "old runs swept"),
             Err(error) => tracing::error!(%error, "old runs could not be swept"),
         }
+        if let Err(error) = state.triggers.sweep().await {
+            tracing::error!(%error, "the ledger of triggers could not be shortened");
+        }
         if let Err(error) = state.sources.sweep().await {
             tracing::error!(%error, "old upload addresses could not be swept");
         }

@@ -9,6 +9,7 @@ mod secrets;
 mod stored_tasks;
 mod task_runs;
 mod tasks;
+mod triggers;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

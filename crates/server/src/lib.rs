@@ -43,6 +43,7 @@ mod sign_in;
 mod state;
 mod tls;
 mod to_api;
+mod triggers;
 mod trusted;
 
 pub use agent::{AgentSettings, agent};

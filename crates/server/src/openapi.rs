@@ -79,6 +79,7 @@ ignored, and so are unknown kinds of records.",
     tags(
         (name = "Runs", description = "Builds and tasks that wait, go on or have ended"),
         (name = "Tasks", description = "Stored definitions of runs"),
+        (name = "Triggers", description = "What starts runs without anybody asking"),
         (name = "Task runs", description = "Runs that are declared by name"),
         (name = "Agent pools", description = "Machines that execute runs"),
         (name = "Access", description = "Who may do what"),

@@ -22,6 +22,7 @@ mod sources;
 mod task_runs;
 mod tasks;
 mod tokens;
+mod triggers;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -230,6 +231,7 @@ fn of_principals<R: Described>() -> R {
         agents::attach => WRITE;
         tasks::list, tasks::show => READ;
         tasks::put, tasks::update, tasks::delete, tasks::details => WRITE;
+        triggers::list => READ;
         task_runs::list, task_runs::show => READ;
         task_runs::put, task_runs::update, task_runs::delete, task_runs::details => WRITE;
         policies::show => READ;

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use builder::{ContextLimits, Layers, OwnNames};
-use control::{Clock, Logins, Pools, Runs, Secrets, Sources, TaskRuns, Tasks};
+use control::{Clock, Logins, Pools, Runs, Secrets, Sources, TaskRuns, Tasks, Triggers};
 
 use engine::Destination;
 use oci::{Reference, RegistryName, RepositoryName};
@@ -32,6 +32,7 @@ use crate::sign_in::Provider;
 pub(crate) struct State {
     pub(crate) runs: Runs,
     pub(crate) tasks: Tasks,
+    pub(crate) triggers: Triggers,
     pub(crate) task_runs: TaskRuns,
     pub(crate) pools: Pools,
     pub(crate) secrets: Secrets,

@@ -2,9 +2,12 @@
 
 mod access;
 mod secrets;
+mod triggers;
 
 pub(crate) use access::{account, assignment, passwords, scope_map, token};
 pub(crate) use secrets::secret;
+use triggers::{cause, timer_cause};
+pub(crate) use triggers::{trigger_event, with_next};
 
 use base64::Engine as _;
 use control::{
@@ -46,7 +49,8 @@ pub(crate) fn run(run: &Run) -> api::Run {
             agent_pool_name: run.pool.as_ref().map(ToString::to_string),
             agent_name: run.agent.clone(),
             agent_configuration: agent_configuration(run.cpu, run.request.egress()),
-            cause: Some(api::RunCause { kind: "Manual".into(), principal: run.started_by.clone() }),
+            cause: Some(cause(run)),
+            timer_trigger: run.cause.as_ref().map(timer_cause),
             create_time: time(run.created_at),
             last_updated_time: time(run.updated_at),
             start_time: run.started_at.map(time),
@@ -164,7 +168,7 @@ pub(crate) fn task(task: &StoredTask) -> api::Task {
             agent_pool_name: definition.pool.as_ref().map(ToString::to_string),
             timeout: Some(u32::try_from(definition.timeout.as_secs()).unwrap_or(u32::MAX)),
             step: task_step(task),
-            trigger: None,
+            trigger: triggers::of(&definition.triggers),
             credentials: (!is_system).then(|| credentials(&definition.logins, false)),
             log_template: definition.log_template.clone(),
             is_system_task: is_system,

@@ -7,6 +7,7 @@ mod identity;
 mod log_text;
 mod name;
 mod start;
+mod timer;
 
 use std::io::IsTerminal as _;
 
@@ -39,6 +40,9 @@ pub enum Command {
     Show(ShowArgs),
     /// Delete a task; its runs that wait are canceled, the others stay
     Delete(DeleteArgs),
+    /// When a task starts by itself
+    #[command(subcommand)]
+    Timer(timer::Command),
     /// Logins of a task to other registries
     #[command(subcommand)]
     Credential(credential::Command),
@@ -143,6 +147,7 @@ pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
         Command::Show(args) => show(session, &args.task).await,
         Command::Delete(args) => delete(session, args).await,
         Command::Identity(command) => identity::run(session, command).await,
+        Command::Timer(command) => timer::run(session, command).await,
         Command::Credential(command) => credential::run(session, command).await,
         Command::Run(_) => Err(Error::failed("a run needs to be interruptible")),
         Command::Logs(args) => logs(session, args).await,
@@ -324,7 +329,7 @@ async fn newest(session: &Session<'_>, top: u32, filter: &str) -> Result<Vec<Run
 
 fn print_runs(session: &Session<'_>, value: &impl serde::Serialize, runs: &[Run]) -> Result<()> {
     let mut table =
-        Table::new(["RUN ID", "TASK", "TYPE", "STATUS", "CREATED", "FINISHED", "IMAGES"]);
+        Table::new(["RUN ID", "TASK", "TRIGGER", "STATUS", "CREATED", "FINISHED", "IMAGES"]);
     for run in runs {
         let run = &run.properties;
         let images = run.output_images.iter().map(|image| match &image.tag {
@@ -334,7 +339,7 @@ fn print_runs(session: &Session<'_>, value: &impl serde::Serialize, runs: &[Run]
         table.row([
             run.run_id.clone(),
             run.task.clone().unwrap_or_default(),
-            run.run_type.clone(),
+            run.cause.as_ref().map(|cause| cause.kind.clone()).unwrap_or_default(),
             match &run.waiting {
                 Some(waiting) => format!("Queued ({})", ordinal(waiting.position)),
                 None => format!("{:?}", run.status),

@@ -1,7 +1,7 @@
 //! `refit task`: tasks that are stored, and runs of them.
 
 use expect_test::expect;
-use testkit::{GitHost, Outcome, Sandbox, Server, busybox, validate};
+use testkit::{GitHost, Outcome, Sandbox, Server, busybox, until, validate};
 
 use crate::output::tool;
 use crate::sandbox;
@@ -57,8 +57,6 @@ fn mistakes_are_told_before_anything_is_sent() {
         .stderr_has("an image without a name cannot be pushed");
     refused(&["create", "nightly", "-c", git, "-f", "Dockerfile", "--timeout", "5"])
         .stderr_has("`--timeout 5`");
-    refused(&["create", "nightly", "--cmd", "app", "--schedule", "0 1 * * *"])
-        .stderr_has("`--schedule` is not supported yet");
     for flag in [
         "--source-trigger-name=a",
         "--base-image-trigger-name=a",
@@ -367,4 +365,76 @@ fn as_root_a_declared_run_is_listed_shown_and_deleted() {
     taskrun(&["delete", "first-run"]).code(2).stderr_has("--yes");
     taskrun(&["delete", "first-run", "--yes"]).success();
     taskrun(&["show", "first-run"]).code(4).stderr_has("task run `first-run` not found");
+}
+
+#[test]
+fn timers_are_added_changed_listed_and_removed() {
+    let sandbox = sandbox();
+    let server = server(&sandbox);
+    let run = |arguments: &[&str]| task(&sandbox, &server, arguments.iter().copied());
+    let timer = |arguments: &[&str]| run(&[&["timer"], arguments].concat());
+    run(&["create", "nightly", "--cmd", "app", "--schedule", "0 5 * * Mon-Fri"]).success();
+    timer(&["add", "nightly", "--schedule", "30 2 1 * *", "--time-zone", "Europe/Berlin"])
+        .success();
+    timer(&["add", "nightly", "--timer-name", "often", "--schedule", "*/10 * * * *"]).success();
+    let listed = timer(&["list", "nightly", "-o", "json"]).success().json();
+    let shown =
+        |index: usize, member: &str| listed[index][member].as_str().unwrap_or("-").to_owned();
+    assert_eq!(
+        [0, 1, 2].map(|index| shown(index, "name") + " " + &shown(index, "timeZone")),
+        ["t1 -", "t2 Europe/Berlin", "often -"]
+    );
+    assert!(shown(2, "nextOccurrence").ends_with("0:00Z"), "{listed}");
+    // A change keeps what it does not name.
+    timer(&["update", "nightly", "--timer-name", "often", "--enabled", "false"]).success();
+    let listed = timer(&["list", "-n", "nightly"]).success().stdout;
+    assert!(listed.contains("*/10 * * * *") && listed.contains("Disabled"), "{listed}");
+    timer(&["remove", "nightly", "--timer-name", "T1"]).success();
+    let shown = run(&["show", "nightly"]).success().stdout;
+    assert!(!shown.contains("t1") && shown.contains("t2: 30 2 1 * * Europe/Berlin"), "{shown}");
+    let why = sandbox.refit(["trigger", "why", "nightly"]).on(&server).run().success();
+    assert!(why.stderr.contains("Timer `often` (*/10 * * * * UTC) is disabled"), "{}", why.stderr);
+    assert!(why.stderr.contains("No trigger of this task has seen anything yet"), "{}", why.stderr);
+
+    timer(&["remove", "nightly", "--timer-name", "t9"]).code(4).stderr_has("no timer `t9`");
+    timer(&["update", "nightly", "--timer-name", "t9", "--enabled", "true"]).code(4);
+    timer(&["add", "nightly", "--timer-name", "often", "--schedule", "1 * * * *"]).code(5);
+    timer(&["add", "nightly", "--schedule", "0 0 * * 7"]).code(2).stderr_has("day of the week");
+    timer(&["add", "nightly", "--schedule", "*/10 * * * *"]).stderr_has("have the same schedule");
+    // The same over the managed service's route: an empty list in a change takes nothing away.
+    run(&["update", "nightly", "--owner", "ann"]).success();
+    let listed = timer(&["list", "nightly", "-o", "json"]).success().json();
+    assert_eq!(listed.as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn what_a_stopped_server_has_missed_is_made_up_by_one_run() {
+    let sandbox = sandbox();
+    let first = server(&sandbox);
+    let daily = ["create", "daily", "--cmd", "bash -c true", "--schedule", "morning:0 5 * * *"];
+    task(&sandbox, &first, daily).success();
+    first.stop();
+    let database = sandbox.data().join("refit.db").display().to_string();
+    let due = "UPDATE trigger_timers SET next_at = 1700024400000";
+    tool(&sandbox, "sqlite3", &[&database, due]).unwrap();
+    let server = server(&sandbox);
+    let run = |arguments: &[&str]| task(&sandbox, &server, arguments.iter().copied());
+    let found = until("the run of a timer", || {
+        let runs = run(&["list-runs", "-n", "daily", "-o", "json"]).success().json();
+        runs.get(0).cloned()
+    });
+    let (id, properties) = (found["name"].as_str().unwrap(), &found["properties"]);
+    assert_eq!(properties["cause"]["type"], "Timer", "{found}");
+    let cause = &properties["timerTrigger"];
+    assert_eq!(cause["timerTriggerName"], "morning");
+    assert!(cause["scheduleOccurrence"].as_str().unwrap().ends_with("T05:00:00Z"), "{cause}");
+    assert!(cause["missedOccurrences"].as_u64().unwrap() > 1000, "{cause}");
+    let listed = run(&["list-runs", "-n", "daily"]).success().stdout;
+    assert!(listed.contains("TRIGGER") && listed.contains("Timer"), "{listed}");
+    let log = run(&["logs", "--run-id", id]).stdout;
+    assert!(log.contains("This run is late: it was due at"), "{log}");
+    let events =
+        sandbox.refit(["trigger", "list", "-o", "json"]).on(&server).run().success().json();
+    assert_eq!((&events[0]["decision"], &events[0]["runId"]), (&"Fired".into(), &found["name"]));
+    assert_eq!(run(&["list-runs", "-o", "json"]).success().json().as_array().unwrap().len(), 1);
 }

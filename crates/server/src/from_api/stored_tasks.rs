@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::logins::logins;
 use super::tasks::{self, values};
+use super::triggers::{self, triggers};
 use super::{
     ADDRESS_SIZE_MAX, ITEMS_MAX, argument, cut, image_name, path_in_source, platform, pool_of_run,
     timeout,
@@ -55,7 +56,7 @@ pub(crate) fn task_definition(
     if properties.is_system_task && !is_nobody {
         return Err(ApiError::invalid("a system task has no identity").at("identity"));
     }
-    refuse_unsupported(&properties)?;
+    refuse_of_system(&properties)?;
     let known = known.map(|task| &task.definition);
     let is_system = properties.is_system_task;
     let (context, step) = match properties.step {
@@ -86,6 +87,7 @@ pub(crate) fn task_definition(
         // Which accounts there are, whoever asks has to look up.
         identity: TaskIdentity::default(),
         egress: tasks::egress(properties.agent_configuration.as_ref())?,
+        triggers: triggers(properties.trigger)?,
     })
 }
 
@@ -108,7 +110,7 @@ fn output_retention(given: api::OutputRetention) -> Result<Option<OutputRetentio
     Ok(Some(rule))
 }
 
-fn status(status: Option<&str>) -> Result<bool, ApiError> {
+pub(super) fn status(status: Option<&str>) -> Result<bool, ApiError> {
     match status.unwrap_or("Enabled") {
         text if text.eq_ignore_ascii_case("enabled") => Ok(true),
         text if text.eq_ignore_ascii_case("disabled") => Ok(false),
@@ -416,29 +418,26 @@ pub(crate) fn refuse_identity(identity: Option<&Value>) -> Result<(), ApiError> 
     }
 }
 
-/// What is not there yet is refused by name, never ignored.
-fn refuse_unsupported(properties: &api::TaskProperties) -> Result<(), ApiError> {
-    let refuse = |message: &str, member: &str| Err(ApiError::invalid(message).at(member));
+/// What a system task does not have is refused by name, never ignored.
+fn refuse_of_system(properties: &api::TaskProperties) -> Result<(), ApiError> {
     if properties.is_system_task {
         let others = [
             ("agentConfiguration", properties.agent_configuration.is_some()),
             ("agentPoolName", properties.agent_pool_name.is_some()),
             ("credentials", properties.credentials.is_some()),
             ("outputRetention", properties.output_retention.is_some()),
+            ("trigger", properties.trigger.is_some()),
         ];
         if let Some((member, _)) = others.into_iter().find(|(_, given)| *given) {
             let message = "a system task has only `status`, `timeout` and `logTemplate`";
-            return refuse(message, member);
+            return Err(ApiError::invalid(message).at(member));
         }
-    }
-    if properties.trigger.as_ref().is_some_and(|trigger| !is_empty(trigger)) {
-        return refuse("triggers are not supported yet: start the task's runs yourself", "trigger");
     }
     Ok(())
 }
 
 /// Whether a part of a request says nothing.
-fn is_empty(value: &Value) -> bool {
+pub(super) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Array(items) => items.is_empty(),
@@ -453,6 +452,11 @@ pub(crate) fn merge(task: &mut Value, patch: Value) {
     let (Value::Object(into), Value::Object(patch)) = (task, patch) else { return };
     for (key, given) in patch {
         match (into.get_mut(&key), given) {
+            (Some(Value::Object(known)), given) if key == "trigger" => {
+                if let Value::Object(given) = given {
+                    triggers::merge(known, given);
+                }
+            }
             (_, Value::Null) => drop(into.remove(&key)),
             (Some(known @ Value::Object(_)), given @ Value::Object(_))
                 if key != "step" || has_type_of(known, &given) =>
@@ -751,7 +755,7 @@ mod tests {
         let trigger = json!({ "baseImageTrigger": { "name": "b", "baseImageTriggerType": "All" } });
         check_refused(
             with("/properties/trigger", trigger),
-            expect!["trigger: triggers are not supported yet: start the task's runs yourself"],
+            expect!["trigger.baseImageTrigger: base-image triggers are not supported yet"],
         );
         check_refused(
             with("/properties/agentPoolName", json!("a pool")),
@@ -768,6 +772,82 @@ mod tests {
             json!({ "timerTriggers": [], "sourceTriggers": null, "baseImageTrigger": {} });
         parse(with("/properties/trigger", nothing), None).unwrap();
         parse(with("/identity", json!({ "type": "None" })), None).unwrap();
+    }
+
+    #[test]
+    fn timers_are_read_and_what_is_wrong_with_them_is_told() {
+        let timers =
+            |timers: Value| with("/properties/trigger", json!({ "timerTriggers": timers }));
+        let timer = |name: &str, schedule: &str| json!({ "name": name, "schedule": schedule });
+        let read = parse(
+            timers(json!([
+                timer("t1", "0  5 * * Mon-Fri"),
+                { "name": "late", "schedule": "0 5 * * *", "status": "disabled",
+                  "timeZone": "Europe/Berlin", "nextOccurrence": "2030-01-01T00:00:00Z" },
+            ])),
+            None,
+        )
+        .unwrap();
+        let shown: Vec<_> = read.triggers.timers.iter().map(|timer| format!("{timer:?}")).collect();
+        expect![[r#"
+            TimerTrigger { name: "t1", enabled: true, schedule: 0 5 * * Mon-Fri UTC }
+            TimerTrigger { name: "late", enabled: false, schedule: 0 5 * * * Europe/Berlin }"#]]
+        .assert_eq(&shown.join("\n"));
+        let refused = |given: Value| {
+            let error = parse(timers(given), None).unwrap_err();
+            format!("{}: {}", error.target.unwrap_or_default(), error.message)
+        };
+        expect![[r#"
+            trigger.timerTriggers: timer `t1`: `7` is not a day of the week (0-6 from Sunday, or its name)
+            trigger.timerTriggers: timer `t1`: there is no time zone `Berlin`
+            trigger.timerTriggers: `a b` is no name of a trigger: it has 1 to 64 letters, digits, `.`, `_` and `-`
+            trigger.timerTriggers: timer `T1` is there twice
+            trigger.timerTriggers: timers `t1` and `t2` have the same schedule
+            trigger.timerTriggers: status `on` is neither `Enabled` nor `Disabled`
+            trigger.timerTriggers: a task has at most 20 timers"#]]
+        .assert_eq(
+            &[
+                refused(json!([timer("t1", "0 5 * * 7")])),
+                refused(json!([{ "name": "t1", "schedule": "* * * * *", "timeZone": "Berlin" }])),
+                refused(json!([timer("a b", "* * * * *")])),
+                refused(json!([timer("t1", "1 * * * *"), timer("T1", "2 * * * *")])),
+                refused(json!([timer("t1", "1 * * * *"), timer("t2", "1  * * * *")])),
+                refused(json!([{ "name": "t1", "schedule": "* * * * *", "status": "on" }])),
+                refused((0..21).map(|n| timer(&format!("t{n}"), &format!("{n} * * * *"))).collect()),
+            ]
+            .join("\n"),
+        );
+    }
+
+    #[test]
+    fn a_patch_merges_timers_by_name_and_removes_none() {
+        let timers = json!([
+            { "name": "t1", "schedule": "1 * * * *", "status": "Enabled" },
+            { "name": "t2", "schedule": "2 * * * *" },
+        ]);
+        let mut task = with("/properties/trigger", json!({ "timerTriggers": timers }));
+        let mut patched = |trigger: Value| {
+            merge(&mut task, json!({ "properties": { "trigger": trigger } }));
+            task["properties"]["trigger"]["timerTriggers"].clone()
+        };
+        assert_eq!(patched(Value::Null), timers);
+        assert_eq!(patched(json!({ "timerTriggers": null })), timers);
+        assert_eq!(patched(json!({ "timerTriggers": [] })), timers);
+        let changed = patched(json!({ "timerTriggers": [
+            { "name": "T1", "status": "Disabled" },
+            { "name": "t3", "schedule": "3 * * * *" },
+        ] }));
+        assert_eq!(changed.as_array().unwrap().len(), 3);
+        assert_eq!(
+            changed[0],
+            json!({ "name": "T1", "schedule": "1 * * * *", "status": "Disabled" })
+        );
+        assert_eq!(changed[2]["name"], "t3");
+        // A task that had none.
+        let mut task = docker();
+        let one = json!({ "timerTriggers": [{ "name": "t1", "schedule": "1 * * * *" }] });
+        merge(&mut task, json!({ "properties": { "trigger": one } }));
+        assert_eq!(task["properties"]["trigger"], one);
     }
 
     #[test]

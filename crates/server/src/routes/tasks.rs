@@ -81,7 +81,7 @@ pub(crate) async fn show(
 ) -> Result<axum::Json<api::Task>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
     let task = find(&state, &registry, &from_api::task_name(&name)?).await?;
-    Ok(axum::Json(to_api::task(&task)))
+    Ok(axum::Json(to_api::with_next(to_api::task(&task), &task, state.clock.now())))
 }
 
 /// The task with the user names of its logins. Nobody is shown a password or another secret.

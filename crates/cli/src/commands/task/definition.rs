@@ -13,6 +13,7 @@ use super::super::task_input::{
 };
 use super::identity;
 use super::name::TaskArg;
+use super::timer;
 use super::{print, route};
 use crate::error::{Error, Result};
 use crate::prompt;
@@ -102,6 +103,11 @@ struct DefinitionArgs {
     #[arg(long, value_name = "PLACE", value_delimiter = ',')]
     egress: Vec<String>,
 
+    /// When it starts by itself: "MINUTE HOUR DAY MONTH WEEKDAY", in UTC, or NAME:SCHEDULE; may be given
+    /// several times
+    #[arg(long = "schedule", value_name = "CRON")]
+    schedules: Vec<String>,
+
     /// Enabled or Disabled [default: Enabled]
     #[arg(long, value_name = "STATUS")]
     status: Option<String>,
@@ -149,8 +155,6 @@ struct DefinitionArgs {
 #[derive(Debug, clap::Args)]
 struct Unsupported {
     #[arg(long, hide = true)]
-    schedule: Vec<String>,
-    #[arg(long, hide = true)]
     commit_trigger_enabled: Option<bool>,
     #[arg(long, hide = true)]
     pull_request_trigger_enabled: Option<bool>,
@@ -172,7 +176,6 @@ impl Unsupported {
     fn refuse(&self) -> Result<()> {
         let is_on = |flag: Option<bool>| flag == Some(true);
         let given = [
-            ("--schedule", !self.schedule.is_empty()),
             ("--commit-trigger-enabled", is_on(self.commit_trigger_enabled)),
             ("--pull-request-trigger-enabled", is_on(self.pull_request_trigger_enabled)),
             ("--base-image-trigger-enabled", is_on(self.base_image_trigger_enabled)),
@@ -316,6 +319,9 @@ impl DefinitionArgs {
         add("expiresOn", self.expires_on.as_ref().map(or_null));
         add("logTemplate", self.log_template.as_ref().map(or_null));
         add("outputRetention", self.output_retention());
+        let timers = timer::of_schedules(&self.schedules);
+        let trigger = json!({ "timerTriggers": timers });
+        add("trigger", (!timers.is_empty()).then_some(trigger));
         Ok(members)
     }
 

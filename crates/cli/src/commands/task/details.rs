@@ -24,7 +24,11 @@ pub(super) fn run(run: &Run) -> Table {
     fields.add_some("error", run.run_error_message.as_ref());
     if let Some(cause) = &run.cause {
         let by = cause.principal.as_ref().map(|principal| format!(", by {principal}"));
-        fields.add("cause", format!("{}{}", cause.kind, by.unwrap_or_default()));
+        let timer = run.timer_trigger.as_ref().map(|timer| {
+            format!(" {}, due at {}", timer.timer_trigger_name, timer.schedule_occurrence)
+        });
+        let more = by.or(timer).unwrap_or_default();
+        fields.add("cause", format!("{}{more}", cause.kind));
     }
     fields.add("platform", platform(&run.platform));
     fields.add_some("pool", run.agent_pool_name.as_ref());
@@ -86,6 +90,10 @@ pub(super) fn task(task: &Task) -> Table {
     fields.add_some("log template", properties.log_template.as_ref());
     let retention = properties.output_retention.as_ref();
     fields.add_some("images stay", retention.map(kept_outputs).as_ref());
+    let timers = properties.trigger.as_ref().and_then(|all| all.timer_triggers.as_ref());
+    for timer in timers.into_iter().flatten() {
+        fields.add("timer", timer_line(timer));
+    }
     if let Some(step) = &properties.step {
         add_step(&mut fields, step);
     }
@@ -112,6 +120,15 @@ pub(super) fn task(task: &Task) -> Table {
     fields.add_some("changed", properties.last_updated_time.as_ref());
     fields.add_some("definition", properties.definition_digest.as_ref());
     fields.table
+}
+
+fn timer_line(timer: &api::TimerTrigger) -> String {
+    let zone = timer.time_zone.as_deref().unwrap_or("UTC");
+    let next = match &timer.next_occurrence {
+        Some(next) => format!("due at {next}"),
+        None => timer.status.clone().unwrap_or_default(),
+    };
+    format!("{}: {} {zone}; {next}", timer.name, timer.schedule)
 }
 
 fn add_step(fields: &mut Fields, step: &TaskStep) {

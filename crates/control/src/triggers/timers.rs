@@ -1,0 +1,301 @@
+//! Timers: which are due, and the runs that they start (triggers.md section 2).
+//!
+//! What a server that did not run has missed is made up by one run, late, for the last of the times;
+//! the run and the ledger say so.
+
+use jiff::Timestamp;
+use oci::RegistryName;
+use sqlx::SqliteConnection;
+use sqlx::sqlite::SqliteRow;
+use store::Millis;
+
+use super::ledger::{self, Line};
+use super::{Decision, RunCause, TimerTrigger, TriggerKind, Triggers};
+use crate::table::column;
+use crate::{ControlError, Lane, Result, RunId, StoredTask, TaskDefinition, TaskOverrides};
+
+pub(crate) const SCHEMA: &[&str] = &[
+    "CREATE TABLE trigger_timers (
+        registry TEXT NOT NULL,
+        name_key TEXT NOT NULL,
+        timer TEXT NOT NULL,
+        next_at BIGINT NOT NULL,
+        PRIMARY KEY (registry, name_key, timer)
+    )",
+    "CREATE INDEX trigger_timers_by_time ON trigger_timers (next_at)",
+];
+
+/// Timers that are looked at within one transaction.
+const BATCH: i64 = 100;
+
+/// Missed times that are counted.
+const MISSED_MAX: usize = 10_000;
+
+/// A run that begins later than this was late.
+const LATE: Millis = 60_000;
+
+/// What a look at the timers came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fired {
+    pub runs: usize,
+    /// A timer that is due waits for something.
+    pub waits: bool,
+}
+
+/// A run that a decision has queued: `None` if there was none.
+struct Queued {
+    registry: RegistryName,
+    run: RunId,
+    warnings: Vec<String>,
+}
+
+impl Triggers {
+    /// When the next timer is due.
+    pub async fn next_timer(&self) -> Result<Option<Millis>> {
+        sqlx::query_scalar("SELECT MIN(next_at) FROM trigger_timers")
+            .fetch_one(self.tasks.runs.shared.db.reads())
+            .await
+            .map_err(ControlError::database("find the next timer"))
+    }
+
+    /// When a timer of a task is due, by its name.
+    pub async fn next_of(&self, task: &StoredTask) -> Result<Vec<(String, Millis)>> {
+        sqlx::query_as(
+            "SELECT timer, next_at FROM trigger_timers WHERE registry = $1 AND name_key = $2",
+        )
+        .bind(task.registry.as_str())
+        .bind(task.name.key())
+        .fetch_all(self.tasks.runs.shared.db.reads())
+        .await
+        .map_err(ControlError::database("list the timers of a task"))
+    }
+
+    /// Queues a run for each timer that is due.
+    pub async fn fire_timers(&self) -> Result<Fired> {
+        let failed = "fire timers";
+        let mut fired = Fired::default();
+        let mut last = (Millis::MIN, String::new(), String::new(), String::new());
+        loop {
+            let now = self.tasks.runs.shared.clock.now();
+            let mut transaction =
+                self.tasks.runs.shared.db.begin().await.map_err(ControlError::database(failed))?;
+            // Those that wait stay due: the next ones come after them.
+            let rows = sqlx::query(
+                "SELECT next_at, registry, name_key, timer FROM trigger_timers
+                 WHERE next_at <= $1 AND (next_at, registry, name_key, timer) > ($2, $3, $4, $5)
+                 ORDER BY next_at, registry, name_key, timer LIMIT $6",
+            )
+            .bind(now)
+            .bind(last.0)
+            .bind(&last.1)
+            .bind(&last.2)
+            .bind(&last.3)
+            .bind(BATCH)
+            .fetch_all(&mut *transaction)
+            .await
+            .map_err(ControlError::database(failed))?;
+            let Some(end) = rows.last() else { return Ok(fired) };
+            last = key(end)?;
+            let mut queued = Vec::new();
+            for row in &rows {
+                match self.fire_timer(&mut transaction, row, now).await? {
+                    Looked::Queued(run) => queued.push(run),
+                    Looked::Waits => fired.waits = true,
+                    Looked::Nothing => (),
+                }
+            }
+            transaction.commit().await.map_err(ControlError::database(failed))?;
+            fired.runs += queued.len();
+            for Queued { registry, run, warnings } in queued {
+                self.tasks.runs.after_insert(&registry, run, warnings).await?;
+            }
+        }
+    }
+
+    async fn fire_timer(
+        &self,
+        connection: &mut SqliteConnection,
+        row: &SqliteRow,
+        now: Millis,
+    ) -> Result<Looked> {
+        let (due, registry, name_key, name) = key(row)?;
+        let found = sqlx::query("SELECT * FROM tasks WHERE registry = $1 AND name_key = $2")
+            .bind(&registry)
+            .bind(&name_key)
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(ControlError::database("read a task"))?;
+        let task = found.map(|row| self.tasks.task_of(&row)).transpose()?;
+        let timer = task.as_ref().and_then(|task| timer(&task.definition, &name));
+        let (Some(task), Some(timer)) = (&task, timer) else {
+            set(connection, &registry, &name_key, &name, None).await?;
+            return Ok(Looked::Nothing);
+        };
+        let (occurrence, count) =
+            timer.schedule.last_within(due - 1, now, MISSED_MAX).unwrap_or((due, 1));
+        let missed = count - 1;
+        let cause = RunCause::Timer { name: name.clone(), occurrence, missed };
+        let mut line = Line {
+            registry: &task.registry,
+            task: &task.name,
+            kind: TriggerKind::Timer,
+            name: &name,
+            event: format!("{} was due at {}", timer.schedule, shown(occurrence)),
+            decision: Decision::Fired,
+            reason: late(occurrence, missed, now),
+            run: None,
+        };
+        let queued = match task.definition.asleep(now) {
+            Some(why) => Err(ControlError::Conflict { message: format!("the task {why}") }),
+            None => self.queue(connection, task, cause, line.reason.as_deref(), now).await,
+        };
+        let looked = match queued {
+            Ok(queued) => {
+                line.run = Some(queued.run);
+                Looked::Queued(queued)
+            }
+            Err(error @ ControlError::QueueFull { .. }) => {
+                (line.decision, line.reason) = (Decision::Waits, Some(full(&error)));
+                Looked::Waits
+            }
+            Err(ControlError::Conflict { message: why } | ControlError::NotFound { what: why }) => {
+                (line.decision, line.reason) = (Decision::Skipped, Some(why));
+                Looked::Nothing
+            }
+            Err(error) => return Err(error),
+        };
+        ledger::append_within(connection, &line, now).await?;
+        if !matches!(looked, Looked::Waits) {
+            let next = timer.schedule.next_after(now);
+            set(connection, &registry, &name_key, &name, next).await?;
+        }
+        Ok(looked)
+    }
+
+    /// Queues a run of a task in a transaction of the caller.
+    async fn queue(
+        &self,
+        connection: &mut SqliteConnection,
+        task: &StoredTask,
+        cause: RunCause,
+        late: Option<&str>,
+        now: Millis,
+    ) -> Result<Queued> {
+        let overrides = TaskOverrides::default();
+        let run = task.definition.run(&task.name, overrides, self.compression);
+        let mut run = run.map_err(|why| ControlError::Conflict { message: why.to_string() })?;
+        run.lane = Lane::Triggers;
+        run.cause = Some(cause);
+        run.warnings.extend(late.map(|late| format!("This run is late: {late}")));
+        let runs = &self.tasks.runs;
+        let id = runs.insert_within(connection, &task.registry, &run, now).await?;
+        Ok(Queued { registry: task.registry.clone(), run: id, warnings: run.warnings })
+    }
+}
+
+enum Looked {
+    Queued(Queued),
+    Waits,
+    Nothing,
+}
+
+/// The reason does not change with the number, so that it stays one line.
+fn full(error: &ControlError) -> String {
+    match error {
+        ControlError::QueueFull { .. } => "the queue is full".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn timer<'a>(definition: &'a TaskDefinition, name: &str) -> Option<&'a TimerTrigger> {
+    definition.triggers.timers.iter().find(|timer| timer.name == name && timer.enabled)
+}
+
+fn key(row: &SqliteRow) -> Result<(Millis, String, String, String)> {
+    let text = |name| column::<String>(row, name);
+    Ok((column(row, "next_at")?, text("registry")?, text("name_key")?, text("timer")?))
+}
+
+/// What is told of a run that does not begin in time.
+fn late(occurrence: Millis, missed: usize, now: Millis) -> Option<String> {
+    if missed == 0 && now - occurrence <= LATE {
+        return None;
+    }
+    let due = shown(occurrence);
+    Some(match missed {
+        0 => format!("it was due at {due}"),
+        _ => format!(
+            "it was due at {due}, and {missed} times before that, for which no run is made up"
+        ),
+    })
+}
+
+fn shown(time: Millis) -> String {
+    Timestamp::from_millisecond(time).unwrap_or_default().to_string()
+}
+
+/// Writes down when a timer is due, or that it never is.
+async fn set(
+    connection: &mut SqliteConnection,
+    registry: &str,
+    name_key: &str,
+    timer: &str,
+    next: Option<Millis>,
+) -> Result<()> {
+    let statement = match next {
+        Some(_) => {
+            "INSERT INTO trigger_timers (registry, name_key, timer, next_at)
+             VALUES ($1, $2, $3, $4)
+             ON CONFLICT (registry, name_key, timer) DO UPDATE SET next_at = excluded.next_at"
+        }
+        None => {
+            "DELETE FROM trigger_timers
+             WHERE registry = $1 AND name_key = $2 AND timer = $3 AND $4 IS NULL"
+        }
+    };
+    sqlx::query(statement)
+        .bind(registry)
+        .bind(name_key)
+        .bind(timer)
+        .bind(next)
+        .execute(connection)
+        .await
+        .map_err(ControlError::database("write when a timer is due"))?;
+    Ok(())
+}
+
+/// Brings the timers of a task in step with its definition. One that is as before stays due when it
+/// was; others are from now on.
+pub(crate) async fn write_within(
+    connection: &mut SqliteConnection,
+    task: &StoredTask,
+    before: Option<&TaskDefinition>,
+    now: Millis,
+) -> Result<()> {
+    let registry = task.registry.as_str();
+    let old = before.map_or(&[][..], |before| &before.triggers.timers);
+    let timers = &task.definition.triggers.timers;
+    for gone in old.iter().filter(|old| timer(&task.definition, &old.name).is_none()) {
+        set(connection, registry, &task.name.key(), &gone.name, None).await?;
+    }
+    for timer in timers.iter().filter(|timer| timer.enabled && !old.contains(timer)) {
+        let next = timer.schedule.next_after(now);
+        set(connection, registry, &task.name.key(), &timer.name, next).await?;
+    }
+    Ok(())
+}
+
+/// Forgets the timers of a task that is deleted.
+pub(crate) async fn forget_within(
+    connection: &mut SqliteConnection,
+    registry: &RegistryName,
+    name_key: &str,
+) -> Result<()> {
+    sqlx::query("DELETE FROM trigger_timers WHERE registry = $1 AND name_key = $2")
+        .bind(registry.as_str())
+        .bind(name_key)
+        .execute(connection)
+        .await
+        .map_err(ControlError::database("forget the timers of a task"))?;
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! What starts runs of a task (triggers.md).
+
+use control::{Schedule, TaskTriggers, TimerTrigger};
+use serde_json::{Map, Value};
+
+use super::cut;
+use super::stored_tasks::{is_empty, status};
+use crate::error::ApiError;
+
+/// Timers of one task.
+const TIMERS_MAX: usize = 20;
+/// Bytes of the name of a trigger.
+const NAME_MAX: usize = 64;
+
+pub(super) fn triggers(given: Option<api::TaskTriggers>) -> Result<TaskTriggers, ApiError> {
+    let given = given.unwrap_or_default();
+    let refuse = |message: &str, member: &str| Err(ApiError::invalid(message).at(member));
+    if given.source_triggers.is_some_and(|sources| !sources.is_empty()) {
+        return refuse("source triggers are not supported yet", "trigger.sourceTriggers");
+    }
+    if given.base_image_trigger.is_some_and(|base| !is_empty(&base)) {
+        return refuse("base-image triggers are not supported yet", "trigger.baseImageTrigger");
+    }
+    let mut timers: Vec<TimerTrigger> = Vec::new();
+    for timer in given.timer_triggers.unwrap_or_default() {
+        let refuse = |message: String| Err(ApiError::invalid(message).at("trigger.timerTriggers"));
+        let timer = self::timer(timer)?;
+        let is_other = |other: &&TimerTrigger| other.name.eq_ignore_ascii_case(&timer.name);
+        if timers.iter().any(|other| is_other(&other)) {
+            return refuse(format!("timer `{}` is there twice", timer.name));
+        }
+        if let Some(other) = timers.iter().find(|other| other.schedule == timer.schedule) {
+            let (name, other) = (&timer.name, &other.name);
+            return refuse(format!("timers `{other}` and `{name}` have the same schedule"));
+        }
+        timers.push(timer);
+        if timers.len() > TIMERS_MAX {
+            return refuse(format!("a task has at most {TIMERS_MAX} timers"));
+        }
+    }
+    Ok(TaskTriggers { timers })
+}
+
+fn timer(given: api::TimerTrigger) -> Result<TimerTrigger, ApiError> {
+    let at = |error: ApiError| error.at("trigger.timerTriggers");
+    let enabled = status(given.status.as_deref()).map_err(at)?;
+    let name = name(&given.name).map_err(at)?;
+    let schedule = Schedule::parse(&given.schedule, given.time_zone.as_deref());
+    let schedule = schedule.map_err(|why| {
+        let error = ApiError::invalid(format!("timer `{name}`: {why}"));
+        at(error.hint("it looks like `0 5 * * Mon-Fri`: minute, hour, day of the month, month, day of the week"))
+    })?;
+    Ok(TimerTrigger { name, enabled, schedule })
+}
+
+fn name(name: &str) -> Result<String, ApiError> {
+    let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    match !name.is_empty() && name.len() <= NAME_MAX && name.bytes().all(is_fine) {
+        true => Ok(name.to_owned()),
+        false => Err(ApiError::invalid(format!(
+            "`{}` is no name of a trigger: it has 1 to {NAME_MAX} letters, digits, `.`, `_` and `-`",
+            cut(name)
+        ))),
+    }
+}
+
+/// Merges a change of triggers: lists by `name`, others by member. Nothing is taken away
+/// (azure-api.md section 6.3).
+pub(super) fn merge(known: &mut Map<String, Value>, given: Map<String, Value>) {
+    for (key, given) in given {
+        match (known.get_mut(&key), given) {
+            (_, Value::Null) => (),
+            (Some(Value::Array(known)), Value::Array(given)) => {
+                for item in given {
+                    let name = |item: &Value| {
+                        item["name"].as_str().unwrap_or_default().to_ascii_lowercase()
+                    };
+                    match known.iter_mut().find(|known| name(known) == name(&item)) {
+                        Some(known) => super::merge(known, item),
+                        None => known.push(item),
+                    }
+                }
+            }
+            (Some(known @ Value::Object(_)), given @ Value::Object(_)) => {
+                super::merge(known, given);
+            }
+            (_, given) => drop(known.insert(key, given)),
+        }
+    }
+}
