@@ -4,7 +4,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{BuildOptions, TaskRunRequest, TimerCause};
+use crate::{BuildOptions, ImageUpdateCause, TaskRunRequest, TimerCause};
 
 pub(crate) fn yes() -> bool {
     true
@@ -365,7 +365,8 @@ pub struct Waiting {
 /// Why there is a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RunCause {
-    /// `Manual`: somebody asked for it. `Timer`: see `timerTrigger`.
+    /// `Manual`: somebody asked for it. `Timer`: see `timerTrigger`. `Image Update`: see
+    /// `imageUpdateTrigger`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Who did, as the server knows them.
@@ -400,6 +401,9 @@ pub struct RunProperties {
     /// Ours: why there is this run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<RunCause>,
+    /// The images that started it, if some did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_update_trigger: Option<ImageUpdateCause>,
     /// The timer that started it, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timer_trigger: Option<TimerCause>,

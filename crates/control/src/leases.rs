@@ -167,9 +167,10 @@ impl Queue for Runs {
             note_images(&mut transaction, run, images)
                 .await
                 .map_err(ControlError::database(failed))?;
-            if let (Some(task), Some(made_of)) = (&run.task, &outcome.dependencies)
+            if let Some(task) = &run.task
                 && status == RunStatus::Succeeded
             {
+                let made_of = outcome.dependencies.as_ref();
                 tasks::note_dependencies(&self.shared, &mut transaction, run, task, made_of)
                     .await?;
             }

@@ -83,7 +83,7 @@ pub use task::{
 pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};
 pub use tasks::Tasks;
 pub use triggers::{
-    BadSchedule, Decision, Fired, LedgerEntry, LedgerFilter, RunCause, Schedule, TaskTriggers,
-    TimerTrigger, TriggerKind, Triggers,
+    BadSchedule, BaseImageTrigger, Decision, Fired, LedgerEntry, LedgerFilter, Link, MovedBase,
+    OwnRegistry, RunCause, Schedule, TaskBase, TaskTriggers, TimerTrigger, TriggerKind, Triggers,
 };
 pub use waiting::{WaitReason, Waiting};

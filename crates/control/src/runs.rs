@@ -85,6 +85,7 @@ const SCHEMA: &[&str] = &[
     "CREATE INDEX runs_by_secrets ON runs (finished_at) WHERE secrets IS NOT NULL",
     // What started the run, if nobody asked for it.
     "ALTER TABLE runs ADD COLUMN cause TEXT",
+    "CREATE INDEX runs_waiting ON runs (registry, LOWER(task)) WHERE status = 'Queued'",
 ];
 
 /// Not empty while something may be left of secrets that were not sealed.

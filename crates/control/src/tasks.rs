@@ -45,7 +45,7 @@ pub struct Tasks {
 impl Tasks {
     pub async fn open(runs: Runs) -> Result<Self> {
         let failed = "prepare the table of tasks";
-        for (owner, schema) in [("tasks", SCHEMA), ("timers", triggers::TIMERS)] {
+        for (owner, schema) in [("tasks", SCHEMA)].into_iter().chain(triggers::OF_TASKS) {
             runs.shared.db.migrate(owner, schema).await.map_err(ControlError::database(failed))?;
         }
         let tasks = Self { runs, timers_changed: Arc::default() };
@@ -220,6 +220,28 @@ impl Tasks {
         self.runs.shared.remove_traces().await
     }
 
+    /// Writes down the bases of tasks whose runs have told them, where that is not done: an older version
+    /// has not.
+    pub(crate) async fn learn_again(&self) -> Result<()> {
+        let failed = "note what tasks are built on";
+        let rows: Vec<(String, String, String)> = sqlx::query_as(
+            "SELECT registry, name_key, dependencies FROM tasks t
+             WHERE dependencies IS NOT NULL AND NOT EXISTS (SELECT 1 FROM trigger_bases b
+                WHERE b.registry = t.registry AND b.name_key = t.name_key)",
+        )
+        .fetch_all(self.runs.shared.db.reads())
+        .await
+        .map_err(ControlError::database(failed))?;
+        let mut transaction =
+            self.runs.shared.db.begin().await.map_err(ControlError::database(failed))?;
+        for (registry, name_key, dependencies) in rows {
+            let report = from_json(&dependencies)?;
+            triggers::learn_within(&mut transaction, &parsed(&registry)?, &name_key, &report)
+                .await?;
+        }
+        transaction.commit().await.map_err(ControlError::database(failed))
+    }
+
     /// Deletes a task; its runs that wait are canceled, the others stay as they are.
     pub async fn delete(&self, registry: &RegistryName, name: &TaskName) -> Result<()> {
         let failed = "delete a task";
@@ -278,7 +300,7 @@ pub(crate) async fn note_dependencies(
     connection: &mut SqliteConnection,
     run: &Run,
     name: &TaskName,
-    dependencies: &serde_json::Value,
+    dependencies: Option<&serde_json::Value>,
 ) -> Result<()> {
     let row = sqlx::query("SELECT * FROM tasks WHERE registry = $1 AND name_key = $2")
         .bind(run.registry.as_str())
@@ -293,6 +315,11 @@ pub(crate) async fn note_dependencies(
     let overrides = TaskOverrides { archived, ..TaskOverrides::default() };
     let plain = task.definition.run(name, overrides, compression);
     if plain.is_ok_and(|plain| plain.request == run.request) {
+        let none = serde_json::Value::Null;
+        let report = dependencies.unwrap_or(&none);
+        triggers::learn_within(connection, &run.registry, &name.key(), report).await?;
+        // What has built nothing says nothing of images.
+        let Some(dependencies) = dependencies else { return Ok(()) };
         sqlx::query("UPDATE tasks SET dependencies = $3 WHERE registry = $1 AND name_key = $2")
             .bind(run.registry.as_str())
             .bind(name.key())

@@ -4,35 +4,40 @@
 //! line in the [ledger](LedgerEntry) and the run that follows are written together, so that each event has
 //! one run, whenever the server ends.
 
+mod bases;
 mod cause;
 mod ledger;
 mod schedule;
 mod timers;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
-use oci::Compression;
+use oci::{Compression, RegistryName};
 use serde::{Deserialize, Serialize};
+use sqlx::SqliteConnection;
+use store::Millis;
 use tokio::sync::Notify;
 
-pub use cause::RunCause;
+pub use bases::{OwnRegistry, TaskBase};
+pub use cause::{Link, MovedBase, RunCause};
 pub use ledger::{Decision, LedgerEntry, LedgerFilter, TriggerKind};
 pub use schedule::{BadSchedule, Schedule};
-pub use timers::Fired;
-pub(crate) use timers::{SCHEMA as TIMERS, forget_within, write_within};
 
-use crate::{ControlError, Result, Tasks};
+use crate::{ControlError, Lane, Result, RunId, StoredTask, TaskDefinition, TaskOverrides, Tasks};
 
 /// What starts runs of a task. Each name is there once.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskTriggers {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timers: Vec<TimerTrigger>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_image: Option<BaseImageTrigger>,
 }
 
 impl TaskTriggers {
     pub fn is_empty(&self) -> bool {
-        self.timers.is_empty()
+        self.timers.is_empty() && self.base_image.is_none()
     }
 }
 
@@ -44,6 +49,30 @@ pub struct TimerTrigger {
     pub schedule: Schedule,
 }
 
+/// Starts a run when an image is another one that the task was built on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseImageTrigger {
+    pub name: String,
+    pub enabled: bool,
+    /// Also images that only helped to build.
+    pub buildtime: bool,
+}
+
+/// What a look at triggers came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fired {
+    pub runs: usize,
+    /// Something is to be done, and cannot be yet.
+    pub waits: bool,
+}
+
+/// A run that a decision has queued, in a transaction that goes on.
+struct Queued {
+    registry: RegistryName,
+    run: RunId,
+    warnings: Vec<String>,
+}
+
 /// All triggers of a server. Cheap to clone.
 #[derive(Clone)]
 pub struct Triggers {
@@ -51,6 +80,10 @@ pub struct Triggers {
     /// Of images that runs build.
     compression: Compression,
     changed: Arc<Notify>,
+    /// When timers were looked at last: whether the clock was set back.
+    looked_at: Arc<AtomicI64>,
+    /// How far the journal of tags was followed, beyond what is written down.
+    followed: Arc<AtomicI64>,
 }
 
 impl Triggers {
@@ -58,12 +91,81 @@ impl Triggers {
         let db = &tasks.runs.shared.db;
         let failed = ControlError::database("prepare the tables of triggers");
         db.migrate("ledger", ledger::SCHEMA).await.map_err(failed)?;
+        tasks.learn_again().await?;
         let changed = Arc::clone(&tasks.timers_changed);
-        Ok(Self { tasks, compression, changed })
+        let (looked_at, followed) = (Arc::new(AtomicI64::new(i64::MAX)), Arc::default());
+        Ok(Self { tasks, compression, changed, looked_at, followed })
     }
 
     /// Waits until a task has other timers than before.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
+
+    /// Begins the logs of runs that are queued, and lets them be claimed. They are durable by now: an
+    /// error is only told.
+    async fn after(&self, queued: Vec<Queued>) {
+        for Queued { registry, run, warnings } in queued {
+            if let Err(error) = self.tasks.runs.after_insert(&registry, run, warnings).await {
+                tracing::error!(%error, %run, "the log of a run could not be begun");
+            }
+        }
+    }
+
+    /// Queues a run of a task in a transaction of the caller. `late`: why it does not begin in time.
+    async fn queue(
+        &self,
+        connection: &mut SqliteConnection,
+        task: &StoredTask,
+        cause: RunCause,
+        late: Option<&str>,
+        now: Millis,
+    ) -> Result<Queued> {
+        let overrides = TaskOverrides::default();
+        let run = task.definition.run(&task.name, overrides, self.compression);
+        let mut run = run.map_err(|why| ControlError::Conflict { message: why.to_string() })?;
+        run.lane = Lane::Triggers;
+        run.cause = Some(cause);
+        run.warnings.extend(late.map(|late| format!("This run is late: {late}")));
+        let runs = &self.tasks.runs;
+        let id = runs.insert_within(connection, &task.registry, &run, now).await?;
+        Ok(Queued { registry: task.registry.clone(), run: id, warnings: run.warnings })
+    }
 }
+
+/// What it comes to that a run cannot be queued. An error of the server's own stays one.
+fn why_not(error: ControlError) -> Result<(Decision, String)> {
+    match error {
+        // The reason does not tell the number, so that it stays one line of the ledger.
+        ControlError::QueueFull { .. } => Ok((Decision::Waits, "the queue is full".to_owned())),
+        ControlError::Conflict { message } => Ok((Decision::Skipped, message)),
+        ControlError::NotFound { what } => Ok((Decision::Skipped, format!("there is no {what}"))),
+        other => Err(other),
+    }
+}
+
+/// The schemas of what is written together with tasks.
+pub(crate) const OF_TASKS: [(&str, &[&str]); 2] =
+    [("timers", timers::SCHEMA), ("bases", bases::SCHEMA)];
+
+/// Brings what is written down of a task's triggers in step with its definition.
+pub(crate) async fn write_within(
+    connection: &mut SqliteConnection,
+    task: &StoredTask,
+    before: Option<&TaskDefinition>,
+    now: Millis,
+) -> Result<()> {
+    timers::write_within(connection, task, before, now).await
+}
+
+/// Forgets all of a task that is deleted.
+pub(crate) async fn forget_within(
+    connection: &mut SqliteConnection,
+    registry: &RegistryName,
+    name_key: &str,
+) -> Result<()> {
+    timers::forget_within(connection, registry, name_key).await?;
+    bases::forget_within(connection, registry, name_key).await
+}
+
+pub(crate) use bases::learn_within;

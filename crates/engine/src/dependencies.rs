@@ -1,5 +1,6 @@
 //! Which images an image stands on: said at the end of a run, and kept with it.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use builder::{BaseRole, RecordedBase};
@@ -33,6 +34,9 @@ pub struct ImageDependency {
     pub digest: Option<Digest>,
     /// `host/repository:tag`
     pub reference: String,
+    /// The manifests of the platforms that were built, if the name meant an index of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub manifests: Vec<Digest>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -56,11 +60,11 @@ pub(crate) fn dependencies(
     let bases = || built.images.iter().flat_map(|image| &image.record.bases);
     let with = |role: BaseRole| bases().filter(move |base| base.role == role);
     let runtime = match with(BaseRole::Runtime).next() {
-        Some(_) => with(BaseRole::Runtime).find_map(of_base),
+        Some(_) => with(BaseRole::Runtime).find_map(|base| of_base(base, bases())),
         None => Some(scratch()),
     };
     let mut buildtime: Vec<ImageDependency> = Vec::new();
-    for dependency in with(BaseRole::Buildtime).filter_map(of_base) {
+    for dependency in with(BaseRole::Buildtime).filter_map(|base| of_base(base, bases())) {
         if !buildtime.iter().any(|known| known.reference == dependency.reference) {
             buildtime.push(dependency);
         }
@@ -79,10 +83,18 @@ pub(crate) fn dependencies(
     names.iter().map(|name| entry(Some(dependency(name, digest)))).collect()
 }
 
-/// Images that have a name; those that came along with the request have none.
-fn of_base(base: &RecordedBase) -> Option<ImageDependency> {
+/// Images that have a name; those that came along with the request have none. `all` are those of the
+/// build: on each platform it was another manifest.
+fn of_base<'a>(
+    base: &RecordedBase,
+    all: impl Iterator<Item = &'a RecordedBase>,
+) -> Option<ImageDependency> {
     let reference = base.reference.parse::<Reference>().ok()?;
-    Some(dependency(&reference, &base.digest))
+    let same = all.filter(|other| other.reference == base.reference);
+    let manifests: BTreeSet<_> = same.map(|same| &same.manifest).collect();
+    let is_index = manifests.iter().any(|manifest| **manifest != base.digest);
+    let manifests = manifests.into_iter().filter(|_| is_index).cloned().collect();
+    Some(ImageDependency { manifests, ..dependency(&reference, &base.digest) })
 }
 
 fn scratch() -> ImageDependency {
@@ -92,6 +104,7 @@ fn scratch() -> ImageDependency {
         tag: "latest".to_owned(),
         digest: None,
         reference: SCRATCH.to_owned(),
+        manifests: Vec::new(),
     }
 }
 
@@ -105,6 +118,7 @@ fn dependency(reference: &Reference, digest: &Digest) -> ImageDependency {
         tag: tag.map(|tag| tag.to_string()).unwrap_or_default(),
         digest: Some(digest.clone()),
         reference: whole.to_string(),
+        manifests: Vec::new(),
     }
 }
 

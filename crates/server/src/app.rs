@@ -326,6 +326,7 @@ impl App {
         parts.spawn(background::sweep(Arc::clone(&self.state), audit_keep, shutdown.clone()));
         if self.kind == OwnerKind::Server {
             parts.spawn(triggers::fire_timers(Arc::clone(&self.state), shutdown.clone()));
+            parts.spawn(triggers::fire_bases(Arc::clone(&self.state), shutdown.clone()));
         }
         parts.spawn(log_artifacts::store(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::retain_outputs(Arc::clone(&self.state), shutdown.clone()));

@@ -6,7 +6,7 @@ mod triggers;
 
 pub(crate) use access::{account, assignment, passwords, scope_map, token};
 pub(crate) use secrets::secret;
-use triggers::{cause, timer_cause};
+use triggers::{cause, image_cause, timer_cause};
 pub(crate) use triggers::{trigger_event, with_next};
 
 use base64::Engine as _;
@@ -50,7 +50,8 @@ pub(crate) fn run(run: &Run) -> api::Run {
             agent_name: run.agent.clone(),
             agent_configuration: agent_configuration(run.cpu, run.request.egress()),
             cause: Some(cause(run)),
-            timer_trigger: run.cause.as_ref().map(timer_cause),
+            image_update_trigger: run.cause.as_ref().and_then(image_cause),
+            timer_trigger: run.cause.as_ref().and_then(timer_cause),
             create_time: time(run.created_at),
             last_updated_time: time(run.updated_at),
             start_time: run.started_at.map(time),

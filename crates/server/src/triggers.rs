@@ -1,7 +1,9 @@
 //! Looks after triggers for as long as a server runs.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use oci::RegistryName;
 use store::Millis;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +28,38 @@ pub(crate) async fn fire_timers(state: Shared, shutdown: CancellationToken) {
         tokio::select! {
             () = tokio::time::sleep(wait) => (),
             () = state.triggers.changed() => (),
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Starts what has to follow from bases that move, until `shutdown`.
+pub(crate) async fn fire_bases(state: Shared, shutdown: CancellationToken) {
+    let names = state.registries.own_names();
+    let names = names.into_iter().map(|(host, registry)| (host.to_ascii_lowercase(), registry));
+    let names: BTreeMap<String, RegistryName> = names.collect();
+    let own = move |host: &str| names.get(&host.to_ascii_lowercase()).cloned();
+    let (mut moved, mut ended) = (state.catalog.tag_moved(), state.runs.ends());
+    while !shutdown.is_cancelled() {
+        moved.mark_unchanged();
+        ended.mark_unchanged();
+        let wait = match state.triggers.fire_bases(&own).await {
+            Ok(fired) => {
+                if fired.runs > 0 {
+                    tracing::info!(runs = fired.runs, "bases that moved have started runs");
+                }
+                if fired.waits { RETRY } else { PERIOD }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the journal of tags could not be followed");
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => (),
+            _ = moved.changed() => (),
+            // It may have told what its task is built on.
+            _ = ended.changed() => (),
             () = shutdown.cancelled() => return,
         }
     }

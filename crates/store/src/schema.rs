@@ -3,7 +3,7 @@
 use crate::Result;
 
 /// Applied in order, each once; never changed after a release, only added to.
-const MIGRATIONS: [&str; 9] = [
+const MIGRATIONS: [&str; 10] = [
     "
 -- Bytes that exist, and where.
 CREATE TABLE blobs (
@@ -250,6 +250,9 @@ CREATE TABLE deleted_tags (
 );
 CREATE INDEX deleted_tags_digest ON deleted_tags (registry, repository, digest);
 CREATE INDEX deleted_tags_time ON deleted_tags (registry, deleted_at);
+",
+    "
+CREATE INDEX tag_moves_by_tag ON tag_moves (registry, repository, tag, sequence);
 ",
 ];
 

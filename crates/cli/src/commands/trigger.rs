@@ -1,6 +1,6 @@
 //! `refit trigger`: what triggers have seen and decided.
 
-use api::{Page, Task, TriggerEvent};
+use api::{Page, Task, TaskStep, TriggerEvent};
 
 use super::Session;
 use crate::error::Result;
@@ -19,7 +19,7 @@ pub struct ListArgs {
     /// Only events of this task
     #[arg(long = "name", short = 'n', value_name = "TASK")]
     task: Option<String>,
-    /// Only those with this decision: Fired, Skipped or Waits
+    /// Only those with this decision: Fired, Joined, Skipped, Suppressed or Waits
     #[arg(long, value_name = "DECISION")]
     decision: Option<String>,
     /// How many at most
@@ -98,6 +98,42 @@ async fn why(session: &Session<'_>, args: &WhyArgs) -> Result<()> {
     session.printer.result(&events, &table(&events))
 }
 
+/// Which images start a task when they move.
+fn base_line(task: &Task, trigger: &api::BaseImageTrigger) -> String {
+    if trigger.status.as_deref() == Some("Disabled") {
+        return format!("Base-image trigger `{}` is disabled", trigger.name);
+    }
+    let is_all = trigger.base_image_trigger_type.eq_ignore_ascii_case("all");
+    let step = task.properties.step.as_ref();
+    let context = step.map(|step| match step {
+        TaskStep::Docker(step) => &step.context,
+        TaskStep::FileTask(step) => &step.context,
+        TaskStep::EncodedTask(step) => &step.context,
+    });
+    let bases = context.and_then(|context| context.base_image_dependencies.as_ref());
+    let bases = bases.into_iter().flatten();
+    let mut names: Vec<String> = bases
+        .filter(|base| is_all || base.kind.eq_ignore_ascii_case("runtime"))
+        .filter(|base| base.digest.is_some())
+        .filter_map(|base| {
+            let tag = base.tag.as_ref().filter(|tag| !tag.is_empty())?;
+            Some(format!("{}/{}:{tag}", base.registry, base.repository))
+        })
+        .collect();
+    names.dedup();
+    match names.is_empty() {
+        true => format!(
+            "Base-image trigger `{}` knows no image yet: a run that succeeds tells it",
+            trigger.name
+        ),
+        false => format!(
+            "Base-image trigger `{}`: the task is built on {}; those of this server start it",
+            trigger.name,
+            names.join(", ")
+        ),
+    }
+}
+
 /// What starts a task, as it stands.
 fn standing(task: &Task) -> Vec<String> {
     let mut lines = Vec::new();
@@ -118,7 +154,9 @@ fn standing(task: &Task) -> Vec<String> {
         };
         lines.push(format!("Timer `{}` ({} {zone}) {next}", timer.name, timer.schedule));
     }
-    if timers.is_none_or(Vec::is_empty) {
+    let bases = properties.trigger.as_ref().and_then(|all| all.base_image_trigger.as_ref());
+    lines.extend(bases.map(|trigger| base_line(task, trigger)));
+    if timers.is_none_or(Vec::is_empty) && bases.is_none() {
         lines.push("The task has no triggers: it runs when somebody starts it".to_owned());
     }
     lines

@@ -1,7 +1,11 @@
 //! Why there is a run that nobody asked for.
 
+use oci::{Digest, RegistryName};
 use serde::{Deserialize, Serialize};
 use store::Millis;
+use uuid::Uuid;
+
+use crate::{RunId, TaskName};
 
 /// What has started a run (runs.md section 4).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +20,64 @@ pub enum RunCause {
         #[serde(default, skip_serializing_if = "is_zero")]
         missed: usize,
     },
+    BaseImages {
+        id: Uuid,
+        /// When the first of them moved.
+        at: Millis,
+        /// Each tag once, with what it is now.
+        images: Vec<MovedBase>,
+        /// The runs that they follow from, the last one of each task.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        chain: Vec<Link>,
+        /// How many of them followed from each other.
+        #[serde(default)]
+        depth: usize,
+    },
+}
+
+/// A base that is another image now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedBase {
+    /// Host of the registry, as the task calls it.
+    pub registry: String,
+    pub repository: String,
+    pub tag: String,
+    pub digest: Digest,
+}
+
+impl MovedBase {
+    pub(super) fn is_same_tag(&self, other: &Self) -> bool {
+        self.registry == other.registry
+            && self.repository == other.repository
+            && self.tag == other.tag
+    }
+}
+
+/// The links of two chains, of each task its last run.
+pub(super) fn united(chain: &[Link], other: &[Link]) -> Vec<Link> {
+    let mut all: Vec<Link> = Vec::new();
+    for link in chain.iter().chain(other) {
+        match all.iter_mut().find(|known| known.is_same_task(link)) {
+            Some(known) if known.run < link.run => known.run = link.run,
+            Some(_) => (),
+            None => all.push(link.clone()),
+        }
+    }
+    all
+}
+
+impl Link {
+    fn is_same_task(&self, other: &Self) -> bool {
+        self.registry == other.registry && self.task == other.task
+    }
+}
+
+/// A run of a task that others follow from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    pub registry: RegistryName,
+    pub task: TaskName,
+    pub run: RunId,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]

@@ -28,7 +28,10 @@ pub(super) const SCHEMA: &[&str] = &[
         at BIGINT NOT NULL,
         count BIGINT NOT NULL
     )",
+    "CREATE INDEX trigger_ledger_by_registry ON trigger_ledger (registry, number)",
     "CREATE INDEX trigger_ledger_by_task ON trigger_ledger (registry, task_key, number)",
+    "CREATE INDEX trigger_ledger_by_name
+        ON trigger_ledger (registry, task_key, kind, name, number)",
     "CREATE INDEX trigger_ledger_by_time ON trigger_ledger (at)",
 ];
 
@@ -39,6 +42,7 @@ const TEXT_MAX: usize = 2_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TriggerKind {
     Timer,
+    BaseImage,
 }
 
 /// What became of an event.
@@ -46,8 +50,12 @@ pub enum TriggerKind {
 pub enum Decision {
     /// A run was queued.
     Fired,
+    /// A run that waits already does it too.
+    Joined,
     /// Nothing is to be done.
     Skipped,
+    /// A run would start what it follows from.
+    Suppressed,
     /// Something is to be done, and is tried again.
     Waits,
 }
@@ -99,6 +107,7 @@ impl TriggerKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Timer => "Timer",
+            Self::BaseImage => "BaseImage",
         }
     }
 }
@@ -107,7 +116,9 @@ impl Decision {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Fired => "Fired",
+            Self::Joined => "Joined",
             Self::Skipped => "Skipped",
+            Self::Suppressed => "Suppressed",
             Self::Waits => "Waits",
         }
     }
@@ -122,7 +133,7 @@ impl FromStr for TriggerKind {
     type Err = Unknown;
 
     fn from_str(text: &str) -> Result<Self, Unknown> {
-        let all = [Self::Timer];
+        let all = [Self::Timer, Self::BaseImage];
         let found = all.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(text));
         found.ok_or_else(|| Unknown(text.to_owned()))
     }
@@ -132,7 +143,7 @@ impl FromStr for Decision {
     type Err = Unknown;
 
     fn from_str(text: &str) -> Result<Self, Unknown> {
-        let all = [Self::Fired, Self::Skipped, Self::Waits];
+        let all = [Self::Fired, Self::Joined, Self::Skipped, Self::Suppressed, Self::Waits];
         let found = all.into_iter().find(|decision| decision.as_str().eq_ignore_ascii_case(text));
         found.ok_or_else(|| Unknown(text.to_owned()))
     }
@@ -192,24 +203,37 @@ pub(super) async fn append_within(
     let cut = |text: &str| text.chars().take(TEXT_MAX).collect::<String>();
     let (event, reason) = (cut(&line.event), line.reason.as_deref().map(cut));
     if line.run.is_none() {
-        let joined = sqlx::query(
-            "UPDATE trigger_ledger SET count = count + 1, at = $6, event = $7
-             WHERE number = (SELECT MAX(number) FROM trigger_ledger
-                WHERE registry = $1 AND task_key = $2 AND kind = $3 AND name = $4)
-               AND decision = $5 AND run IS NULL AND COALESCE(reason, '') = COALESCE($8, '')",
+        let last = sqlx::query(
+            "SELECT * FROM trigger_ledger
+             WHERE registry = $1 AND task_key = $2 AND kind = $3 AND name = $4
+             ORDER BY number DESC LIMIT 1",
         )
         .bind(line.registry.as_str())
         .bind(line.task.key())
         .bind(line.kind.as_str())
         .bind(line.name)
-        .bind(line.decision.as_str())
-        .bind(now)
-        .bind(&event)
-        .bind(&reason)
-        .execute(&mut *connection)
+        .fetch_optional(&mut *connection)
         .await
         .map_err(ControlError::database(failed))?;
-        if joined.rows_affected() > 0 {
+        let last = last.as_ref().map(entry_of).transpose()?;
+        let same = last.filter(|last| {
+            (last.decision, last.run, &last.reason) == (line.decision, None, &reason)
+        });
+        if let Some(same) = same {
+            // What waits is looked at again and again, and was seen once.
+            if line.decision == Decision::Waits && same.event == event {
+                return Ok(());
+            }
+            sqlx::query(
+                "UPDATE trigger_ledger SET count = count + 1, at = $2, event = $3
+                 WHERE number = $1",
+            )
+            .bind(same.number)
+            .bind(now)
+            .bind(event)
+            .execute(connection)
+            .await
+            .map_err(ControlError::database(failed))?;
             return Ok(());
         }
     }

@@ -5,11 +5,12 @@
 //! next, also where clocks are set back or forth, is `croner`'s to say.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
+use jiff::tz::{TimeZone, TimeZoneDatabase};
 use serde::{Deserialize, Serialize};
 use store::Millis;
 
@@ -115,8 +116,9 @@ impl Schedule {
         let cron = parser.parse(&plain).map_err(|_| wrong())?;
         let zone = match zone_name {
             None => TimeZone::UTC,
-            Some(name) => TimeZone::get(name)
-                .map_err(|_| BadSchedule::Zone(name.escape_debug().to_string()))?,
+            Some(name) => {
+                zones().get(name).map_err(|_| BadSchedule::Zone(name.escape_debug().to_string()))?
+            }
         };
         let zone_name = zone_name.map(str::to_owned);
         let schedule = Self { text, zone_name, cron, zone };
@@ -205,6 +207,12 @@ impl Field {
         let at = self.names.iter().position(|name| !text.is_empty() && name.starts_with(&text))?;
         Some(self.min + at as u8)
     }
+}
+
+/// Those that come with the program: a stored schedule means the same on every machine.
+fn zones() -> &'static TimeZoneDatabase {
+    static ZONES: OnceLock<TimeZoneDatabase> = OnceLock::new();
+    ZONES.get_or_init(TimeZoneDatabase::bundled)
 }
 
 fn number(text: &str) -> Option<u32> {

@@ -3,6 +3,8 @@
 //! What a server that did not run has missed is made up by one run, late, for the last of the times;
 //! the run and the ledger say so.
 
+use std::sync::atomic::Ordering;
+
 use jiff::Timestamp;
 use oci::RegistryName;
 use sqlx::SqliteConnection;
@@ -10,11 +12,11 @@ use sqlx::sqlite::SqliteRow;
 use store::Millis;
 
 use super::ledger::{self, Line};
-use super::{Decision, RunCause, TimerTrigger, TriggerKind, Triggers};
+use super::{Decision, Fired, Queued, RunCause, TimerTrigger, TriggerKind, Triggers, why_not};
 use crate::table::column;
-use crate::{ControlError, Lane, Result, RunId, StoredTask, TaskDefinition, TaskOverrides};
+use crate::{ControlError, Result, StoredTask, TaskDefinition};
 
-pub(crate) const SCHEMA: &[&str] = &[
+pub(super) const SCHEMA: &[&str] = &[
     "CREATE TABLE trigger_timers (
         registry TEXT NOT NULL,
         name_key TEXT NOT NULL,
@@ -22,32 +24,21 @@ pub(crate) const SCHEMA: &[&str] = &[
         next_at BIGINT NOT NULL,
         PRIMARY KEY (registry, name_key, timer)
     )",
-    "CREATE INDEX trigger_timers_by_time ON trigger_timers (next_at)",
+    "CREATE INDEX trigger_timers_by_time ON trigger_timers (next_at, registry, name_key, timer)",
 ];
 
 /// Timers that are looked at within one transaction.
 const BATCH: i64 = 100;
 
 /// Missed times that are counted.
-const MISSED_MAX: usize = 10_000;
+const MISSED_MAX: usize = 100;
+
+/// A timer that is due later than it would be from now on, by this much, was written while the clock
+/// was wrong.
+const ASTRAY: Millis = 24 * 60 * 60 * 1000;
 
 /// A run that begins later than this was late.
 const LATE: Millis = 60_000;
-
-/// What a look at the timers came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Fired {
-    pub runs: usize,
-    /// A timer that is due waits for something.
-    pub waits: bool,
-}
-
-/// A run that a decision has queued: `None` if there was none.
-struct Queued {
-    registry: RegistryName,
-    run: RunId,
-    warnings: Vec<String>,
-}
 
 impl Triggers {
     /// When the next timer is due.
@@ -73,6 +64,14 @@ impl Triggers {
     /// Queues a run for each timer that is due.
     pub async fn fire_timers(&self) -> Result<Fired> {
         let failed = "fire timers";
+        let now = self.tasks.runs.shared.clock.now();
+        // Also at the first look: nobody knows what the clock said before.
+        if self.looked_at.swap(now, Ordering::Relaxed) > now + LATE {
+            self.find_astray(now).await?;
+        }
+        if self.next_timer().await?.is_none_or(|next| next > now) {
+            return Ok(Fired::default());
+        }
         let mut fired = Fired::default();
         let mut last = (Millis::MIN, String::new(), String::new(), String::new());
         loop {
@@ -106,10 +105,38 @@ impl Triggers {
             }
             transaction.commit().await.map_err(ControlError::database(failed))?;
             fired.runs += queued.len();
-            for Queued { registry, run, warnings } in queued {
-                self.tasks.runs.after_insert(&registry, run, warnings).await?;
-            }
+            self.after(queued).await;
         }
+    }
+
+    /// Finds timers that are due in a far future in which the clock once was.
+    async fn find_astray(&self, now: Millis) -> Result<()> {
+        let failed = "find timers that went astray";
+        let db = &self.tasks.runs.shared.db;
+        let rows = sqlx::query("SELECT * FROM trigger_timers WHERE next_at > $1")
+            .bind(now + ASTRAY)
+            .fetch_all(db.reads())
+            .await
+            .map_err(ControlError::database(failed))?;
+        for row in &rows {
+            let (due, registry, name_key, name) = key(row)?;
+            let mut transaction = db.begin().await.map_err(ControlError::database(failed))?;
+            let found = sqlx::query("SELECT * FROM tasks WHERE registry = $1 AND name_key = $2")
+                .bind(&registry)
+                .bind(&name_key)
+                .fetch_optional(&mut *transaction)
+                .await
+                .map_err(ControlError::database(failed))?;
+            let task = found.and_then(|row| self.tasks.task_of(&row).ok());
+            let timer = task.as_ref().and_then(|task| timer(&task.definition, &name));
+            let next = timer.and_then(|timer| timer.schedule.next_after(now));
+            if let Some(next) = next.filter(|next| due - next > ASTRAY) {
+                tracing::warn!(%registry, task = %name_key, timer = %name, "the clock was wrong");
+                set(&mut transaction, &registry, &name_key, &name, Some(next)).await?;
+            }
+            transaction.commit().await.map_err(ControlError::database(failed))?;
+        }
+        Ok(())
     }
 
     async fn fire_timer(
@@ -125,7 +152,14 @@ impl Triggers {
             .fetch_optional(&mut *connection)
             .await
             .map_err(ControlError::database("read a task"))?;
-        let task = found.map(|row| self.tasks.task_of(&row)).transpose()?;
+        let task = match found.map(|row| self.tasks.task_of(&row)).transpose() {
+            Ok(task) => task,
+            // It keeps no other from its runs.
+            Err(error) => {
+                tracing::error!(%error, %registry, task = %name_key, "a task cannot be read");
+                return Ok(Looked::Waits);
+            }
+        };
         let timer = task.as_ref().and_then(|task| timer(&task.definition, &name));
         let (Some(task), Some(timer)) = (&task, timer) else {
             set(connection, &registry, &name_key, &name, None).await?;
@@ -154,15 +188,11 @@ impl Triggers {
                 line.run = Some(queued.run);
                 Looked::Queued(queued)
             }
-            Err(error @ ControlError::QueueFull { .. }) => {
-                (line.decision, line.reason) = (Decision::Waits, Some(full(&error)));
-                Looked::Waits
+            Err(error) => {
+                let (decision, why) = why_not(error)?;
+                (line.decision, line.reason) = (decision, Some(why));
+                if decision == Decision::Waits { Looked::Waits } else { Looked::Nothing }
             }
-            Err(ControlError::Conflict { message: why } | ControlError::NotFound { what: why }) => {
-                (line.decision, line.reason) = (Decision::Skipped, Some(why));
-                Looked::Nothing
-            }
-            Err(error) => return Err(error),
         };
         ledger::append_within(connection, &line, now).await?;
         if !matches!(looked, Looked::Waits) {
@@ -171,40 +201,12 @@ impl Triggers {
         }
         Ok(looked)
     }
-
-    /// Queues a run of a task in a transaction of the caller.
-    async fn queue(
-        &self,
-        connection: &mut SqliteConnection,
-        task: &StoredTask,
-        cause: RunCause,
-        late: Option<&str>,
-        now: Millis,
-    ) -> Result<Queued> {
-        let overrides = TaskOverrides::default();
-        let run = task.definition.run(&task.name, overrides, self.compression);
-        let mut run = run.map_err(|why| ControlError::Conflict { message: why.to_string() })?;
-        run.lane = Lane::Triggers;
-        run.cause = Some(cause);
-        run.warnings.extend(late.map(|late| format!("This run is late: {late}")));
-        let runs = &self.tasks.runs;
-        let id = runs.insert_within(connection, &task.registry, &run, now).await?;
-        Ok(Queued { registry: task.registry.clone(), run: id, warnings: run.warnings })
-    }
 }
 
 enum Looked {
     Queued(Queued),
     Waits,
     Nothing,
-}
-
-/// The reason does not change with the number, so that it stays one line.
-fn full(error: &ControlError) -> String {
-    match error {
-        ControlError::QueueFull { .. } => "the queue is full".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 fn timer<'a>(definition: &'a TaskDefinition, name: &str) -> Option<&'a TimerTrigger> {
@@ -224,9 +226,13 @@ fn late(occurrence: Millis, missed: usize, now: Millis) -> Option<String> {
     let due = shown(occurrence);
     Some(match missed {
         0 => format!("it was due at {due}"),
-        _ => format!(
-            "it was due at {due}, and {missed} times before that, for which no run is made up"
-        ),
+        _ => {
+            let at_least = if missed + 1 >= MISSED_MAX { "at least " } else { "" };
+            format!(
+                "it was due at {due}, and {at_least}{missed} times before that, for which no run is \
+                 made up"
+            )
+        }
     })
 }
 
@@ -266,7 +272,7 @@ async fn set(
 
 /// Brings the timers of a task in step with its definition. One that is as before stays due when it
 /// was; others are from now on.
-pub(crate) async fn write_within(
+pub(super) async fn write_within(
     connection: &mut SqliteConnection,
     task: &StoredTask,
     before: Option<&TaskDefinition>,
@@ -286,7 +292,7 @@ pub(crate) async fn write_within(
 }
 
 /// Forgets the timers of a task that is deleted.
-pub(crate) async fn forget_within(
+pub(super) async fn forget_within(
     connection: &mut SqliteConnection,
     registry: &RegistryName,
     name_key: &str,

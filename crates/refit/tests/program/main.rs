@@ -54,6 +54,7 @@ mod step_ssh;
 mod steps;
 mod stored;
 mod task;
+mod triggers;
 mod upload;
 mod version;
 mod walls;

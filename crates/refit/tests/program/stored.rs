@@ -59,7 +59,6 @@ fn mistakes_are_told_before_anything_is_sent() {
         .stderr_has("`--timeout 5`");
     for flag in [
         "--source-trigger-name=a",
-        "--base-image-trigger-name=a",
         "--update-trigger-endpoint=http://a",
         "--update-trigger-payload-type=Token",
     ] {
@@ -68,6 +67,7 @@ fn mistakes_are_told_before_anything_is_sent() {
             .stderr_has(&format!("`{name}` is not supported yet"));
     }
     refused(&["update", "nightly"]).stderr_has("there is nothing to change");
+    refused(&["update", "nightly", "--schedule", "0 1 * * *"]).stderr_has("is for a new task");
     refused(&["delete", "nightly"]).stderr_has("nobody is there to ask");
 }
 
@@ -428,7 +428,7 @@ fn what_a_stopped_server_has_missed_is_made_up_by_one_run() {
     let cause = &properties["timerTrigger"];
     assert_eq!(cause["timerTriggerName"], "morning");
     assert!(cause["scheduleOccurrence"].as_str().unwrap().ends_with("T05:00:00Z"), "{cause}");
-    assert!(cause["missedOccurrences"].as_u64().unwrap() > 1000, "{cause}");
+    assert!(cause["missedOccurrences"].as_u64().unwrap() >= 99, "{cause}");
     let listed = run(&["list-runs", "-n", "daily"]).success().stdout;
     assert!(listed.contains("TRIGGER") && listed.contains("Timer"), "{listed}");
     let log = run(&["logs", "--run-id", id]).stdout;

@@ -436,16 +436,6 @@ fn refuse_of_system(properties: &api::TaskProperties) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Whether a part of a request says nothing.
-pub(super) fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(members) => members.values().all(is_empty),
-        _ => false,
-    }
-}
-
 /// Merges a `PATCH` into a task as it is: members that are given replace, others stay, `null`
 /// removes (azure-api.md section 6.3). A step of another type replaces the whole step.
 pub(crate) fn merge(task: &mut Value, patch: Value) {
@@ -752,10 +742,10 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_refused_by_name() {
-        let trigger = json!({ "baseImageTrigger": { "name": "b", "baseImageTriggerType": "All" } });
+        let trigger = json!({ "sourceTriggers": [{ "name": "a" }] });
         check_refused(
             with("/properties/trigger", trigger),
-            expect!["trigger.baseImageTrigger: base-image triggers are not supported yet"],
+            expect!["trigger.sourceTriggers: source triggers are not supported yet"],
         );
         check_refused(
             with("/properties/agentPoolName", json!("a pool")),
@@ -769,7 +759,7 @@ mod tests {
         );
         // What says nothing says nothing wrong.
         let nothing =
-            json!({ "timerTriggers": [], "sourceTriggers": null, "baseImageTrigger": {} });
+            json!({ "timerTriggers": [], "sourceTriggers": null, "baseImageTrigger": null });
         parse(with("/properties/trigger", nothing), None).unwrap();
         parse(with("/identity", json!({ "type": "None" })), None).unwrap();
     }

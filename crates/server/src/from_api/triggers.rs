@@ -1,10 +1,10 @@
 //! What starts runs of a task (triggers.md).
 
-use control::{Schedule, TaskTriggers, TimerTrigger};
+use control::{BaseImageTrigger, Schedule, TaskTriggers, TimerTrigger};
 use serde_json::{Map, Value};
 
 use super::cut;
-use super::stored_tasks::{is_empty, status};
+use super::stored_tasks::status;
 use crate::error::ApiError;
 
 /// Timers of one task.
@@ -18,9 +18,7 @@ pub(super) fn triggers(given: Option<api::TaskTriggers>) -> Result<TaskTriggers,
     if given.source_triggers.is_some_and(|sources| !sources.is_empty()) {
         return refuse("source triggers are not supported yet", "trigger.sourceTriggers");
     }
-    if given.base_image_trigger.is_some_and(|base| !is_empty(&base)) {
-        return refuse("base-image triggers are not supported yet", "trigger.baseImageTrigger");
-    }
+    let base_image = given.base_image_trigger.map(base_image).transpose()?;
     let mut timers: Vec<TimerTrigger> = Vec::new();
     for timer in given.timer_triggers.unwrap_or_default() {
         let refuse = |message: String| Err(ApiError::invalid(message).at("trigger.timerTriggers"));
@@ -38,7 +36,33 @@ pub(super) fn triggers(given: Option<api::TaskTriggers>) -> Result<TaskTriggers,
             return refuse(format!("a task has at most {TIMERS_MAX} timers"));
         }
     }
-    Ok(TaskTriggers { timers })
+    Ok(TaskTriggers { timers, base_image })
+}
+
+fn base_image(given: api::BaseImageTrigger) -> Result<BaseImageTrigger, ApiError> {
+    let at = |error: ApiError| error.at("trigger.baseImageTrigger");
+    let kind = given.base_image_trigger_type;
+    let buildtime = match () {
+        () if kind.eq_ignore_ascii_case("runtime") => false,
+        () if kind.eq_ignore_ascii_case("all") => true,
+        () => {
+            let message = format!("type `{}` is neither `Runtime` nor `All`", cut(&kind));
+            return Err(at(ApiError::invalid(message)));
+        }
+    };
+    if given.update_trigger_endpoint.is_some_and(|endpoint| !endpoint.is_empty()) {
+        let message = "nothing is sent to other places yet";
+        return Err(ApiError::invalid(message).at("trigger.baseImageTrigger.updateTriggerEndpoint"));
+    }
+    let payload = given.update_trigger_payload_type;
+    if payload.is_some_and(|payload| !payload.eq_ignore_ascii_case("default")) {
+        let message = "nothing is sent to other places yet";
+        let member = "trigger.baseImageTrigger.updateTriggerPayloadType";
+        return Err(ApiError::invalid(message).at(member));
+    }
+    let name = name(&given.name).map_err(at)?;
+    let enabled = status(given.status.as_deref()).map_err(at)?;
+    Ok(BaseImageTrigger { name, enabled, buildtime })
 }
 
 fn timer(given: api::TimerTrigger) -> Result<TimerTrigger, ApiError> {

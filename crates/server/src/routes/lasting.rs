@@ -5,11 +5,13 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream, Bytes, HttpBody};
+use axum::http::StatusCode;
 use axum::response::Response;
 use futures_util::{Stream, StreamExt, stream};
 use oci::RegistryName;
 
 use crate::access::{Needs, Principal};
+use crate::error::ApiError;
 use crate::state::Shared;
 
 /// How often it is asked again whether somebody still may.
@@ -41,7 +43,12 @@ impl Permission {
         loop {
             tokio::time::sleep(PERIOD).await;
             let access = &self.state.access;
-            if access.require(&self.principal, registry, name, self.needs).await.is_err() {
+            let required = access.require(&self.principal, registry, name, self.needs).await;
+            // That it cannot be looked up just now is no refusal.
+            let is_refusal = |error: ApiError| {
+                matches!(error.status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED)
+            };
+            if required.is_err_and(is_refusal) {
                 return;
             }
         }

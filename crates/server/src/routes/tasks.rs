@@ -81,7 +81,8 @@ pub(crate) async fn show(
 ) -> Result<axum::Json<api::Task>, ApiError> {
     let (registry, _) = state.registry(&registry)?;
     let task = find(&state, &registry, &from_api::task_name(&name)?).await?;
-    Ok(axum::Json(to_api::with_next(to_api::task(&task), &task, state.clock.now())))
+    let next = state.triggers.next_of(&task).await?;
+    Ok(axum::Json(to_api::with_next(to_api::task(&task), &task, &next, state.clock.now())))
 }
 
 /// The task with the user names of its logins. Nobody is shown a password or another secret.

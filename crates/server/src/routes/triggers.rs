@@ -19,7 +19,7 @@ const PAGE_MAX: usize = 1_000;
 pub(crate) struct LedgerQuery {
     /// Only events of this task.
     task_name: Option<String>,
-    /// Only events with this decision: `Fired`, `Skipped` or `Waits`.
+    /// Only events with this decision: `Fired`, `Joined`, `Skipped`, `Suppressed` or `Waits`.
     decision: Option<String>,
     /// How many at most, up to 1000; 100 if absent.
     #[serde(rename = "$top")]

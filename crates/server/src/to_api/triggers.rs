@@ -1,6 +1,6 @@
 //! What starts runs of tasks, and what became of it.
 
-use control::{LedgerEntry, Run, RunCause, StoredTask, TaskTriggers};
+use control::{LedgerEntry, Link, MovedBase, Run, RunCause, StoredTask, TaskTriggers};
 use store::Millis;
 
 use super::time;
@@ -12,24 +12,41 @@ pub(super) fn of(triggers: &TaskTriggers) -> Option<api::TaskTriggers> {
     let timers = triggers.timers.iter().map(|timer| api::TimerTrigger {
         name: timer.name.clone(),
         schedule: timer.schedule.text().to_owned(),
-        status: Some(if timer.enabled { "Enabled" } else { "Disabled" }.into()),
+        status: Some(word(timer.enabled).into()),
         time_zone: timer.schedule.zone().map(str::to_owned),
         next_occurrence: None,
     });
     let timers: Vec<_> = timers.collect();
+    let base_image = triggers.base_image.as_ref().map(|base| api::BaseImageTrigger {
+        name: base.name.clone(),
+        base_image_trigger_type: if base.buildtime { "All" } else { "Runtime" }.into(),
+        status: Some(word(base.enabled).into()),
+        update_trigger_endpoint: None,
+        update_trigger_payload_type: Some("Default".into()),
+    });
     Some(api::TaskTriggers {
         timer_triggers: (!timers.is_empty()).then_some(timers),
-        ..api::TaskTriggers::default()
+        source_triggers: None,
+        base_image_trigger: base_image,
     })
 }
 
+fn word(enabled: bool) -> &'static str {
+    if enabled { "Enabled" } else { "Disabled" }
+}
+
 /// Adds when timers fire next, where they do.
-pub(crate) fn with_next(mut shown: api::Task, task: &StoredTask, now: Millis) -> api::Task {
+pub(crate) fn with_next(
+    mut shown: api::Task,
+    task: &StoredTask,
+    next: &[(String, Millis)],
+    now: Millis,
+) -> api::Task {
     let timers = shown.properties.trigger.as_mut().and_then(|all| all.timer_triggers.as_mut());
     if task.definition.asleep(now).is_none() {
-        for (shown, timer) in timers.into_iter().flatten().zip(&task.definition.triggers.timers) {
-            let next = timer.schedule.next_after(now).filter(|_| timer.enabled);
-            shown.next_occurrence = next.map(time);
+        for timer in timers.into_iter().flatten() {
+            let next = next.iter().find(|(name, _)| *name == timer.name);
+            timer.next_occurrence = next.map(|(_, next)| time(*next));
         }
     }
     shown
@@ -39,17 +56,39 @@ pub(super) fn cause(run: &Run) -> api::RunCause {
     let kind = match &run.cause {
         None => "Manual",
         Some(RunCause::Timer { .. }) => "Timer",
+        Some(RunCause::BaseImages { .. }) => "Image Update",
     };
     api::RunCause { kind: kind.into(), principal: run.started_by.clone() }
 }
 
-pub(super) fn timer_cause(cause: &RunCause) -> api::TimerCause {
-    let RunCause::Timer { name, occurrence, missed } = cause;
-    api::TimerCause {
+pub(super) fn timer_cause(cause: &RunCause) -> Option<api::TimerCause> {
+    let RunCause::Timer { name, occurrence, missed } = cause else { return None };
+    Some(api::TimerCause {
         timer_trigger_name: name.clone(),
         schedule_occurrence: time(*occurrence),
         missed_occurrences: (*missed > 0).then_some(*missed as u64),
-    }
+    })
+}
+
+pub(super) fn image_cause(cause: &RunCause) -> Option<api::ImageUpdateCause> {
+    let RunCause::BaseImages { id, at, images, chain, .. } = cause else { return None };
+    let image = |image: &MovedBase| api::ImageDescriptor {
+        registry: image.registry.clone(),
+        repository: image.repository.clone(),
+        tag: Some(image.tag.clone()),
+        digest: image.digest.to_string(),
+    };
+    let link = |link: &Link| api::CauseLink {
+        registry: link.registry.to_string(),
+        task: link.task.to_string(),
+        run_id: link.run.to_string(),
+    };
+    Some(api::ImageUpdateCause {
+        id: id.to_string(),
+        timestamp: time(*at),
+        images: images.iter().map(image).collect(),
+        chain: chain.iter().map(link).collect(),
+    })
 }
 
 pub(crate) fn trigger_event(entry: &LedgerEntry) -> api::TriggerEvent {

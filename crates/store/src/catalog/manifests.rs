@@ -371,6 +371,27 @@ impl Catalog {
         Ok(found)
     }
 
+    /// The manifests that an index lists; none of a manifest that is no index, or is not there.
+    pub async fn members(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        index: &Digest,
+    ) -> Result<Vec<Digest>> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "SELECT target FROM manifest_references
+             WHERE registry = $1 AND repository = $2 AND manifest = $3 AND kind = 'manifest'
+             ORDER BY target",
+        )
+        .bind(registry.as_str())
+        .bind(repository.as_str())
+        .bind(index.as_str())
+        .fetch_all(self.db.reads())
+        .await
+        .map_err(database("list the members of an index"))?;
+        rows.iter().map(|digest| parsed(digest)).collect()
+    }
+
     /// Removes a manifest and every tag that points at it. `NotFound` if there is none.
     pub async fn delete_manifest(
         &self,

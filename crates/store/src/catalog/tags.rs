@@ -140,28 +140,35 @@ impl Catalog {
                 .fetch_all(self.db.reads())
                 .await
                 .map_err(failed())?;
-        let tag_move = |row: &sqlx::sqlite::SqliteRow| {
-            let text = |name: &str| row.try_get::<String, _>(name).map_err(failed());
-            let digest = |name: &str| {
-                let text: Option<String> = row.try_get(name).map_err(failed())?;
-                text.as_deref().map(parsed).transpose()
-            };
-            let cause = serde_json::from_str(&text("cause")?).map_err(|error| {
-                let doing = "read the tag journal".to_owned();
-                StoreError::Database { doing, source: error.into() }
-            });
-            Ok(TagMove {
-                sequence: row.try_get("sequence").map_err(failed())?,
-                registry: parsed(&text("registry")?)?,
-                repository: parsed(&text("repository")?)?,
-                tag: parsed(&text("tag")?)?,
-                old: digest("old")?,
-                new: digest("new")?,
-                cause: cause?,
-                at: row.try_get("at").map_err(failed())?,
-            })
-        };
         rows.iter().map(tag_move).collect()
+    }
+
+    /// The last move of a tag, if it ever moved.
+    pub async fn last_move_of(
+        &self,
+        registry: &RegistryName,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) -> Result<Option<TagMove>> {
+        let row = sqlx::query(
+            "SELECT * FROM tag_moves WHERE registry = $1 AND repository = $2 AND tag = $3
+             ORDER BY sequence DESC LIMIT 1",
+        )
+        .bind(registry.as_str())
+        .bind(repository.as_str())
+        .bind(tag.as_str())
+        .fetch_optional(self.db.reads())
+        .await
+        .map_err(database("read the tag journal"))?;
+        row.as_ref().map(tag_move).transpose()
+    }
+
+    /// The cursor at the end of the journal.
+    pub async fn last_move(&self) -> Result<i64> {
+        sqlx::query_scalar("SELECT COALESCE(MAX(sequence), 0) FROM tag_moves")
+            .fetch_one(self.db.reads())
+            .await
+            .map_err(database("read the tag journal"))
     }
 
     /// Wakes when the journal has grown; a hint only, the journal decides.
@@ -172,6 +179,30 @@ impl Catalog {
     pub(super) fn announce(&self) {
         self.moved.send_replace(());
     }
+}
+
+/// A line of the journal.
+fn tag_move(row: &sqlx::sqlite::SqliteRow) -> Result<TagMove> {
+    let failed = || database("read the tag journal");
+    let text = |name: &str| row.try_get::<String, _>(name).map_err(failed());
+    let digest = |name: &str| {
+        let text: Option<String> = row.try_get(name).map_err(failed())?;
+        text.as_deref().map(parsed).transpose()
+    };
+    let cause = serde_json::from_str(&text("cause")?).map_err(|error| {
+        let doing = "read the tag journal".to_owned();
+        StoreError::Database { doing, source: error.into() }
+    });
+    Ok(TagMove {
+        sequence: row.try_get("sequence").map_err(failed())?,
+        registry: parsed(&text("registry")?)?,
+        repository: parsed(&text("repository")?)?,
+        tag: parsed(&text("tag")?)?,
+        old: digest("old")?,
+        new: digest("new")?,
+        cause: cause?,
+        at: row.try_get("at").map_err(failed())?,
+    })
 }
 
 /// A row of `tags` with what listings say of it.

@@ -18,6 +18,9 @@ use super::{print, route};
 use crate::error::{Error, Result};
 use crate::prompt;
 
+/// Name of the trigger by base images, if it is given none, as with `az acr`.
+const BASE_TRIGGER: &str = "defaultBaseimageTriggerName";
+
 /// Seconds that a run has if nobody says otherwise.
 const TIMEOUT_DEFAULT: u32 = 3600;
 
@@ -103,10 +106,21 @@ struct DefinitionArgs {
     #[arg(long, value_name = "PLACE", value_delimiter = ',')]
     egress: Vec<String>,
 
-    /// When it starts by itself: "MINUTE HOUR DAY MONTH WEEKDAY", in UTC, or NAME:SCHEDULE; may be given
-    /// several times
+    /// When a new task starts by itself: "MINUTE HOUR DAY MONTH WEEKDAY", in UTC, or NAME:SCHEDULE; may be
+    /// given several times
     #[arg(long = "schedule", value_name = "CRON")]
     schedules: Vec<String>,
+
+    /// Whether a run starts when an image moves that the task was built on [default of a new task: true]
+    #[arg(long, value_name = "BOOL")]
+    base_image_trigger_enabled: Option<bool>,
+
+    /// Runtime: the image that the result stands on; All: also those that only helped
+    #[arg(long, value_name = "TYPE")]
+    base_image_trigger_type: Option<String>,
+
+    #[arg(long, hide = true)]
+    base_image_trigger_name: Option<String>,
 
     /// Enabled or Disabled [default: Enabled]
     #[arg(long, value_name = "STATUS")]
@@ -159,13 +173,7 @@ struct Unsupported {
     #[arg(long, hide = true)]
     pull_request_trigger_enabled: Option<bool>,
     #[arg(long, hide = true)]
-    base_image_trigger_enabled: Option<bool>,
-    #[arg(long, hide = true)]
-    base_image_trigger_type: Option<String>,
-    #[arg(long, hide = true)]
     source_trigger_name: Option<String>,
-    #[arg(long, hide = true)]
-    base_image_trigger_name: Option<String>,
     #[arg(long, hide = true)]
     update_trigger_endpoint: Option<String>,
     #[arg(long, hide = true)]
@@ -178,10 +186,7 @@ impl Unsupported {
         let given = [
             ("--commit-trigger-enabled", is_on(self.commit_trigger_enabled)),
             ("--pull-request-trigger-enabled", is_on(self.pull_request_trigger_enabled)),
-            ("--base-image-trigger-enabled", is_on(self.base_image_trigger_enabled)),
-            ("--base-image-trigger-type", self.base_image_trigger_type.is_some()),
             ("--source-trigger-name", self.source_trigger_name.is_some()),
-            ("--base-image-trigger-name", self.base_image_trigger_name.is_some()),
             ("--update-trigger-endpoint", self.update_trigger_endpoint.is_some()),
             ("--update-trigger-payload-type", self.update_trigger_payload_type.is_some()),
         ];
@@ -208,6 +213,9 @@ pub(super) async fn create(session: &Session<'_>, args: SaveArgs) -> Result<()> 
     }
     let mut properties = definition.properties()?;
     properties.entry("platform").or_insert(json!(own_platform()));
+    if definition.base_image_trigger_enabled != Some(false) {
+        definition.add_base_trigger(&mut properties, true);
+    }
     properties.insert("step".into(), step.into());
     let connection = session.connection()?;
     let url = route(connection, &args.task);
@@ -223,7 +231,8 @@ pub(super) async fn create(session: &Session<'_>, args: SaveArgs) -> Result<()> 
 /// The server refuses what a system task does not have.
 async fn create_system_task(session: &Session<'_>, args: &SaveArgs) -> Result<()> {
     let definition = &args.definition;
-    if definition.changes_step() || definition.assign_identity.is_some() {
+    let has_triggers = definition.changes_base_trigger() || !definition.schedules.is_empty();
+    if definition.changes_step() || definition.assign_identity.is_some() || has_triggers {
         return Err(Error::usage("a system task has nothing to do")
             .with_hint("give it `--status`, `--timeout` and `--log-template`"));
     }
@@ -243,8 +252,21 @@ pub(super) async fn update(session: &Session<'_>, args: SaveArgs) -> Result<()> 
         return Err(Error::usage("`--assign-identity` is for a new task")
             .with_hint("`refit task identity assign` gives one to a task that is there"));
     }
+    if !definition.schedules.is_empty() {
+        return Err(Error::usage("`--schedule` is for a new task").with_hint(
+            "`refit task timer` adds, changes and removes timers of a task that is there",
+        ));
+    }
     let url = route(connection, &args.task);
     let mut properties = definition.properties()?;
+    if definition.changes_base_trigger() {
+        let known: api::Task = connection.get(url.clone()).await?;
+        let triggers = known.properties.trigger.as_ref();
+        let is_new = triggers.is_none_or(|all| all.base_image_trigger.is_none());
+        if !is_new || definition.base_image_trigger_enabled != Some(false) {
+            definition.add_base_trigger(&mut properties, is_new);
+        }
+    }
     if definition.changes_step() || definition.timeout.is_some() {
         let known: api::Task = connection.get(url.clone()).await?;
         let is_stored = matches!(known.properties.step, Some(api::TaskStep::EncodedTask(_)));
@@ -323,6 +345,29 @@ impl DefinitionArgs {
         let trigger = json!({ "timerTriggers": timers });
         add("trigger", (!timers.is_empty()).then_some(trigger));
         Ok(members)
+    }
+
+    fn changes_base_trigger(&self) -> bool {
+        self.base_image_trigger_enabled.is_some()
+            || self.base_image_trigger_type.is_some()
+            || self.base_image_trigger_name.is_some()
+    }
+
+    /// Adds what is said of the trigger by base images; of a new one also what is not.
+    fn add_base_trigger(&self, properties: &mut Map<String, Value>, is_new: bool) {
+        let default = |text: &str| is_new.then(|| text.to_owned());
+        let word = |enabled| if enabled { "Enabled" } else { "Disabled" }.to_owned();
+        let members = [
+            ("name", self.base_image_trigger_name.clone().or(default(BASE_TRIGGER))),
+            ("baseImageTriggerType", self.base_image_trigger_type.clone().or(default("Runtime"))),
+            ("status", self.base_image_trigger_enabled.map(word).or(default("Enabled"))),
+        ];
+        let members: Map<String, Value> = members
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), json!(value?))))
+            .collect();
+        let trigger = properties.entry("trigger").or_insert_with(|| json!({}));
+        trigger["baseImageTrigger"] = members.into();
     }
 
     /// Which images of its runs stay.

@@ -27,7 +27,8 @@ pub(super) fn run(run: &Run) -> Table {
         let timer = run.timer_trigger.as_ref().map(|timer| {
             format!(" {}, due at {}", timer.timer_trigger_name, timer.schedule_occurrence)
         });
-        let more = by.or(timer).unwrap_or_default();
+        let images = run.image_update_trigger.as_ref().map(update_line);
+        let more = by.or(timer).or(images).unwrap_or_default();
         fields.add("cause", format!("{}{more}", cause.kind));
     }
     fields.add("platform", platform(&run.platform));
@@ -94,6 +95,12 @@ pub(super) fn task(task: &Task) -> Table {
     for timer in timers.into_iter().flatten() {
         fields.add("timer", timer_line(timer));
     }
+    let bases = properties.trigger.as_ref().and_then(|all| all.base_image_trigger.as_ref());
+    let line = |base: &api::BaseImageTrigger| {
+        let status = base.status.as_deref().unwrap_or("Enabled");
+        format!("{} of type {}; {status}", base.name, base.base_image_trigger_type)
+    };
+    fields.add_some("base trigger", bases.map(line).as_ref());
     if let Some(step) = &properties.step {
         add_step(&mut fields, step);
     }
@@ -120,6 +127,18 @@ pub(super) fn task(task: &Task) -> Table {
     fields.add_some("changed", properties.last_updated_time.as_ref());
     fields.add_some("definition", properties.definition_digest.as_ref());
     fields.table
+}
+
+/// The images of an update, and the runs before it.
+fn update_line(update: &api::ImageUpdateCause) -> String {
+    let image = |image: &api::ImageDescriptor| {
+        let tag = image.tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
+        format!("{}/{}{tag}@{}", image.registry, image.repository, image.digest)
+    };
+    let images: Vec<_> = update.images.iter().map(image).collect();
+    let chain =
+        update.chain.iter().map(|link| format!(", after run {} of {}", link.run_id, link.task));
+    format!(": {}{}", images.join(", "), chain.collect::<String>())
 }
 
 fn timer_line(timer: &api::TimerTrigger) -> String {

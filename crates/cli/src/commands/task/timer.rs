@@ -99,14 +99,15 @@ pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
 /// Timers as `--schedule` gives them: a schedule, or `NAME:SCHEDULE`. Those without a name are `t1`,
 /// `t2` and so on, in order.
 pub(super) fn of_schedules(schedules: &[String]) -> Vec<TimerTrigger> {
-    let mut count = 0;
+    let is_taken = |name: &str| {
+        let mut names = schedules.iter().filter_map(|text| text.split_once(':'));
+        names.any(|(taken, _)| taken.trim().eq_ignore_ascii_case(name))
+    };
+    let mut free = (1..).map(|number| format!("t{number}")).filter(|name| !is_taken(name));
     let timers = schedules.iter().map(|text| {
         let (name, schedule) = match text.split_once(':') {
             Some((name, schedule)) => (name.trim().to_owned(), schedule.trim()),
-            None => {
-                count += 1;
-                (format!("t{count}"), text.trim())
-            }
+            None => (free.next().unwrap_or_default(), text.trim()),
         };
         let schedule = schedule.to_owned();
         TimerTrigger { name, schedule, status: None, time_zone: None, next_occurrence: None }
