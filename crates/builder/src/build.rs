@@ -230,7 +230,10 @@ pub async fn build(
         let plan = dockerfile::plan(&dockerfile, &plan_options(request, &also))?;
         if also.is_empty() && damaged.is_empty() {
             warn(&plan, events).await;
-            check_policy(&plan, builder, request)?;
+            tokio::select! {
+                checked = check_policy(&plan, builder, request) => checked?,
+                () = cancel.cancelled() => return Err(BuildError::Canceled),
+            }
         }
         let build = Build::new(builder, request, &plan, &checks, scan.clone(), events, cancel);
         let built = tokio::select! {
@@ -274,13 +277,20 @@ fn planned_context(
     (name.clone(), planned)
 }
 
-/// Refuses what the server does not let a build have, before its first instruction: images by their
-/// names, and rights of `RUN`s.
-fn check_policy(plan: &Plan, builder: &Builder, request: &BuildRequest) -> Result<(), BuildError> {
+/// Refuses what the server does not let a build have, before its first instruction: images, and
+/// rights of `RUN`s.
+async fn check_policy(
+    plan: &Plan,
+    builder: &Builder,
+    request: &BuildRequest,
+) -> Result<(), BuildError> {
+    let mut asked = BTreeSet::new();
     for stage in &plan.stages {
         for source in [&stage.base].into_iter().chain(&stage.sources) {
-            if let Source::Image { reference, .. } = source {
-                let checked = builder.images.check(reference);
+            if let Source::Image { reference, .. } = source
+                && asked.insert(reference.to_string())
+            {
+                let checked = builder.images.check(reference).await;
                 checked.map_err(|error| BuildError::Image { error, at: stage.at })?;
             }
         }

@@ -42,6 +42,9 @@ pub enum ImageError {
     /// The server's policy does not have it.
     #[error("image `{reference}` is not one that runs may use here")]
     NotAllowed { reference: String, allowed: Vec<String> },
+    /// The server's policy has it only with a signature by one of these keys.
+    #[error("image `{reference}` is not signed by {keys}, and runs may use it here only if it is")]
+    NotSigned { reference: String, keys: String, hint: String },
     #[error("image `{reference}` could not be read from the store")]
     Store {
         reference: String,
@@ -59,6 +62,7 @@ impl ImageError {
                 Some(format!("it is there for {}", offered.join(", ")))
             }
             Self::Pull { hint, .. } => hint.clone(),
+            Self::NotSigned { hint, .. } => Some(hint.clone()),
             Self::NotAllowed { allowed, .. } => Some(format!(
                 "these are `{}`; the operator of this server can add to `build.images`",
                 allowed.join("`, `")
@@ -76,8 +80,9 @@ fn own_hint(own: &str) -> String {
 /// Finds images and brings them where the blob store can read them.
 #[async_trait]
 pub trait BaseImages: Send + Sync {
-    /// Refuses an image for its name alone, before anything is done for it.
-    fn check(&self, _reference: &Reference) -> Result<(), ImageError> {
+    /// Refuses an image that may not be used, before anything is done for it. One that cannot be
+    /// looked at yet is refused when it is used.
+    async fn check(&self, _reference: &Reference) -> Result<(), ImageError> {
         Ok(())
     }
 
@@ -101,6 +106,17 @@ pub trait BaseImages: Send + Sync {
         blob: &Descriptor,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), ImageError>;
+
+    /// The manifests of these artifact types whose subject is this one of a repository. Only the
+    /// policy asks, so what is in front of it has nothing to say.
+    async fn referrers(
+        &self,
+        _repository: &Reference,
+        _subject: &Digest,
+        _artifact_types: &[&str],
+    ) -> Result<Vec<Descriptor>, ImageError> {
+        Ok(Vec::new())
+    }
 }
 
 /// Which host names mean a registry of this server (architecture.md, *Several registries*).
@@ -137,6 +153,9 @@ impl OwnNames {
         self.names.iter().find(|(_, name)| name == registry).map(|(host, _)| host.as_str())
     }
 }
+
+/// So many of one artifact type are looked at.
+const REFERRERS_MAX: usize = 100;
 
 /// Images of the own registry, straight from the catalog; all others through `upstream`.
 pub struct CatalogImages {
@@ -302,6 +321,36 @@ impl BaseImages for CatalogImages {
             Ok(_) => Err(damaged(&name, format!("blob {}", blob.digest))),
             Err(source) => Err(unread(&name, source)),
         }
+    }
+
+    async fn referrers(
+        &self,
+        repository: &Reference,
+        subject: &Digest,
+        artifact_types: &[&str],
+    ) -> Result<Vec<Descriptor>, ImageError> {
+        let Some(registry) = self.own.registry(repository) else {
+            let upstream = self.upstream(repository).await?;
+            return upstream.referrers(repository, subject, artifact_types).await;
+        };
+        let mut all = Vec::new();
+        if *registry != self.registry {
+            return Ok(all);
+        }
+        for artifact_type in artifact_types {
+            let listed = self.catalog.referrers(
+                registry,
+                &repository.repository,
+                subject,
+                Some(artifact_type),
+                None,
+                REFERRERS_MAX,
+            );
+            let (listed, _) =
+                listed.await.map_err(|source| unread(&repository.familiar(), source))?;
+            all.extend(listed.into_iter().map(|referrer| referrer.descriptor));
+        }
+        Ok(all)
     }
 }
 

@@ -25,6 +25,7 @@ mod archive;
 mod context;
 mod copy;
 mod download;
+mod image_key;
 mod lines;
 mod listed;
 mod memo;
@@ -34,6 +35,7 @@ mod path_map;
 mod permitted;
 mod repository;
 mod run;
+mod signatures;
 mod tar_reader;
 mod tree;
 mod user;
@@ -79,6 +81,7 @@ pub use image::{
     BaseImage, BaseImages, CatalogImages, ImageError, OwnNames, StoredImage, parse_config,
     read_config,
 };
+pub use image_key::ImageKey;
 pub use layers::{FilesOf, LayerIndexes, Layers};
 pub use listed::{ContextLimits, ContextList, LIMITS_HINT, ListError, ListedFiles};
 pub use permitted::{ImagePattern, ImagePolicy, PermittedImages};

@@ -1,37 +1,49 @@
 //! Which images a server lets runs use, whatever they name.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use oci::{Descriptor, Digest, Manifest, Platform, Reference};
+use store::BlobStore;
 
 use crate::image::{BaseImage, BaseImages, ImageError, OwnNames};
+use crate::image_key::ImageKey;
+use crate::signatures::Signatures;
 
 /// Any image of the server's own registries.
 const REGISTRY: &str = "registry";
+/// What comes between the images of a pattern and the key that has signed them.
+const SIGNED_BY: &str = " signed-by ";
 
 /// The images that runs may use: bases, images of steps, and those that files are copied from.
 /// Without any pattern there is no bound.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImagePolicy {
     patterns: Vec<ImagePattern>,
+    /// By name.
+    keys: BTreeMap<String, ImageKey>,
 }
 
 /// Some images: `registry`, or `HOST/REPOSITORY`, with `:TAG` and `@DIGEST` if they matter, where
-/// `*` stands for any text, such as `docker.io/library/*`, `ghcr.io/acme/*:1.*` or `*@sha256:…`.
+/// `*` stands for any text, such as `docker.io/library/*`, `ghcr.io/acme/*:1.*` or `*@sha256:…`;
+/// behind ` signed-by `, the name of the key that has signed them, if they have to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImagePattern {
     /// Absent: of the server's own registries.
     name: Option<String>,
     tag: Option<String>,
     digest: Option<Digest>,
+    /// The name of a key.
+    signer: Option<String>,
 }
 
 impl ImagePolicy {
-    pub fn new(patterns: Vec<ImagePattern>) -> Self {
-        Self { patterns }
+    /// A pattern whose key is not among these has no images.
+    pub fn new(patterns: Vec<ImagePattern>, keys: BTreeMap<String, ImageKey>) -> Self {
+        Self { patterns, keys }
     }
 
     /// Whether there is no bound.
@@ -39,25 +51,21 @@ impl ImagePolicy {
         self.patterns.is_empty()
     }
 
-    /// Refuses an image that no pattern has by its name. `Some`: it has to have one of these digests.
+    /// Refuses an image that no pattern has by its name. `Some`: it has to be as one of these asks.
     fn check(
         &self,
         reference: &Reference,
         own: &OwnNames,
-    ) -> Result<Option<Vec<&Digest>>, ImageError> {
+    ) -> Result<Option<Vec<&ImagePattern>>, ImageError> {
         if self.is_open() {
             return Ok(None);
         }
-        let mut digests = Vec::new();
-        for pattern in self.patterns.iter().filter(|pattern| pattern.has(reference, own)) {
-            match &pattern.digest {
-                None => return Ok(None),
-                Some(digest) => digests.push(digest),
-            }
-        }
-        match digests.is_empty() {
-            true => Err(self.refuse(reference)),
-            false => Ok(Some(digests)),
+        let wanted: Vec<_> =
+            self.patterns.iter().filter(|pattern| pattern.has(reference, own)).collect();
+        match &wanted[..] {
+            [] => Err(self.refuse(reference)),
+            wanted if wanted.iter().any(|pattern| pattern.asks_for_nothing()) => Ok(None),
+            _ => Ok(Some(wanted)),
         }
     }
 
@@ -68,6 +76,16 @@ impl ImagePolicy {
 }
 
 impl ImagePattern {
+    /// The name of the key that has to have signed the images.
+    pub fn signer(&self) -> Option<&str> {
+        self.signer.as_deref()
+    }
+
+    /// Whether a name says all.
+    fn asks_for_nothing(&self) -> bool {
+        self.digest.is_none() && self.signer.is_none()
+    }
+
     fn has(&self, reference: &Reference, own: &OwnNames) -> bool {
         let Some(name) = &self.name else { return own.registry(reference).is_some() };
         // A host's pattern has hosts only, and not folders that look like one.
@@ -103,8 +121,12 @@ impl FromStr for ImagePattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == REGISTRY {
-            return Ok(Self { name: None, tag: None, digest: None });
+        let (images, signer) = match text.split_once(SIGNED_BY) {
+            Some((images, signer)) => (images.trim_end(), Some(signer.trim().to_owned())),
+            None => (text, None),
+        };
+        if images == REGISTRY {
+            return Ok(Self { name: None, tag: None, digest: None, signer });
         }
         let wrong = || {
             format!(
@@ -112,9 +134,9 @@ impl FromStr for ImagePattern {
                 text.chars().take(300).collect::<String>().escape_debug()
             )
         };
-        let (name, digest) = match text.split_once('@') {
+        let (name, digest) = match images.split_once('@') {
             Some((name, digest)) => (name, Some(digest.parse().map_err(|_| wrong())?)),
-            None => (text, None),
+            None => (images, None),
         };
         let name_at = name.rfind('/').map_or(0, |slash| slash + 1);
         let tag_at = name[name_at..].find(':').map_or(name.len(), |colon| name_at + colon);
@@ -133,7 +155,7 @@ impl FromStr for ImagePattern {
             return Err(wrong());
         }
         let tag = tag.map(str::to_owned);
-        Ok(Self { name: Some(name.to_ascii_lowercase()), tag, digest })
+        Ok(Self { name: Some(name.to_ascii_lowercase()), tag, digest, signer })
     }
 }
 
@@ -141,7 +163,8 @@ impl fmt::Display for ImagePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name.as_deref().unwrap_or(REGISTRY))?;
         self.tag.as_ref().map_or(Ok(()), |tag| write!(f, ":{tag}"))?;
-        self.digest.as_ref().map_or(Ok(()), |digest| write!(f, "@{digest}"))
+        self.digest.as_ref().map_or(Ok(()), |digest| write!(f, "@{digest}"))?;
+        self.signer.as_ref().map_or(Ok(()), |signer| write!(f, "{SIGNED_BY}{signer}"))
     }
 }
 
@@ -150,30 +173,47 @@ pub struct PermittedImages {
     pub images: Arc<dyn BaseImages>,
     pub policy: Arc<ImagePolicy>,
     pub own: OwnNames,
+    /// Where images bring their blobs.
+    pub blobs: Arc<dyn BlobStore>,
 }
 
 impl PermittedImages {
     /// Refuses an image for what it has turned out to be.
-    fn check_digest(
+    async fn check_found(
         &self,
         reference: &Reference,
-        wanted: Option<Vec<&Digest>>,
-        found: &[&Digest],
+        wanted: &[&ImagePattern],
+        found: &Digest,
     ) -> Result<(), ImageError> {
-        match wanted {
-            Some(wanted) if !wanted.iter().any(|digest| found.contains(digest)) => {
-                Err(self.policy.refuse(reference))
-            }
-            _ => Ok(()),
+        let is_found =
+            |pattern: &&&ImagePattern| pattern.digest.as_ref().is_none_or(|digest| digest == found);
+        let mut keys = BTreeMap::new();
+        for pattern in wanted.iter().filter(is_found) {
+            let Some(signer) = pattern.signer() else { return Ok(()) };
+            keys.extend(self.policy.keys.get(signer).map(|key| (signer, key)));
         }
+        if keys.is_empty() {
+            return Err(self.policy.refuse(reference));
+        }
+        let signatures = Signatures { images: &*self.images, blobs: &*self.blobs, keys };
+        signatures.check(reference, found).await
     }
 }
 
 #[async_trait]
 impl BaseImages for PermittedImages {
-    fn check(&self, reference: &Reference) -> Result<(), ImageError> {
-        self.policy.check(reference, &self.own)?;
-        self.images.check(reference)
+    async fn check(&self, reference: &Reference) -> Result<(), ImageError> {
+        let wanted = self.policy.check(reference, &self.own)?;
+        self.images.check(reference).await?;
+        let Some(wanted) = wanted else { return Ok(()) };
+        // It may be pushed by then.
+        let Ok((digest, _)) = self.images.manifest(reference).await else { return Ok(()) };
+        match self.check_found(reference, &wanted, &digest).await {
+            Err(error @ (ImageError::NotAllowed { .. } | ImageError::NotSigned { .. })) => {
+                Err(error)
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn resolve(
@@ -183,10 +223,10 @@ impl BaseImages for PermittedImages {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<BaseImage, ImageError> {
         let wanted = self.policy.check(reference, &self.own)?;
-        // Nothing is fetched of an image that is refused for its digest.
-        if wanted.is_some() {
+        // Nothing is fetched of an image that is refused for its digest or its signatures.
+        if let Some(wanted) = wanted {
             let (digest, _) = self.images.manifest(reference).await?;
-            self.check_digest(reference, wanted, &[&digest])?;
+            self.check_found(reference, &wanted, &digest).await?;
             let pinned = Reference { digest: Some(digest), ..reference.clone() };
             return self.images.resolve(&pinned, platform, progress).await;
         }
@@ -196,7 +236,9 @@ impl BaseImages for PermittedImages {
     async fn manifest(&self, reference: &Reference) -> Result<(Digest, Manifest), ImageError> {
         let wanted = self.policy.check(reference, &self.own)?;
         let (digest, manifest) = self.images.manifest(reference).await?;
-        self.check_digest(reference, wanted, &[&digest])?;
+        if let Some(wanted) = wanted {
+            self.check_found(reference, &wanted, &digest).await?;
+        }
         Ok((digest, manifest))
     }
 
@@ -218,7 +260,8 @@ mod tests {
     use super::*;
 
     fn policy(text: &str) -> ImagePolicy {
-        ImagePolicy::new(text.split_whitespace().map(|text| text.parse().unwrap()).collect())
+        let patterns = text.split_whitespace().map(|text| text.parse().unwrap()).collect();
+        ImagePolicy::new(patterns, BTreeMap::new())
     }
 
     fn permits(policy: &ImagePolicy, reference: &str) -> bool {
@@ -264,18 +307,38 @@ mod tests {
         let (good, other) = (Digest::of(b"good"), Digest::of(b"other"));
         let pinned = policy(&format!("docker.io/library/debian@{good} *@{other}"));
         let own = OwnNames::default();
-        let wanted = |name: &str| pinned.check(&name.parse().unwrap(), &own).unwrap();
-        assert_eq!(wanted("debian:12"), Some(vec![&good, &other]));
-        assert_eq!(wanted("alpine"), Some(vec![&other]));
+        let wanted = |name: &str| {
+            let wanted = pinned.check(&name.parse().unwrap(), &own).unwrap().unwrap();
+            wanted.iter().map(|pattern| pattern.digest.clone().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(wanted("debian:12"), [good, other.clone()]);
+        assert_eq!(wanted("alpine"), [other]);
     }
 
     #[test]
     fn patterns_are_read_and_shown() {
         let digest = format!("*@{}", Digest::of(b""));
-        for text in ["registry", "docker.io/*", "localhost:5000/a:1", "*", &*digest] {
+        let signed = format!("{digest} signed-by acme");
+        for text in ["registry", "docker.io/*", "localhost:5000/a:1", "*", &*digest, &*signed] {
             assert_eq!(text.parse::<ImagePattern>().unwrap().to_string(), text);
         }
-        for text in ["", "debian", "a/b:", "a/b@sha256:1", "a b/c", "https://a/b?x", "/"] {
+        let signed: ImagePattern = "registry  signed-by  acme".parse().unwrap();
+        assert_eq!(
+            (signed.to_string().as_str(), signed.signer()),
+            ("registry signed-by acme", Some("acme"))
+        );
+        for text in [
+            "",
+            "debian",
+            "a/b:",
+            "a/b@sha256:1",
+            "a b/c",
+            "https://a/b?x",
+            "/",
+            "* signed-by",
+            "* signed by a",
+            " signed-by a",
+        ] {
             assert!(text.parse::<ImagePattern>().is_err(), "{text}");
         }
     }

@@ -51,6 +51,21 @@ impl BaseImages for RemoteImages {
         let fetched = self.remote.fetch_blobs(reference, [blob], &self.catalog, progress).await;
         fetched.map(|_| ()).map_err(|error| translate(&reference.familiar(), error))
     }
+
+    async fn referrers(
+        &self,
+        repository: &Reference,
+        subject: &Digest,
+        artifact_types: &[&str],
+    ) -> Result<Vec<Descriptor>, ImageError> {
+        let listed = self.remote.referrers(repository, subject).await;
+        let mut listed = listed.map_err(|error| translate(&repository.familiar(), error))?;
+        listed.retain(|referrer| {
+            let artifact_type = referrer.artifact_type.as_deref();
+            artifact_type.is_some_and(|artifact_type| artifact_types.contains(&artifact_type))
+        });
+        Ok(listed)
+    }
 }
 
 fn translate(name: &str, error: RemoteError) -> ImageError {

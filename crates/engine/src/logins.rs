@@ -242,9 +242,9 @@ impl OthersOnly {
 
 #[async_trait]
 impl BaseImages for OthersOnly {
-    fn check(&self, reference: &Reference) -> Result<(), ImageError> {
+    async fn check(&self, reference: &Reference) -> Result<(), ImageError> {
         self.check_host(reference)?;
-        self.images.check(reference)
+        self.images.check(reference).await
     }
 
     async fn resolve(

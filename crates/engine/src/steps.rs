@@ -403,13 +403,14 @@ async fn release_images(engine: &Engine, run: &str) {
 
 /// Refuses what the server's policy does not have before any step has begun, also where errors of the
 /// step would not matter.
-fn check_policy(context: &TaskContext<'_>, task: &Task) -> Result<(), Failure> {
+async fn check_policy(context: &TaskContext<'_>, task: &Task) -> Result<(), Failure> {
     let built: Vec<Reference> = task.steps.iter().flat_map(built_names).collect();
     // Lines of a shell may build images of any name.
     let has_shell = task.steps.iter().any(cmd::is_shell);
     for step in &task.steps {
         let Action::Cmd(cmd) = &step.action else { continue };
         cmd::check_policy(context, cmd, (!has_shell).then_some(&*built))
+            .await
             .map_err(|failure| failure.of(format_args!("step `{}`", step.id)))?;
     }
     Ok(())
@@ -474,7 +475,7 @@ async fn run(
         shell_containers: Semaphore::new(SHELL_CONTAINERS_MAX),
         logins: tokio::sync::Mutex::default(),
     };
-    check_policy(&context, &task)?;
+    unless_stopped(&context.kill, check_policy(&context, &task)).await?;
     for step in &task.steps {
         // Where errors do not matter, that is one when the step begins.
         if let (Action::Build(build), false) = (&step.action, step.ignore_errors) {

@@ -140,9 +140,11 @@ impl Machine {
             return all;
         }
         let (policy, own) = (Arc::clone(&self.image_policy), own.clone());
+        let blobs = Arc::clone(self.catalog.blobs());
         Arc::new(move |remote| {
-            let (policy, own) = (Arc::clone(&policy), own.clone());
-            Arc::new(PermittedImages { images: all(remote), policy, own }) as Arc<dyn BaseImages>
+            let (policy, own, blobs) = (Arc::clone(&policy), own.clone(), Arc::clone(&blobs));
+            let images = all(remote);
+            Arc::new(PermittedImages { images, policy, own, blobs }) as Arc<dyn BaseImages>
         })
     }
 

@@ -325,9 +325,9 @@ impl PermittedOwn {
 
 #[async_trait]
 impl BaseImages for PermittedOwn {
-    fn check(&self, reference: &Reference) -> Result<(), ImageError> {
+    async fn check(&self, reference: &Reference) -> Result<(), ImageError> {
         self.check_with(&*self.began, reference)?;
-        self.images.check(reference)
+        self.images.check(reference).await
     }
 
     async fn resolve(

@@ -19,4 +19,5 @@ mod listed;
 mod mounts;
 mod run;
 mod secrets;
+mod signatures;
 mod trust;

@@ -232,7 +232,7 @@ pub(crate) fn is_shell(step: &Step) -> bool {
 
 /// Finds what the server's policy refuses of a step, before any has begun. Images that are `built` by
 /// another step are the run's own; `None`: which ones these are cannot be known.
-pub(crate) fn check_policy(
+pub(crate) async fn check_policy(
     context: &TaskContext<'_>,
     cmd: &Cmd,
     built: Option<&[Reference]>,
@@ -255,7 +255,10 @@ pub(crate) fn check_policy(
     let (Some(reference), Some(built)) = (reference, built) else { return Ok(()) };
     match built.iter().any(|built| built.shortest() == reference.shortest()) {
         true => Ok(()),
-        false => context.images.check(&reference).map_err(|error| image_failure(&error)),
+        false => {
+            let checked = context.images.check(&reference).await;
+            checked.map_err(|error| image_failure(&error))
+        }
     }
 }
 

@@ -177,10 +177,10 @@ fn base_image(name: &str, built: &BuiltImages, image: &Built) -> Result<BaseImag
 
 #[async_trait]
 impl BaseImages for RunImages {
-    fn check(&self, reference: &Reference) -> Result<(), ImageError> {
+    async fn check(&self, reference: &Reference) -> Result<(), ImageError> {
         match self.built(reference) {
             Ok(_) => Ok(()),
-            Err(other) => self.others.check(&other),
+            Err(other) => self.others.check(&other).await,
         }
     }
 

@@ -4,12 +4,13 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::time::Duration;
 
+use oci::Digest;
 use rustix::process::Signal;
 use serde_json::Value;
 use testkit::{Outcome, Running, Sandbox, Server, SshKey, busybox, ssh_image, until, validate};
 
 use crate::pull_through::{DockerRegistry, PASSWORD};
-use crate::{identity, sandbox};
+use crate::{identity, sandbox, signatures};
 
 /// A server with a pool, and a place for agents.
 pub(crate) struct Pool {
@@ -58,9 +59,13 @@ impl Pool {
     }
 
     fn start(&self, server: &Server, name: &str) -> Running {
+        self.start_with(server, name, "")
+    }
+
+    fn start_with(&self, server: &Server, name: &str, build: &str) -> Running {
         let data = self.agents.path(name).display().to_string();
         let settings = format!(
-            "[build]\nshell_image = \"{}/busybox\"\nallow_addresses = [\"127.0.0.1\"]\n",
+            "[build]\nshell_image = \"{}/busybox\"\nallow_addresses = [\"127.0.0.1\"]\n{build}",
             server.host()
         );
         self.agents.write("agent.toml", settings);
@@ -276,6 +281,26 @@ fn as_root_a_build_step_of_an_agent_has_ssh_keys() {
     let refused = pool.refit(&server, ["build", "app", "--ssh", &flag, "--agent-pool", "builders"]);
     let refused = refused.code(2).stderr_has("an agent cannot reach the ssh agents of a client");
     refused.stderr_has("in a `build` step of a task");
+}
+
+#[test]
+fn as_root_an_agent_asks_for_signatures_as_its_own_settings_say() {
+    let pool = Pool::new();
+    let Some(()) = signatures::make_key(&pool.agents, "acme") else { return };
+    let server = pool.serve(1);
+    let registry = server.registry();
+    let key = pool.agents.path("acme.pub").display().to_string();
+    let images =
+        format!("images = [\"registry signed-by acme\"]\n[image_key.acme]\nfile = {key:?}\n");
+    let agent = pool.start_with(&server, "one", &images);
+    pool.write_app(&server, "");
+    let build = || pool.refit(&server, ["build", "app", "--agent-pool", "builders"]);
+    build().code(1).stderr_has("/busybox` is not signed by `acme`").stderr_has("no signature");
+    let base = Digest::of(&registry.manifest("busybox", "latest").0);
+    signatures::sign(&pool.agents, "acme", &registry, ("busybox", &base), &base)
+        .expect("openssl signs");
+    build().success();
+    stop(agent).success();
 }
 
 #[test]

@@ -47,6 +47,7 @@ mod secrets;
 mod serve;
 mod shell;
 mod sign_in;
+mod signatures;
 mod soft_delete;
 mod ssh;
 mod step_secrets;

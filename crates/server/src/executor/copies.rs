@@ -58,4 +58,15 @@ impl BaseImages for CopiedImages {
         let origin = self.origin(reference);
         self.images.fetch(origin.as_ref().unwrap_or(reference), blob, progress).await
     }
+
+    async fn referrers(
+        &self,
+        repository: &Reference,
+        subject: &Digest,
+        artifact_types: &[&str],
+    ) -> Result<Vec<Descriptor>, ImageError> {
+        let origin = self.origin(repository);
+        let repository = origin.as_ref().unwrap_or(repository);
+        self.images.referrers(repository, subject, artifact_types).await
+    }
 }

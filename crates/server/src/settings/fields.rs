@@ -138,7 +138,7 @@ pub(super) const SECTIONS: &[Section] = &[
             text("cpus", "", "Processors' worth of time of one container. Empty: no bound."),
             list(
                 "images",
-                "Policy: images that runs may use, such as `[\"registry\", \"docker.io/library/*\"]`. Empty: all.",
+                "Policy: images that runs may use, such as `[\"registry\", \"docker.io/library/*\", \"ghcr.io/acme/* signed-by acme\"]`. Empty: all.",
             ),
             list(
                 "egress",
@@ -311,6 +311,16 @@ pub(super) const SECTIONS: &[Section] = &[
                 "Whether its runs may do in it only what the identity may that they name for it. Else all.",
             ),
         ],
+    },
+    Section {
+        name: "image_key",
+        about: "A key that images are signed with, for `build.images`.",
+        named: Some("acme"),
+        fields: &[text(
+            "file",
+            "",
+            "Its public half, a PEM file, such as `cosign.pub`: ECDSA P-256, Ed25519 or RSA.",
+        )],
     },
     Section {
         name: "vault",

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use builder::{ImagePattern, ImagePolicy};
+use builder::{ImageKey, ImagePattern, ImagePolicy};
 use container::ExternalRuntime;
 use control::{AccountName, BadAccountName};
 use oci::{Compression, CompressionFormat, RegistryName, RepositoryName};
@@ -397,6 +397,7 @@ impl Layers {
     }
 
     fn build(&mut self, sources: &Sources) -> BuildSettings {
+        let images = self.image_policy();
         let mut at = self.at("build", "");
         BuildSettings {
             concurrency: at.number("concurrency", 1, 1000),
@@ -409,7 +410,7 @@ impl Layers {
             pids: Some(at.number("pids", 0, u32::MAX)).filter(|pids| *pids > 0),
             cpus: at.optional("cpus", cpus),
             egress: at.egress(),
-            images: ImagePolicy::new(at.list("images", |text| text.parse::<ImagePattern>())),
+            images,
             disk: at.optional("disk", units::size),
             disk_reserve: at.size("disk_reserve"),
             user_namespaces: at.flag("user_namespaces"),
@@ -422,6 +423,36 @@ impl Layers {
             cache_mounts_size_max: at.size("cache_mounts_size_max"),
             compression: at.compression(),
         }
+    }
+
+    fn image_policy(&mut self) -> ImagePolicy {
+        let names = self.names("image_key");
+        let mut keys = BTreeMap::new();
+        for name in &names {
+            let mut at = self.at("image_key", name);
+            let problems = at.layers.problems.len();
+            match at.optional("file", image_key) {
+                Some(key) => drop(keys.insert(name.clone(), key)),
+                // A file that is wrong has been told.
+                None if self.problems.len() > problems => (),
+                None => self.refuse(format!("`image_key.{name}.file` is empty"), None),
+            }
+            let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+            if name.is_empty() || !name.bytes().all(is_fine) {
+                let message = format!("`{name}` cannot name an `image_key`");
+                self.refuse(message, Some("names have letters, digits, `-` and `_`".into()));
+            }
+        }
+        let pattern = |text: &str| {
+            let pattern: ImagePattern = text.parse()?;
+            match pattern.signer() {
+                Some(signer) if !names.iter().any(|name| name == signer) => {
+                    Err(format!("`{text}` names a key, and there is no `[image_key.{signer}]`"))
+                }
+                _ => Ok(pattern),
+            }
+        };
+        ImagePolicy::new(self.at("build", "").list("images", pattern), keys)
     }
 
     /// A server that only this machine reaches does not keep its builds from asking.
@@ -871,6 +902,12 @@ fn token_url(text: &str) -> Result<url::Url, String> {
 fn certificates(text: &str) -> Result<Vec<u8>, String> {
     let read = read_bounded(Path::new(text));
     read.map(String::into_bytes).map_err(|error| format!("`{text}` cannot be read: {error}"))
+}
+
+fn image_key(text: &str) -> Result<ImageKey, String> {
+    let file = read_bounded(Path::new(text));
+    let file = file.map_err(|error| format!("`{text}` cannot be read: {error}"))?;
+    file.parse().map_err(|reason| format!("`{text}` {reason}"))
 }
 
 fn subject_of_account(text: &str) -> Result<(String, AccountName), String> {
