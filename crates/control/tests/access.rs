@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use control::{
-    Access, AccountKind, AccountName, AccountProperties, Area, Audit, AuditEntry, Clock,
-    ControlError, Identity, Operation, PasswordSlot, Proven, Rights, Role, ScopeMapName, TokenName,
-    TokenProperties, read_scopes,
+    Access, AccountKind, AccountName, AccountProperties, Area, AssignedAccount, Assignment, Audit,
+    AuditEntry, ChosenIdentity, Clock, ControlError, Holder, Identity, Operation, PasswordSlot,
+    Proven, Rights, Role, ScopeMapName, TokenName, TokenProperties, read_scopes,
 };
 use oci::{RegistryName, RepositoryName};
+use uuid::Uuid;
 
 fn local() -> RegistryName {
     RegistryName::default()
@@ -80,6 +81,36 @@ impl Server {
             AccountProperties { kind: AccountKind::User, enabled: true, description: "".into() };
         let (account, made) = self.access.create_account(&name, &properties, None).await.unwrap();
         (account.name, made.unwrap())
+    }
+
+    /// A service principal as a task has it for an identity.
+    async fn principal(&self, name: &str) -> AssignedAccount {
+        let name: AccountName = name.parse().unwrap();
+        let properties = AccountProperties {
+            kind: AccountKind::ServicePrincipal,
+            enabled: true,
+            description: "".into(),
+        };
+        let (account, _) = self.access.create_account(&name, &properties, None).await.unwrap();
+        AssignedAccount { id: account.id(), name: account.name }
+    }
+
+    async fn assign(&self, holder: &str, principal: Uuid, map: &ScopeMapName) {
+        let assignment =
+            Assignment { holder: holder.parse().unwrap(), principal, scope_map: map.clone() };
+        self.access.assign_scope_map(&local(), &assignment).await.unwrap();
+    }
+
+    /// What an identity of a task may do in a repository.
+    async fn rights_as(&self, identity: ChosenIdentity<'_>, name: &str) -> Vec<&'static str> {
+        let granted = self.access.granted_to_identity(identity, &local()).await.unwrap();
+        granted.rights(Area::Repository(&repository(name))).names().collect()
+    }
+
+    /// Who has which scope map.
+    async fn assigned(&self, after: Option<&Holder>, limit: usize) -> Vec<String> {
+        let all = self.access.scope_map_assignments(&local(), after, limit).await.unwrap();
+        all.iter().map(|one| format!("{} {}", one.holder, one.scope_map)).collect()
     }
 }
 
@@ -286,6 +317,109 @@ async fn an_account_ends_with_its_password_and_its_status() {
         AccountProperties { kind: AccountKind::User, enabled: true, description: "".into() };
     let again = server.access.create_account(&name, &properties, None).await.unwrap_err();
     assert_eq!(again.to_string(), "account `ann` is there already");
+}
+
+#[tokio::test]
+async fn an_account_has_a_scope_map_besides_its_role_until_it_is_deleted() {
+    let server = Server::new().await;
+    let pull = server.map("pull-map", &["repositories/a/*/content/read"]).await;
+    let push = server.map("push-map", &["repositories/b/content/write"]).await;
+    let ci = server.principal("ci").await;
+    let identity = Identity::Account(ci.name.clone());
+    let rights = async |name| server.rights(&identity, name).await;
+    assert!(rights("a/x").await.is_empty());
+    server.assign("account:CI", ci.id, &pull).await;
+    assert_eq!(rights("a/x").await, ["content/read"]);
+    assert_eq!(server.rights_as(ChosenIdentity::Account(&ci), "a/x").await, ["content/read"]);
+    let other: RegistryName = "other".parse().unwrap();
+    let elsewhere = server.access.granted(&identity, &other).await.unwrap();
+    assert_eq!(elsewhere.rights(Area::Repository(&repository("a/x"))), Rights::NONE);
+    // There is one at a time, and it counts together with the role.
+    server.assign("account:ci", ci.id, &push).await;
+    assert_eq!(server.assigned(None, 9).await, ["account:ci push-map"]);
+    assert!(rights("a/x").await.is_empty());
+    assert_eq!(rights("b").await, ["content/write"]);
+    server.access.assign_role(&ci.name, Some(&local()), Some(Role::Reader)).await.unwrap();
+    assert_eq!(rights("b").await, ["content/read", "content/write", "metadata/read"]);
+    assert_eq!(rights("a/x").await, ["content/read", "metadata/read"]);
+    let held = server.access.delete_scope_map(&local(), &push).await.unwrap_err();
+    assert_eq!(held.to_string(), "scope map `push-map` is that of `account:ci`");
+
+    // A run that goes on as one that is switched off has nothing, nor has it as a later one.
+    server.access.update_account(&ci.name, Some(false), None).await.unwrap();
+    assert!(server.rights_as(ChosenIdentity::Account(&ci), "b").await.is_empty());
+    server.access.update_account(&ci.name, Some(true), None).await.unwrap();
+    assert!(!server.rights_as(ChosenIdentity::Account(&ci), "b").await.is_empty());
+    server.access.delete_account(&ci.name).await.unwrap();
+    assert!(server.assigned(None, 9).await.is_empty());
+    server.access.delete_scope_map(&local(), &push).await.unwrap();
+    server.pass(1);
+    let later = server.principal("ci").await;
+    assert_ne!(later.id, ci.id);
+    assert!(rights("a/x").await.is_empty());
+    server.assign("account:ci", later.id, &pull).await;
+    assert_eq!(server.rights_as(ChosenIdentity::Account(&later), "a/x").await, ["content/read"]);
+    assert!(server.rights_as(ChosenIdentity::Account(&ci), "a/x").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_scope_map_is_that_of_one_identity_of_a_task() {
+    let server = Server::new().await;
+    let map = server.map("some-map", &["repositories/a/content/read"]).await;
+    let [first, second] = [1, 2].map(Uuid::from_u128);
+    let of = async |id| server.rights_as(ChosenIdentity::System(id), "a").await;
+    server.assign("task:nightly", first, &map).await;
+    assert_eq!(of(first).await, ["content/read"]);
+    assert!(of(second).await.is_empty());
+    server.assign("task:Nightly", second, &map).await;
+    assert_eq!((of(first).await, of(second).await), (vec![], vec!["content/read"]));
+    assert_eq!(server.assigned(None, 9).await, ["task:Nightly some-map"]);
+    // What is forgotten late is not that of the identity that there is by now.
+    let name = "nightly".parse().unwrap();
+    server.access.forget_task(&local(), &name, Some(second)).await.unwrap();
+    assert_eq!(of(second).await, ["content/read"]);
+    server.access.forget_task(&local(), &name, Some(first)).await.unwrap();
+    assert!(of(second).await.is_empty() && server.assigned(None, 9).await.is_empty());
+    server.assign("task:nightly", second, &map).await;
+    server.access.forget_task(&local(), &name, None).await.unwrap();
+    assert!(of(second).await.is_empty());
+}
+
+#[tokio::test]
+async fn those_who_have_scope_maps_are_listed_and_lose_them() {
+    let server = Server::new().await;
+    let map = server.map("Some-map", &["repositories/a/content/read"]).await;
+    let holders = ["account:robot", "task:nightly", "task:robot"];
+    for (at, holder) in holders.iter().enumerate() {
+        server.assign(holder, Uuid::from_u128(at as u128), &map).await;
+    }
+    let listed = holders.map(|holder| format!("{holder} Some-map"));
+    assert_eq!(server.assigned(None, 9).await, listed);
+    assert_eq!(server.assigned(None, 2).await, listed[..2]);
+    let after: Holder = "task:Nightly".parse().unwrap();
+    assert_eq!(server.assigned(Some(&after), 9).await, listed[2..]);
+    let other: RegistryName = "other".parse().unwrap();
+    assert!(server.access.scope_map_assignments(&other, None, 9).await.unwrap().is_empty());
+    // The task of the same name keeps its own.
+    let robot: Holder = "account:ROBOT".parse().unwrap();
+    assert!(!server.access.unassign_scope_map(&other, &robot).await.unwrap());
+    assert!(server.access.unassign_scope_map(&local(), &robot).await.unwrap());
+    assert!(!server.access.unassign_scope_map(&local(), &robot).await.unwrap());
+    assert_eq!(server.assigned(None, 9).await, listed[1..]);
+    let system: ScopeMapName = "_repositories_pull".parse().unwrap();
+    server.assign("task:nightly", Uuid::from_u128(1), &system).await;
+    assert_eq!(server.assigned(None, 1).await, ["task:nightly _repositories_pull"]);
+
+    let missing = Assignment {
+        holder: after,
+        principal: Uuid::from_u128(1),
+        scope_map: "missing-map".parse().unwrap(),
+    };
+    let error = server.access.assign_scope_map(&local(), &missing).await.unwrap_err();
+    assert_eq!(error.to_string(), "scope map `missing-map` not found");
+    for text in ["robot", "token:robot", "account:a b", "task:"] {
+        assert!(text.parse::<Holder>().is_err(), "{text}");
+    }
 }
 
 #[tokio::test]
