@@ -237,12 +237,13 @@ pub(crate) async fn bound(
     engine.pushes.refused =
         Arc::new(move |name| copies(name).or_else(|| pushes.refused(name, Use::Push)));
     let (all, own) = (Arc::clone(&engine.images), engine.own.clone());
-    let (access, registry, run) = (access.clone(), run.registry.clone(), run.id.to_string());
+    let access: Arc<dyn RunRights> = Arc::new(access.clone());
+    let (registry, run) = (run.registry.clone(), run.id.to_string());
     engine.images = Arc::new(move |remote| {
         Arc::new(PermittedOwn {
             images: all(remote),
             own: own.clone(),
-            access: access.clone(),
+            access: Arc::clone(&access),
             registry: registry.clone(),
             run: run.clone(),
             began: Arc::clone(&may),
@@ -255,7 +256,7 @@ pub(crate) async fn bound(
 struct PermittedOwn {
     images: Arc<dyn BaseImages>,
     own: OwnNames,
-    access: RunAccess,
+    access: Arc<dyn RunRights>,
     registry: RegistryName,
     run: String,
     /// What it could do when it began.
@@ -355,5 +356,114 @@ impl BaseImages for PermittedOwn {
     ) -> Result<(), ImageError> {
         self.check_now(reference).await?;
         self.images.fetch(reference, blob, progress).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use builder::CatalogImages;
+    use store::memory::MemoryStore;
+    use store::{Catalog, Cause, Expected, NewArtifact};
+
+    use super::*;
+
+    /// Another registry, which gives nobody anything, and the rights of who may do nothing here.
+    struct Nothing;
+
+    impl Nothing {
+        fn refusal(reference: &Reference) -> ImageError {
+            ImageError::Pull {
+                reference: reference.familiar(),
+                reason: "it is not there".to_owned(),
+                hint: None,
+                refused: true,
+            }
+        }
+    }
+
+    #[async_trait]
+    impl BaseImages for Nothing {
+        async fn resolve(
+            &self,
+            reference: &Reference,
+            _: &Platform,
+            _: &(dyn Fn(u64) + Send + Sync),
+        ) -> Result<BaseImage, ImageError> {
+            Err(Self::refusal(reference))
+        }
+
+        async fn manifest(&self, reference: &Reference) -> Result<(Digest, Manifest), ImageError> {
+            Err(Self::refusal(reference))
+        }
+
+        async fn fetch(
+            &self,
+            reference: &Reference,
+            _: &Descriptor,
+            _: &(dyn Fn(u64) + Send + Sync),
+        ) -> Result<(), ImageError> {
+            Err(Self::refusal(reference))
+        }
+    }
+
+    #[async_trait]
+    impl RunRights for Nothing {
+        async fn may_unlock(&self, _: &RegistryName, _: &str) -> bool {
+            false
+        }
+
+        async fn repositories(
+            &self,
+            registry: &RegistryName,
+            _: &str,
+        ) -> Result<Arc<dyn MayUse>, String> {
+            let (registry, granted) = (registry.clone(), Granted::default());
+            Ok(Arc::new(OwnRights { registry, granted, who: Who::Nobody(None) }))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bare_name_does_not_tell_what_the_registry_has() {
+        let db = db::Db::in_memory().await.unwrap();
+        let memory = MemoryStore::open(db.clone()).await.unwrap();
+        let catalog = Catalog::open(db, Arc::new(memory)).await.unwrap();
+        let registry = RegistryName::default();
+        let own = OwnNames::new([("registry.test".to_owned(), registry.clone())]);
+        let new = NewArtifact {
+            artifact_type: "application/x".to_owned(),
+            layers: Vec::new(),
+            subject: None,
+            annotations: Default::default(),
+        };
+        let (tags, cause) =
+            ([(oci::Tag::latest(), Expected::Any)], Cause::Import { source: "test".to_owned() });
+        let name = "team/base".parse().unwrap();
+        catalog.put_artifact(&registry, &name, new, &tags, &cause).await.unwrap();
+        let images =
+            CatalogImages::new(catalog, registry.clone(), own.clone(), Some(Arc::new(Nothing)));
+        let images: Arc<dyn BaseImages> = Arc::new(images);
+        let began = Nothing.repositories(&registry, "c1").await.unwrap();
+        let permitted = PermittedOwn {
+            images: Arc::clone(&images),
+            own,
+            access: Arc::new(Nothing),
+            registry,
+            run: "c1".to_owned(),
+            began,
+        };
+        let (bare, platform) = ("team/base".parse().unwrap(), Platform::host());
+        let of = async |images: &dyn BaseImages| {
+            let resolved = images.resolve(&bare, &platform, &|_| ()).await.unwrap_err();
+            let read = images.manifest(&bare).await.unwrap_err();
+            [resolved, read].map(|error| (error.to_string(), error.hint()))
+        };
+        let (told, all) = (of(&permitted).await, of(&*images).await);
+        for ((message, hint), (same, hint_of_all)) in told.into_iter().zip(all) {
+            assert_eq!((message, hint), (same, None));
+            assert!(hint_of_all.unwrap().contains("`registry.test/team/base`"));
+        }
+        let own: Reference = "registry.test/team/base".parse().unwrap();
+        let refused = permitted.manifest(&own).await.unwrap_err();
+        assert!(refused.to_string().contains("the run may not pull from `team/base`"), "{refused}");
     }
 }

@@ -15,7 +15,7 @@ fn run_record(sandbox: &Sandbox, server: &Server, id: &str) -> Value {
 }
 
 /// The record of a run once its log is stored, or refused.
-fn with_artifact(sandbox: &Sandbox, server: &Server, id: &str) -> Value {
+pub(crate) fn with_artifact(sandbox: &Sandbox, server: &Server, id: &str) -> Value {
     until("the log's artifact", || {
         let run = run_record(sandbox, server, id);
         let is_there = run["logArtifact"].is_object() || run["logArtifactError"].is_string();

@@ -1,11 +1,19 @@
 //! What runs may do in a registry that asks for their identity.
 
 use base64::Engine as _;
+use serde_json::{Value, json};
 use testkit::{Outcome, Sandbox, Server, busybox, until};
 
 use crate::agents::Pool;
 use crate::output::tool;
+use crate::outputs::with_artifact;
 use crate::sandbox;
+
+const PASSWORD: &str = "a-password-of-somebody";
+
+/// A step that tells the login of its run, which as it is would be hidden, and goes on.
+const SHOW_LOGIN: &str = "  - cmd: >-\n      $Registry/team/busybox sh -c\n      \
+    \"sed 's/./& /g' /acb/home/.docker/config.json; while sleep 1; do :; done\"\n";
 
 struct Place {
     sandbox: Sandbox,
@@ -16,8 +24,12 @@ const SETTINGS: &str = "[registry.local]\nruns_by_identity = true\n";
 
 impl Place {
     fn new() -> Self {
+        Self::with(SETTINGS)
+    }
+
+    fn with(settings: &str) -> Self {
         let sandbox = sandbox();
-        sandbox.write("refit.toml", SETTINGS);
+        sandbox.write("refit.toml", settings);
         let settings = sandbox.path("refit.toml").display().to_string();
         let server = sandbox.server_with(&["--config", &settings]);
         for repository in ["team/busybox", "other/busybox"] {
@@ -46,10 +58,57 @@ impl Place {
         self.refit(&format!("task create nightly -c /dev/null -f {file}")).success();
     }
 
+    /// A stored task that is itself in its registry.
+    fn store_with_identity(&self) {
+        self.store();
+        self.refit("task identity assign nightly").success();
+        self.refit("task update nightly --source-acr-auth-id [system]").success();
+    }
+
+    /// The login that the steps of a run have, once one of them has [shown](SHOW_LOGIN) it.
+    fn login_of(&self, run: &str) -> String {
+        let login = until("the login of the run", || {
+            let args = format!("task logs --run-id {run} --no-follow");
+            let log = self.refit(&args).success().stdout.replace(' ', "");
+            let auth = log.split("\"auth\":\"").nth(1)?.split('"').next()?.to_owned();
+            Some(base64::prelude::BASE64_STANDARD.decode(auth).expect("it is Base64"))
+        });
+        String::from_utf8(login).expect("it is text")
+    }
+
+    /// How the registry answers somebody.
+    fn status(&self, login: &str, method: &str, path: &str) -> String {
+        let url = format!("{}{path}", self.server.url());
+        let args = ["-s", "-o", "answer", "-w", "%{http_code}", "-X", method, "-u", login, &url];
+        tool(&self.sandbox, "curl", &args).expect("curl is installed")
+    }
+
+    fn create_account(&self, name: &str, role: &str) {
+        let create = ["account", "create", name, "--role", role, "--password-stdin"];
+        self.sandbox.refit(create).on(&self.server).stdin(PASSWORD).run().success();
+    }
+
+    /// Somebody logs in.
+    fn log_in(&self, name: &str) {
+        let url = self.server.url();
+        self.as_account(name, &format!("login {url} -u {name} --password-stdin")).success();
+    }
+
+    /// A command of somebody who is logged in.
+    fn as_account(&self, name: &str, words: &str) -> Outcome {
+        as_account(&self.sandbox, name, words)
+    }
+
     fn rules(&self, actions: &str) {
         self.refit(&format!("scope-map create of-nightly --repository team/* {actions}")).success();
         self.refit("scope-map assign of-nightly --task nightly").success();
     }
+}
+
+fn as_account(sandbox: &Sandbox, name: &str, words: &str) -> Outcome {
+    let command = sandbox.refit(words.split(' ')).env("REFIT_DATA", "");
+    let command = command.env("XDG_RUNTIME_DIR", sandbox.path("other").display());
+    command.env("XDG_CONFIG_HOME", sandbox.path(name).display()).stdin(PASSWORD).run()
 }
 
 /// Pulls, makes an image, and pushes it.
@@ -170,15 +229,9 @@ fn as_root_a_run_uses_its_registry_as_an_account_or_its_caller() {
     place.task(&pushing("team/app")).code(1).stderr_has("may not pull from `team/busybox`");
 
     // Whoever builds as themselves pushes where they may, for as long as they may.
-    let password = "a-password-of-ann";
-    let create = ["account", "create", "ann", "--role", "author", "--password-stdin"];
-    place.sandbox.refit(create).on(&place.server).stdin(password).run().success();
-    let ann = |words: &str| {
-        let command = place.sandbox.refit(words.split(' ')).env("REFIT_DATA", "");
-        let command = command.env("XDG_RUNTIME_DIR", place.sandbox.path("other").display());
-        command.env("XDG_CONFIG_HOME", place.sandbox.path("ann").display()).stdin(password).run()
-    };
-    ann(&format!("login {} -u ann --password-stdin", place.server.url())).success();
+    place.create_account("ann", "author");
+    place.log_in("ann");
+    let ann = |words: &str| place.as_account("ann", words);
     ann("build app -t team/app:2").code(1).stderr_has("may not push to `team/app`");
     ann("build app -t team/app:2 --source-acr-auth-id [caller]").success();
     place.refit("build app -t team/app:3 --source-acr-auth-id [caller]").success();
@@ -208,26 +261,13 @@ fn as_root_the_token_of_a_run_is_for_the_repositories_of_its_identity() {
     place.refit("task identity assign nightly").success();
     place.refit("task update nightly --source-acr-auth-id [system]").success();
     place.rules("content/read");
-    // As it is it would be hidden.
-    let show = "  - cmd: >-\n      $Registry/team/busybox sh -c\n      \
-                \"sed 's/./& /g' /acb/home/.docker/config.json; while sleep 1; do :; done\"\n";
-    place.sandbox.write("acb.yaml", format!("version: v1.1.0\nsteps:\n{show}"));
+    place.sandbox.write("acb.yaml", format!("version: v1.1.0\nsteps:\n{SHOW_LOGIN}"));
     let file = place.sandbox.path("acb.yaml").display().to_string();
     place.refit(&format!("task update nightly -f {file}")).success();
     let queued = place.refit("task run nightly --no-wait").success();
     let id = queued.stdout.trim().to_owned();
-    let login = until("the login of the run", || {
-        let args = format!("task logs --run-id {id} --no-follow");
-        let log = place.refit(&args).success().stdout.replace(' ', "");
-        let auth = log.split("\"auth\":\"").nth(1)?.split('"').next()?.to_owned();
-        Some(base64::prelude::BASE64_STANDARD.decode(auth).expect("it is Base64"))
-    });
-    let login = String::from_utf8(login).expect("it is text");
-    let status = |method: &str, path: &str| {
-        let url = format!("{}{path}", place.server.url());
-        let args = ["-s", "-o", "answer", "-w", "%{http_code}", "-X", method, "-u", &login, &url];
-        tool(&place.sandbox, "curl", &args).expect("curl is installed")
-    };
+    let login = place.login_of(&id);
+    let status = |method: &str, path: &str| place.status(&login, method, path);
     assert_eq!(status("GET", "/v2/team/busybox/manifests/latest"), "200");
     assert_eq!(status("GET", "/v2/other/busybox/manifests/latest"), "403");
     assert_eq!(status("POST", "/v2/team/busybox/blobs/uploads/"), "403");
@@ -258,4 +298,188 @@ fn as_root_what_an_agent_does_for_a_run_is_bounded_as_well() {
     let deleted = run("  - cmd: acr tag delete -r $Registry --repository team/app 1\n").code(1);
     deleted.stderr_lacks("deleted");
     pool.refit(&server, ["repository", "show-tags", "team/app"]).success();
+}
+
+#[test]
+fn as_root_a_log_is_stored_where_the_identity_of_its_run_may_push() {
+    let place = Place::new();
+    place.store();
+    // The run comes to nothing, and has a log nevertheless.
+    let log_of_run = |template: &str| {
+        place
+            .refit(&format!("task update nightly --log-template {template}:{{{{.Run.ID}}}}"))
+            .success();
+        place.task("  - cmd: $Registry/other/busybox true\n").code(1);
+        let runs = place.refit("task list-runs -o json").success().json();
+        let id = runs[0]["properties"]["runId"].as_str().expect("it has one").to_owned();
+        (with_artifact(&place.sandbox, &place.server, &id), id)
+    };
+    let refused = |template: &str, who: &str| {
+        let (run, _) = log_of_run(template);
+        let why = run["logArtifactError"].as_str().unwrap_or_default();
+        let told = format!("the run may not push to `{template}`");
+        assert!(why.contains(&told) && why.contains(who), "{run}");
+        assert!(run["logArtifact"].is_null() && !why.contains("hint"), "{run}");
+        place.refit(&format!("repository show-tags {template}")).code(4);
+    };
+    refused("team/logs", "task `nightly` names none");
+    place.refit("task identity assign nightly").success();
+    place.refit("task update nightly --source-acr-auth-id [system]").success();
+    place.rules("content/read metadata/read");
+    refused("team/logs", "task `nightly` may not");
+    place.refit("scope-map update of-nightly --add-repository team/* content/write").success();
+    refused("other/logs", "task `nightly` may not");
+    let (run, id) = log_of_run("team/logs");
+    assert_eq!(run["logArtifact"]["tag"], id, "{run}");
+    let tags = place.refit("repository show-tags team/logs").success().stdout;
+    assert!(tags.contains(&id), "{tags}");
+}
+
+#[test]
+fn as_root_a_run_has_nothing_once_its_caller_is_switched_off_or_somebody_else() {
+    let place = Place::new();
+    let task = format!("version: v1.1.0\nsteps:\n{SHOW_LOGIN}");
+    place.sandbox.write("app/acb.yaml", task);
+    place.create_account("ann", "author");
+    place.log_in("ann");
+    let queued =
+        place.as_account("ann", "run app --source-acr-auth-id [caller] --no-wait").success();
+    let id = queued.stdout.trim().to_owned();
+    let login = place.login_of(&id);
+    let pulled = || place.status(&login, "GET", "/v2/team/busybox/manifests/latest");
+    assert_eq!(pulled(), "200");
+    place.refit("account update ann --status disabled").success();
+    assert_eq!(pulled(), "403");
+    place.refit("account update ann --status enabled").success();
+    assert_eq!(pulled(), "200");
+    place.refit("account delete ann -y").success();
+    assert_eq!(pulled(), "403");
+    place.create_account("ann", "author");
+    assert_eq!(pulled(), "403");
+    place.refit(&format!("task cancel-run --run-id {id}")).success();
+}
+
+#[test]
+fn as_root_a_run_that_waited_has_what_its_caller_may_when_it_begins() {
+    let pool = Pool::new();
+    let server = pool.serve_with(1, SETTINGS);
+    pool.server.write("app/Dockerfile", "FROM scratch\nLABEL a=b\n");
+    let refit = |words: &str| pool.refit(&server, words.split(' '));
+    let create = |name: &str| {
+        let create = ["account", "create", name, "--role", "author", "--password-stdin"];
+        pool.server.refit(create).on(&server).stdin(PASSWORD).run().success();
+    };
+    let queued = ["ann", "bob", "eve"].map(|name| {
+        create(name);
+        let login = format!("login {} -u {name} --password-stdin", server.url());
+        as_account(&pool.server, name, &login).success();
+        let build = format!(
+            "build app -t team/{name}:1 --agent-pool builders --source-acr-auth-id [caller] --no-wait"
+        );
+        let queued = as_account(&pool.server, name, &build).success();
+        (name, queued.stdout.trim().to_owned())
+    });
+    refit("account update ann --status disabled").success();
+    refit("account delete bob -y").success();
+    create("bob");
+    let _agent = pool.agent(&server, "one");
+    for (name, id) in queued {
+        let log = refit(&format!("task logs --run-id {id}")).stdout;
+        let is_refused = log.contains(&format!("`{name}`, who started it, may not"));
+        assert_eq!(is_refused, name != "eve", "{log}");
+        let tags = refit(&format!("repository show-tags team/{name}"));
+        tags.code(if is_refused { 4 } else { 0 });
+    }
+}
+
+#[test]
+fn as_root_an_image_is_brought_from_and_to_where_the_identity_of_a_run_may() {
+    let other_sandbox = sandbox();
+    let other = other_sandbox.server();
+    other.registry().push("tools/base", "3", &busybox().env("FROM=elsewhere"));
+    let place = Place::with(
+        "[registry.local]\nruns_by_identity = true\naliases = [\"shell.test\"]\n\
+         [build]\nshell_image = \"shell.test/team/busybox\"\nallow_addresses = [\"127.0.0.1\"]\n",
+    );
+    place.store_with_identity();
+    place.rules("content/read content/write metadata/read");
+    let import = |source: &str, name: &str| {
+        place.task(&format!(
+            "  - cmd: |\n      $Registry/team/busybox true\n      docker pull {source}\n      docker tag {source} $Registry/{name}\n\
+             \x20 - push: ['$Registry/{name}']\n"
+        ))
+    };
+    let elsewhere = format!("{}/tools/base:3", other.host());
+    import(&elsewhere, "other/base:3").code(1).stderr_has("may not push to `other/base`");
+    place.refit("repository show-tags other/base").code(4);
+    import(&elsewhere, "team/base:3").success();
+    let own = "$Registry/other/busybox:latest";
+    import(own, "team/copy:1").code(1).stderr_has("may not pull from `other/busybox`");
+    place.refit("repository show-tags team/copy").code(4);
+    import("$Registry/team/busybox:latest", "team/copy:1").success();
+}
+
+#[test]
+fn as_root_locks_are_lifted_by_runs_whose_identity_may_unlock_everywhere() {
+    let place = Place::new();
+    place.store_with_identity();
+    place.rules("content/read content/delete metadata/read metadata/write");
+    let purge =
+        || place.task("  - cmd: acr purge --filter 'team/app:.*' --ago 0d --include-locked\n");
+    let lock = || {
+        place.server.registry().push("team/app", "1", &busybox());
+        place.refit("repository update --image team/app:1 --delete-enabled false").success();
+    };
+    lock();
+    purge().code(1).stderr_has("`--include-locked` needs the right to unlock");
+    place.refit("repository show-tags team/app").success();
+    place.refit("scope-map update of-nightly --add-repository * metadata/write").success();
+    purge().success();
+    assert!(place.server.registry().tags("team/app").is_empty());
+}
+
+/// An agent is told only of blobs that it need not send since the run could read them.
+#[test]
+fn an_agent_does_not_learn_which_blobs_its_run_may_not_read() {
+    let pool = Pool::new();
+    let server = pool.serve_with(3, SETTINGS);
+    let refit = |words: &str| pool.refit(&server, words.split(' '));
+    let [seen, hidden] = ["team/app", "other/app"].map(|repository| {
+        server.registry().push_blob(repository, format!("of {repository}").as_bytes())
+    });
+    let absent = oci::Digest::of(b"nowhere");
+    pool.server.write("acb.yaml", "version: v1.1.0\nsteps: [{cmd: 'x'}]");
+    let file = pool.server.path("acb.yaml").display().to_string();
+    refit(&format!("task create nightly -c /dev/null -f {file} --agent-pool builders")).success();
+    refit("task identity assign nightly").success();
+    refit("task update nightly --source-acr-auth-id [system]").success();
+    refit("scope-map create of-nightly --repository team/* content/read").success();
+    let token = refit("agentpool token builders").success().stdout;
+    let base = format!("{}/api/v1/registries/local/agentPools/builders", server.url());
+    let post = |url: &str, token: &str, body: Value| {
+        let authorization = format!("Authorization: Bearer {}", token.trim());
+        let body = body.to_string();
+        let args = ["-s", "-f", "-H", &authorization, "-H", "Content-Type: application/json"];
+        let args = [&args[..], &["-d", &body, url]].concat();
+        let answer = tool(&pool.server, "curl", &args).expect("curl is installed");
+        serde_json::from_str::<Value>(&answer).expect("it is JSON")
+    };
+    let missing = || {
+        refit("task run nightly --no-wait").success();
+        let version = refit("version -o json").success().json();
+        let claim = json!({
+            "agent": "one", "platform": "linux/amd64", "version": version["version"],
+        });
+        let lease = post(&format!("{base}/claim"), &token, claim);
+        let run = lease["run"]["id"].as_str().expect("it has one");
+        let attempt = format!("{base}/attempts/{run}/{}", lease["epoch"]);
+        let wanted = json!({ "digests": [&seen, &hidden, &absent] });
+        let token = lease["token"].as_str().expect("it has one");
+        post(&format!("{attempt}/blobs"), token, wanted)["digests"].clone()
+    };
+    assert_eq!(missing(), json!([&seen, &hidden, &absent]));
+    refit("scope-map assign of-nightly --task nightly").success();
+    assert_eq!(missing(), json!([&hidden, &absent]));
+    refit("scope-map update of-nightly --add-repository other/* content/read").success();
+    assert_eq!(missing(), json!([&absent]));
 }
