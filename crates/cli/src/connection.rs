@@ -21,6 +21,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const ANSWER_SIZE_MAX: usize = 64 << 20;
 /// The code of what somebody has locked.
 const LOCKED: &str = "Locked";
+/// The code of what somebody may not do.
+const FORBIDDEN: &str = "Forbidden";
 
 /// One registry of one server. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -129,6 +131,20 @@ impl Connection {
         self.answer(self.request(Method::GET, url)).await
     }
 
+    /// Has the server check the credential. Who may not read what is asked for is known nevertheless.
+    pub(crate) async fn prove(&self, url: Url) -> Result<()> {
+        let request = self.request(Method::GET, url).timeout(ANSWER_TIMEOUT);
+        let response = request.send().await.map_err(|error| self.explain(&error))?;
+        let status = response.status();
+        if status.is_success() {
+            return read_json::<serde_json::Value>(response, ANSWER_SIZE_MAX).await.map(drop);
+        }
+        let error = error_of(response).await;
+        let is_known = status == StatusCode::FORBIDDEN
+            && error.as_ref().is_some_and(|error| error.code == FORBIDDEN);
+        if is_known { Ok(()) } else { Err(self.told(status, error)) }
+    }
+
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,
         url: Url,
@@ -219,9 +235,7 @@ impl Connection {
 
     /// The error that an answer carries, in the server's words.
     async fn refusal(&self, status: StatusCode, response: Response) -> Error {
-        let body = read_body(response, ANSWER_SIZE_MAX).await.unwrap_or_default();
-        let error = serde_json::from_slice(&body).ok().map(|api::ErrorBody { error }| error);
-        self.told(status, error)
+        self.told(status, error_of(response).await)
     }
 
     /// An error of the server as ours.
@@ -250,6 +264,12 @@ impl Connection {
             (None, _) => told,
         }
     }
+}
+
+/// What the server says about a refusal, if it was the server.
+async fn error_of(response: Response) -> Option<api::ErrorDetail> {
+    let body = read_body(response, ANSWER_SIZE_MAX).await.unwrap_or_default();
+    serde_json::from_slice(&body).ok().map(|api::ErrorBody { error }| error)
 }
 
 fn client(

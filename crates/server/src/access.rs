@@ -299,9 +299,15 @@ impl ServerAccess {
             }
             _ => "all registries of this server".to_owned(),
         };
+        let hint = match (identity, needs) {
+            (Identity::Token { .. }, _) => "a token may do only what its scope map says",
+            (Identity::Account(_), Needs::Catalog | Needs::Rights(_) | Needs::Either(..)) => {
+                "`refit role assign` gives an account a role, `refit scope-map assign` a scope map"
+            }
+            (Identity::Account(_), _) => "`refit role assign` gives an account a role",
+        };
         let who = principal.name();
-        Err(ApiError::forbidden(format!("`{who}` needs {needs} in {place} for this"))
-            .hint("`refit role assign` gives an account a role; a token has its scope map"))
+        Err(ApiError::forbidden(format!("`{who}` needs {needs} in {place} for this")).hint(hint))
     }
 
     async fn in_repository(

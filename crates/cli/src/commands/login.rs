@@ -47,12 +47,12 @@ pub(super) async fn run(session: &Session<'_>, args: Args) -> Result<()> {
         None => by_password(&server, args).await?,
     };
 
-    // A listing is what every principal of a registry may ask for.
+    // Whoever has a role may ask for this listing, and who has none is told so.
     let connection =
         connect_as(&server, session.global, session.environment, Some(credential.clone()))?;
     let mut probe = connection.route(&["runs"]);
     probe.query_pairs_mut().append_pair("$top", "1");
-    connection.get::<serde_json::Value>(probe).await?;
+    connection.prove(probe).await?;
 
     let mut logins = Logins::load(session.environment)?;
     logins.servers.insert(server.clone(), credential);

@@ -110,8 +110,12 @@ fn a_token_lets_other_clients_into_its_repositories() {
     // It is for repositories, and for nothing else.
     refit(&["token", "update", "robot", "--status", "enabled"]).success();
     let login = ["login", server.url(), "-u", "robot", "--password-stdin"];
-    let refused = elsewhere(&sandbox, "robot", &login, &new).code(3);
-    refused.stderr_has("`token/local/robot` needs the role `reader` in registry `local`");
+    elsewhere(&sandbox, "robot", &login, &first).code(3).stderr_has("the credential is not valid");
+    elsewhere(&sandbox, "robot", &login, &new).success();
+    let refused = elsewhere(&sandbox, "robot", &["task", "list-runs"], "").code(3);
+    refused
+        .stderr_has("`token/local/robot` needs the role `reader` in registry `local`")
+        .stderr_has("a token may do only what its scope map says");
 }
 
 #[test]
@@ -216,6 +220,30 @@ fn an_account_may_what_its_role_says() {
     refit(&["account", "delete", "ann", "--yes"]).success();
     ann(&["task", "list-runs"]).code(3);
     assert!(!server.log().contains(&renewed) && !server.log().contains(&password));
+}
+
+#[test]
+fn an_account_with_a_scope_map_and_no_role_logs_in() {
+    let sandbox = sandbox();
+    let server = serve(&sandbox);
+    let refit = |words: &str| sandbox.refit(words.split(' ')).on(&server).run();
+    let made = refit("account create ann -o json").success().json();
+    let password = made["password"].as_str().expect("it is shown");
+    refit("scope-map create readers --repository team/* content/read metadata/read").success();
+    refit("scope-map assign readers --account ann").success();
+    let login = format!("login {} -u ann --password-stdin", server.url());
+    let ann = |words: &str, stdin: &str| {
+        elsewhere(&sandbox, "ann", &words.split(' ').collect::<Vec<_>>(), stdin)
+    };
+    ann(&login, "a wrong password").code(3).stderr_has("the credential is not valid");
+    ann(&login, password).success();
+    ann("repository show-tags team/app", "").success();
+    let refused = ann("repository show-tags other", "").code(3);
+    refused.stderr_has("`refit scope-map assign` a scope map");
+    let refused = ann("task list-runs", "").code(3).stderr_has("`refit role assign`");
+    refused.stderr_lacks("scope");
+    refit("account update ann --status disabled").success();
+    ann(&login, password).code(3);
 }
 
 #[test]
