@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Benchmarks of Refit beside whatever peers are on PATH: builders (W1-W5), registries (W6); and tasks, alone.
+"""Benchmarks of Refit beside whatever peers are on PATH: builders (W1-W5), registries (W6); and tasks and triggers,
+alone.
 
     bench/run.py                       everything, three repetitions, tables on stdout
     bench/run.py --workloads w1,w6     some of it
@@ -23,6 +24,7 @@ import random
 import shutil
 import signal
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -651,6 +653,57 @@ def tasks(tool, work):
            run_instruction_s=(time.perf_counter() - start) / 20)
 
 
+# ------------------------------------------------------------------ triggers
+
+INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+def triggers(folder, tasks=10_000, bases=20, pushes=15):
+    """With many tasks stored: from the move of a tag in the journal until the run of the task on it is queued; and how
+    long the server takes to start again. What each task was built on is written as its run would have written it."""
+    daemon = start_registry("refit", folder)
+    host = f"127.0.0.1:{daemon.port}"
+    token = (folder / "data/keys/api-token").read_text().strip()
+    refit = (ARGS.refit, "task", "create", "pattern", "--cmd", f"{host}/none true", "--schedule", "0 5 1 1 *")
+    subprocess.run(refit, check=True, capture_output=True, env={"REFIT_SERVER": f"http://{host}", "REFIT_TOKEN": token})
+    database = sqlite3.connect(folder / "data/refit.db", timeout=60)
+    database.row_factory = sqlite3.Row
+    absent = "sha256:" + "0" * 64
+    with database:
+        for table in ("tasks", "trigger_timers"):
+            row = dict(database.execute(f"SELECT * FROM {table}").fetchone())
+            for number in range(tasks - 1):
+                name = f"task{number:05}"
+                row.update({"name_key": name, **({"name": name} if "name" in row else {})})
+                marks = ",".join("?" * len(row))
+                database.execute(f"INSERT INTO {table} ({','.join(row)}) VALUES ({marks})", list(row.values()))
+        for number in range(tasks - 1):
+            repository = f"os{number}" if number < bases else f"other{number % 100}"
+            database.execute("INSERT INTO trigger_bases VALUES ('local', ?, ?, ?, '1', 1, ?, ?)",
+                             (f"task{number:05}", host, repository, absent, json.dumps([absent])))
+    connection = Connection(daemon.port)
+    for push in range(pushes):
+        for number in range(bases):
+            index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [], "annotations": {"n": f"{push} {number}"}}
+            body = json.dumps(index).encode()
+            status, _ = connection.request("PUT", f"/v2/os{number}/manifests/1", [f"Content-Type: {INDEX}"], body)
+            assert status == 201, status
+            time.sleep(0.03)
+    time.sleep(1)
+    queued = {}
+    for at, cause in database.execute("SELECT created_at, cause FROM runs WHERE cause IS NOT NULL ORDER BY number"):
+        for image in json.loads(cause).get("images", []):
+            queued.setdefault(image["digest"], at)
+    moves = database.execute("SELECT at, new FROM tag_moves").fetchall()
+    waits = sorted(queued[new] - at for at, new in moves if new in queued)
+    daemon.stop()
+    again = Daemon([ARGS.refit, "serve", "--listen", host, "--data", folder / "data"], f"http://{host}/v2/", folder / "log")
+    again.stop()
+    record("refit", "triggers", "push", queued_p50_ms=statistics.median(waits),
+           queued_p99_ms=waits[int(len(waits) * 0.99) - 1], runs=len(waits))
+    record("refit", "triggers", "restart", ready_s=again.ready_after)
+
+
 def main():
     global ARGS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -658,7 +711,7 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("/tmp/refit-bench"), help="folder for inputs and state")
     parser.add_argument("--tools", default="refit,buildah", help="builders for W1-W5")
     parser.add_argument("--registries", default="refit,docker-registry,registry", help="registries for W6")
-    parser.add_argument("--workloads", default="w1,w2,w3,w4,w5,w6,tasks")
+    parser.add_argument("--workloads", default="w1,w2,w3,w4,w5,w6,tasks,triggers")
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5, help="length of one request-rate measurement")
     parser.add_argument("--images", type=int, default=50, help="images of W5")
@@ -674,7 +727,9 @@ def main():
                 w6(name, folder)
             else:
                 print(f"# {name} is not on PATH", file=sys.stderr)
-    builders = [w for w in workloads if w != "w6"]
+    if "triggers" in workloads:
+        triggers(ARGS.work / "triggers")
+    builders = [w for w in workloads if w not in ("w6", "triggers")]
     if builders:
         prepare(ARGS.work)
         tools = []
