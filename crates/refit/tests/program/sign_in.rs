@@ -274,7 +274,8 @@ fn somebody_signs_in_by_a_code_and_gets_an_account() {
     assert!(shown.contains("runner of all registries"), "{shown}");
     // A role that somebody gave since stays.
     place.refit("role remove ann@example.org --all-registries").success();
-    place.ann(&login).run().code(3);
+    place.ann(&login).run().success();
+    place.ann("task list-runs").run().code(3).stderr_has("needs the role `reader`");
     for (claims, expected) in [
         (json!({ "email": "eve@example.org", "email_verified": false }), "has not verified"),
         (json!({ "name": "Eve" }), "does not say a `email`"),
