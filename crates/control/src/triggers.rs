@@ -102,6 +102,26 @@ impl Triggers {
         self.changed.notified().await;
     }
 
+    /// A task in a transaction of the caller. One that cannot be read is told in the server's log, and keeps
+    /// no other from its runs.
+    async fn read(
+        &self,
+        connection: &mut SqliteConnection,
+        registry: &str,
+        name_key: &str,
+    ) -> Result<std::result::Result<Option<StoredTask>, Unreadable>> {
+        let found = sqlx::query("SELECT * FROM tasks WHERE registry = $1 AND name_key = $2")
+            .bind(registry)
+            .bind(name_key)
+            .fetch_optional(connection)
+            .await
+            .map_err(ControlError::database("read a task"))?;
+        Ok(found.map(|row| self.tasks.task_of(&row)).transpose().map_err(|error| {
+            tracing::error!(%error, %registry, task = %name_key, "a task cannot be read");
+            Unreadable
+        }))
+    }
+
     /// Begins the logs of runs that are queued, and lets them be claimed. They are durable by now: an
     /// error is only told.
     async fn after(&self, queued: Vec<Queued>) {
@@ -132,6 +152,9 @@ impl Triggers {
         Ok(Queued { registry: task.registry.clone(), run: id, warnings: run.warnings })
     }
 }
+
+/// A task whose row means nothing to this version, or whose secrets cannot be opened.
+struct Unreadable;
 
 /// What it comes to that a run cannot be queued. An error of the server's own stays one.
 fn why_not(error: ControlError) -> Result<(Decision, String)> {

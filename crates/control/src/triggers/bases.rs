@@ -340,19 +340,8 @@ impl Triggers {
         now: Millis,
     ) -> Result<Answer> {
         let moves = moves_of(connection, registry, name_key).await?;
-        let found = sqlx::query("SELECT * FROM tasks WHERE registry = $1 AND name_key = $2")
-            .bind(registry)
-            .bind(name_key)
-            .fetch_optional(&mut *connection)
-            .await
-            .map_err(ControlError::database("read a task"))?;
-        let task = match found.map(|row| self.tasks.task_of(&row)).transpose() {
-            Ok(task) => task,
-            // It keeps no other from its runs.
-            Err(error) => {
-                tracing::error!(%error, %registry, task = %name_key, "a task cannot be read");
-                return Ok(Answer::Waits);
-            }
+        let Ok(task) = self.read(connection, registry, name_key).await? else {
+            return Ok(Answer::Waits);
         };
         let trigger = task.as_ref().and_then(|task| task.definition.triggers.base_image.clone());
         let (Some(task), Some(trigger)) = (task, trigger) else {

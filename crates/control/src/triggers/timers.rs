@@ -121,13 +121,8 @@ impl Triggers {
         for row in &rows {
             let (due, registry, name_key, name) = key(row)?;
             let mut transaction = db.begin().await.map_err(ControlError::database(failed))?;
-            let found = sqlx::query("SELECT * FROM tasks WHERE registry = $1 AND name_key = $2")
-                .bind(&registry)
-                .bind(&name_key)
-                .fetch_optional(&mut *transaction)
-                .await
-                .map_err(ControlError::database(failed))?;
-            let task = found.and_then(|row| self.tasks.task_of(&row).ok());
+            let task = self.read(&mut transaction, &registry, &name_key).await?;
+            let task = task.ok().flatten();
             let timer = task.as_ref().and_then(|task| timer(&task.definition, &name));
             let next = timer.and_then(|timer| timer.schedule.next_after(now));
             if let Some(next) = next.filter(|next| due - next > ASTRAY) {
@@ -146,19 +141,8 @@ impl Triggers {
         now: Millis,
     ) -> Result<Looked> {
         let (due, registry, name_key, name) = key(row)?;
-        let found = sqlx::query("SELECT * FROM tasks WHERE registry = $1 AND name_key = $2")
-            .bind(&registry)
-            .bind(&name_key)
-            .fetch_optional(&mut *connection)
-            .await
-            .map_err(ControlError::database("read a task"))?;
-        let task = match found.map(|row| self.tasks.task_of(&row)).transpose() {
-            Ok(task) => task,
-            // It keeps no other from its runs.
-            Err(error) => {
-                tracing::error!(%error, %registry, task = %name_key, "a task cannot be read");
-                return Ok(Looked::Waits);
-            }
+        let Ok(task) = self.read(connection, &registry, &name_key).await? else {
+            return Ok(Looked::Waits);
         };
         let timer = task.as_ref().and_then(|task| timer(&task.definition, &name));
         let (Some(task), Some(timer)) = (&task, timer) else {
