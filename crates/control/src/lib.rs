@@ -70,7 +70,7 @@ pub use retention::OutputRetention;
 pub use run::{
     BuildArgument, BuildOptions, BuildRequest, BuildSecret, CacheExport, Commit, ContextSource,
     LogArtifact, NamedContext, OutputImage, RemoteSource, Run, RunId, RunKind, RunStatus,
-    UnknownKind, UnknownStatus,
+    UnknownKind, UnknownStatus, attempt_of_user, run_user,
 };
 pub use runs::{RunFilter, RunSettings, Runs, Swept, TimeRange};
 pub use sealing::SecretKeys;
@@ -84,6 +84,6 @@ pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};
 pub use tasks::Tasks;
 pub use triggers::{
     BadSchedule, BaseImageTrigger, Decision, Fired, LedgerEntry, LedgerFilter, Link, MovedBase,
-    OwnRegistry, RunCause, Schedule, TaskBase, TaskTriggers, TimerTrigger, TriggerKind, Triggers,
+    OwnRegistry, RunCause, Schedule, TaskTriggers, TimerTrigger, TriggerKind, Triggers,
 };
 pub use waiting::{WaitReason, Waiting};

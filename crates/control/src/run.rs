@@ -76,6 +76,19 @@ impl TryFrom<String> for RunId {
     }
 }
 
+/// The user that an attempt is for its registry.
+pub fn run_user(registry: &RegistryName, run: RunId, epoch: i64) -> String {
+    format!("run/{registry}/{run}/{epoch}")
+}
+
+/// The attempt that a user is, if it is one.
+pub fn attempt_of_user(user: &str) -> Option<(RegistryName, RunId, i64)> {
+    let mut parts = user.strip_prefix("run/")?.split('/');
+    let (registry, run, epoch) = (parts.next()?, parts.next()?, parts.next()?);
+    let attempt = (registry.parse().ok()?, run.parse().ok()?, epoch.parse().ok()?);
+    parts.next().is_none().then_some(attempt)
+}
+
 /// A text that no run has as its id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not the id of a run")]

@@ -232,6 +232,9 @@ impl Tasks {
         .fetch_all(self.runs.shared.db.reads())
         .await
         .map_err(ControlError::database(failed))?;
+        if rows.is_empty() {
+            return Ok(());
+        }
         let mut transaction =
             self.runs.shared.db.begin().await.map_err(ControlError::database(failed))?;
         for (registry, name_key, dependencies) in rows {

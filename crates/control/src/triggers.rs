@@ -19,7 +19,8 @@ use sqlx::SqliteConnection;
 use store::Millis;
 use tokio::sync::Notify;
 
-pub use bases::{OwnRegistry, TaskBase};
+pub use bases::OwnRegistry;
+pub(crate) use bases::learn_within;
 pub use cause::{Link, MovedBase, RunCause};
 pub use ledger::{Decision, LedgerEntry, LedgerFilter, TriggerKind};
 pub use schedule::{BadSchedule, Schedule};
@@ -190,5 +191,3 @@ pub(crate) async fn forget_within(
     timers::forget_within(connection, registry, name_key).await?;
     bases::forget_within(connection, registry, name_key).await
 }
-
-pub(crate) use bases::learn_within;

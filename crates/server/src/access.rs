@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use control::{Area, ControlError, Identity, Operation, Rights, RunId};
+use control::{Area, ControlError, Identity, Operation, Rights, RunId, attempt_of_user};
 use http::{HeaderMap, StatusCode};
 use oci::{RegistryName, RepositoryName};
 use registry::{
@@ -16,7 +16,7 @@ use registry::{
 use crate::audit::{Act, Auditor, Route};
 use crate::error::ApiError;
 use crate::from_api::cut;
-use crate::keys::{ADMIN, Keys, Presented, attempt_of_user};
+use crate::keys::{ADMIN, Keys, Presented};
 use crate::rates::Rates;
 use crate::run_rights::RunAccess;
 use crate::sign_in::Sessions;
@@ -630,7 +630,7 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let (access, attempt) = claimed(data.path()).await;
         let registry = RegistryName::default();
-        let user = crate::keys::run_user(&registry, attempt.run.id, attempt.epoch);
+        let user = control::run_user(&registry, attempt.run.id, attempt.epoch);
         let context = RequestContext {
             peer: Peer::Unknown,
             host: "localhost",
@@ -652,7 +652,7 @@ mod tests {
         assert_eq!(permitted(&registry).await, all);
         assert_eq!(permitted(&"other".parse().unwrap()).await, Actions::NONE);
         // Nobody else is it, nor is it anybody else.
-        let next = crate::keys::run_user(&registry, attempt.run.id, attempt.epoch + 1);
+        let next = control::run_user(&registry, attempt.run.id, attempt.epoch + 1);
         for (user, password) in [
             (&*next, password.clone()),
             (&*user, access.keys.attempt_token(&user)),

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use builder::{BaseImages, CatalogImages, Layers, OwnNames, RemoteImages, Secret, SshAgents};
 use container::Network;
 use control::{
-    Attempt, BuildRequest, Clock, Commit, End, Executor, LoginText, Outcome, OutputImage,
+    Attempt, BuildRequest, Clock, Commit, End, Executor, LoginText, Outcome, OutputImage, run_user,
 };
 use dockerfile::ContextAddress;
 use engine::{
@@ -29,7 +29,7 @@ use task::Seed;
 use crate::agents::Agents;
 use crate::egress;
 use crate::identity::{Endpoint, OwnTokens, TaskIdentities, TokenWanted};
-use crate::keys::{Keys, run_user};
+use crate::keys::Keys;
 use crate::machine::{Machine, Place};
 use crate::run_rights;
 use crate::secrets::{OwnSecrets, Providers};

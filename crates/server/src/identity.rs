@@ -16,7 +16,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use container::LocalServer;
-use control::{AuditEntry, ChosenIdentity, Clock, Run, RunLog};
+use control::{AuditEntry, ChosenIdentity, Clock, Run, RunLog, run_user};
 use engine::{Identities, SecretError};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -26,7 +26,6 @@ use uuid::Uuid;
 
 use crate::audit::Auditor;
 use crate::issuer::{Issuer, RunIdentity};
-use crate::keys::run_user;
 use crate::listen::{self, ConnectionSettings, Ends, Listener};
 use crate::run_rights::RunAccess;
 

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use control::{Pool, Run, RunId, SecretKeys};
+use control::{Pool, Run, SecretKeys};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use oci::{Digest, RegistryName};
+use oci::Digest;
 use registry::same_secret;
 use ring::rand::SecureRandom;
 use task::Seed;
@@ -161,7 +161,7 @@ impl Keys {
         self.is_signed(&format!("agent of {user}"), token)
     }
 
-    /// The password of an attempt for its own registry; the user is [`run_user`].
+    /// The password of an attempt for its own registry; the user is [`control::run_user`].
     pub(crate) fn run_password(&self, user: &str) -> String {
         self.signed(&format!("password of {user}"))
     }
@@ -237,19 +237,6 @@ fn key_of_line(line: &str) -> Option<[u8; 32]> {
         *byte = u8::from_str_radix(&line[2 * at..2 * at + 2], 16).ok()?;
     }
     Some(key)
-}
-
-/// The user that an attempt is for its registry.
-pub(crate) fn run_user(registry: &RegistryName, run: RunId, epoch: i64) -> String {
-    format!("run/{registry}/{run}/{epoch}")
-}
-
-/// The attempt that a user is, if it is one.
-pub(crate) fn attempt_of_user(user: &str) -> Option<(RegistryName, RunId, i64)> {
-    let mut parts = user.strip_prefix("run/")?.split('/');
-    let (registry, run, epoch) = (parts.next()?, parts.next()?, parts.next()?);
-    let attempt = (registry.parse().ok()?, run.parse().ok()?, epoch.parse().ok()?);
-    parts.next().is_none().then_some(attempt)
 }
 
 fn pool_secret(pool: &Pool) -> String {
@@ -361,6 +348,9 @@ pub(crate) fn replace(file: &Path, secret: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use control::run_user;
+    use oci::RegistryName;
+
     use super::*;
 
     fn header(value: &str) -> HeaderMap {

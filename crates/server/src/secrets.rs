@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use control::{AuditEntry, Run, RunLog, SecretName, Secrets};
+use control::{AuditEntry, Run, RunLog, SecretName, Secrets, run_user};
 use engine::{SecretError, SecretSource};
 use oci::RegistryName;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -18,7 +18,6 @@ use task::{Secret, SecretAddress, SecretText};
 
 use crate::audit::Auditor;
 use crate::issuer::Issuer;
-use crate::keys::run_user;
 use crate::settings::{self, Settings};
 use vaults::Vaults;
 

@@ -23,7 +23,7 @@ use super::{
     why_not,
 };
 use crate::table::{column, from_json, parsed, to_json};
-use crate::{ControlError, Result, RunId, StoredTask, TaskName};
+use crate::{ControlError, Result, RunId, StoredTask, TaskName, attempt_of_user};
 
 pub(super) const SCHEMA: &[&str] = &[
     // What the last successful run of a task was made of.
@@ -48,7 +48,6 @@ pub(super) const SCHEMA: &[&str] = &[
         host TEXT NOT NULL,
         repository TEXT NOT NULL,
         tag TEXT NOT NULL,
-        moved_in TEXT NOT NULL,
         digest TEXT NOT NULL,
         members TEXT NOT NULL,
         moved_by TEXT,
@@ -85,16 +84,6 @@ const UNWRITTEN_MAX: i64 = 500;
 /// Which registry of the server a host is.
 pub type OwnRegistry<'a> = &'a (dyn Fn(&str) -> Option<RegistryName> + Send + Sync);
 
-/// An image that a task was built on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TaskBase {
-    pub reference: String,
-    /// The image stands on it; else it only helped.
-    pub is_runtime: bool,
-    /// What the reference meant.
-    pub digest: Digest,
-}
-
 /// A base of a task as its row has it.
 struct Base {
     is_runtime: bool,
@@ -108,7 +97,6 @@ struct Move {
     host: String,
     repository: RepositoryName,
     tag: String,
-    moved_in: RegistryName,
     digest: Digest,
     members: Vec<Digest>,
     moved_by: Option<RunId>,
@@ -135,28 +123,6 @@ struct Report {
 }
 
 impl Triggers {
-    /// The images that a task was built on.
-    pub async fn bases_of(&self, task: &StoredTask) -> Result<Vec<TaskBase>> {
-        let rows = sqlx::query(
-            "SELECT * FROM trigger_bases WHERE registry = $1 AND name_key = $2
-             ORDER BY is_runtime DESC, host, repository, tag",
-        )
-        .bind(task.registry.as_str())
-        .bind(task.name.key())
-        .fetch_all(self.tasks.runs.shared.db.reads())
-        .await
-        .map_err(ControlError::database("list the bases of a task"))?;
-        let base = |row: &SqliteRow| {
-            let text = |name| column::<String>(row, name);
-            Ok(TaskBase {
-                reference: format!("{}/{}:{}", text("host")?, text("repository")?, text("tag")?),
-                is_runtime: column(row, "is_runtime")?,
-                digest: parsed(&text("digest")?)?,
-            })
-        };
-        rows.iter().map(base).collect()
-    }
-
     /// Follows the journal of tags to its end, and queues a run for each task whose base has moved.
     pub async fn fire_bases(&self, own: OwnRegistry<'_>) -> Result<Fired> {
         if let Some(catalog) = self.tasks.runs.shared.catalog.clone() {
@@ -351,7 +317,7 @@ impl Triggers {
         let (mut images, mut chain, mut depth) = (Vec::new(), Vec::new(), 0);
         for moved in &moves {
             let base = base_of(connection, registry, name_key, moved).await?;
-            let (by, by_depth) = self.chain_of(connection, moved).await?;
+            let (by, by_depth) = chain_of(connection, &task.registry, moved).await?;
             match undisturbed(&task, &trigger, base.as_ref(), moved, (&by, by_depth), now) {
                 Some((decision, reason)) => {
                     let line = line(&task, &trigger, moved, decision, Some(reason), None);
@@ -500,39 +466,39 @@ impl Triggers {
         }
         Ok(None)
     }
-
-    /// The runs that a move follows from, of one task each: that which made it, and those before.
-    /// And how many of them followed from each other.
-    async fn chain_of(
-        &self,
-        connection: &mut SqliteConnection,
-        moved: &Move,
-    ) -> Result<(Vec<Link>, usize)> {
-        let Some(run) = moved.moved_by else { return Ok((Vec::new(), 0)) };
-        let row = sqlx::query(
-            "SELECT task, cause FROM runs WHERE registry = $1 AND number = $2 AND task IS NOT NULL",
-        )
-        .bind(moved.moved_in.as_str())
-        .bind(run.number())
-        .fetch_optional(connection)
-        .await
-        .map_err(ControlError::database("find what a move follows from"))?;
-        let Some(row) = row else { return Ok((Vec::new(), 0)) };
-        let cause: Option<&str> = column(&row, "cause")?;
-        let (chain, depth) = match cause.map(from_json).transpose()? {
-            Some(RunCause::BaseImages { chain, depth, .. }) => (chain, depth),
-            Some(RunCause::Timer { .. }) | None => (Vec::new(), 0),
-        };
-        let task: TaskName = parsed(column(&row, "task")?)?;
-        let last = Link { registry: moved.moved_in.clone(), task, run };
-        Ok((united(&chain, &[last]), depth + 1))
-    }
 }
 
 enum Answer {
     Queued(Queued),
     Waits,
     Nothing,
+}
+
+/// The runs that a move follows from, of one task each: that which made it, and those before.
+/// And how many of them followed from each other.
+async fn chain_of(
+    connection: &mut SqliteConnection,
+    registry: &RegistryName,
+    moved: &Move,
+) -> Result<(Vec<Link>, usize)> {
+    let Some(run) = moved.moved_by else { return Ok((Vec::new(), 0)) };
+    let row = sqlx::query(
+        "SELECT task, cause FROM runs WHERE registry = $1 AND number = $2 AND task IS NOT NULL",
+    )
+    .bind(registry.as_str())
+    .bind(run.number())
+    .fetch_optional(connection)
+    .await
+    .map_err(ControlError::database("find what a move follows from"))?;
+    let Some(row) = row else { return Ok((Vec::new(), 0)) };
+    let cause: Option<&str> = column(&row, "cause")?;
+    let (chain, depth) = match cause.map(from_json).transpose()? {
+        Some(RunCause::BaseImages { chain, depth, .. }) => (chain, depth),
+        Some(RunCause::Timer { .. }) | None => (Vec::new(), 0),
+    };
+    let task: TaskName = parsed(column(&row, "task")?)?;
+    let last = Link { registry: registry.clone(), task, run };
+    Ok((united(&chain, &[last]), depth + 1))
 }
 
 /// Why a move starts nothing, if it does not.
@@ -612,12 +578,11 @@ async fn members(catalog: &Catalog, moved: &TagMove) -> Result<Vec<Digest>> {
 /// The run that has moved a tag.
 fn moved_by(moved: &TagMove) -> Option<RunId> {
     match &moved.cause {
-        Cause::Build { run } | Cause::Purge { run: Some(run), .. } => run.parse().ok(),
+        Cause::Build { run } => run.parse().ok(),
         // Its steps push as it does, with the name of one of its attempts.
         Cause::Push { principal } => {
-            let mut parts = principal.strip_prefix("run/")?.split('/');
-            let (registry, run) = (parts.next()?, parts.next()?);
-            (registry == moved.registry.as_str()).then(|| run.parse().ok()).flatten()
+            let (registry, run, _) = attempt_of_user(principal)?;
+            (registry == moved.registry).then_some(run)
         }
         _ => None,
     }
@@ -631,19 +596,18 @@ async fn write_move(
     members: &[Digest],
 ) -> Result<()> {
     sqlx::query(
-        "INSERT INTO trigger_moves (registry, name_key, host, repository, tag, moved_in, digest,
-            members, moved_by, at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+        "INSERT INTO trigger_moves (registry, name_key, host, repository, tag, digest, members,
+            moved_by, at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
          ON CONFLICT (registry, name_key, host, repository, tag) DO UPDATE
-         SET moved_in = excluded.moved_in, digest = excluded.digest, members = excluded.members,
-            moved_by = excluded.moved_by, at = excluded.at",
+         SET digest = excluded.digest, members = excluded.members, moved_by = excluded.moved_by,
+            at = excluded.at",
     )
     .bind(registry)
     .bind(name_key)
     .bind(host)
     .bind(moved.repository.as_str())
     .bind(moved.tag.as_str())
-    .bind(moved.registry.as_str())
     .bind(moved.new.as_ref().map(Digest::as_str))
     .bind(to_json(&members)?)
     .bind(moved_by(moved).map(|run| run.to_string()))
@@ -674,7 +638,6 @@ async fn moves_of(
             host: column(row, "host")?,
             repository: parsed(column(row, "repository")?)?,
             tag: column(row, "tag")?,
-            moved_in: parsed(column(row, "moved_in")?)?,
             digest: parsed(column(row, "digest")?)?,
             members: from_json(column(row, "members")?)?,
             moved_by: moved_by.map(parsed).transpose()?,
@@ -759,7 +722,8 @@ pub(crate) async fn learn_within(
         .execute(&mut *connection)
         .await
         .map_err(ControlError::database(failed))?;
-    for ((host, repository, tag), base) in bases(report).into_iter().take(BASES_MAX) {
+    let bases = bases(report);
+    for ((host, repository, tag), base) in bases.iter().take(BASES_MAX) {
         sqlx::query(
             "INSERT INTO trigger_bases (registry, name_key, host, repository, tag, is_runtime,
                 digest, manifests)
@@ -776,6 +740,9 @@ pub(crate) async fn learn_within(
         .execute(&mut *connection)
         .await
         .map_err(ControlError::database(failed))?;
+    }
+    if bases.is_empty() {
+        return Ok(());
     }
     let statement = sqlx::query(
         "INSERT INTO trigger_learned (registry, name_key) VALUES ($1, $2) ON CONFLICT DO NOTHING",

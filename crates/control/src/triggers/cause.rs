@@ -11,7 +11,6 @@ use crate::{RunId, TaskName};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase")]
 pub enum RunCause {
-    #[serde(rename_all = "camelCase")]
     Timer {
         name: String,
         /// The time of the schedule, whenever the run was queued.

@@ -14,17 +14,16 @@ const NAME_MAX: usize = 64;
 
 pub(super) fn triggers(given: Option<api::TaskTriggers>) -> Result<TaskTriggers, ApiError> {
     let given = given.unwrap_or_default();
-    let refuse = |message: &str, member: &str| Err(ApiError::invalid(message).at(member));
     if given.source_triggers.is_some_and(|sources| !sources.is_empty()) {
-        return refuse("source triggers are not supported yet", "trigger.sourceTriggers");
+        let message = "source triggers are not supported yet";
+        return Err(ApiError::invalid(message).at("trigger.sourceTriggers"));
     }
     let base_image = given.base_image_trigger.map(base_image).transpose()?;
     let mut timers: Vec<TimerTrigger> = Vec::new();
     for timer in given.timer_triggers.unwrap_or_default() {
         let refuse = |message: String| Err(ApiError::invalid(message).at("trigger.timerTriggers"));
         let timer = self::timer(timer)?;
-        let is_other = |other: &&TimerTrigger| other.name.eq_ignore_ascii_case(&timer.name);
-        if timers.iter().any(|other| is_other(&other)) {
+        if timers.iter().any(|other| other.name.eq_ignore_ascii_case(&timer.name)) {
             return refuse(format!("timer `{}` is there twice", timer.name));
         }
         if let Some(other) = timers.iter().find(|other| other.schedule == timer.schedule) {

@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use container::Stream as OutputStream;
-use control::{AgentClaim, Attempt, Event, EventKind, Pool, Sent, WARM_WAIT};
+use control::{AgentClaim, Attempt, Event, EventKind, Pool, Sent, WARM_WAIT, run_user};
 use engine::{
     AcrCommand, AcrError, Housekeeper, Lines, LocalHousekeeper, PublishError, Release, SecretError,
 };
@@ -34,7 +34,6 @@ use crate::error::ApiError;
 use crate::executor::AttemptLease;
 use crate::from_api::{self, cut};
 use crate::identity::TokenWanted;
-use crate::keys::run_user;
 use crate::presence::Seen;
 use crate::state::Shared;
 
