@@ -23,6 +23,19 @@ need_packages() {
     fail "could not install: ${missing[*]}"
 }
 
+# need_github_examples: GitHub's own examples of webhooks, as its package of them has them; they are no part of
+# this repository.
+need_github_examples() {
+  export REFIT_GITHUB_EXAMPLES=${REFIT_GITHUB_EXAMPLES:-$PWD/target/github-examples/package}
+  [ -e "$REFIT_GITHUB_EXAMPLES/api.github.com/index.json" ] && return
+  command -v npm >/dev/null || need_packages npm
+  local folder=$PWD/target/github-examples
+  mkdir -p "$folder"
+  say "fetching GitHub's examples of webhooks"
+  (cd "$folder" && npm pack --silent @octokit/webhooks-examples@7.6.1 >/dev/null && tar -xzf octokit-*.tgz) ||
+    fail "the npm registry does not answer; it is needed once, for @octokit/webhooks-examples"
+}
+
 # need_docker: docker's client and daemon. The daemon is not started as a service: the tests run
 # their own, and a service would change the machine's firewall.
 need_docker() {

@@ -83,7 +83,8 @@ pub use task::{
 pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};
 pub use tasks::Tasks;
 pub use triggers::{
-    BadSchedule, BaseImageTrigger, Decision, Fired, LedgerEntry, LedgerFilter, Link, MovedBase,
-    OwnRegistry, RunCause, Schedule, TaskTriggers, TimerTrigger, TriggerKind, Triggers,
+    BadDelivery, BadSchedule, BaseImageTrigger, Decision, Fired, LedgerEntry, LedgerFilter, Link,
+    MovedBase, OwnRegistry, PullRequest, RunCause, Schedule, SourceDelivery, SourceEvent,
+    SourceHost, TaskTriggers, TimerTrigger, TriggerKind, Triggers,
 };
 pub use waiting::{WaitReason, Waiting};

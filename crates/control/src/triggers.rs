@@ -6,6 +6,7 @@
 
 mod bases;
 mod cause;
+mod deliveries;
 mod ledger;
 mod schedule;
 mod timers;
@@ -22,6 +23,7 @@ use tokio::sync::Notify;
 pub use bases::OwnRegistry;
 pub(crate) use bases::learn_within;
 pub use cause::{Link, MovedBase, RunCause};
+pub use deliveries::{BadDelivery, PullRequest, SourceDelivery, SourceEvent, SourceHost};
 pub use ledger::{Decision, LedgerEntry, LedgerFilter, TriggerKind};
 pub use schedule::{BadSchedule, Schedule};
 
