@@ -4,7 +4,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{BuildOptions, ImageUpdateCause, TaskRunRequest, TimerCause};
+use crate::{BuildOptions, ImageUpdateCause, SourceTriggerCause, TaskRunRequest, TimerCause};
 
 pub(crate) fn yes() -> bool {
     true
@@ -366,7 +366,7 @@ pub struct Waiting {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RunCause {
     /// `Manual`: somebody asked for it. `Timer`: see `timerTrigger`. `Image Update`: see
-    /// `imageUpdateTrigger`.
+    /// `imageUpdateTrigger`. `Commit` and `Pull Request`: see `sourceTrigger`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Who did, as the server knows them.
@@ -404,6 +404,9 @@ pub struct RunProperties {
     /// The images that started it, if some did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_update_trigger: Option<ImageUpdateCause>,
+    /// The commit or the pull request that started it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_trigger: Option<SourceTriggerCause>,
     /// The timer that started it, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timer_trigger: Option<TimerCause>,

@@ -1,20 +1,21 @@
 //! What starts runs of tasks, and what became of it.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::ImageDescriptor;
 
-/// What starts runs of a task without anybody asking. A `PATCH` merges timers by name, and removes none.
+/// What starts runs of a task without anybody asking. A `PATCH` merges timers and source triggers by name,
+/// and removes none.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskTriggers {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timer_triggers: Option<Vec<TimerTrigger>>,
-    /// Not there yet: refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Vec<Object>>)]
-    pub source_triggers: Option<Vec<serde_json::Value>>,
+    pub source_triggers: Option<Vec<SourceTrigger>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_image_trigger: Option<BaseImageTrigger>,
 }
@@ -59,6 +60,153 @@ pub struct CauseLink {
     pub registry: String,
     pub task: String,
     pub run_id: String,
+}
+
+/// Starts a run when the repository of the task's context has other commits.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceTrigger {
+    pub name: String,
+    /// `Enabled` or `Disabled`; enabled if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// `commit`, `pullrequest` or both.
+    #[serde(default)]
+    pub source_trigger_events: Vec<String>,
+    #[serde(default)]
+    pub source_repository: SourceRepository,
+    /// Ours: what deliveries of the host prove themselves with, 16 to 256 bytes. `generateSecret` makes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(write_only)]
+    pub webhook_secret: Option<String>,
+    /// Ours, read-only: where the host sends its deliveries to, below the address of this server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
+    pub webhook_path: Option<String>,
+    /// Ours, read-only: whether deliveries can prove themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
+    pub has_webhook_secret: Option<bool>,
+    /// Ours: seconds between two looks at the branch, 30 to 86400; 0: the host is never asked. As the server
+    /// does if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub poll_seconds: Option<u32>,
+}
+
+impl fmt::Debug for SourceTrigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceTrigger").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The repository of a source trigger.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceRepository {
+    /// `Github`, `VisualStudioTeamService`, or of ours `GitLab`, `Gitea`, `Bitbucket`, `Generic`; generic if
+    /// absent. It is for people: a delivery says itself whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_control_type: Option<String>,
+    /// That of the task's context, which it is if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository_url: Option<String>,
+    /// That of the context if absent, which may be the repository's default one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_control_auth_properties: Option<SourceControlAuth>,
+}
+
+/// A token for a host.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceControlAuth {
+    /// `PAT` or `OAuth`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_type: Option<String>,
+    /// The stored one if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(write_only)]
+    pub token: Option<String>,
+    /// Refused: tokens are not renewed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(write_only)]
+    pub refresh_token: Option<String>,
+    /// Not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
+    /// Not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in: Option<u64>,
+}
+
+impl fmt::Debug for SourceControlAuth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceControlAuth").finish_non_exhaustive()
+    }
+}
+
+/// The commit or the pull request that started a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceTriggerCause {
+    pub id: String,
+    /// `commit` or `pullrequest`.
+    pub event_type: String,
+    /// Of a pull request as the host told it.
+    pub commit_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_request_id: Option<String>,
+    pub repository_url: String,
+    /// The branch that is followed.
+    pub branch_name: String,
+    /// Who told it; absent if the repository was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_type: Option<String>,
+    /// Ours: name of the trigger.
+    pub source_trigger_name: String,
+}
+
+/// Which source trigger is to have a new secret.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GenerateWebhookSecretRequest {
+    /// The only one if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_trigger_name: Option<String>,
+}
+
+/// A new secret of a source trigger, and where it belongs.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WebhookSecret {
+    /// Where the host sends its deliveries to, below the address of this server.
+    pub webhook_path: String,
+    /// The whole address, if the server knows its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook_url: Option<String>,
+    /// Shown this once.
+    pub secret: String,
+}
+
+impl fmt::Debug for WebhookSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebhookSecret")
+            .field("webhook_path", &self.webhook_path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What became of a delivery.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryAnswer {
+    /// As in the ledger: `Fired`, `Skipped` or `Waits`.
+    pub decision: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<String>,
 }
 
 /// Starts a run at each time of a schedule.
@@ -111,7 +259,7 @@ pub struct TriggerEvent {
     pub first_time: Option<String>,
     pub count: u64,
     pub task: String,
-    /// `Timer` or `BaseImage`.
+    /// `Timer`, `BaseImage` or `Source`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Name of the trigger.

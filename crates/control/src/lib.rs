@@ -83,8 +83,9 @@ pub use task::{
 pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};
 pub use tasks::Tasks;
 pub use triggers::{
-    BadDelivery, BadSchedule, BaseImageTrigger, Decision, Fired, LedgerEntry, LedgerFilter, Link,
-    MovedBase, OwnRegistry, PullRequest, RunCause, Schedule, SourceDelivery, SourceEvent,
-    SourceHost, TaskTriggers, TimerTrigger, TriggerKind, Triggers,
+    BadDelivery, BadSchedule, BaseImageTrigger, Decision, Delivered, Fired, Head, LedgerEntry,
+    LedgerFilter, Link, MovedBase, OwnRegistry, Poll, PullRequest, RunCause, Schedule, SourceCause,
+    SourceControl, SourceDelivery, SourceEvent, SourceHost, SourceTrigger, TaskTriggers,
+    TimerTrigger, TokenType, TriggerKind, Triggers,
 };
 pub use waiting::{WaitReason, Waiting};

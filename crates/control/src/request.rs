@@ -348,6 +348,7 @@ mod tests {
                 address: "https://token@h/r.git".into(),
                 shown: "https://***@h/r.git".into(),
                 secrets: vec!["token".into()],
+                branch: None,
             })),
             timeout: Duration::from_secs(600),
             platform: Platform::new("linux", "arm64", None),

@@ -373,6 +373,9 @@ pub struct RemoteSource {
     /// The parts that must not be seen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
+    /// Of a repository the branch that the commit is of which the address names, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
 }
 
 impl RemoteSource {
@@ -638,6 +641,7 @@ mod tests {
             address: "https://token@h/r.git".into(),
             shown: "https://***@h/r.git".into(),
             secrets: vec!["token".into()],
+            branch: None,
         });
         let text = serde_json::to_string(&remote).unwrap();
         assert_eq!(serde_json::from_str::<ContextSource>(&text).unwrap(), remote);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use oci::{Compression, Digest, Platform, RegistryName};
 use serde::{Deserialize, Serialize};
 use store::Millis;
+use url::form_urlencoded;
 use uuid::Uuid;
 
 use crate::run::{BuildArgument, BuildOptions, BuildRequest, ContextSource, RemoteSource, RunKind};
@@ -147,11 +148,51 @@ impl TaskContext {
         place(&self.address) == place(address)
     }
 
+    /// The repository or archive, whatever part of it is meant.
+    pub fn place(&self) -> &str {
+        place(&self.address)
+    }
+
+    /// The branch, tag or commit of a repository that is meant; nothing where it is the server's to say.
+    pub fn reference(&self) -> Option<String> {
+        let (before, fragment) = self.address.split_once('#').unwrap_or((&self.address, ""));
+        let named = fragment.split(':').next().filter(|name| !name.is_empty());
+        named.map(str::to_owned).or_else(|| {
+            let mut query = query_of(before);
+            query.find(|(key, _)| is_reference(key)).map(|(_, value)| value.into_owned())
+        })
+    }
+
+    /// The same folder of a repository as of another commit, branch or tag.
+    pub fn at(&self, reference: &str) -> Self {
+        let (before, fragment) = self.address.split_once('#').unwrap_or((&self.address, ""));
+        let folder = fragment.split_once(':').map_or("", |(_, folder)| folder);
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        let rest = query_of(before).filter(|(key, _)| !is_reference(key) && !is_commit(key));
+        query.extend_pairs(rest);
+        let mut address = place(before).to_owned();
+        match &*query.finish() {
+            "" => (),
+            query => address.push_str(&format!("?{query}")),
+        }
+        address.push_str(&format!("#{reference}"));
+        if !folder.is_empty() {
+            address.push_str(&format!(":{folder}"));
+        }
+        Self { address, token: self.token.clone() }
+    }
+
     /// As a run has it.
     pub fn source(&self) -> ContextSource {
+        self.source_on(None)
+    }
+
+    /// As a run has it. `branch`: of which the commit is that the address names.
+    pub fn source_on(&self, branch: Option<String>) -> ContextSource {
         let Some(token) = &self.token else {
             let (address, shown) = (self.address.clone(), self.address.clone());
-            return ContextSource::Remote(RemoteSource { address, shown, secrets: Vec::new() });
+            let secrets = Vec::new();
+            return ContextSource::Remote(RemoteSource { address, shown, secrets, branch });
         };
         let with = |credentials: &str| match self.address.split_once("://") {
             Some((scheme, rest)) => format!("{scheme}://{credentials}@{rest}"),
@@ -172,8 +213,24 @@ impl TaskContext {
         secrets.retain(|secret| !secret.is_empty());
         secrets.dedup();
         let (address, shown) = (with(token), with("***"));
-        ContextSource::Remote(RemoteSource { address, shown, secrets })
+        ContextSource::Remote(RemoteSource { address, shown, secrets, branch })
     }
+}
+
+/// The pairs of an address without a fragment.
+fn query_of(address: &str) -> form_urlencoded::Parse<'_> {
+    let query = address.split_once('?').map_or("", |(_, query)| query);
+    form_urlencoded::parse(query.as_bytes())
+}
+
+/// Whether a member of a query says which branch, tag or commit is meant.
+fn is_reference(key: &str) -> bool {
+    matches!(key, "ref" | "branch" | "tag")
+}
+
+/// Whether a member of a query says what the commit must be.
+fn is_commit(key: &str) -> bool {
+    matches!(key, "commit" | "checksum")
 }
 
 /// A shorter user name is no token.
@@ -248,6 +305,7 @@ impl TaskDefinition {
             context.token = None;
         }
         self.logins.hide();
+        self.triggers.hide();
         match &mut self.step {
             TaskStep::Docker { arguments, .. } => {
                 arguments.iter_mut().for_each(BuildArgument::hide)

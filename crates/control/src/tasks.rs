@@ -1,18 +1,16 @@
 //! The table of stored tasks.
 
-use std::sync::Arc;
-
 use oci::RegistryName;
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Sqlite, SqliteConnection};
 use store::Millis;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::runs::Shared;
 use crate::table::{column, from_json, parsed, to_json};
 use crate::{
-    ControlError, Result, Run, Runs, SecretKeys, StoredTask, TaskDefinition, TaskName,
+    ControlError, Result, Run, RunCause, Runs, SecretKeys, StoredTask, TaskDefinition, TaskName,
     TaskOverrides, table, triggers,
 };
 
@@ -39,7 +37,8 @@ const TASKS_MAX: i64 = 10_000;
 #[derive(Clone)]
 pub struct Tasks {
     pub(crate) runs: Runs,
-    pub(crate) timers_changed: Arc<Notify>,
+    /// Marked whenever a task has other triggers.
+    pub(crate) triggers_changed: watch::Sender<()>,
 }
 
 impl Tasks {
@@ -48,7 +47,7 @@ impl Tasks {
         for (owner, schema) in [("tasks", SCHEMA)].into_iter().chain(triggers::OF_TASKS) {
             runs.shared.db.migrate(owner, schema).await.map_err(ControlError::database(failed))?;
         }
-        let tasks = Self { runs, timers_changed: Arc::default() };
+        let tasks = Self { runs, triggers_changed: watch::Sender::default() };
         tasks.seal_again().await?;
         Ok(tasks)
     }
@@ -169,7 +168,7 @@ impl Tasks {
         let Some(task) = row.map(|row| self.task_of(&row)).transpose()? else { return Ok(None) };
         triggers::write_within(&mut transaction, &task, before, now).await?;
         transaction.commit().await.map_err(ControlError::database(doing))?;
-        self.timers_changed.notify_one();
+        self.triggers_changed.send_replace(());
         Ok(Some(task))
     }
 
@@ -315,7 +314,14 @@ pub(crate) async fn note_dependencies(
     let build = run.request.build();
     let compression = build.map(|build| build.options.compression).unwrap_or_default();
     let archived = run.request.archived();
-    let overrides = TaskOverrides { archived, ..TaskOverrides::default() };
+    // A commit of its branch is what the task says then; a pull request is not.
+    let context = match (&run.cause, &task.definition.context) {
+        (Some(RunCause::Source(cause)), Some(context)) if cause.pull_request.is_none() => {
+            Some(triggers::pinned(context, &cause.commit, &cause.branch))
+        }
+        _ => None,
+    };
+    let overrides = TaskOverrides { context, archived, ..TaskOverrides::default() };
     let plain = task.definition.run(name, overrides, compression);
     if plain.is_ok_and(|plain| plain.request == run.request) {
         let none = serde_json::Value::Null;

@@ -8,24 +8,31 @@ mod bases;
 mod cause;
 mod deliveries;
 mod ledger;
+mod polls;
 mod schedule;
+mod sources;
 mod timers;
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
+use std::time::Duration;
 
 use oci::{Compression, RegistryName};
 use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
 use store::Millis;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 pub use bases::OwnRegistry;
 pub(crate) use bases::learn_within;
-pub use cause::{Link, MovedBase, RunCause};
+pub use cause::{Link, MovedBase, RunCause, SourceCause};
 pub use deliveries::{BadDelivery, PullRequest, SourceDelivery, SourceEvent, SourceHost};
 pub use ledger::{Decision, LedgerEntry, LedgerFilter, TriggerKind};
+pub use polls::{Head, Poll};
 pub use schedule::{BadSchedule, Schedule};
+pub use sources::Delivered;
+pub(crate) use sources::pinned;
 
 use crate::{ControlError, Lane, Result, RunId, StoredTask, TaskDefinition, TaskOverrides, Tasks};
 
@@ -34,14 +41,102 @@ use crate::{ControlError, Lane, Result, RunId, StoredTask, TaskDefinition, TaskO
 pub struct TaskTriggers {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timers: Vec<TimerTrigger>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceTrigger>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_image: Option<BaseImageTrigger>,
 }
 
 impl TaskTriggers {
     pub fn is_empty(&self) -> bool {
-        self.timers.is_empty() && self.base_image.is_none()
+        self.timers.is_empty() && self.sources.is_empty() && self.base_image.is_none()
     }
+
+    pub fn source(&self, name: &str) -> Option<&SourceTrigger> {
+        self.sources.iter().find(|source| source.name.eq_ignore_ascii_case(name))
+    }
+
+    /// Forgets what must not be seen.
+    pub(crate) fn hide(&mut self) {
+        for source in &mut self.sources {
+            (source.token, source.secret) = (None, None);
+        }
+    }
+}
+
+/// Starts a run when the repository of the task's context has other commits.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceTrigger {
+    pub name: String,
+    pub enabled: bool,
+    /// Whether it waits for commits to the branch.
+    pub commits: bool,
+    /// Whether it waits for pull requests into the branch.
+    pub pull_requests: bool,
+    /// What whoever made it calls the host.
+    pub control_type: SourceControl,
+    /// The branch; absent: that of the context, which may be the repository's default one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    /// For the host; absent: that of the context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    #[serde(default)]
+    pub token_type: TokenType,
+    /// What deliveries prove themselves with; absent: none is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+    /// How often the host is asked for the commit of the branch, none if zero; absent: as the server does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub poll: Option<Duration>,
+}
+
+impl fmt::Debug for SourceTrigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceTrigger").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What a host is called where a trigger is made (azure-api.md section 6.1), and by us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SourceControl {
+    Github,
+    /// Azure DevOps; clients of the managed service call all so that are not GitHub.
+    VisualStudioTeamService,
+    GitLab,
+    Gitea,
+    Bitbucket,
+    Generic,
+}
+
+impl SourceControl {
+    pub const ALL: [Self; 6] = [
+        Self::Github,
+        Self::VisualStudioTeamService,
+        Self::GitLab,
+        Self::Gitea,
+        Self::Bitbucket,
+        Self::Generic,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Github => "Github",
+            Self::VisualStudioTeamService => "VisualStudioTeamService",
+            Self::GitLab => "GitLab",
+            Self::Gitea => "Gitea",
+            Self::Bitbucket => "Bitbucket",
+            Self::Generic => "Generic",
+        }
+    }
+}
+
+/// What kind of token there is for a host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TokenType {
+    #[default]
+    Pat,
+    OAuth,
 }
 
 /// Starts a run at each time of a schedule.
@@ -82,7 +177,8 @@ pub struct Triggers {
     tasks: Tasks,
     /// Of images that runs build.
     compression: Compression,
-    changed: Arc<Notify>,
+    /// How often branches are asked for that do not say it; none if zero.
+    poll: Duration,
     /// When timers were looked at last: whether the clock was set back.
     looked_at: Arc<AtomicI64>,
     /// How far the journal of tags was followed, beyond what is written down.
@@ -90,19 +186,18 @@ pub struct Triggers {
 }
 
 impl Triggers {
-    pub async fn open(tasks: Tasks, compression: Compression) -> Result<Self> {
+    pub async fn open(tasks: Tasks, compression: Compression, poll: Duration) -> Result<Self> {
         let db = &tasks.runs.shared.db;
         let failed = ControlError::database("prepare the tables of triggers");
         db.migrate("ledger", ledger::SCHEMA).await.map_err(failed)?;
         tasks.learn_again().await?;
-        let changed = Arc::clone(&tasks.timers_changed);
         let (looked_at, followed) = (Arc::new(AtomicI64::new(i64::MAX)), Arc::default());
-        Ok(Self { tasks, compression, changed, looked_at, followed })
+        Ok(Self { tasks, compression, poll, looked_at, followed })
     }
 
-    /// Waits until a task has other timers than before.
-    pub async fn changed(&self) {
-        self.changed.notified().await;
+    /// Changes whenever a task has other triggers than before.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.tasks.triggers_changed.subscribe()
     }
 
     /// A task in a transaction of the caller. One that cannot be read is told in the server's log, and keeps
@@ -140,11 +235,10 @@ impl Triggers {
         &self,
         connection: &mut SqliteConnection,
         task: &StoredTask,
-        cause: RunCause,
+        (cause, overrides): (RunCause, TaskOverrides),
         late: Option<&str>,
         now: Millis,
     ) -> Result<Queued> {
-        let overrides = TaskOverrides::default();
         let run = task.definition.run(&task.name, overrides, self.compression);
         let mut run = run.map_err(|why| ControlError::Conflict { message: why.to_string() })?;
         run.lane = Lane::Triggers;
@@ -171,8 +265,8 @@ fn why_not(error: ControlError) -> Result<(Decision, String)> {
 }
 
 /// The schemas of what is written together with tasks.
-pub(crate) const OF_TASKS: [(&str, &[&str]); 2] =
-    [("timers", timers::SCHEMA), ("bases", bases::SCHEMA)];
+pub(crate) const OF_TASKS: [(&str, &[&str]); 3] =
+    [("timers", timers::SCHEMA), ("bases", bases::SCHEMA), ("source triggers", sources::SCHEMA)];
 
 /// Brings what is written down of a task's triggers in step with its definition.
 pub(crate) async fn write_within(
@@ -181,7 +275,8 @@ pub(crate) async fn write_within(
     before: Option<&TaskDefinition>,
     now: Millis,
 ) -> Result<()> {
-    timers::write_within(connection, task, before, now).await
+    timers::write_within(connection, task, before, now).await?;
+    sources::write_within(connection, task, before, now).await
 }
 
 /// Forgets all of a task that is deleted.
@@ -191,5 +286,6 @@ pub(crate) async fn forget_within(
     name_key: &str,
 ) -> Result<()> {
     timers::forget_within(connection, registry, name_key).await?;
+    sources::forget_within(connection, registry, name_key).await?;
     bases::forget_within(connection, registry, name_key).await
 }

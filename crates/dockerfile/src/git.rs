@@ -85,6 +85,8 @@ pub struct GitAddress {
     pub folder: Option<String>,
     /// What the commit must be, or begin with.
     pub commit: Option<String>,
+    /// The branch that the commit is of, where others know it; no part of the address.
+    pub branch: Option<String>,
     /// Whether the address itself says that `.git` stays.
     pub keep_git_dir: Option<bool>,
     /// Whether other repositories that it names come along.
@@ -152,6 +154,7 @@ impl GitAddress {
             reference: Some(reference).filter(|text| !text.is_empty()).map(str::to_owned),
             folder: clean_folder(folder),
             commit: None,
+            branch: None,
             keep_git_dir: None,
             submodules: true,
         };

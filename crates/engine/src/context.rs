@@ -150,7 +150,7 @@ impl ContextLoader<'_> {
         let record = RecordedRepository {
             address: address.to_string(),
             commit: fetched.commit,
-            branch: fetched.branch,
+            branch: fetched.branch.or_else(|| address.branch.clone()),
         };
         Ok((fetched.archive, LoadedRepository { record, time: fetched.time }))
     }

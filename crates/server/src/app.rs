@@ -35,6 +35,7 @@ use crate::run_rights::RunAccess;
 use crate::secrets::Providers;
 use crate::sign_in::{Provider, Sessions};
 use crate::state::{Shared, State};
+use crate::triggers::Repositories;
 use crate::trusted::TrustedIssuers;
 use crate::{Settings, background, log_artifacts, routes, tls, triggers};
 
@@ -162,9 +163,13 @@ impl App {
         let tasks = Tasks::open(runs.clone())
             .await
             .map_err(ServeError::starting("open the table of tasks"))?;
-        let of_tasks = Triggers::open(tasks.clone(), settings.build.compression)
-            .await
-            .map_err(ServeError::starting("open the tables of triggers"))?;
+        let of_tasks = Triggers::open(
+            tasks.clone(),
+            settings.build.compression,
+            settings.triggers.poll_period,
+        )
+        .await
+        .map_err(ServeError::starting("open the tables of triggers"))?;
         let task_runs = TaskRuns::open(runs.clone())
             .await
             .map_err(ServeError::starting("open the table of task runs"))?;
@@ -275,6 +280,9 @@ impl App {
                 bytes_max: settings.limits.blob_size_max,
                 entries_max: ARCHIVE_ENTRIES_MAX,
             },
+            public_url: settings.server.public_url.clone(),
+            repositories: Repositories::open(&settings, &folder)
+                .map_err(ServeError::starting("prepare for asking git hosts"))?,
             body_stall: settings.limits.body_stall,
             metrics: crate::state::Metrics::default(),
             leaving: CancellationToken::new(),
@@ -327,6 +335,8 @@ impl App {
         if self.kind == OwnerKind::Server {
             parts.spawn(triggers::fire_timers(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::fire_bases(Arc::clone(&self.state), shutdown.clone()));
+            parts.spawn(triggers::fire_sources(Arc::clone(&self.state), shutdown.clone()));
+            parts.spawn(triggers::poll_sources(Arc::clone(&self.state), shutdown.clone()));
         }
         parts.spawn(log_artifacts::store(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::retain_outputs(Arc::clone(&self.state), shutdown.clone()));

@@ -482,7 +482,10 @@ fn context_source(source: &control::ContextSource) -> Result<ContextSource, Stri
             ContextSource::Listed { list: list.clone(), packs: packs.clone() }
         }
         control::ContextSource::Remote(remote) => match ContextAddress::of(&remote.address) {
-            ContextAddress::Git(Ok(address)) => ContextSource::Repository(address),
+            ContextAddress::Git(Ok(mut address)) => {
+                address.branch = remote.branch.clone();
+                ContextSource::Repository(address)
+            }
             ContextAddress::Archive(address) => ContextSource::Address(address),
             ContextAddress::Artifact(Ok(reference)) => ContextSource::Artifact(reference),
             _ => return Err(format!("`{}` is no source of a context", remote.shown)),

@@ -44,6 +44,7 @@ pub(crate) use stored_tasks::{
 };
 pub(crate) use task_runs::{lacks_secrets, without_secrets};
 pub(crate) use tasks::{cpu, egress, encoded_task_request, file_task_request, task_name};
+pub(crate) use triggers::{loosen_sources, source_trigger};
 
 use crate::error::ApiError;
 
@@ -159,7 +160,7 @@ impl<'a> SourceLocation<'a> {
             }
         }
         let address = location.to_owned();
-        Ok(Self::Remote(RemoteSource { address, shown, secrets }))
+        Ok(Self::Remote(RemoteSource { address, shown, secrets, branch: None }))
     }
 
     /// Where the context of a run is, if it has one.

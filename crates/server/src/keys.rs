@@ -259,7 +259,7 @@ fn ring_sha256(bytes: &[u8]) -> Box<[u8; 32]> {
 }
 
 /// 256 random bits as hexadecimal text.
-fn random_secret() -> io::Result<String> {
+pub(crate) fn random_secret() -> io::Result<String> {
     let mut bytes = [0u8; 32];
     ring::rand::SystemRandom::new()
         .fill(&mut bytes)

@@ -23,6 +23,7 @@ mod egress;
 mod error;
 mod executor;
 mod from_api;
+mod hooks;
 mod http_client;
 mod identity;
 mod issuer;
@@ -52,6 +53,6 @@ pub use remote::ssh_program;
 pub use settings::{
     BuildSettings, LimitSettings, NetworkSettings, Problem, RateSettings, RegistrySettings, Secret,
     ServerSettings, Settings, SettingsError, Sources, StoreSettings, TaskSettings, TlsSettings,
-    UpstreamSettings,
+    TriggerSettings, UpstreamSettings,
 };
 pub use store::socket_path;

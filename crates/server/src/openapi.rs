@@ -94,7 +94,11 @@ ignored, and so are unknown kinds of records.",
 struct Common;
 
 /// Collections, and what the part of a path after the name of each is.
-const PATH_PARAMETERS: [(&str, &str); 18] = [
+const PATH_PARAMETERS: [(&str, &str); 21] = [
+    ("hooks", "Name of a registry of this server"),
+    // Of the path of a delivery, where one name follows another.
+    ("{registry}", "Name of a task"),
+    ("{task}", "Name of a source trigger"),
     ("registries", "Name of a registry of this server, such as `local`"),
     ("runs", "Id of a run, such as `cf1`"),
     ("tasks", "Name of a task"),
@@ -290,6 +294,7 @@ mod tests {
             "/api/v1/signIn",
             "/api/v1/version",
             "/healthz",
+            "/hooks/{registry}/{task}/{trigger}",
             "/metrics",
             "/readyz",
         ];

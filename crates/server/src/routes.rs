@@ -9,6 +9,7 @@ mod by_rule;
 mod content;
 mod deleted;
 mod health;
+mod hooks;
 mod import;
 mod issuer;
 mod lasting;
@@ -231,6 +232,7 @@ fn of_principals<R: Described>() -> R {
         agents::attach => WRITE;
         tasks::list, tasks::show => READ;
         tasks::put, tasks::update, tasks::delete, tasks::details => WRITE;
+        hooks::generate => WRITE;
         triggers::list => READ;
         task_runs::list, task_runs::show => READ;
         task_runs::put, task_runs::update, task_runs::delete, task_runs::details => WRITE;
@@ -279,6 +281,8 @@ fn of_everybody<R: Described>() -> R {
         with_uploads;
         issuer::configuration, issuer::keys => NOTHING;
         sign_in::show, sign_in::begin => NOTHING;
+        // A delivery proves itself by the secret of its trigger.
+        hooks::deliver => NOTHING;
         openapi::show, health::version, health::alive, health::ready, health::metrics => NOTHING;
     )
 }

@@ -30,6 +30,7 @@ pub struct Settings {
     pub store: StoreSettings,
     pub build: BuildSettings,
     pub tasks: TaskSettings,
+    pub triggers: TriggerSettings,
     pub network: NetworkSettings,
     pub limits: LimitSettings,
     /// Never empty.
@@ -125,6 +126,12 @@ pub struct BuildSettings {
 pub struct TaskSettings {
     /// What stands for the tools that task files name without a registry.
     pub alias_images: AliasImages,
+}
+
+#[derive(Debug, Clone)]
+pub struct TriggerSettings {
+    /// How often repositories are asked for the commits of their branches, none if zero.
+    pub poll_period: Duration,
 }
 
 #[derive(Debug, Clone)]

@@ -27,6 +27,7 @@ use crate::presence::Presence;
 use crate::registries::{self, Registries};
 use crate::secrets::Providers;
 use crate::sign_in::Provider;
+use crate::triggers::Repositories;
 
 /// One per server.
 pub(crate) struct State {
@@ -63,6 +64,9 @@ pub(crate) struct State {
     pub(crate) scrub: Notify,
     /// How much an archive of an image may hold.
     pub(crate) archive_limits: ContextLimits,
+    /// How clients reach this server, if it is known.
+    pub(crate) public_url: Option<String>,
+    pub(crate) repositories: Repositories,
     /// A body that brings nothing for this long is given up.
     pub(crate) body_stall: Duration,
     pub(crate) metrics: Metrics,

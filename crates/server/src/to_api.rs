@@ -6,8 +6,8 @@ mod triggers;
 
 pub(crate) use access::{account, assignment, passwords, scope_map, token};
 pub(crate) use secrets::secret;
-use triggers::{cause, image_cause, timer_cause};
-pub(crate) use triggers::{trigger_event, with_next};
+use triggers::{cause, image_cause, source_cause, timer_cause};
+pub(crate) use triggers::{trigger_event, webhook_path, with_next};
 
 use base64::Engine as _;
 use control::{
@@ -51,6 +51,7 @@ pub(crate) fn run(run: &Run) -> api::Run {
             agent_configuration: agent_configuration(run.cpu, run.request.egress()),
             cause: Some(cause(run)),
             image_update_trigger: run.cause.as_ref().and_then(image_cause),
+            source_trigger: run.cause.as_ref().and_then(source_cause),
             timer_trigger: run.cause.as_ref().and_then(timer_cause),
             create_time: time(run.created_at),
             last_updated_time: time(run.updated_at),
@@ -169,7 +170,7 @@ pub(crate) fn task(task: &StoredTask) -> api::Task {
             agent_pool_name: definition.pool.as_ref().map(ToString::to_string),
             timeout: Some(u32::try_from(definition.timeout.as_secs()).unwrap_or(u32::MAX)),
             step: task_step(task),
-            trigger: triggers::of(&definition.triggers),
+            trigger: triggers::of(task),
             credentials: (!is_system).then(|| credentials(&definition.logins, false)),
             log_template: definition.log_template.clone(),
             is_system_task: is_system,

@@ -1,12 +1,20 @@
 //! Looks after triggers for as long as a server runs.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use control::{Fired, Head, Poll};
+use dockerfile::ContextAddress;
+use futures_util::StreamExt as _;
 use oci::RegistryName;
-use store::Millis;
+use remote::{DownloadSettings, Downloads, GitSource, RemoteError};
+use store::{DataDir, Millis};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use crate::machine;
+use crate::settings::Settings;
 use crate::state::Shared;
 
 /// How long nothing is looked at, though nothing is due: clocks are set.
@@ -17,7 +25,9 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Fires timers until `shutdown`. Commands that serve themselves do not: what is due then is the
 /// next server's to do.
 pub(crate) async fn fire_timers(state: Shared, shutdown: CancellationToken) {
+    let mut changes = state.triggers.changes();
     while !shutdown.is_cancelled() {
+        changes.mark_unchanged();
         let wait = match look(&state).await {
             Ok(wait) => wait,
             Err(error) => {
@@ -27,7 +37,7 @@ pub(crate) async fn fire_timers(state: Shared, shutdown: CancellationToken) {
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => (),
-            () = state.triggers.changed() => (),
+            _ = changes.changed() => (),
             () = shutdown.cancelled() => return,
         }
     }
@@ -62,6 +72,124 @@ pub(crate) async fn fire_bases(state: Shared, shutdown: CancellationToken) {
             _ = ended.changed() => (),
             () = shutdown.cancelled() => return,
         }
+    }
+}
+
+/// Decides on commits that had to wait, until `shutdown`.
+pub(crate) async fn fire_sources(state: Shared, shutdown: CancellationToken) {
+    let mut ended = state.runs.ends();
+    while !shutdown.is_cancelled() {
+        ended.mark_unchanged();
+        let wait = match state.triggers.fire_sources().await {
+            Ok(fired) if fired.waits => RETRY,
+            Ok(_) => PERIOD,
+            Err(error) => {
+                tracing::error!(%error, "commits that wait could not be looked at");
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => (),
+            // There may be room.
+            _ = ended.changed() => (),
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Repositories that are asked at once.
+const POLLS_AT_ONCE: usize = 8;
+
+/// Asks repositories for the commits of their branches, until `shutdown`.
+pub(crate) async fn poll_sources(state: Shared, shutdown: CancellationToken) {
+    let mut changes = state.triggers.changes();
+    while !shutdown.is_cancelled() {
+        changes.mark_unchanged();
+        let wait = tokio::select! {
+            polled = poll(&state) => match polled {
+                Ok(wait) => wait,
+                Err(error) => {
+                    tracing::error!(%error, "repositories could not be asked for their branches");
+                    RETRY
+                }
+            },
+            () = shutdown.cancelled() => return,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => (),
+            _ = changes.changed() => (),
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Asks for the branches that are due, each repository once, and says when to look again.
+async fn poll(state: &Shared) -> control::Result<Duration> {
+    let mut places: BTreeMap<String, Vec<Poll>> = BTreeMap::new();
+    for poll in state.triggers.due_polls().await? {
+        places.entry(poll.source.address.clone()).or_default().push(poll);
+    }
+    let asking = places.into_iter().map(|(address, polls)| async move {
+        let answer = state.repositories.head(&address).await;
+        for poll in polls {
+            match state.triggers.polled(&poll, answer.clone()).await {
+                Ok(Fired { runs: 0, .. }) => (),
+                Ok(_) => tracing::info!(task = %poll.task, "a commit was found, and has a run"),
+                Err(error) => {
+                    tracing::error!(%error, task = %poll.task, "a branch is not compared")
+                }
+            }
+        }
+    });
+    futures_util::stream::iter(asking).for_each_concurrent(POLLS_AT_ONCE, |asked| asked).await;
+    let next = state.triggers.next_poll().await?;
+    let wait = next.map_or(PERIOD, |next| until(next, state.clock.now()));
+    Ok(wait.clamp(POLL_PAUSE, PERIOD))
+}
+
+/// Between two looks at what is due.
+const POLL_PAUSE: Duration = Duration::from_secs(1);
+
+/// Repositories of git hosts, as far as it is asked where their branches are.
+pub(crate) struct Repositories {
+    downloads: Downloads,
+    scratch: PathBuf,
+}
+
+impl Repositories {
+    pub(crate) fn open(settings: &Settings, folder: &DataDir) -> Result<Self, RemoteError> {
+        let downloads = Downloads::new(DownloadSettings {
+            reach: machine::reach(settings),
+            known_hosts: settings.build.git_known_hosts.clone(),
+            ..DownloadSettings::default()
+        })?;
+        Ok(Self { downloads, scratch: folder.path().join("workspaces") })
+    }
+
+    /// The commit of a branch, or in words for people why it is not known. The address may have secrets.
+    async fn head(&self, address: &str) -> Result<Head, String> {
+        let ContextAddress::Git(Ok(address)) = ContextAddress::of(address) else {
+            return Err("it is no git repository".to_owned());
+        };
+        let source = GitSource {
+            url: address.reveal().to_owned(),
+            reference: address.reference.clone(),
+            folder: None,
+            commit: None,
+            keep_git_dir: false,
+            submodules: false,
+            agent: None,
+        };
+        let failed = |error: &dyn std::error::Error| {
+            let causes = std::iter::successors(Some(error), |error| error.source());
+            causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+        };
+        let made = tokio::fs::create_dir_all(&self.scratch).await;
+        made.map_err(|error| failed(&error))?;
+        let scratch = self.scratch.join(format!("branch-{}", Uuid::new_v4()));
+        let head = self.downloads.resolve_git(&source, &scratch).await;
+        let head = head.map_err(|error| failed(&error))?;
+        Ok(Head { branch: head.branch().map(str::to_owned), commit: head.commit })
     }
 }
 

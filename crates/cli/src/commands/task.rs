@@ -6,6 +6,7 @@ mod details;
 mod identity;
 mod log_text;
 mod name;
+mod source;
 mod start;
 mod timer;
 
@@ -26,6 +27,7 @@ use super::quick_task::ordinal;
 use log_text::LogText;
 use name::TaskArg;
 
+pub(super) use source::line as source_line;
 pub(super) use start::run as start;
 
 #[derive(Debug, clap::Subcommand)]
@@ -43,6 +45,8 @@ pub enum Command {
     /// When a task starts by itself
     #[command(subcommand)]
     Timer(timer::Command),
+    /// Make the secret that a git host's webhook for a task needs, and tell where it belongs
+    Webhook(source::WebhookArgs),
     /// Logins of a task to other registries
     #[command(subcommand)]
     Credential(credential::Command),
@@ -148,6 +152,7 @@ pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
         Command::Delete(args) => delete(session, args).await,
         Command::Identity(command) => identity::run(session, command).await,
         Command::Timer(command) => timer::run(session, command).await,
+        Command::Webhook(args) => source::webhook(session, args).await,
         Command::Credential(command) => credential::run(session, command).await,
         Command::Run(_) => Err(Error::failed("a run needs to be interruptible")),
         Command::Logs(args) => logs(session, args).await,

@@ -3,6 +3,7 @@
 use api::{Page, Task, TaskStep, TriggerEvent};
 
 use super::Session;
+use super::task::source_line;
 use crate::error::Result;
 use crate::printer::Table;
 
@@ -154,9 +155,12 @@ fn standing(task: &Task) -> Vec<String> {
         };
         lines.push(format!("Timer `{}` ({} {zone}) {next}", timer.name, timer.schedule));
     }
+    let sources = properties.trigger.as_ref().and_then(|all| all.source_triggers.as_ref());
+    let sources = sources.into_iter().flatten();
+    lines.extend(sources.clone().map(|source| format!("Source trigger {}", source_line(source))));
     let bases = properties.trigger.as_ref().and_then(|all| all.base_image_trigger.as_ref());
     lines.extend(bases.map(|trigger| base_line(task, trigger)));
-    if timers.is_none_or(Vec::is_empty) && bases.is_none() {
+    if timers.is_none_or(Vec::is_empty) && bases.is_none() && sources.count() == 0 {
         lines.push("The task has no triggers: it runs when somebody starts it".to_owned());
     }
     lines

@@ -23,7 +23,7 @@ use super::{
     why_not,
 };
 use crate::table::{column, from_json, parsed, to_json};
-use crate::{ControlError, Result, RunId, StoredTask, TaskName, attempt_of_user};
+use crate::{ControlError, Result, RunId, StoredTask, TaskName, TaskOverrides, attempt_of_user};
 
 pub(super) const SCHEMA: &[&str] = &[
     // What the last successful run of a task was made of.
@@ -404,7 +404,8 @@ impl Triggers {
                         chain,
                         depth,
                     };
-                    match self.queue(connection, task, cause, None, now).await {
+                    let run = (cause, TaskOverrides::default());
+                    match self.queue(connection, task, run, None, now).await {
                         Ok(queued) => {
                             let run = Some(queued.run);
                             (Decision::Fired, None, run, Answer::Queued(queued))
@@ -494,7 +495,7 @@ async fn chain_of(
     let cause: Option<&str> = column(&row, "cause")?;
     let (chain, depth) = match cause.map(from_json).transpose()? {
         Some(RunCause::BaseImages { chain, depth, .. }) => (chain, depth),
-        Some(RunCause::Timer { .. }) | None => (Vec::new(), 0),
+        Some(RunCause::Timer { .. } | RunCause::Source(_)) | None => (Vec::new(), 0),
     };
     let task: TaskName = parsed(column(&row, "task")?)?;
     let last = Link { registry: registry.clone(), task, run };

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use store::Millis;
 use uuid::Uuid;
 
+use super::SourceHost;
 use crate::{RunId, TaskName};
 
 /// What has started a run (runs.md section 4).
@@ -32,6 +33,27 @@ pub enum RunCause {
         #[serde(default)]
         depth: usize,
     },
+    Source(SourceCause),
+}
+
+/// The commit or the pull request that has started a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceCause {
+    pub id: Uuid,
+    /// Of the trigger.
+    pub name: String,
+    /// Who has told it; nothing if the repository was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<SourceHost>,
+    /// Without credentials.
+    pub repository: String,
+    /// The branch that is followed.
+    pub branch: String,
+    /// Of a pull request as the host tells it: some cut it short.
+    pub commit: String,
+    /// The number of the pull request, if it is none of the branch itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_request: Option<u64>,
 }
 
 /// A base that is another image now.

@@ -43,6 +43,7 @@ const TEXT_MAX: usize = 2_000;
 pub enum TriggerKind {
     Timer,
     BaseImage,
+    Source,
 }
 
 /// What became of an event.
@@ -108,6 +109,7 @@ impl TriggerKind {
         match self {
             Self::Timer => "Timer",
             Self::BaseImage => "BaseImage",
+            Self::Source => "Source",
         }
     }
 }
@@ -133,7 +135,7 @@ impl FromStr for TriggerKind {
     type Err = Unknown;
 
     fn from_str(text: &str) -> Result<Self, Unknown> {
-        let all = [Self::Timer, Self::BaseImage];
+        let all = [Self::Timer, Self::BaseImage, Self::Source];
         let found = all.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(text));
         found.ok_or_else(|| Unknown(text.to_owned()))
     }
@@ -183,13 +185,21 @@ impl Triggers {
         rows.iter().map(entry_of).collect()
     }
 
-    /// Removes lines that are as old as runs may be.
+    /// Removes what is as old as runs may be.
     pub async fn sweep(&self) -> Result<u64> {
         let shared = &self.tasks.runs.shared;
         let keep = shared.settings.run_keep.as_millis() as u64;
         let before = shared.clock.now().saturating_sub_unsigned(keep);
+        let failed = "shorten the ledger of triggers";
+        // Whoever kept a delivery for longer than that is too late with it as well.
+        for statement in [
+            "DELETE FROM trigger_deliveries WHERE at < $1",
+            "DELETE FROM trigger_sources WHERE at < $1 AND subject LIKE 'pull request %'",
+        ] {
+            crate::table::execute(&shared.db, failed, sqlx::query(statement).bind(before)).await?;
+        }
         let statement = sqlx::query("DELETE FROM trigger_ledger WHERE at < $1").bind(before);
-        crate::table::execute(&shared.db, "shorten the ledger of triggers", statement).await
+        crate::table::execute(&shared.db, failed, statement).await
     }
 }
 

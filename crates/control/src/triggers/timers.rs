@@ -14,7 +14,7 @@ use store::Millis;
 use super::ledger::{self, Line};
 use super::{Decision, Fired, Queued, RunCause, TimerTrigger, TriggerKind, Triggers, why_not};
 use crate::table::{column, parsed};
-use crate::{ControlError, Result, StoredTask, TaskDefinition};
+use crate::{ControlError, Result, StoredTask, TaskDefinition, TaskOverrides};
 
 pub(super) const SCHEMA: &[&str] = &[
     "CREATE TABLE trigger_timers (
@@ -170,7 +170,10 @@ impl Triggers {
         };
         let queued = match task.definition.asleep(now) {
             Some(why) => Err(ControlError::Conflict { message: format!("the task {why}") }),
-            None => self.queue(connection, task, cause, line.reason.as_deref(), now).await,
+            None => {
+                let run = (cause, TaskOverrides::default());
+                self.queue(connection, task, run, line.reason.as_deref(), now).await
+            }
         };
         let looked = match queued {
             Ok(queued) => {

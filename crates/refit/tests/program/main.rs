@@ -24,6 +24,7 @@ mod doctor;
 mod explain;
 mod gc;
 mod git;
+mod hooks;
 mod identity;
 mod import;
 mod login;

@@ -57,11 +57,7 @@ fn mistakes_are_told_before_anything_is_sent() {
         .stderr_has("an image without a name cannot be pushed");
     refused(&["create", "nightly", "-c", git, "-f", "Dockerfile", "--timeout", "5"])
         .stderr_has("`--timeout 5`");
-    for flag in [
-        "--source-trigger-name=a",
-        "--update-trigger-endpoint=http://a",
-        "--update-trigger-payload-type=Token",
-    ] {
+    for flag in ["--update-trigger-endpoint=http://a", "--update-trigger-payload-type=Token"] {
         let name = flag.split('=').next().unwrap();
         refused(&["create", "nightly", "--cmd", "app", flag])
             .stderr_has(&format!("`{name}` is not supported yet"));

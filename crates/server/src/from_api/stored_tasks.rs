@@ -65,6 +65,7 @@ pub(crate) fn task_definition(
         None => return Err(ApiError::invalid("a task needs a step").at("step")),
         Some(_) => return Err(ApiError::invalid("a system task has no step").at("step")),
     };
+    let triggers = triggers(properties.trigger, context.as_ref(), known)?;
     Ok(TaskDefinition {
         enabled: status(properties.status.as_deref())?,
         platform: match &properties.platform {
@@ -87,7 +88,7 @@ pub(crate) fn task_definition(
         // Which accounts there are, whoever asks has to look up.
         identity: TaskIdentity::default(),
         egress: tasks::egress(properties.agent_configuration.as_ref())?,
-        triggers: triggers(properties.trigger)?,
+        triggers,
     })
 }
 
@@ -299,7 +300,7 @@ fn without_context(token: &Option<String>) -> Result<Option<TaskContext>, ApiErr
 }
 
 /// A token, or a user and password, as a part of an address.
-fn user_info(token: &str) -> String {
+pub(super) fn user_info(token: &str) -> String {
     let encoded = |text| utf8_percent_encode(text, TOKEN);
     match token.split_once(':') {
         Some((user, password)) => format!("{}:{}", encoded(user), encoded(password)),
@@ -742,10 +743,14 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_refused_by_name() {
-        let trigger = json!({ "sourceTriggers": [{ "name": "a" }] });
+        let endpoint = json!({ "baseImageTrigger": {
+            "name": "a", "baseImageTriggerType": "All", "updateTriggerEndpoint": "https://a",
+        } });
         check_refused(
-            with("/properties/trigger", trigger),
-            expect!["trigger.sourceTriggers: source triggers are not supported yet"],
+            with("/properties/trigger", endpoint),
+            expect![
+                "trigger.baseImageTrigger.updateTriggerEndpoint: nothing is sent to other places yet"
+            ],
         );
         check_refused(
             with("/properties/agentPoolName", json!("a pool")),

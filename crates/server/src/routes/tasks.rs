@@ -157,6 +157,7 @@ pub(crate) async fn update(
         let known = find(&state, &registry, &name).await?;
         let mut whole = serde_json::to_value(to_api::task(&known))
             .map_err(|error| ApiError::interrupted(&error))?;
+        from_api::loosen_sources(&mut whole, &known);
         from_api::merge(&mut whole, patch.clone());
         let body: api::Task = serde_json::from_value(whole)
             .map_err(|error| ApiError::invalid(format!("the change is not right: {error}")))?;

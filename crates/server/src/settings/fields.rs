@@ -221,6 +221,17 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "triggers",
+        about: "What starts runs of tasks without anybody asking.",
+        named: None,
+        fields: &[text(
+            "poll_period",
+            "5m",
+            "How often repositories are asked for the commits of their branches, for hosts that do not \
+             call; a trigger can say otherwise. `0s`: never.",
+        )],
+    },
+    Section {
         name: "network",
         about: "The network of containers.",
         named: None,

@@ -19,7 +19,8 @@ use super::fields::{FOREIGN_VARIABLES, Field, Kind, SECTIONS, Section, nearest, 
 use super::{
     BuildSettings, KubernetesSettings, LimitSettings, NetworkSettings, RateSettings,
     RegistrySettings, Secret, ServerSettings, Settings, SignInSettings, StoreSettings,
-    TaskSettings, TlsSettings, TrustedIssuerSettings, UpstreamSettings, VaultSettings, units,
+    TaskSettings, TlsSettings, TriggerSettings, TrustedIssuerSettings, UpstreamSettings,
+    VaultSettings, units,
 };
 
 /// A settings file larger than this is a mistake.
@@ -277,6 +278,8 @@ impl Layers {
             subnet: self.at("network", "").parsed("subnet", subnet, "10.213.0.0/16".into()),
         };
         let tasks = TaskSettings { alias_images: self.alias_images() };
+        let triggers =
+            TriggerSettings { poll_period: self.at("triggers", "").duration("poll_period") };
         let limits = self.limits(is_local(&server));
         let registries = self.registries(sources);
         let upstreams = self.upstreams();
@@ -290,6 +293,7 @@ impl Layers {
             store,
             build,
             tasks,
+            triggers,
             network,
             limits,
             registries,

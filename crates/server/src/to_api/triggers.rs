@@ -1,11 +1,15 @@
 //! What starts runs of tasks, and what became of it.
 
-use control::{LedgerEntry, Link, MovedBase, Run, RunCause, StoredTask, TaskTriggers};
+use control::{
+    LedgerEntry, Link, MovedBase, Run, RunCause, SourceTrigger, StoredTask, TaskName, TokenType,
+};
+use oci::RegistryName;
 use store::Millis;
 
 use super::time;
 
-pub(super) fn of(triggers: &TaskTriggers) -> Option<api::TaskTriggers> {
+pub(super) fn of(task: &StoredTask) -> Option<api::TaskTriggers> {
+    let triggers = &task.definition.triggers;
     if triggers.is_empty() {
         return None;
     }
@@ -17,6 +21,8 @@ pub(super) fn of(triggers: &TaskTriggers) -> Option<api::TaskTriggers> {
         next_occurrence: None,
     });
     let timers: Vec<_> = timers.collect();
+    let sources: Vec<_> =
+        triggers.sources.iter().map(|source| self::source(task, source)).collect();
     let base_image = triggers.base_image.as_ref().map(|base| api::BaseImageTrigger {
         name: base.name.clone(),
         base_image_trigger_type: if base.buildtime { "All" } else { "Runtime" }.into(),
@@ -26,9 +32,44 @@ pub(super) fn of(triggers: &TaskTriggers) -> Option<api::TaskTriggers> {
     });
     Some(api::TaskTriggers {
         timer_triggers: (!timers.is_empty()).then_some(timers),
-        source_triggers: None,
+        source_triggers: (!sources.is_empty()).then_some(sources),
         base_image_trigger: base_image,
     })
+}
+
+fn source(task: &StoredTask, source: &SourceTrigger) -> api::SourceTrigger {
+    let context = task.definition.context.as_ref();
+    let events = [("commit", source.commits), ("pullrequest", source.pull_requests)];
+    let events = events.into_iter().filter(|(_, is_waited_for)| *is_waited_for);
+    let kind = match source.token_type {
+        TokenType::Pat => "PAT",
+        TokenType::OAuth => "OAuth",
+    };
+    api::SourceTrigger {
+        name: source.name.clone(),
+        status: Some(word(source.enabled).into()),
+        source_trigger_events: events.map(|(event, _)| event.to_owned()).collect(),
+        source_repository: api::SourceRepository {
+            source_control_type: Some(source.control_type.as_str().into()),
+            repository_url: context.map(|context| context.address.clone()),
+            branch: context.and_then(|context| source.branch_of(context)),
+            source_control_auth_properties: source.token.is_some().then(|| {
+                api::SourceControlAuth {
+                    token_type: Some(kind.into()),
+                    ..api::SourceControlAuth::default()
+                }
+            }),
+        },
+        webhook_secret: None,
+        webhook_path: Some(webhook_path(&task.registry, &task.name, &source.name)),
+        has_webhook_secret: Some(source.secret.is_some()),
+        poll_seconds: source.poll.map(|poll| poll.as_secs() as u32),
+    }
+}
+
+/// Where the host of a source trigger sends its deliveries to.
+pub(crate) fn webhook_path(registry: &RegistryName, task: &TaskName, trigger: &str) -> String {
+    format!("/hooks/{registry}/{task}/{trigger}")
 }
 
 fn word(enabled: bool) -> &'static str {
@@ -57,6 +98,8 @@ pub(super) fn cause(run: &Run) -> api::RunCause {
         None => "Manual",
         Some(RunCause::Timer { .. }) => "Timer",
         Some(RunCause::BaseImages { .. }) => "Image Update",
+        Some(RunCause::Source(cause)) if cause.pull_request.is_some() => "Pull Request",
+        Some(RunCause::Source(_)) => "Commit",
     };
     api::RunCause { kind: kind.into(), principal: run.started_by.clone() }
 }
@@ -88,6 +131,21 @@ pub(super) fn image_cause(cause: &RunCause) -> Option<api::ImageUpdateCause> {
         timestamp: time(*at),
         images: images.iter().map(image).collect(),
         chain: chain.iter().map(link).collect(),
+    })
+}
+
+pub(super) fn source_cause(cause: &RunCause) -> Option<api::SourceTriggerCause> {
+    let RunCause::Source(cause) = cause else { return None };
+    let is_request = cause.pull_request.is_some();
+    Some(api::SourceTriggerCause {
+        id: cause.id.to_string(),
+        event_type: if is_request { "pullrequest" } else { "commit" }.into(),
+        commit_id: cause.commit.clone(),
+        pull_request_id: cause.pull_request.map(|number| number.to_string()),
+        repository_url: cause.repository.clone(),
+        branch_name: cause.branch.clone(),
+        provider_type: cause.host.map(|host| host.as_str().to_owned()),
+        source_trigger_name: cause.name.clone(),
     })
 }
 

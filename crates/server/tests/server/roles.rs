@@ -130,6 +130,7 @@ async fn the_table_of_roles_by_operation() {
     let known = [
         "checkHealth",
         "checkReadiness",
+        "deliver",
         "getDescription",
         "getIssuer",
         "getIssuerKeys",

@@ -13,6 +13,7 @@ use super::super::task_input::{
 };
 use super::identity;
 use super::name::TaskArg;
+use super::source::SourceArgs;
 use super::timer;
 use super::{print, route};
 use crate::error::{Error, Result};
@@ -111,6 +112,9 @@ struct DefinitionArgs {
     #[arg(long = "schedule", value_name = "CRON")]
     schedules: Vec<String>,
 
+    #[command(flatten)]
+    source: SourceArgs,
+
     /// Whether a run starts when an image moves that the task was built on [default of a new task: true]
     #[arg(long, value_name = "BOOL")]
     base_image_trigger_enabled: Option<bool>,
@@ -169,12 +173,6 @@ struct DefinitionArgs {
 #[derive(Debug, clap::Args)]
 struct Unsupported {
     #[arg(long, hide = true)]
-    commit_trigger_enabled: Option<bool>,
-    #[arg(long, hide = true)]
-    pull_request_trigger_enabled: Option<bool>,
-    #[arg(long, hide = true)]
-    source_trigger_name: Option<String>,
-    #[arg(long, hide = true)]
     update_trigger_endpoint: Option<String>,
     #[arg(long, hide = true)]
     update_trigger_payload_type: Option<String>,
@@ -182,11 +180,7 @@ struct Unsupported {
 
 impl Unsupported {
     fn refuse(&self) -> Result<()> {
-        let is_on = |flag: Option<bool>| flag == Some(true);
         let given = [
-            ("--commit-trigger-enabled", is_on(self.commit_trigger_enabled)),
-            ("--pull-request-trigger-enabled", is_on(self.pull_request_trigger_enabled)),
-            ("--source-trigger-name", self.source_trigger_name.is_some()),
             ("--update-trigger-endpoint", self.update_trigger_endpoint.is_some()),
             ("--update-trigger-payload-type", self.update_trigger_payload_type.is_some()),
         ];
@@ -216,6 +210,12 @@ pub(super) async fn create(session: &Session<'_>, args: SaveArgs) -> Result<()> 
     if definition.base_image_trigger_enabled != Some(false) {
         definition.add_base_trigger(&mut properties, true);
     }
+    let context = step.get("contextPath").and_then(Value::as_str).map(str::to_owned);
+    let has_token = step
+        .get("contextAccessToken")
+        .and_then(Value::as_str)
+        .is_some_and(|token| !token.is_empty());
+    definition.source.add_to_new(session, &mut properties, context.as_deref(), has_token)?;
     properties.insert("step".into(), step.into());
     let connection = session.connection()?;
     let url = route(connection, &args.task);
@@ -266,6 +266,10 @@ pub(super) async fn update(session: &Session<'_>, args: SaveArgs) -> Result<()> 
         if !is_new || definition.base_image_trigger_enabled != Some(false) {
             definition.add_base_trigger(&mut properties, is_new);
         }
+    }
+    if definition.source.is_given() {
+        let known: api::Task = connection.get(url.clone()).await?;
+        definition.source.add_change(&mut properties, &known);
     }
     if definition.changes_step() || definition.timeout.is_some() {
         let known: api::Task = connection.get(url.clone()).await?;

@@ -4,6 +4,7 @@ use api::{OutputRetention, Run, Task, TaskStep};
 use serde_json::Value;
 
 use super::super::quick_task::ordinal;
+use super::source;
 use crate::printer::Table;
 
 /// All that people ask of a run.
@@ -28,7 +29,8 @@ pub(super) fn run(run: &Run) -> Table {
             format!(" {}, due at {}", timer.timer_trigger_name, timer.schedule_occurrence)
         });
         let images = run.image_update_trigger.as_ref().map(update_line);
-        let more = by.or(timer).or(images).unwrap_or_default();
+        let source = run.source_trigger.as_ref().map(source_line);
+        let more = by.or(timer).or(images).or(source).unwrap_or_default();
         fields.add("cause", format!("{}{more}", cause.kind));
     }
     fields.add("platform", platform(&run.platform));
@@ -95,6 +97,10 @@ pub(super) fn task(task: &Task) -> Table {
     for timer in timers.into_iter().flatten() {
         fields.add("timer", timer_line(timer));
     }
+    let sources = properties.trigger.as_ref().and_then(|all| all.source_triggers.as_ref());
+    for source in sources.into_iter().flatten() {
+        fields.add("source trigger", source::line(source));
+    }
     let bases = properties.trigger.as_ref().and_then(|all| all.base_image_trigger.as_ref());
     let line = |base: &api::BaseImageTrigger| {
         let status = base.status.as_deref().unwrap_or("Enabled");
@@ -139,6 +145,17 @@ fn update_line(update: &api::ImageUpdateCause) -> String {
     let chain =
         update.chain.iter().map(|link| format!(", after run {} of {}", link.run_id, link.task));
     format!(": {}{}", images.join(", "), chain.collect::<String>())
+}
+
+/// The commit or the pull request that started a run.
+fn source_line(cause: &api::SourceTriggerCause) -> String {
+    let number = cause.pull_request_id.as_ref().map(|number| format!(" {number} into"));
+    let by = cause.provider_type.as_ref().map(|host| format!(", told by {host}"));
+    let (number, by) = (number.unwrap_or_default(), by.unwrap_or_default());
+    format!(
+        "{number} {} of {}, at {}{by}",
+        cause.branch_name, cause.repository_url, cause.commit_id
+    )
 }
 
 fn timer_line(timer: &api::TimerTrigger) -> String {

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
 
+mod sources;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -65,7 +67,8 @@ impl Fixture {
         let runs =
             Runs::open(db, Some(catalog.clone()), logs, clock, keys, settings).await.unwrap();
         let tasks = Tasks::open(runs.clone()).await.unwrap();
-        let triggers = Triggers::open(tasks.clone(), Compression::default()).await.unwrap();
+        let poll = Duration::from_secs(300);
+        let triggers = Triggers::open(tasks.clone(), Compression::default(), poll).await.unwrap();
         let builds = Builds { reports: Mutex::default(), catalog: catalog.clone() };
         Self { now, runs, tasks, triggers, catalog, builds: Arc::new(builds), folder }
     }
@@ -134,7 +137,7 @@ fn timer(run: &Run) -> (String, usize) {
         RunCause::Timer { occurrence, missed, .. } => {
             (jiff::Timestamp::from_millisecond(occurrence).unwrap().to_string(), missed)
         }
-        RunCause::BaseImages { .. } => panic!("it is of no timer"),
+        RunCause::BaseImages { .. } | RunCause::Source(_) => panic!("it is of no timer"),
     }
 }
 
@@ -165,7 +168,7 @@ fn definition(timers: Vec<TimerTrigger>) -> TaskDefinition {
         log_template: None,
         output_retention: None,
         identity: TaskIdentity::default(),
-        triggers: TaskTriggers { timers, base_image: None },
+        triggers: TaskTriggers { timers, ..TaskTriggers::default() },
     }
 }
 
@@ -381,7 +384,7 @@ fn current(name: &str) -> Value {
 
 fn follows(buildtime: bool) -> TaskDefinition {
     let trigger = BaseImageTrigger { name: "base".into(), enabled: true, buildtime };
-    let triggers = TaskTriggers { timers: Vec::new(), base_image: Some(trigger) };
+    let triggers = TaskTriggers { base_image: Some(trigger), ..TaskTriggers::default() };
     TaskDefinition { triggers, ..definition(Vec::new()) }
 }
 
