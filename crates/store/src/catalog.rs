@@ -3,6 +3,7 @@
 mod aged;
 mod artifacts;
 pub(crate) mod cache;
+pub(crate) mod changes;
 mod copies;
 mod documents;
 mod hot;
@@ -23,6 +24,7 @@ use sqlx::SqliteConnection;
 use tokio::sync::{mpsc, watch};
 
 pub use artifacts::NewArtifact;
+pub use changes::{follow_content_within, take_content_changes_within};
 pub use documents::{BuildRecordText, lease_within, note_run_within, release_within};
 pub use sessions::UploadSession;
 
@@ -47,6 +49,7 @@ pub struct Catalog {
     linked: Arc<Linked>,
     sessions: Arc<Sessions>,
     moved: Arc<watch::Sender<()>>,
+    changed: Arc<watch::Sender<()>>,
     removed: Arc<OnceLock<mpsc::UnboundedSender<Removal>>>,
     /// Blobs that clients were told of lately.
     pub(crate) seen: Arc<Seen>,
@@ -56,9 +59,9 @@ impl Catalog {
     pub async fn open(db: Db, blobs: Arc<dyn BlobStore>) -> Result<Self> {
         schema::migrate(&db).await?;
         let (hot, linked, sessions) = (Arc::default(), Arc::default(), Arc::default());
-        let moved = Arc::new(watch::Sender::new(()));
+        let [moved, changed] = std::array::from_fn(|_| Arc::new(watch::Sender::new(())));
         let (removed, seen) = (Arc::default(), Arc::default());
-        Ok(Self { db, blobs, hot, linked, sessions, moved, removed, seen })
+        Ok(Self { db, blobs, hot, linked, sessions, moved, changed, removed, seen })
     }
 
     /// The bytes behind this catalog.

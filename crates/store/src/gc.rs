@@ -19,7 +19,7 @@ use sqlx::{Row, SqliteConnection};
 
 use crate::catalog::{cache, job, manifests, parsed};
 use crate::error::database;
-use crate::model::{GcOptions, GcReport, Millis};
+use crate::model::{Cause, GcOptions, GcReport, Millis};
 use crate::{Catalog, Result, now};
 
 /// Candidates looked at in one transaction, so that writers wait little.
@@ -417,7 +417,9 @@ async fn remove_orphans(
         let registry: RegistryName = parsed(row.try_get("registry").map_err(failed())?)?;
         let repository: RepositoryName = parsed(row.try_get("repository").map_err(failed())?)?;
         if !dry_run {
-            manifests::remove(connection, &registry, &repository, digest.as_str()).await?;
+            let cause = Cause::Purge { run: None, principal: None };
+            let digest = digest.as_str();
+            manifests::remove(connection, &registry, &repository, digest, &[], &cause).await?;
         }
         orphans.push((registry, repository));
     }

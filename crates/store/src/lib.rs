@@ -8,8 +8,9 @@
 //!
 //! Invariants:
 //! - A blob is visible only once its bytes match its digest, and then it is durable.
-//! - Moving a tag is the only event, whoever moves it: [`Catalog::move_tag`] changes the
-//!   tag and appends to the journal in one transaction. Nothing here knows who listens.
+//! - Moving a tag is an event, whoever moves it: [`Catalog::move_tag`] changes the tag and
+//!   appends to the journal in one transaction. So is a manifest that comes or goes, in a
+//!   registry that [somebody follows](follow_content_within). Nothing here knows who listens.
 //! - No HTTP: status codes live in the `registry` crate.
 
 mod blob;
@@ -28,8 +29,8 @@ mod scrub;
 
 pub use blob::{BlobReader, BlobStore, BlobWriter, NamedUpload, Stored, Upload};
 pub use catalog::{
-    BuildRecordText, Catalog, NewArtifact, UploadSession, lease_within, note_run_within,
-    release_within,
+    BuildRecordText, Catalog, NewArtifact, UploadSession, follow_content_within, lease_within,
+    note_run_within, release_within, take_content_changes_within,
 };
 pub use data_dir::{DataDir, DataDirError, Locked, socket_path};
 pub use disk::DiskStore;

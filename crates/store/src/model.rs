@@ -86,6 +86,31 @@ pub struct TagMove {
     pub at: Millis,
 }
 
+/// What became of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContentChange {
+    pub registry: RegistryName,
+    pub repository: RepositoryName,
+    pub digest: Digest,
+    pub media_type: String,
+    /// Of the manifest itself, in bytes.
+    pub size: u64,
+    pub deed: ContentDeed,
+    /// Those that it was pushed as, or was deleted with.
+    pub tags: Vec<Tag>,
+    pub cause: Cause,
+    pub at: Millis,
+}
+
+/// See [`ContentChange`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ContentDeed {
+    /// Anew or again, or a tag was moved to it.
+    Pushed,
+    Deleted,
+}
+
 /// A manifest of a repository.
 #[derive(Debug, Clone)]
 pub struct ManifestEntry {

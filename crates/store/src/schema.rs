@@ -3,7 +3,7 @@
 use crate::Result;
 
 /// Applied in order, each once; never changed after a release, only added to.
-const MIGRATIONS: [&str; 10] = [
+const MIGRATIONS: [&str; 11] = [
     "
 -- Bytes that exist, and where.
 CREATE TABLE blobs (
@@ -253,6 +253,23 @@ CREATE INDEX deleted_tags_time ON deleted_tags (registry, deleted_at);
 ",
     "
 CREATE INDEX tag_moves_by_tag ON tag_moves (registry, repository, tag, sequence);
+",
+    "
+-- Registries of which manifests that come and go are written down.
+CREATE TABLE content_followers (registry TEXT PRIMARY KEY);
+-- Until those who follow have taken them.
+CREATE TABLE content_changes (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    media_type TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    deed TEXT NOT NULL,
+    tags TEXT NOT NULL,
+    cause TEXT NOT NULL,
+    at BIGINT NOT NULL
+);
 ",
 ];
 

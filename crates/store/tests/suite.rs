@@ -13,8 +13,8 @@ use oci::{
 };
 use store::{
     Attributes, AttributesChange, BlobStore, BuildRecordText, CacheEntry, Catalog, Cause,
-    DiskStore, Expected, GcOptions, ManifestRef, MemoryStore, NewManifest, Order, PoliciesChange,
-    Policy, ReadLayer, Restored, Retention, RetentionChange, ScrubPass, SoftDelete,
+    ContentDeed, DiskStore, Expected, GcOptions, ManifestRef, MemoryStore, NewManifest, Order,
+    PoliciesChange, Policy, ReadLayer, Restored, Retention, RetentionChange, ScrubPass, SoftDelete,
     SoftDeleteChange, StoreError, StoredSize, ToRestore, Unneeded,
 };
 use tokio::io::AsyncReadExt;
@@ -22,6 +22,7 @@ use tokio::io::AsyncReadExt;
 /// A catalog over one kind of store; the folder lives as long as it.
 struct Fixture {
     catalog: Catalog,
+    db: db::Db,
     /// Of the store on disk.
     folder: Option<tempfile::TempDir>,
     /// The other one.
@@ -73,21 +74,21 @@ fn flipped(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
 
 async fn on_disk() -> Fixture {
     let folder = tempfile::tempdir().unwrap();
-    let catalog = open(folder.path()).await;
-    Fixture { catalog, folder: Some(folder), memory: None }
+    let (catalog, db) = open(folder.path()).await;
+    Fixture { catalog, db, folder: Some(folder), memory: None }
 }
 
-async fn open(folder: &std::path::Path) -> Catalog {
+async fn open(folder: &std::path::Path) -> (Catalog, db::Db) {
     let db = db::Db::open(&folder.join("refit.db")).await.unwrap();
     let disk = DiskStore::open(folder, db.clone()).await.unwrap();
-    Catalog::open(db, Arc::new(disk)).await.unwrap()
+    (Catalog::open(db.clone(), Arc::new(disk)).await.unwrap(), db)
 }
 
 async fn in_memory() -> Fixture {
     let db = db::Db::in_memory().await.unwrap();
     let memory = MemoryStore::open(db.clone()).await.unwrap();
-    let catalog = Catalog::open(db, Arc::new(memory.clone())).await.unwrap();
-    Fixture { catalog, folder: None, memory: Some(memory) }
+    let catalog = Catalog::open(db.clone(), Arc::new(memory.clone())).await.unwrap();
+    Fixture { catalog, db, folder: None, memory: Some(memory) }
 }
 
 /// Runs a test on every kind of store.
@@ -120,6 +121,7 @@ suite! {
     tags_move_through_the_journal,
     a_lost_compare_and_swap_changes_nothing,
     deleting_a_manifest_takes_its_tags,
+    what_comes_and_goes_is_written_down_for_who_follows,
     listings_go_on_after_the_last_name,
     what_is_old_comes_last_and_goes_only_if_nobody_needs_it,
     what_is_locked_stays_as_it_is,
@@ -332,7 +334,7 @@ async fn a_damaged_blob_is_missing_until_it_is_stored_again(f: Fixture) {
         let error = put_manifest(&f.catalog, "app", image, &[]).await.unwrap_err();
         assert!(matches!(error, StoreError::MissingReference { .. }), "{error}");
         if let Some(folder) = &f.folder {
-            let reopened = open(folder.path()).await;
+            let (reopened, _) = open(folder.path()).await;
             assert_eq!(reopened.blob_size(&registry, &name, &digest).await.unwrap(), None);
         }
         // Whoever has the bytes repairs all that refers to them.
@@ -469,7 +471,7 @@ async fn an_upload_goes_on_where_it_stopped(f: Fixture) {
     drop(session);
     // On disk the process may have ended meanwhile: open the folder anew.
     let reopened = match &f.folder {
-        Some(folder) => open(folder.path()).await,
+        Some(folder) => open(folder.path()).await.0,
         None => catalog.clone(),
     };
     let mut session = reopened.resume_session(&registry(), &name, &id).await.unwrap();
@@ -632,6 +634,59 @@ async fn deleting_a_manifest_takes_its_tags(f: Fixture) {
     assert!(!f.catalog.repository_exists(&registry, &name).await.unwrap());
     assert_eq!(manifest(&f.catalog, "app", "v2").await, None);
     assert_eq!(f.catalog.tag_moves(0, 100).await.unwrap().len(), 4);
+}
+
+async fn take_changes(f: &Fixture) -> Vec<(ContentDeed, String, Digest, Vec<String>)> {
+    let mut transaction = f.db.begin().await.unwrap();
+    let changes = store::take_content_changes_within(&mut transaction, 100).await.unwrap();
+    transaction.commit().await.unwrap();
+    let changes = changes.into_iter().map(|change| {
+        let tags = change.tags.iter().map(|tag| tag.to_string()).collect();
+        (change.deed, change.repository.to_string(), change.digest, tags)
+    });
+    changes.collect()
+}
+
+async fn follow(f: &Fixture, follows: bool) {
+    let mut transaction = f.db.begin().await.unwrap();
+    store::follow_content_within(&mut transaction, &registry(), follows).await.unwrap();
+    transaction.commit().await.unwrap();
+}
+
+async fn what_comes_and_goes_is_written_down_for_who_follows(f: Fixture) {
+    push(&f.catalog, "app", "v0", b"zero").await;
+    assert_eq!(take_changes(&f).await, []);
+    follow(&f, true).await;
+    let mut changed = f.catalog.content_changed();
+    let digest = push(&f.catalog, "app", "v1", b"one").await;
+    assert!(changed.has_changed().unwrap());
+    let (registry, name, cause) = (registry(), repository("app"), push_cause());
+    let (v2, v3, any) = (tag("v2"), tag("v3"), Expected::Any);
+    f.catalog.move_tag(&registry, &name, &v2, &any, Some(&digest), &cause).await.unwrap();
+    let pushed =
+        |tag: &str| (ContentDeed::Pushed, "app".to_owned(), digest.clone(), vec![tag.to_owned()]);
+    assert_eq!(take_changes(&f).await, [pushed("v1"), pushed("v2")]);
+    assert_eq!(take_changes(&f).await, []);
+    f.catalog.move_tag(&registry, &name, &v3, &any, Some(&digest), &cause).await.unwrap();
+    assert_eq!(take_changes(&f).await, [pushed("v3")]);
+    // The manifest stays.
+    f.catalog.move_tag(&registry, &name, &v3, &any, None, &cause).await.unwrap();
+    assert_eq!(take_changes(&f).await, []);
+    changed.mark_unchanged();
+    f.catalog.delete_manifest(&registry, &name, &digest, &cause).await.unwrap();
+    assert!(changed.has_changed().unwrap());
+    let tags = vec!["v1".to_owned(), "v2".to_owned()];
+    assert_eq!(take_changes(&f).await, [(ContentDeed::Deleted, "app".to_owned(), digest, tags)]);
+    let last = push(&f.catalog, "app", "v4", b"four").await;
+    take_changes(&f).await;
+    f.catalog.delete_repository(&registry, &name, &cause).await.unwrap();
+    let gone = take_changes(&f).await;
+    assert!(gone.len() == 2 && gone.iter().all(|(deed, ..)| *deed == ContentDeed::Deleted));
+    assert!(gone.iter().any(|(_, _, digest, tags)| *digest == last && *tags == ["v4"]));
+    push(&f.catalog, "app", "v5", b"five").await;
+    follow(&f, false).await;
+    push(&f.catalog, "app", "v6", b"six").await;
+    assert_eq!(take_changes(&f).await, []);
 }
 
 async fn listings_go_on_after_the_last_name(f: Fixture) {

@@ -6,12 +6,13 @@ use sqlx::{Row, SqliteConnection};
 use tokio::io::AsyncReadExt;
 
 use super::aged::is_needed;
+use super::changes::Deed;
 use super::repositories::{count, link};
-use super::{Catalog, hot, job, locks, parsed, retention, soft_delete, tags};
+use super::{Catalog, changes, hot, job, locks, parsed, retention, soft_delete, tags};
 use crate::error::database;
 use crate::model::{
-    Attribute, Cause, Deleted, Expected, ManifestEntry, ManifestInfo, ManifestRef, Millis,
-    NewManifest, Referrer, Removal, Removed, Unneeded,
+    Attribute, Cause, ContentDeed, Deleted, Expected, ManifestEntry, ManifestInfo, ManifestRef,
+    Millis, NewManifest, Referrer, Removal, Removed, Unneeded,
 };
 use crate::{Result, StoreError, gc, now};
 
@@ -162,14 +163,19 @@ impl Catalog {
                         tags::check(connection, registry, repository, tag, expected).await?;
                         tags::write(connection, registry, repository, tag, to, &cause).await?;
                     }
+                    let tags: Vec<Tag> = moves.into_iter().map(|(tag, _)| tag).collect();
+                    let deed = Deed { kind: ContentDeed::Pushed, tags: &tags, cause: &cause };
+                    let (repository, digest) = (&row.repository, row.digest.as_str());
+                    changes::note(connection, &row.registry, repository, digest, &deed).await?;
                     Ok(retyped)
                 })
             },
             move |catalog, retyped: &Vec<Tag>| {
                 let retyped = forgotten(&owned, &name, &digest, retyped.iter());
                 keys.iter().chain(&retyped).for_each(|key| catalog.hot.forget(key));
-                if has_moved {
-                    catalog.announce();
+                match has_moved {
+                    true => catalog.announce(),
+                    false => catalog.announce_change(),
                 }
             },
         )
@@ -465,7 +471,7 @@ impl Catalog {
                 for tag in &tags {
                     super::tags::write(connection, &owned, &name, tag, None, &because).await?;
                 }
-                remove(connection, &owned, &name, gone.as_str()).await?;
+                remove(connection, &owned, &name, gone.as_str(), &tags, &because).await?;
                 Ok(Some(tags))
             })
         });
@@ -481,8 +487,9 @@ impl Catalog {
             let Some(tags) = tags else { return };
             let keys = forgotten(&removal.registry, &removal.repository, &gone, tags.iter());
             keys.iter().for_each(|key| catalog.hot.forget(key));
-            if !tags.is_empty() {
-                catalog.announce();
+            match tags.is_empty() {
+                true => catalog.announce_change(),
+                false => catalog.announce(),
             }
             removal.tags.clone_from(tags);
             catalog.tell(removal);
@@ -729,12 +736,14 @@ async fn is_there(
 
 /// Removes a manifest's rows; what it referred to, its own bytes and its referrers become
 /// candidates for collection. The one place that does, so that no lock is passed by and what can be
-/// restored is kept.
+/// restored is kept. `tags` have gone with it.
 pub(crate) async fn remove(
     connection: &mut SqliteConnection,
     registry: &RegistryName,
     repository: &RepositoryName,
     digest: &str,
+    tags: &[Tag],
+    cause: &Cause,
 ) -> Result<()> {
     let failed = || database("delete a manifest");
     let own = ManifestRef::Digest(parsed(digest)?);
@@ -766,6 +775,8 @@ pub(crate) async fn remove(
     .execute(&mut *connection)
     .await
     .map_err(failed())?;
+    let deed = Deed { kind: ContentDeed::Deleted, tags, cause };
+    changes::note(connection, registry, repository, digest, &deed).await?;
     soft_delete::keep_manifest(connection, registry, repository, digest, at).await?;
     for query in [
         "DELETE FROM manifest_references WHERE registry = $1 AND repository = $2 AND manifest = $3",

@@ -1,8 +1,11 @@
 //! Repositories, and which blobs are in them.
 
+use std::collections::BTreeMap;
+
 use oci::{Digest, RegistryName, RepositoryName, Tag};
 use sqlx::SqliteConnection;
 
+use super::manifests::remove;
 use super::{Catalog, job, locks, parsed};
 use crate::error::database;
 use crate::model::{Attribute, Cause, DeletedContent, Millis, Removal, Removed, RepositoryInfo};
@@ -118,17 +121,20 @@ impl Catalog {
                 let failed = || database("delete a repository");
                 let needed = [Attribute::WriteEnabled, Attribute::DeleteEnabled];
                 locks::require(connection, &owned, &name, None, &needed).await?;
-                let tags: Vec<String> = sqlx::query_scalar(
-                    "SELECT name FROM tags WHERE registry = $1 AND repository = $2 ORDER BY name",
+                let tags: Vec<(String, String)> = sqlx::query_as(
+                    "SELECT name, digest FROM tags WHERE registry = $1 AND repository = $2
+                     ORDER BY name",
                 )
                 .bind(owned.as_str())
                 .bind(name.as_str())
                 .fetch_all(&mut *connection)
                 .await
                 .map_err(failed())?;
-                let tags: Vec<Tag> = tags.iter().map(|tag| parsed(tag)).collect::<Result<_>>()?;
-                for tag in &tags {
-                    super::tags::write(connection, &owned, &name, tag, None, &because).await?;
+                let mut tags_of: BTreeMap<String, Vec<Tag>> = BTreeMap::new();
+                for (tag, digest) in &tags {
+                    let tag = parsed(tag)?;
+                    super::tags::write(connection, &owned, &name, &tag, None, &because).await?;
+                    tags_of.entry(digest.clone()).or_default().push(tag);
                 }
                 let manifests: Vec<String> = sqlx::query_scalar(
                     "SELECT digest FROM manifests WHERE registry = $1 AND repository = $2",
@@ -139,12 +145,14 @@ impl Catalog {
                 .await
                 .map_err(failed())?;
                 for manifest in &manifests {
-                    super::manifests::remove(connection, &owned, &name, manifest).await?;
+                    let tags = tags_of.get(manifest).map_or(&[][..], Vec::as_slice);
+                    remove(connection, &owned, &name, manifest, tags, &because).await?;
                 }
                 if manifests.is_empty() {
                     return Err(StoreError::NotFound { what: format!("repository `{name}`") });
                 }
                 let manifests = manifests.iter().map(|digest| parsed(digest));
+                let tags = tags.iter().map(|(tag, _)| parsed(tag)).collect::<Result<_>>()?;
                 Ok(DeletedContent { manifests: manifests.collect::<Result<_>>()?, tags })
             })
         });

@@ -4,11 +4,13 @@ use oci::{Digest, RegistryName, RepositoryName, Tag};
 use sqlx::{Row, SqliteConnection};
 use tokio::sync::watch;
 
+use super::changes::Deed;
 use super::repositories::count;
-use super::{Catalog, locks, parsed, retention, soft_delete};
+use super::{Catalog, changes, locks, parsed, retention, soft_delete};
 use crate::error::database;
 use crate::model::{
-    Attribute, Cause, Expected, ManifestRef, Millis, Removal, Removed, TagInfo, TagMove,
+    Attribute, Cause, ContentDeed, Expected, ManifestRef, Millis, Removal, Removed, TagInfo,
+    TagMove,
 };
 use crate::{Result, StoreError, now};
 
@@ -82,7 +84,11 @@ impl Catalog {
                         let own = ManifestRef::Tag(moved.clone());
                         locks::lift(connection, &owned, &name, &own).await?;
                     }
-                    write(connection, &owned, &name, &moved, new.as_ref(), &cause).await
+                    write(connection, &owned, &name, &moved, new.as_ref(), &cause).await?;
+                    let Some(new) = &new else { return Ok(()) };
+                    let kind = ContentDeed::Pushed;
+                    let deed = Deed { kind, tags: &[moved], cause: &cause };
+                    changes::note(connection, &owned, &name, new.as_str(), &deed).await
                 })
             },
             move |catalog, ()| {
@@ -178,6 +184,7 @@ impl Catalog {
 
     pub(super) fn announce(&self) {
         self.moved.send_replace(());
+        self.announce_change();
     }
 }
 
