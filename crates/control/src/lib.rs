@@ -1,4 +1,5 @@
-//! What a server decides and remembers: tasks, runs, their queue, their logs, uploaded sources.
+//! What a server decides and remembers: tasks, runs, their queue, their logs, uploaded sources,
+//! webhooks.
 //!
 //! A *run* is one execution with an id, a status and a log. Every run enters through
 //! [`Runs::submit`]; the table of runs is the queue, so that a restart loses nothing. A
@@ -42,6 +43,7 @@ mod task_runs;
 mod tasks;
 mod triggers;
 mod waiting;
+mod webhooks;
 
 pub use access::{
     Access, Account, AccountKind, AccountProperties, Area, Assignment, BadHolder, BadKind, BadRole,
@@ -60,8 +62,8 @@ pub use log::{
 pub use logins::{LoginText, Logins, OwnIdentity, RegistryLogin};
 pub use names::{
     AccountName, BadAccountName, BadPoolName, BadScopeMapName, BadSecretName, BadTaskName,
-    BadTaskRunName, BadTokenName, PoolName, ScopeMapName, SecretName, TaskName, TaskRunName,
-    TokenName,
+    BadTaskRunName, BadTokenName, BadWebhookName, PoolName, ScopeMapName, SecretName, TaskName,
+    TaskRunName, TokenName, WebhookName,
 };
 pub use pools::{Pool, PoolProperties, Pools, Tier};
 pub use queue::{Queue, Worker, WorkerSettings};
@@ -89,3 +91,8 @@ pub use triggers::{
     TimerTrigger, TokenType, TriggerKind, Triggers,
 };
 pub use waiting::{WaitReason, Waiting};
+pub use webhooks::{
+    BadSigningSecret, BadWebhookAction, BadWebhookScope, Delivery, DeliveryAttempt,
+    DeliveryOutcome, DeliveryState, HostOf, PostedAnswer, SigningSecret, ToDeliver, Webhook,
+    WebhookAction, WebhookFormat, WebhookProperties, WebhookScope, Webhooks,
+};

@@ -1,12 +1,12 @@
-//! Names of what a registry keeps besides images: tasks, task runs, agent pools.
+//! Names of what a registry keeps besides images: tasks, task runs, agent pools, webhooks.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Makes a name of ASCII letters, digits and `-` (and `$extra`), of which those that differ only in
-/// case are one.
+/// Makes a name of ASCII letters, digits and `$extra`, of which those that differ only in case are
+/// one.
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $bad:ident, $len:expr, $extra:expr, $rule:literal) => {
         $(#[$doc])*
@@ -64,7 +64,7 @@ macro_rules! name {
 
             fn from_str(text: &str) -> Result<Self, $bad> {
                 let is_fine = |byte: u8| {
-                    byte.is_ascii_alphanumeric() || byte == b'-' || $extra.contains(&byte)
+                    byte.is_ascii_alphanumeric() || $extra.contains(&byte)
                 };
                 match $len.contains(&text.len()) && text.bytes().all(is_fine) {
                     true => Ok(Self(text.to_owned())),
@@ -86,7 +86,7 @@ name!(
     TaskName,
     BadTaskName,
     (5..=50),
-    b"_",
+    b"-_",
     "`{0}` cannot name a task: a name has 5 to 50 letters, digits, `_` and `-`"
 );
 
@@ -96,7 +96,7 @@ name!(
     TaskRunName,
     BadTaskRunName,
     (5..=50),
-    b"",
+    b"-",
     "`{0}` cannot name a task run: a name has 5 to 50 letters, digits and `-`"
 );
 
@@ -106,7 +106,7 @@ name!(
     PoolName,
     BadPoolName,
     (3..=20),
-    b"",
+    b"-",
     "`{0}` cannot name an agent pool: a name has 3 to 20 letters, digits and `-`"
 );
 
@@ -116,7 +116,7 @@ name!(
     ScopeMapName,
     BadScopeMapName,
     (5..=100),
-    b"_",
+    b"-_",
     "`{0}` cannot name a scope map: a name has 5 to 100 letters, digits, `_` and `-`"
 );
 
@@ -126,7 +126,7 @@ name!(
     TokenName,
     BadTokenName,
     (5..=50),
-    b"",
+    b"-",
     "`{0}` cannot name a token: a name has 5 to 50 letters, digits and `-`"
 );
 
@@ -136,7 +136,7 @@ name!(
     AccountName,
     BadAccountName,
     (2..=100),
-    b"_.+@",
+    b"-_.+@",
     "`{0}` cannot name an account: a name has 2 to 100 letters, digits, `-`, `_`, `.`, `+` and `@`"
 );
 
@@ -146,8 +146,18 @@ name!(
     SecretName,
     BadSecretName,
     (1..=127),
-    b"_.",
+    b"-_.",
     "`{0}` cannot name a secret: a name has 1 to 127 letters, digits, `-`, `_` and `.`"
+);
+
+name!(
+    /// The name of a webhook: 5 to 50 letters and digits (registry.md section 5). Names that differ
+    /// only in case name one.
+    WebhookName,
+    BadWebhookName,
+    (5..=50),
+    b"",
+    "`{0}` cannot name a webhook: a name has 5 to 50 letters and digits"
 );
 
 /// As much of a text as an error may repeat.
@@ -167,6 +177,7 @@ mod tests {
         for bad in ["ab", "a pool", "pool_1", "Größe", "a\nb", &"a".repeat(21)] {
             assert!(bad.parse::<PoolName>().is_err(), "{bad}");
         }
+        assert!("hook1".parse::<WebhookName>().is_ok() && "hook-1".parse::<WebhookName>().is_err());
         let error = "a\nb".parse::<PoolName>().unwrap_err().to_string();
         assert!(error.starts_with("`ab` cannot name an agent pool"), "{error}");
     }

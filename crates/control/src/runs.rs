@@ -17,7 +17,7 @@ use crate::table::{column, from_json, parsed, to_json};
 use crate::{
     AuditEntry, Clock, ControlError, EventKind, LogArtifact, LogKey, Logs, Mask, NewRun, PoolName,
     Result, Run, RunId, RunKind, RunLog, RunRequest, RunStatus, SecretKeys, TaskName, audit, pools,
-    table, tasks,
+    table, tasks, webhooks,
 };
 
 const SCHEMA: &[&str] = &[
@@ -193,6 +193,7 @@ impl Runs {
         db.migrate("agent_pools", pools::SCHEMA).await.map_err(ControlError::database(failed))?;
         db.migrate("traces", TRACES).await.map_err(ControlError::database(failed))?;
         db.migrate("audit", audit::SCHEMA).await.map_err(ControlError::database(failed))?;
+        db.migrate("webhooks", webhooks::SCHEMA).await.map_err(ControlError::database(failed))?;
         let shared = Shared {
             db,
             catalog,
@@ -377,6 +378,7 @@ impl Runs {
             outcome: what.to_owned(),
         };
         audit::append_within(transaction, &entry, now).await?;
+        webhooks::note_fired_within(transaction, registry, id, new, now).await?;
         Ok(id)
     }
 
@@ -836,8 +838,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Writes to the audit log which of these runs have ended, and what they pushed; and forgets
-    /// their secrets.
+    /// Writes to the audit log which of these runs have ended, and what they pushed; has webhooks
+    /// told of them; and forgets their secrets.
     pub(crate) async fn note_ends(
         &self,
         connection: &mut SqliteConnection,
@@ -857,6 +859,7 @@ impl Shared {
                     .await
                     .map_err(ControlError::database("forget the secrets of a run"))?;
             }
+            webhooks::note_end_within(connection, &run, now).await?;
             let images = run.images.iter();
             let images = images.map(|image| format!(" {}@{}", image.repository, image.digest));
             let entry = AuditEntry {
