@@ -17,6 +17,7 @@ mod run;
 mod secret;
 mod task;
 mod trigger;
+mod webhook;
 
 pub use access::*;
 pub use annotate::*;
@@ -34,6 +35,7 @@ pub use run::*;
 pub use secret::*;
 pub use task::*;
 pub use trigger::*;
+pub use webhook::*;
 
 /// The file that holds a server's API token, in the folder for tokens of the user that
 /// started it: `host` is `HOST:PORT` as in the server's URL.

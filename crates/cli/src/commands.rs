@@ -29,6 +29,7 @@ mod taskrun;
 mod token;
 mod trigger;
 mod version;
+mod webhook;
 
 use crate::connection::Connection;
 use crate::environment::Environment;
@@ -83,6 +84,9 @@ pub enum Command {
     /// Secrets that the registry keeps for its runs
     #[command(subcommand)]
     Secret(secret::Command),
+    /// Who is told of what happens in the registry
+    #[command(subcommand)]
+    Webhook(webhook::Command),
     /// People and programs that use the server
     #[command(subcommand)]
     Account(account::Command),
@@ -179,6 +183,7 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Token(command) => token::run(session, command).await,
         Command::ScopeMap(command) => scope_map::run(session, command).await,
         Command::Secret(command) => secret::run(session, command).await,
+        Command::Webhook(command) => webhook::run(session, command).await,
         Command::Account(command) => account::run(session, command).await,
         Command::Role(command) => account::run_role(session, command).await,
         Command::Audit(command) => audit::run(session, command).await,

@@ -13,7 +13,7 @@ use control::{
     Triggers, Worker, WorkerSettings,
 };
 use registry::{PullThrough, PullThroughSettings};
-use remote::Remote;
+use remote::{Poster, PosterSettings, Remote};
 use store::{Catalog, DataDir, DataDirError, DiskStore, GcOptions, socket_path};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
@@ -37,7 +37,7 @@ use crate::sign_in::{Provider, Sessions};
 use crate::state::{Shared, State};
 use crate::triggers::Repositories;
 use crate::trusted::TrustedIssuers;
-use crate::{Settings, background, log_artifacts, routes, tls, triggers};
+use crate::{Settings, background, log_artifacts, machine, routes, tls, triggers, webhooks};
 
 /// How often a server looks whether a short-lived owner has left.
 const OWNER_PERIOD: Duration = Duration::from_millis(200);
@@ -174,6 +174,13 @@ impl App {
             .await
             .map_err(ServeError::starting("open the table of task runs"))?;
         let pools = Pools::new(runs.clone());
+        let webhooks = control::Webhooks::open(runs.clone())
+            .await
+            .map_err(ServeError::starting("open the table of webhooks"))?;
+        let posting =
+            PosterSettings { reach: machine::reach(&settings), ..PosterSettings::default() };
+        let poster =
+            Poster::new(posting).map_err(ServeError::starting("prepare for telling webhooks"))?;
         let secrets = control::Secrets::open(runs.clone())
             .await
             .map_err(ServeError::starting("open the table of secrets"))?;
@@ -231,6 +238,8 @@ impl App {
             issuer,
             identities,
             secrets,
+            webhooks,
+            poster,
             presence: Presence::default(),
             clock: clock.clone(),
             sources,
@@ -337,6 +346,7 @@ impl App {
             parts.spawn(triggers::fire_bases(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::fire_sources(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::poll_sources(Arc::clone(&self.state), shutdown.clone()));
+            parts.spawn(webhooks::deliver(Arc::clone(&self.state), shutdown.clone()));
         }
         parts.spawn(log_artifacts::store(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::retain_outputs(Arc::clone(&self.state), shutdown.clone()));

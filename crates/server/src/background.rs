@@ -27,6 +27,9 @@ pub(crate) async fn sweep(state: Shared, audit_keep: Duration, shutdown: Cancell
         if let Err(error) = state.triggers.sweep().await {
             tracing::error!(%error, "the ledger of triggers could not be shortened");
         }
+        if let Err(error) = state.webhooks.sweep().await {
+            tracing::error!(%error, "what webhooks were told could not be shortened");
+        }
         if let Err(error) = state.sources.sweep().await {
             tracing::error!(%error, "old upload addresses could not be swept");
         }

@@ -10,6 +10,7 @@ mod stored_tasks;
 mod task_runs;
 mod tasks;
 mod triggers;
+mod webhooks;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -45,6 +46,7 @@ pub(crate) use stored_tasks::{
 pub(crate) use task_runs::{lacks_secrets, without_secrets};
 pub(crate) use tasks::{cpu, egress, encoded_task_request, file_task_request, task_name};
 pub(crate) use triggers::{loosen_sources, source_trigger};
+pub(crate) use webhooks::{webhook, webhook_name};
 
 use crate::error::ApiError;
 

@@ -46,6 +46,7 @@ mod tls;
 mod to_api;
 mod triggers;
 mod trusted;
+mod webhooks;
 
 pub use agent::{AgentSettings, agent};
 pub use app::{App, Embedded, ServeError, embedded, serve};

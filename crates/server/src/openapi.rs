@@ -84,6 +84,7 @@ ignored, and so are unknown kinds of records.",
         (name = "Agent pools", description = "Machines that execute runs"),
         (name = "Access", description = "Who may do what"),
         (name = "Secrets", description = "What runs may have and nobody may see"),
+        (name = "Webhooks", description = "Who is told of what happens"),
         (name = "Sources", description = "Uploads of what runs read"),
         (name = "Repositories", description = "What a registry holds"),
         (name = "Maintenance", description = "Deleting and annotating by rule, garbage, damage"),
@@ -94,7 +95,7 @@ ignored, and so are unknown kinds of records.",
 struct Common;
 
 /// Collections, and what the part of a path after the name of each is.
-const PATH_PARAMETERS: [(&str, &str); 21] = [
+const PATH_PARAMETERS: [(&str, &str); 22] = [
     ("hooks", "Name of a registry of this server"),
     // Of the path of a delivery, where one name follows another.
     ("{registry}", "Name of a task"),
@@ -105,6 +106,7 @@ const PATH_PARAMETERS: [(&str, &str); 21] = [
     ("taskRuns", "Name of a task run"),
     ("agentPools", "Name of an agent pool"),
     ("secrets", "Name of a secret"),
+    ("webhooks", "Name of a webhook"),
     ("scopeMaps", "Name of a scope map"),
     ("scopeMapAssignments", "`account:NAME` or `task:NAME`"),
     ("tokens", "Name of a token"),

@@ -24,6 +24,7 @@ mod task_runs;
 mod tasks;
 mod tokens;
 mod triggers;
+mod webhooks;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -259,6 +260,9 @@ fn of_principals<R: Described>() -> R {
         tokens::list, tokens::show, tokens::put, tokens::update, tokens::delete,
         tokens::generate => MANAGE;
         secrets::list, secrets::show, secrets::put, secrets::delete => WRITE;
+        webhooks::list, webhooks::show => READ;
+        webhooks::put, webhooks::update, webhooks::delete, webhooks::ping, webhooks::list_events,
+        webhooks::callback_config => MANAGE;
         assignments::list, assignments::put, assignments::delete => MANAGE;
         accounts::list_roles, accounts::assign, accounts::remove => GOVERN;
     );

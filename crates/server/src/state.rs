@@ -5,12 +5,12 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use builder::{ContextLimits, Layers, OwnNames};
-use control::{Clock, Logins, Pools, Runs, Secrets, Sources, TaskRuns, Tasks, Triggers};
+use control::{Clock, Logins, Pools, Runs, Secrets, Sources, TaskRuns, Tasks, Triggers, Webhooks};
 
 use engine::Destination;
 use oci::{Reference, RegistryName, RepositoryName};
 use registry::PullThrough;
-use remote::Remote;
+use remote::{Poster, Remote};
 use store::{Catalog, GcOptions};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,9 @@ pub(crate) struct State {
     pub(crate) task_runs: TaskRuns,
     pub(crate) pools: Pools,
     pub(crate) secrets: Secrets,
+    pub(crate) webhooks: Webhooks,
+    /// To wherever users say.
+    pub(crate) poster: Poster,
     /// Of those, and of others.
     pub(crate) providers: Providers,
     pub(crate) issuer: Issuer,

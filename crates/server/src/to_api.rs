@@ -3,11 +3,13 @@
 mod access;
 mod secrets;
 mod triggers;
+mod webhooks;
 
 pub(crate) use access::{account, assignment, passwords, scope_map, token};
 pub(crate) use secrets::secret;
 use triggers::{cause, image_cause, source_cause, timer_cause};
 pub(crate) use triggers::{trigger_event, webhook_path, with_next};
+pub(crate) use webhooks::{callback_config, webhook, webhook_event};
 
 use base64::Engine as _;
 use control::{

@@ -163,7 +163,7 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             list(
                 "allow_addresses",
-                "Policy: files, contexts and images that users name may be fetched from these addresses or networks although they are this machine's or link-local.",
+                "Policy: files, contexts and images that users name may be fetched from these addresses or networks, and webhooks told there, although they are this machine's or link-local.",
             ),
             text(
                 "git_known_hosts",

@@ -40,7 +40,7 @@ impl Operation {
 
 /// The family that a path belongs to.
 fn family(path: &str) -> &'static str {
-    const FAMILIES: [(&str, &str); 16] = [
+    const FAMILIES: [(&str, &str); 17] = [
         ("/api/v1/accounts", "accounts"),
         ("/api/v1/roleAssignments", "accounts"),
         ("/roleAssignments", "accounts"),
@@ -57,6 +57,7 @@ fn family(path: &str) -> &'static str {
         ("/sources", "sources"),
         ("/repositories", "repositories"),
         ("/secrets", "secrets"),
+        ("/webhooks", "webhooks"),
     ];
     let below = path.strip_prefix("/api/v1/registries/{registry}").unwrap_or(path);
     if let Some((_, family)) = FAMILIES.iter().find(|(prefix, _)| below.starts_with(prefix)) {
@@ -593,6 +594,12 @@ fn example(operation: &str, host: &str) -> Option<Value> {
         "putSecret" => {
             json!({ "properties": { "value": "hidden", "tasks": ["thing1"], "allRuns": false } })
         }
+        // Whoever answers there, it is nobody of this machine.
+        "putWebhook" | "updateWebhook" => json!({ "properties": {
+            "serviceUri": "https://receiver.invalid/x", "customHeaders": { "x-key": "hidden" },
+            "actions": ["push", "delete", "run_finished"], "scope": "app:*", "status": "enabled",
+            "signingSecret": "hidden-hidden-hidden", "format": "cloudevents",
+        } }),
         "updateRun" => json!({ "isArchiveEnabled": false }),
         "scheduleRun" => build,
         "putTaskRun" | "updateTaskRun" => {
