@@ -38,8 +38,8 @@ pub struct WebhookProperties {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(write_only, value_type = Option<String>)]
     pub signing_secret: Option<SecretValue>,
-    /// `push`, `delete`; ours: `run_finished`, `run_failed`, `run_fired`. `quarantine`, `chart_push`
-    /// and `chart_delete` are taken, and never happen.
+    /// `push`, `delete`; ours: `run_finished`, `run_failed`, `run_fired`, `task_overdue`.
+    /// `quarantine`, `chart_push` and `chart_delete` are taken, and never happen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actions: Option<Vec<String>>,
     /// `enabled` or `disabled`; enabled if absent.
@@ -51,6 +51,10 @@ pub struct WebhookProperties {
     /// Ours: `acr`, or `cloudevents` for CloudEvents 1.0; `acr` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
+    /// Ours: how long a task with triggers may not succeed until `task_overdue` is told, 1 to 365
+    /// days; 7 if nobody has said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overdue_days: Option<u32>,
     /// Ours: whether it has a signing secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(read_only)]

@@ -10,6 +10,7 @@
 
 mod deliveries;
 mod event;
+mod overdue;
 mod scope;
 mod signature;
 
@@ -64,6 +65,7 @@ pub(crate) const SCHEMA: &[&str] = &[
     "CREATE INDEX webhook_deliveries_due
         ON webhook_deliveries (registry, name_key, next_at) WHERE next_at IS NOT NULL",
     "CREATE INDEX webhook_deliveries_by_time ON webhook_deliveries (created_at)",
+    overdue::TABLE,
 ];
 
 /// Webhooks of one registry.
@@ -91,6 +93,9 @@ pub struct WebhookProperties {
     pub enabled: bool,
     pub scope: WebhookScope,
     pub format: WebhookFormat,
+    /// How long a task may not succeed until this is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overdue_days: Option<u32>,
 }
 
 impl fmt::Debug for WebhookProperties {
@@ -101,6 +106,7 @@ impl fmt::Debug for WebhookProperties {
             .field("enabled", &self.enabled)
             .field("scope", &self.scope)
             .field("format", &self.format)
+            .field("overdue_days", &self.overdue_days)
             .finish_non_exhaustive()
     }
 }
@@ -123,7 +129,13 @@ impl WebhookProperties {
         if self.actions.is_empty() || self.actions.contains(&WebhookAction::Ping) {
             return Err(invalid(
                 "a webhook needs actions, and `ping` is none to wait for",
-                "say `push`, `delete`, `run_finished`, `run_failed` or `run_fired`",
+                "say `push`, `delete`, `run_finished`, `run_failed`, `run_fired` or `task_overdue`",
+            ));
+        }
+        if self.overdue_days.is_some_and(|days| !(1..=overdue::DAYS_MAX).contains(&days)) {
+            return Err(invalid(
+                &format!("a task is overdue after 1 to {} days", overdue::DAYS_MAX),
+                "say how many days a task may not succeed",
             ));
         }
         let is_ours =
@@ -135,11 +147,12 @@ impl WebhookProperties {
                 "leave them out",
             ));
         }
-        let fires = self.actions.contains(&WebhookAction::RunFired);
-        if fires && self.scope != WebhookScope::All {
+        let of_none = [WebhookAction::RunFired, WebhookAction::TaskOverdue];
+        let of_none = of_none.into_iter().find(|action| self.actions.contains(action));
+        if let Some(action) = of_none.filter(|_| self.scope != WebhookScope::All) {
             return Err(invalid(
-                "a run that a trigger starts is about no image yet: no scope holds it",
-                "leave the scope empty, or make a webhook of its own for `run_fired`",
+                &format!("`{action}` is about no image: no scope holds it"),
+                "leave the scope empty, or make a webhook of its own for it",
             ));
         }
         Ok(())
@@ -271,6 +284,7 @@ impl Webhooks {
             return Err(ControlError::NotFound { what: format!("webhook `{name}`") });
         }
         deliveries::forget_within(&mut transaction, registry, name).await?;
+        overdue::forget_within(&mut transaction, registry, name).await?;
         self.follow_within(&mut transaction, registry).await?;
         transaction.commit().await.map_err(ControlError::database(failed))
     }

@@ -7,16 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use control::{
-    Clock, ControlError, Delivery, DeliveryOutcome, DeliveryState, Logins, Logs, NewRun,
-    PostedAnswer, RunCause, RunSettings, Runs, SecretKeys, SigningSecret, TaskDefinition,
-    TaskIdentity, TaskName, TaskOverrides, TaskStep, TaskText, TaskTriggers, Tasks, ToDeliver,
-    Webhook, WebhookFormat, WebhookName, WebhookProperties, Webhooks,
+    Attempt, BaseImageTrigger, Clock, ControlError, Delivery, DeliveryOutcome, DeliveryState, End,
+    Executor, Logins, Logs, NewRun, Outcome, PostedAnswer, RunCause, RunSettings, Runs, SecretKeys,
+    SigningSecret, TaskDefinition, TaskIdentity, TaskName, TaskOverrides, TaskStep, TaskText,
+    TaskTriggers, Tasks, ToDeliver, Webhook, WebhookFormat, WebhookName, WebhookProperties,
+    Webhooks, Worker, WorkerSettings,
 };
 use oci::{Compression, Digest, Platform, RegistryName};
 use serde_json::{Value, json};
 use store::{Catalog, Cause, DiskStore, Expected, NewManifest};
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 const START: i64 = 1_700_000_000_000;
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -135,11 +138,44 @@ impl Fixture {
         self.runs.submit(&local(), run).await.unwrap()
     }
 
+    /// Runs a task as it is, with this end.
+    async fn end_run(&self, name: &str, end: End) {
+        let name: TaskName = name.parse().unwrap();
+        let task = self.tasks.get(&local(), &name).await.unwrap().unwrap();
+        let run = task.definition.run(&name, TaskOverrides::default(), Compression::default());
+        let run = self.runs.submit(&local(), run.unwrap()).await.unwrap();
+        let settings = WorkerSettings {
+            concurrency: 1,
+            shutdown_grace: Duration::from_secs(10),
+            cancel_grace: Duration::from_secs(10),
+        };
+        let shutdown = CancellationToken::new();
+        let worker = Worker::new(Arc::new(self.runs.clone()), Arc::new(Ends(end)), settings);
+        let working = tokio::spawn(worker.run(shutdown.clone()));
+        let mut ends = self.runs.ends();
+        while !self.runs.get(&local(), run.id).await.unwrap().unwrap().status.is_final() {
+            ends.changed().await.unwrap();
+        }
+        shutdown.cancel();
+        working.await.unwrap();
+    }
+
     fn database_has(&self, text: &str) -> bool {
         let files = ["refit.db", "refit.db-wal"].map(|name| self.folder.path().join(name));
         let files = files.iter().filter_map(|file| std::fs::read(file).ok());
         let text = text.as_bytes();
         files.into_iter().any(|bytes| bytes.windows(text.len()).any(|part| part == text))
+    }
+}
+
+/// Each run comes to the same end.
+struct Ends(End);
+
+#[async_trait]
+impl Executor for Ends {
+    async fn execute(&self, attempt: &Attempt) -> Outcome {
+        attempt.running(true).await.unwrap().unwrap();
+        Outcome::of(self.0.clone())
     }
 }
 
@@ -168,6 +204,7 @@ fn properties(actions: &[&str], scope: &str) -> WebhookProperties {
         enabled: true,
         scope: scope.parse().unwrap(),
         format: WebhookFormat::Acr,
+        overdue_days: None,
     }
 }
 
@@ -286,6 +323,47 @@ async fn runs_are_told_when_triggers_queue_them_and_when_they_end() {
     assert_eq!((&first["trigger"], &first["task"]), (&json!("timer"), &json!("nightly")));
     assert_eq!(first["runId"], json!(fired.id));
     assert_eq!(f.told("scoped").await, Vec::<Value>::new());
+}
+
+#[tokio::test]
+async fn a_task_that_has_not_succeeded_for_long_is_told_once() {
+    const DAY: i64 = 24 * 3600 * 1000;
+    let f = Fixture::new().await;
+    let due = WebhookProperties { overdue_days: Some(3), ..properties(&["task_overdue"], "") };
+    f.webhooks.put(&local(), &webhook_name("hook1"), &due, None).await.unwrap();
+    let base = BaseImageTrigger { name: "b".into(), enabled: true, buildtime: false };
+    let triggers = TaskTriggers { base_image: Some(base), ..TaskTriggers::default() };
+    let triggered = TaskDefinition { triggers, ..definition() };
+    let disabled = TaskDefinition { enabled: false, ..triggered.clone() };
+    for (name, definition) in
+        [("nightly", &triggered), ("disabled", &disabled), ("manual", &definition())]
+    {
+        f.tasks.put(&local(), &name.parse().unwrap(), definition, None).await.unwrap();
+    }
+    let overdue = async |f: &Fixture| {
+        f.webhooks.tell_overdue(&host_of).await.unwrap();
+        f.told("hook1").await
+    };
+    f.pass(3 * DAY - 1);
+    assert_eq!(overdue(&f).await, Vec::<Value>::new());
+    f.pass(1);
+    let told = overdue(&f).await;
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0]["action"], "task_overdue");
+    assert_eq!(told[0]["task"], json!({ "name": "nightly", "lastSuccess": null, "days": 3 }));
+    f.pass(DAY);
+    let f = f.reopen([7; 32]).await;
+    assert_eq!(overdue(&f).await.len(), 1);
+    // One that fails changes nothing; one that succeeds begins it anew.
+    f.end_run("nightly", End::Failed("it".into())).await;
+    assert_eq!(overdue(&f).await.len(), 1);
+    f.end_run("nightly", End::Succeeded).await;
+    f.pass(3 * DAY - 1);
+    assert_eq!(overdue(&f).await.len(), 1);
+    f.pass(1);
+    let told = overdue(&f).await;
+    assert_eq!(told.len(), 2);
+    assert!(told[1]["task"]["lastSuccess"].is_string());
 }
 
 #[tokio::test]
@@ -443,6 +521,9 @@ async fn a_webhook_that_cannot_be_right_is_refused() {
     assert!(put(properties(&[], "")).await.contains("needs actions"));
     assert!(put(properties(&["push", "ping"], "")).await.contains("`ping`"));
     assert!(put(properties(&["run_fired"], "app:*")).await.contains("no scope holds it"));
+    assert!(put(properties(&["task_overdue"], "app:*")).await.contains("no scope holds it"));
+    let never = WebhookProperties { overdue_days: Some(0), ..properties(&["task_overdue"], "") };
+    assert!(put(never).await.contains("1 to 365 days"));
     let mut own = properties(&["push"], "");
     own.headers.insert("Webhook-Id".into(), "1".into());
     assert!(put(own).await.contains("itself"));

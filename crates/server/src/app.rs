@@ -347,6 +347,7 @@ impl App {
             parts.spawn(triggers::fire_sources(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::poll_sources(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(webhooks::deliver(Arc::clone(&self.state), shutdown.clone()));
+            parts.spawn(webhooks::watch_tasks(Arc::clone(&self.state), shutdown.clone()));
         }
         parts.spawn(log_artifacts::store(Arc::clone(&self.state), shutdown.clone()));
         parts.spawn(background::retain_outputs(Arc::clone(&self.state), shutdown.clone()));

@@ -18,6 +18,8 @@ const PERIOD: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(5);
 /// What is due is looked for again no sooner.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often tasks are looked at that have not succeeded for long.
+const TASKS_PERIOD: Duration = Duration::from_secs(600);
 /// For how long a server that stops waits for receivers.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -73,6 +75,19 @@ pub(crate) async fn deliver(state: Shared, shutdown: CancellationToken) {
     // What is not told by then is told again by the next start.
     let told = async { while sending.join_next().await.is_some() {} };
     let _late = tokio::time::timeout(GRACE, told).await;
+}
+
+/// Looks for tasks that have not succeeded for long, until `shutdown`.
+pub(crate) async fn watch_tasks(state: Shared, shutdown: CancellationToken) {
+    while !shutdown.is_cancelled() {
+        if let Err(error) = state.webhooks.tell_overdue(&host_of(&state)).await {
+            tracing::error!(%error, "tasks that have not succeeded could not be looked for");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(TASKS_PERIOD) => (),
+            () = shutdown.cancelled() => (),
+        }
+    }
 }
 
 /// Begins to deliver what is due, and says when to look again.

@@ -64,7 +64,7 @@ pub struct CreateArgs {
     /// Where to post, http or https
     #[arg(long, value_name = "ADDRESS")]
     uri: String,
-    /// What to tell: push, delete, run_finished, run_failed, run_fired
+    /// What to tell: push, delete, run_finished, run_failed, run_fired, task_overdue
     #[arg(long, required = true, num_args = 1.., value_delimiter = ',', value_name = "ACTION")]
     actions: Vec<String>,
     #[command(flatten)]
@@ -78,7 +78,7 @@ pub struct UpdateArgs {
     /// Where to post, http or https
     #[arg(long, value_name = "ADDRESS")]
     uri: Option<String>,
-    /// What to tell: push, delete, run_finished, run_failed, run_fired
+    /// What to tell: push, delete, run_finished, run_failed, run_fired, task_overdue
     #[arg(long, num_args = 1.., value_delimiter = ',', value_name = "ACTION")]
     actions: Vec<String>,
     #[command(flatten)]
@@ -102,6 +102,9 @@ struct PropertyArgs {
     /// acr, or cloudevents for CloudEvents 1.0
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
+    /// How many days a task with triggers may not succeed until `task_overdue` is told; 7 at first
+    #[arg(long, value_name = "DAYS")]
+    overdue_days: Option<u32>,
     /// A file with the secret to sign with, without the end of its last line
     #[arg(long, value_name = "FILE")]
     signing_secret_file: Option<PathBuf>,
@@ -201,6 +204,7 @@ async fn properties(args: PropertyArgs) -> Result<WebhookProperties> {
         status: args.status,
         scope: args.scope,
         format: args.format,
+        overdue_days: args.overdue_days,
         ..WebhookProperties::default()
     })
 }
@@ -262,14 +266,14 @@ fn about(content: &serde_json::Value) -> (String, String) {
     // Of a CloudEvent, its data.
     let body = content.get("data").unwrap_or(content);
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    let (target, run) = (&body["target"], &body["run"]);
+    let (target, run, task) = (&body["target"], &body["run"], &body["task"]);
     let subject = match (target["tag"].as_str(), run["runId"].as_str()) {
         (Some(tag), _) => format!("{}:{tag}", text(&target["repository"])),
         (None, Some(run_id)) => format!("run {run_id} {}", text(&run["status"])),
         (None, None) if target.is_object() => {
             format!("{}@{}", text(&target["repository"]), text(&target["digest"]))
         }
-        (None, None) => String::new(),
+        (None, None) => text(&task["name"]),
     };
     (text(&body["action"]), subject)
 }

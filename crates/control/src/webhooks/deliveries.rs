@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
 use store::{Millis, take_content_changes_within};
+use url::Url;
 use uuid::Uuid;
 
 use super::event::Event;
@@ -138,8 +139,8 @@ fn lock(in_flight: &Mutex<InFlight>) -> MutexGuard<'_, InFlight> {
     in_flight.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Webhooks of registries, with how many deliveries wait, while changes become deliveries.
-type Receivers = HashMap<RegistryName, Vec<(Webhook, i64)>>;
+/// Webhooks of registries, while changes become deliveries.
+type Receivers = HashMap<RegistryName, Vec<Webhook>>;
 
 impl Webhooks {
     /// Makes deliveries of all that has happened.
@@ -206,12 +207,10 @@ impl Webhooks {
             receivers.insert(registry.clone(), found);
         }
         let now = self.runs.shared.clock.now();
-        for (webhook, waiting) in receivers.get_mut(registry).into_iter().flatten() {
+        for webhook in receivers.get(registry).into_iter().flatten() {
             let properties = &webhook.properties;
             if properties.actions.contains(&event.action) && event.is_in(&properties.scope) {
-                *waiting += 1;
-                let is_late = *waiting > WAITING_MAX;
-                add(connection, webhook, event, &host_of(registry), is_late, now).await?;
+                add(connection, webhook, event, &host_of(registry), now).await?;
             }
         }
         Ok(())
@@ -221,21 +220,17 @@ impl Webhooks {
         &self,
         connection: &mut SqliteConnection,
         registry: &RegistryName,
-    ) -> Result<Vec<(Webhook, i64)>> {
-        let failed = "list webhooks";
-        let rows = sqlx::query(
-            "SELECT w.*, (SELECT COUNT(*) FROM webhook_deliveries d WHERE d.registry = w.registry
-                AND d.name_key = w.name_key AND d.next_at IS NOT NULL) AS waiting
-             FROM webhooks w WHERE registry = $1 AND enabled ORDER BY name_key",
-        )
-        .bind(registry.as_str())
-        .fetch_all(connection)
-        .await
-        .map_err(ControlError::database(failed))?;
+    ) -> Result<Vec<Webhook>> {
+        let rows =
+            sqlx::query("SELECT * FROM webhooks WHERE registry = $1 AND enabled ORDER BY name_key")
+                .bind(registry.as_str())
+                .fetch_all(connection)
+                .await
+                .map_err(ControlError::database("list webhooks"))?;
         let mut found = Vec::with_capacity(rows.len());
         for row in &rows {
             match self.webhook_of(row) {
-                Ok(webhook) => found.push((webhook, column(row, "waiting")?)),
+                Ok(webhook) => found.push(webhook),
                 // It keeps no other from what happened.
                 Err(error) => tracing::error!(%error, %registry, "a webhook cannot be read"),
             }
@@ -250,7 +245,7 @@ impl Webhooks {
         let now = shared.clock.now();
         let mut transaction = shared.db.begin().await.map_err(ControlError::database(failed))?;
         let (event, host) = (Event::ping(now), host_of(&webhook.registry));
-        let id = add(&mut transaction, webhook, &event, &host, false, now).await?;
+        let id = add(&mut transaction, webhook, &event, &host, now).await?;
         transaction.commit().await.map_err(ControlError::database(failed))?;
         self.changed.notify_one();
         Ok(id)
@@ -371,6 +366,8 @@ impl Webhooks {
         headers.extend(properties.headers.clone());
         let secrets = properties.headers.values().map(String::as_str);
         let secrets = secrets.chain(secret.map(|secret| secret.expose()));
+        let address = Url::parse(&properties.address).ok();
+        let secrets = secrets.chain(address.as_ref().and_then(Url::password));
         ToDeliver {
             address: properties.address.clone(),
             headers,
@@ -489,35 +486,47 @@ async fn take_runs(connection: &mut SqliteConnection) -> Result<Vec<(RegistryNam
         .map_err(ControlError::database(failed))?;
     let mut events = Vec::new();
     for row in &rows {
-        let registry: RegistryName = parsed(column(row, "registry")?)?;
-        let run: ToldRun = from_json(column(row, "run")?)?;
-        let at = column(row, "at")?;
-        for action in from_json::<Vec<WebhookAction>>(column(row, "actions")?)? {
-            events.push((registry.clone(), Event::of_run(action, run.clone(), at)));
+        match events_of(row) {
+            Ok(more) => events.extend(more),
+            // It keeps no other from being told.
+            Err(error) => tracing::error!(%error, "what happened to a run cannot be read"),
         }
     }
     Ok(events)
 }
 
-/// `is_late`: so many wait that it is not even tried.
-async fn add(
+fn events_of(row: &SqliteRow) -> Result<Vec<(RegistryName, Event)>> {
+    let registry: RegistryName = parsed(column(row, "registry")?)?;
+    let run: ToldRun = from_json(column(row, "run")?)?;
+    let at = column(row, "at")?;
+    let actions: Vec<WebhookAction> = from_json(column(row, "actions")?)?;
+    let event = |action| (registry.clone(), Event::of_run(action, run.clone(), at));
+    Ok(actions.into_iter().map(event).collect())
+}
+
+/// Has a webhook told of an event. If too many wait already, it is not even tried.
+pub(super) async fn add(
     connection: &mut SqliteConnection,
     webhook: &Webhook,
     event: &Event,
     host: &str,
-    is_late: bool,
     now: Millis,
 ) -> Result<Uuid> {
     let (id, format) = (Uuid::new_v4(), webhook.properties.format);
     let reason = format!("{WAITING_MAX} deliveries wait already");
     let outcome = DeliveryOutcome::Failed { reason, is_final: true };
-    let attempts =
-        is_late.then_some(DeliveryAttempt { at: now, headers: BTreeMap::new(), outcome });
+    let late = [DeliveryAttempt { at: now, headers: BTreeMap::new(), outcome }];
     sqlx::query(
         "INSERT INTO webhook_deliveries (id, number, registry, name_key, action, body,
             content_type, created_at, next_at, is_delivered, attempts)
-         SELECT $1, (SELECT COALESCE(MAX(number), 0) + 1 FROM webhook_deliveries
-            WHERE registry = $2 AND name_key = $3), $2, $3, $4, $5, $6, $7, $8, FALSE, $9",
+         SELECT $1, number, $2, $3, $4, $5, $6, $7, CASE WHEN is_late THEN NULL ELSE $7 END, FALSE,
+            CASE WHEN is_late THEN $8 ELSE '[]' END
+         FROM (SELECT
+            (SELECT COALESCE(MAX(number), 0) + 1 FROM webhook_deliveries
+             WHERE registry = $2 AND name_key = $3) AS number,
+            (SELECT COUNT(*) FROM webhook_deliveries
+             WHERE registry = $2 AND name_key = $3 AND next_at IS NOT NULL) >= $9 AS is_late)
+            AS known",
     )
     .bind(id.to_string())
     .bind(webhook.registry.as_str())
@@ -526,8 +535,8 @@ async fn add(
     .bind(event.body(format, id, host))
     .bind(format.content_type())
     .bind(now)
-    .bind((!is_late).then_some(now))
-    .bind(to_json(&attempts.into_iter().collect::<Vec<_>>())?)
+    .bind(to_json(&late)?)
+    .bind(WAITING_MAX)
     .execute(connection)
     .await
     .map_err(ControlError::database("write a delivery"))?;

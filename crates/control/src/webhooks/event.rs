@@ -27,12 +27,14 @@ pub enum WebhookAction {
     RunFailed,
     /// A trigger has queued a run.
     RunFired,
+    /// A task with triggers has not succeeded for some days.
+    TaskOverdue,
     /// Somebody has asked for it.
     Ping,
 }
 
 impl WebhookAction {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Push,
         Self::Delete,
         Self::Quarantine,
@@ -41,6 +43,7 @@ impl WebhookAction {
         Self::RunFinished,
         Self::RunFailed,
         Self::RunFired,
+        Self::TaskOverdue,
         Self::Ping,
     ];
 
@@ -54,6 +57,7 @@ impl WebhookAction {
             Self::RunFinished => "run_finished",
             Self::RunFailed => "run_failed",
             Self::RunFired => "run_fired",
+            Self::TaskOverdue => "task_overdue",
             Self::Ping => "ping",
         }
     }
@@ -120,6 +124,11 @@ enum What {
         actor: String,
     },
     Run(Box<ToldRun>),
+    Overdue {
+        task: TaskName,
+        last_success: Option<Millis>,
+        days: u32,
+    },
 }
 
 /// A run as it was when there was something to tell of it.
@@ -202,6 +211,16 @@ impl Event {
         Self { action: WebhookAction::Ping, at, what: What::Nothing }
     }
 
+    pub(super) fn overdue(
+        task: &TaskName,
+        last_success: Option<Millis>,
+        days: u32,
+        at: Millis,
+    ) -> Self {
+        let what = What::Overdue { task: task.clone(), last_success, days };
+        Self { action: WebhookAction::TaskOverdue, at, what }
+    }
+
     pub(super) fn of_run(action: WebhookAction, run: ToldRun, at: Millis) -> Self {
         Self { action, at, what: What::Run(Box::new(run)) }
     }
@@ -236,6 +255,7 @@ impl Event {
     pub(super) fn is_in(&self, scope: &WebhookScope) -> bool {
         match &self.what {
             What::Nothing => true,
+            What::Overdue { .. } => *scope == WebhookScope::All,
             What::Manifest { repository, tags, .. } => {
                 scope.holds(repository, tags.iter().map(String::as_str))
             }
@@ -291,6 +311,12 @@ impl Event {
                 body["request"] = json!({ "id": Uuid::new_v4(), "host": host, "method": method });
                 body["actor"] = json!({ "name": actor });
             }
+            What::Overdue { task, last_success, days } => {
+                body["task"] = json!({
+                    "name": task, "lastSuccess": last_success.map(time), "days": days,
+                });
+                body["request"] = json!({ "id": Uuid::new_v4(), "host": host });
+            }
             What::Run(run) => {
                 body["run"] = json!(run);
                 body["request"] = json!({ "id": Uuid::new_v4(), "host": host });
@@ -307,6 +333,7 @@ impl Event {
                 _ => Some(format!("{repository}@{digest}")),
             },
             What::Run(run) => Some(format!("runs/{}", run.run_id)),
+            What::Overdue { task, .. } => Some(format!("tasks/{task}")),
         }
     }
 }

@@ -55,14 +55,17 @@ pub(crate) fn webhook(
     if let Some(format) = given.format {
         webhook.format = self::format(&format).map_err(|error| error.at(at("format")))?;
     }
+    webhook.overdue_days = given.overdue_days.or(webhook.overdue_days);
     Ok(webhook)
 }
 
 fn actions(texts: &[String]) -> Result<BTreeSet<WebhookAction>, ApiError> {
     let actions = texts.iter().map(|text| {
         text.to_ascii_lowercase().parse().map_err(|error: BadWebhookAction| {
-            ApiError::invalid(error.to_string())
-                .hint("say `push`, `delete`, `run_finished`, `run_failed` or `run_fired`")
+            ApiError::invalid(error.to_string()).hint(
+                "say `push`, `delete`, `run_finished`, `run_failed`, `run_fired` or \
+                     `task_overdue`",
+            )
         })
     });
     actions.collect()

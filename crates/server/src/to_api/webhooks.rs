@@ -28,6 +28,7 @@ pub(crate) fn webhook(webhook: &Webhook) -> api::Webhook {
             status: Some(if properties.enabled { "enabled" } else { "disabled" }.into()),
             scope: Some(properties.scope.to_string()),
             format: Some(format.into()),
+            overdue_days: properties.overdue_days,
             is_signed: Some(properties.signing_secret.is_some()),
             provisioning_state: Some("Succeeded".into()),
             ..api::WebhookProperties::default()

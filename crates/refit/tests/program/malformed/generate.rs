@@ -598,7 +598,7 @@ fn example(operation: &str, host: &str) -> Option<Value> {
         "putWebhook" | "updateWebhook" => json!({ "properties": {
             "serviceUri": "https://receiver.invalid/x", "customHeaders": { "x-key": "hidden" },
             "actions": ["push", "delete", "run_finished"], "scope": "app:*", "status": "enabled",
-            "signingSecret": "hidden-hidden-hidden", "format": "cloudevents",
+            "signingSecret": "hidden-hidden-hidden", "format": "cloudevents", "overdueDays": 7,
         } }),
         "updateRun" => json!({ "isArchiveEnabled": false }),
         "scheduleRun" => build,
