@@ -308,16 +308,10 @@ impl Webhooks {
     }
 
     fn webhook_of(&self, row: &SqliteRow) -> Result<Webhook> {
-        let (registry, name) = (parsed(column(row, "registry")?)?, parsed(column(row, "name")?)?);
-        let place = place(&registry, &name);
+        let webhook = shown_webhook_of(row)?;
+        let place = place(&webhook.registry, &webhook.name);
         let (open, secrets) = (column(row, "properties")?, column(row, "secrets")?);
-        Ok(Webhook {
-            properties: self.runs.shared.keys.join(&place, open, secrets)?,
-            registry,
-            name,
-            created_at: column(row, "created_at")?,
-            updated_at: column(row, "updated_at")?,
-        })
+        Ok(Webhook { properties: self.runs.shared.keys.join(&place, open, secrets)?, ..webhook })
     }
 
     /// Seals with the key of today what is sealed with an older one.
@@ -350,6 +344,17 @@ impl Webhooks {
         }
         Ok(())
     }
+}
+
+/// A webhook without its secrets, which says what it is about though they cannot be opened.
+fn shown_webhook_of(row: &SqliteRow) -> Result<Webhook> {
+    Ok(Webhook {
+        registry: parsed(column(row, "registry")?)?,
+        name: parsed(column(row, "name")?)?,
+        properties: table::from_json(column(row, "properties")?)?,
+        created_at: column(row, "created_at")?,
+        updated_at: column(row, "updated_at")?,
+    })
 }
 
 /// Where the secrets of a webhook are at home.

@@ -13,7 +13,7 @@ use url::Url;
 use uuid::Uuid;
 
 use super::event::Event;
-use super::{ToldRun, Webhook, WebhookAction, WebhookProperties, Webhooks};
+use super::{ToldRun, Webhook, WebhookAction, WebhookProperties, Webhooks, shown_webhook_of};
 use crate::table::{column, from_json, parsed, to_json};
 use crate::{ControlError, Result, WebhookName, table};
 
@@ -229,7 +229,7 @@ impl Webhooks {
                 .map_err(ControlError::database("list webhooks"))?;
         let mut found = Vec::with_capacity(rows.len());
         for row in &rows {
-            match self.webhook_of(row) {
+            match shown_webhook_of(row) {
                 Ok(webhook) => found.push(webhook),
                 // It keeps no other from what happened.
                 Err(error) => tracing::error!(%error, %registry, "a webhook cannot be read"),
@@ -268,7 +268,7 @@ impl Webhooks {
     }
 
     /// Takes what is due, as much as may be under way at once: of the webhooks with the fewest
-    /// first, so that slow receivers hold up nobody else.
+    /// first, so that slow receivers hold up nobody else. For one caller at a time.
     pub async fn claim(&self) -> Result<Vec<ToDeliver>> {
         let now = self.runs.shared.clock.now();
         let mut due: Vec<Key> = sqlx::query_as(
@@ -278,26 +278,30 @@ impl Webhooks {
         .fetch_all(self.runs.shared.db.reads())
         .await
         .map_err(ControlError::database("find deliveries"))?;
-        let counts = {
-            let in_flight = lock(&self.in_flight);
-            let mut counts: HashMap<Key, usize> = HashMap::new();
-            in_flight.0.values().for_each(|key| *counts.entry(key.clone()).or_default() += 1);
-            counts
-        };
+        // Looked at before the rows are: one whose attempt ends meanwhile is not what its row said.
+        let in_flight = lock(&self.in_flight).0.clone();
+        let mut counts: HashMap<Key, usize> = HashMap::new();
+        in_flight.values().for_each(|key| *counts.entry(key.clone()).or_default() += 1);
         let busy = |key: &Key| counts.get(key).copied().unwrap_or_default();
         let mut room = ALL_AT_ONCE.saturating_sub(counts.values().sum());
         due.sort_by_key(busy);
         let mut claimed = Vec::new();
         for key in due {
             let own = AT_ONCE.saturating_sub(busy(&key)).min(room);
-            let more = self.claim_of(&key, own, now).await?;
+            let more = self.claim_of(&key, own, &in_flight, now).await?;
             room -= more.len();
             claimed.extend(more);
         }
         Ok(claimed)
     }
 
-    async fn claim_of(&self, key: &Key, room: usize, now: Millis) -> Result<Vec<ToDeliver>> {
+    async fn claim_of(
+        &self,
+        key: &Key,
+        room: usize,
+        in_flight: &BTreeMap<Uuid, Key>,
+        now: Millis,
+    ) -> Result<Vec<ToDeliver>> {
         if room == 0 {
             return Ok(Vec::new());
         }
@@ -331,18 +335,13 @@ impl Webhooks {
         .fetch_all(self.runs.shared.db.reads())
         .await
         .map_err(ControlError::database(failed))?;
-        let mut claimed = Vec::new();
-        for row in &rows {
-            let delivery = delivery_of(row)?;
-            let is_free = lock(&self.in_flight).0.insert(delivery.id, key.clone()).is_none();
-            if is_free {
-                claimed.push(self.to_deliver(&webhook.properties, key, delivery, now));
-            }
-            if claimed.len() == room {
-                break;
-            }
-        }
-        Ok(claimed)
+        let deliveries: Vec<Delivery> = rows.iter().map(delivery_of).collect::<Result<_>>()?;
+        let free = deliveries.into_iter().filter(|delivery| !in_flight.contains_key(&delivery.id));
+        let claimed = free.take(room).map(|delivery| {
+            lock(&self.in_flight).0.insert(delivery.id, key.clone());
+            self.to_deliver(&webhook.properties, key, delivery, now)
+        });
+        Ok(claimed.collect())
     }
 
     fn to_deliver(

@@ -8,7 +8,7 @@ use sqlx::SqliteConnection;
 use store::Millis;
 
 use super::event::Event;
-use super::{HostOf, Webhook, WebhookAction, Webhooks, deliveries};
+use super::{HostOf, Webhook, WebhookAction, Webhooks, deliveries, shown_webhook_of};
 use crate::table::{column, from_json, parsed};
 use crate::{ControlError, Result, TaskName, TaskTriggers, WebhookName};
 
@@ -54,7 +54,7 @@ impl Webhooks {
             .map_err(ControlError::database(failed))?;
         let mut tasks: HashMap<RegistryName, Vec<Task>> = HashMap::new();
         for row in &rows {
-            let webhook = match self.webhook_of(row) {
+            let webhook = match shown_webhook_of(row) {
                 Ok(webhook) => webhook,
                 Err(error) => {
                     tracing::error!(%error, "a webhook cannot be read");
