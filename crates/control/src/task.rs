@@ -159,7 +159,9 @@ impl TaskContext {
         let named = fragment.split(':').next().filter(|name| !name.is_empty());
         named.map(str::to_owned).or_else(|| {
             let mut query = query_of(before);
-            query.find(|(key, _)| is_reference(key)).map(|(_, value)| value.into_owned())
+            let (key, value) = query.find(|(key, _)| is_reference(key))?;
+            // A branch may have the name of a tag.
+            Some(if key == "tag" { format!("refs/tags/{value}") } else { value.into_owned() })
         })
     }
 

@@ -23,7 +23,7 @@ fn line(host: SourceHost, event: &str, body: &[u8]) -> String {
         Err(error) => return format!("error: {error}"),
     };
     let events = delivery.events.iter().map(|event| match event {
-        SourceEvent::Commit { branch, commit } => format!("{branch} is {}", &commit[..7]),
+        SourceEvent::Commit { branch, commit, .. } => format!("{branch} is {}", &commit[..7]),
         SourceEvent::PullRequest(request) => {
             let fork = if request.from_fork { " of a fork" } else { "" };
             let known = if request.may_be_known { " or known" } else { "" };
@@ -124,4 +124,59 @@ fn examples_of_github_are_understood() {
     }
     assert!(found.len() > 100, "{}", found.len());
     check(&found, "data/github.txt");
+}
+
+#[test]
+fn what_others_could_be_taken_for_is_told_apart() {
+    let side = |branch: &str| {
+        format!(
+            r#"{{"ref": "{branch}", "sha": "{}", "repo": {{"full_name": "o/r"}}}}"#,
+            "1".repeat(40)
+        )
+    };
+    let request = |from: &str| {
+        let (head, base) = (side(from), side("main"));
+        let request = format!(r#"{{"number": 7, "head": {head}, "base": {base}}}"#);
+        format!(
+            r#"{{"action": "opened", "repository": {{"full_name": "o/r"}}, "pull_request": {request}}}"#
+        )
+    };
+    let told = |from: &str| line(SourceHost::Gitea, "pull_request", request(from).as_bytes());
+    assert_eq!(told("feature"), "o/r: #7 into main is 1111111");
+    // Without a branch of its own: whoever may read the repository can make such.
+    assert_eq!(told("refs/pull/7/head"), "o/r: #7 into main is 1111111 of a fork");
+    // One name that cannot be used keeps no other branch from its run.
+    let change = |name: &str| {
+        let hash = "1".repeat(40);
+        format!(
+            r#"{{"new": {{"type": "branch", "name": "{name}", "target": {{"hash": "{hash}"}}}}}}"#
+        )
+    };
+    let body = format!(
+        r#"{{"repository": {{"full_name": "o/r"}}, "push": {{"changes": [{}, {}]}}}}"#,
+        change("-x"),
+        change("main")
+    );
+    assert_eq!(
+        line(SourceHost::Bitbucket, "repo:push", body.as_bytes()),
+        "o/r: (`-x` is no name of a branch or of a reference), main is 1111111"
+    );
+    let generic = |text: &str| line(SourceHost::Generic, "", text.as_bytes());
+    assert_eq!(
+        generic("{}"),
+        "error: it is not what Generic sends for ``: missing field `event` at line 1 column 2"
+    );
+    assert_eq!(
+        generic(r#"{"event": "commit", "branch": "main"}"#),
+        "error: it is not what Generic sends for ``: missing field `commit`"
+    );
+    let commit = "1".repeat(40);
+    let with =
+        |more: &str| generic(&format!(r#"{{"commit": "{commit}", "branch": "main", {more}}}"#));
+    assert_eq!(with(r#""event": "commit""#), ": main is 1111111");
+    let request = r#""event": "pullrequest", "number": 7, "reference": "refs/pull/7/head""#;
+    assert_eq!(with(request), ": #7 into main is 1111111 of a fork");
+    assert_eq!(with(&format!(r#"{request}, "fork": false"#)), ": #7 into main is 1111111");
+    let odd = r#""event": "pullrequest", "number": 7, "reference": "main:/etc""#;
+    assert_eq!(with(odd), "error: `main:/etc` is no name of a branch or of a reference");
 }

@@ -41,8 +41,13 @@ pub(crate) fn sender(headers: &HeaderMap, body: &[u8]) -> (SourceHost, String) {
     let event = |name: &str| text(headers, name).map(str::to_owned);
     // Some say the names of others too.
     for name in ["x-gitea-event", "x-forgejo-event", "x-gogs-event"] {
-        if let Some(event) = event(name) {
-            return (SourceHost::Gitea, event);
+        match event(name) {
+            // It does not tell the commit.
+            Some(event) if name == "x-gogs-event" && event == "pull_request" => {
+                return (SourceHost::Gitea, "pull_request of Gogs".to_owned());
+            }
+            Some(event) => return (SourceHost::Gitea, event),
+            None => (),
         }
     }
     if let Some(event) = event("x-github-event") {
@@ -119,8 +124,9 @@ pub(crate) fn prove(
         Some(_) => {
             let id = ["idempotency-key", "x-gitlab-event-uuid"];
             let id = id.iter().find_map(|name| text(headers, name));
-            let key = id.map(|id| format!("id {}", id.chars().take(200).collect::<String>()));
-            Ok(Proven { key: key.unwrap_or_else(of_body) })
+            // Some call several deliveries the same.
+            let id = id.map(|id| format!("{} of ", id.chars().take(200).collect::<String>()));
+            Ok(Proven { key: format!("{}{}", id.unwrap_or_default(), of_body()) })
         }
     }
 }
@@ -226,7 +232,8 @@ mod tests {
     #[test]
     fn tokens_are_the_secret_itself() {
         let told = headers(&[("x-gitlab-token", SECRET), ("x-gitlab-event-uuid", "7")]);
-        assert_eq!(prove(&told, BODY, SECRET, 0).unwrap().key, "id 7");
+        let key = format!("7 of {}", Digest::of(BODY));
+        assert_eq!(prove(&told, BODY, SECRET, 0).unwrap().key, key);
         let other = headers(&[("x-gitlab-token", "It's")]);
         assert_eq!(prove(&other, BODY, SECRET, 0), Err(Unproven::Token));
         let basic = format!("Basic {}", STANDARD.encode(format!("refit:{SECRET}")));

@@ -98,7 +98,10 @@ pub(crate) async fn fire_sources(state: Shared, shutdown: CancellationToken) {
 }
 
 /// Repositories that are asked at once.
-const POLLS_AT_ONCE: usize = 8;
+const POLLS_AT_ONCE: usize = 32;
+
+/// How long a repository may take to say where its branch is.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Asks repositories for the commits of their branches, until `shutdown`.
 pub(crate) async fn poll_sources(state: Shared, shutdown: CancellationToken) {
@@ -130,7 +133,10 @@ async fn poll(state: &Shared) -> control::Result<Duration> {
         places.entry(poll.source.address.clone()).or_default().push(poll);
     }
     let asking = places.into_iter().map(|(address, polls)| async move {
-        let answer = state.repositories.head(&address).await;
+        let secrets = polls.first().map(|poll| poll.source.secrets.clone()).unwrap_or_default();
+        let answer = state.repositories.head(&address).await.map_err(|reason| {
+            secrets.iter().fold(reason, |reason, secret| reason.replace(&**secret, "***"))
+        });
         for poll in polls {
             match state.triggers.polled(&poll, answer.clone()).await {
                 Ok(Fired { runs: 0, .. }) => (),
@@ -161,6 +167,9 @@ impl Repositories {
         let downloads = Downloads::new(DownloadSettings {
             reach: machine::reach(settings),
             known_hosts: settings.build.git_known_hosts.clone(),
+            timeout: HEAD_TIMEOUT,
+            // It is asked again anyhow.
+            attempts: 1,
             ..DownloadSettings::default()
         })?;
         Ok(Self { downloads, scratch: folder.path().join("workspaces") })

@@ -38,6 +38,9 @@ pub enum SourceEvent {
     Commit {
         branch: String,
         commit: String,
+        /// What it was before, where that is told.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<String>,
     },
     PullRequest(PullRequest),
     /// Nothing that starts runs, in words for people.
@@ -153,9 +156,15 @@ fn other(what: impl Into<String>) -> SourceEvent {
     SourceEvent::Other(what.into())
 }
 
-/// What a reference that was pushed means, whatever its commit is called by the host.
-fn pushed(reference: &str, commit: Option<&str>) -> Result<SourceEvent> {
-    let commit = commit.filter(|commit| commit.bytes().any(|byte| byte != b'0'));
+/// One of several changes: what cannot be used says so, and keeps none of the others from its run.
+fn or_other(event: Result<SourceEvent>) -> SourceEvent {
+    event.unwrap_or_else(|error| other(error.to_string()))
+}
+
+/// What a reference that was pushed means, by its commits before and after.
+fn pushed(reference: &str, before: Option<&str>, commit: Option<&str>) -> Result<SourceEvent> {
+    let is_there = |commit: &&str| commit.bytes().any(|byte| byte != b'0');
+    let commit = commit.filter(is_there);
     let Some(branch) = reference.strip_prefix("refs/heads/") else {
         let what = if commit.is_some() { "pushed" } else { "deleted" };
         return Ok(other(match reference.strip_prefix("refs/tags/") {
@@ -166,7 +175,10 @@ fn pushed(reference: &str, commit: Option<&str>) -> Result<SourceEvent> {
     let branch = name(branch)?;
     match commit {
         None => Ok(other(format!("branch `{branch}` was deleted"))),
-        Some(id) => Ok(SourceEvent::Commit { branch, commit: commit_id(id)? }),
+        Some(id) => {
+            let before = before.and_then(|id| commit_id(id).ok());
+            Ok(SourceEvent::Commit { branch, commit: commit_id(id)?, before })
+        }
     }
 }
 
@@ -222,6 +234,8 @@ fn github(event: &str, body: &[u8]) -> Read {
         #[serde(rename = "ref")]
         reference: String,
         #[serde(default)]
+        before: Option<String>,
+        #[serde(default)]
         after: Option<String>,
         repository: GitHubRepository,
     }
@@ -248,7 +262,7 @@ fn github(event: &str, body: &[u8]) -> Read {
     match event {
         "push" => {
             let push: Push = json(body)?;
-            let event = pushed(&push.reference, push.after.as_deref())?;
+            let event = pushed(&push.reference, push.before.as_deref(), push.after.as_deref())?;
             Ok((vec![push.repository.full_name], push.repository.default_branch, vec![event]))
         }
         "pull_request" => {
@@ -263,7 +277,10 @@ fn github(event: &str, body: &[u8]) -> Read {
                     into: name(&base.branch)?,
                     commit: commit_id(&head.sha)?,
                     reference: format!("refs/pull/{number}/head"),
-                    from_fork: of(&head).is_none() || of(&head) != of(&base),
+                    // Who may only read a repository of Gitea's can make requests without a fork of it.
+                    from_fork: of(&head).is_none()
+                        || of(&head) != of(&base)
+                        || head.branch.starts_with("refs/"),
                     may_be_known: false,
                 }),
                 false => other(format!("pull request {number}: {}", shown(&action))),
@@ -293,6 +310,8 @@ fn gitlab(body: &[u8]) -> Read {
     struct Push {
         #[serde(rename = "ref")]
         reference: String,
+        #[serde(default)]
+        before: Option<String>,
         #[serde(default)]
         after: Option<String>,
         project: Project,
@@ -324,7 +343,7 @@ fn gitlab(body: &[u8]) -> Read {
     match &*kind {
         "push" => {
             let push: Push = json(body)?;
-            let event = pushed(&push.reference, push.after.as_deref())?;
+            let event = pushed(&push.reference, push.before.as_deref(), push.after.as_deref())?;
             let Project { path_with_namespace, default_branch } = push.project;
             Ok((vec![path_with_namespace], default_branch, vec![event]))
         }
@@ -378,7 +397,13 @@ fn bitbucket(event: &str, body: &[u8]) -> Read {
     #[derive(Deserialize)]
     struct Change {
         new: Option<New>,
-        old: Option<Named>,
+        old: Option<Old>,
+    }
+    #[derive(Deserialize)]
+    struct Old {
+        name: String,
+        #[serde(default)]
+        target: Option<Commit>,
     }
     #[derive(Deserialize)]
     struct New {
@@ -414,21 +439,22 @@ fn bitbucket(event: &str, body: &[u8]) -> Read {
         "repo:push" => {
             let OfPush { push, repository } = json(body)?;
             let changes = push.changes.into_iter().take(CHANGES_MAX);
-            let events: Result<Vec<SourceEvent>> = changes
-                .map(|change| match (change.new, change.old) {
-                    (Some(new), _) if new.kind == "branch" => {
-                        pushed(&format!("refs/heads/{}", new.name), Some(&new.target.hash))
-                    }
-                    (Some(new), _) => {
-                        Ok(other(format!("{} `{}` was pushed", shown(&new.kind), shown(&new.name))))
-                    }
-                    (None, old) => {
-                        let gone = old.map(|old| shown(&old.name)).unwrap_or_default();
-                        Ok(other(format!("`{gone}` was deleted")))
-                    }
-                })
-                .collect();
-            Ok((vec![repository.full_name.clone()], main(&repository), events?))
+            let events = changes.map(|change| match (change.new, change.old) {
+                (Some(new), old) if new.kind == "branch" => {
+                    let before = old.and_then(|old| old.target).map(|target| target.hash);
+                    let reference = format!("refs/heads/{}", new.name);
+                    or_other(pushed(&reference, before.as_deref(), Some(&new.target.hash)))
+                }
+                (Some(new), _) => {
+                    other(format!("{} `{}` was pushed", shown(&new.kind), shown(&new.name)))
+                }
+                (None, old) => {
+                    let gone = old.map(|old| shown(&old.name)).unwrap_or_default();
+                    other(format!("`{gone}` was deleted"))
+                }
+            });
+            let events = events.collect();
+            Ok((vec![repository.full_name.clone()], main(&repository), events))
         }
         "pullrequest:created" | "pullrequest:updated" => {
             let OfPullRequest { pullrequest: request, repository } = json(body)?;
@@ -473,6 +499,7 @@ fn bitbucket_server(event: &str, body: &[u8]) -> Read {
     #[serde(rename_all = "camelCase")]
     struct Change {
         ref_id: String,
+        from_hash: String,
         to_hash: String,
     }
     #[derive(Deserialize)]
@@ -499,9 +526,11 @@ fn bitbucket_server(event: &str, body: &[u8]) -> Read {
         "repo:refs_changed" => {
             let Push { repository, changes } = json(body)?;
             let changes = changes.into_iter().take(CHANGES_MAX);
-            let events: Result<Vec<SourceEvent>> =
-                changes.map(|change| pushed(&change.ref_id, Some(&change.to_hash))).collect();
-            Ok((vec![full(&repository)], None, events?))
+            let events = changes.map(|change| {
+                let (before, after) = (Some(&*change.from_hash), Some(&*change.to_hash));
+                or_other(pushed(&change.ref_id, before, after))
+            });
+            Ok((vec![full(&repository)], None, events.collect()))
         }
         "pr:opened" | "pr:reopened" | "pr:from_ref_updated" => {
             let OfPullRequest { pull_request: Request { id, from_ref, to_ref } } = json(body)?;
@@ -553,6 +582,8 @@ fn azure_devops(body: &[u8]) -> Read {
     #[serde(rename_all = "camelCase")]
     struct Update {
         name: String,
+        #[serde(default)]
+        old_object_id: Option<String>,
         new_object_id: String,
     }
     #[derive(Deserialize)]
@@ -589,9 +620,12 @@ fn azure_devops(body: &[u8]) -> Read {
         "git.push" => {
             let Of { resource: Push { ref_updates, repository } } = json(body)?;
             let updates = ref_updates.into_iter().take(CHANGES_MAX);
-            let events: Result<Vec<SourceEvent>> =
-                updates.map(|update| pushed(&update.name, Some(&update.new_object_id))).collect();
-            Ok((names(&repository), default(&repository), events?))
+            let events = updates.map(|update| {
+                let (before, after) =
+                    (update.old_object_id.as_deref(), Some(&*update.new_object_id));
+                or_other(pushed(&update.name, before, after))
+            });
+            Ok((names(&repository), default(&repository), events.collect()))
         }
         "git.pullrequest.created" | "git.pullrequest.updated" => {
             let Of { resource: request } = json::<Of<Request>>(body)?;
@@ -645,7 +679,10 @@ fn generic(body: &[u8]) -> Read {
     let into = || said.branch.as_deref().ok_or_else(|| missing("branch"));
     let commit = || said.commit.as_deref().ok_or_else(|| missing("commit"));
     let event = match &*said.event {
-        "commit" => SourceEvent::Commit { branch: branch(into()?)?, commit: commit_id(commit()?)? },
+        "commit" => {
+            let (branch, commit) = (branch(into()?)?, commit_id(commit()?)?);
+            SourceEvent::Commit { branch, commit, before: None }
+        }
         "pullrequest" => {
             let reference = said.reference.as_deref().ok_or_else(|| missing("reference"))?;
             SourceEvent::PullRequest(PullRequest {

@@ -35,6 +35,9 @@ pub(super) const SCHEMA: &[&str] = &[
     "CREATE INDEX trigger_ledger_by_time ON trigger_ledger (at)",
 ];
 
+/// How long it is remembered at least which deliveries were taken.
+const DELIVERIES_KEEP: Millis = 90 * 24 * 60 * 60 * 1000;
+
 /// Bytes of what was seen, and of a reason.
 const TEXT_MAX: usize = 2_000;
 
@@ -192,11 +195,14 @@ impl Triggers {
         let before = shared.clock.now().saturating_sub_unsigned(keep);
         let failed = "shorten the ledger of triggers";
         // Whoever kept a delivery for longer than that is too late with it as well.
+        let of_deliveries = before.min(shared.clock.now() - DELIVERIES_KEEP);
         for statement in [
             "DELETE FROM trigger_deliveries WHERE at < $1",
-            "DELETE FROM trigger_sources WHERE at < $1 AND subject LIKE 'pull request %'",
+            "DELETE FROM trigger_sources
+             WHERE at < $1 AND waiting IS NULL AND subject LIKE 'pull request %'",
         ] {
-            crate::table::execute(&shared.db, failed, sqlx::query(statement).bind(before)).await?;
+            let statement = sqlx::query(statement).bind(of_deliveries);
+            crate::table::execute(&shared.db, failed, statement).await?;
         }
         let statement = sqlx::query("DELETE FROM trigger_ledger WHERE at < $1").bind(before);
         crate::table::execute(&shared.db, failed, statement).await

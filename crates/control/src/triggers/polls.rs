@@ -91,7 +91,8 @@ impl Triggers {
         }
         let branch = trigger.branch_of(context);
         let address = match &branch {
-            Some(branch) => context.at(&format!("refs/heads/{branch}")).address,
+            // Without the folder: whoever follows the branch asks the same.
+            Some(branch) => format!("{}#refs/heads/{branch}", context.place()),
             None => context.place().to_owned(),
         };
         let token = trigger.token.clone().or_else(|| context.token.clone());
@@ -132,7 +133,10 @@ impl Triggers {
         let default = answer.as_ref().ok().and_then(|head| head.branch.clone());
         let wait = self.every(trigger).unwrap_or(PAUSE_MAX);
         let is_there = match &answer {
-            Ok(_) => schedule(&mut transaction, (&task, trigger), wait, 0, default, now).await?,
+            Ok(_) => {
+                let next = next_slot(&poll.source.address, wait, now);
+                schedule(&mut transaction, (&task, trigger), next, 0, default).await?
+            }
             Err(_) => self.put_off(&mut transaction, (&task, trigger), wait, now).await?,
         };
         // The trigger follows something else by now.
@@ -183,17 +187,22 @@ impl Triggers {
         let branch = context.and_then(|context| trigger.branch_of(context));
         let Some(branch) = branch.or(head.branch) else { return Ok(None) };
         let subject = format!("branch {branch}");
-        let (known, _) = seen(connection, task, trigger, &subject).await?;
-        if known.as_deref() == Some(&*head.commit) || known != poll.seen {
+        let (known, is_waiting) = seen(connection, task, trigger, &subject).await?;
+        if known != poll.seen || (known.is_none() && is_waiting) {
             return Ok(None);
         }
-        if known.is_none() {
-            // It was there before the trigger was.
+        let is_same = known.as_deref() == Some(&*head.commit);
+        if is_same && !is_waiting {
+            return Ok(None);
+        }
+        // It was there before the trigger was; or what waits is gone again.
+        if known.is_none() || is_same {
             let note = Noted { commit: Some(&head.commit), waiting: None };
             note_seen(connection, (task, trigger), &subject, note, now).await?;
             return Ok(None);
         }
-        let event = SourceEvent::Commit { branch: branch.clone(), commit: head.commit };
+        let event =
+            SourceEvent::Commit { branch: branch.clone(), commit: head.commit, before: known };
         let told = Told { task, trigger, event: &event, host: None, branch: Some(&branch) };
         Ok(Some(self.decide(connection, &told, now).await?))
     }
@@ -238,13 +247,13 @@ impl Triggers {
         )
         .bind(task.registry.as_str())
         .bind(task.name.key())
-        .bind(&trigger.name)
+        .bind(trigger.key())
         .fetch_optional(&mut *connection)
         .await
         .map_err(ControlError::database("find how often a repository did not answer"))?;
         let failures = failures.unwrap_or_default().saturating_add(1);
         let longer = wait.saturating_mul(1 << failures.clamp(0, 10)).min(PAUSE_MAX.max(wait));
-        schedule(connection, (task, trigger), longer, failures, None, now).await
+        schedule(connection, (task, trigger), now + millis(spread(longer)), failures, None).await
     }
 }
 
@@ -252,10 +261,9 @@ impl Triggers {
 async fn schedule(
     connection: &mut SqliteConnection,
     (task, trigger): (&StoredTask, &SourceTrigger),
-    wait: Duration,
+    next: Millis,
     failures: i64,
     default_branch: Option<String>,
-    now: Millis,
 ) -> Result<bool> {
     let updated = sqlx::query(
         "UPDATE trigger_polls SET next_at = $4, failures = $5,
@@ -264,14 +272,24 @@ async fn schedule(
     )
     .bind(task.registry.as_str())
     .bind(task.name.key())
-    .bind(&trigger.name)
-    .bind(now + millis(spread(wait)))
+    .bind(trigger.key())
+    .bind(next)
     .bind(failures)
     .bind(default_branch)
     .execute(connection)
     .await
     .map_err(ControlError::database("write when a repository is asked"))?;
     Ok(updated.rows_affected() == 1)
+}
+
+/// When a branch is asked for next: at the same times for all that ask the same, and at others for others.
+fn next_slot(address: &str, wait: Duration, now: Millis) -> Millis {
+    let period = millis(wait).max(1);
+    let digest = oci::Digest::of(address.as_bytes());
+    let offset = i64::from_str_radix(&digest.hex()[..12], 16).unwrap_or_default() % period;
+    // No sooner than after half of the time.
+    let earliest = now + period / 2;
+    earliest + (offset - earliest).rem_euclid(period)
 }
 
 /// A little more or less, so that not all are asked at once for ever.

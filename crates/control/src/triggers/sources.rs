@@ -3,8 +3,6 @@
 //! Of each branch and each pull request the last commit that was decided on is a row, so that a commit has
 //! one run, however often and by whom it is told. A delivery counts once, in the transaction that decides.
 
-use std::time::Duration;
-
 use oci::RegistryName;
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
@@ -108,6 +106,11 @@ impl Decided {
 }
 
 impl SourceTrigger {
+    /// Its name as tables have it, however it is written.
+    pub(super) fn key(&self) -> String {
+        self.name.to_ascii_lowercase()
+    }
+
     /// The branch that it follows; nothing where that is the repository's default one.
     pub fn branch_of(&self, context: &TaskContext) -> Option<String> {
         let named = self.branch.clone().or_else(|| context.reference());
@@ -140,7 +143,7 @@ impl Triggers {
         )
         .bind(registry.as_str())
         .bind(task.name.key())
-        .bind(&trigger.name)
+        .bind(trigger.key())
         .bind(key)
         .bind(now)
         .execute(&mut *transaction)
@@ -211,6 +214,11 @@ impl Triggers {
         let Some(start) = Start::of(told) else { return Ok(Decided::skipped("it has no context")) };
         let (seen, is_waiting) = seen(connection, task, trigger, &start.subject).await?;
         if start.is_once && seen.as_deref() == Some(&*start.commit) {
+            // What came between, and waits, is gone again.
+            if is_waiting {
+                let note = Noted { commit: seen.as_deref(), waiting: None };
+                note_seen(connection, (task, trigger), &start.subject, note, now).await?;
+            }
             return Ok(Decided::skipped("the trigger has seen this commit already"));
         }
         if let Some(why) = task.definition.asleep(now) {
@@ -224,6 +232,13 @@ impl Triggers {
                     self.supersede(connection, task, &start.cause, queued.run, now).await?;
                 let note = Noted { commit: Some(&start.commit), waiting: None };
                 note_seen(connection, (task, trigger), &start.subject, note, now).await?;
+                let is_next = match event {
+                    SourceEvent::Commit { before, .. } => before.is_some() && *before == seen,
+                    _ => true,
+                };
+                if host.is_some() && seen.is_some() && !is_next {
+                    self.ask_now(connection, task, trigger, now).await?;
+                }
                 let instead = superseded.iter().map(|row| column(row, "number"));
                 let instead: Vec<i64> = instead.collect::<Result<_>>()?;
                 let names = instead.iter().map(|number| RunId::from_number(*number as u64));
@@ -249,6 +264,28 @@ impl Triggers {
                 Ok(Decided::without_run(decision, reason))
             }
         }
+    }
+
+    /// Has the repository asked where its branch is: hosts do not promise that they tell commits in order.
+    async fn ask_now(
+        &self,
+        connection: &mut SqliteConnection,
+        task: &StoredTask,
+        trigger: &SourceTrigger,
+        now: Millis,
+    ) -> Result<()> {
+        sqlx::query(
+            "UPDATE trigger_polls SET next_at = $4
+             WHERE registry = $1 AND name_key = $2 AND trigger_name = $3 AND next_at > $4",
+        )
+        .bind(task.registry.as_str())
+        .bind(task.name.key())
+        .bind(trigger.key())
+        .bind(now)
+        .execute(connection)
+        .await
+        .map_err(ControlError::database("have a repository asked"))?;
+        Ok(())
     }
 
     /// Writes a decision to the ledger.
@@ -327,6 +364,8 @@ impl Triggers {
     /// What follows from a decision that is durable.
     pub(super) async fn after_decision(&self, decided: Decided) -> Delivered {
         let Decided { delivered, queued, superseded } = decided;
+        // A repository may be due to be asked.
+        self.tasks.triggers_changed.send_replace(());
         self.after(queued.into_iter().collect()).await;
         if let Err(error) = self.tasks.runs.after_ends(&superseded).await {
             tracing::error!(%error, "the logs of canceled runs could not be ended");
@@ -342,7 +381,7 @@ impl Triggers {
         loop {
             let now = self.tasks.runs.shared.clock.now();
             let db = &self.tasks.runs.shared.db;
-            let rows: Vec<(String, String, String, String, String, Millis)> = sqlx::query_as(
+            let rows: Vec<WaitingRow> = sqlx::query_as(
                 "SELECT registry, name_key, trigger_name, subject, waiting, at FROM trigger_sources
                  WHERE waiting IS NOT NULL AND at > $1 AND at <= $2 ORDER BY at LIMIT $3",
             )
@@ -354,37 +393,53 @@ impl Triggers {
             .map_err(ControlError::database(failed))?;
             let Some((.., at)) = rows.last() else { return Ok(fired) };
             last = *at;
-            for (registry, name_key, name, subject, waiting, _) in &rows {
-                let mut transaction = db.begin().await.map_err(ControlError::database(failed))?;
-                let Ok(task) = self.read(&mut transaction, registry, name_key).await? else {
-                    fired.waits = true;
-                    continue;
-                };
-                let trigger = task.as_ref().and_then(|task| {
-                    task.definition.triggers.source(name).map(|trigger| (task, trigger))
+            for row in &rows {
+                // One that cannot be answered keeps no other from its run.
+                let answered = self.answer_again(row, now).await.unwrap_or_else(|error| {
+                    tracing::error!(%error, task = %row.1, "a commit that waits is not answered");
+                    Fired { runs: 0, waits: true }
                 });
-                let Some((task, trigger)) = trigger else {
-                    forget_trigger(&mut transaction, registry, name_key, name).await?;
-                    transaction.commit().await.map_err(ControlError::database(failed))?;
-                    continue;
-                };
-                let Waiting { event, host, branch } = from_json(waiting)?;
-                let told =
-                    Told { task, trigger, event: &event, host, branch: Some(branch.as_str()) };
-                let decided = self.decide(&mut transaction, &told, now).await?;
-                if decided.delivered.decision == Decision::Skipped {
-                    let (commit, _) = seen(&mut transaction, task, trigger, subject).await?;
-                    let note = Noted { commit: commit.as_deref(), waiting: None };
-                    note_seen(&mut transaction, (task, trigger), subject, note, now).await?;
-                }
-                transaction.commit().await.map_err(ControlError::database(failed))?;
-                fired.waits |= decided.delivered.decision == Decision::Waits;
-                fired.runs += usize::from(decided.queued.is_some());
-                self.after_decision(decided).await;
+                fired.runs += answered.runs;
+                fired.waits |= answered.waits;
             }
         }
     }
+
+    async fn answer_again(&self, row: &WaitingRow, now: Millis) -> Result<Fired> {
+        let failed = "answer a commit that had to wait";
+        let (registry, name_key, name, subject, waiting, _) = row;
+        let db = &self.tasks.runs.shared.db;
+        let mut transaction = db.begin().await.map_err(ControlError::database(failed))?;
+        let Ok(task) = self.read(&mut transaction, registry, name_key).await? else {
+            return Ok(Fired { runs: 0, waits: true });
+        };
+        let trigger = task.as_ref().and_then(|task| {
+            let trigger = task.definition.triggers.source(name)?;
+            Some((task, trigger))
+        });
+        let Some((task, trigger)) = trigger else {
+            forget_trigger(&mut transaction, registry, name_key, name).await?;
+            transaction.commit().await.map_err(ControlError::database(failed))?;
+            return Ok(Fired::default());
+        };
+        let Waiting { event, host, branch } = from_json(waiting)?;
+        let told = Told { task, trigger, event: &event, host, branch: Some(branch.as_str()) };
+        let decided = self.decide(&mut transaction, &told, now).await?;
+        if decided.delivered.decision == Decision::Skipped {
+            let (commit, _) = seen(&mut transaction, task, trigger, subject).await?;
+            let note = Noted { commit: commit.as_deref(), waiting: None };
+            note_seen(&mut transaction, (task, trigger), subject, note, now).await?;
+        }
+        transaction.commit().await.map_err(ControlError::database(failed))?;
+        let waits = decided.delivered.decision == Decision::Waits;
+        let fired = Fired { runs: usize::from(decided.queued.is_some()), waits };
+        self.after_decision(decided).await;
+        Ok(fired)
+    }
 }
+
+/// Registry, task, trigger, subject, what waits, and since when.
+type WaitingRow = (String, String, String, String, String, Millis);
 
 /// What an event that fits would start.
 struct Start {
@@ -480,7 +535,7 @@ fn unfit(told: &Told<'_>) -> Option<String> {
 fn described(event: &SourceEvent) -> String {
     let short = |commit: &str| commit.chars().take(7).collect::<String>();
     match event {
-        SourceEvent::Commit { branch, commit } => {
+        SourceEvent::Commit { branch, commit, .. } => {
             format!("commit `{}` of branch `{branch}`", short(commit))
         }
         SourceEvent::PullRequest(PullRequest { number, into, commit, .. }) => {
@@ -506,7 +561,7 @@ pub(super) async fn default_branch(
     )
     .bind(task.registry.as_str())
     .bind(task.name.key())
-    .bind(&trigger.name)
+    .bind(trigger.key())
     .fetch_optional(connection)
     .await
     .map_err(ControlError::database("find the default branch of a repository"))?;
@@ -540,7 +595,7 @@ pub(super) async fn seen(
     )
     .bind(task.registry.as_str())
     .bind(task.name.key())
-    .bind(&trigger.name)
+    .bind(trigger.key())
     .bind(subject)
     .fetch_optional(connection)
     .await
@@ -570,7 +625,7 @@ pub(super) async fn note_seen(
     )
     .bind(task.registry.as_str())
     .bind(task.name.key())
-    .bind(&trigger.name)
+    .bind(trigger.key())
     .bind(subject)
     .bind(note.commit)
     .bind(note.waiting)
@@ -595,32 +650,55 @@ pub(super) async fn write_within(
     let is_same = |trigger: &SourceTrigger| {
         let other = before.and_then(|before| {
             let other = before.triggers.source(&trigger.name)?;
-            Some(Followed::by(other, before))
+            Some((Followed::by(other, before), other.poll))
         });
-        other.is_some_and(|other| other == Followed::by(trigger, &task.definition))
+        let (followed, poll) = other.unzip();
+        let is_followed = followed == Some(Followed::by(trigger, &task.definition));
+        (is_followed, is_followed && poll == Some(trigger.poll))
     };
-    let sources = &task.definition.triggers.sources;
-    let gone = old.iter().filter(|old| task.definition.triggers.source(&old.name).is_none());
-    let changed = sources.iter().filter(|trigger| !is_same(trigger));
-    for trigger in gone.chain(changed.clone()) {
-        forget_trigger(connection, task.registry.as_str(), &key, &trigger.name).await?;
+    let registry = task.registry.as_str();
+    for gone in old.iter().filter(|old| task.definition.triggers.source(&old.name).is_none()) {
+        forget_trigger(connection, registry, &key, &gone.key()).await?;
     }
-    for trigger in changed.filter(|trigger| trigger.enabled && trigger.commits) {
-        if trigger.poll.is_some_and(|poll| poll.is_zero()) {
-            continue;
+    for trigger in &task.definition.triggers.sources {
+        let (is_followed, is_polled) = is_same(trigger);
+        if !is_followed {
+            forget_trigger(connection, registry, &key, &trigger.key()).await?;
         }
-        sqlx::query(
+        if !is_polled {
+            begin_to_poll(connection, task, trigger, now).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Has the repository of a trigger asked from now on, if it is to be.
+async fn begin_to_poll(
+    connection: &mut SqliteConnection,
+    task: &StoredTask,
+    trigger: &SourceTrigger,
+    now: Millis,
+) -> Result<()> {
+    let is_never = trigger.poll.is_some_and(|poll| poll.is_zero());
+    let statement = match trigger.enabled && trigger.commits && !is_never {
+        true => {
             "INSERT INTO trigger_polls (registry, name_key, trigger_name, next_at)
-             VALUES ($1, $2, $3, $4)",
-        )
+             VALUES ($1, $2, $3, $4)
+             ON CONFLICT (registry, name_key, trigger_name) DO UPDATE SET next_at = $4"
+        }
+        false => {
+            "DELETE FROM trigger_polls
+             WHERE registry = $1 AND name_key = $2 AND trigger_name = $3 AND $4 IS NOT NULL"
+        }
+    };
+    sqlx::query(statement)
         .bind(task.registry.as_str())
-        .bind(&key)
-        .bind(&trigger.name)
+        .bind(task.name.key())
+        .bind(trigger.key())
         .bind(now)
-        .execute(&mut *connection)
+        .execute(connection)
         .await
         .map_err(ControlError::database("write when a repository is asked"))?;
-    }
     Ok(())
 }
 
@@ -631,7 +709,6 @@ struct Followed {
     commits: bool,
     repository: Option<String>,
     branch: Option<String>,
-    poll: Option<Duration>,
 }
 
 impl Followed {
@@ -642,7 +719,6 @@ impl Followed {
             commits: trigger.commits,
             repository: context.map(|context| context.place().to_owned()),
             branch: context.and_then(|context| trigger.branch_of(context)),
-            poll: trigger.poll,
         }
     }
 }

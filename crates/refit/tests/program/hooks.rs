@@ -254,6 +254,7 @@ fn as_root_a_source_trigger_is_made_and_changed_by_flags() {
         shown["properties"]["trigger"]["sourceTriggers"].clone()
     };
     assert_eq!(sources(), Value::Null);
+    place.refit("task update build-app --poll-seconds 60").code(2).stderr_has("no source trigger");
     place.refit("task webhook build-app").code(4).stderr_has("source trigger not found");
     let update = |flags: &str| place.refit(&format!("task update build-app {flags}"));
     update("--commit-trigger-enabled true --poll-seconds 60").success();
@@ -270,7 +271,11 @@ fn as_root_a_source_trigger_is_made_and_changed_by_flags() {
     update("--commit-trigger-enabled false --pull-request-trigger-enabled false").success();
     assert_eq!(sources()[0]["status"], "Disabled");
     update("--poll-seconds 5").code(2).stderr_has("neither 0 nor 30 to 86400");
-    update("-c /dev/null --cmd app").code(2).stderr_has("no git repository as its context");
+    // Without a repository it cannot be on, and is switched off.
+    update("--commit-trigger-enabled true").success();
+    update("-c /dev/null --cmd app").success();
+    assert_eq!(sources()[0]["status"], "Disabled");
+    update("--commit-trigger-enabled true").code(2).stderr_has("no git repository as its context");
     // No context, no commits.
     let none = "task create other-app --cmd app -c /dev/null --commit-trigger-enabled true";
     place.refit(none).success();

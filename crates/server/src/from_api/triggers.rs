@@ -76,11 +76,18 @@ fn source(
     let is_git = |context: &&TaskContext| {
         matches!(ContextAddress::of(&context.address), ContextAddress::Git(Ok(_)))
     };
-    let context = context.filter(is_git).ok_or_else(|| {
-        refuse("the task has no git repository as its context".to_owned())
-            .hint("a commit or a pull request is of the repository that the task works on")
-    })?;
     let enabled = status(given.status.as_deref())?;
+    let nowhere = TaskContext { address: String::new(), token: None };
+    let context = match context.filter(is_git) {
+        Some(context) => context,
+        // It may be there again one day.
+        None if !enabled => &nowhere,
+        None => {
+            let message = "the task has no git repository as its context";
+            return Err(refuse(message.to_owned())
+                .hint("a commit or a pull request is of the repository that the task works on"));
+        }
+    };
     let (mut commits, mut pull_requests) = (false, false);
     for event in &given.source_trigger_events {
         match &*event.to_ascii_lowercase() {
@@ -98,6 +105,7 @@ fn source(
     }
     let repository = given.source_repository;
     if let Some(url) = repository.repository_url.filter(|url| !url.is_empty())
+        && !context.address.is_empty()
         && repository_of(&url) != repository_of(&context.address)
     {
         let message = format!("`{}` is not the repository of the context", cut(&url));
@@ -110,9 +118,11 @@ fn source(
     }
     // What the context says anyhow follows it.
     let branch = branch.filter(|branch| context.reference().as_ref() != Some(branch));
-    if branch.is_none() && context.reference().is_some_and(|name| is_commit(&name)) {
-        return Err(refuse("its context is one commit, which stays the same".to_owned())
-            .hint("name a branch in the context, or `sourceRepository.branch`"));
+    if let Some(reference) = context.reference().filter(|name| branch.is_none() && is_fixed(name)) {
+        let message = format!("`{}` of its context is no branch", cut(&reference));
+        return Err(
+            refuse(message).hint("name a branch in the context, or `sourceRepository.branch`")
+        );
     }
     let control_type = repository.source_control_type.as_deref().unwrap_or("Generic");
     let control_type = SourceControl::ALL
@@ -217,8 +227,11 @@ fn is_branch(name: &str) -> bool {
     name.chars().all(is_plain) && !name.contains("..") && !name.starts_with('-')
 }
 
-fn is_commit(name: &str) -> bool {
-    name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+/// Whether a reference is a commit, a tag or a pull request, by how it is written.
+fn is_fixed(name: &str) -> bool {
+    let is_commit = (7..=40).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_other = name.starts_with("refs/") && !name.starts_with("refs/heads/");
+    is_commit || is_other || name.starts_with("pull/")
 }
 
 fn base_image(given: api::BaseImageTrigger) -> Result<BaseImageTrigger, ApiError> {

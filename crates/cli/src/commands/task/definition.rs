@@ -269,7 +269,12 @@ pub(super) async fn update(session: &Session<'_>, args: SaveArgs) -> Result<()> 
     }
     if definition.source.is_given() {
         let known: api::Task = connection.get(url.clone()).await?;
-        definition.source.add_change(&mut properties, &known);
+        definition.source.add_change(&mut properties, &known)?;
+    } else if let Some(context) = definition.context_address()?
+        && !matches!(dockerfile::ContextAddress::of(&context), dockerfile::ContextAddress::Git(_))
+    {
+        let known: api::Task = connection.get(url.clone()).await?;
+        SourceArgs::leave_git(&mut properties, &known);
     }
     if definition.changes_step() || definition.timeout.is_some() {
         let known: api::Task = connection.get(url.clone()).await?;

@@ -94,10 +94,31 @@ impl SourceArgs {
         Ok(())
     }
 
-    /// Adds what is said of the source trigger of a task that is there.
-    pub(super) fn add_change(&self, properties: &mut Map<String, Value>, known: &Task) {
+    /// Switches the source triggers of a task off that has no repository any more.
+    pub(super) fn leave_git(properties: &mut Map<String, Value>, known: &Task) {
         let sources =
             known.properties.trigger.as_ref().and_then(|all| all.source_triggers.as_ref());
+        let off = |source: &SourceTrigger| json!({ "name": source.name, "status": "Disabled" });
+        let off: Vec<Value> = sources.into_iter().flatten().map(off).collect();
+        if !off.is_empty() {
+            let all = properties.entry("trigger").or_insert_with(|| json!({}));
+            all["sourceTriggers"] = off.into();
+        }
+    }
+
+    /// Adds what is said of the source trigger of a task that is there.
+    pub(super) fn add_change(
+        &self,
+        properties: &mut Map<String, Value>,
+        known: &Task,
+    ) -> Result<()> {
+        let sources =
+            known.properties.trigger.as_ref().and_then(|all| all.source_triggers.as_ref());
+        let all = sources.map_or(0, Vec::len);
+        if all > 1 && self.source_trigger_name.is_none() {
+            return Err(Error::usage("the task has several source triggers")
+                .with_hint("say which one is meant with `--source-trigger-name`"));
+        }
         let mut sources = sources.into_iter().flatten();
         let source = match &self.source_trigger_name {
             Some(name) => sources.find(|source| source.name.eq_ignore_ascii_case(name)),
@@ -114,7 +135,11 @@ impl SourceArgs {
         trigger.insert("name".into(), json!(name));
         let is_on = commits || requests;
         if source.is_none() && !is_on {
-            return;
+            return match self.poll_seconds {
+                None => Ok(()),
+                Some(_) => Err(Error::usage("the task has no source trigger")
+                    .with_hint("`--commit-trigger-enabled true` gives it one")),
+            };
         }
         trigger.insert("sourceTriggerEvents".into(), json!(events(commits, requests)));
         if self.commit_trigger_enabled.is_some() || self.pull_request_trigger_enabled.is_some() {
@@ -123,6 +148,7 @@ impl SourceArgs {
         }
         trigger.extend(self.poll_seconds.map(|poll| ("pollSeconds".to_owned(), json!(poll))));
         add(properties, trigger);
+        Ok(())
     }
 
     fn name(&self) -> String {
