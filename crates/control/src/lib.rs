@@ -85,10 +85,11 @@ pub use task::{
 pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};
 pub use tasks::Tasks;
 pub use triggers::{
-    BadDelivery, BadSchedule, BaseImageTrigger, Decision, Delivered, Fired, Head, LedgerEntry,
-    LedgerFilter, Link, MovedBase, OwnRegistry, Poll, PullRequest, RunCause, Schedule, SourceCause,
-    SourceControl, SourceDelivery, SourceEvent, SourceHost, SourceTrigger, TaskTriggers,
-    TimerTrigger, TokenType, TriggerKind, Triggers,
+    BadDelivery, BadSchedule, BaseImageTrigger, CommitReport, CommitState, Decision, Delivered,
+    Fired, Head, LedgerEntry, LedgerFilter, Link, MovedBase, NotReported, OwnRegistry, Poll,
+    PullRequest, ReportToken, RunCause, Schedule, SourceCause, SourceControl, SourceDelivery,
+    SourceEvent, SourceHost, SourceTrigger, TaskTriggers, TimerTrigger, TokenType, TriggerKind,
+    Triggers,
 };
 pub use waiting::{WaitReason, Waiting};
 pub use webhooks::{

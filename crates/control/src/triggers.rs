@@ -9,6 +9,7 @@ mod cause;
 mod deliveries;
 mod ledger;
 mod polls;
+mod reports;
 mod schedule;
 mod sources;
 mod timers;
@@ -30,6 +31,7 @@ pub use cause::{Link, MovedBase, RunCause, SourceCause};
 pub use deliveries::{BadDelivery, PullRequest, SourceDelivery, SourceEvent, SourceHost};
 pub use ledger::{Decision, LedgerEntry, LedgerFilter, TriggerKind};
 pub use polls::{Head, Poll};
+pub use reports::{CommitReport, CommitState, NotReported, ReportToken};
 pub use schedule::{BadSchedule, Schedule};
 pub use sources::Delivered;
 pub(crate) use sources::pinned;
@@ -190,6 +192,9 @@ impl Triggers {
         let db = &tasks.runs.shared.db;
         let failed = ControlError::database("prepare the tables of triggers");
         db.migrate("ledger", ledger::SCHEMA).await.map_err(failed)?;
+        db.migrate("reports to git hosts", reports::SCHEMA)
+            .await
+            .map_err(ControlError::database("prepare the tables of triggers"))?;
         tasks.learn_again().await?;
         let (looked_at, followed) = (Arc::new(AtomicI64::new(i64::MAX)), Arc::default());
         Ok(Self { tasks, compression, poll, looked_at, followed })

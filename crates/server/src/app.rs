@@ -37,7 +37,9 @@ use crate::sign_in::{Provider, Sessions};
 use crate::state::{Shared, State};
 use crate::triggers::Repositories;
 use crate::trusted::TrustedIssuers;
-use crate::{Settings, background, log_artifacts, machine, routes, tls, triggers, webhooks};
+use crate::{
+    Settings, background, commit_states, log_artifacts, machine, routes, tls, triggers, webhooks,
+};
 
 /// How often a server looks whether a short-lived owner has left.
 const OWNER_PERIOD: Duration = Duration::from_millis(200);
@@ -346,6 +348,7 @@ impl App {
             parts.spawn(triggers::fire_bases(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::fire_sources(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::poll_sources(Arc::clone(&self.state), shutdown.clone()));
+            parts.spawn(commit_states::tell(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(webhooks::deliver(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(webhooks::watch_tasks(Arc::clone(&self.state), shutdown.clone()));
         }

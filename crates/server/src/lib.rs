@@ -19,6 +19,7 @@ mod agents;
 mod app;
 mod audit;
 mod background;
+mod commit_states;
 mod egress;
 mod error;
 mod executor;

@@ -33,6 +33,7 @@ struct Request {
     line: String,
     /// Names are in lower case.
     headers: Vec<(String, String)>,
+    body: Vec<u8>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -136,6 +137,13 @@ impl GitHost {
     /// What was asked for, such as `GET /app.git/info/refs?service=git-upload-pack`.
     pub fn requests(&self) -> Vec<String> {
         lock(&self.served.requests).iter().map(|request| request.line.clone()).collect()
+    }
+
+    /// The bodies of the requests that end like this, as text.
+    pub fn bodies(&self, end: &str) -> Vec<String> {
+        let requests = lock(&self.served.requests);
+        let requests = requests.iter().filter(|request| request.line.ends_with(end));
+        requests.map(|request| String::from_utf8_lossy(&request.body).into_owned()).collect()
     }
 
     /// The headers of the last request that ends like this; their names are in lower case.
@@ -274,7 +282,7 @@ fn serve(mut stream: TcpStream, served: &Served) -> std::io::Result<()> {
     let mut body = vec![0; size];
     reader.read_exact(&mut body)?;
     let line = format!("{method} {target}");
-    lock(&served.requests).push(Request { line, headers: headers.clone() });
+    lock(&served.requests).push(Request { line, headers: headers.clone(), body: body.clone() });
     let answer = |mut stream: TcpStream, status: &str, headers: &str, body: &[u8]| {
         let size = body.len();
         write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {size}\r\nConnection: close\r\n")?;

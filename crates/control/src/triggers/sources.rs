@@ -12,6 +12,7 @@ use store::Millis;
 use uuid::Uuid;
 
 use super::ledger::{self, Line};
+use super::reports;
 use super::{
     Decision, Fired, PullRequest, Queued, RunCause, SourceCause, SourceDelivery, SourceEvent,
     SourceHost, SourceTrigger, TriggerKind, Triggers, why_not,
@@ -232,6 +233,8 @@ impl Triggers {
                     self.supersede(connection, task, &start.cause, queued.run, now).await?;
                 let note = Noted { commit: Some(&start.commit), waiting: None };
                 note_seen(connection, (task, trigger), &start.subject, note, now).await?;
+                reports::begin_within(connection, task, trigger, &start.cause, queued.run, now)
+                    .await?;
                 let is_next = match event {
                     SourceEvent::Commit { before, .. } => before.is_some() && *before == seen,
                     _ => true,

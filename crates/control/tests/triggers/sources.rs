@@ -1,7 +1,7 @@
 //! Commits and pull requests.
 
 use control::{
-    ContextSource, Delivered, Head, SourceCause, SourceControl, SourceDelivery,
+    CommitState, ContextSource, Delivered, Head, SourceCause, SourceControl, SourceDelivery,
     SourceEvent, SourceHost, SourceTrigger, TaskContext, TokenType,
 };
 
@@ -423,4 +423,45 @@ async fn commits_that_are_told_out_of_order_have_the_branch_looked_at() {
     let poll = f.triggers.due_polls().await.unwrap().remove(0);
     assert_eq!(f.triggers.polled(&poll, head(THREE)).await.unwrap().runs, 1);
     assert_eq!(cause(f.all_runs().await.last().unwrap()).commit, THREE);
+}
+
+#[tokio::test]
+async fn hosts_are_told_how_the_runs_of_their_commits_stand() {
+    let f = Fixture::new().await;
+    f.put("build-app", &of_source(source())).await;
+    let run = f.fired("a", commit("main", ONE)).await;
+    let due = || async { f.triggers.due_reports().await.unwrap() };
+    let first = due().await.remove(0);
+    assert_eq!((first.run, &*first.commit, first.state), (run.id, ONE, CommitState::Pending));
+    assert_eq!((first.host, &*first.token.0), (SourceHost::GitHub, "hunter2-of-the-context"));
+    assert!(!format!("{first:?}").contains("hunter2"), "{first:?}");
+    f.triggers.reported(&first, Ok(())).await.unwrap();
+    assert_eq!(due().await, []);
+    f.runs.cancel(&local(), run.id).await.unwrap();
+    let last = due().await.remove(0);
+    assert_eq!(last.state, CommitState::Canceled);
+    // A host that does not answer is told later, and one that refuses has its line.
+    let why =
+        |is_final| control::NotReported { reason: "it answers with status 503".into(), is_final };
+    f.triggers.reported(&last, Err(why(false))).await.unwrap();
+    assert_eq!(due().await, []);
+    f.now.fetch_add(MINUTE, Ordering::Relaxed);
+    let last = due().await.remove(0);
+    f.triggers.reported(&last, Err(why(true))).await.unwrap();
+    f.now.fetch_add(HOUR, Ordering::Relaxed);
+    assert_eq!(due().await, []);
+    let line = f.ledger().await.pop().unwrap();
+    assert_eq!(line.event, format!("GitHub was to hear of run `{}`", run.id));
+    assert_eq!(line.reason.as_deref(), Some("it answers with status 503"));
+    // The token is for its own repository, and others hear nothing.
+    let run = f.fired("b", commit("main", TWO)).await;
+    let mut elsewhere = of_source(source());
+    elsewhere.context.as_mut().unwrap().address = "https://example.org/team/app.git#main".into();
+    f.put("build-app", &elsewhere).await;
+    assert_eq!(due().await, []);
+    f.runs.cancel(&local(), run.id).await.unwrap();
+    assert_eq!(due().await, []);
+    let generic = SourceDelivery { host: SourceHost::Generic, ..delivery(commit("main", THREE)) };
+    assert_eq!(f.deliver("c", generic).await.decision, Decision::Fired);
+    assert_eq!(due().await, []);
 }

@@ -283,3 +283,40 @@ fn as_root_a_source_trigger_is_made_and_changed_by_flags() {
     assert_eq!(shown["properties"]["trigger"].get("sourceTriggers"), None);
     assert_eq!(shown["properties"]["trigger"]["baseImageTrigger"]["status"], "Enabled");
 }
+
+#[test]
+fn as_root_a_host_is_told_how_the_run_of_a_commit_stands() {
+    let place = Place::new("");
+    let git = GitHost::start();
+    let repository = git.repository("team/app");
+    repository.write("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+    let first = repository.commit("one");
+    let statuses = "api/v3/repos/team/app/statuses";
+    let folder = git.folder().join(statuses);
+    std::fs::create_dir_all(&folder).expect("a folder can be made");
+    std::fs::write(folder.join(&first), "{}").expect("a file can be written");
+    let url = format!("{}/team/app.git#main", git.url());
+    let flags = "-f Dockerfile -t app:1 --git-access-token hunter2-of-host --poll-seconds 0";
+    place.refit(&format!("task create build-app -c {url} {flags}")).success();
+    let hook = place.webhook();
+    place.ended(&place.push(&hook, "main", &first));
+    let end = format!("{statuses}/{first}");
+    let bodies = until("the end of the run is told", || {
+        let bodies = git.bodies(&end);
+        bodies.last()?.contains("success").then_some(bodies)
+    });
+    let told: Value = serde_json::from_str(&bodies[bodies.len() - 1]).unwrap();
+    assert_eq!((&told["state"], &told["context"]), (&json!("success"), &json!("refit/build-app")));
+    let headers = git.headers(&end);
+    assert!(headers.contains(&("authorization".into(), "Bearer hunter2-of-host".into())));
+
+    // A host that refuses is not asked again, and the ledger says so.
+    let second = repository.commit("two");
+    place.ended(&place.push(&hook, "main", &second));
+    let listed = until("a line of the ledger", || {
+        let listed = place.refit("trigger list -n build-app").success().stdout;
+        listed.contains("was to hear of run").then_some(listed)
+    });
+    assert!(listed.contains("it answers with status 404: the token may lack"), "{listed}");
+    assert!(!listed.contains("hunter2"), "{listed}");
+}
