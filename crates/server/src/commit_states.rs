@@ -13,6 +13,8 @@ use crate::state::Shared;
 
 /// How often it is looked for what is to be told, though no run has changed.
 const PERIOD: Duration = Duration::from_secs(5);
+/// How long a host is left alone that was asked too often and does not say how long.
+const RATE_PAUSE: Duration = Duration::from_secs(15 * 60);
 /// Hosts that are told at once.
 const AT_ONCE: usize = 4;
 
@@ -51,13 +53,14 @@ async fn tell_all(state: &Shared) -> control::Result<()> {
 }
 
 async fn send(state: &Shared, report: &CommitReport) -> Result<(), NotReported> {
-    let final_error = |reason: String| NotReported { reason, is_final: true };
+    let final_error = |reason: String| NotReported { reason, is_final: true, pause: None };
     let post = post(report).ok_or_else(|| {
         final_error(format!("`{}` is no address of a repository there", report.repository))
     })?;
     let answer = state.poster.post(&post).await.map_err(|error| NotReported {
         is_final: !error.is_transient(),
         reason: error.to_string(),
+        pause: None,
     })?;
     let said = String::from_utf8_lossy(&answer.body);
     // It was told before, and the answer was lost.
@@ -68,8 +71,23 @@ async fn send(state: &Shared, report: &CommitReport) -> Result<(), NotReported> 
         401 | 403 | 404 => ": the token may lack the right to set the status of commits",
         _ => "",
     };
-    let is_final = (400..500).contains(&answer.status) && !matches!(answer.status, 408 | 425 | 429);
-    Err(NotReported { reason: format!("it answers with status {}{why}", answer.status), is_final })
+    // GitHub says so too when it was asked too often.
+    let is_left = |(name, value): &(String, String)| {
+        name.eq_ignore_ascii_case("x-ratelimit-remaining") && value.trim() == "0"
+    };
+    let is_too_often = answer.retry_after.is_some() || answer.headers.iter().any(is_left);
+    let is_refusal = (400..500).contains(&answer.status) && !is_too_often;
+    Err(NotReported {
+        reason: format!("it answers with status {}{why}", answer.status),
+        is_final: is_refusal && !matches!(answer.status, 408 | 425 | 429),
+        pause: answer.retry_after.or(is_too_often.then_some(RATE_PAUSE)),
+    })
+}
+
+/// What the state is of: the same commit can be built for its branch and for a pull request.
+fn name_of(report: &CommitReport) -> String {
+    let of = if report.is_pull_request { "/pull-request" } else { "" };
+    format!("refit/{}{of}", report.task)
 }
 
 /// What a host is told, and where.
@@ -84,7 +102,7 @@ fn post(report: &CommitReport) -> Option<Post> {
     let path = path.trim_end_matches('/');
     let path = path.strip_suffix(".git").unwrap_or(path);
     let base = format!("{scheme}://{authority}");
-    let (name, commit, token) = (format!("refit/{}", report.task), &report.commit, &report.token.0);
+    let (name, commit, token) = (name_of(report), &report.commit, &report.token.0);
     let run = &report.run;
     let (state, description) = match report.state {
         CommitState::Pending => ("pending", format!("run {run} waits, or goes on")),
@@ -145,6 +163,7 @@ mod tests {
             host,
             repository: repository.into(),
             commit: "c0ffee".into(),
+            is_pull_request: false,
             state,
             token: ReportToken("hunter2".into()),
             trigger: "source".into(),

@@ -37,6 +37,8 @@ const ATTEMPTS_MAX: i64 = 8;
 /// Between the first two attempts, and at most.
 const PAUSE: Duration = Duration::from_secs(5);
 const PAUSE_MAX: Duration = Duration::from_secs(10 * 60);
+/// What a host may ask for.
+const ASKED_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// How a run stands, as hosts have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +61,7 @@ pub struct CommitReport {
     /// Without credentials.
     pub repository: String,
     pub commit: String,
+    pub is_pull_request: bool,
     pub state: CommitState,
     pub token: ReportToken,
     /// Name of the trigger.
@@ -82,6 +85,8 @@ pub struct NotReported {
     pub reason: String,
     /// Another time it is the same.
     pub is_final: bool,
+    /// For how long the host asks to be left alone.
+    pub pause: Option<Duration>,
 }
 
 impl CommitState {
@@ -120,7 +125,12 @@ fn host_of(cause: &SourceCause, trigger: &SourceTrigger) -> Option<SourceHost> {
 /// The token alone: in an address it may have a user before it.
 fn token_of(trigger: &SourceTrigger, context: &TaskContext) -> Option<ReportToken> {
     let token = trigger.token.as_ref().or(context.token.as_ref())?;
-    let token = token.split_once(':').map_or(&**token, |(_, password)| password);
+    let token = match token.split_once(':') {
+        None => token,
+        // A form of GitHub's.
+        Some((user, "" | "x-oauth-basic")) => user,
+        Some((_, password)) => password,
+    };
     Some(ReportToken(percent_decode_str(token).decode_utf8_lossy().into_owned()))
 }
 
@@ -147,13 +157,15 @@ pub(super) async fn begin_within(
     Ok(())
 }
 
+/// Registry and number of a run, what was told, and its status, task and cause, if it is still there.
+type DueRow = (String, i64, Option<String>, Option<String>, Option<String>, Option<String>);
+
 impl Triggers {
     /// What hosts are to be told now.
     pub async fn due_reports(&self) -> Result<Vec<CommitReport>> {
         let failed = "list what hosts are to be told";
         let shared = &self.tasks.runs.shared;
-        type Row = (String, i64, Option<String>, Option<String>, Option<String>, Option<String>);
-        let rows: Vec<Row> = sqlx::query_as(
+        let rows: Vec<DueRow> = sqlx::query_as(
             "SELECT t.registry, t.number, t.told, r.status, r.task, r.cause
              FROM trigger_reports t
              LEFT JOIN runs r ON r.registry = t.registry AND r.number = t.number
@@ -167,22 +179,33 @@ impl Triggers {
         .await
         .map_err(ControlError::database(failed))?;
         let mut reports = Vec::new();
-        for (registry, number, told, status, task, cause) in rows {
-            let (registry, run) = (parsed(&registry)?, RunId::from_number(number as u64));
-            let (Some(status), Some(task), Some(cause)) = (status, task, cause) else {
-                self.forget_report(&registry, run).await?;
-                continue;
-            };
-            let state = CommitState::of(parsed(&status)?);
-            if told.as_deref() == Some(state.as_str()) {
-                continue;
-            }
-            match self.report(&registry, run, &parsed(&task)?, &cause, state).await? {
-                Some(report) => reports.push(report),
-                None => self.forget_report(&registry, run).await?,
+        for row in rows {
+            let place = format!("{}/{}", row.0, row.1);
+            match self.due_report(row).await {
+                Ok(report) => reports.extend(report),
+                // It keeps no other from being told.
+                Err(error) => tracing::error!(%error, run = place, "its host is not told of it"),
             }
         }
         Ok(reports)
+    }
+
+    async fn due_report(&self, row: DueRow) -> Result<Option<CommitReport>> {
+        let (registry, number, told, status, task, cause) = row;
+        let (registry, run) = (parsed(&registry)?, RunId::from_number(number as u64));
+        let (Some(status), Some(task), Some(cause)) = (status, task, cause) else {
+            self.forget_report(&registry, run).await?;
+            return Ok(None);
+        };
+        let state = CommitState::of(parsed(&status)?);
+        if told.as_deref() == Some(state.as_str()) {
+            return Ok(None);
+        }
+        let report = self.report(&registry, run, &parsed(&task)?, &cause, state).await?;
+        if report.is_none() {
+            self.forget_report(&registry, run).await?;
+        }
+        Ok(report)
     }
 
     async fn report(
@@ -212,6 +235,7 @@ impl Triggers {
             task: stored.name.clone(),
             host,
             repository: cause.repository,
+            is_pull_request: cause.pull_request.is_some(),
             commit: cause.commit,
             state,
             token,
@@ -228,7 +252,7 @@ impl Triggers {
         let failed = "note what a host was told";
         let shared = &self.tasks.runs.shared;
         let now = shared.clock.now();
-        let NotReported { reason, is_final } = match answer {
+        let NotReported { reason, is_final, pause } = match answer {
             Ok(()) if report.state != CommitState::Pending => {
                 return self.forget_report(&report.registry, report.run).await;
             }
@@ -246,9 +270,9 @@ impl Triggers {
             Err(why) => why,
         };
         let mut transaction = shared.db.begin().await.map_err(ControlError::database(failed))?;
-        let failures: Option<i64> = sqlx::query_scalar(
+        let row: Option<(i64, Option<String>)> = sqlx::query_as(
             "UPDATE trigger_reports SET failures = failures + 1, next_at = $3
-             WHERE registry = $1 AND number = $2 RETURNING failures",
+             WHERE registry = $1 AND number = $2 RETURNING failures, told",
         )
         .bind(report.registry.as_str())
         .bind(report.run.number())
@@ -256,8 +280,10 @@ impl Triggers {
         .fetch_optional(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
-        let failures = failures.unwrap_or(ATTEMPTS_MAX);
-        if is_final || failures >= ATTEMPTS_MAX {
+        let (failures, told) = row.unwrap_or((ATTEMPTS_MAX, None));
+        // What has begun to wait at a host would do so for ever.
+        let gives_up = is_final && told.is_none();
+        if gives_up || failures >= ATTEMPTS_MAX {
             sqlx::query("DELETE FROM trigger_reports WHERE registry = $1 AND number = $2")
                 .bind(report.registry.as_str())
                 .bind(report.run.number())
@@ -277,6 +303,7 @@ impl Triggers {
             ledger::append_within(&mut transaction, &line, now).await?;
         } else {
             let doubled = PAUSE.saturating_mul(1 << failures.clamp(0, 10)).min(PAUSE_MAX);
+            let doubled = doubled.max(pause.unwrap_or_default().min(ASKED_MAX));
             sqlx::query(
                 "UPDATE trigger_reports SET next_at = $3 WHERE registry = $1 AND number = $2",
             )

@@ -441,13 +441,19 @@ async fn hosts_are_told_how_the_runs_of_their_commits_stand() {
     let last = due().await.remove(0);
     assert_eq!(last.state, CommitState::Canceled);
     // A host that does not answer is told later, and one that refuses has its line.
-    let why =
-        |is_final| control::NotReported { reason: "it answers with status 503".into(), is_final };
+    let why = |is_final| control::NotReported {
+        reason: "it answers with status 503".into(),
+        is_final,
+        pause: None,
+    };
     f.triggers.reported(&last, Err(why(false))).await.unwrap();
     assert_eq!(due().await, []);
     f.now.fetch_add(MINUTE, Ordering::Relaxed);
     let last = due().await.remove(0);
-    f.triggers.reported(&last, Err(why(true))).await.unwrap();
+    // It waits for the end there, and is told again for a while.
+    for _ in 0..7 {
+        f.triggers.reported(&last, Err(why(true))).await.unwrap();
+    }
     f.now.fetch_add(HOUR, Ordering::Relaxed);
     assert_eq!(due().await, []);
     let line = f.ledger().await.pop().unwrap();
