@@ -237,6 +237,8 @@ impl Webhooks {
                 created_at, updated_at)
              SELECT $1, $2, $3, $4, $5, $6, $7, $7
              WHERE (SELECT COUNT(*) FROM webhooks WHERE registry = $1 AND name_key <> $2) < $8
+                AND ($9 IS NULL OR EXISTS
+                    (SELECT 1 FROM webhooks WHERE registry = $1 AND name_key = $2))
              ON CONFLICT (registry, name_key) DO UPDATE SET enabled = $4, properties = $5,
                 secrets = $6, updated_at = $7
              WHERE $9 IS NULL OR webhooks.updated_at = $9

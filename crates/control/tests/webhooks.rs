@@ -456,6 +456,51 @@ async fn a_slow_receiver_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn webhooks_take_turns() {
+    let f = Fixture::new().await;
+    let names: Vec<String> = (0..40).map(|number| format!("hook{number:02}")).collect();
+    for name in &names {
+        f.put(name, &["push"], &format!("{name}:*")).await;
+        for text in ["a", "b", "c"] {
+            f.push(name, &format!("{name} {text}"), &[]).await;
+        }
+    }
+    f.follow().await;
+    let mut served = std::collections::BTreeSet::new();
+    for _ in 0..2 {
+        let due = f.claim().await;
+        assert_eq!(due.len(), 24);
+        served.extend(due.iter().map(|delivery| {
+            let body: Value = serde_json::from_str(&delivery.body).unwrap();
+            body["target"]["repository"].as_str().unwrap().to_owned()
+        }));
+    }
+    assert_eq!(served.into_iter().collect::<Vec<_>>(), names);
+}
+
+#[tokio::test]
+async fn what_a_receiver_repeats_is_hidden() {
+    let f = Fixture::new().await;
+    let mut secret = properties(&["push"], "");
+    secret.address = "https://me:hunter2%40x@example.com/".into();
+    secret.headers = BTreeMap::from([("Authorization".into(), "Bearer hunter2-token".into())]);
+    f.webhooks.put(&local(), &webhook_name("hook1"), &secret, None).await.unwrap();
+    f.push("app", "one", &["v1"]).await;
+    f.follow().await;
+    let due = f.claim().await;
+    let basic = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, "me:hunter2@x");
+    let outcome = DeliveryOutcome::Answered(PostedAnswer {
+        status: 200,
+        headers: vec![("x-was".into(), format!("Basic {basic}"))],
+        body: format!("no hunter2-token, hunter2@x, hunter2%40x nor {basic}"),
+        retry_after: None,
+    });
+    f.webhooks.note(&due[0], outcome).await.unwrap();
+    let told = format!("{:?}", f.deliveries("hook1").await);
+    assert!(!told.contains("hunter2") && !told.contains(&basic), "{told}");
+}
+
+#[tokio::test]
 async fn what_is_old_or_disabled_or_deleted_is_not_told() {
     let f = Fixture::new().await;
     let webhook = f.put("hook1", &["push"], "").await;

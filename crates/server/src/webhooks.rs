@@ -92,7 +92,9 @@ pub(crate) async fn watch_tasks(state: Shared, shutdown: CancellationToken) {
 
 /// Begins to deliver what is due, and says when to look again.
 async fn look(state: &Shared, sending: &mut JoinSet<()>) -> control::Result<Duration> {
-    state.webhooks.follow(&host_of(state)).await?;
+    if let Err(error) = state.webhooks.follow(&host_of(state)).await {
+        tracing::error!(%error, "what has happened does not become deliveries");
+    }
     for delivery in state.webhooks.claim().await? {
         sending.spawn(send(Arc::clone(state), delivery));
     }

@@ -1,6 +1,6 @@
 //! `refit webhook`: who is told of what happens in the registry.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use api::{
     CallbackConfig, Page, SecretValue, Webhook, WebhookEvent, WebhookPing, WebhookProperties,
@@ -93,6 +93,9 @@ struct PropertyArgs {
     /// Headers to send along, each `NAME=VALUE`; of an update they are all that there are
     #[arg(long, num_args = 1.., value_name = "HEADER")]
     headers: Option<Vec<String>>,
+    /// A file with such headers, one on each line: command lines are seen by others
+    #[arg(long, value_name = "FILE", conflicts_with = "headers")]
+    headers_file: Option<PathBuf>,
     /// Images to tell of: `app:*`, `app:tag`, `app` for `app:latest`, `app*`; all if empty
     #[arg(long, value_name = "SCOPE")]
     scope: Option<String>,
@@ -187,13 +190,15 @@ async fn refuse_existing(connection: &Connection, name: &NameArgs) -> Result<()>
 }
 
 async fn properties(args: PropertyArgs) -> Result<WebhookProperties> {
-    let headers = args.headers.map(|headers| headers.iter().map(|text| header(text)).collect());
+    let given = match &args.headers_file {
+        Some(file) => Some(read(file).await?.lines().map(str::to_owned).collect::<Vec<_>>()),
+        None => args.headers,
+    };
+    let lines = given.map(|lines| lines.into_iter().filter(|line| !line.trim().is_empty()));
+    let headers = lines.map(|lines| lines.map(|text| header(&text)).collect());
     let signing_secret = match &args.signing_secret_file {
         Some(file) => {
-            let text = tokio::fs::read_to_string(file).await;
-            let text = text.map_err(|error| {
-                Error::usage(format!("`{}` cannot be read: {error}", file.display()))
-            })?;
+            let text = read(file).await?;
             Some(SecretValue(text.trim_end_matches(['\r', '\n']).to_owned()))
         }
         None => None,
@@ -207,6 +212,11 @@ async fn properties(args: PropertyArgs) -> Result<WebhookProperties> {
         overdue_days: args.overdue_days,
         ..WebhookProperties::default()
     })
+}
+
+async fn read(file: &Path) -> Result<String> {
+    let text = tokio::fs::read_to_string(file).await;
+    text.map_err(|error| Error::usage(format!("`{}` cannot be read: {error}", file.display())))
 }
 
 fn header(text: &str) -> Result<(String, SecretValue)> {

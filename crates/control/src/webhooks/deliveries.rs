@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oci::RegistryName;
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
@@ -15,7 +16,7 @@ use uuid::Uuid;
 use super::event::Event;
 use super::{ToldRun, Webhook, WebhookAction, WebhookProperties, Webhooks, shown_webhook_of};
 use crate::table::{column, from_json, parsed, to_json};
-use crate::{ControlError, Result, WebhookName, table};
+use crate::{ControlError, Mask, Result, WebhookName, table};
 
 /// `next_at`: when it is tried next; `NULL` once it has come to its end.
 pub(super) const TABLE: &str = "CREATE TABLE webhook_deliveries (
@@ -46,13 +47,12 @@ const KEEP: Millis = 7 * 24 * 60 * 60 * 1000;
 const KEPT_MAX: i64 = 1_000;
 /// Deliveries of one webhook that wait.
 const WAITING_MAX: i64 = 10_000;
-/// Deliveries of one webhook that are under way at once, and of all.
+/// Deliveries of one webhook that are under way at once, of one registry, and of all.
 const AT_ONCE: usize = 4;
+const REGISTRY_AT_ONCE: usize = 24;
 const ALL_AT_ONCE: usize = 32;
 /// Of an answer is kept, in bytes: its body, and its headers.
 const ANSWER_KEPT: usize = 4 << 10;
-/// A shorter text is in an answer by chance.
-const SECRET_LEN_MIN: usize = 4;
 
 /// The login server of a registry.
 pub type HostOf<'a> = &'a (dyn Fn(&RegistryName) -> String + Send + Sync);
@@ -116,7 +116,7 @@ pub struct ToDeliver {
     pub body: String,
     id: Uuid,
     webhook: Key,
-    secrets: Vec<String>,
+    mask: Mask,
     shown: BTreeMap<String, String>,
     earlier: Vec<DeliveryAttempt>,
     in_flight: Arc<Mutex<InFlight>>,
@@ -127,11 +127,16 @@ type Key = (String, String);
 
 /// What is under way in this process.
 #[derive(Default)]
-pub(super) struct InFlight(BTreeMap<Uuid, Key>);
+pub(super) struct InFlight {
+    deliveries: BTreeMap<Uuid, Key>,
+    /// When each webhook had its last turn, of those that have something to be told.
+    served: HashMap<Key, u64>,
+    turns: u64,
+}
 
 impl Drop for ToDeliver {
     fn drop(&mut self) {
-        lock(&self.in_flight).0.remove(&self.id);
+        lock(&self.in_flight).deliveries.remove(&self.id);
     }
 }
 
@@ -162,7 +167,7 @@ impl Webhooks {
             None => Vec::new(),
         };
         let runs = take_runs(&mut transaction).await?;
-        let is_full = changes.len() == BATCH || runs.len() == BATCH;
+        let is_full = changes.len() >= BATCH || runs.len() >= BATCH;
         let mut receivers = Receivers::new();
         let changes = changes.iter().flat_map(|change| {
             Event::of_change(change).into_iter().map(|event| (change.registry.clone(), event))
@@ -253,7 +258,7 @@ impl Webhooks {
 
     /// When something is to be delivered next that is not under way.
     pub async fn next_delivery(&self) -> Result<Option<Millis>> {
-        let busy = lock(&self.in_flight).0.len() as i64;
+        let busy = lock(&self.in_flight).deliveries.len() as i64;
         let times: Vec<(String, Millis)> = sqlx::query_as(
             "SELECT id, next_at FROM webhook_deliveries WHERE next_at IS NOT NULL
              ORDER BY next_at LIMIT $1",
@@ -263,7 +268,8 @@ impl Webhooks {
         .await
         .map_err(ControlError::database("find the next delivery"))?;
         let in_flight = lock(&self.in_flight);
-        let is_free = |id: &str| id.parse().is_ok_and(|id: Uuid| !in_flight.0.contains_key(&id));
+        let is_free =
+            |id: &str| id.parse().is_ok_and(|id: Uuid| !in_flight.deliveries.contains_key(&id));
         Ok(times.into_iter().find(|(id, _)| is_free(id)).map(|(_, at)| at))
     }
 
@@ -279,18 +285,34 @@ impl Webhooks {
         .await
         .map_err(ControlError::database("find deliveries"))?;
         // Looked at before the rows are: one whose attempt ends meanwhile is not what its row said.
-        let in_flight = lock(&self.in_flight).0.clone();
-        let mut counts: HashMap<Key, usize> = HashMap::new();
-        in_flight.values().for_each(|key| *counts.entry(key.clone()).or_default() += 1);
-        let busy = |key: &Key| counts.get(key).copied().unwrap_or_default();
-        let mut room = ALL_AT_ONCE.saturating_sub(counts.values().sum());
-        due.sort_by_key(busy);
-        let mut claimed = Vec::new();
-        for key in due {
-            let own = AT_ONCE.saturating_sub(busy(&key)).min(room);
-            let more = self.claim_of(&key, own, &in_flight, now).await?;
-            room -= more.len();
-            claimed.extend(more);
+        let (mut in_flight, served) = {
+            let mut in_flight = lock(&self.in_flight);
+            in_flight.served.retain(|key, _| due.contains(key));
+            (in_flight.deliveries.clone(), in_flight.served.clone())
+        };
+        // Whoever has the least under way goes first, and then whoever has waited longest for a turn.
+        due.sort_by_key(|key| {
+            let busy = in_flight.values().filter(|busy| *busy == key).count();
+            (busy, served.get(key).copied())
+        });
+        let mut claimed: Vec<ToDeliver> = Vec::new();
+        // One each, so that a receiver that is slow leaves room for others.
+        for _ in 0..AT_ONCE {
+            for key in &due {
+                if !has_room(&in_flight, key) {
+                    continue;
+                }
+                let more = match self.claim_of(key, &in_flight, now).await {
+                    Ok(more) => more,
+                    // It keeps no other from being told.
+                    Err(error) => {
+                        tracing::error!(%error, registry = %key.0, webhook = %key.1, "not delivered");
+                        continue;
+                    }
+                };
+                in_flight.extend(more.iter().map(|delivery| (delivery.id, key.clone())));
+                claimed.extend(more);
+            }
         }
         Ok(claimed)
     }
@@ -298,18 +320,14 @@ impl Webhooks {
     async fn claim_of(
         &self,
         key: &Key,
-        room: usize,
         in_flight: &BTreeMap<Uuid, Key>,
         now: Millis,
-    ) -> Result<Vec<ToDeliver>> {
-        if room == 0 {
-            return Ok(Vec::new());
-        }
+    ) -> Result<Option<ToDeliver>> {
         let failed = "read deliveries";
         let (registry, name): (RegistryName, WebhookName) = (parsed(&key.0)?, parsed(&key.1)?);
         let webhook = match self.get(&registry, &name).await {
             Ok(Some(webhook)) => webhook,
-            Ok(None) => return Ok(Vec::new()),
+            Ok(None) => return Ok(None),
             Err(error @ ControlError::Unsealable { .. }) => {
                 tracing::error!(%error, %registry, webhook = %name, "a webhook cannot be read");
                 let statement = sqlx::query(
@@ -319,7 +337,7 @@ impl Webhooks {
                 let later = now + PAUSE_MAX.as_millis() as Millis;
                 let statement = statement.bind(&key.0).bind(&key.1).bind(later).bind(now);
                 table::execute(&self.runs.shared.db, failed, statement).await?;
-                return Ok(Vec::new());
+                return Ok(None);
             }
             Err(error) => return Err(error),
         };
@@ -331,17 +349,22 @@ impl Webhooks {
         .bind(&key.0)
         .bind(&key.1)
         .bind(now)
-        .bind((room + AT_ONCE) as i64)
+        .bind(1 + AT_ONCE as i64)
         .fetch_all(self.runs.shared.db.reads())
         .await
         .map_err(ControlError::database(failed))?;
         let deliveries: Vec<Delivery> = rows.iter().map(delivery_of).collect::<Result<_>>()?;
-        let free = deliveries.into_iter().filter(|delivery| !in_flight.contains_key(&delivery.id));
-        let claimed = free.take(room).map(|delivery| {
-            lock(&self.in_flight).0.insert(delivery.id, key.clone());
+        let mut free = deliveries.into_iter().filter(|found| !in_flight.contains_key(&found.id));
+        let claimed = free.next().map(|delivery| {
+            let mut in_flight = lock(&self.in_flight);
+            in_flight.deliveries.insert(delivery.id, key.clone());
+            in_flight.turns += 1;
+            let turn = in_flight.turns;
+            in_flight.served.insert(key.clone(), turn);
+            drop(in_flight);
             self.to_deliver(&webhook.properties, key, delivery, now)
         });
-        Ok(claimed.collect())
+        Ok(claimed)
     }
 
     fn to_deliver(
@@ -363,20 +386,13 @@ impl Webhooks {
         let mut shown: BTreeMap<String, String> = headers.iter().cloned().collect();
         shown.extend(properties.headers.keys().map(|name| (name.clone(), "***".to_owned())));
         headers.extend(properties.headers.clone());
-        let secrets = properties.headers.values().map(String::as_str);
-        let secrets = secrets.chain(secret.map(|secret| secret.expose()));
-        let address = Url::parse(&properties.address).ok();
-        let secrets = secrets.chain(address.as_ref().and_then(Url::password));
         ToDeliver {
             address: properties.address.clone(),
             headers,
             body,
             id,
             webhook: key.clone(),
-            secrets: secrets
-                .filter(|secret| secret.len() >= SECRET_LEN_MIN)
-                .map(str::to_owned)
-                .collect(),
+            mask: mask_of(properties),
             shown,
             earlier: attempts,
             in_flight: Arc::clone(&self.in_flight),
@@ -398,7 +414,7 @@ impl Webhooks {
         let goes_on = !is_delivered && !is_final && number + 1 < ATTEMPTS_MAX;
         let next_at = pause.filter(|_| goes_on).map(|pause| now + pause.max(1));
         let mut attempts = delivery.earlier.clone();
-        let outcome = kept(outcome, &delivery.secrets);
+        let outcome = kept(outcome, &delivery.mask);
         attempts.push(DeliveryAttempt { at: now, headers: delivery.shown.clone(), outcome });
         // One that was given up meanwhile stays so.
         let statement = sqlx::query(
@@ -467,6 +483,15 @@ impl Webhooks {
         }
         Ok(())
     }
+}
+
+/// Whether one more delivery of a webhook may be under way: of one webhook, of its registry, and of all.
+fn has_room(in_flight: &BTreeMap<Uuid, Key>, key: &Key) -> bool {
+    let count =
+        |is_it: &dyn Fn(&Key) -> bool| in_flight.values().filter(|busy| is_it(busy)).count();
+    count(&|busy| busy == key) < AT_ONCE
+        && count(&|busy| busy.0 == key.0) < REGISTRY_AT_ONCE
+        && in_flight.len() < ALL_AT_ONCE
 }
 
 /// Runs that webhooks are to be told of.
@@ -587,10 +612,31 @@ pub(super) async fn forget_within(
     Ok(())
 }
 
+/// What a receiver may repeat and nobody is to read.
+fn mask_of(properties: &WebhookProperties) -> Mask {
+    let mut secrets: Vec<String> = properties.headers.values().cloned().collect();
+    // `Bearer TOKEN`: the token alone too.
+    let alone = properties.headers.values().filter_map(|value| value.trim().split_once(' '));
+    secrets.extend(alone.map(|(_, token)| token.to_owned()));
+    secrets.extend(properties.signing_secret.as_ref().map(|secret| secret.expose().to_owned()));
+    if let Ok(address) = Url::parse(&properties.address) {
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let user = decoded(address.username());
+        match address.password().map(decoded) {
+            Some(password) => secrets.extend([format!("{user}:{password}"), password]),
+            // A token may stand in its place, and is sent with a colon.
+            None => secrets.extend([format!("{user}:"), user]),
+        }
+    }
+    Mask::new(secrets.iter().map(String::as_str))
+}
+
 /// As much of an outcome as is kept, without the secrets that a receiver repeats.
-fn kept(outcome: DeliveryOutcome, secrets: &[String]) -> DeliveryOutcome {
+fn kept(outcome: DeliveryOutcome, mask: &Mask) -> DeliveryOutcome {
     let hidden = |text: &str| {
-        secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
+        let mut text = text.to_owned();
+        mask.apply(&mut text);
+        text
     };
     match outcome {
         DeliveryOutcome::Answered(PostedAnswer { status, headers, body, retry_after }) => {

@@ -296,4 +296,14 @@ fn what_cannot_be_a_webhook_is_refused() {
         .code(2)
         .stderr_has("`NAME=VALUE`")
         .stderr_lacks("hunter2");
+    // What nobody may read does not go to another receiver.
+    sandbox.write("headers", "Authorization=Bearer hunter2\n\nX-A=b\n");
+    let file = sandbox.path("headers").display().to_string();
+    create(&[&["hook1"], &fine[..], &["--headers-file", &file]].concat()).success();
+    let update = |args: &[&str]| {
+        refit(&sandbox, &server, &[&["webhook", "update", "hook1", "--uri"], args].concat())
+    };
+    update(&["https://example.org/"]).code(2).stderr_has("the headers of the one before");
+    update(&["https://example.com/other"]).success();
+    update(&["https://example.org/", "--headers", "X-A=b"]).success();
 }

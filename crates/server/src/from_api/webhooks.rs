@@ -26,7 +26,18 @@ pub(crate) fn webhook(
         None => WebhookProperties { enabled: true, ..WebhookProperties::default() },
     };
     match given.service_uri {
-        Some(address) => webhook.address = address.0,
+        Some(address) => {
+            // Values that nobody may read are not for another receiver.
+            let is_other =
+                !webhook.headers.is_empty() && origin(&address.0) != origin(&webhook.address);
+            if is_other && given.custom_headers.is_none() {
+                let message = "another receiver does not get the headers of the one before";
+                return Err(ApiError::invalid(message)
+                    .at(at("serviceUri"))
+                    .hint("give the headers again with the address, or none: `customHeaders`"));
+            }
+            webhook.address = address.0;
+        }
         None if known.is_some() => (),
         None => {
             let error = ApiError::invalid("a webhook needs the address that is posted to");
@@ -57,6 +68,11 @@ pub(crate) fn webhook(
     }
     webhook.overdue_days = given.overdue_days.or(webhook.overdue_days);
     Ok(webhook)
+}
+
+/// Scheme, host and port of an address.
+fn origin(address: &str) -> Option<url::Origin> {
+    url::Url::parse(address).ok().map(|address| address.origin())
 }
 
 fn actions(texts: &[String]) -> Result<BTreeSet<WebhookAction>, ApiError> {

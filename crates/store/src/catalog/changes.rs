@@ -62,7 +62,12 @@ pub async fn take_content_changes_within(
         .fetch_all(&mut *connection)
         .await
         .map_err(failed())?;
-    let changes: Vec<ContentChange> = rows.iter().map(change).collect::<Result<_>>()?;
+    let changes = rows.iter().filter_map(|row| {
+        // One that cannot be read keeps no other from being told.
+        let read = change(row);
+        read.inspect_err(|error| tracing::error!(%error, "a change of content cannot be read")).ok()
+    });
+    let changes = changes.collect();
     if let Some(last) = rows.last() {
         let last: i64 = last.try_get("sequence").map_err(failed())?;
         sqlx::query("DELETE FROM content_changes WHERE sequence <= $1")
