@@ -9,16 +9,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use oci::Reference;
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, LOCATION, RANGE,
-    RETRY_AFTER,
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, IF_NONE_MATCH, LOCATION,
+    RANGE,
 };
 use reqwest::{Method, Request, RequestBuilder, Response, StatusCode};
 use url::Url;
 
 use crate::RemoteError;
 use crate::auth::{self, Challenge};
+use crate::download::retry_after;
 use crate::push;
 use crate::reach::{Reach, Refused, refused};
+use crate::tag::rest_of;
 
 /// A user name and its secret. Does not print.
 #[derive(Clone, PartialEq, Eq)]
@@ -250,14 +252,20 @@ impl Remote {
         }
     }
 
-    async fn ask_once(&self, reference: &Reference, ask: &Ask) -> Result<Response, Failure> {
+    pub(crate) async fn ask_once(
+        &self,
+        reference: &Reference,
+        ask: &Ask,
+    ) -> Result<Response, Failure> {
         let known = self.known_token(reference, ask.access);
         let mut response = self.send(&reference.host, ask, known.as_deref()).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             let token = self.new_token(reference, ask.access, response.headers()).await?;
             response = self.send(&reference.host, ask, Some(&token)).await?;
         }
-        match response.status().is_success() {
+        let status = response.status();
+        let is_known = ask.unless.is_some() && status == StatusCode::NOT_MODIFIED;
+        match status.is_success() || is_known {
             true => Ok(response),
             false => Err(self.failure(reference, ask.access, response).await),
         }
@@ -275,9 +283,7 @@ impl Remote {
         access: Access,
         response: Response,
     ) -> Failure {
-        let wait = (response.headers().get(RETRY_AFTER))
-            .and_then(|value| value.to_str().ok()?.parse().ok())
-            .map(Duration::from_secs);
+        let wait = retry_after(&response).or_else(|| rest_of(response.headers()));
         let (host, image) = (reference.host.clone(), reference.to_string());
         let with_credentials = self.inner.credentials(&host, access).is_some();
         let error = match response.status() {
@@ -307,6 +313,9 @@ impl Remote {
         }
         if let Some(accept) = ask.accept {
             request = request.header(ACCEPT, accept);
+        }
+        if let Some(known) = &ask.unless {
+            request = request.header(IF_NONE_MATCH, known);
         }
         if ask.offset > 0 {
             request = request.header(RANGE, format!("bytes={}-", ask.offset));
@@ -439,6 +448,8 @@ pub(crate) struct Ask {
     /// Absolute path, starting with `/v2/`.
     pub(crate) path: String,
     pub(crate) accept: Option<&'static str>,
+    /// An entity tag: nothing is wanted if it is that.
+    pub(crate) unless: Option<String>,
     /// First byte wanted, to go on after a broken connection.
     pub(crate) offset: u64,
     pub(crate) access: Access,
@@ -449,7 +460,7 @@ pub(crate) struct Ask {
 impl Ask {
     pub(crate) fn get(path: String) -> Self {
         let (method, access) = (Method::GET, Access::Pull);
-        Self { method, path, accept: None, offset: 0, access, body: None }
+        Self { method, path, accept: None, unless: None, offset: 0, access, body: None }
     }
 }
 

@@ -535,7 +535,12 @@ pub(crate) fn bad_address(reason: &str) -> DownloadError {
 
 /// For how long a server asks to be left alone.
 pub(crate) fn retry_after(response: &Response) -> Option<Duration> {
-    text(response.headers(), RETRY_AFTER)?.parse().ok().map(Duration::from_secs)
+    let text = text(response.headers(), RETRY_AFTER)?;
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(&text).ok()?;
+    Some(until.duration_since(crate::tag::now()).unwrap_or_default())
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {

@@ -2,7 +2,7 @@
 //! of it; and telling them something.
 //!
 //! Start with [`Remote::pull`] and [`Remote::push`], with [`Remote::fetch_manifest`] and
-//! [`Remote::open_blob`] for what an image is made of, with [`Downloads::fetch`] for files by
+//! [`Remote::open_blob`] for what an image is made of, with [`Remote::ask_tag`] for what a tag is, with [`Downloads::fetch`] for files by
 //! address, or with [`Poster::post`] to tell a server something. Whatever a registry answers is
 //! checked: a manifest against the digest that named it, a blob against size and digest while it
 //! streams, so a lying or broken peer costs an error and never a wrong byte in the store.
@@ -29,6 +29,7 @@ mod post;
 mod pull;
 mod push;
 mod reach;
+mod tag;
 
 pub use blob::{IncomingBlob, SizeRule};
 pub use client::{Access, Credentials, Remote, RemoteSettings, Upstream, is_loopback};
@@ -41,3 +42,4 @@ pub use post::{Post, PostAnswer, PostError, Poster, PosterSettings};
 pub use pull::{Pulled, RemoteManifest, Resolved};
 pub use push::{ManifestToPush, Push, Pushed};
 pub use reach::{BadNetwork, Network, Reach};
+pub use tag::{AskedTag, NotTold, TagImage};

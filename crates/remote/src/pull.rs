@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use oci::{Descriptor, Digest, ImageManifest, MANIFEST_SIZE_MAX, Manifest, Platform, Reference};
-use reqwest::Method;
+use reqwest::{Method, Response};
 use store::{BlobStore, Catalog, StoreError};
 
 use crate::blob::SizeRule;
-use crate::client::{Ask, read_bounded};
+use crate::client::{Ask, Failure, read_bounded};
+use crate::tag::rest_of;
 use crate::{Remote, RemoteError};
 
 /// Media types that we can read, best first.
@@ -51,7 +52,7 @@ pub struct Pulled {
 }
 
 /// What stands for an image in the path of a request.
-fn manifest_name(reference: &Reference) -> String {
+pub(crate) fn manifest_name(reference: &Reference) -> String {
     match (&reference.digest, reference.tag_or_latest()) {
         (Some(digest), _) => digest.to_string(),
         (None, Some(tag)) => tag.to_string(),
@@ -222,9 +223,30 @@ impl Remote {
         name: &str,
         expected: Option<&Digest>,
     ) -> Result<RemoteManifest, RemoteError> {
-        let host = &reference.host;
         let ask = Ask { accept: Some(ACCEPT), ..Ask::get(manifest_path(reference, name)) };
         let response = self.ask(reference, &ask).await?;
+        self.read_manifest(reference, response, expected).await
+    }
+
+    /// What a reference means, without trying again; and for how long the registry wants to be left alone.
+    pub(crate) async fn manifest_once(
+        &self,
+        reference: &Reference,
+    ) -> Result<(RemoteManifest, Option<Duration>), Failure> {
+        let path = manifest_path(reference, &manifest_name(reference));
+        let ask = Ask { accept: Some(ACCEPT), ..Ask::get(path) };
+        let response = self.ask_once(reference, &ask).await?;
+        let rest = rest_of(response.headers());
+        Ok((self.read_manifest(reference, response, reference.digest.as_ref()).await?, rest))
+    }
+
+    async fn read_manifest(
+        &self,
+        reference: &Reference,
+        response: Response,
+        expected: Option<&Digest>,
+    ) -> Result<RemoteManifest, RemoteError> {
+        let host = &reference.host;
         let content_type = response.headers().get(reqwest::header::CONTENT_TYPE);
         let content_type = content_type.and_then(|value| value.to_str().ok()).map(str::to_owned);
         let bytes = read_bounded(host, response, "a manifest", MANIFEST_SIZE_MAX).await?;
