@@ -20,7 +20,7 @@ pub struct TaskTriggers {
     pub base_image_trigger: Option<BaseImageTrigger>,
 }
 
-/// Starts a run when an image of a registry of this server is another one that the task was built on.
+/// Starts a run when an image is another one that the task was built on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BaseImageTrigger {
@@ -30,6 +30,10 @@ pub struct BaseImageTrigger {
     /// `Enabled` or `Disabled`; enabled if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<String>,
+    /// Ours: whether it does not wait until an image of another registry is certain to stay what it is;
+    /// `false` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub urgent: Option<bool>,
     /// Not there yet: refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_trigger_endpoint: Option<String>,
@@ -240,6 +244,124 @@ pub struct TimerCause {
     /// Ours: earlier times that no run was queued for, as the server was not running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missed_occurrences: Option<u64>,
+}
+
+/// Triggers that are held: commits and bases that move wait until it ends, times of timers are left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TriggerPause {
+    /// Whose triggers; all of the registry if neither this nor a base is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// What follows from this image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    pub reason: String,
+    #[schema(format = DateTime)]
+    pub start_time: String,
+    /// Absent: until somebody ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    pub end_time: Option<String>,
+    /// Who has paused them.
+    pub principal: String,
+}
+
+/// Which triggers to hold: those of a task, what follows from a base, or all of the registry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PauseTriggersRequest {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// An image, as a Dockerfile names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Why, for whoever wonders; 1 to 500 characters.
+    pub reason: String,
+    /// When it ends by itself; never if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    pub end_time: Option<String>,
+}
+
+/// An event that might come: a base that moves, a commit, a pull request, or time that passes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SimulateTriggerRequest {
+    /// An image that becomes another one, as a Dockerfile names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Which one it becomes; without it the platforms of its images are not compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// A branch that has another commit, or that a pull request is to become a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_request_number: Option<u64>,
+    /// Whether the pull request comes from a fork.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<bool>,
+    /// What timers start from now until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    pub until: Option<String>,
+    /// Only what concerns this task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+}
+
+/// What an event would come to for a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SimulatedDecision {
+    pub task: String,
+    /// As in `TriggerEvent`.
+    pub kind: String,
+    pub trigger: String,
+    /// 1 for what the event itself starts, more for what follows from that.
+    pub level: u64,
+    /// As in `TriggerEvent`.
+    pub decision: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The images that would have moved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+}
+
+/// Which pause to end.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResumeTriggersRequest {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+}
+
+/// A tag of another registry that tasks are built on, and that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TriggerWatch {
+    /// `HOST/REPOSITORY:TAG`.
+    pub image: String,
+    /// What it was last, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// What it is now, as long as it is not certain to stay so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settling_digest: Option<String>,
+    /// When it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    pub last_time: Option<String>,
+    /// When it is asked for next.
+    #[schema(format = DateTime)]
+    pub next_time: String,
+    /// Why it was not told last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// What a trigger has seen, and what was decided.

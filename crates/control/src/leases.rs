@@ -170,8 +170,7 @@ impl Queue for Runs {
             if let Some(task) = &run.task
                 && status == RunStatus::Succeeded
             {
-                let made_of = outcome.dependencies.as_ref();
-                tasks::note_dependencies(&self.shared, &mut transaction, run, task, made_of)
+                tasks::note_dependencies(&self.shared, &mut transaction, run, task, outcome)
                     .await?;
             }
         }

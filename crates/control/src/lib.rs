@@ -85,11 +85,12 @@ pub use task::{
 pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};
 pub use tasks::Tasks;
 pub use triggers::{
-    BadDelivery, BadSchedule, BaseImageTrigger, CommitReport, CommitState, Decision, Delivered,
-    Fired, Head, LedgerEntry, LedgerFilter, Link, MovedBase, NotReported, OwnRegistry, Poll,
-    PullRequest, ReportToken, RunCause, Schedule, SourceCause, SourceControl, SourceDelivery,
-    SourceEvent, SourceHost, SourceTrigger, TaskTriggers, TimerTrigger, TokenType, TriggerKind,
-    Triggers,
+    Asker, BadDelivery, BadSchedule, BaseImageTrigger, CommitReport, CommitState, Decision,
+    Delivered, Fired, Foreseen, Head, ImageTag, LedgerEntry, LedgerFilter, Link, MovedBase,
+    NotReported, OwnRegistry, Pause, PauseScope, Poll, PullRequest, ReportToken, RunCause,
+    Schedule, SourceCause, SourceControl, SourceDelivery, SourceEvent, SourceGuess, SourceHost,
+    SourceTrigger, TaskTriggers, TimerTrigger, TokenType, TriggerKind, Triggers, Watch,
+    WatchAnswer, WatchSettings, WatchStatus, WatchedImage,
 };
 pub use waiting::{WaitReason, Waiting};
 pub use webhooks::{

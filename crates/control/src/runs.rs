@@ -86,6 +86,7 @@ const SCHEMA: &[&str] = &[
     // What started the run, if nobody asked for it.
     "ALTER TABLE runs ADD COLUMN cause TEXT",
     "CREATE INDEX runs_waiting ON runs (registry, LOWER(task)) WHERE status = 'Queued'",
+    "CREATE INDEX runs_unfinished ON runs (registry, LOWER(task)) WHERE finished_at IS NULL",
 ];
 
 /// Not empty while something may be left of secrets that were not sealed.

@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use crate::runs::Shared;
 use crate::table::{column, from_json, parsed, to_json};
 use crate::{
-    ControlError, Result, Run, RunCause, Runs, SecretKeys, StoredTask, TaskDefinition, TaskName,
-    TaskOverrides, table, triggers,
+    ControlError, Outcome, Result, Run, RunCause, Runs, SecretKeys, StoredTask, TaskDefinition,
+    TaskName, TaskOverrides, table, triggers,
 };
 
 const SCHEMA: &[&str] = &[
@@ -302,8 +302,9 @@ pub(crate) async fn note_dependencies(
     connection: &mut SqliteConnection,
     run: &Run,
     name: &TaskName,
-    dependencies: Option<&serde_json::Value>,
+    outcome: &Outcome,
 ) -> Result<()> {
+    let dependencies = outcome.dependencies.as_ref();
     let row = sqlx::query("SELECT * FROM tasks WHERE registry = $1 AND name_key = $2")
         .bind(run.registry.as_str())
         .bind(name.key())
@@ -326,7 +327,9 @@ pub(crate) async fn note_dependencies(
     if plain.is_ok_and(|plain| plain.request == run.request) {
         let none = serde_json::Value::Null;
         let report = dependencies.unwrap_or(&none);
-        triggers::learn_within(connection, &run.registry, &name.key(), report).await?;
+        let (registry, name_key) = (&run.registry, name.key());
+        triggers::learn_within(connection, registry, &name_key, report).await?;
+        triggers::note_outputs_within(connection, registry, &name_key, &outcome.images).await?;
         // What has built nothing says nothing of images.
         let Some(dependencies) = dependencies else { return Ok(()) };
         sqlx::query("UPDATE tasks SET dependencies = $3 WHERE registry = $1 AND name_key = $2")

@@ -7,12 +7,16 @@
 mod bases;
 mod cause;
 mod deliveries;
+mod fleet;
 mod ledger;
+mod pauses;
 mod polls;
 mod reports;
 mod schedule;
 mod sources;
 mod timers;
+mod watches;
+mod waves;
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,12 +33,16 @@ pub use bases::OwnRegistry;
 pub(crate) use bases::learn_within;
 pub use cause::{Link, MovedBase, RunCause, SourceCause};
 pub use deliveries::{BadDelivery, PullRequest, SourceDelivery, SourceEvent, SourceHost};
+pub use fleet::{Foreseen, ImageTag, SourceGuess};
 pub use ledger::{Decision, LedgerEntry, LedgerFilter, TriggerKind};
+pub use pauses::{Pause, PauseScope};
 pub use polls::{Head, Poll};
 pub use reports::{CommitReport, CommitState, NotReported, ReportToken};
 pub use schedule::{BadSchedule, Schedule};
 pub use sources::Delivered;
 pub(crate) use sources::pinned;
+pub use watches::{Asker, Watch, WatchAnswer, WatchSettings, WatchStatus, WatchedImage};
+pub(crate) use waves::note_outputs_within;
 
 use crate::{ControlError, Lane, Result, RunId, StoredTask, TaskDefinition, TaskOverrides, Tasks};
 
@@ -156,6 +164,9 @@ pub struct BaseImageTrigger {
     pub enabled: bool,
     /// Also images that only helped to build.
     pub buildtime: bool,
+    /// Does not wait until an image of another registry is certain to stay what it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub urgent: bool,
 }
 
 /// What a look at triggers came to.
@@ -181,14 +192,22 @@ pub struct Triggers {
     compression: Compression,
     /// How often branches are asked for that do not say it; none if zero.
     poll: Duration,
+    watching: WatchSettings,
     /// When timers were looked at last: whether the clock was set back.
     looked_at: Arc<AtomicI64>,
     /// How far the journal of tags was followed, beyond what is written down.
     followed: Arc<AtomicI64>,
+    /// Marked whenever something may go on that was held.
+    resumed: watch::Sender<()>,
 }
 
 impl Triggers {
-    pub async fn open(tasks: Tasks, compression: Compression, poll: Duration) -> Result<Self> {
+    pub async fn open(
+        tasks: Tasks,
+        compression: Compression,
+        poll: Duration,
+        watching: WatchSettings,
+    ) -> Result<Self> {
         let db = &tasks.runs.shared.db;
         let failed = ControlError::database("prepare the tables of triggers");
         db.migrate("ledger", ledger::SCHEMA).await.map_err(failed)?;
@@ -197,7 +216,8 @@ impl Triggers {
             .map_err(ControlError::database("prepare the tables of triggers"))?;
         tasks.learn_again().await?;
         let (looked_at, followed) = (Arc::new(AtomicI64::new(i64::MAX)), Arc::default());
-        Ok(Self { tasks, compression, poll, looked_at, followed })
+        let resumed = watch::Sender::default();
+        Ok(Self { tasks, compression, poll, watching, looked_at, followed, resumed })
     }
 
     /// Changes whenever a task has other triggers than before.
@@ -270,8 +290,14 @@ fn why_not(error: ControlError) -> Result<(Decision, String)> {
 }
 
 /// The schemas of what is written together with tasks.
-pub(crate) const OF_TASKS: [(&str, &[&str]); 3] =
-    [("timers", timers::SCHEMA), ("bases", bases::SCHEMA), ("source triggers", sources::SCHEMA)];
+pub(crate) const OF_TASKS: [(&str, &[&str]); 6] = [
+    ("timers", timers::SCHEMA),
+    ("bases", bases::SCHEMA),
+    ("source triggers", sources::SCHEMA),
+    ("outputs of tasks", waves::SCHEMA),
+    ("watched images", watches::SCHEMA),
+    ("pauses of triggers", pauses::SCHEMA),
+];
 
 /// Brings what is written down of a task's triggers in step with its definition.
 pub(crate) async fn write_within(
@@ -292,5 +318,6 @@ pub(crate) async fn forget_within(
 ) -> Result<()> {
     timers::forget_within(connection, registry, name_key).await?;
     sources::forget_within(connection, registry, name_key).await?;
+    waves::forget_within(connection, registry, name_key).await?;
     bases::forget_within(connection, registry, name_key).await
 }

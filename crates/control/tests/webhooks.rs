@@ -331,7 +331,8 @@ async fn a_task_that_has_not_succeeded_for_long_is_told_once() {
     let f = Fixture::new().await;
     let due = WebhookProperties { overdue_days: Some(3), ..properties(&["task_overdue"], "") };
     f.webhooks.put(&local(), &webhook_name("hook1"), &due, None).await.unwrap();
-    let base = BaseImageTrigger { name: "b".into(), enabled: true, buildtime: false };
+    let base =
+        BaseImageTrigger { name: "b".into(), enabled: true, buildtime: false, urgent: false };
     let triggers = TaskTriggers { base_image: Some(base), ..TaskTriggers::default() };
     let triggered = TaskDefinition { triggers, ..definition() };
     let disabled = TaskDefinition { enabled: false, ..triggered.clone() };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::Router;
 use control::{
     Clock, Executor, Logs, Pools, RunSettings, Runs, SourceSettings, Sources, TaskRuns, Tasks,
-    Triggers, Worker, WorkerSettings,
+    Triggers, WatchSettings, Worker, WorkerSettings,
 };
 use registry::{PullThrough, PullThroughSettings};
 use remote::{Poster, PosterSettings, Remote};
@@ -38,7 +38,8 @@ use crate::state::{Shared, State};
 use crate::triggers::Repositories;
 use crate::trusted::TrustedIssuers;
 use crate::{
-    Settings, background, commit_states, log_artifacts, machine, routes, tls, triggers, webhooks,
+    Settings, background, commit_states, log_artifacts, machine, routes, tls, triggers, watches,
+    webhooks,
 };
 
 /// How often a server looks whether a short-lived owner has left.
@@ -169,6 +170,10 @@ impl App {
             tasks.clone(),
             settings.build.compression,
             settings.triggers.poll_period,
+            WatchSettings {
+                period: settings.triggers.base_poll_period,
+                settle: settings.triggers.base_settle,
+            },
         )
         .await
         .map_err(ServeError::starting("open the tables of triggers"))?;
@@ -348,6 +353,7 @@ impl App {
             parts.spawn(triggers::fire_bases(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::fire_sources(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::poll_sources(Arc::clone(&self.state), shutdown.clone()));
+            parts.spawn(watches::ask(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(commit_states::tell(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(webhooks::deliver(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(webhooks::watch_tasks(Arc::clone(&self.state), shutdown.clone()));

@@ -41,7 +41,7 @@ pub(crate) use pools::{pool, pool_name, pool_of_run};
 pub(crate) use run_filter::run_filter;
 pub(crate) use secrets::{secret, secret_name};
 pub(crate) use stored_tasks::{
-    merge, refuse_identity, task_definition, task_of_run, task_overrides, wanted_identity,
+    merge, refuse_identity, task_definition, task_of_run, task_overrides, time, wanted_identity,
 };
 pub(crate) use task_runs::{lacks_secrets, without_secrets};
 pub(crate) use tasks::{cpu, egress, encoded_task_request, file_task_request, task_name};

@@ -47,6 +47,7 @@ mod tls;
 mod to_api;
 mod triggers;
 mod trusted;
+mod watches;
 mod webhooks;
 
 pub use agent::{AgentSettings, agent};

@@ -234,7 +234,8 @@ fn of_principals<R: Described>() -> R {
         tasks::list, tasks::show => READ;
         tasks::put, tasks::update, tasks::delete, tasks::details => WRITE;
         hooks::generate => WRITE;
-        triggers::list => READ;
+        triggers::list, triggers::watches, triggers::pauses, triggers::simulate => READ;
+        triggers::pause, triggers::resume => WRITE;
         task_runs::list, task_runs::show => READ;
         task_runs::put, task_runs::update, task_runs::delete, task_runs::details => WRITE;
         policies::show => READ;

@@ -132,6 +132,10 @@ pub struct TaskSettings {
 pub struct TriggerSettings {
     /// How often repositories are asked for the commits of their branches, none if zero.
     pub poll_period: Duration,
+    /// How often other registries are asked for the tags that tasks are built on, none if zero.
+    pub base_poll_period: Duration,
+    /// How long such a tag has to stay another image until that counts.
+    pub base_settle: Duration,
 }
 
 #[derive(Debug, Clone)]

@@ -8,7 +8,9 @@ mod webhooks;
 pub(crate) use access::{account, assignment, passwords, scope_map, token};
 pub(crate) use secrets::secret;
 use triggers::{cause, image_cause, source_cause, timer_cause};
-pub(crate) use triggers::{trigger_event, webhook_path, with_next};
+pub(crate) use triggers::{
+    simulated, trigger_event, trigger_pause, trigger_watch, webhook_path, with_next,
+};
 pub(crate) use webhooks::{callback_config, webhook, webhook_event};
 
 use base64::Engine as _;

@@ -18,9 +18,9 @@ use crate::settings::Settings;
 use crate::state::Shared;
 
 /// How long nothing is looked at, though nothing is due: clocks are set.
-const PERIOD: Duration = Duration::from_secs(30);
+pub(crate) const PERIOD: Duration = Duration::from_secs(30);
 /// Until what waits is tried again.
-const RETRY: Duration = Duration::from_secs(5);
+pub(crate) const RETRY: Duration = Duration::from_secs(5);
 
 /// Fires timers until `shutdown`. Commands that serve themselves do not: what is due then is the
 /// next server's to do.
@@ -43,16 +43,25 @@ pub(crate) async fn fire_timers(state: Shared, shutdown: CancellationToken) {
     }
 }
 
-/// Starts what has to follow from bases that move, until `shutdown`.
-pub(crate) async fn fire_bases(state: Shared, shutdown: CancellationToken) {
+/// Which registry of this server a host is.
+pub(crate) fn own_names(
+    state: &Shared,
+) -> impl Fn(&str) -> Option<RegistryName> + Send + Sync + use<> {
     let names = state.registries.own_names();
     let names = names.into_iter().map(|(host, registry)| (host.to_ascii_lowercase(), registry));
     let names: BTreeMap<String, RegistryName> = names.collect();
-    let own = move |host: &str| names.get(&host.to_ascii_lowercase()).cloned();
+    move |host: &str| names.get(&host.to_ascii_lowercase()).cloned()
+}
+
+/// Starts what has to follow from bases that move, until `shutdown`.
+pub(crate) async fn fire_bases(state: Shared, shutdown: CancellationToken) {
+    let own = own_names(&state);
     let (mut moved, mut ended) = (state.catalog.tag_moved(), state.runs.ends());
+    let mut resumed = state.triggers.resumed();
     while !shutdown.is_cancelled() {
         moved.mark_unchanged();
         ended.mark_unchanged();
+        resumed.mark_unchanged();
         let wait = match state.triggers.fire_bases(&own).await {
             Ok(fired) => {
                 if fired.runs > 0 {
@@ -70,6 +79,7 @@ pub(crate) async fn fire_bases(state: Shared, shutdown: CancellationToken) {
             _ = moved.changed() => (),
             // It may have told what its task is built on.
             _ = ended.changed() => (),
+            _ = resumed.changed() => (),
             () = shutdown.cancelled() => return,
         }
     }
@@ -77,9 +87,10 @@ pub(crate) async fn fire_bases(state: Shared, shutdown: CancellationToken) {
 
 /// Decides on commits that had to wait, until `shutdown`.
 pub(crate) async fn fire_sources(state: Shared, shutdown: CancellationToken) {
-    let mut ended = state.runs.ends();
+    let (mut ended, mut resumed) = (state.runs.ends(), state.triggers.resumed());
     while !shutdown.is_cancelled() {
         ended.mark_unchanged();
+        resumed.mark_unchanged();
         let wait = match state.triggers.fire_sources().await {
             Ok(fired) if fired.waits => RETRY,
             Ok(_) => PERIOD,
@@ -92,6 +103,7 @@ pub(crate) async fn fire_sources(state: Shared, shutdown: CancellationToken) {
             () = tokio::time::sleep(wait) => (),
             // There may be room.
             _ = ended.changed() => (),
+            _ = resumed.changed() => (),
             () = shutdown.cancelled() => return,
         }
     }
@@ -213,6 +225,6 @@ async fn look(state: &Shared) -> control::Result<Duration> {
     Ok(if fired.waits { RETRY } else { wait.min(PERIOD) })
 }
 
-fn until(time: Millis, now: Millis) -> Duration {
+pub(crate) fn until(time: Millis, now: Millis) -> Duration {
     Duration::from_millis(u64::try_from(time - now).unwrap_or_default())
 }

@@ -1,10 +1,14 @@
 //! `refit trigger`: what triggers have seen and decided.
 
-use api::{Page, Task, TaskStep, TriggerEvent};
+use api::{
+    Page, PauseTriggersRequest, ResumeTriggersRequest, SimulateTriggerRequest, SimulatedDecision,
+    Task, TaskStep, TriggerEvent, TriggerPause, TriggerWatch,
+};
+use jiff::{Span, Timestamp};
 
 use super::Session;
 use super::task::source_line;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::printer::Table;
 
 #[derive(Debug, clap::Subcommand)]
@@ -13,6 +17,16 @@ pub enum Command {
     List(ListArgs),
     /// Tell why a task has run, or has not
     Why(WhyArgs),
+    /// List the images of other registries that tasks are built on, and when they are asked for
+    Watches,
+    /// Tell what an event would start, and why not; nothing is started
+    Simulate(SimulateArgs),
+    /// Hold triggers: commits and bases that move wait, times of timers are left out
+    Pause(PauseArgs),
+    /// Let triggers go on that were held
+    Resume(ResumeArgs),
+    /// List the triggers that are held
+    Pauses,
 }
 
 #[derive(Debug, clap::Args)]
@@ -38,14 +52,103 @@ pub struct WhyArgs {
     top: u32,
 }
 
+/// Which triggers.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct ScopeArgs {
+    /// Those of a task
+    #[arg(long = "name", short = 'n', value_name = "TASK")]
+    task: Option<String>,
+    /// What follows from an image, written as a Dockerfile names it
+    #[arg(long, value_name = "IMAGE")]
+    base: Option<String>,
+    /// All of the registry
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(id = "event", required = true, multiple = true)]
+pub struct SimulateArgs {
+    /// An image that becomes another one, written as a Dockerfile names it
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["branch", "until"])]
+    base: Option<String>,
+    /// A branch that has another commit
+    #[arg(long, value_name = "BRANCH", conflicts_with = "until")]
+    branch: Option<String>,
+    /// What timers start from now until then, such as 2030-01-31T00:00:00Z
+    #[arg(long, value_name = "TIME")]
+    until: Option<Timestamp>,
+    #[command(flatten)]
+    more: SimulateMore,
+}
+
+#[derive(Debug, clap::Args)]
+struct SimulateMore {
+    /// With --base: which image it becomes, to compare the platforms that were built
+    #[arg(long, value_name = "DIGEST", requires = "base")]
+    digest: Option<String>,
+    /// With --branch: a pull request into it, by its number
+    #[arg(long, value_name = "NUMBER", requires = "branch")]
+    pull_request: Option<u64>,
+    /// With --pull-request: it comes from a fork
+    #[arg(long, requires = "pull_request")]
+    fork: bool,
+    /// Only what concerns this task
+    #[arg(long = "name", short = 'n', value_name = "TASK")]
+    task: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PauseArgs {
+    #[command(flatten)]
+    scope: ScopeArgs,
+    /// Why, for whoever wonders
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// When it ends by itself, such as 2030-01-31T00:00:00Z
+    #[arg(long, value_name = "TIME", conflicts_with = "hours")]
+    until: Option<Timestamp>,
+    /// After how many hours it ends by itself
+    #[arg(long, value_name = "HOURS", value_parser = clap::value_parser!(u32).range(1..=87_600))]
+    hours: Option<u32>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ResumeArgs {
+    #[command(flatten)]
+    scope: ScopeArgs,
+}
+
 pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
     match command {
         Command::List(args) => {
+            for pause in pauses(session).await? {
+                session.printer.note(&pause_line(&pause));
+            }
             let (task, decision) = (args.task.as_deref(), args.decision.as_deref());
             let events = events(session, task, decision, args.top).await?;
             session.printer.result(&events, &table(&events))
         }
         Command::Why(args) => why(session, &args).await,
+        Command::Watches => {
+            let watches = watches(session).await?;
+            session.printer.result(&watches, &watches_table(&watches))
+        }
+        Command::Simulate(args) => simulate(session, args).await,
+        Command::Pause(args) => pause(session, args).await,
+        Command::Resume(args) => {
+            let connection = session.connection()?;
+            let ScopeArgs { task, base, all: _ } = args.scope;
+            let body = ResumeTriggersRequest { task, base };
+            let url = connection.route(&["resumeTriggers"]);
+            let left: Page<TriggerPause> = connection.post(url, &body).await?;
+            session.printer.result(&left.value, &pauses_table(&left.value))
+        }
+        Command::Pauses => {
+            let pauses = pauses(session).await?;
+            session.printer.result(&pauses, &pauses_table(&pauses))
+        }
     }
 }
 
@@ -65,6 +168,123 @@ async fn events(
     }
     let page: Page<TriggerEvent> = connection.get(url).await?;
     Ok(page.value)
+}
+
+async fn simulate(session: &Session<'_>, args: SimulateArgs) -> Result<()> {
+    let connection = session.connection()?;
+    let SimulateMore { digest, pull_request, fork, task } = args.more;
+    let body = SimulateTriggerRequest {
+        base: args.base,
+        digest,
+        branch: args.branch,
+        pull_request_number: pull_request,
+        fork: fork.then_some(true),
+        until: args.until.map(|until| until.to_string()),
+        task,
+    };
+    let url = connection.route(&["simulateTrigger"]);
+    let foreseen: Page<SimulatedDecision> = connection.post(url, &body).await?;
+    if foreseen.value.is_empty() {
+        session.printer.note("It concerns no task");
+    }
+    let mut table = Table::new(["LEVEL", "TASK", "TRIGGER", "DECISION", "IMAGES", "REASON"]);
+    for decision in &foreseen.value {
+        table.row([
+            decision.level.to_string(),
+            decision.task.clone(),
+            format!("{} {}", decision.kind, decision.trigger),
+            decision.decision.clone(),
+            decision.images.join(", "),
+            decision.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    session.printer.result(&foreseen.value, &table)
+}
+
+async fn pause(session: &Session<'_>, args: PauseArgs) -> Result<()> {
+    let hours = args.hours.map(|hours| Timestamp::now().checked_add(Span::new().hours(hours)));
+    let hours = hours.transpose().map_err(|error| Error::usage(error.to_string()))?;
+    let connection = session.connection()?;
+    let ScopeArgs { task, base, all: _ } = args.scope;
+    let body = PauseTriggersRequest {
+        task,
+        base,
+        reason: args.reason,
+        end_time: args.until.or(hours).map(|end| end.to_string()),
+    };
+    let pause: TriggerPause = connection.post(connection.route(&["pauseTriggers"]), &body).await?;
+    let table = pauses_table(std::slice::from_ref(&pause));
+    session.printer.result(&pause, &table)
+}
+
+async fn pauses(session: &Session<'_>) -> Result<Vec<TriggerPause>> {
+    let connection = session.connection()?;
+    let page: Page<TriggerPause> = connection.get(connection.route(&["triggerPauses"])).await?;
+    Ok(page.value)
+}
+
+fn pauses_table(pauses: &[TriggerPause]) -> Table {
+    let mut table = Table::new(["PAUSED", "UNTIL", "SINCE", "BY", "REASON"]);
+    for pause in pauses {
+        table.row([
+            paused(pause),
+            pause.end_time.clone().unwrap_or_default(),
+            pause.start_time.clone(),
+            pause.principal.clone(),
+            pause.reason.clone(),
+        ]);
+    }
+    table
+}
+
+fn paused(pause: &TriggerPause) -> String {
+    match (&pause.task, &pause.base) {
+        (Some(task), _) => format!("task {task}"),
+        (None, Some(base)) => format!("base {base}"),
+        (None, None) => "all triggers".to_owned(),
+    }
+}
+
+fn pause_line(pause: &TriggerPause) -> String {
+    let until = pause.end_time.as_ref().map(|end| format!(" until {end}")).unwrap_or_default();
+    format!("Paused{until}: {}, by {}: {}", paused(pause), pause.principal, pause.reason)
+}
+
+async fn watches(session: &Session<'_>) -> Result<Vec<TriggerWatch>> {
+    let connection = session.connection()?;
+    let page: Page<TriggerWatch> = connection.get(connection.route(&["triggerWatches"])).await?;
+    Ok(page.value)
+}
+
+fn watches_table(watches: &[TriggerWatch]) -> Table {
+    let mut table = Table::new(["IMAGE", "DIGEST", "ASKED", "NEXT", "NOTE"]);
+    for watch in watches {
+        table.row([
+            watch.image.clone(),
+            watch.digest.clone().unwrap_or_default(),
+            watch.last_time.clone().unwrap_or_default(),
+            watch.next_time.clone(),
+            watch_note(watch).unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+/// What is out of the ordinary with a watched image.
+fn watch_note(watch: &TriggerWatch) -> Option<String> {
+    let settling = watch.settling_digest.as_ref();
+    let settling = settling.map(|digest| format!("has moved to {digest}, and may not stay so"));
+    watch.error.as_ref().map(|error| format!("is not told: {error}")).or(settling)
+}
+
+/// How an image of another registry is followed.
+fn watch_line(watch: &TriggerWatch) -> String {
+    let asked = match &watch.last_time {
+        Some(time) => format!("was asked for at {time}, "),
+        None => String::new(),
+    };
+    let note = watch_note(watch).map(|note| format!("; it {note}")).unwrap_or_default();
+    format!("  {} {asked}is asked for at {}{note}", watch.image, watch.next_time)
 }
 
 fn table(events: &[TriggerEvent]) -> Table {
@@ -90,8 +310,19 @@ async fn why(session: &Session<'_>, args: &WhyArgs) -> Result<()> {
     let connection = session.connection()?;
     let task: Task = connection.get(connection.route(&["tasks", &args.task])).await?;
     let events = events(session, Some(&args.task), None, args.top).await?;
+    let is_of = |pause: &TriggerPause| {
+        let is_task = pause.task.as_ref().is_none_or(|name| name.eq_ignore_ascii_case(&args.task));
+        is_task && pause.base.as_ref().is_none_or(|base| is_base(&task, base))
+    };
+    for pause in pauses(session).await?.iter().filter(|pause| is_of(pause)) {
+        session.printer.note(&pause_line(pause));
+    }
     for line in standing(&task) {
         session.printer.note(&line);
+    }
+    let names = base_names(&task);
+    for watch in watches(session).await?.iter().filter(|watch| names.contains(&watch.image)) {
+        session.printer.note(&watch_line(watch));
     }
     if events.is_empty() {
         session.printer.note("No trigger of this task has seen anything yet");
@@ -104,6 +335,28 @@ fn base_line(task: &Task, trigger: &api::BaseImageTrigger) -> String {
     if trigger.status.as_deref() == Some("Disabled") {
         return format!("Base-image trigger `{}` is disabled", trigger.name);
     }
+    let names = base_names(task);
+    match names.is_empty() {
+        true => format!(
+            "Base-image trigger `{}` knows no image yet: a run that succeeds tells it",
+            trigger.name
+        ),
+        false => format!(
+            "Base-image trigger `{}`: the task is built on {}",
+            trigger.name,
+            names.join(", ")
+        ),
+    }
+}
+
+/// The images that start a task when they move.
+fn base_names(task: &Task) -> Vec<String> {
+    let triggers = task.properties.trigger.as_ref();
+    let trigger = triggers.and_then(|triggers| triggers.base_image_trigger.as_ref());
+    let Some(trigger) = trigger.filter(|trigger| trigger.status.as_deref() != Some("Disabled"))
+    else {
+        return Vec::new();
+    };
     let is_all = trigger.base_image_trigger_type.eq_ignore_ascii_case("all");
     let step = task.properties.step.as_ref();
     let context = step.map(|step| match step {
@@ -118,22 +371,21 @@ fn base_line(task: &Task, trigger: &api::BaseImageTrigger) -> String {
         .filter(|base| base.digest.is_some())
         .filter_map(|base| {
             let tag = base.tag.as_ref().filter(|tag| !tag.is_empty())?;
-            Some(format!("{}/{}:{tag}", base.registry, base.repository))
+            let host = if base.registry == DOCKER_HUB { "docker.io" } else { &base.registry };
+            Some(format!("{host}/{}:{tag}", base.repository))
         })
         .collect();
     names.dedup();
-    match names.is_empty() {
-        true => format!(
-            "Base-image trigger `{}` knows no image yet: a run that succeeds tells it",
-            trigger.name
-        ),
-        false => format!(
-            "Base-image trigger `{}`: the task is built on {}; those of this server start it",
-            trigger.name,
-            names.join(", ")
-        ),
-    }
+    names
 }
+
+/// Whether an image is one of those; one of the registry itself is told without its host.
+fn is_base(task: &Task, image: &str) -> bool {
+    base_names(task).iter().any(|name| name == image || name.ends_with(&format!("/{image}")))
+}
+
+/// How clients of the managed service know Docker Hub.
+const DOCKER_HUB: &str = "registry.hub.docker.com";
 
 /// What starts a task, as it stands.
 fn standing(task: &Task) -> Vec<String> {

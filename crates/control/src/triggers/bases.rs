@@ -19,8 +19,8 @@ use uuid::Uuid;
 use super::cause::united;
 use super::ledger::{self, Line};
 use super::{
-    BaseImageTrigger, Decision, Fired, Link, MovedBase, Queued, RunCause, TriggerKind, Triggers,
-    why_not,
+    BaseImageTrigger, Decision, Fired, ImageTag, Link, MovedBase, Pause, Queued, RunCause,
+    TriggerKind, Triggers, pauses, why_not,
 };
 use crate::table::{column, from_json, parsed, to_json};
 use crate::{ControlError, Result, RunId, StoredTask, TaskName, TaskOverrides, attempt_of_user};
@@ -61,6 +61,8 @@ pub(super) const SCHEMA: &[&str] = &[
         name_key TEXT NOT NULL,
         PRIMARY KEY (registry, name_key)
     )",
+    // Whether a move is not looked at until a pause ends.
+    "ALTER TABLE trigger_moves ADD COLUMN held BOOLEAN NOT NULL DEFAULT FALSE",
 ];
 
 /// Moves that are read from the journal at once.
@@ -68,10 +70,10 @@ const MOVES: usize = 500;
 /// Tasks for which is decided within one transaction.
 const BATCH: i64 = 100;
 /// Runs that followed from each other, one of a task each.
-const CHAIN_MAX: usize = 10;
+pub(super) const CHAIN_MAX: usize = 10;
 /// Digests of a task's base, and of an index, that are compared; an index of more is another image
 /// whenever it is another index.
-const MEMBERS_MAX: usize = 100;
+pub(super) const MEMBERS_MAX: usize = 100;
 /// Bases of one task.
 const BASES_MAX: usize = 1_000;
 /// Runs of one task that bases start within an hour; more wait. Digests that change with each run could
@@ -85,11 +87,45 @@ const UNWRITTEN_MAX: i64 = 500;
 pub type OwnRegistry<'a> = &'a (dyn Fn(&str) -> Option<RegistryName> + Send + Sync);
 
 /// A base of a task as its row has it.
-struct Base {
-    is_runtime: bool,
+pub(super) struct Base {
+    pub(super) is_runtime: bool,
     digest: Digest,
     /// Of the platforms that were built.
     manifests: Vec<Digest>,
+}
+
+impl Base {
+    pub(super) fn of(row: &SqliteRow) -> Result<Self> {
+        Ok(Self {
+            is_runtime: column(row, "is_runtime")?,
+            digest: parsed(column(row, "digest")?)?,
+            manifests: from_json(column(row, "manifests")?)?,
+        })
+    }
+
+    /// Why a task that is built on it needs no run for another image, if it needs none: `to` is that image
+    /// with what it lists, or nothing where it is not known.
+    pub(super) fn is_fine(
+        &self,
+        trigger: &BaseImageTrigger,
+        to: Option<(&Digest, &[Digest])>,
+    ) -> Option<&'static str> {
+        if !trigger.enabled {
+            return Some("the trigger is disabled");
+        }
+        if !trigger.buildtime && !self.is_runtime {
+            return Some("the image does not stand on it, and the trigger is of type `Runtime`");
+        }
+        let (digest, members) = to?;
+        if self.digest == *digest {
+            return Some("the task was built on this image already");
+        }
+        let is_there = |manifest: &Digest| manifest == digest || members.contains(manifest);
+        if !self.manifests.is_empty() && self.manifests.iter().all(is_there) {
+            return Some("its image for the platform of the task is the same");
+        }
+        None
+    }
 }
 
 /// A move that a task has to answer.
@@ -129,7 +165,17 @@ impl Triggers {
             while self.follow(&catalog, own).await? {}
             self.compare(&catalog, own).await?;
         }
-        self.fire_moves().await
+        self.end_pauses().await?;
+        let mut fired = Fired::default();
+        loop {
+            let pass = self.fire_moves(own).await?;
+            fired.runs += pass.fired.runs;
+            fired.waits = pass.fired.waits;
+            // What has been answered may have held up others.
+            if !pass.fired.waits || pass.answered == 0 {
+                return Ok(fired);
+            }
+        }
     }
 
     /// Writes down the moves that runs have not seen, though they told their bases after them.
@@ -151,21 +197,22 @@ impl Triggers {
             .await
             .map_err(ControlError::database(failed))?;
             let mut moved = Vec::new();
-            for (host, repository, tag, digest) in bases {
-                let Some(at) = own(&host).filter(|own| own.as_str() == registry) else { continue };
-                let last = catalog.last_move_of(&at, &parsed(&repository)?, &parsed(&tag)?).await?;
+            for (host, repository, tag, digest) in &bases {
+                let Some(at) = own(host).filter(|own| own.as_str() == registry) else { continue };
+                let last = catalog.last_move_of(&at, &parsed(repository)?, &parsed(tag)?).await?;
                 let is_other =
-                    |last: &TagMove| last.new.as_ref().is_some_and(|new| new.as_str() != digest);
+                    |last: &TagMove| last.new.as_ref().is_some_and(|new| new.as_str() != *digest);
                 if let Some(last) = last.filter(is_other) {
                     let members = members(catalog, &last).await?;
-                    moved.push((host, last, members));
+                    moved.push((host.clone(), last, members));
                 }
             }
             let mut transaction = db.begin().await.map_err(ControlError::database(failed))?;
             for (host, last, members) in &moved {
                 let place = (&*registry, &*name_key, &**host);
-                write_move(&mut transaction, last, place, members).await?;
+                write_move(&mut transaction, &moved_tag(last, members), place).await?;
             }
+            self.watch_within(&mut transaction, own, &registry, &bases).await?;
             sqlx::query("DELETE FROM trigger_learned WHERE registry = $1 AND name_key = $2")
                 .bind(&registry)
                 .bind(&name_key)
@@ -226,8 +273,8 @@ impl Triggers {
         }
         for (moved, rows, members) in concerned {
             for (registry, name_key, host) in rows {
-                write_move(&mut transaction, moved, (&registry, &name_key, &host), &members)
-                    .await?;
+                let moved = moved_tag(moved, &members);
+                write_move(&mut transaction, &moved, (&registry, &name_key, &host)).await?;
             }
         }
         transaction.commit().await.map_err(ControlError::database(failed))?;
@@ -257,15 +304,16 @@ impl Triggers {
     }
 
     /// Decides for each task whose bases have moved.
-    async fn fire_moves(&self) -> Result<Fired> {
+    async fn fire_moves(&self, own: OwnRegistry<'_>) -> Result<Pass> {
         let failed = "answer moves of bases";
-        let mut fired = Fired::default();
-        let any: Option<i64> = sqlx::query_scalar("SELECT 1 FROM trigger_moves LIMIT 1")
-            .fetch_optional(self.tasks.runs.shared.db.reads())
-            .await
-            .map_err(ControlError::database(failed))?;
+        let mut pass = Pass::default();
+        let any: Option<i64> =
+            sqlx::query_scalar("SELECT 1 FROM trigger_moves WHERE NOT held LIMIT 1")
+                .fetch_optional(self.tasks.runs.shared.db.reads())
+                .await
+                .map_err(ControlError::database(failed))?;
         if any.is_none() {
-            return Ok(fired);
+            return Ok(pass);
         }
         let mut last = (String::new(), String::new());
         loop {
@@ -274,7 +322,8 @@ impl Triggers {
             let mut transaction = db.begin().await.map_err(ControlError::database(failed))?;
             let tasks: Vec<(String, String)> = sqlx::query_as(
                 "SELECT DISTINCT registry, name_key FROM trigger_moves
-                 WHERE (registry, name_key) > ($1, $2) ORDER BY registry, name_key LIMIT $3",
+                 WHERE NOT held AND (registry, name_key) > ($1, $2)
+                 ORDER BY registry, name_key LIMIT $3",
             )
             .bind(&last.0)
             .bind(&last.1)
@@ -282,18 +331,18 @@ impl Triggers {
             .fetch_all(&mut *transaction)
             .await
             .map_err(ControlError::database(failed))?;
-            let Some(end) = tasks.last() else { return Ok(fired) };
+            let Some(end) = tasks.last() else { return Ok(pass) };
             last = end.clone();
             let mut queued = Vec::new();
             for (registry, name_key) in &tasks {
-                match self.answer(&mut transaction, registry, name_key, now).await? {
+                match self.answer(&mut transaction, own, (registry, name_key), now).await? {
                     Answer::Queued(run) => queued.push(run),
-                    Answer::Waits => fired.waits = true,
-                    Answer::Nothing => (),
+                    Answer::Waits => pass.fired.waits = true,
+                    Answer::Nothing => pass.answered += 1,
                 }
             }
             transaction.commit().await.map_err(ControlError::database(failed))?;
-            fired.runs += queued.len();
+            pass.fired.runs += queued.len();
             self.after(queued).await;
         }
     }
@@ -301,8 +350,8 @@ impl Triggers {
     async fn answer(
         &self,
         connection: &mut SqliteConnection,
-        registry: &str,
-        name_key: &str,
+        own: OwnRegistry<'_>,
+        (registry, name_key): (&str, &str),
         now: Millis,
     ) -> Result<Answer> {
         let moves = moves_of(connection, registry, name_key).await?;
@@ -315,6 +364,7 @@ impl Triggers {
             return Ok(Answer::Nothing);
         };
         let (mut images, mut chain, mut depth) = (Vec::new(), Vec::new(), 0);
+        let pauses = pauses::pauses_within(connection, &task.registry, now).await?;
         for moved in &moves {
             let base = base_of(connection, registry, name_key, moved).await?;
             let (by, by_depth) = chain_of(connection, &task.registry, moved).await?;
@@ -324,21 +374,42 @@ impl Triggers {
                     ledger::append_within(connection, &line, now).await?;
                     forget_move(connection, registry, name_key, moved).await?;
                 }
-                None => {
-                    (chain, depth) = (united(&chain, &by), depth.max(by_depth));
-                    images.push(moved);
-                }
+                None => match paused(&pauses, &task, moved, own) {
+                    Some(why) => {
+                        let line = line(&task, &trigger, moved, Decision::Waits, Some(why), None);
+                        ledger::append_within(connection, &line, now).await?;
+                        hold(connection, registry, name_key, moved).await?;
+                    }
+                    None => {
+                        (chain, depth) = (united(&chain, &by), depth.max(by_depth));
+                        images.push(moved);
+                    }
+                },
             }
         }
-        let answer = match images.is_empty() {
-            true => Answer::Nothing,
-            false => {
+        let held = match images.is_empty() {
+            true => None,
+            false => self.held_back(connection, own, &task).await?,
+        };
+        let answer = match (images.is_empty(), held) {
+            (true, _) => Answer::Nothing,
+            (false, Some(why)) => {
+                for moved in &images {
+                    let why = Some(why.clone());
+                    let line = line(&task, &trigger, moved, Decision::Waits, why, None);
+                    ledger::append_within(connection, &line, now).await?;
+                }
+                Answer::Waits
+            }
+            (false, None) => {
                 let chain = (chain, depth);
                 self.start(connection, &task, &trigger, &images, chain, now).await?
             }
         };
         if !matches!(answer, Answer::Waits) {
-            forget_moves(connection, registry, name_key).await?;
+            for moved in images {
+                forget_move(connection, registry, name_key, moved).await?;
+            }
         }
         Ok(answer)
     }
@@ -469,6 +540,14 @@ impl Triggers {
     }
 }
 
+/// What one look at all moves came to.
+#[derive(Default)]
+struct Pass {
+    fired: Fired,
+    /// Tasks whose moves need no run of their own.
+    answered: usize,
+}
+
 enum Answer {
     Queued(Queued),
     Waits,
@@ -516,19 +595,8 @@ fn undisturbed(
     if let Some(why) = task.definition.asleep(now) {
         return skipped(&format!("the task {why}"));
     }
-    if !trigger.enabled {
-        return skipped("the trigger is disabled");
-    }
-    if !trigger.buildtime && !base.is_runtime {
-        return skipped("the image does not stand on it, and the trigger is of type `Runtime`");
-    }
-    if base.digest == moved.digest {
-        return skipped("the task was built on this image already");
-    }
-    let is_there =
-        |manifest: &Digest| *manifest == moved.digest || moved.members.contains(manifest);
-    if !base.manifests.is_empty() && base.manifests.iter().all(is_there) {
-        return skipped("its image for the platform of the task is the same");
+    if let Some(why) = base.is_fine(trigger, Some((&moved.digest, &moved.members))) {
+        return skipped(why);
     }
     let is_own = |link: &&Link| link.registry == task.registry && link.task == task.name;
     if chain.iter().any(|link| is_own(&link)) {
@@ -589,12 +657,32 @@ fn moved_by(moved: &TagMove) -> Option<RunId> {
     }
 }
 
+/// What has moved, and who has seen to that.
+pub(super) struct Moved<'a> {
+    pub(super) repository: &'a str,
+    pub(super) tag: &'a str,
+    pub(super) digest: Option<&'a Digest>,
+    pub(super) members: &'a [Digest],
+    pub(super) moved_by: Option<RunId>,
+    pub(super) at: Millis,
+}
+
+fn moved_tag<'a>(moved: &'a TagMove, members: &'a [Digest]) -> Moved<'a> {
+    Moved {
+        repository: moved.repository.as_str(),
+        tag: moved.tag.as_str(),
+        digest: moved.new.as_ref(),
+        members,
+        moved_by: moved_by(moved),
+        at: moved.at,
+    }
+}
+
 /// Writes down that a task has to answer a move. A later one takes the place of an earlier one.
-async fn write_move(
+pub(super) async fn write_move(
     connection: &mut SqliteConnection,
-    moved: &TagMove,
+    moved: &Moved<'_>,
     (registry, name_key, host): (&str, &str, &str),
-    members: &[Digest],
 ) -> Result<()> {
     sqlx::query(
         "INSERT INTO trigger_moves (registry, name_key, host, repository, tag, digest, members,
@@ -602,16 +690,16 @@ async fn write_move(
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
          ON CONFLICT (registry, name_key, host, repository, tag) DO UPDATE
          SET digest = excluded.digest, members = excluded.members, moved_by = excluded.moved_by,
-            at = excluded.at",
+            at = excluded.at, held = FALSE",
     )
     .bind(registry)
     .bind(name_key)
     .bind(host)
-    .bind(moved.repository.as_str())
-    .bind(moved.tag.as_str())
-    .bind(moved.new.as_ref().map(Digest::as_str))
-    .bind(to_json(&members)?)
-    .bind(moved_by(moved).map(|run| run.to_string()))
+    .bind(moved.repository)
+    .bind(moved.tag)
+    .bind(moved.digest.map(Digest::as_str))
+    .bind(to_json(&moved.members)?)
+    .bind(moved.moved_by.map(|run| run.to_string()))
     .bind(moved.at)
     .execute(connection)
     .await
@@ -625,7 +713,7 @@ async fn moves_of(
     name_key: &str,
 ) -> Result<Vec<Move>> {
     let rows = sqlx::query(
-        "SELECT * FROM trigger_moves WHERE registry = $1 AND name_key = $2
+        "SELECT * FROM trigger_moves WHERE registry = $1 AND name_key = $2 AND NOT held
          ORDER BY at, host, repository, tag",
     )
     .bind(registry)
@@ -669,6 +757,42 @@ async fn forget_move(
     Ok(())
 }
 
+/// Lets a move rest until a pause ends.
+async fn hold(
+    connection: &mut SqliteConnection,
+    registry: &str,
+    name_key: &str,
+    moved: &Move,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE trigger_moves SET held = TRUE WHERE registry = $1 AND name_key = $2 AND host = $3
+           AND repository = $4 AND tag = $5",
+    )
+    .bind(registry)
+    .bind(name_key)
+    .bind(&moved.host)
+    .bind(moved.repository.as_str())
+    .bind(&moved.tag)
+    .execute(connection)
+    .await
+    .map_err(ControlError::database("hold a move of a base"))?;
+    Ok(())
+}
+
+/// Why a task does not answer a move now, if it is held.
+fn paused(
+    pauses: &[Pause],
+    task: &StoredTask,
+    moved: &Move,
+    own: OwnRegistry<'_>,
+) -> Option<String> {
+    let is_own = own(&moved.host).as_ref() == Some(&task.registry);
+    let host = (!is_own).then(|| moved.host.clone());
+    let (repository, tag) = (moved.repository.to_string(), moved.tag.clone());
+    let base = ImageTag { host, repository, tag };
+    pauses::paused(pauses, &task.name).or_else(|| pauses::paused_base(pauses, &base))
+}
+
 async fn forget_moves(
     connection: &mut SqliteConnection,
     registry: &str,
@@ -701,12 +825,7 @@ async fn base_of(
     .fetch_optional(connection)
     .await
     .map_err(ControlError::database("read a base of a task"))?;
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some(Base {
-        is_runtime: column(&row, "is_runtime")?,
-        digest: parsed(column(&row, "digest")?)?,
-        manifests: from_json(column(&row, "manifests")?)?,
-    }))
+    row.as_ref().map(Base::of).transpose()
 }
 
 /// Replaces what a task is built on by what the report of a run says.

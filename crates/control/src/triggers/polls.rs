@@ -293,12 +293,16 @@ fn next_slot(address: &str, wait: Duration, now: Millis) -> Millis {
 }
 
 /// A little more or less, so that not all are asked at once for ever.
-fn spread(wait: Duration) -> Duration {
-    let random = uuid::Uuid::new_v4().as_u128() % 1_000;
-    let part = u32::try_from(random).unwrap_or_default();
-    wait.mul_f64(0.9 + 0.2 * f64::from(part) / 1_000.0)
+pub(super) fn spread(wait: Duration) -> Duration {
+    wait.mul_f64(0.9 + 0.2 * random())
 }
 
-fn millis(duration: Duration) -> Millis {
+/// Not less than 0, and less than 1.
+pub(super) fn random() -> f64 {
+    let random = uuid::Uuid::new_v4().as_u128() % 1_000;
+    f64::from(u32::try_from(random).unwrap_or_default()) / 1_000.0
+}
+
+pub(super) fn millis(duration: Duration) -> Millis {
     Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX / 2)
 }

@@ -12,11 +12,11 @@ use store::Millis;
 use uuid::Uuid;
 
 use super::ledger::{self, Line};
-use super::reports;
 use super::{
     Decision, Fired, PullRequest, Queued, RunCause, SourceCause, SourceDelivery, SourceEvent,
     SourceHost, SourceTrigger, TriggerKind, Triggers, why_not,
 };
+use super::{pauses, reports};
 use crate::table::{column, from_json, to_json};
 use crate::{
     ControlError, Result, RunId, StoredTask, TaskContext, TaskDefinition, TaskName, TaskOverrides,
@@ -227,7 +227,15 @@ impl Triggers {
         }
         let cause = RunCause::Source(start.cause.clone());
         let run = (cause, start.overrides);
-        match self.queue(connection, task, run, None, now).await {
+        let paused = pauses::paused_within(connection, &task.registry, &task.name, now).await?;
+        let queued = match paused {
+            Some(why) => Err((Decision::Waits, why)),
+            None => match self.queue(connection, task, run, None, now).await {
+                Ok(queued) => Ok(queued),
+                Err(error) => Err(why_not(error)?),
+            },
+        };
+        match queued {
             Ok(queued) => {
                 let superseded =
                     self.supersede(connection, task, &start.cause, queued.run, now).await?;
@@ -252,8 +260,7 @@ impl Triggers {
                     Delivered { decision: Decision::Fired, reason, run: Some(queued.run) };
                 Ok(Decided { delivered, queued: Some(queued), superseded })
             }
-            Err(error) => {
-                let (decision, reason) = why_not(error)?;
+            Err((decision, reason)) => {
                 if decision == Decision::Waits {
                     let branch = branch.unwrap_or_default().to_owned();
                     let waiting = Waiting { event: (*event).clone(), host: *host, branch };
@@ -502,7 +509,7 @@ fn subject(event: &SourceEvent) -> Option<String> {
 }
 
 /// Why an event starts nothing, whatever was before, if it does not.
-fn unfit(told: &Told<'_>) -> Option<String> {
+pub(super) fn unfit(told: &Told<'_>) -> Option<String> {
     let trigger = told.trigger;
     let (is_waited_for, what, into) = match told.event {
         SourceEvent::Other(_) => return Some("it starts no runs".to_owned()),
@@ -548,7 +555,7 @@ fn described(event: &SourceEvent) -> String {
     }
 }
 
-fn trigger_branch(task: &StoredTask, trigger: &SourceTrigger) -> Option<String> {
+pub(super) fn trigger_branch(task: &StoredTask, trigger: &SourceTrigger) -> Option<String> {
     trigger.branch_of(task.definition.context.as_ref()?)
 }
 

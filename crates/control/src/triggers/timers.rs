@@ -12,7 +12,9 @@ use sqlx::sqlite::SqliteRow;
 use store::Millis;
 
 use super::ledger::{self, Line};
-use super::{Decision, Fired, Queued, RunCause, TimerTrigger, TriggerKind, Triggers, why_not};
+use super::{
+    Decision, Fired, Queued, RunCause, TimerTrigger, TriggerKind, Triggers, pauses, why_not,
+};
 use crate::table::{column, parsed};
 use crate::{ControlError, Result, StoredTask, TaskDefinition, TaskOverrides};
 
@@ -168,8 +170,13 @@ impl Triggers {
             reason: late(occurrence, missed, now),
             run: None,
         };
-        let queued = match task.definition.asleep(now) {
-            Some(why) => Err(ControlError::Conflict { message: format!("the task {why}") }),
+        let asleep = task.definition.asleep(now).map(|why| format!("the task {why}"));
+        let why_not_now = match asleep {
+            Some(why) => Some(why),
+            None => pauses::paused_within(connection, &task.registry, &task.name, now).await?,
+        };
+        let queued = match why_not_now {
+            Some(message) => Err(ControlError::Conflict { message }),
             None => {
                 let run = (cause, TaskOverrides::default());
                 self.queue(connection, task, run, line.reason.as_deref(), now).await
@@ -228,7 +235,7 @@ fn late(occurrence: Millis, missed: usize, now: Millis) -> Option<String> {
     })
 }
 
-fn shown(time: Millis) -> String {
+pub(super) fn shown(time: Millis) -> String {
     Timestamp::from_millisecond(time).unwrap_or_default().to_string()
 }
 

@@ -2,7 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
 
+mod held;
 mod sources;
+mod watches;
+mod waves;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -12,9 +15,10 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use control::{
     Attempt, BaseImageTrigger, Clock, Decision, End, Executor, Fired, LedgerEntry, LedgerFilter,
-    Logins, Logs, Outcome, Run, RunCause, RunFilter, RunSettings, RunStatus, Runs, Schedule,
-    SecretKeys, StoredTask, TaskDefinition, TaskIdentity, TaskName, TaskOverrides, TaskStep,
-    TaskText, TaskTriggers, Tasks, TimerTrigger, Triggers, Worker, WorkerSettings,
+    Logins, Logs, Outcome, OutputImage, Run, RunCause, RunFilter, RunSettings, RunStatus, Runs,
+    Schedule, SecretKeys, StoredTask, TaskDefinition, TaskIdentity, TaskName, TaskOverrides,
+    TaskStep, TaskText, TaskTriggers, Tasks, TimerTrigger, Triggers, WatchSettings, Worker,
+    WorkerSettings,
 };
 use oci::{Compression, Digest, Platform, Reference, RegistryName};
 use serde_json::{Value, json};
@@ -68,8 +72,15 @@ impl Fixture {
             Runs::open(db, Some(catalog.clone()), logs, clock, keys, settings).await.unwrap();
         let tasks = Tasks::open(runs.clone()).await.unwrap();
         let poll = Duration::from_secs(300);
-        let triggers = Triggers::open(tasks.clone(), Compression::default(), poll).await.unwrap();
-        let builds = Builds { reports: Mutex::default(), catalog: catalog.clone() };
+        let watching =
+            WatchSettings { period: Duration::from_secs(1800), settle: Duration::from_secs(30) };
+        let opened = Triggers::open(tasks.clone(), Compression::default(), poll, watching);
+        let triggers = opened.await.unwrap();
+        let builds = Builds {
+            reports: Mutex::default(),
+            outputs: Mutex::default(),
+            catalog: catalog.clone(),
+        };
         Self { now, runs, tasks, triggers, catalog, builds: Arc::new(builds), folder }
     }
 
@@ -81,8 +92,10 @@ impl Fixture {
     async fn reopen_with_queue(self, queue_length_max: u32) -> Self {
         let Self { now, folder, builds, .. } = self;
         let reports = std::mem::take(&mut *builds.reports.lock().unwrap());
+        let outputs = std::mem::take(&mut *builds.outputs.lock().unwrap());
         let f = Self::open(folder, now, queue_length_max).await;
         *f.builds.reports.lock().unwrap() = reports;
+        *f.builds.outputs.lock().unwrap() = outputs;
         f
     }
 
@@ -103,6 +116,13 @@ impl Fixture {
     /// Of all runs, the oldest first.
     async fn occurrences(&self) -> Vec<(String, usize)> {
         let runs = self.all_runs().await;
+        runs.into_iter().map(|run| timer(&run)).collect()
+    }
+
+    /// The same, of one task.
+    async fn occurrences_of(&self, task: &str) -> Vec<(String, usize)> {
+        let mut runs = self.all_runs().await;
+        runs.retain(|run| run.task == Some(task_name(task)));
         runs.into_iter().map(|run| timer(&run)).collect()
     }
 
@@ -328,9 +348,11 @@ async fn what_starts_a_task_changes_nothing_of_what_it_does() {
     assert_eq!(plain.digest(), timed.digest());
 }
 
-/// Executes nothing, and says what a task was built on.
+/// Executes nothing, says what a task was built on, and pushes another image each time.
 struct Builds {
     reports: Mutex<BTreeMap<String, Value>>,
+    /// `repository:tag` that a task makes.
+    outputs: Mutex<BTreeMap<String, String>>,
     catalog: Catalog,
 }
 
@@ -363,7 +385,23 @@ impl Executor for Builds {
                 self.resolve(base).await;
             }
         }
-        Outcome { dependencies: report, ..Outcome::of(End::Succeeded) }
+        let output = self.outputs.lock().unwrap().get(task.as_str()).cloned();
+        let mut images = Vec::new();
+        if let Some(name) = output {
+            let run = attempt.run.id.to_string();
+            let text = format!("by {run}");
+            let (digest, _) =
+                put_index(&self.catalog, &name, &text, &[], Cause::Build { run }).await;
+            let (repository, tag) = name.split_once(':').unwrap();
+            images.push(OutputImage {
+                registry: HOST.to_owned(),
+                repository: repository.to_owned(),
+                tag: Some(tag.to_owned()),
+                digest,
+                elsewhere: false,
+            });
+        }
+        Outcome { dependencies: report, images, ..Outcome::of(End::Succeeded) }
     }
 }
 
@@ -383,7 +421,7 @@ fn current(name: &str) -> Value {
 }
 
 fn follows(buildtime: bool) -> TaskDefinition {
-    let trigger = BaseImageTrigger { name: "base".into(), enabled: true, buildtime };
+    let trigger = BaseImageTrigger { name: "base".into(), enabled: true, buildtime, urgent: false };
     let triggers = TaskTriggers { base_image: Some(trigger), ..TaskTriggers::default() };
     TaskDefinition { triggers, ..definition(Vec::new()) }
 }
@@ -391,39 +429,7 @@ fn follows(buildtime: bool) -> TaskDefinition {
 impl Fixture {
     /// Pushes an index of such members, and says what each is.
     async fn push(&self, name: &str, members: &[&str], cause: Cause) -> (Digest, Vec<Digest>) {
-        let (repository, tag) = name.split_once(':').unwrap();
-        let index = |text: &str, members: &[(Digest, usize)]| {
-            let members = members.iter().map(
-                |(digest, size)| json!({ "mediaType": INDEX, "digest": digest, "size": size }),
-            );
-            let members: Vec<_> = members.collect();
-            let index = json!({
-                "schemaVersion": 2, "mediaType": INDEX, "manifests": members,
-                "annotations": { "text": text },
-            });
-            serde_json::to_vec(&index).unwrap()
-        };
-        let put = async |bytes: Vec<u8>, tag: Option<&str>| {
-            let (digest, size) = (Digest::of(&bytes), bytes.len());
-            let manifest = oci::Manifest::parse(&bytes, Some(INDEX)).unwrap();
-            let new = NewManifest {
-                digest: &digest,
-                media_type: INDEX,
-                manifest: &manifest,
-                bytes: bytes.into(),
-            };
-            let tags: Vec<_> =
-                tag.map(|tag| (tag.parse().unwrap(), Expected::Any)).into_iter().collect();
-            let repository = repository.parse().unwrap();
-            self.catalog.put_manifest(&local(), &repository, new, &tags, &cause).await.unwrap();
-            (digest, size)
-        };
-        let mut all = Vec::new();
-        for member in members {
-            all.push(put(index(member, &[]), None).await);
-        }
-        let (digest, _) = put(index("", &all), Some(tag)).await;
-        (digest, all.into_iter().map(|(digest, _)| digest).collect())
+        put_index(&self.catalog, name, "", members, cause).await
     }
 
     /// A task that was built on bases once.
@@ -477,6 +483,49 @@ impl Fixture {
         });
         runs.collect()
     }
+}
+
+/// Puts an index with a text and members, and says what each is.
+async fn put_index(
+    catalog: &Catalog,
+    name: &str,
+    text: &str,
+    members: &[&str],
+    cause: Cause,
+) -> (Digest, Vec<Digest>) {
+    let (repository, tag) = name.split_once(':').unwrap();
+    let index = |text: &str, members: &[(Digest, usize)]| {
+        let members = members
+            .iter()
+            .map(|(digest, size)| json!({ "mediaType": INDEX, "digest": digest, "size": size }));
+        let members: Vec<_> = members.collect();
+        let index = json!({
+            "schemaVersion": 2, "mediaType": INDEX, "manifests": members,
+            "annotations": { "text": text },
+        });
+        serde_json::to_vec(&index).unwrap()
+    };
+    let put = async |bytes: Vec<u8>, tag: Option<&str>| {
+        let (digest, size) = (Digest::of(&bytes), bytes.len());
+        let manifest = oci::Manifest::parse(&bytes, Some(INDEX)).unwrap();
+        let new = NewManifest {
+            digest: &digest,
+            media_type: INDEX,
+            manifest: &manifest,
+            bytes: bytes.into(),
+        };
+        let tags: Vec<_> =
+            tag.map(|tag| (tag.parse().unwrap(), Expected::Any)).into_iter().collect();
+        let repository = repository.parse().unwrap();
+        catalog.put_manifest(&local(), &repository, new, &tags, &cause).await.unwrap();
+        (digest, size)
+    };
+    let mut all = Vec::new();
+    for member in members {
+        all.push(put(index(member, &[]), None).await);
+    }
+    let (digest, _) = put(index(text, &all), Some(tag)).await;
+    (digest, all.into_iter().map(|(digest, _)| digest).collect())
 }
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";

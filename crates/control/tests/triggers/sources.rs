@@ -11,7 +11,7 @@ const ONE: &str = "1111111111111111111111111111111111111111";
 const TWO: &str = "2222222222222222222222222222222222222222";
 const THREE: &str = "3333333333333333333333333333333333333333";
 
-fn source() -> SourceTrigger {
+pub(super) fn source() -> SourceTrigger {
     SourceTrigger {
         name: "source".into(),
         enabled: true,
@@ -27,7 +27,7 @@ fn source() -> SourceTrigger {
 }
 
 /// A task that works on the branch `main`.
-fn of_source(source: SourceTrigger) -> TaskDefinition {
+pub(super) fn of_source(source: SourceTrigger) -> TaskDefinition {
     let address = "https://example.com/team/app.git#main:web".into();
     TaskDefinition {
         context: Some(TaskContext { address, token: Some("hunter2-of-the-context".into()) }),

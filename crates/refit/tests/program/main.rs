@@ -60,6 +60,7 @@ mod triggers;
 mod upload;
 mod version;
 mod walls;
+mod watches;
 mod webhooks;
 
 use testkit::Sandbox;

@@ -79,7 +79,11 @@ pub(crate) fn task_definition(
         step,
         owner: text(properties.owner, "owner", OWNER_MAX)?,
         description: text(properties.description, "description", DESCRIPTION_MAX)?,
-        expires_at: properties.expires_on.as_deref().map(expiry).transpose()?,
+        expires_at: properties
+            .expires_on
+            .as_deref()
+            .map(|text| time(text, "expiresOn"))
+            .transpose()?,
         tags: checked_tags(tags.unwrap_or_default())?,
         pool: pool_of_run(properties.agent_pool_name.as_deref())?,
         logins: logins(properties.credentials, known.map(|task| &task.logins))?,
@@ -131,10 +135,11 @@ fn text(text: Option<String>, member: &str, max: usize) -> Result<Option<String>
     }
 }
 
-fn expiry(text: &str) -> Result<i64, ApiError> {
+/// A time of a member, in milliseconds since 1970.
+pub(crate) fn time(text: &str, member: &'static str) -> Result<i64, ApiError> {
     let time = text.parse::<jiff::Timestamp>().map_err(|_| {
         ApiError::invalid(format!("`{}` is not a time", cut(text)))
-            .at("expiresOn")
+            .at(member)
             .hint("it looks like `2030-01-31T00:00:00Z`")
     })?;
     Ok(time.as_millisecond())

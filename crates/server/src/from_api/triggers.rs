@@ -257,7 +257,8 @@ fn base_image(given: api::BaseImageTrigger) -> Result<BaseImageTrigger, ApiError
     }
     let name = name(&given.name).map_err(at)?;
     let enabled = status(given.status.as_deref()).map_err(at)?;
-    Ok(BaseImageTrigger { name, enabled, buildtime })
+    let urgent = given.urgent.unwrap_or_default();
+    Ok(BaseImageTrigger { name, enabled, buildtime, urgent })
 }
 
 fn timer(given: api::TimerTrigger) -> Result<TimerTrigger, ApiError> {

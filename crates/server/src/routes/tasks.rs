@@ -224,6 +224,14 @@ async fn checked(
     name: &TaskName,
     definition: TaskDefinition,
 ) -> Result<TaskDefinition, ApiError> {
+    let own = crate::triggers::own_names(state);
+    if let Some(circle) = state.triggers.circle_of(registry, &own, name, &definition).await? {
+        let path = circle.iter().map(|task| format!("`{task}`")).collect::<Vec<_>>().join(" -> ");
+        let message = format!("these tasks would start each other for ever: {path}");
+        return Err(ApiError::invalid(message).at("trigger.baseImageTrigger").hint(
+            "each makes what the next one is built on; disable the base-image trigger of one of them",
+        ));
+    }
     let is_system = definition.step == TaskStep::System;
     if is_system && *name != from_api::task_name(SYSTEM_TASK)? {
         let message = format!("only the task `{SYSTEM_TASK}` can be a system task");

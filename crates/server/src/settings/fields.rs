@@ -224,12 +224,26 @@ pub(super) const SECTIONS: &[Section] = &[
         name: "triggers",
         about: "What starts runs of tasks without anybody asking.",
         named: None,
-        fields: &[text(
-            "poll_period",
-            "5m",
-            "How often repositories are asked for the commits of their branches, for hosts that do not \
-             call; a trigger can say otherwise. `0s`: never.",
-        )],
+        fields: &[
+            text(
+                "poll_period",
+                "5m",
+                "How often repositories are asked for the commits of their branches, for hosts that do not \
+                 call; a trigger can say otherwise. `0s`: never.",
+            ),
+            text(
+                "base_poll_period",
+                "30m",
+                "How often other registries are asked for the tags that tasks are built on, on average: each \
+                 time anew between a third of it and twice as long. `0s`: never.",
+            ),
+            text(
+                "base_settle",
+                "30s",
+                "How long a tag of another registry has to stay another image until that counts: releases \
+                 are pushed piece by piece.",
+            ),
+        ],
     },
     Section {
         name: "network",

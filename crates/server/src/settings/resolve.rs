@@ -278,8 +278,12 @@ impl Layers {
             subnet: self.at("network", "").parsed("subnet", subnet, "10.213.0.0/16".into()),
         };
         let tasks = TaskSettings { alias_images: self.alias_images() };
-        let triggers =
-            TriggerSettings { poll_period: self.at("triggers", "").duration("poll_period") };
+        let mut at = self.at("triggers", "");
+        let triggers = TriggerSettings {
+            poll_period: at.duration("poll_period"),
+            base_poll_period: at.duration("base_poll_period"),
+            base_settle: at.duration("base_settle"),
+        };
         let limits = self.limits(is_local(&server));
         let registries = self.registries(sources);
         let upstreams = self.upstreams();

@@ -1,7 +1,8 @@
 //! What starts runs of tasks, and what became of it.
 
 use control::{
-    LedgerEntry, Link, MovedBase, Run, RunCause, SourceTrigger, StoredTask, TaskName, TokenType,
+    Foreseen, LedgerEntry, Link, MovedBase, Pause, PauseScope, Run, RunCause, SourceTrigger,
+    StoredTask, TaskName, TokenType, WatchStatus,
 };
 use oci::RegistryName;
 use store::Millis;
@@ -27,6 +28,7 @@ pub(super) fn of(task: &StoredTask) -> Option<api::TaskTriggers> {
         name: base.name.clone(),
         base_image_trigger_type: if base.buildtime { "All" } else { "Runtime" }.into(),
         status: Some(word(base.enabled).into()),
+        urgent: base.urgent.then_some(true),
         update_trigger_endpoint: None,
         update_trigger_payload_type: Some("Default".into()),
     });
@@ -147,6 +149,45 @@ pub(super) fn source_cause(cause: &RunCause) -> Option<api::SourceTriggerCause> 
         provider_type: cause.host.map(|host| host.as_str().to_owned()),
         source_trigger_name: cause.name.clone(),
     })
+}
+
+pub(crate) fn trigger_pause(pause: &Pause) -> api::TriggerPause {
+    let (task, base) = match &pause.scope {
+        PauseScope::All => (None, None),
+        PauseScope::Task(task) => (Some(task.to_string()), None),
+        PauseScope::Base(base) => (None, Some(base.to_string())),
+    };
+    api::TriggerPause {
+        task,
+        base,
+        reason: pause.reason.clone(),
+        start_time: time(pause.since),
+        end_time: pause.ends_at.map(time),
+        principal: pause.by.clone(),
+    }
+}
+
+pub(crate) fn simulated(foreseen: &Foreseen) -> api::SimulatedDecision {
+    api::SimulatedDecision {
+        task: foreseen.task.to_string(),
+        kind: foreseen.kind.as_str().into(),
+        trigger: foreseen.trigger.clone(),
+        level: foreseen.level as u64,
+        decision: foreseen.decision.as_str().into(),
+        reason: foreseen.reason.clone(),
+        images: foreseen.images.iter().map(ToString::to_string).collect(),
+    }
+}
+
+pub(crate) fn trigger_watch(watch: &WatchStatus) -> api::TriggerWatch {
+    api::TriggerWatch {
+        image: format!("{}/{}:{}", watch.host, watch.repository, watch.tag),
+        digest: watch.digest.as_ref().map(ToString::to_string),
+        settling_digest: watch.settling.as_ref().map(ToString::to_string),
+        last_time: watch.asked_at.map(time),
+        next_time: time(watch.next_at),
+        error: watch.error.clone(),
+    }
 }
 
 pub(crate) fn trigger_event(entry: &LedgerEntry) -> api::TriggerEvent {

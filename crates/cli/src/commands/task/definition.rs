@@ -123,6 +123,10 @@ struct DefinitionArgs {
     #[arg(long, value_name = "TYPE")]
     base_image_trigger_type: Option<String>,
 
+    /// Whether the run does not wait until an image of another registry is certain to stay what it is
+    #[arg(long, value_name = "BOOL")]
+    base_image_trigger_urgent: Option<bool>,
+
     #[arg(long, hide = true)]
     base_image_trigger_name: Option<String>,
 
@@ -359,6 +363,7 @@ impl DefinitionArgs {
     fn changes_base_trigger(&self) -> bool {
         self.base_image_trigger_enabled.is_some()
             || self.base_image_trigger_type.is_some()
+            || self.base_image_trigger_urgent.is_some()
             || self.base_image_trigger_name.is_some()
     }
 
@@ -371,10 +376,13 @@ impl DefinitionArgs {
             ("baseImageTriggerType", self.base_image_trigger_type.clone().or(default("Runtime"))),
             ("status", self.base_image_trigger_enabled.map(word).or(default("Enabled"))),
         ];
-        let members: Map<String, Value> = members
+        let mut members: Map<String, Value> = members
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), json!(value?))))
             .collect();
+        if let Some(urgent) = self.base_image_trigger_urgent {
+            members.insert("urgent".to_owned(), json!(urgent));
+        }
         let trigger = properties.entry("trigger").or_insert_with(|| json!({}));
         trigger["baseImageTrigger"] = members.into();
     }
