@@ -68,10 +68,14 @@ struct ScopeArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[group(id = "event", required = true, multiple = true)]
 pub struct SimulateArgs {
     /// An image that becomes another one, written as a Dockerfile names it
-    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["branch", "until"])]
+    #[arg(
+        long,
+        value_name = "IMAGE",
+        conflicts_with_all = ["branch", "until"],
+        required_unless_present_any = ["branch", "until"]
+    )]
     base: Option<String>,
     /// A branch that has another commit
     #[arg(long, value_name = "BRANCH", conflicts_with = "until")]
@@ -79,12 +83,6 @@ pub struct SimulateArgs {
     /// What timers start from now until then, such as 2030-01-31T00:00:00Z
     #[arg(long, value_name = "TIME")]
     until: Option<Timestamp>,
-    #[command(flatten)]
-    more: SimulateMore,
-}
-
-#[derive(Debug, clap::Args)]
-struct SimulateMore {
     /// With --base: which image it becomes, to compare the platforms that were built
     #[arg(long, value_name = "DIGEST", requires = "base")]
     digest: Option<String>,
@@ -172,15 +170,14 @@ async fn events(
 
 async fn simulate(session: &Session<'_>, args: SimulateArgs) -> Result<()> {
     let connection = session.connection()?;
-    let SimulateMore { digest, pull_request, fork, task } = args.more;
     let body = SimulateTriggerRequest {
         base: args.base,
-        digest,
+        digest: args.digest,
         branch: args.branch,
-        pull_request_number: pull_request,
-        fork: fork.then_some(true),
+        pull_request_number: args.pull_request,
+        fork: args.fork.then_some(true),
         until: args.until.map(|until| until.to_string()),
-        task,
+        task: args.task,
     };
     let url = connection.route(&["simulateTrigger"]);
     let foreseen: Page<SimulatedDecision> = connection.post(url, &body).await?;

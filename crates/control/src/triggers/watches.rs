@@ -130,6 +130,9 @@ pub struct WatchStatus {
 impl Triggers {
     /// When the next tag is to be asked for.
     pub async fn next_watch(&self) -> Result<Option<Millis>> {
+        if self.watching.period.is_zero() {
+            return Ok(None);
+        }
         sqlx::query_scalar(
             "SELECT MIN(CASE WHEN h.not_before > w.next_at THEN h.not_before ELSE w.next_at END)
              FROM trigger_watches w LEFT JOIN trigger_watched_hosts h ON h.host = w.host",
@@ -142,6 +145,9 @@ impl Triggers {
     /// The tags that are to be asked for now, of a registry that did not answer one.
     pub async fn due_watches(&self) -> Result<Vec<Watch>> {
         let failed = "list the tags to ask for";
+        if self.watching.period.is_zero() {
+            return Ok(Vec::new());
+        }
         let now = self.tasks.runs.shared.clock.now();
         let rows = sqlx::query(
             "SELECT w.*, COALESCE(h.failures, 0) AS host_failures FROM trigger_watches w

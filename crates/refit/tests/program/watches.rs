@@ -179,6 +179,17 @@ fn as_root_a_task_on_two_levels_is_built_once_after_the_one_between() {
         "FROM {host}/os:1 AS tools\nFROM {host}/middle-task:1\nCOPY --from=tools /file /tool\n"
     );
     place.task("app-task", &dockerfile, "--base-image-trigger-type All");
+    let simulate = format!("trigger simulate --base {host}/os:1 -o json");
+    let foreseen = place.refit(&simulate).success().json();
+    let line =
+        |line: &Value| [&line["level"], &line["task"], &line["decision"]].map(Value::to_string);
+    let lines: Vec<_> = foreseen.as_array().unwrap().iter().map(line).collect();
+    assert_eq!(lines, [["1", "\"middle-task\"", "\"Fired\""], ["2", "\"app-task\"", "\"Fired\""]]);
+    assert_eq!(place.runs("middle-task").len(), 1);
+    place
+        .refit("task update app-task -t os:1")
+        .code(2)
+        .stderr_has("`app-task` -> `middle-task` -> `app-task`");
     for count in 2..4 {
         push(&registry, "os", &count.to_string());
         let middle = place.ended("middle-task", count);
