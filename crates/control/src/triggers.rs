@@ -197,7 +197,7 @@ pub struct Triggers {
     looked_at: Arc<AtomicI64>,
     /// How far the journal of tags was followed, beyond what is written down.
     followed: Arc<AtomicI64>,
-    /// Marked whenever something may go on that was held.
+    /// Marked whenever something may go on that was held, or another registry's image has moved.
     resumed: watch::Sender<()>,
 }
 

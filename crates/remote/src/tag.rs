@@ -96,6 +96,9 @@ pub(crate) fn rest_of(headers: &HeaderMap) -> Option<Duration> {
     rest_at(|name| headers.get(name)?.to_str().ok(), now.as_secs())
 }
 
+/// Seconds for which a registry is left alone that tells only how long its window is.
+const WINDOW_MAX: u64 = 30 * 60;
+
 #[expect(clippy::disallowed_methods, reason = "servers say times of the day, and this is the edge")]
 pub(crate) fn now() -> SystemTime {
     SystemTime::now()
@@ -110,6 +113,8 @@ fn rest_at<'a>(header: impl Fn(&str) -> Option<&'a str>, now: u64) -> Option<Dur
         }
         let window = left.split(';').find_map(|part| part.trim().strip_prefix("w=")?.parse().ok());
         let reset = header("ratelimit-reset").and_then(first);
+        // How much of the window is left is not told.
+        let window = window.map(|window: u64| window.min(WINDOW_MAX));
         return reset.or(window).map(Duration::from_secs);
     }
     // As others do, with the time at which it is over.
@@ -133,7 +138,8 @@ mod tests {
     fn a_limit_that_is_reached_asks_for_a_pause() {
         check(&[], None);
         check(&[("ratelimit-remaining", "76;w=21600")], None);
-        check(&[("ratelimit-remaining", "0;w=21600")], Some(21_600));
+        check(&[("ratelimit-remaining", "0;w=21600")], Some(1_800));
+        check(&[("ratelimit-remaining", "0;w=60")], Some(60));
         check(&[("ratelimit-remaining", "0;w=21600"), ("ratelimit-reset", "60")], Some(60));
         check(&[("ratelimit-remaining", "none")], None);
         check(&[("ratelimit-remaining", "0")], None);

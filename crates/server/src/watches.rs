@@ -9,6 +9,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use oci::{Reference, RegistryName};
 use remote::{Credentials, NotTold, Remote};
 use task::SecretAddress;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::state::Shared;
@@ -18,6 +19,8 @@ use crate::triggers::{self, PERIOD, RETRY, until};
 const HOSTS_AT_ONCE: usize = 16;
 /// How long a registry may take for all that is needed to tell what a tag is.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// For how long one registry is asked until others are looked at again.
+const HOST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks at what is due, at least.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Logins whose tokens are kept.
@@ -28,17 +31,14 @@ pub(crate) async fn ask(state: Shared, shutdown: CancellationToken) {
     let own = triggers::own_names(&state);
     let watcher = Watcher::default();
     let mut ended = state.runs.ends();
+    if let Err(error) = state.triggers.watch_again(&own).boxed().await {
+        tracing::error!(%error, "bases that are not watched could not be found");
+    }
     while !shutdown.is_cancelled() {
         ended.mark_unchanged();
         let wait = tokio::select! {
             looked = watcher.look(&state).boxed() => match looked {
-                Ok((asked, wait)) => {
-                    // What has moved is written down by now; others are told of errors.
-                    if asked > 0 && let Err(error) = state.triggers.fire_bases(&own).boxed().await {
-                        tracing::error!(%error, "moves of bases in other registries could not be answered");
-                    }
-                    wait
-                }
+                Ok(wait) => wait,
                 Err(error) => {
                     tracing::error!(%error, "other registries could not be asked for tags");
                     RETRY
@@ -63,24 +63,27 @@ struct Watcher {
 }
 
 impl Watcher {
-    /// Asks for what is due; how much that was, and when to look again.
-    async fn look(&self, state: &Shared) -> control::Result<(usize, Duration)> {
+    /// Asks for what is due, and says when to look again.
+    async fn look(&self, state: &Shared) -> control::Result<Duration> {
         let mut hosts: BTreeMap<String, Vec<Watch>> = BTreeMap::new();
-        let due = state.triggers.due_watches().await?;
-        let count = due.len();
-        for watch in due {
+        for watch in state.triggers.due_watches().await? {
             hosts.entry(watch.host.clone()).or_default().push(watch);
         }
         let asking = hosts.into_values().map(|watches| self.ask_host(state, watches).boxed());
         futures_util::stream::iter(asking).for_each_concurrent(HOSTS_AT_ONCE, |asked| asked).await;
         let next = state.triggers.next_watch().await?;
         let wait = next.map_or(PERIOD, |next| until(next, state.clock.now()));
-        Ok((count, wait.min(PERIOD)))
+        Ok(wait.min(PERIOD))
     }
 
     /// Asks one registry, one question after another, until it does not answer: the rest stays due.
     async fn ask_host(&self, state: &Shared, watches: Vec<Watch>) {
+        let deadline = Instant::now() + HOST_TIMEOUT;
         for watch in watches {
+            // Others are not to wait for a slow one.
+            if Instant::now() >= deadline {
+                return;
+            }
             let answer = self.answer(state, &watch).await;
             let goes_on = answer.rest.is_none()
                 && !matches!(answer.image, WatchedImage::None { of_host: true, .. });

@@ -121,7 +121,7 @@ pub struct ResumeArgs {
 pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
     match command {
         Command::List(args) => {
-            for pause in pauses(session).await? {
+            for pause in pauses(session, None).await? {
                 session.printer.note(&pause_line(&pause));
             }
             let (task, decision) = (args.task.as_deref(), args.decision.as_deref());
@@ -144,7 +144,7 @@ pub(super) async fn run(session: &Session<'_>, command: Command) -> Result<()> {
             session.printer.result(&left.value, &pauses_table(&left.value))
         }
         Command::Pauses => {
-            let pauses = pauses(session).await?;
+            let pauses = pauses(session, None).await?;
             session.printer.result(&pauses, &pauses_table(&pauses))
         }
     }
@@ -214,9 +214,14 @@ async fn pause(session: &Session<'_>, args: PauseArgs) -> Result<()> {
     session.printer.result(&pause, &table)
 }
 
-async fn pauses(session: &Session<'_>) -> Result<Vec<TriggerPause>> {
+/// What is held, or as much of it as concerns a task.
+async fn pauses(session: &Session<'_>, task: Option<&str>) -> Result<Vec<TriggerPause>> {
     let connection = session.connection()?;
-    let page: Page<TriggerPause> = connection.get(connection.route(&["triggerPauses"])).await?;
+    let mut url = connection.route(&["triggerPauses"]);
+    if let Some(task) = task {
+        url.query_pairs_mut().append_pair("taskName", task);
+    }
+    let page: Page<TriggerPause> = connection.get(url).await?;
     Ok(page.value)
 }
 
@@ -307,12 +312,8 @@ async fn why(session: &Session<'_>, args: &WhyArgs) -> Result<()> {
     let connection = session.connection()?;
     let task: Task = connection.get(connection.route(&["tasks", &args.task])).await?;
     let events = events(session, Some(&args.task), None, args.top).await?;
-    let is_of = |pause: &TriggerPause| {
-        let is_task = pause.task.as_ref().is_none_or(|name| name.eq_ignore_ascii_case(&args.task));
-        is_task && pause.base.as_ref().is_none_or(|base| is_base(&task, base))
-    };
-    for pause in pauses(session).await?.iter().filter(|pause| is_of(pause)) {
-        session.printer.note(&pause_line(pause));
+    for pause in pauses(session, Some(&args.task)).await? {
+        session.printer.note(&pause_line(&pause));
     }
     for line in standing(&task) {
         session.printer.note(&line);
@@ -374,11 +375,6 @@ fn base_names(task: &Task) -> Vec<String> {
         .collect();
     names.dedup();
     names
-}
-
-/// Whether an image is one of those; one of the registry itself is told without its host.
-fn is_base(task: &Task, image: &str) -> bool {
-    base_names(task).iter().any(|name| name == image || name.ends_with(&format!("/{image}")))
 }
 
 /// How clients of the managed service know Docker Hub.

@@ -63,6 +63,9 @@ pub(super) const SCHEMA: &[&str] = &[
     )",
     // Whether a move is not looked at until a pause ends.
     "ALTER TABLE trigger_moves ADD COLUMN held BOOLEAN NOT NULL DEFAULT FALSE",
+    // Since when there is something to answer, whatever moved later.
+    "ALTER TABLE trigger_moves ADD COLUMN since BIGINT NOT NULL DEFAULT 0",
+    "UPDATE trigger_moves SET since = at",
 ];
 
 /// Moves that are read from the journal at once.
@@ -73,7 +76,7 @@ const BATCH: i64 = 100;
 pub(super) const CHAIN_MAX: usize = 10;
 /// Digests of a task's base, and of an index, that are compared; an index of more is another image
 /// whenever it is another index.
-pub(super) const MEMBERS_MAX: usize = 100;
+const MEMBERS_MAX: usize = 100;
 /// Bases of one task.
 const BASES_MAX: usize = 1_000;
 /// Runs of one task that bases start within an hour; more wait. Digests that change with each run could
@@ -137,6 +140,8 @@ struct Move {
     members: Vec<Digest>,
     moved_by: Option<RunId>,
     at: Millis,
+    /// Since when it is to be answered, or one before it.
+    since: Millis,
 }
 
 /// A member of the report of a run (runs.md section 4.1).
@@ -161,14 +166,15 @@ struct Report {
 impl Triggers {
     /// Follows the journal of tags to its end, and queues a run for each task whose base has moved.
     pub async fn fire_bases(&self, own: OwnRegistry<'_>) -> Result<Fired> {
-        if let Some(catalog) = self.tasks.runs.shared.catalog.clone() {
-            while self.follow(&catalog, own).await? {}
-            self.compare(&catalog, own).await?;
+        let catalog = self.tasks.runs.shared.catalog.clone();
+        if let Some(catalog) = &catalog {
+            while self.follow(catalog, own).await? {}
+            self.compare(catalog, own).await?;
         }
         self.end_pauses().await?;
         let mut fired = Fired::default();
         loop {
-            let pass = self.fire_moves(own).await?;
+            let pass = self.fire_moves(catalog.as_ref(), own).await?;
             fired.runs += pass.fired.runs;
             fired.waits = pass.fired.waits;
             // What has been answered may have held up others.
@@ -187,13 +193,15 @@ impl Triggers {
                 .await
                 .map_err(ControlError::database(failed))?;
         for (registry, name_key) in learned {
+            // Whatever moves, or is learned, after this is told otherwise, or waits for its turn.
+            let mut transaction = db.begin().await.map_err(ControlError::database(failed))?;
             let bases: Vec<(String, String, String, String)> = sqlx::query_as(
                 "SELECT host, repository, tag, digest FROM trigger_bases
                  WHERE registry = $1 AND name_key = $2",
             )
             .bind(&registry)
             .bind(&name_key)
-            .fetch_all(db.reads())
+            .fetch_all(&mut *transaction)
             .await
             .map_err(ControlError::database(failed))?;
             let mut moved = Vec::new();
@@ -207,10 +215,10 @@ impl Triggers {
                     moved.push((host.clone(), last, members));
                 }
             }
-            let mut transaction = db.begin().await.map_err(ControlError::database(failed))?;
+            let now = self.tasks.runs.shared.clock.now();
             for (host, last, members) in &moved {
                 let place = (&*registry, &*name_key, &**host);
-                write_move(&mut transaction, &moved_tag(last, members), place).await?;
+                write_move(&mut transaction, &moved_tag(last, members), place, now).await?;
             }
             self.watch_within(&mut transaction, own, &registry, &bases).await?;
             sqlx::query("DELETE FROM trigger_learned WHERE registry = $1 AND name_key = $2")
@@ -241,9 +249,60 @@ impl Triggers {
             crate::table::execute(db, failed, statement.bind(last)).await?;
             return Ok(true);
         };
+        let reads = db.reads().acquire().await;
+        let mut reads = reads.map_err(ControlError::database(failed))?;
+        let Some(part) = self.unseen(&mut reads, catalog, own, cursor).await? else {
+            return Ok(false);
+        };
+        drop(reads);
+        if part.concerned.is_empty() && part.last - cursor < UNWRITTEN_MAX {
+            self.followed.store(part.last, Ordering::Relaxed);
+            return Ok(part.is_full);
+        }
+        let mut transaction = db.begin().await.map_err(ControlError::database(failed))?;
+        // Or somebody else was faster.
+        if !self.take_within(&mut transaction, &part, cursor).await? {
+            return Ok(true);
+        }
+        transaction.commit().await.map_err(ControlError::database(failed))?;
+        Ok(part.is_full)
+    }
+
+    /// Follows the journal to its end in a transaction of the caller: no run can end while that goes on, so
+    /// what those have pushed that have ended is known then.
+    async fn follow_within(
+        &self,
+        connection: &mut SqliteConnection,
+        catalog: &Catalog,
+        own: OwnRegistry<'_>,
+    ) -> Result<()> {
+        let mut cursor: Option<i64> = sqlx::query_scalar("SELECT sequence FROM trigger_cursor")
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(ControlError::database("follow the journal of tags"))?;
+        while let Some(from) = cursor {
+            let part = self.unseen(connection, catalog, own, from).await?;
+            // With nobody concerned, the next look does as well.
+            let part = part.filter(|part| part.is_full || !part.concerned.is_empty());
+            cursor = match part {
+                Some(part) if self.take_within(connection, &part, from).await? => Some(part.last),
+                _ => None,
+            };
+        }
+        Ok(())
+    }
+
+    /// The next part of the journal, and what it concerns; nothing at the end.
+    async fn unseen(
+        &self,
+        connection: &mut SqliteConnection,
+        catalog: &Catalog,
+        own: OwnRegistry<'_>,
+        cursor: i64,
+    ) -> Result<Option<JournalPart>> {
         let seen = self.followed.load(Ordering::Relaxed).max(cursor);
         let moves = catalog.tag_moves(seen, MOVES).await?;
-        let Some(last) = moves.last() else { return Ok(false) };
+        let Some(last) = moves.last() else { return Ok(None) };
         // Of a tag that moved again, only what it is now matters.
         let latest: BTreeMap<_, _> = moves
             .iter()
@@ -251,60 +310,42 @@ impl Triggers {
             .collect();
         let mut concerned = Vec::new();
         for moved in latest.into_values().filter(|moved| moved.new.is_some()) {
-            let rows = self.standing_on(moved, own).await?;
+            let rows = standing_on(connection, moved, own).await?;
             if !rows.is_empty() {
-                concerned.push((moved, rows, members(catalog, moved).await?));
+                concerned.push((moved.clone(), rows, members(catalog, moved).await?));
             }
         }
-        if concerned.is_empty() && last.sequence - cursor < UNWRITTEN_MAX {
-            self.followed.store(last.sequence, Ordering::Relaxed);
-            return Ok(moves.len() == MOVES);
-        }
-        let mut transaction = db.begin().await.map_err(ControlError::database(failed))?;
-        let advanced = sqlx::query("UPDATE trigger_cursor SET sequence = $1 WHERE sequence = $2")
-            .bind(last.sequence)
-            .bind(cursor)
-            .execute(&mut *transaction)
-            .await
-            .map_err(ControlError::database(failed))?;
-        // Somebody else was faster.
-        if advanced.rows_affected() == 0 {
-            return Ok(true);
-        }
-        for (moved, rows, members) in concerned {
-            for (registry, name_key, host) in rows {
-                let moved = moved_tag(moved, &members);
-                write_move(&mut transaction, &moved, (&registry, &name_key, &host)).await?;
-            }
-        }
-        transaction.commit().await.map_err(ControlError::database(failed))?;
-        Ok(moves.len() == MOVES)
+        Ok(Some(JournalPart { last: last.sequence, is_full: moves.len() == MOVES, concerned }))
     }
 
-    /// Registry and name of each task that was built on a tag, and the host that it was called by.
-    async fn standing_on(
+    /// Writes down what a part of the journal concerns; `false` if somebody else has.
+    async fn take_within(
         &self,
-        moved: &TagMove,
-        own: OwnRegistry<'_>,
-    ) -> Result<Vec<(String, String, String)>> {
-        let mut rows: Vec<(String, String, String)> = sqlx::query_as(
-            "SELECT registry, name_key, host FROM trigger_bases
-             WHERE repository = $1 AND tag = $2 ORDER BY registry, name_key",
-        )
-        .bind(moved.repository.as_str())
-        .bind(moved.tag.as_str())
-        .fetch_all(self.tasks.runs.shared.db.reads())
-        .await
-        .map_err(ControlError::database("find the tasks on a base"))?;
-        // A run finds only what its own registry has.
-        rows.retain(|(registry, _, host)| {
-            registry == moved.registry.as_str() && own(host).as_ref() == Some(&moved.registry)
-        });
-        Ok(rows)
+        connection: &mut SqliteConnection,
+        part: &JournalPart,
+        cursor: i64,
+    ) -> Result<bool> {
+        let advanced = sqlx::query("UPDATE trigger_cursor SET sequence = $1 WHERE sequence = $2")
+            .bind(part.last)
+            .bind(cursor)
+            .execute(&mut *connection)
+            .await
+            .map_err(ControlError::database("follow the journal of tags"))?;
+        if advanced.rows_affected() == 0 {
+            return Ok(false);
+        }
+        let now = self.tasks.runs.shared.clock.now();
+        for (moved, rows, members) in &part.concerned {
+            for (registry, name_key, host) in rows {
+                let moved = moved_tag(moved, members);
+                write_move(connection, &moved, (registry, name_key, host), now).await?;
+            }
+        }
+        Ok(true)
     }
 
     /// Decides for each task whose bases have moved.
-    async fn fire_moves(&self, own: OwnRegistry<'_>) -> Result<Pass> {
+    async fn fire_moves(&self, catalog: Option<&Catalog>, own: OwnRegistry<'_>) -> Result<Pass> {
         let failed = "answer moves of bases";
         let mut pass = Pass::default();
         let any: Option<i64> =
@@ -320,6 +361,10 @@ impl Triggers {
             let now = self.tasks.runs.shared.clock.now();
             let db = &self.tasks.runs.shared.db;
             let mut transaction = db.begin().await.map_err(ControlError::database(failed))?;
+            // Whoever has ended has nothing before it any more, but may have pushed meanwhile.
+            if let Some(catalog) = catalog {
+                self.follow_within(&mut transaction, catalog, own).await?;
+            }
             let tasks: Vec<(String, String)> = sqlx::query_as(
                 "SELECT DISTINCT registry, name_key FROM trigger_moves
                  WHERE NOT held AND (registry, name_key) > ($1, $2)
@@ -389,7 +434,10 @@ impl Triggers {
         }
         let held = match images.is_empty() {
             true => None,
-            false => self.held_back(connection, own, &task).await?,
+            false => {
+                let since = images.iter().map(|moved| moved.since).min().unwrap_or(now);
+                self.held_back(connection, own, &task, now - since).await?
+            }
         };
         let answer = match (images.is_empty(), held) {
             (true, _) => Answer::Nothing,
@@ -540,6 +588,41 @@ impl Triggers {
     }
 }
 
+/// Part of the journal of tags.
+struct JournalPart {
+    /// Where it ends.
+    last: i64,
+    /// There may be more.
+    is_full: bool,
+    /// What concerns tasks, with those; and what the tag lists now.
+    concerned: Vec<(TagMove, Vec<StandsOn>, Vec<Digest>)>,
+}
+
+/// Registry and name of a task that was built on a tag, and the host that this was called by.
+type StandsOn = (String, String, String);
+
+/// The tasks that were built on a tag.
+async fn standing_on(
+    connection: &mut SqliteConnection,
+    moved: &TagMove,
+    own: OwnRegistry<'_>,
+) -> Result<Vec<StandsOn>> {
+    let mut rows: Vec<StandsOn> = sqlx::query_as(
+        "SELECT registry, name_key, host FROM trigger_bases
+         WHERE repository = $1 AND tag = $2 ORDER BY registry, name_key",
+    )
+    .bind(moved.repository.as_str())
+    .bind(moved.tag.as_str())
+    .fetch_all(connection)
+    .await
+    .map_err(ControlError::database("find the tasks on a base"))?;
+    // A run finds only what its own registry has.
+    rows.retain(|(registry, _, host)| {
+        registry == moved.registry.as_str() && own(host).as_ref() == Some(&moved.registry)
+    });
+    Ok(rows)
+}
+
 /// What one look at all moves came to.
 #[derive(Default)]
 struct Pass {
@@ -640,8 +723,12 @@ fn line<'a>(
 /// What an index lists that a tag is now.
 async fn members(catalog: &Catalog, moved: &TagMove) -> Result<Vec<Digest>> {
     let Some(new) = &moved.new else { return Ok(Vec::new()) };
-    let members = catalog.members(&moved.registry, &moved.repository, new).await?;
-    Ok(if members.len() > MEMBERS_MAX { Vec::new() } else { members })
+    Ok(compared(catalog.members(&moved.registry, &moved.repository, new).await?))
+}
+
+/// What an index lists, as far as it is compared.
+pub(super) fn compared(members: Vec<Digest>) -> Vec<Digest> {
+    if members.len() > MEMBERS_MAX { Vec::new() } else { members }
 }
 
 /// The run that has moved a tag.
@@ -683,11 +770,12 @@ pub(super) async fn write_move(
     connection: &mut SqliteConnection,
     moved: &Moved<'_>,
     (registry, name_key, host): (&str, &str, &str),
+    now: Millis,
 ) -> Result<()> {
     sqlx::query(
         "INSERT INTO trigger_moves (registry, name_key, host, repository, tag, digest, members,
-            moved_by, at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+            moved_by, at, since)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          ON CONFLICT (registry, name_key, host, repository, tag) DO UPDATE
          SET digest = excluded.digest, members = excluded.members, moved_by = excluded.moved_by,
             at = excluded.at, held = FALSE",
@@ -701,6 +789,7 @@ pub(super) async fn write_move(
     .bind(to_json(&moved.members)?)
     .bind(moved.moved_by.map(|run| run.to_string()))
     .bind(moved.at)
+    .bind(now)
     .execute(connection)
     .await
     .map_err(ControlError::database("write down a move"))?;
@@ -731,6 +820,7 @@ async fn moves_of(
             members: from_json(column(row, "members")?)?,
             moved_by: moved_by.map(parsed).transpose()?,
             at: column(row, "at")?,
+            since: column(row, "since")?,
         })
     };
     rows.iter().map(moved).collect()

@@ -60,16 +60,18 @@ impl fmt::Display for ImageTag {
 }
 
 impl ImageTag {
-    /// As it is written by its `Display`.
-    pub(super) fn of(text: &str) -> Self {
-        let (name, tag) = text.rsplit_once(':').unwrap_or((text, "latest"));
-        // The first part of a name is a host only if it looks like one.
-        let is_host = |text: &str| text == "localhost" || text.contains(['.', ':']);
-        let (host, repository) = match name.split_once('/').filter(|(host, _)| is_host(host)) {
-            Some((host, repository)) => (Some(host.to_owned()), repository),
-            None => (None, name),
-        };
-        Self { host, repository: repository.to_owned(), tag: tag.to_owned() }
+    /// Of `HOST/REPOSITORY:TAG`; without a host it begins with the slash.
+    pub(super) fn of(text: &str) -> Option<Self> {
+        let (name, tag) = text.rsplit_once(':')?;
+        let (host, repository) = name.split_once('/')?;
+        let host = (!host.is_empty()).then(|| host.to_owned());
+        Some(Self { host, repository: repository.to_owned(), tag: tag.to_owned() })
+    }
+
+    /// As a Dockerfile names it, in a registry that is called `own_host`.
+    pub fn named(&self, own_host: &str) -> String {
+        let host = self.host.as_deref().unwrap_or(own_host);
+        format!("{host}/{}:{}", self.repository, self.tag)
     }
 
     pub(super) fn own(repository: &str, tag: &str) -> Self {
@@ -244,7 +246,7 @@ impl Triggers {
             on.entry(image).or_default().push((column(row, "name_key")?, Base::of(row)?));
         }
         let rows: Vec<(String, String, String)> = sqlx::query_as(
-            "SELECT name_key, repository, tag FROM trigger_outputs WHERE registry = $1",
+            "SELECT name_key, repository, tag FROM trigger_outputs WHERE registry = $1 AND host = ''",
         )
         .bind(registry.as_str())
         .fetch_all(connection)

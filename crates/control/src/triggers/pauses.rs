@@ -12,11 +12,12 @@ use sqlx::sqlite::SqliteRow;
 use store::Millis;
 use tokio::sync::watch;
 
-use super::{ImageTag, Triggers};
+use super::{ImageTag, OwnRegistry, Triggers};
 use crate::table::{column, parsed};
 use crate::{ControlError, Result, TaskName};
 
-pub(super) const SCHEMA: &[&str] = &["CREATE TABLE trigger_pauses (
+pub(super) const SCHEMA: &[&str] = &[
+    "CREATE TABLE trigger_pauses (
         registry TEXT NOT NULL,
         kind TEXT NOT NULL,
         subject TEXT NOT NULL,
@@ -26,7 +27,13 @@ pub(super) const SCHEMA: &[&str] = &["CREATE TABLE trigger_pauses (
         paused_by TEXT NOT NULL,
         at BIGINT NOT NULL,
         PRIMARY KEY (registry, kind, subject)
-    )"];
+    )",
+    // Images of the registry itself begin with the slash; before, one was told by a first part that is no host.
+    "UPDATE trigger_pauses SET subject = '/' || subject, shown = '/' || shown
+     WHERE kind = 'Base' AND (subject NOT LIKE '%/%' OR NOT (subject LIKE 'localhost/%'
+        OR substr(subject, 1, instr(subject, '/')) LIKE '%.%'
+        OR substr(subject, 1, instr(subject, '/')) LIKE '%:%'))",
+];
 
 /// Pauses of one registry.
 const PAUSES_MAX: i64 = 1_000;
@@ -65,7 +72,11 @@ impl PauseScope {
         match self {
             Self::All => String::new(),
             Self::Task(task) => task.key(),
-            Self::Base(base) => base.to_string(),
+            // An own repository may begin as a host does.
+            Self::Base(base) => {
+                let host = base.host.as_deref().unwrap_or_default();
+                format!("{host}/{}:{}", base.repository, base.tag)
+            }
         }
     }
 }
@@ -177,7 +188,35 @@ impl Triggers {
         pauses_within(&mut connection, registry, shared.clock.now()).await
     }
 
-    /// Changes whenever something may go on that was held.
+    /// What is held in a registry that concerns a task.
+    pub async fn pauses_of(
+        &self,
+        registry: &RegistryName,
+        own: OwnRegistry<'_>,
+        task: &TaskName,
+    ) -> Result<Vec<Pause>> {
+        let mut pauses = self.pauses(registry).await?;
+        let bases: Vec<(String, String, String)> = sqlx::query_as(
+            "SELECT host, repository, tag FROM trigger_bases WHERE registry = $1 AND name_key = $2",
+        )
+        .bind(registry.as_str())
+        .bind(task.key())
+        .fetch_all(self.tasks.runs.shared.db.reads())
+        .await
+        .map_err(ControlError::database("list pauses"))?;
+        let image = |(host, repository, tag): (String, String, String)| {
+            let is_own = own(&host).as_ref() == Some(registry);
+            ImageTag { host: (!is_own).then_some(host), repository, tag }
+        };
+        let bases: Vec<ImageTag> = bases.into_iter().map(image).collect();
+        pauses.retain(|pause| match &pause.scope {
+            PauseScope::Base(base) => bases.contains(base),
+            _ => pause.is_of(task),
+        });
+        Ok(pauses)
+    }
+
+    /// Changes whenever something may go on that was held, or another registry's image has moved.
     pub fn resumed(&self) -> watch::Receiver<()> {
         self.resumed.subscribe()
     }
@@ -265,7 +304,10 @@ fn pause_of(row: &SqliteRow) -> Result<Pause> {
     let shown: &str = column(row, "shown")?;
     let scope = match column(row, "kind")? {
         "Task" => PauseScope::Task(parsed(shown)?),
-        "Base" => PauseScope::Base(ImageTag::of(shown)),
+        "Base" => {
+            let unknown = || ControlError::Conflict { message: format!("`{shown}` is no image") };
+            PauseScope::Base(ImageTag::of(shown).ok_or_else(unknown)?)
+        }
         _ => PauseScope::All,
     };
     Ok(Pause {

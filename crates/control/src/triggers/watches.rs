@@ -12,7 +12,7 @@ use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
 use store::Millis;
 
-use super::bases::{Moved, write_move};
+use super::bases::{Moved, compared, write_move};
 use super::polls::millis;
 use super::{OwnRegistry, Triggers};
 use crate::table::{column, parsed};
@@ -44,8 +44,9 @@ pub(super) const SCHEMA: &[&str] = &[
 
 /// Tags that are asked for within one look.
 const BATCH: i64 = 200;
-/// Tasks on one tag that are looked at for who asks, and logins that are tried.
-const TASKS_MAX: i64 = 100;
+/// Tasks on one tag that are looked at for who asks, those of them that wait for it, and logins that are tried.
+const TASKS_MAX: i64 = 2_000;
+const WAITING_MAX: usize = 100;
 const LOGINS_MAX: usize = 3;
 /// A tag that goes on moving counts as moved after so many times of settling.
 const SETTLINGS_MAX: i64 = 10;
@@ -142,6 +143,32 @@ impl Triggers {
         .map_err(ControlError::database("find the next tag to ask for"))
     }
 
+    /// Has the tags watched that nobody watches and that tasks are built on: an older version's tasks, or those of
+    /// a time when nothing was asked for. Moves of them are looked for with the next look at bases.
+    pub async fn watch_again(&self, own: OwnRegistry<'_>) -> Result<()> {
+        if self.watching.period.is_zero() {
+            return Ok(());
+        }
+        let failed = "find bases that are not watched";
+        let db = &self.tasks.runs.shared.db;
+        let hosts: Vec<(String,)> = sqlx::query_as("SELECT DISTINCT host FROM trigger_bases")
+            .fetch_all(db.reads())
+            .await
+            .map_err(ControlError::database(failed))?;
+        for (host,) in hosts.into_iter().filter(|(host,)| own(host).is_none()) {
+            let statement = sqlx::query(
+                "INSERT INTO trigger_learned (registry, name_key)
+                 SELECT DISTINCT b.registry, b.name_key FROM trigger_bases b
+                 WHERE b.host = $1 AND NOT EXISTS (
+                    SELECT 1 FROM trigger_watches w WHERE w.registry = b.registry
+                       AND w.host = b.host AND w.repository = b.repository AND w.tag = b.tag)
+                 ON CONFLICT DO NOTHING",
+            );
+            crate::table::execute(db, failed, statement.bind(host)).await?;
+        }
+        Ok(())
+    }
+
     /// The tags that are to be asked for now, of a registry that did not answer one.
     pub async fn due_watches(&self) -> Result<Vec<Watch>> {
         let failed = "list the tags to ask for";
@@ -187,18 +214,23 @@ impl Triggers {
         let mut next = Watch { failures: 0, ..watch.clone() };
         (next.settling, next.settling_since) = (None, None);
         let (mut next_at, mut error) = (now + millis(drawn(self.watching.period)), None);
+        let is_told = matches!(answer.image, WatchedImage::Other { .. });
         match answer.image {
             WatchedImage::Same => (),
             WatchedImage::Other { digest, members } => {
                 let since = watch.settling_since.unwrap_or(now);
                 let settle = millis(self.watching.settle);
+                let members = compared(members);
                 let stays = watch.settling.as_ref() == Some(&digest) || settle == 0;
                 let moved = Seen { digest: &digest, members: &members, at: now };
                 if stays || now - since >= settle.saturating_mul(SETTLINGS_MAX) {
-                    self.tell(&mut transaction, watch, &moved, false).await?;
+                    // The others were told of it when it was seen first.
+                    let was_told = watch.settling.as_ref() == Some(&digest);
+                    let to = if was_told { Told::Patient } else { Told::All };
+                    self.tell(&mut transaction, watch, &moved, to).await?;
                     next.digest = Some(digest);
                 } else {
-                    self.tell(&mut transaction, watch, &moved, true).await?;
+                    self.tell(&mut transaction, watch, &moved, Told::Urgent).await?;
                     (next.settling, next.settling_since) = (Some(digest), Some(since));
                     next_at = now + settle;
                 }
@@ -232,7 +264,11 @@ impl Triggers {
         .execute(&mut *transaction)
         .await
         .map_err(ControlError::database(failed))?;
-        transaction.commit().await.map_err(ControlError::database(failed))
+        transaction.commit().await.map_err(ControlError::database(failed))?;
+        if is_told {
+            self.resumed.send_replace(());
+        }
+        Ok(())
     }
 
     /// The tags that are watched for a registry, in the order of their names.
@@ -263,18 +299,24 @@ impl Triggers {
         rows.iter().map(status).collect()
     }
 
-    /// Writes the move down for the tasks on a tag that were built on something else; `urgent`: only for
-    /// those that do not wait.
+    /// Writes the move down for the tasks on a tag that were built on something else, or have still to answer an
+    /// earlier one; not for one that has pushed it itself.
     async fn tell(
         &self,
         connection: &mut SqliteConnection,
         watch: &Watch,
         seen: &Seen<'_>,
-        urgent: bool,
+        to: Told,
     ) -> Result<()> {
         let rows: Vec<(String,)> = sqlx::query_as(
-            "SELECT name_key FROM trigger_bases
-             WHERE registry = $1 AND host = $2 AND repository = $3 AND tag = $4 AND digest != $5",
+            "SELECT name_key FROM trigger_bases b
+             WHERE registry = $1 AND host = $2 AND repository = $3 AND tag = $4 AND (digest != $5
+                OR EXISTS (SELECT 1 FROM trigger_moves m WHERE m.registry = b.registry
+                   AND m.name_key = b.name_key AND m.host = b.host
+                   AND m.repository = b.repository AND m.tag = b.tag))
+               AND NOT EXISTS (SELECT 1 FROM trigger_outputs o WHERE o.registry = b.registry
+                  AND o.repository = b.repository AND o.tag = b.tag AND o.host = b.host
+                  AND o.name_key = b.name_key AND o.digest = $5)",
         )
         .bind(watch.registry.as_str())
         .bind(&watch.host)
@@ -294,14 +336,15 @@ impl Triggers {
         };
         for (name_key,) in rows {
             let registry = watch.registry.as_str();
-            if urgent {
+            if to != Told::All {
                 let task = self.read(connection, registry, &name_key).await?.ok().flatten();
                 let trigger = task.and_then(|task| task.definition.triggers.base_image);
-                if !trigger.is_some_and(|trigger| trigger.urgent) {
+                let is_urgent = trigger.is_some_and(|trigger| trigger.urgent);
+                if is_urgent != (to == Told::Urgent) {
                     continue;
                 }
             }
-            write_move(connection, &moved, (registry, &name_key, &watch.host)).await?;
+            write_move(connection, &moved, (registry, &name_key, &watch.host), seen.at).await?;
         }
         Ok(())
     }
@@ -325,12 +368,18 @@ impl Triggers {
         .await
         .map_err(ControlError::database("find the tasks on a tag"))?;
         let mut askers: Vec<Asker> = Vec::new();
+        let mut waiting = 0;
         for row in &rows {
+            // Of many that wait for it, those beyond have most likely no other login.
+            if askers.len() == LOGINS_MAX || waiting == WAITING_MAX {
+                break;
+            }
             // One that cannot be read is told elsewhere, and waits for nothing.
             let Ok(task) = self.tasks.task_of(row) else { continue };
             if !waits_for(&task, column(row, "is_runtime")?, now) {
                 continue;
             }
+            waiting += 1;
             let login = task.definition.logins.others.get(&watch.host).cloned();
             let is_known = |known: &Asker| match (known, &login) {
                 (Asker::Server, None) => true,
@@ -397,8 +446,9 @@ impl Triggers {
                 "INSERT INTO trigger_watches (registry, host, repository, tag, digest, next_at, failures)
                  VALUES ($1, $2, $3, $4, $5, $6, 0)
                  ON CONFLICT (registry, host, repository, tag) DO UPDATE
-                 SET digest = NULL, next_at = $7
-                 WHERE trigger_watches.digest != excluded.digest AND trigger_watches.settling IS NULL",
+                 SET digest = NULL, next_at = CASE WHEN trigger_watches.settling IS NULL THEN $7
+                    ELSE trigger_watches.next_at END
+                 WHERE trigger_watches.digest != excluded.digest",
             )
             .bind(registry)
             .bind(host)
@@ -413,6 +463,16 @@ impl Triggers {
         }
         Ok(())
     }
+}
+
+/// Whom a move is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    All,
+    /// Those that do not wait until it is certain.
+    Urgent,
+    /// The others.
+    Patient,
 }
 
 /// Characters of a reason.

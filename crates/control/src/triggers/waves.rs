@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use oci::RegistryName;
 use sqlx::SqliteConnection;
+use store::Millis;
 
 use super::{ImageTag, OwnRegistry, RunCause, Triggers};
 use crate::table::{column, from_json};
@@ -25,25 +26,48 @@ pub(super) const SCHEMA: &[&str] = &[
         PRIMARY KEY (registry, repository, tag, name_key)
     )",
     "CREATE INDEX trigger_outputs_by_task ON trigger_outputs (registry, name_key)",
+    // And to others; the host is empty for its own.
+    "ALTER TABLE trigger_outputs RENAME TO trigger_own_outputs",
+    "CREATE TABLE trigger_outputs (
+        registry TEXT NOT NULL,
+        repository TEXT NOT NULL,
+        tag TEXT NOT NULL,
+        host TEXT NOT NULL,
+        name_key TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        PRIMARY KEY (registry, repository, tag, host, name_key)
+    )",
+    "INSERT INTO trigger_outputs SELECT registry, repository, tag, '', name_key, ''
+     FROM trigger_own_outputs",
+    "DROP TABLE trigger_own_outputs",
+    "CREATE INDEX trigger_outputs_by_task ON trigger_outputs (registry, name_key)",
 ];
 
 /// Tags of one task that are remembered.
 const OUTPUTS_MAX: usize = 1_000;
+/// How long a task waits for those that its bases come from.
+const WAIT_MAX: Millis = 2 * 60 * 60 * 1000;
 /// Tasks that are looked at above one; of more, the nearest ones count.
 const ABOVE_MAX: usize = 1_000;
 
 impl Triggers {
-    /// Why a task is not built yet for the bases that have moved, if it is not.
+    /// Why a task is not built yet for the bases that have moved, if it is not. `waited`: for how long they have
+    /// had no answer.
     pub(super) async fn held_back(
         &self,
         connection: &mut SqliteConnection,
         own: OwnRegistry<'_>,
         task: &StoredTask,
+        waited: Millis,
     ) -> Result<Option<String>> {
         let (registry, name_key) = (&task.registry, task.name.key());
         if let Some((run, true)) = built_for_bases(connection, registry, &name_key).await? {
             // It may see the move or not, and its end tells.
             return Ok(Some(format!("run `{run}` of it goes on, which bases have started too")));
+        }
+        // What comes first may move again and again, or never be built.
+        if waited >= WAIT_MAX {
+            return Ok(None);
         }
         for above in above(connection, own, registry, &name_key).await? {
             let Some(why) = self.comes_first(connection, registry, &above).await? else { continue };
@@ -70,6 +94,18 @@ impl Triggers {
         let reads = self.tasks.runs.shared.db.reads().acquire().await;
         let mut reads = reads.map_err(ControlError::database(failed))?;
         let first = name.key();
+        // Whoever changes something else is not told of it.
+        let known = self.read(&mut reads, registry.as_str(), &first).await?.ok().flatten();
+        let is_same = |known: &TaskDefinition| {
+            known.enabled == definition.enabled
+                && known.triggers.base_image == definition.triggers.base_image
+                && known.digest() == definition.digest()
+        };
+        if known.is_none_or(|known| is_same(&known.definition)) {
+            return Ok(None);
+        }
+        let is_written_out = matches!(&definition.step, TaskStep::Docker { image_names, .. }
+            if image_names.iter().all(|name| !name.contains("{{")));
         // What it is to make by its new definition, as far as that is written out.
         let made: BTreeSet<ImageTag> = match &definition.step {
             TaskStep::Docker { image_names, .. } => {
@@ -86,8 +122,8 @@ impl Triggers {
             let Some(trigger) = trigger.filter(|_| definition.enabled) else { continue };
             let rows = sqlx::query(
                 "SELECT b.host, b.repository, b.tag, b.is_runtime, o.name_key AS maker
-                 FROM trigger_bases b LEFT JOIN trigger_outputs o
-                   ON o.registry = b.registry AND o.repository = b.repository AND o.tag = b.tag
+                 FROM trigger_bases b LEFT JOIN trigger_outputs o ON o.registry = b.registry
+                   AND o.repository = b.repository AND o.tag = b.tag AND o.host = ''
                  WHERE b.registry = $1 AND b.name_key = $2 ORDER BY o.name_key",
             )
             .bind(registry.as_str())
@@ -103,7 +139,8 @@ impl Triggers {
                 let image = ImageTag::own(column(row, "repository")?, column(row, "tag")?);
                 let maker: Option<String> = column(row, "maker")?;
                 // One that makes its own base does not start itself.
-                if key != first && (maker.as_ref() == Some(&first) || made.contains(&image)) {
+                let has_made = !is_written_out && maker.as_ref() == Some(&first);
+                if key != first && (has_made || made.contains(&image)) {
                     let mut path = vec![name.clone(), shown];
                     let mut last = &key;
                     while let Some((next, shown)) = above.get(last) {
@@ -218,8 +255,8 @@ async fn above(
     while let Some(task) = open.pop_front() {
         let makers: Vec<(String, String)> = sqlx::query_as(
             "SELECT DISTINCT b.host, o.name_key FROM trigger_bases b
-             JOIN trigger_outputs o
-               ON o.registry = b.registry AND o.repository = b.repository AND o.tag = b.tag
+             JOIN trigger_outputs o ON o.registry = b.registry AND o.repository = b.repository
+               AND o.tag = b.tag AND o.host = ''
              WHERE b.registry = $1 AND b.name_key = $2 ORDER BY o.name_key",
         )
         .bind(registry.as_str())
@@ -246,17 +283,18 @@ pub(crate) async fn note_outputs_within(
     images: &[OutputImage],
 ) -> Result<()> {
     forget_within(connection, registry, name_key).await?;
-    let own = images.iter().filter(|image| !image.elsewhere);
-    let tagged = own.filter_map(|image| Some((&image.repository, image.tag.as_ref()?)));
-    for (repository, tag) in tagged.take(OUTPUTS_MAX) {
+    let tagged = images.iter().filter_map(|image| Some((image, image.tag.as_ref()?)));
+    for (image, tag) in tagged.take(OUTPUTS_MAX) {
         sqlx::query(
-            "INSERT INTO trigger_outputs (registry, repository, tag, name_key)
-             VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+            "INSERT INTO trigger_outputs (registry, repository, tag, host, name_key, digest)
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
         )
         .bind(registry.as_str())
-        .bind(repository)
+        .bind(&image.repository)
         .bind(tag)
+        .bind(if image.elsewhere { image.registry.as_str() } else { "" })
         .bind(name_key)
+        .bind(image.digest.as_str())
         .execute(&mut *connection)
         .await
         .map_err(ControlError::database("note what a task makes"))?;

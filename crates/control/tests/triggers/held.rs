@@ -25,6 +25,17 @@ impl Fixture {
         self.triggers.resume(&local(), scope).await.unwrap()
     }
 
+    async fn paused(&self) -> Vec<PauseScope> {
+        let pauses = self.triggers.pauses(&local()).await.unwrap();
+        pauses.into_iter().map(|pause| pause.scope).collect()
+    }
+
+    /// What is held that concerns a task.
+    async fn paused_of(&self, task: &str) -> Vec<PauseScope> {
+        let pauses = self.triggers.pauses_of(&local(), &own, &task_name(task)).await.unwrap();
+        pauses.into_iter().map(|pause| pause.scope).collect()
+    }
+
     /// Level, task, decision and images of each.
     async fn foreseen(&self, name: &str) -> Vec<String> {
         let image = image(name);
@@ -69,6 +80,27 @@ async fn what_is_held_waits_and_is_answered_once() {
     // The first has been built on it meanwhile.
     assert_eq!(f.waves().await, ["bbbbb"]);
     assert_eq!(f.follow().await, 0);
+}
+
+#[tokio::test]
+async fn a_repository_that_begins_as_a_host_does_is_held_too() {
+    let f = Fixture::new().await;
+    f.push("team.example/os:1", &["a"], pushed()).await;
+    f.follow().await;
+    f.makes("aaaaa", "app:1", &["team.example/os:1"]).await;
+    f.waves().await;
+    let own = PauseScope::Base(image("team.example/os:1"));
+    let (host, repository) = ("team.example".to_owned(), "os".to_owned());
+    let elsewhere =
+        PauseScope::Base(ImageTag { host: Some(host), repository, tag: "1".to_owned() });
+    f.pause(elsewhere.clone(), None).await;
+    f.pause(own.clone(), None).await;
+    assert_eq!(f.paused().await, [own.clone(), elsewhere]);
+    assert_eq!(f.paused_of("aaaaa").await, std::slice::from_ref(&own));
+    f.push("team.example/os:1", &["b"], pushed()).await;
+    assert_eq!(f.follow().await, 0);
+    assert!(f.resume(&own).await);
+    assert_eq!(f.waves().await, ["aaaaa"]);
 }
 
 #[tokio::test]

@@ -103,6 +103,13 @@ impl Fixture {
         self.now.store(at(time), Ordering::Relaxed);
     }
 
+    /// The same tables, with other registries asked so often.
+    async fn triggers_with(&self, period: Duration) -> Triggers {
+        let watching = WatchSettings { period, settle: Duration::from_secs(30) };
+        let (tasks, poll) = (self.tasks.clone(), Duration::from_secs(300));
+        Triggers::open(tasks, Compression::default(), poll, watching).await.unwrap()
+    }
+
     async fn put(&self, name: &str, definition: &TaskDefinition) -> StoredTask {
         let name = task_name(name);
         let known = self.tasks.get(&local(), &name).await.unwrap();
@@ -351,7 +358,7 @@ async fn what_starts_a_task_changes_nothing_of_what_it_does() {
 /// Executes nothing, says what a task was built on, and pushes another image each time.
 struct Builds {
     reports: Mutex<BTreeMap<String, Value>>,
-    /// `repository:tag` that a task makes.
+    /// `repository:tag` that a task makes, after a host if it is in another registry.
     outputs: Mutex<BTreeMap<String, String>>,
     catalog: Catalog,
 }
@@ -390,15 +397,22 @@ impl Executor for Builds {
         if let Some(name) = output {
             let run = attempt.run.id.to_string();
             let text = format!("by {run}");
-            let (digest, _) =
-                put_index(&self.catalog, &name, &text, &[], Cause::Build { run }).await;
+            let elsewhere = name.strip_prefix("registry.example.com/");
+            let (registry, name) = match elsewhere {
+                Some(name) => ("registry.example.com", name),
+                None => (HOST, &*name),
+            };
+            let digest = match elsewhere {
+                Some(_) => Digest::of(text.as_bytes()),
+                None => put_index(&self.catalog, name, &text, &[], Cause::Build { run }).await.0,
+            };
             let (repository, tag) = name.split_once(':').unwrap();
             images.push(OutputImage {
-                registry: HOST.to_owned(),
+                registry: registry.to_owned(),
                 repository: repository.to_owned(),
                 tag: Some(tag.to_owned()),
                 digest,
-                elsewhere: false,
+                elsewhere: elsewhere.is_some(),
             });
         }
         Outcome { dependencies: report, images, ..Outcome::of(End::Succeeded) }

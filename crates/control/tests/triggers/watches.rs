@@ -4,12 +4,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use control::{
-    Asker, RegistryLogin, RunCause, TaskDefinition, TaskTriggers, Watch, WatchAnswer, WatchedImage,
+    Asker, ImageTag, Pause, PauseScope, RegistryLogin, RunCause, TaskDefinition, TaskTriggers,
+    Watch, WatchAnswer, WatchedImage,
 };
 use oci::Digest;
 use serde_json::{Value, json};
 
-use super::{Fixture, MINUTE, definition, follows, local, task_name};
+use super::{Fixture, MINUTE, definition, follows, local, own, task_name};
 
 const IMAGE: &str = "registry.example.com/os:1";
 /// Longer than any period that is drawn.
@@ -225,6 +226,75 @@ async fn a_registry_that_does_not_answer_is_left_alone_and_misses_nothing() {
         f.answer(&watch, other(&two)).await;
     }
     assert_eq!(f.follow().await, 4);
+}
+
+#[tokio::test]
+async fn what_is_put_back_before_it_is_answered_starts_nothing() {
+    let f = Fixture::new().await;
+    let (one, two) = (digest("one"), digest("two"));
+    f.built("aaaaa", &follows(false), on(IMAGE, &one)).await;
+    f.follow().await;
+    let image = ImageTag {
+        host: Some("registry.example.com".to_owned()),
+        repository: "os".to_owned(),
+        tag: "1".to_owned(),
+    };
+    let scope = PauseScope::Base(image);
+    let (reason, by) = ("broken".to_owned(), "ann".to_owned());
+    let pause = Pause { scope: scope.clone(), reason, ends_at: None, by, since: 0 };
+    f.triggers.pause(&local(), &pause).await.unwrap();
+    assert_eq!(f.becomes(&two).await, 0);
+    assert_eq!(f.becomes(&one).await, 0);
+    assert!(f.triggers.resume(&local(), &scope).await.unwrap());
+    assert_eq!(f.follow().await, 0);
+    // A run that was built on what is withdrawn while it settles is built again.
+    let watch = f.only_due(LONG).await;
+    f.answer(&watch, other(&two)).await;
+    f.builds.reports.lock().unwrap().insert("aaaaa".into(), json!([on(IMAGE, &two)]));
+    f.built("aaaaa", &follows(false), on(IMAGE, &two)).await;
+    f.follow().await;
+    let watch = f.only_due(SETTLE).await;
+    assert_eq!(watch.digest, None);
+    f.answer(&watch, other(&one)).await;
+    let watch = f.only_due(SETTLE).await;
+    f.answer(&watch, other(&one)).await;
+    assert_eq!(f.follow().await, 1);
+}
+
+#[tokio::test]
+async fn a_task_does_not_start_itself_by_what_it_pushes_elsewhere() {
+    let f = Fixture::new().await;
+    f.builds.outputs.lock().unwrap().insert("aaaaa".to_owned(), IMAGE.to_owned());
+    f.built("aaaaa", &follows(false), on(IMAGE, &digest("one"))).await;
+    f.built("bbbbb", &follows(false), on(IMAGE, &digest("one"))).await;
+    f.follow().await;
+    let run = f.all_runs().await.into_iter().find(|run| run.task == Some(task_name("aaaaa")));
+    let pushed = digest(&format!("by {}", run.unwrap().id));
+    assert_eq!(f.becomes(&pushed).await, 1);
+    assert_eq!(f.updates().await.last().unwrap().0, "bbbbb");
+    // What somebody else pushes there starts it as ever.
+    assert_eq!(f.becomes(&digest("two")).await, 1);
+    assert_eq!(f.updates().await.last().unwrap().0, "aaaaa");
+}
+
+#[tokio::test]
+async fn nothing_is_asked_for_where_that_is_off_and_what_was_not_is_found_later() {
+    let f = Fixture::new().await;
+    let one = digest("one");
+    f.built("aaaaa", &follows(false), on(IMAGE, &one)).await;
+    f.follow().await;
+    let mut off = f.triggers_with(Duration::ZERO).await;
+    f.now.fetch_add(LONG, Ordering::Relaxed);
+    assert_eq!((off.due_watches().await.unwrap(), off.next_watch().await.unwrap()), (vec![], None));
+    // Learned while it was off.
+    off.fire_bases(&own).await.unwrap();
+    f.built("bbbbb", &follows(false), on("registry.example.com/lib:1", &one)).await;
+    off.fire_bases(&own).await.unwrap();
+    assert_eq!(f.triggers.watches(&local(), 10).await.unwrap().len(), 1);
+    off = f.triggers_with(Duration::from_secs(60)).await;
+    off.watch_again(&own).await.unwrap();
+    off.fire_bases(&own).await.unwrap();
+    assert_eq!(f.triggers.watches(&local(), 10).await.unwrap().len(), 2);
 }
 
 #[tokio::test]

@@ -1,9 +1,11 @@
 //! The order in which tasks answer a base that moves.
 
+use std::sync::atomic::Ordering;
+
 use control::{End, Outcome, Queue as _, RunStatus, TaskDefinition};
 use serde_json::{Value, json};
 
-use super::{Fixture, base, current, follows, local, pushed, task_name};
+use super::{Fixture, MINUTE, base, current, follows, local, pushed, task_name};
 
 impl Fixture {
     /// A task that makes an image of others, and has done so once.
@@ -87,6 +89,24 @@ async fn whatever_answers_nothing_holds_nobody_up() {
     f.tasks.delete(&local(), &task_name("task2")).await.unwrap();
     f.push("os:1", &["d"], pushed()).await;
     assert!(f.waves().await.contains(&"task1".to_owned()));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_ever_for_what_comes_first() {
+    let f = Fixture::new().await;
+    f.push("os:1", &["a"], pushed()).await;
+    f.follow().await;
+    f.makes("task2", "runtime:1", &["os:1"]).await;
+    f.makes("task1", "app:1", &["runtime:1", "os:1"]).await;
+    f.waves().await;
+    // The base moves more often than what comes first is built.
+    for part in 0..8 {
+        f.push("os:1", &[&part.to_string()], pushed()).await;
+        assert_eq!(f.follow().await, usize::from(part == 0));
+        f.now.fetch_add(15 * MINUTE, Ordering::Relaxed);
+    }
+    assert_eq!(f.follow().await, 1);
+    assert_eq!(f.updates().await.last().unwrap().0, "task1");
 }
 
 #[tokio::test]

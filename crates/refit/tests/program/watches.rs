@@ -148,11 +148,13 @@ fn as_root_triggers_that_are_held_lose_no_move() {
         "{}",
         why.stdout
     );
-    why.stderr_has("Paused: base os:1, by ").stderr_has("broken-release");
+    why.stderr_has("/os:1, by ").stderr_has("broken-release");
     assert_eq!(place.runs("app-task").len(), 1);
     let listed = place.refit("trigger pauses -o json").success().json();
-    assert_eq!(listed[0]["base"], "os:1");
-    place.refit(&format!("trigger resume --base {host}/os:1")).success();
+    // As any of the names of the registry.
+    let base = listed[0]["base"].as_str().unwrap();
+    assert!(base.ends_with("/os:1"), "{base}");
+    place.refit(&format!("trigger resume --base {base}")).success();
     place.ended("app-task", 2);
     place.refit("trigger resume --all").code(4).stderr_has("a pause of all triggers");
     // One that ends by itself, over a restart.

@@ -37,19 +37,39 @@ pub(crate) struct LedgerQuery {
 /// Characters of the reason of a pause.
 const REASON_MAX: usize = 500;
 
+#[derive(Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+pub(crate) struct PausesQuery {
+    /// Only those that hold triggers of this task.
+    task_name: Option<String>,
+}
+
 /// The triggers that are held.
 #[utoipa::path(
     get, path = "/triggerPauses", operation_id = "listTriggerPauses", tag = "Triggers",
+    params(PausesQuery),
     responses((status = OK, body = api::Page<api::TriggerPause>)),
 )]
 pub(crate) async fn pauses(
     State(state): State<Shared>,
     Path(registry): Path<String>,
+    Query(query): Query<PausesQuery>,
 ) -> Result<axum::Json<api::Page<api::TriggerPause>>, ApiError> {
-    let (registry, _) = state.registry(&registry)?;
-    let pauses = state.triggers.pauses(&registry).await?;
-    let value = pauses.iter().map(to_api::trigger_pause).collect();
-    Ok(axum::Json(api::Page { value, next_link: None }))
+    let (registry, names) = state.registry(&registry)?;
+    let pauses = match query.task_name.as_deref().map(from_api::task_name).transpose()? {
+        Some(task) => {
+            let own = crate::triggers::own_names(&state);
+            state.triggers.pauses_of(&registry, &own, &task).await?
+        }
+        None => state.triggers.pauses(&registry).await?,
+    };
+    Ok(axum::Json(pauses_page(&pauses, &names.login_server)))
+}
+
+fn pauses_page(pauses: &[Pause], own_host: &str) -> api::Page<api::TriggerPause> {
+    let value = pauses.iter().map(|pause| to_api::trigger_pause(pause, own_host)).collect();
+    api::Page { value, next_link: None }
 }
 
 /// Holds triggers. A pause of the same takes the place of the one before.
@@ -64,7 +84,7 @@ pub(crate) async fn pause(
     Extension(principal): Extension<Principal>,
     Json(body): Json<api::PauseTriggersRequest>,
 ) -> Result<(Extension<Detail>, axum::Json<api::TriggerPause>), ApiError> {
-    let (registry, _) = state.registry(&registry)?;
+    let (registry, names) = state.registry(&registry)?;
     let scope = scope(&state, &registry, body.task.as_deref(), body.base.as_deref())?;
     if let PauseScope::Task(name) = &scope {
         super::tasks::find(&state, &registry, name).await?;
@@ -84,7 +104,7 @@ pub(crate) async fn pause(
     let pause = Pause { scope, reason, ends_at, by, since: now };
     state.triggers.pause(&registry, &pause).await?;
     let detail = Detail(format!("pause {}", pause.scope));
-    Ok((Extension(detail), axum::Json(to_api::trigger_pause(&pause))))
+    Ok((Extension(detail), axum::Json(to_api::trigger_pause(&pause, &names.login_server))))
 }
 
 /// Lets triggers go on that were held, and says which ones are still. What has waited is answered then.
@@ -98,16 +118,15 @@ pub(crate) async fn resume(
     Path(registry): Path<String>,
     Json(body): Json<api::ResumeTriggersRequest>,
 ) -> Result<(Extension<Detail>, axum::Json<api::Page<api::TriggerPause>>), ApiError> {
-    let (registry, _) = state.registry(&registry)?;
+    let (registry, names) = state.registry(&registry)?;
     let scope = scope(&state, &registry, body.task.as_deref(), body.base.as_deref())?;
     if !state.triggers.resume(&registry, &scope).await? {
         let hint = "`refit trigger pauses` lists what is paused";
         return Err(ApiError::not_found(format!("a pause of {scope}")).hint(hint));
     }
     let pauses = state.triggers.pauses(&registry).await?;
-    let value = pauses.iter().map(to_api::trigger_pause).collect();
     let detail = Detail(format!("resume {scope}"));
-    Ok((Extension(detail), axum::Json(api::Page { value, next_link: None })))
+    Ok((Extension(detail), axum::Json(pauses_page(&pauses, &names.login_server))))
 }
 
 /// Timers that are foreseen at most, and for how long: a year.
@@ -125,7 +144,7 @@ pub(crate) async fn simulate(
     Path(registry): Path<String>,
     Json(body): Json<api::SimulateTriggerRequest>,
 ) -> Result<axum::Json<api::Page<api::SimulatedDecision>>, ApiError> {
-    let (registry, _) = state.registry(&registry)?;
+    let (registry, names) = state.registry(&registry)?;
     let task = body.task.as_deref().map(from_api::task_name).transpose()?;
     if let Some(task) = &task {
         super::tasks::find(&state, &registry, task).await?;
@@ -170,7 +189,8 @@ pub(crate) async fn simulate(
     if let Some(task) = &task {
         foreseen.retain(|foreseen| foreseen.task == *task);
     }
-    let value = foreseen.iter().map(to_api::simulated).collect();
+    let simulated = |foreseen| to_api::simulated(foreseen, &names.login_server);
+    let value = foreseen.iter().map(simulated).collect();
     Ok(axum::Json(api::Page { value, next_link: None }))
 }
 

@@ -151,11 +151,12 @@ pub(super) fn source_cause(cause: &RunCause) -> Option<api::SourceTriggerCause> 
     })
 }
 
-pub(crate) fn trigger_pause(pause: &Pause) -> api::TriggerPause {
+/// `own_host`: what the registry is called.
+pub(crate) fn trigger_pause(pause: &Pause, own_host: &str) -> api::TriggerPause {
     let (task, base) = match &pause.scope {
         PauseScope::All => (None, None),
         PauseScope::Task(task) => (Some(task.to_string()), None),
-        PauseScope::Base(base) => (None, Some(base.to_string())),
+        PauseScope::Base(base) => (None, Some(base.named(own_host))),
     };
     api::TriggerPause {
         task,
@@ -167,7 +168,7 @@ pub(crate) fn trigger_pause(pause: &Pause) -> api::TriggerPause {
     }
 }
 
-pub(crate) fn simulated(foreseen: &Foreseen) -> api::SimulatedDecision {
+pub(crate) fn simulated(foreseen: &Foreseen, own_host: &str) -> api::SimulatedDecision {
     api::SimulatedDecision {
         task: foreseen.task.to_string(),
         kind: foreseen.kind.as_str().into(),
@@ -175,7 +176,7 @@ pub(crate) fn simulated(foreseen: &Foreseen) -> api::SimulatedDecision {
         level: foreseen.level as u64,
         decision: foreseen.decision.as_str().into(),
         reason: foreseen.reason.clone(),
-        images: foreseen.images.iter().map(ToString::to_string).collect(),
+        images: foreseen.images.iter().map(|image| image.named(own_host)).collect(),
     }
 }
 
