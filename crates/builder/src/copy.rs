@@ -181,14 +181,23 @@ impl CopyError {
 
 impl CopyPlan {
     /// Adds to a cache key what the layer will hold. Times are left out: a file that was
-    /// only touched is the same file.
-    pub(crate) fn add_to(&self, source: &dyn Tree, key: &mut KeyHasher) -> io::Result<()> {
+    /// only touched is the same file. With a bound on them the layer's digest is promised to be
+    /// the same whether it was cached or not, so then they count, as far as they are in it.
+    pub(crate) fn add_to(
+        &self,
+        source: &dyn Tree,
+        time_max: Option<i64>,
+        key: &mut KeyHasher,
+    ) -> io::Result<()> {
         let mut count = 0;
         for entry in self.entries(source) {
             let PlannedEntry { path, node, first, .. } = entry?;
             count += 1;
             key.text("path", &path);
             node.add_to(key);
+            if let Some(max) = time_max {
+                key.text("time", &node.mtime.min(max).to_string());
+            }
             if let Some(first) = first {
                 key.text("hard link", &first);
             }
@@ -1654,7 +1663,7 @@ mod tests {
                 folder_time: 0,
             };
             let mut key = KeyHasher::new("test");
-            plan(&request).unwrap().add_to(&source, &mut key).unwrap();
+            plan(&request).unwrap().add_to(&source, None, &mut key).unwrap();
             key.finish()
         };
         let pair = |one, two| key(&format!("d x\nh x/a {one}\nh x/b {two}"));

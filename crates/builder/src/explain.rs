@@ -126,6 +126,8 @@ pub enum FilePart {
     Owner,
     /// Extended attributes, or of which file it is another name.
     Attributes,
+    /// When it was changed last: counts with `SOURCE_DATE_EPOCH` only, if it is before that.
+    Time,
 }
 
 impl CacheExplanation {
@@ -206,6 +208,7 @@ impl FilePart {
             Self::Mode => "mode",
             Self::Owner => "owner",
             Self::Attributes => "attributes",
+            Self::Time => "time",
         }
     }
 }
@@ -285,8 +288,9 @@ impl Detail {
         self.layers = Some(diff_ids.map(short).collect());
     }
 
-    pub(crate) fn set_files(&mut self, plan: &CopyPlan, source: &dyn Tree) {
-        self.files = Some(Listing::of(plan, source, FILES_MAX));
+    /// `time_max` is as for [`CopyPlan::add_to`].
+    pub(crate) fn set_files(&mut self, plan: &CopyPlan, source: &dyn Tree, time_max: Option<i64>) {
+        self.files = Some(Listing::of(plan, source, time_max, FILES_MAX));
     }
 }
 
@@ -297,7 +301,7 @@ struct Listing {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     folders: bool,
     /// How many bytes a path shares with the one before, its other bytes, and its print:
-    /// content, mode, owner and attributes.
+    /// content, mode, owner, attributes and time.
     files: Vec<(usize, String, String)>,
 }
 
@@ -308,10 +312,10 @@ const FILES_MAX: usize = 32_768;
 const DEPTH_MAX: usize = 12;
 
 impl Listing {
-    fn of(plan: &CopyPlan, source: &dyn Tree, files_max: usize) -> Self {
+    fn of(plan: &CopyPlan, source: &dyn Tree, time_max: Option<i64>, files_max: usize) -> Self {
         // What cannot be read is an error where it is copied.
         let entries = || plan.entries(source).filter_map(Result::ok);
-        let files = || entries().map(|entry| (listed_path(&entry), print(&entry)));
+        let files = || entries().map(|entry| (listed_path(&entry), print(&entry, time_max)));
         let archives = plan
             .archives
             .iter()
@@ -412,8 +416,13 @@ fn folder_of(path: &str, depth: usize) -> &str {
     }
 }
 
-fn print(entry: &PlannedEntry) -> String {
-    node_print(&entry.node, entry.first.as_deref())
+fn print(entry: &PlannedEntry, time_max: Option<i64>) -> String {
+    let mut text = node_print(&entry.node, entry.first.as_deref());
+    if let Some(max) = time_max {
+        let attributes = if text.matches(',').count() == 2 { "," } else { "" };
+        let _ = write!(text, "{attributes},{}", entry.node.mtime.min(max));
+    }
+    text
 }
 
 fn node_print(node: &Node, first: Option<&str>) -> String {
@@ -441,9 +450,12 @@ fn node_print(node: &Node, first: Option<&str>) -> String {
 
 /// Which parts of two prints differ.
 fn parts(before: &str, after: &str) -> Vec<FilePart> {
-    let all = [FilePart::Content, FilePart::Mode, FilePart::Owner, FilePart::Attributes];
+    let all =
+        [FilePart::Content, FilePart::Mode, FilePart::Owner, FilePart::Attributes, FilePart::Time];
     let (mut before, mut after) = (before.split(','), after.split(','));
-    all.into_iter().filter(|_| before.next() != after.next()).collect()
+    // What comes last is absent where it says nothing.
+    let mut is_same = || before.next().unwrap_or_default() == after.next().unwrap_or_default();
+    all.into_iter().filter(|_| !is_same()).collect()
 }
 
 /// What the builds of one stage were made of, newest first.

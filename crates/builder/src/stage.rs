@@ -620,8 +620,9 @@ impl<'a> Stage<'a> {
             Found::Nothing(miss) => miss,
         };
         let (mut detail, listed) = (self.detail(), Arc::clone(&source));
+        let time_max = self.build.request.source_date_epoch;
         let listing = blocking(move || {
-            detail.set_files(&plan, &*listed);
+            detail.set_files(&plan, &*listed, time_max);
             (detail, plan)
         });
         let (mut detail, plan) = listing.await;
@@ -645,8 +646,9 @@ impl<'a> Stage<'a> {
         owner: Option<Owner>,
     ) -> Result<(Digest, CopyPlan), BuildError> {
         let (mut key, source) = (self.key(kind), Arc::clone(source));
+        let time_max = self.build.request.source_date_epoch;
         let planned = blocking(move || {
-            plan.add_to(&*source, &mut key)?;
+            plan.add_to(&*source, time_max, &mut key)?;
             Ok((key, plan))
         });
         let doing = || "read what an instruction copies".to_owned();

@@ -75,6 +75,32 @@ async fn content_counts_and_times_do_not() {
 }
 
 #[tokio::test]
+async fn times_before_the_epoch_are_those_of_the_files() {
+    const EPOCH: i64 = 1_600_000_000;
+    let fixture = Fixture::with_base().await;
+    let mut request = fixture.request("FROM registry.test/base\nCOPY f /f\n");
+    request.source_date_epoch = Some(EPOCH);
+    request.explain_cache = true;
+    fixture.write("f", "f");
+    let touch = |seconds: i64| {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap());
+        let file = std::fs::File::options().append(true).open(fixture.context().join("f"));
+        file.unwrap().set_modified(time).unwrap();
+    };
+    let misses = async |seconds| {
+        touch(seconds);
+        let run = fixture.build_request(&request).await;
+        (run.built.cost.cache_misses, run.events.explanations())
+    };
+    assert_eq!(misses(EPOCH - 5).await.0, 1);
+    // Later ones are all the epoch.
+    assert_eq!(misses(EPOCH).await.0, 1);
+    assert_eq!(misses(EPOCH + 5).await.0, 0);
+    let (count, why) = misses(EPOCH - 6).await;
+    assert_eq!((count, why.contains("miss: `f`: time")), (1, true), "{why}");
+}
+
+#[tokio::test]
 async fn an_argument_that_no_layer_reads_changes_only_the_config() {
     let fixture = prepared().await;
     let mut request = fixture.request(DOCKERFILE);
