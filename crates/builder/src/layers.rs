@@ -8,6 +8,7 @@
 //! What an image says of a layer's diff ID counts only once the layer was read and unpacked to
 //! it: cache keys, folders and views are made from diff IDs, and are shared by all builds.
 
+mod accounts;
 mod blocks;
 mod diff;
 mod files;
@@ -41,12 +42,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::archive::{self, ArchiveLimits};
 use crate::assemble::ImageLayer;
-use crate::build::{Build, blocking};
+use crate::build::{Build, InFlight, blocking};
 use crate::copy::{Content, CopyPlan, PlannedEntry, add_archive};
 use crate::error::BuildError;
 use crate::name::{bytes_of, shown};
 use crate::secret_scan::{Findings, LayerSearch};
 use crate::tree::{Node, NodeKind, Tree, ancestors, check_read};
+use accounts::RecentFiles;
 use blocks::{BlockMap, BlockWriter};
 pub(crate) use blocks::{EarlierBlocks, compressor};
 use diff::{NotInLayer, write_diff};
@@ -93,8 +95,11 @@ struct Inner {
     indexes: Arc<dyn LayerIndexes>,
     folder: PathBuf,
     recent: Mutex<RecentIndexes>,
+    account_files: RecentFiles,
     /// Layers that are being unpacked just now.
-    unpacking: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    unpacking: InFlight,
+    /// Blobs that are being read just now for what is to be known of them.
+    reading: InFlight,
     /// When this process has read a layer's blob whole and found it right.
     verified: Mutex<HashMap<Digest, Instant>>,
     /// What layers unpack to, by their blobs: those that this process has asked for.
@@ -175,7 +180,9 @@ impl Layers {
                 indexes,
                 folder: folder.to_owned(),
                 recent: Mutex::default(),
-                unpacking: Mutex::default(),
+                account_files: RecentFiles::default(),
+                unpacking: InFlight::default(),
+                reading: InFlight::default(),
                 verified: Mutex::default(),
                 diff_ids: Mutex::default(),
                 searched: Searched::default(),
@@ -229,14 +236,37 @@ impl Layers {
             self.prove(std::slice::from_ref(layer), stop).await?;
             return Ok(index);
         }
-        if let Some(read) = self.inner.indexes.get(&layer.descriptor.digest).await?
-            && read.diff_id == layer.diff_id
-            && let Some(index) = self.stored_index(&read.index).await?
-        {
-            let index = Arc::new(index);
-            self.recent().put(&layer.diff_id, &index);
+        if let Some(index) = self.kept_index(layer).await? {
             return Ok(index);
         }
+        let _alone = self.inner.reading.enter(&layer.descriptor.digest).await;
+        // Somebody may have read the layer meanwhile.
+        match self.kept_index(layer).await? {
+            Some(index) => Ok(index),
+            None => self.read_index(layer, stop).await,
+        }
+    }
+
+    /// The index of a layer as it was stored, if it was.
+    async fn kept_index(&self, layer: &ImageLayer) -> Result<Option<Arc<LayerIndex>>, BuildError> {
+        let Some(read) = self.inner.indexes.get(&layer.descriptor.digest).await? else {
+            return Ok(None);
+        };
+        if read.diff_id != layer.diff_id {
+            return Ok(None);
+        }
+        let Some(index) = self.stored_index(&read.index).await? else { return Ok(None) };
+        let index = Arc::new(index);
+        self.recent().put(&layer.diff_id, &index);
+        Ok(Some(index))
+    }
+
+    /// Reads a layer for its index, and keeps that.
+    async fn read_index(
+        &self,
+        layer: &ImageLayer,
+        stop: &CancellationToken,
+    ) -> Result<Arc<LayerIndex>, BuildError> {
         let index = Arc::new(self.read(layer, None, stop).await?);
         self.keep_index(layer, &index).await?;
         Ok(index)
@@ -254,9 +284,12 @@ impl Layers {
         stop: &CancellationToken,
     ) -> Result<(), BuildError> {
         for layer in layers {
+            if self.is_proven(layer).await? {
+                continue;
+            }
+            let _alone = self.inner.reading.enter(&layer.descriptor.digest).await;
             if !self.is_proven(layer).await? {
-                let index = self.read(layer, None, stop).await?;
-                self.keep_index(layer, &Arc::new(index)).await?;
+                self.read_index(layer, stop).await?;
             }
         }
         Ok(())
@@ -551,12 +584,7 @@ impl Layers {
             self.prove(std::slice::from_ref(layer), stop).await?;
             return Ok(folder);
         }
-        let lock = {
-            let mut unpacking = self.inner.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
-            unpacking.retain(|_, lock| Arc::strong_count(lock) > 1);
-            Arc::clone(unpacking.entry(layer.diff_id.clone()).or_default())
-        };
-        let _alone = lock.lock().await;
+        let _alone = self.inner.unpacking.enter(&layer.diff_id).await;
         if folder.exists() {
             self.prove(std::slice::from_ref(layer), stop).await?;
             return Ok(folder);
@@ -879,6 +907,18 @@ impl<F: Borrow<File>> Read for Slice<F> {
     }
 }
 
+/// Opens a file of an unpacked layer; no link is followed.
+fn open_unpacked(folder: &Path, path: &str) -> io::Result<File> {
+    let root = rustix::fs::open(
+        folder,
+        OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    Ok(File::from(rustix::fs::openat2(&root, &*bytes_of(path), flags, Mode::empty(), resolve)?))
+}
+
 /// A file that is gone when it is closed, whatever happens.
 fn nameless_file(folder: &Path) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -965,16 +1005,7 @@ impl Tree for View {
         let placed = self.merged.get(path).ok_or_else(missing)?;
         let layer = &self.image[placed.layer];
         let folder = self.runtime.block_on(self.layers.folder(layer, &self.stop));
-        let folder = folder.map_err(io::Error::other)?;
-        let root = rustix::fs::open(
-            &folder,
-            OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let file = rustix::fs::openat2(&root, &*bytes_of(path), flags, Mode::empty(), resolve)?;
-        Ok(Box::new(File::from(file)))
+        Ok(Box::new(open_unpacked(&folder.map_err(io::Error::other)?, path)?))
     }
 
     fn failure(&self) -> Option<io::Error> {

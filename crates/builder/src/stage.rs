@@ -434,7 +434,7 @@ impl<'a> Stage<'a> {
         earlier: Option<Arc<EarlierBlocks>>,
     ) -> Result<NewLayer, BuildError> {
         let at = operation.at;
-        let accounts = self.accounts().await?;
+        let accounts = self.unpacked_accounts().await?;
         let identity = accounts.identity(&run.user);
         let identity = identity.map_err(|error| BuildError::User { error, at })?;
         let mounts = sources.prepare(self.build, run).await?;
@@ -1179,6 +1179,11 @@ impl<'a> Stage<'a> {
 
     /// The users and groups of the image as it is now.
     async fn accounts(&self) -> Result<Accounts, BuildError> {
+        self.build.builder.layers.accounts(&self.image.layers, &self.build.stop).await
+    }
+
+    /// The same for a process, whose files are unpacked in any case.
+    async fn unpacked_accounts(&self) -> Result<Accounts, BuildError> {
         let view = match &self.view {
             Some(view) => Arc::clone(view),
             None => self.view_of(&self.image.layers).await?,

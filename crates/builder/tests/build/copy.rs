@@ -429,3 +429,20 @@ fn links_that_change_under_a_copy_never_lead_outside() {
         });
     });
 }
+
+#[tokio::test]
+async fn names_of_owners_are_read_from_packed_layers() {
+    let fixture = Fixture::with_base().await;
+    fixture.write("f", "f");
+    let dockerfile = "FROM registry.test/base\nCOPY --chown=app:staff f /f\n";
+    let built = fixture.build(dockerfile).await.built;
+    assert_eq!(fixture.files(&built).await.at("f"), "644 1000:50 \"f\"");
+    // The users of the new base are asked, wherever its layers have them.
+    let passwd = file("etc/real", 0o644, (0, 0), b"app:x:7:8::/:\n");
+    let moved = [passwd, hard_link("etc/other", "etc/real"), link("etc/passwd", "../etc/other")];
+    let (base, gzip) = (base_files(), media_type::OCI_LAYER_GZIP);
+    fixture.put_layers("base", &[&base, &moved], &[], gzip).await;
+    let run = fixture.build(dockerfile).await;
+    assert_eq!(fixture.files(&run.built).await.at("f"), "644 7:50 \"f\"");
+    assert_eq!(fixture.unpacked(), 0);
+}

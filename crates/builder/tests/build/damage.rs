@@ -98,8 +98,9 @@ async fn a_base_that_is_damaged_where_only_unpacking_looks_is_named() {
     let base = fixture.build("FROM registry.test/base").await.built;
     fixture.damage(&base.layers[0].descriptor.digest, Damage::Flipped).await;
     fixture.forget_snapshots();
-    // The same process: the layer is trusted until the image's users are read from it.
-    let error = fixture.error("FROM registry.test/base\nCOPY --chown=app b /c").await;
+    // The same process: the layer is trusted until a file is copied from it.
+    let copy = "FROM scratch\nCOPY --from=registry.test/base /etc/passwd /c";
+    let error = fixture.error(copy).await;
     assert!(error.contains("image `registry.test/base` is damaged"), "{error}");
 }
 

@@ -89,6 +89,11 @@ impl Fixture {
         std::fs::create_dir(&folder).unwrap();
     }
 
+    /// How many layers are unpacked.
+    pub(crate) fn unpacked(&self) -> usize {
+        std::fs::read_dir(self.folder.path().join("snapshots/layers")).unwrap().count()
+    }
+
     pub(crate) async fn damage(&self, digest: &Digest, damage: Damage) {
         let mut bytes = read(&self.catalog, digest).await;
         let bytes = match damage {
