@@ -61,10 +61,13 @@ pub enum EventKind {
         step: u32,
         text: String,
     },
-    /// A step ended. `cached`: its result was there already.
+    /// A step ended. `cached`: its result was there already. `seen`: that is right here by what
+    /// the step sees of the image, whose layers may be others than those that it was made on.
     StepFinished {
         step: u32,
         cached: bool,
+        #[serde(default)]
+        seen: bool,
         milliseconds: u64,
         #[serde(default)]
         error: Option<String>,

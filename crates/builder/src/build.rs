@@ -31,7 +31,7 @@ use crate::explain::CacheExplanation;
 use crate::image::{BaseImage, BaseImages, ImageError, StoredImage, stored_image};
 use crate::layers::Layers;
 use crate::record::{
-    BaseRole, BuildCost, BuildRecord, RECORD_VERSION, RecordedBase, RecordedDownload,
+    BaseRole, BuildCost, BuildRecord, RECORD_VERSION, RecordedBase, RecordedDownload, RecordedLine,
     RecordedOutput, RecordedRepository, RecordedStep, StepResult,
 };
 use crate::secret::{KnownSecrets, Secrets};
@@ -340,6 +340,7 @@ pub(crate) struct Build<'a> {
 pub(crate) struct Notes {
     pub(crate) bases: Vec<RecordedBase>,
     pub(crate) steps: Vec<RecordedStep>,
+    pub(crate) evaluated: Vec<RecordedLine>,
     pub(crate) results: Vec<StepResult>,
     pub(crate) downloads: Vec<RecordedDownload>,
     /// Digests of contexts, by name, that were read by an earlier build.
@@ -573,6 +574,7 @@ impl<'a> Build<'a> {
         notes.bases.sort_by(|a, b| (a.stage, &a.reference).cmp(&(b.stage, &b.reference)));
         notes.bases.dedup();
         notes.steps.sort_by_key(|step| (step.stage, step.line));
+        notes.evaluated.sort_by_key(|line| (line.stage, line.line));
         notes
             .downloads
             .sort_by(|a, b| (a.stage, a.line, &a.address).cmp(&(b.stage, b.line, &b.address)));
@@ -599,6 +601,7 @@ impl<'a> Build<'a> {
             source_date_epoch: self.request.source_date_epoch,
             bases: notes.bases,
             steps: notes.steps,
+            evaluated: notes.evaluated,
             downloads: notes.downloads,
             output: RecordedOutput {
                 manifest: image.descriptor.digest.clone(),

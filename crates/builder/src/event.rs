@@ -5,6 +5,7 @@ use bytes::Bytes;
 use container::Stream;
 
 use crate::explain::CacheExplanation;
+use crate::proof::Proof;
 
 /// Number of a step within one build, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,8 +15,10 @@ pub struct StepNumber(pub u32);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StepEnd {
     Done,
-    /// Its result was in the build cache.
-    Cached,
+    /// Its result was in the build cache, and is right here by this.
+    Cached {
+        proof: Proof,
+    },
     Failed {
         error: String,
     },

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::assemble::rfc3339;
 use crate::copy::{Content, CopyPlan, PlannedEntry};
 use crate::name::shown;
+use crate::proof::Proof;
 use crate::tree::{Node, NodeKind, Tree};
 
 /// Why the cache had the result of an instruction, or did not.
@@ -31,10 +32,12 @@ pub struct CacheExplanation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum CacheCause {
-    /// A hit: the run that made the entry, and when in seconds since 1970.
+    /// A hit: the run that made the entry, when in seconds since 1970, and why it is right here.
     MadeBy {
         run: String,
         at: i64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proof: Option<Proof>,
     },
     /// A hit of an imported cache, by the name it was given, and when its layer was made.
     Imported {
@@ -143,7 +146,13 @@ impl CacheExplanation {
 impl CacheCause {
     fn sentence(&self, hit: bool) -> String {
         let what = match self {
-            Self::MadeBy { run, at } => format!("made by run {run} at {}", rfc3339(*at)),
+            Self::MadeBy { run, at, proof } => {
+                let seen = match proof {
+                    Some(Proof::Seen) => ", and what this sees of the image is the same",
+                    _ => "",
+                };
+                format!("made by run {run} at {}{seen}", rfc3339(*at))
+            }
             Self::Imported { from, at } => {
                 format!("imported from `{from}`, made at {}", rfc3339(*at))
             }

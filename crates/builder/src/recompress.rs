@@ -12,6 +12,7 @@ use crate::cache::KeyHasher;
 use crate::error::BuildError;
 use crate::event::StepEnd;
 use crate::layers::compressor;
+use crate::proof::Proof;
 
 impl Build<'_> {
     /// Replaces the layers that are compressed otherwise.
@@ -23,7 +24,8 @@ impl Build<'_> {
                 self.events.step_started(step, &step_name(layer, wanted)).await;
                 let made = self.recompressed(layer).await;
                 let end = match &made {
-                    Ok((_, true)) => StepEnd::Cached,
+                    // The key names the layer that it is made of.
+                    Ok((_, true)) => StepEnd::Cached { proof: Proof::Layers },
                     Ok((_, false)) => StepEnd::Done,
                     Err(error) => StepEnd::Failed { error: error.to_string() },
                 };

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::assemble::ImageLayer;
 use crate::explain::CacheExplanation;
+use crate::proof::Proof;
 
 /// Changes when members change their meaning.
 pub const RECORD_VERSION: u32 = 1;
@@ -37,6 +38,9 @@ pub struct BuildRecord {
     pub source_date_epoch: Option<i64>,
     pub bases: Vec<RecordedBase>,
     pub steps: Vec<RecordedStep>,
+    /// Instructions that made no layer: each build does them anew, so nothing is to be proven.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evaluated: Vec<RecordedLine>,
     /// What `ADD`s fetched.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub downloads: Vec<RecordedDownload>,
@@ -88,6 +92,18 @@ pub struct RecordedStep {
     pub key: Digest,
     pub layer: Digest,
     pub diff_id: Digest,
+    /// What has to be the same of the image below for the layer to be used on another one: the key
+    /// holds it. Absent in records of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
+}
+
+/// Where an instruction is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordedLine {
+    pub stage: usize,
+    pub line: u32,
 }
 
 /// A step's result by its cache key, which builds elsewhere may be given.
@@ -180,6 +196,9 @@ impl BuildCost {
 pub struct StepCost {
     pub name: String,
     pub cached: bool,
+    /// Of a cached one, why that is right here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
     pub milliseconds: u64,
     #[serde(default)]
     pub cpu_milliseconds: u64,

@@ -35,7 +35,8 @@ use crate::explain::{
 use crate::layers::{self, EarlierBlocks, LayerPlace, NewLayer, compressor};
 use crate::memo::{self, Memo, Remembered};
 use crate::mounts::Sources;
-use crate::record::{BaseRole, RecordedStep, StepCost, StepResult};
+use crate::proof::{LayerKey, Proof, below};
+use crate::record::{BaseRole, RecordedLine, RecordedStep, StepCost, StepResult};
 use crate::run;
 use crate::secret_scan::HeldSecret;
 use crate::tree::{NoFiles, Tree, check_read, resolve};
@@ -100,6 +101,9 @@ struct CachedLayer {
     diff_id: Digest,
     /// Seconds since 1970.
     created: i64,
+    /// Names the layers that it was made on. Absent in entries of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    below: Option<Digest>,
     /// The blob that tells of its compressed blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     blocks: Option<Digest>,
@@ -141,7 +145,7 @@ enum Found {
 
 /// A key whose result is to be made, by nobody else at the same time.
 struct Miss {
-    key: Digest,
+    key: LayerKey,
     why: WhyMissed,
     _alone: OwnedMutexGuard<()>,
 }
@@ -290,6 +294,9 @@ impl<'a> Stage<'a> {
         if layer.is_some() {
             self.view = None;
             self.made_by.push(self.step_name(&operation.text));
+        } else {
+            let stage = self.build.stage_plan(self.id).number;
+            self.build.notes().evaluated.push(RecordedLine { stage, line: operation.at.line });
         }
         let created_by = self.build.request.without_secret_args(&operation.created_by, 1);
         self.image.record(&created_by, layer);
@@ -390,7 +397,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    fn run_key(&self, run: &RunOperation, sources: &Sources) -> Digest {
+    fn run_key(&self, run: &RunOperation, sources: &Sources) -> LayerKey {
         let mut key = self.key("run");
         let below: Vec<&str> = self.image.layers.iter().map(|l| l.diff_id.as_str()).collect();
         key.list("layers", &below);
@@ -422,7 +429,7 @@ impl<'a> Stage<'a> {
             key.text("address", &address.to_string());
         }
         sources.add_to(run, &mut key);
-        key.finish()
+        LayerKey { digest: key.finish(), proof: Proof::Layers }
     }
 
     async fn execute_run(
@@ -539,7 +546,7 @@ impl<'a> Stage<'a> {
         let made = self.write_layer(key.clone(), plan, source, image, owner, at, step);
         let made = made.await.map_err(|error| name_download(error, copy))?;
         if let (Some(memo), Some(context)) = (&memo, &context) {
-            self.remember(memo, key, context).await?;
+            self.remember(memo, key.digest, context).await?;
         }
         Ok(made)
     }
@@ -607,7 +614,7 @@ impl<'a> Stage<'a> {
     #[expect(clippy::too_many_arguments, reason = "all that a layer is written from")]
     async fn write_layer(
         &self,
-        key: Digest,
+        key: LayerKey,
         plan: CopyPlan,
         source: Arc<dyn Tree>,
         image: Arc<dyn Tree>,
@@ -644,7 +651,7 @@ impl<'a> Stage<'a> {
         plan: CopyPlan,
         source: &Arc<dyn Tree>,
         owner: Option<Owner>,
-    ) -> Result<(Digest, CopyPlan), BuildError> {
+    ) -> Result<(LayerKey, CopyPlan), BuildError> {
         let (mut key, source) = (self.key(kind), Arc::clone(source));
         let time_max = self.build.request.source_date_epoch;
         let planned = blocking(move || {
@@ -655,13 +662,17 @@ impl<'a> Stage<'a> {
         let planned: std::io::Result<_> = planned.await;
         let (mut key, plan) =
             planned.map_err(|source| BuildError::Io { doing: doing(), source })?;
-        if !plan.archives.is_empty() {
-            let below: Vec<&str> = self.image.layers.iter().map(|l| l.diff_id.as_str()).collect();
-            key.list("layers", &below);
-            let owner = owner.map(|owner| format!("{}:{}", owner.uid, owner.gid));
-            key.optional("owner", owner.as_deref());
-        }
-        Ok((key.finish(), plan))
+        let proof = match plan.archives.is_empty() {
+            true => Proof::Seen,
+            false => {
+                let below = self.image.layers.iter().map(|layer| layer.diff_id.as_str());
+                key.list("layers", &below.collect::<Vec<_>>());
+                let owner = owner.map(|owner| format!("{}:{}", owner.uid, owner.gid));
+                key.optional("owner", owner.as_deref());
+                Proof::Layers
+            }
+        };
+        Ok((LayerKey { digest: key.finish(), proof }, plan))
     }
 
     /// `WORKDIR`: a layer only if the folder is not there.
@@ -722,29 +733,29 @@ impl<'a> Stage<'a> {
     }
 
     /// Finds a layer in the cache.
-    async fn find(&self, at: Span, step: &Step, key: Digest) -> Result<Found, BuildError> {
-        let build = self.build;
-        let mut alone = build.builder.in_flight.enter(&key).await;
+    async fn find(&self, at: Span, step: &Step, key: LayerKey) -> Result<Found, BuildError> {
+        let (build, digest) = (self.build, &key.digest);
+        let mut alone = build.builder.in_flight.enter(digest).await;
         self.trail().steps.push(TrailStep::new(
             &self.build.request.without_secret_args(&step.text, 1),
-            key.clone(),
+            digest.clone(),
         ));
         let mut found = match self.cache_is_off() {
             Some(flag) => Lookup::Nothing(WhyMissed::NotAsked(flag)),
-            None => self.cached(&key).await?,
+            None => self.cached(digest).await?,
         };
         if let Lookup::Nothing(WhyMissed::Absent | WhyMissed::Damaged) = found
             && !build.request.imports.is_empty()
         {
             // A registry of this build's choice may take its time, and others want this key too.
             drop(alone);
-            if let Some(imported) = build.imported(&key, step.number).await? {
+            if let Some(imported) = build.imported(digest, step.number).await? {
                 return Ok(Found::Layer(Box::new(
                     self.take_imported(at, step, key, imported).await,
                 )));
             }
-            alone = build.builder.in_flight.enter(&key).await;
-            found = self.cached(&key).await?;
+            alone = build.builder.in_flight.enter(digest).await;
+            found = self.cached(digest).await?;
         }
         match found {
             Lookup::Hit(cached, cost) => {
@@ -768,11 +779,12 @@ impl<'a> Stage<'a> {
         &self,
         at: Span,
         step: &Step,
-        key: Digest,
+        key: LayerKey,
         cached: CachedLayer,
         cost: u64,
     ) -> Made {
-        self.note_hit(&cached, step).await;
+        let proof = self.proof_of(&key, &cached);
+        self.note_hit(&cached, proof, step).await;
         let layer = ImageLayer { descriptor: cached.layer, diff_id: cached.diff_id };
         {
             let mut notes = self.build.notes();
@@ -780,7 +792,16 @@ impl<'a> Stage<'a> {
             notes.cost.saved_milliseconds += cost;
         }
         self.record(at, key, &layer, cached.created, true);
-        Made { layer, created: cached.created, cached: true, cpu: 0 }
+        Made { layer, created: cached.created, proof: Some(proof), cpu: 0 }
+    }
+
+    /// Why a cached layer is right here. Whether it was made on the same layers is not known of
+    /// every one: then it is what the key holds.
+    fn proof_of(&self, key: &LayerKey, cached: &CachedLayer) -> Proof {
+        match &cached.below {
+            Some(made_on) if *made_on == below(&self.image.layers) => Proof::Layers,
+            _ => key.proof,
+        }
     }
 
     /// The layer of a `COPY` that was planned before from the same list, on the same layers.
@@ -802,10 +823,11 @@ impl<'a> Stage<'a> {
         let Lookup::Hit(cached, cost) = self.cached(&remembered.layer).await? else {
             return Ok(None);
         };
-        let key = remembered.layer;
+        // There is a memo only of what has no archive.
+        let key = LayerKey { digest: remembered.layer, proof: Proof::Seen };
         self.trail().steps.push(TrailStep::new(
             &self.build.request.without_secret_args(&step.text, 1),
-            key.clone(),
+            key.digest.clone(),
         ));
         let context = memo.context.clone();
         self.build.notes().remembered_contexts.insert(context, remembered.context);
@@ -844,7 +866,7 @@ impl<'a> Stage<'a> {
         &self,
         at: Span,
         step: &Step,
-        key: Digest,
+        key: LayerKey,
         imported: ImportedResult,
     ) -> Made {
         let ImportedResult { layer, created, from } = imported;
@@ -855,8 +877,9 @@ impl<'a> Stage<'a> {
             self.explain(step.number, CacheExplanation::hit(cause)).await;
         }
         self.build.notes().cost.cache_hits += 1;
+        let proof = Some(key.proof);
         self.record(at, key, &layer, created, true);
-        Made { layer, created, cached: true, cpu: 0 }
+        Made { layer, created, proof, cpu: 0 }
     }
 
     /// Makes a layer and puts it into the cache.
@@ -887,7 +910,7 @@ impl<'a> Stage<'a> {
         let took = milliseconds(step.started.elapsed());
         let held = build.held_secret(&new);
         match &held {
-            None => self.keep(&miss.key, &new, created, took, detail).await?,
+            None => self.keep(&miss.key.digest, &new, created, took, detail).await?,
             Some(held) => self.keep_apart(&new, held, at).await?,
         }
         let cpu = milliseconds(new.usage.cpu);
@@ -901,11 +924,12 @@ impl<'a> Stage<'a> {
             notes.cost.memory_peak = notes.cost.memory_peak.max(new.usage.memory_peak);
         }
         self.record(at, miss.key, &new.layer, created, held.is_none());
-        Ok(Made { layer: new.layer, created, cached: false, cpu })
+        Ok(Made { layer: new.layer, created, proof: None, cpu })
     }
 
     /// Notes the layer of an instruction, and whether others may have it.
-    fn record(&self, at: Span, key: Digest, layer: &ImageLayer, created: i64, is_shared: bool) {
+    fn record(&self, at: Span, key: LayerKey, layer: &ImageLayer, created: i64, is_shared: bool) {
+        let LayerKey { digest: key, proof } = key;
         let mut notes = self.build.notes();
         notes.layers.push((layer.clone(), at));
         if is_shared && !self.image.has_secret {
@@ -917,6 +941,7 @@ impl<'a> Stage<'a> {
             key,
             layer: layer.descriptor.digest.clone(),
             diff_id: layer.diff_id.clone(),
+            proof: Some(proof),
         });
     }
 
@@ -966,7 +991,8 @@ impl<'a> Stage<'a> {
         let (run, trail) = (request.name.clone(), self.trail_key());
         let origin = Some(Origin { run, at: request.now, trail, detail, detail_blob });
         let blocks = new.blocks.clone();
-        let value = CachedLayer { layer, diff_id, created, blocks, origin };
+        let below = Some(below(&self.image.layers));
+        let value = CachedLayer { layer, diff_id, created, below, blocks, origin };
         let value = serde_json::to_string(&value).expect("plain structs serialize");
         let entry = CacheEntry { value, blobs, cost };
         // At once: then both are in one commit of the database.
@@ -1044,14 +1070,16 @@ impl<'a> Stage<'a> {
         Ok(entry.map(|entry| Trail::parse(&entry.value)).unwrap_or_default())
     }
 
-    async fn note_hit(&self, cached: &CachedLayer, step: &Step) {
+    async fn note_hit(&self, cached: &CachedLayer, proof: Proof, step: &Step) {
         let origin = cached.origin.as_ref();
         if origin.is_none_or(|origin| origin.trail != self.trail_key()) {
             self.trail().is_new = true;
         }
         if self.build.request.explain_cache {
             let cause = match origin {
-                Some(Origin { run, at, .. }) => CacheCause::MadeBy { run: run.clone(), at: *at },
+                Some(Origin { run, at, .. }) => {
+                    CacheCause::MadeBy { run: run.clone(), at: *at, proof: Some(proof) }
+                }
                 None => CacheCause::OlderVersion,
             };
             self.explain(step.number, CacheExplanation::hit(cause)).await;
@@ -1094,7 +1122,7 @@ impl<'a> Stage<'a> {
         let missed = Missed { steps: &steps, texts, detail, made_by };
         let mut nearest: Option<(usize, CacheCause)> = None;
         for build in &trail.builds {
-            if build.steps.iter().any(|step| step.key == miss.key) {
+            if build.steps.iter().any(|step| step.key == miss.key.digest) {
                 return Ok(CacheCause::Evicted);
             }
             let Some(earlier) = missed.earlier(build) else { continue };
@@ -1222,7 +1250,7 @@ impl<'a> Stage<'a> {
                 Ok(None)
             }
             Ok(Some(made)) => {
-                let end = if made.cached { StepEnd::Cached } else { StepEnd::Done };
+                let end = made.proof.map_or(StepEnd::Done, |proof| StepEnd::Cached { proof });
                 self.finish(step, end, made.cpu).await;
                 Ok(Some((made.layer, made.created)))
             }
@@ -1241,12 +1269,22 @@ impl<'a> Stage<'a> {
 
     async fn finish(&self, step: Step, end: StepEnd, cpu_milliseconds: u64) {
         let milliseconds = milliseconds(step.started.elapsed());
-        let cached = end == StepEnd::Cached;
+        let proof = match &end {
+            StepEnd::Cached { proof } => Some(*proof),
+            _ => None,
+        };
         {
             let mut notes = self.build.notes();
             let cache = notes.explanations.remove(&step.number);
-            let cost = StepCost { name: step.name, cached, milliseconds, cpu_milliseconds, cache };
-            notes.cost.steps.push(cost);
+            let (name, cached) = (step.name, proof.is_some());
+            notes.cost.steps.push(StepCost {
+                name,
+                cached,
+                proof,
+                milliseconds,
+                cpu_milliseconds,
+                cache,
+            });
         }
         self.build.events.step_finished(step.number, end).await;
     }
@@ -1256,7 +1294,8 @@ impl<'a> Stage<'a> {
 struct Made {
     layer: ImageLayer,
     created: i64,
-    cached: bool,
+    /// Why it is right here, if it is from the cache.
+    proof: Option<Proof>,
     cpu: u64,
 }
 

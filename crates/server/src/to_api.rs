@@ -420,8 +420,8 @@ pub(crate) fn event(event: Event) -> api::Event {
             api::EventKind::Progress { step, current, total }
         }
         EventKind::Explained { step, text } => api::EventKind::Explained { step, text },
-        EventKind::StepFinished { step, cached, milliseconds, error } => {
-            api::EventKind::StepFinished { step, cached, milliseconds, error }
+        EventKind::StepFinished { step, cached, seen, milliseconds, error } => {
+            api::EventKind::StepFinished { step, cached, seen, milliseconds, error }
         }
         EventKind::Image { reference, digest } => api::EventKind::Image { reference, digest },
         EventKind::Finished { status: to, error, .. } => {

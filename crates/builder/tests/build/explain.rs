@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use builder::{BuildRequest, CacheCause, CacheExplanation};
+use builder::{BuildRequest, CacheCause, CacheExplanation, Proof};
 use container::Network;
 use expect_test::{Expect, expect};
 use oci::media_type;
@@ -152,7 +152,7 @@ async fn other_words_and_other_places_are_told_apart() {
         more,
         expect![[r#"
         [2/4] WORKDIR /work: miss: the instruction changed, it was `COPY src /elsewhere/`
-        [3/4] COPY src /src/: hit: made by run c1 at 2023-11-14T22:13:20Z
+        [3/4] COPY src /src/: hit: made by run c1 at 2023-11-14T22:13:20Z, and what this sees of the image is the same
         [4/4] COPY src /third/: miss: never built before
     "#]],
     )
@@ -249,7 +249,7 @@ async fn nothing_is_explained_unless_asked() {
     assert!(run.built.cost.steps.iter().all(|step| step.cache.is_none()));
     request.explain_cache = true;
     let built = fixture.build_request(&request).await.built;
-    let cause = CacheCause::MadeBy { run: "c1".to_owned(), at: NOW };
+    let cause = CacheCause::MadeBy { run: "c1".to_owned(), at: NOW, proof: Some(Proof::Layers) };
     let explained = built.cost.steps[1].cache.clone();
     assert!(matches!(explained, Some(CacheExplanation { hit: true, cause: c, .. }) if c == cause));
 }
@@ -375,7 +375,7 @@ async fn as_root_a_run_names_the_step_the_base_or_the_value() {
     let run = fixture.build_request(&request).await.events.explanations();
     expect![[r#"
         [build 1/4] FROM registry.test/busybox: miss: base image `registry.test/busybox` changed from sha256:[DIGEST] to sha256:[DIGEST]
-        [build 2/4] COPY src /src/: hit: made by run c1 at 2023-11-14T22:13:20Z
+        [build 2/4] COPY src /src/: hit: made by run c1 at 2023-11-14T22:13:20Z, and what this sees of the image is the same
         [build 3/4] RUN echo made > /made: miss: base image `registry.test/busybox` changed from sha256:[DIGEST] to sha256:[DIGEST]
         [build 4/4] RUN --mount=target=/context true: miss: base image `registry.test/busybox` changed from sha256:[DIGEST] to sha256:[DIGEST]
         [stage-1 1/1] RUN true: miss: because stage `build` changed

@@ -17,6 +17,7 @@ mod image;
 mod language;
 mod listed;
 mod mounts;
+mod moved;
 mod run;
 mod secrets;
 mod signatures;

@@ -17,8 +17,8 @@ use builder::{
 use bytes::Bytes;
 use container::Stream;
 use oci::{
-    Descriptor, Digest, History, ImageConfig, ImageManifest, Manifest, Platform, RegistryName,
-    media_type,
+    ContainerConfig, Descriptor, Digest, History, ImageConfig, ImageManifest, Manifest, Platform,
+    RegistryName, media_type,
 };
 use remote::{DownloadSettings, Downloads, Reach};
 use store::{BlobStore, Catalog, Cause, Expected, MemoryStore, NewManifest};
@@ -181,6 +181,19 @@ impl Fixture {
         env: &[&str],
         layer_type: &str,
     ) -> Digest {
+        self.put_config(name, layers, diff_ids, env, layer_type, |_| ()).await
+    }
+
+    /// The same, with whatever else is to be in the config.
+    pub(crate) async fn put_config(
+        &self,
+        name: &str,
+        layers: &[&[File]],
+        diff_ids: Vec<Digest>,
+        env: &[&str],
+        layer_type: &str,
+        change: impl FnOnce(&mut ContainerConfig),
+    ) -> Digest {
         let layers = layers.iter().map(|files| tar(files));
         let pack = |layer: Vec<u8>| match layer_type {
             media_type::OCI_LAYER_TAR | media_type::DOCKER_LAYER_TAR => layer,
@@ -192,6 +205,7 @@ impl Fixture {
         config.created = Some("2001-02-03T04:05:06Z".to_owned());
         config.config.env = env.iter().map(|text| (*text).to_owned()).collect();
         config.config.cmd = Some(vec!["/bin/sh".to_owned()]);
+        change(&mut config.config);
         config.history = vec![
             History {
                 created: config.created.clone(),
@@ -418,11 +432,17 @@ pub(crate) struct File {
     kind: FileKind,
     /// Name and value of an extended attribute.
     xattr: Option<(&'static str, &'static [u8])>,
+    /// Seconds since 1970.
+    mtime: u64,
 }
 
 impl File {
     pub(crate) fn with_xattr(self, name: &'static str, value: &'static [u8]) -> Self {
         Self { xattr: Some((name, value)), ..self }
+    }
+
+    pub(crate) fn of_time(self, mtime: u64) -> Self {
+        Self { mtime, ..self }
     }
 }
 
@@ -452,7 +472,7 @@ impl<const N: usize> Name for [u8; N] {
 }
 
 pub(crate) fn folder(path: &'static (impl Name + ?Sized), mode: u32, owner: (u32, u32)) -> File {
-    File { path: path.path(), mode, owner, kind: FileKind::Folder, xattr: None }
+    of_kind(path.path(), mode, owner, FileKind::Folder)
 }
 
 pub(crate) fn file(
@@ -461,23 +481,25 @@ pub(crate) fn file(
     owner: (u32, u32),
     bytes: &[u8],
 ) -> File {
-    File { path: path.path(), mode, owner, kind: FileKind::File(bytes.to_vec()), xattr: None }
+    of_kind(path.path(), mode, owner, FileKind::File(bytes.to_vec()))
 }
 
 pub(crate) fn link(
     path: &'static (impl Name + ?Sized),
     target: &'static (impl Name + ?Sized),
 ) -> File {
-    let kind = FileKind::Link(target.path());
-    File { path: path.path(), mode: 0o777, owner: (0, 0), kind, xattr: None }
+    of_kind(path.path(), 0o777, (0, 0), FileKind::Link(target.path()))
 }
 
 pub(crate) fn hard_link(
     path: &'static (impl Name + ?Sized),
     target: &'static (impl Name + ?Sized),
 ) -> File {
-    let kind = FileKind::HardLink(target.path());
-    File { path: path.path(), mode: 0o644, owner: (0, 0), kind, xattr: None }
+    of_kind(path.path(), 0o644, (0, 0), FileKind::HardLink(target.path()))
+}
+
+fn of_kind(path: &'static Path, mode: u32, owner: (u32, u32), kind: FileKind) -> File {
+    File { path, mode, owner, kind, xattr: None, mtime: 1_000_000_000 }
 }
 
 /// A small system: users, some folders with modes of their own, links between them.
@@ -525,7 +547,7 @@ pub(crate) fn tar(files: &[File]) -> Vec<u8> {
         header.set_mode(file.mode);
         header.set_uid(file.owner.0.into());
         header.set_gid(file.owner.1.into());
-        header.set_mtime(1_000_000_000);
+        header.set_mtime(file.mtime);
         header.set_size(0);
         match &file.kind {
             FileKind::Folder => {
@@ -560,6 +582,13 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
 pub(crate) struct Files(BTreeMap<String, String>);
 
 impl Files {
+    /// The files of one layer.
+    pub(crate) fn of(layer: &[u8]) -> Self {
+        let mut files = Self::default();
+        files.apply(layer);
+        files
+    }
+
     fn apply(&mut self, layer: &[u8]) {
         let mut archive = tar::Archive::new(layer);
         for entry in archive.entries().unwrap() {
@@ -680,7 +709,7 @@ impl BuildEvents for Recorder {
     async fn step_finished(&self, step: StepNumber, end: StepEnd) {
         let end = match end {
             StepEnd::Done => "done".to_owned(),
-            StepEnd::Cached => "cached".to_owned(),
+            StepEnd::Cached { .. } => "cached".to_owned(),
             StepEnd::Failed { error } => error,
         };
         self.steps.lock().unwrap().get_mut(&step.0).unwrap().1 = end;

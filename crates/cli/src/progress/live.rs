@@ -91,7 +91,7 @@ impl Live {
                 }
                 String::new()
             }
-            EventKind::StepFinished { step, cached, milliseconds, error } => {
+            EventKind::StepFinished { step, cached, milliseconds, error, .. } => {
                 let Some(mut state) = self.steps.remove(step) else { return String::new() };
                 let last = state.output.finish();
                 state.keep(last);
@@ -228,7 +228,7 @@ mod tests {
 
     fn finished(at: i64, step: u32, cached: bool, error: Option<&str>) -> Event {
         let error = error.map(Into::into);
-        event(at, EventKind::StepFinished { step, cached, milliseconds: 1500, error })
+        event(at, EventKind::StepFinished { step, cached, seen: false, milliseconds: 1500, error })
     }
 
     #[test]

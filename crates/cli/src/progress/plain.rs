@@ -52,13 +52,14 @@ impl Plain {
                 self.begin(*step, &mut out);
                 let _ = writeln!(out, "#{step} cache {}", sanitize(text, Colors::Never));
             }
-            EventKind::StepFinished { step, cached, milliseconds, error } => {
+            EventKind::StepFinished { step, cached, seen, milliseconds, error } => {
                 self.finish(*step, event.at, &mut out);
                 let ending = match error {
                     Some(error) => {
                         let first = error.lines().next().unwrap_or_default();
                         format!("ERROR {}", sanitize(first, Colors::Never))
                     }
+                    None if *seen => "CACHED: what it sees of the image is the same".to_owned(),
                     None if *cached => "CACHED".to_owned(),
                     None => format!("DONE {}", duration(*milliseconds)),
                 };
@@ -145,7 +146,8 @@ mod tests {
     }
 
     fn finished(step: u32, cached: bool, milliseconds: u64, error: Option<&str>) -> EventKind {
-        EventKind::StepFinished { step, cached, milliseconds, error: error.map(Into::into) }
+        let error = error.map(Into::into);
+        EventKind::StepFinished { step, cached, seen: false, milliseconds, error }
     }
 
     #[test]
@@ -201,6 +203,29 @@ mod tests {
 
                 image app:1@sha256:ab
                 Run succeeded after 1.3s: 3 steps, 1 cached
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_step_that_is_proven_by_what_it_sees_says_so() {
+        let finished = |step, seen| {
+            let (milliseconds, error) = (0, None);
+            EventKind::StepFinished { step, cached: true, seen, milliseconds, error }
+        };
+        check(
+            vec![
+                (0, started(1, "[2/3] COPY a a")),
+                (1, finished(1, false)),
+                (2, started(2, "[3/3] COPY b b")),
+                (3, finished(2, true)),
+            ],
+            expect![[r#"
+                #1 [2/3] COPY a a
+                #1 CACHED
+
+                #2 [3/3] COPY b b
+                #2 CACHED: what it sees of the image is the same
             "#]],
         );
     }

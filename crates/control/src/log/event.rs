@@ -69,9 +69,13 @@ pub enum EventKind {
         step: u32,
         text: String,
     },
+    /// `seen`: the result that was there is right here by what the step sees of the image, whose
+    /// layers may be others than those that it was made on.
     StepFinished {
         step: u32,
         cached: bool,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        seen: bool,
         milliseconds: u64,
         error: Option<String>,
     },
@@ -152,10 +156,13 @@ impl TextRenderer {
             EventKind::Explained { step, text } => {
                 self.lines(event.at, &format!("#{step} cache {text}"), out);
             }
-            EventKind::StepFinished { step, cached, milliseconds, error } => {
+            EventKind::StepFinished { step, cached, seen, milliseconds, error } => {
                 let name = self.names.remove(step).unwrap_or_default();
                 let text = match error {
                     Some(error) => format!("#{step} ERROR: {error}"),
+                    None if *seen => {
+                        format!("#{step} CACHED {name}: what it sees of the image is the same")
+                    }
                     None if *cached => format!("#{step} CACHED {name}"),
                     None => format!("#{step} DONE {}", seconds(*milliseconds)),
                 };
@@ -254,6 +261,10 @@ mod tests {
         EventKind::Output { step: 1, stream: Stream::Stdout, text: text.into() }
     }
 
+    fn finished(step: u32, cached: bool, seen: bool, milliseconds: u64) -> EventKind {
+        EventKind::StepFinished { step, cached, seen, milliseconds, error: None }
+    }
+
     #[test]
     fn the_text_log_has_dates_on_the_executors_lines_only() {
         let text = render(vec![
@@ -262,9 +273,11 @@ mod tests {
             output("cc a.c\ncc b"),
             output(".c\r"),
             output("\nlinking"),
-            EventKind::StepFinished { step: 1, cached: false, milliseconds: 1234, error: None },
+            finished(1, false, false, 1234),
             EventKind::StepStarted { step: 2, name: "[build 2/2] COPY . .".into() },
-            EventKind::StepFinished { step: 2, cached: true, milliseconds: 0, error: None },
+            finished(2, true, false, 0),
+            EventKind::StepStarted { step: 3, name: "[2/2] COPY a b".into() },
+            finished(3, true, true, 0),
             EventKind::Warning { text: "two\nlines".into() },
             EventKind::Image {
                 reference: Some("localhost/app:1".into()),
@@ -280,9 +293,11 @@ mod tests {
             2023/11/14 22:13:26 #1 DONE 1.2s
             2023/11/14 22:13:27 #2 [build 2/2] COPY . .
             2023/11/14 22:13:28 #2 CACHED [build 2/2] COPY . .
-            2023/11/14 22:13:29 WARNING: two
-            2023/11/14 22:13:29 lines
-            2023/11/14 22:13:30 localhost/app:1: digest: sha256:ab
+            2023/11/14 22:13:29 #3 [2/2] COPY a b
+            2023/11/14 22:13:30 #3 CACHED [2/2] COPY a b: what it sees of the image is the same
+            2023/11/14 22:13:31 WARNING: two
+            2023/11/14 22:13:31 lines
+            2023/11/14 22:13:32 localhost/app:1: digest: sha256:ab
             Run ID: c01 was successful after 12s
         "#]]
         .assert_eq(&text);

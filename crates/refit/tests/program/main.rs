@@ -31,6 +31,7 @@ mod login;
 mod logins;
 mod malformed;
 mod memory;
+mod moved;
 mod observe;
 mod output;
 mod outputs;

@@ -5,7 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use builder::{BuildEvents, CacheExplanation, RecordedRepository, StepCost, StepEnd, StepNumber};
+use builder::{
+    BuildEvents, CacheExplanation, Proof, RecordedRepository, StepCost, StepEnd, StepNumber,
+};
 use bytes::Bytes;
 use control::{Commit, EventKind, Outcome, RunLog, Stream};
 use engine::RunEvents;
@@ -147,19 +149,21 @@ impl BuildEvents for LogEvents {
         let ended = self.steps().remove(&step);
         let milliseconds =
             ended.as_ref().map_or(0, |step| step.started.elapsed().as_millis() as u64);
-        let (cached, error) = match end {
-            StepEnd::Done => (false, None),
-            StepEnd::Cached => (true, None),
-            StepEnd::Failed { error } => (false, Some(error)),
+        let (proof, error) = match end {
+            StepEnd::Done => (None, None),
+            StepEnd::Cached { proof } => (Some(proof), None),
+            StepEnd::Failed { error } => (None, Some(error)),
         };
+        let cached = proof.is_some();
         if let Some(Step { name, .. }) = ended {
             let mut so_far = self.so_far.lock().unwrap_or_else(PoisonError::into_inner);
             let (cpu_milliseconds, cache) = (0, None);
-            let cost = StepCost { name, cached, milliseconds, cpu_milliseconds, cache };
+            let cost = StepCost { name, cached, proof, milliseconds, cpu_milliseconds, cache };
             so_far.steps.push(cost);
         }
-        let step = step.0;
-        self.log.append(EventKind::StepFinished { step, cached, milliseconds, error }).await;
+        let (step, seen) = (step.0, proof == Some(Proof::Seen));
+        let finished = EventKind::StepFinished { step, cached, seen, milliseconds, error };
+        self.log.append(finished).await;
     }
 
     async fn warning(&self, text: &str) {
