@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Benchmarks of Refit beside whatever peers are on PATH: builders (W1-W5), registries (W6); and tasks and triggers,
-alone.
+"""Benchmarks of Refit beside whatever peers are on PATH: builders (W1-W5), registries (W6); and W5 with
+1,000 images (fleet), tasks and triggers, alone.
 
     bench/run.py                       everything, three repetitions, tables on stdout
     bench/run.py --workloads w1,w6     some of it
@@ -551,33 +551,62 @@ def w4(tool, work):
     measure(tool, "w4", "run-500mb", lambda: tool.build(context, f"bench/w4:{unique()}"))
 
 
-def w5(tool, work):
-    if not (work / "layouts/debian").exists():
-        print("# W5 needs mmdebstrap", file=sys.stderr)
-        return
-    count, chance = ARGS.images, random.Random(time.time_ns())
-    contexts = []
+def on_one_base(tool, work, count):
+    """Contexts of images on one Debian base, each with a `COPY` of 1 MB and metadata."""
+    chance, contexts = random.Random(time.time_ns()), []
+    fresh(work / "contexts")
     for i in range(count):
-        context = fresh(work / f"contexts/{i}")
+        context = work / f"contexts/{i}"
+        context.mkdir()
         (context / "app.bin").write_bytes(chance.randbytes(512 << 10) + chance.randbytes(64) * 8192)
         (context / "Dockerfile").write_text(
             f"FROM {tool.registry}/base/w5:1\nCOPY app.bin /app/app.bin\nENV APP={i} A=1 B=2\n"
             f'LABEL app="{i}"\nEXPOSE 8080\nENTRYPOINT ["/app/app.bin"]\n')
         contexts.append(context)
-
-    def every(jobs, suffix):
-        with futures.ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(lambda i: tool.build(contexts[i], f"bench/w5-{i}:{suffix}", base_moved=True), range(count)))
     push_layout(work / "layouts/debian", f"{tool.registry}/base/w5:1")
-    measure(tool, "w5", "initial", lambda: every(8, "1"))
+    return contexts
+
+
+def move_base(tool, work):
+    """The base gets one more layer."""
+    patch = fresh(work / "patch")
+    (patch / "usr/lib/patched").mkdir(parents=True)
+    (patch / "usr/lib/patched/lib.so").write_bytes(random.randbytes(5 << 20))
+    run("tar", "-C", patch, "-cf", work / "patch.tar", "usr")
+    oci_layout(work / "patched", [work / "layers/debian.tar", work / "patch.tar"])
+    push_layout(work / "patched", f"{tool.registry}/base/w5:1")
+
+
+def build_all(tool, contexts, jobs, tag):
+    with futures.ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda i: tool.build(contexts[i], f"bench/w5-{i}:{tag}", base_moved=True), range(len(contexts))))
+
+
+def has_debian(work):
+    if not (work / "layouts/debian").exists():
+        print("# W5 needs mmdebstrap", file=sys.stderr)
+    return (work / "layouts/debian").exists()
+
+
+def w5(tool, work):
+    if not has_debian(work):
+        return
+    contexts = on_one_base(tool, work, ARGS.images)
+    measure(tool, "w5", "initial", lambda: build_all(tool, contexts, 8, "1"))
     for jobs in (1, 8):
-        patch = fresh(work / "patch")
-        (patch / "usr/lib/patched").mkdir(parents=True)
-        (patch / "usr/lib/patched/lib.so").write_bytes(chance.randbytes(5 << 20))
-        run("tar", "-C", patch, "-cf", work / "patch.tar", "usr")
-        oci_layout(work / "patched", [work / "layers/debian.tar", work / "patch.tar"])
-        push_layout(work / "patched", f"{tool.registry}/base/w5:1")
-        measure(tool, "w5", f"patch-j{jobs}", lambda: every(jobs, f"p{jobs}"))
+        move_base(tool, work)
+        measure(tool, "w5", f"patch-j{jobs}", lambda: build_all(tool, contexts, jobs, f"p{jobs}"))
+
+
+def fleet(tool, work):
+    """W5 with many images: only Refit's own, without a peer."""
+    if tool.name != "refit" or not has_debian(work):
+        return
+    tool.reset()
+    contexts = on_one_base(tool, work, ARGS.fleet)
+    measure(tool, "fleet", "initial", lambda: build_all(tool, contexts, 8, "1"))
+    move_base(tool, work)
+    measure(tool, "fleet", "patch-j8", lambda: build_all(tool, contexts, 8, "p8"))
 
 
 # ------------------------------------------------------------------ report
@@ -711,10 +740,11 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("/tmp/refit-bench"), help="folder for inputs and state")
     parser.add_argument("--tools", default="refit,buildah", help="builders for W1-W5")
     parser.add_argument("--registries", default="refit,docker-registry,registry", help="registries for W6")
-    parser.add_argument("--workloads", default="w1,w2,w3,w4,w5,w6,tasks,triggers")
+    parser.add_argument("--workloads", default="w1,w2,w3,w4,w5,w6,fleet,tasks,triggers")
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5, help="length of one request-rate measurement")
     parser.add_argument("--images", type=int, default=50, help="images of W5")
+    parser.add_argument("--fleet", type=int, default=1000, help="images of the workload fleet")
     parser.add_argument("--out", help="also append every measurement to this file, a JSON line each")
     ARGS = parser.parse_args()
     ARGS.work.mkdir(parents=True, exist_ok=True)
@@ -743,9 +773,9 @@ def main():
             tools.append(tool)
         try:
             for workload in builders:
-                for _ in range(1 if workload in ("w5", "tasks") else ARGS.reps):
+                for _ in range(1 if workload in ("w5", "fleet", "tasks") else ARGS.reps):
                     for tool in tools:
-                        {"w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "tasks": tasks}[workload](tool, ARGS.work)
+                        {"w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "fleet": fleet, "tasks": tasks}[workload](tool, ARGS.work)
         finally:
             for tool in tools:
                 tool.stop()
