@@ -2,7 +2,7 @@
 """Benchmarks of Refit beside whatever peers are on PATH: builders (W1-W5), registries (W6); and W5 with
 1,000 images (fleet), tasks and triggers, alone.
 
-    bench/run.py                       everything, three repetitions, tables on stdout
+    bench/run.py                       everything but fleet, three repetitions, tables on stdout
     bench/run.py --workloads w1,w6     some of it
     bench/run.py --tools refit         without peers
 
@@ -740,7 +740,7 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("/tmp/refit-bench"), help="folder for inputs and state")
     parser.add_argument("--tools", default="refit,buildah", help="builders for W1-W5")
     parser.add_argument("--registries", default="refit,docker-registry,registry", help="registries for W6")
-    parser.add_argument("--workloads", default="w1,w2,w3,w4,w5,w6,fleet,tasks,triggers")
+    parser.add_argument("--workloads", default="w1,w2,w3,w4,w5,w6,tasks,triggers")
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5, help="length of one request-rate measurement")
     parser.add_argument("--images", type=int, default=50, help="images of W5")

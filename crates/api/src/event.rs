@@ -23,6 +23,19 @@ pub enum OutputStream {
     Stderr,
 }
 
+/// What was found to be the same of the images that a step looks at, so that a result that was
+/// there already is right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Proof {
+    /// It looks at none.
+    Nothing,
+    /// What it sees; the layers are others than those that the result was made on.
+    Seen,
+    /// Every layer.
+    Layers,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "camelCase")]
 pub enum EventKind {
@@ -61,13 +74,13 @@ pub enum EventKind {
         step: u32,
         text: String,
     },
-    /// A step ended. `cached`: its result was there already. `seen`: that is right here by what
-    /// the step sees of the image, whose layers may be others than those that it was made on.
+    /// A step ended. `cached`: its result was there already, and is right by `proof`, which servers
+    /// of older versions do not tell.
     StepFinished {
         step: u32,
         cached: bool,
         #[serde(default)]
-        seen: bool,
+        proof: Option<Proof>,
         milliseconds: u64,
         #[serde(default)]
         error: Option<String>,

@@ -25,7 +25,7 @@ pub use build_options::{
     BuildOptions, BuildSecret, CacheExport, CacheMode, NamedContext, NamedContextContent,
 };
 pub use error::{ErrorBody, ErrorDetail};
-pub use event::{Event, EventKind, OutputStream};
+pub use event::{Event, EventKind, OutputStream, Proof};
 pub use import::*;
 pub use policy::*;
 pub use pool::*;

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use container::{Limits, Network, Peers, Runtime};
 use dockerfile::{DockerfileError, Plan, PlanOptions, Source, Span, StageId, StagePlan};
 use oci::{Compression, Descriptor, Digest, Platform, Reference};
-use store::BlobStore;
+use store::{BlobStore, CacheEntry};
 use tokio::sync::{OnceCell, Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -350,6 +350,8 @@ pub(crate) struct Notes {
     /// Layers that instructions made, now or before, and where those are.
     pub(crate) layers: Vec<(ImageLayer, Span)>,
     pub(crate) cost: BuildCost,
+    /// Entries of the build cache that are to be written with the image.
+    pub(crate) memos: Vec<(Digest, CacheEntry)>,
     /// Of steps that have not finished.
     pub(crate) explanations: HashMap<StepNumber, CacheExplanation>,
 }
@@ -566,10 +568,13 @@ impl<'a> Build<'a> {
         let (fixed, now) = (self.request.source_date_epoch, self.request.now);
         let image = assemble(&stage, annotations, fixed, now);
         let config_digest = Digest::of(&image.config);
-        let mut upload = self.builder.blobs.begin_upload(oci::Algorithm::Sha256).await?;
-        upload.write(image.config.clone()).await?;
-        upload.commit(Some(&config_digest)).await?;
         let mut notes = std::mem::take(&mut *self.notes());
+        // At once, since all of it is waiting for the disk.
+        tokio::try_join!(
+            self.store(&image.config, &config_digest),
+            self.store(&image.manifest, &image.descriptor.digest),
+            self.keep_memos(&notes.memos),
+        )?;
         // Stages end in any order; the record is the same each time.
         notes.bases.sort_by(|a, b| (a.stage, &a.reference).cmp(&(b.stage, &b.reference)));
         notes.bases.dedup();
@@ -620,6 +625,20 @@ impl<'a> Build<'a> {
             results: notes.results,
             cost: notes.cost,
         })
+    }
+
+    /// Stores a small blob.
+    async fn store(&self, bytes: &Bytes, digest: &Digest) -> Result<(), BuildError> {
+        let mut upload = self.builder.blobs.begin_upload(digest.algorithm()).await?;
+        upload.write(bytes.clone()).await?;
+        upload.commit(Some(digest)).await?;
+        Ok(())
+    }
+
+    async fn keep_memos(&self, memos: &[(Digest, CacheEntry)]) -> Result<(), BuildError> {
+        let puts = memos.iter().map(|(key, entry)| self.builder.cache.put(key, entry));
+        futures_util::future::try_join_all(puts).await?;
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use crate::error::BuildError;
 use crate::image::BaseImage;
 use crate::run::{PATH, unique_name};
 use crate::stage::read_accounts;
-use crate::user::{Identity, UserError};
+use crate::user::{AccountFiles, Identity, UserError};
 
 /// What to run of an image, and what is other than its config says.
 #[derive(Debug, Clone)]
@@ -172,9 +172,10 @@ async fn identity(
 ) -> Result<Identity, CommandError> {
     let user = command.user.as_ref().unwrap_or(&command.image.config.config.user);
     let view = builder.layers.view(layers, stop).await?;
-    let accounts = blocking(move || read_accounts(&*view)).await.map_err(|source| {
-        CommandError::Layers(BuildError::Io { doing: "read the image's users".into(), source })
-    })?;
+    let accounts =
+        blocking(move || read_accounts(&*view, AccountFiles::BOTH)).await.map_err(|source| {
+            CommandError::Layers(BuildError::Io { doing: "read the image's users".into(), source })
+        })?;
     Ok(accounts.identity(user)?)
 }
 

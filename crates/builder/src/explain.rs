@@ -309,6 +309,9 @@ struct Listing {
     /// The paths are folders, with all that is below them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     folders: bool,
+    /// The prints have times.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    times: bool,
     /// How many bytes a path shares with the one before, its other bytes, and its print:
     /// content, mode, owner, attributes and time.
     files: Vec<(usize, String, String)>,
@@ -324,13 +327,18 @@ impl Listing {
     fn of(plan: &CopyPlan, source: &dyn Tree, time_max: Option<i64>, files_max: usize) -> Self {
         // What cannot be read is an error where it is copied.
         let entries = || plan.entries(source).filter_map(Result::ok);
-        let files = || entries().map(|entry| (listed_path(&entry), print(&entry, time_max)));
+        let print = |entry: &PlannedEntry| {
+            let time = time_max.map(|max| entry.node.mtime.min(max));
+            node_print(&entry.node, entry.first.as_deref(), time)
+        };
+        let files = || entries().map(|entry| (listed_path(&entry), print(&entry)));
         let archives = plan
             .archives
             .iter()
-            .map(|archive| (archive.source.clone(), node_print(&archive.node, None)));
+            .map(|archive| (archive.source.clone(), node_print(&archive.node, None, None)));
+        let times = time_max.is_some();
         if plan.len() + plan.archives.len() <= files_max {
-            return Self::packed(false, files().chain(archives));
+            return Self { times, ..Self::packed(files().chain(archives)) };
         }
         let mut folded = BTreeMap::new();
         for depth in (0..=DEPTH_MAX).rev() {
@@ -349,10 +357,10 @@ impl Listing {
             }
         }
         let folded = folded.into_iter().map(|(path, hasher)| (path, short(&hasher.finish())));
-        Self::packed(true, folded)
+        Self { folders: true, times, ..Self::packed(folded) }
     }
 
-    fn packed(folders: bool, files: impl Iterator<Item = (String, String)>) -> Self {
+    fn packed(files: impl Iterator<Item = (String, String)>) -> Self {
         let mut packed = Vec::new();
         let mut before = String::new();
         for (path, print) in files {
@@ -361,7 +369,7 @@ impl Listing {
             packed.push((shared, path[shared..].to_owned(), print));
             before = path;
         }
-        Self { folders, files: packed }
+        Self { files: packed, ..Self::default() }
     }
 
     fn unpacked(&self) -> Vec<(String, &str)> {
@@ -376,12 +384,17 @@ impl Listing {
     }
 
     fn changes(&self, before: &Self) -> Vec<FileChange> {
-        if self.folders != before.folders {
+        let is_other = self.folders != before.folders;
+        // Of a folder there is one print for all.
+        if is_other || (self.folders && self.times != before.times) {
             return Vec::new();
         }
         let mut earlier: HashMap<String, &str> = before.unpacked().into_iter().collect();
         let mut changes = Vec::new();
         let mut push = |path: &str, changed: Vec<FilePart>| {
+            if changed.is_empty() {
+                return;
+            }
             let path = if path.is_empty() { "." } else { path };
             changes.push(FileChange { path: shown(path).into_owned(), changed });
         };
@@ -425,16 +438,7 @@ fn folder_of(path: &str, depth: usize) -> &str {
     }
 }
 
-fn print(entry: &PlannedEntry, time_max: Option<i64>) -> String {
-    let mut text = node_print(&entry.node, entry.first.as_deref());
-    if let Some(max) = time_max {
-        let attributes = if text.matches(',').count() == 2 { "," } else { "" };
-        let _ = write!(text, "{attributes},{}", entry.node.mtime.min(max));
-    }
-    text
-}
-
-fn node_print(node: &Node, first: Option<&str>) -> String {
+fn node_print(node: &Node, first: Option<&str>, time: Option<i64>) -> String {
     let content = match &node.kind {
         NodeKind::Directory => "folder".to_owned(),
         NodeKind::File { digest, .. } => short(digest),
@@ -444,7 +448,8 @@ fn node_print(node: &Node, first: Option<&str>) -> String {
         NodeKind::Fifo => "fifo".to_owned(),
     };
     let mut text = format!("{content},{:o},{}:{}", node.mode, node.uid, node.gid);
-    if !node.xattrs.is_empty() || first.is_some() {
+    let has_attributes = !node.xattrs.is_empty() || first.is_some();
+    if has_attributes {
         let mut hasher = Hasher::sha256();
         for (name, value) in &node.xattrs {
             hasher.update(name.as_bytes());
@@ -454,17 +459,29 @@ fn node_print(node: &Node, first: Option<&str>) -> String {
         hasher.update(first.unwrap_or_default().as_bytes());
         let _ = write!(text, ",{}", short(&hasher.finish()));
     }
+    if let Some(time) = time {
+        let _ = write!(text, "{},{time}", if has_attributes { "" } else { "," });
+    }
     text
 }
 
 /// Which parts of two prints differ.
 fn parts(before: &str, after: &str) -> Vec<FilePart> {
-    let all =
-        [FilePart::Content, FilePart::Mode, FilePart::Owner, FilePart::Attributes, FilePart::Time];
     let (mut before, mut after) = (before.split(','), after.split(','));
-    // What comes last is absent where it says nothing.
-    let mut is_same = || before.next().unwrap_or_default() == after.next().unwrap_or_default();
-    all.into_iter().filter(|_| !is_same()).collect()
+    let mut changed = Vec::new();
+    for part in [FilePart::Content, FilePart::Mode, FilePart::Owner, FilePart::Attributes] {
+        // Attributes are absent where there are none.
+        if before.next().unwrap_or_default() != after.next().unwrap_or_default() {
+            changed.push(part);
+        }
+    }
+    // A print without a time says nothing of it.
+    if let (Some(before), Some(after)) = (before.next(), after.next())
+        && before != after
+    {
+        changed.push(FilePart::Time);
+    }
+    changed
 }
 
 /// What the builds of one stage were made of, newest first.
@@ -590,7 +607,13 @@ impl Missed<'_> {
         let inputs = self.input_causes(was);
         let count = others + file_count + inputs.len();
         causes.extend(inputs);
-        let unknown = || CacheCause::Input { name: "something that is not kept".to_owned() };
+        let has_times =
+            |detail: &Detail| detail.files.as_ref().is_some_and(|listing| listing.times);
+        let unknown = || match has_times(self.detail) == has_times(was) {
+            true => CacheCause::Input { name: "something that is not kept".to_owned() },
+            // Times were in no key then.
+            false => CacheCause::OlderVersion,
+        };
         (count, causes.into_iter().next().unwrap_or_else(unknown))
     }
 
@@ -617,6 +640,10 @@ impl Missed<'_> {
             return None;
         }
         let mut changed = after.changes(before);
+        // That there are times now, or none, is not a change of the files.
+        if changed.is_empty() && before.times != after.times {
+            return None;
+        }
         let more = changed.len().saturating_sub(CHANGES_MAX);
         changed.truncate(CHANGES_MAX);
         let folders = after.folders;
@@ -689,5 +716,33 @@ pub(crate) fn base_cause(before: Option<&Base>, after: Option<&Base>) -> CacheCa
             CacheCause::Stage { name: stage.name.clone() }
         }
         _ => CacheCause::Input { name: "what the stage stands on".to_owned() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(times: bool, prints: &[(&str, &str)]) -> Listing {
+        let files = prints.iter().map(|(path, print)| ((*path).to_owned(), (*print).to_owned()));
+        Listing { times, ..Listing::packed(files) }
+    }
+
+    #[test]
+    fn times_are_compared_with_times_only() {
+        let before = listing(false, &[("a", "1,644,0:0"), ("b", "2,644,0:0,x")]);
+        let after = listing(true, &[("a", "1,644,0:0,,7"), ("b", "2,644,0:0,x,7")]);
+        assert_eq!((after.changes(&before), before.changes(&after)), (Vec::new(), Vec::new()));
+        let touched = listing(true, &[("a", "1,644,0:0,,7"), ("b", "2,600,0:0,,8")]);
+        let changed = vec![FilePart::Mode, FilePart::Attributes, FilePart::Time];
+        let change = FileChange { path: "b".to_owned(), changed };
+        assert_eq!(touched.changes(&after), [change]);
+        // Of an entry from before times were in keys.
+        let detail = |files| Detail { files: Some(files), ..Detail::default() };
+        let (was, now) = (detail(before), detail(after));
+        let missed = Missed { steps: &[], texts: &[], detail: &now, made_by: &[] };
+        let step = TrailStep::new("COPY . .", Digest::of(b"key"));
+        let (_, cause) = missed.compare(&Earlier::Same(&step), Some(&was));
+        assert_eq!(cause, CacheCause::OlderVersion);
     }
 }

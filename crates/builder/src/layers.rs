@@ -8,7 +8,6 @@
 //! What an image says of a layer's diff ID counts only once the layer was read and unpacked to
 //! it: cache keys, folders and views are made from diff IDs, and are shared by all builds.
 
-mod accounts;
 mod blocks;
 mod diff;
 mod files;
@@ -48,7 +47,6 @@ use crate::error::BuildError;
 use crate::name::{bytes_of, shown};
 use crate::secret_scan::{Findings, LayerSearch};
 use crate::tree::{Node, NodeKind, Tree, ancestors, check_read};
-use accounts::RecentFiles;
 use blocks::{BlockMap, BlockWriter};
 pub(crate) use blocks::{EarlierBlocks, compressor};
 use diff::{NotInLayer, write_diff};
@@ -95,7 +93,6 @@ struct Inner {
     indexes: Arc<dyn LayerIndexes>,
     folder: PathBuf,
     recent: Mutex<RecentIndexes>,
-    account_files: RecentFiles,
     /// Layers that are being unpacked just now.
     unpacking: InFlight,
     /// Blobs that are being read just now for what is to be known of them.
@@ -180,7 +177,6 @@ impl Layers {
                 indexes,
                 folder: folder.to_owned(),
                 recent: Mutex::default(),
-                account_files: RecentFiles::default(),
                 unpacking: InFlight::default(),
                 reading: InFlight::default(),
                 verified: Mutex::default(),
@@ -907,18 +903,6 @@ impl<F: Borrow<File>> Read for Slice<F> {
     }
 }
 
-/// Opens a file of an unpacked layer; no link is followed.
-fn open_unpacked(folder: &Path, path: &str) -> io::Result<File> {
-    let root = rustix::fs::open(
-        folder,
-        OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    Ok(File::from(rustix::fs::openat2(&root, &*bytes_of(path), flags, Mode::empty(), resolve)?))
-}
-
 /// A file that is gone when it is closed, whatever happens.
 fn nameless_file(folder: &Path) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -999,13 +983,26 @@ impl Tree for View {
         self.merged.names(path)
     }
 
-    /// Unpacks the file's layer if it is not. Called from blocking threads only.
+    /// Unpacks the file's layer if it is not, unless the index has the file. Called from blocking
+    /// threads only.
     fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send>> {
         let missing = || self.failure().unwrap_or_else(|| io::ErrorKind::NotFound.into());
         let placed = self.merged.get(path).ok_or_else(missing)?;
+        if let Some(bytes) = self.merged.content(&placed) {
+            return Ok(Box::new(io::Cursor::new(bytes)));
+        }
         let layer = &self.image[placed.layer];
         let folder = self.runtime.block_on(self.layers.folder(layer, &self.stop));
-        Ok(Box::new(open_unpacked(&folder.map_err(io::Error::other)?, path)?))
+        let folder = folder.map_err(io::Error::other)?;
+        let root = rustix::fs::open(
+            &folder,
+            OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let file = rustix::fs::openat2(&root, &*bytes_of(path), flags, Mode::empty(), resolve)?;
+        Ok(Box::new(File::from(file)))
     }
 
     fn failure(&self) -> Option<io::Error> {

@@ -5,7 +5,7 @@
 //! by the digest of its list and the image by its layers, and its value names the layer's own key.
 //! So a memo says nothing that the plan would not say, and without one nothing is different but
 //! the time it takes. It is kept only of plans that had nothing else to tell, such as a pattern
-//! without a match.
+//! without a match, and written together with the image.
 
 use dockerfile::CopyOperation;
 use oci::Digest;
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::KeyHasher;
 use crate::context::{ContextFiles, ContextOptions};
 use crate::copy::CopyPlan;
+use crate::user::AccountFiles;
 
 /// Where a memo is.
 pub(crate) struct Memo {
@@ -51,16 +52,18 @@ pub(crate) fn is_all_of(plan: &CopyPlan) -> bool {
 
 /// Whether what is below an instruction counts: with `--link` only for the names of owners.
 pub(crate) fn looks_below(copy: &CopyOperation) -> bool {
-    !copy.link || copy.chown.is_some()
+    !copy.link || copy.chown.as_ref().is_some_and(|chown| !AccountFiles::of_owner(chown).are_none())
 }
 
 /// The key of a memo; none for what is copied from elsewhere than a list. `key` is begun with what
-/// counts for every layer.
+/// counts for every layer. `time_max` is as for [`CopyPlan::add_to`]: memos from before times were
+/// in keys of layers name other layers, and must not be found.
 pub(crate) fn key<'a>(
     mut key: KeyHasher,
     copy: &CopyOperation,
     context: &ContextOptions,
     layers: impl Iterator<Item = &'a Digest>,
+    time_max: Option<i64>,
 ) -> Option<Digest> {
     // Every member is looked at: one that is new must be in the key.
     let CopyOperation {
@@ -83,6 +86,9 @@ pub(crate) fn key<'a>(
         return None;
     }
     key.digest("list", files.digest());
+    if let Some(max) = time_max {
+        key.text("times up to", &max.to_string());
+    }
     key.optional("dockerfile", dockerfile.as_deref());
     key.list("hidden", hidden);
     key.number("entries max", *entries_max as u64);
@@ -109,4 +115,44 @@ pub(crate) fn key<'a>(
     };
     key.list("layers", &layers);
     Some(key.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use store::MemoryStore;
+
+    use super::*;
+    use crate::context::LazyFolder;
+    use crate::listed::{ContextLimits, ListedFiles};
+
+    #[tokio::test]
+    async fn a_memo_without_times_is_not_found_where_they_count() {
+        let blobs = MemoryStore::open(db::Db::in_memory().await.unwrap()).await.unwrap();
+        let (list, limits) = (Digest::of(b"list"), ContextLimits::default());
+        let files = Arc::new(ListedFiles::new(Arc::new(blobs), list, Vec::new(), limits));
+        let folder = Arc::new(LazyFolder::new("unused"));
+        let context = ContextOptions::of(ContextFiles::Listed { files, folder });
+        let copy = CopyOperation {
+            from: None,
+            sources: Vec::new(),
+            documents: Vec::new(),
+            destination: "/".to_owned(),
+            chown: None,
+            chmod: None,
+            unpack: false,
+            unpack_downloads: false,
+            checksum: None,
+            link: false,
+            parents: false,
+            excludes: Vec::new(),
+        };
+        let key = |time_max| {
+            let begun = KeyHasher::new("memo");
+            key(begun, &copy, &context, std::iter::empty(), time_max).unwrap()
+        };
+        assert_eq!(key(None), key(None));
+        assert_ne!(key(None), key(Some(7)));
+    }
 }

@@ -99,11 +99,13 @@ impl Sources {
     }
 
     /// Adds to a cache key all of the mounts that can change what the command does. What is in
-    /// cache folders and secrets does not count, nor which keys an agent has.
-    pub(crate) fn add_to(&self, run: &RunOperation, key: &mut KeyHasher) {
+    /// cache folders and secrets does not count, nor which keys an agent has. Times of files are left
+    /// out unless there `are_times`: what a command makes of them may be in its layer, whose digest
+    /// is promised with a bound on times.
+    pub(crate) fn add_to(&self, run: &RunOperation, are_times: bool, key: &mut KeyHasher) {
         key.number("mounts", run.mounts.len() as u64);
         for (mount, source) in run.mounts.iter().zip(&self.sources) {
-            add_mount(mount, source.as_ref(), key);
+            add_mount(mount, source.as_ref(), are_times, key);
         }
     }
 
@@ -112,12 +114,16 @@ impl Sources {
         self.sources.iter().flatten().try_for_each(|source| check_read(&*source.tree))
     }
 
-    /// The digest of each mount by its target.
-    pub(crate) fn digests(&self, run: &RunOperation) -> Vec<(String, oci::Digest)> {
+    /// The digest of each mount by its target; `are_times` is as for [`Self::add_to`].
+    pub(crate) fn digests(
+        &self,
+        run: &RunOperation,
+        are_times: bool,
+    ) -> Vec<(String, oci::Digest)> {
         let mounts = run.mounts.iter().zip(&self.sources);
         let digest = |(mount, source): (&Mount, &Option<MountSource>)| {
             let mut key = KeyHasher::new("mount");
-            add_mount(mount, source.as_ref(), &mut key);
+            add_mount(mount, source.as_ref(), are_times, &mut key);
             (target(&mount.kind), key.finish())
         };
         mounts.map(digest).collect()
@@ -196,14 +202,19 @@ impl MountSource {
         }
     }
 
-    /// Everything that a command can see of it: names, types, modes, owners and bytes.
-    fn add_to(&self, key: &mut KeyHasher) {
+    /// Everything that a command can see of it: names, types, modes, owners and bytes; and times, if
+    /// there `are_times`. Folders and links of a context have no time of their own there.
+    fn add_to(&self, are_times: bool, key: &mut KeyHasher) {
+        let are_layers = matches!(self.files, Files::Layers(_));
         let mut left = vec![(self.path.clone(), self.node.clone())];
         let mut names = FirstNames::default();
         while let Some((path, node)) = left.pop() {
             let below = path.strip_prefix(self.path.as_str()).unwrap_or(&path);
             key.text("path", below);
             names.add_to(below, &node, key);
+            if are_times && (are_layers || matches!(node.kind, NodeKind::File { .. })) {
+                key.text("time", &node.mtime.to_string());
+            }
             if node.is_directory() {
                 for name in self.tree.children(&path).into_iter().rev() {
                     let path = join(&path, &name);
@@ -234,7 +245,7 @@ impl MountSource {
     }
 }
 
-fn add_mount(mount: &Mount, source: Option<&MountSource>, key: &mut KeyHasher) {
+fn add_mount(mount: &Mount, source: Option<&MountSource>, are_times: bool, key: &mut KeyHasher) {
     match &mount.kind {
         MountKind::Bind { target, read_only, .. } => {
             key.text("bind", target);
@@ -264,7 +275,8 @@ fn add_mount(mount: &Mount, source: Option<&MountSource>, key: &mut KeyHasher) {
         }
     }
     if let Some(source) = source {
-        source.add_to(key);
+        // What a cache folder began with may have any time by now.
+        source.add_to(are_times && matches!(mount.kind, MountKind::Bind { .. }), key);
     }
 }
 
@@ -428,7 +440,7 @@ impl Mounts {
 impl MountSource {
     fn digest(&self) -> oci::Digest {
         let mut key = KeyHasher::new("mount");
-        self.add_to(&mut key);
+        self.add_to(false, &mut key);
         key.finish()
     }
 }

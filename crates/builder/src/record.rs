@@ -38,7 +38,8 @@ pub struct BuildRecord {
     pub source_date_epoch: Option<i64>,
     pub bases: Vec<RecordedBase>,
     pub steps: Vec<RecordedStep>,
-    /// Instructions that made no layer: each build does them anew, so nothing is to be proven.
+    /// Instructions of the Dockerfile that made no layer: each build does them anew, so nothing is to
+    /// be proven.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evaluated: Vec<RecordedLine>,
     /// What `ADD`s fetched.
@@ -92,8 +93,8 @@ pub struct RecordedStep {
     pub key: Digest,
     pub layer: Digest,
     pub diff_id: Digest,
-    /// What has to be the same of the image below for the layer to be used on another one: the key
-    /// holds it. Absent in records of older versions.
+    /// What has to be the same of the images that the step looks at for the layer to be used on other
+    /// ones: the key holds it. Absent in records of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Proof>,
 }

@@ -35,12 +35,12 @@ use crate::explain::{
 use crate::layers::{self, EarlierBlocks, LayerPlace, NewLayer, compressor};
 use crate::memo::{self, Memo, Remembered};
 use crate::mounts::Sources;
-use crate::proof::{LayerKey, Proof, below};
+use crate::proof::{LayerKey, Proof};
 use crate::record::{BaseRole, RecordedLine, RecordedStep, StepCost, StepResult};
 use crate::run;
 use crate::secret_scan::HeldSecret;
 use crate::tree::{NoFiles, Tree, check_read, resolve};
-use crate::user::{Accounts, Owner};
+use crate::user::{AccountFiles, Accounts, Owner};
 
 /// Executes a stage to its end.
 pub(crate) async fn execute(build: &Build<'_>, id: StageId) -> Result<StageImage, BuildError> {
@@ -101,9 +101,10 @@ struct CachedLayer {
     diff_id: Digest,
     /// Seconds since 1970.
     created: i64,
-    /// Names the layers that it was made on. Absent in entries of older versions.
+    /// Names the layers that it was made on, of a key that does not hold them. Absent in entries of
+    /// older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    below: Option<Digest>,
+    made_on: Option<Digest>,
     /// The blob that tells of its compressed blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     blocks: Option<Digest>,
@@ -291,12 +292,14 @@ impl<'a> Stage<'a> {
             OperationKind::Copy(copy) => self.copy(operation, copy).await?,
             OperationKind::Workdir { path } => self.workdir(operation, path).await?,
         };
+        let plan = self.build.stage_plan(self.id);
         if layer.is_some() {
             self.view = None;
             self.made_by.push(self.step_name(&operation.text));
-        } else {
-            let stage = self.build.stage_plan(self.id).number;
-            self.build.notes().evaluated.push(RecordedLine { stage, line: operation.at.line });
+        } else if operation.at != plan.at {
+            // One of the base's triggers has no line of its own.
+            let line = RecordedLine { stage: plan.number, line: operation.at.line };
+            self.build.notes().evaluated.push(line);
         }
         let created_by = self.build.request.without_secret_args(&operation.created_by, 1);
         self.image.record(&created_by, layer);
@@ -355,7 +358,7 @@ impl<'a> Stage<'a> {
             let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
             self.input(&mut detail, InputKind::Variable, name, value);
         }
-        for (target, digest) in sources.digests(run) {
+        for (target, digest) in sources.digests(run, self.are_times_promised()) {
             self.input(&mut detail, InputKind::Mount, &target, digest.as_str());
         }
         let platform = self.image.config.platform().to_string();
@@ -428,8 +431,8 @@ impl<'a> Stage<'a> {
             key.text("host", name);
             key.text("address", &address.to_string());
         }
-        sources.add_to(run, &mut key);
-        LayerKey { digest: key.finish(), proof: Proof::Layers }
+        sources.add_to(run, self.are_times_promised(), &mut key);
+        LayerKey::of_layers(key.finish())
     }
 
     async fn execute_run(
@@ -441,7 +444,7 @@ impl<'a> Stage<'a> {
         earlier: Option<Arc<EarlierBlocks>>,
     ) -> Result<NewLayer, BuildError> {
         let at = operation.at;
-        let accounts = self.unpacked_accounts().await?;
+        let accounts = self.accounts(AccountFiles::BOTH).await?;
         let identity = accounts.identity(&run.user);
         let identity = identity.map_err(|error| BuildError::User { error, at })?;
         let mounts = sources.prepare(self.build, run).await?;
@@ -481,6 +484,7 @@ impl<'a> Stage<'a> {
             None => Some(build.context().await?),
             Some(from) => build.named_files(from).await?,
         };
+        let mut copied_image = None;
         let source: Arc<dyn Tree> = match (&context, &copy.from) {
             (Some(context), _) => Arc::clone(context) as Arc<dyn Tree>,
             (None, None) => Arc::new(NoFiles),
@@ -489,7 +493,7 @@ impl<'a> Stage<'a> {
                 let role = BaseRole::Buildtime;
                 let image = build.source_image(from, stage, at, role, step.number).await?;
                 self.image.has_secret |= image.has_secret;
-                self.view_of(&image.layers).await?
+                self.view_of(&copied_image.insert(image).layers).await?
             }
         };
         let source = self.with_downloads(copy, source, at, step).await?;
@@ -541,12 +545,15 @@ impl<'a> Stage<'a> {
             let text = format!("`{pattern}` of line {} matches nothing", at.line);
             build.events.warning(&text).await;
         }
-        let (key, plan) = self.copy_key("copy", plan, &source, owner).await?;
+        let below = memo::looks_below(copy).then_some(&self.image.layers[..]);
+        let images = below.into_iter().chain(copied_image.as_ref().map(|image| &image.layers[..]));
+        let images: Vec<_> = images.collect();
+        let (key, plan) = self.copy_key("copy", plan, &source, owner, &images, copy.link).await?;
         let memo = memo.filter(|_| memo::is_all_of(&plan));
         let made = self.write_layer(key.clone(), plan, source, image, owner, at, step);
         let made = made.await.map_err(|error| name_download(error, copy))?;
         if let (Some(memo), Some(context)) = (&memo, &context) {
-            self.remember(memo, key.digest, context).await?;
+            self.remember(memo, key.digest, context);
         }
         Ok(made)
     }
@@ -606,7 +613,7 @@ impl<'a> Stage<'a> {
             return Ok(None);
         }
         let image = Arc::new(NoFiles);
-        let (key, plan) = self.copy_key("copy", plan, &source, None).await?;
+        let (key, plan) = self.copy_key("copy", plan, &source, None, &[], true).await?;
         self.write_layer(key, plan, source, image, None, at, step).await.map(Some)
     }
 
@@ -622,6 +629,7 @@ impl<'a> Stage<'a> {
         at: Span,
         step: &Step,
     ) -> Result<Made, BuildError> {
+        let proof = key.proof;
         let miss = match self.find(at, step, key).await? {
             Found::Layer(made) => return Ok(*made),
             Found::Nothing(miss) => miss,
@@ -633,8 +641,10 @@ impl<'a> Stage<'a> {
             (detail, plan)
         });
         let (mut detail, plan) = listing.await;
-        if !plan.archives.is_empty() {
+        if proof == Proof::Layers {
             detail.set_layers(self.base.as_ref(), self.image.layers.iter().map(|l| &l.diff_id));
+        }
+        if !plan.archives.is_empty() {
             self.input(&mut detail, InputKind::Other, "the owner", &format!("{owner:?}"));
         }
         let build = self.build;
@@ -644,13 +654,16 @@ impl<'a> Stage<'a> {
     }
 
     /// A key of what a layer will hold, and the plan again. The layers below count only where
-    /// archives are unpacked, since what they meet there is known only when they are read.
+    /// archives are unpacked, since what they meet there is known only when they are read; and not
+    /// `alone`, where nothing is below. `images` are those that were looked at.
     async fn copy_key(
         &self,
         kind: &str,
         plan: CopyPlan,
         source: &Arc<dyn Tree>,
         owner: Option<Owner>,
+        images: &[&[ImageLayer]],
+        alone: bool,
     ) -> Result<(LayerKey, CopyPlan), BuildError> {
         let (mut key, source) = (self.key(kind), Arc::clone(source));
         let time_max = self.build.request.source_date_epoch;
@@ -662,17 +675,20 @@ impl<'a> Stage<'a> {
         let planned: std::io::Result<_> = planned.await;
         let (mut key, plan) =
             planned.map_err(|source| BuildError::Io { doing: doing(), source })?;
-        let proof = match plan.archives.is_empty() {
-            true => Proof::Seen,
-            false => {
-                let below = self.image.layers.iter().map(|layer| layer.diff_id.as_str());
-                key.list("layers", &below.collect::<Vec<_>>());
-                let owner = owner.map(|owner| format!("{}:{}", owner.uid, owner.gid));
-                key.optional("owner", owner.as_deref());
-                Proof::Layers
-            }
+        if plan.archives.is_empty() {
+            return Ok((LayerKey::of_seen(key.finish(), images), plan));
+        }
+        if !alone {
+            let below = self.image.layers.iter().map(|layer| layer.diff_id.as_str());
+            key.list("layers", &below.collect::<Vec<_>>());
+        }
+        let owner = owner.map(|owner| format!("{}:{}", owner.uid, owner.gid));
+        key.optional("owner", owner.as_deref());
+        let key = match alone {
+            true => LayerKey::of_seen(key.finish(), images),
+            false => LayerKey::of_layers(key.finish()),
         };
-        Ok((LayerKey { digest: key.finish(), proof }, plan))
+        Ok((key, plan))
     }
 
     /// `WORKDIR`: a layer only if the folder is not there.
@@ -706,19 +722,22 @@ impl<'a> Stage<'a> {
             return Ok(None);
         }
         let source = Arc::clone(&image);
-        let (key, plan) = self.copy_key("workdir", plan, &source, owner).await?;
+        let images = [&self.image.layers[..]];
+        let key = self.copy_key("workdir", plan, &source, owner, &images, false);
+        let (key, plan) = key.await?;
         self.write_layer(key, plan, source, image, owner, at, step).await.map(Some)
     }
 
     /// Who owns a folder that `WORKDIR` makes: the stage's user.
     async fn user_owner(&self, user: &str) -> Result<Owner, BuildError> {
         // A user that the image does not have yet owns nothing: root does.
-        Ok(self.accounts().await?.owner(user).unwrap_or(Owner { uid: 0, gid: 0 }))
+        let accounts = self.accounts(AccountFiles::of_owner(user)).await?;
+        Ok(accounts.owner(user).unwrap_or(Owner { uid: 0, gid: 0 }))
     }
 
     async fn owner(&mut self, chown: Option<&str>, at: Span) -> Result<Option<Owner>, BuildError> {
         let Some(chown) = chown else { return Ok(None) };
-        let owner = self.accounts().await?.owner(chown);
+        let owner = self.accounts(AccountFiles::of_owner(chown)).await?.owner(chown);
         owner.map(Some).map_err(|error| BuildError::User { error, at })
     }
 
@@ -783,7 +802,7 @@ impl<'a> Stage<'a> {
         cached: CachedLayer,
         cost: u64,
     ) -> Made {
-        let proof = self.proof_of(&key, &cached);
+        let proof = key.proof_of(cached.made_on.as_ref());
         self.note_hit(&cached, proof, step).await;
         let layer = ImageLayer { descriptor: cached.layer, diff_id: cached.diff_id };
         {
@@ -793,15 +812,6 @@ impl<'a> Stage<'a> {
         }
         self.record(at, key, &layer, cached.created, true);
         Made { layer, created: cached.created, proof: Some(proof), cpu: 0 }
-    }
-
-    /// Why a cached layer is right here. Whether it was made on the same layers is not known of
-    /// every one: then it is what the key holds.
-    fn proof_of(&self, key: &LayerKey, cached: &CachedLayer) -> Proof {
-        match &cached.below {
-            Some(made_on) if *made_on == below(&self.image.layers) => Proof::Layers,
-            _ => key.proof,
-        }
     }
 
     /// The layer of a `COPY` that was planned before from the same list, on the same layers.
@@ -823,8 +833,10 @@ impl<'a> Stage<'a> {
         let Lookup::Hit(cached, cost) = self.cached(&remembered.layer).await? else {
             return Ok(None);
         };
-        // There is a memo only of what has no archive.
-        let key = LayerKey { digest: remembered.layer, proof: Proof::Seen };
+        // There is a memo only of what has no archive and is copied from a context.
+        let images = [&self.image.layers[..]];
+        let images = if memo.looks_below { &images[..] } else { &[] };
+        let key = LayerKey::of_seen(remembered.layer, images);
         self.trail().steps.push(TrailStep::new(
             &self.build.request.without_secret_args(&step.text, 1),
             key.digest.clone(),
@@ -846,19 +858,15 @@ impl<'a> Stage<'a> {
             Some(_) => return None,
         };
         let layers = self.image.layers.iter().map(|layer| &layer.diff_id);
-        let key = memo::key(self.key("memo"), copy, options, layers)?;
+        let key = memo::key(self.key("memo"), copy, options, layers, request.source_date_epoch)?;
         Some(Memo { key, context, looks_below: memo::looks_below(copy) })
     }
 
-    async fn remember(
-        &self,
-        memo: &Memo,
-        layer: Digest,
-        context: &BuildContext,
-    ) -> Result<(), BuildError> {
+    /// The memo is written with the image: no build waits for it alone.
+    fn remember(&self, memo: &Memo, layer: Digest, context: &BuildContext) {
         let value = Remembered { layer, context: context.digest() }.to_json();
         let entry = CacheEntry { value, blobs: Vec::new(), cost: TRAIL_COST };
-        Ok(self.build.builder.cache.put(&memo.key, &entry).await?)
+        self.build.notes().memos.push((memo.key.clone(), entry));
     }
 
     /// Uses a result of another cache. The own one does not hear of it.
@@ -910,7 +918,7 @@ impl<'a> Stage<'a> {
         let took = milliseconds(step.started.elapsed());
         let held = build.held_secret(&new);
         match &held {
-            None => self.keep(&miss.key.digest, &new, created, took, detail).await?,
+            None => self.keep(&miss.key, &new, created, took, detail).await?,
             Some(held) => self.keep_apart(&new, held, at).await?,
         }
         let cpu = milliseconds(new.usage.cpu);
@@ -929,7 +937,7 @@ impl<'a> Stage<'a> {
 
     /// Notes the layer of an instruction, and whether others may have it.
     fn record(&self, at: Span, key: LayerKey, layer: &ImageLayer, created: i64, is_shared: bool) {
-        let LayerKey { digest: key, proof } = key;
+        let LayerKey { digest: key, proof, .. } = key;
         let mut notes = self.build.notes();
         notes.layers.push((layer.clone(), at));
         if is_shared && !self.image.has_secret {
@@ -964,7 +972,7 @@ impl<'a> Stage<'a> {
 
     async fn keep(
         &self,
-        key: &Digest,
+        key: &LayerKey,
         new: &NewLayer,
         created: i64,
         cost: u64,
@@ -991,12 +999,12 @@ impl<'a> Stage<'a> {
         let (run, trail) = (request.name.clone(), self.trail_key());
         let origin = Some(Origin { run, at: request.now, trail, detail, detail_blob });
         let blocks = new.blocks.clone();
-        let below = Some(below(&self.image.layers));
-        let value = CachedLayer { layer, diff_id, created, below, blocks, origin };
+        let made_on = key.layers.clone();
+        let value = CachedLayer { layer, diff_id, created, made_on, blocks, origin };
         let value = serde_json::to_string(&value).expect("plain structs serialize");
         let entry = CacheEntry { value, blobs, cost };
         // At once: then both are in one commit of the database.
-        let put = async { Ok(builder.cache.put(key, &entry).await?) };
+        let put = async { Ok(builder.cache.put(&key.digest, &entry).await?) };
         let read = async {
             match &new.index {
                 Some(index) => builder.layers.keep_read(&new.layer, index).await,
@@ -1186,6 +1194,11 @@ impl<'a> Stage<'a> {
         Ok(read.is_ok().then(|| serde_json::from_slice(&json).ok()))
     }
 
+    /// Whether the digest of a layer, and so each time in it, is the same whether it is cached or not.
+    fn are_times_promised(&self) -> bool {
+        self.build.request.source_date_epoch.is_some()
+    }
+
     /// The time of folders that instructions make on their way: fixed, so that the same
     /// files give the same layer whenever and on whatever base they are copied.
     fn folder_time(&self) -> i64 {
@@ -1205,18 +1218,16 @@ impl<'a> Stage<'a> {
         self.build.builder.layers.view(layers, &self.build.stop).await
     }
 
-    /// The users and groups of the image as it is now.
-    async fn accounts(&self) -> Result<Accounts, BuildError> {
-        self.build.builder.layers.accounts(&self.image.layers, &self.build.stop).await
-    }
-
-    /// The same for a process, whose files are unpacked in any case.
-    async fn unpacked_accounts(&self) -> Result<Accounts, BuildError> {
+    /// The users and groups of the image as it is now, as far as these files tell of them.
+    async fn accounts(&self, files: AccountFiles) -> Result<Accounts, BuildError> {
+        if files.are_none() {
+            return Ok(Accounts::default());
+        }
         let view = match &self.view {
             Some(view) => Arc::clone(view),
             None => self.view_of(&self.image.layers).await?,
         };
-        let read = blocking(move || read_accounts(&*view));
+        let read = blocking(move || read_accounts(&*view, files));
         read.await.map_err(|source: std::io::Error| {
             let doing = "read the image's users".to_owned();
             BuildError::Io { doing, source }
@@ -1321,10 +1332,13 @@ fn copy_error(mut error: CopyError, context: Option<&BuildContext>, at: Span) ->
 /// An account file is at most this large, in bytes.
 const ACCOUNT_FILE_MAX: u64 = 16 << 20;
 
-/// The users and groups of an image. Blocking.
-pub(crate) fn read_accounts(view: &dyn Tree) -> std::io::Result<Accounts> {
-    let file = |path| read_account_file(view, path);
-    Ok(Accounts::parse(&file("etc/passwd")?, &file("etc/group")?))
+/// The users and groups of an image, as far as these files tell of them. Blocking.
+pub(crate) fn read_accounts(view: &dyn Tree, files: AccountFiles) -> std::io::Result<Accounts> {
+    let file = |path, is_asked| match is_asked {
+        true => read_account_file(view, path),
+        false => Ok(Vec::new()),
+    };
+    Ok(Accounts::parse(&file("etc/passwd", files.passwd)?, &file("etc/group", files.group)?))
 }
 
 /// `/etc/passwd` or `/etc/group`; empty if the image has none.

@@ -71,6 +71,30 @@ impl UserError {
     }
 }
 
+/// Which of the two files have to be read to know who somebody is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AccountFiles {
+    pub(crate) passwd: bool,
+    pub(crate) group: bool,
+}
+
+impl AccountFiles {
+    pub(crate) const BOTH: Self = Self { passwd: true, group: true };
+
+    /// Those that [`Accounts::owner`] looks at.
+    pub(crate) fn of_owner(chown: &str) -> Self {
+        match split(chown) {
+            // A number as a user is that number; as a group it may be a name too.
+            Ok((name, group)) => Self { passwd: number(name).is_none(), group: group.is_some() },
+            Err(_) => Self { passwd: false, group: false },
+        }
+    }
+
+    pub(crate) fn are_none(self) -> bool {
+        !self.passwd && !self.group
+    }
+}
+
 /// A line is at most this long; longer ones are somebody's mischief and are skipped.
 const LINE_LEN_MAX: usize = 64 << 10;
 
@@ -242,6 +266,28 @@ mod tests {
         assert_eq!(accounts.owner("app:nogroup"), Err(UserError::UnknownGroup("nogroup".into())));
         assert_eq!(accounts.owner("a:b:c"), Err(UserError::Malformed("a:b:c".into())));
         assert_eq!(accounts.owner("4294967295"), Err(UserError::UnknownUser("4294967295".into())));
+    }
+
+    #[test]
+    fn an_owner_is_known_by_the_files_that_are_read() {
+        let all = accounts();
+        for (chown, passwd, group) in [
+            ("app", true, false),
+            ("app:staff", true, true),
+            ("55", false, false),
+            ("7", false, false),
+            ("55:staff", false, true),
+            ("55:7", false, true),
+            (":9", false, true),
+            ("a:b:c", false, false),
+        ] {
+            assert_eq!(AccountFiles::of_owner(chown), AccountFiles { passwd, group }, "{chown}");
+            let read = Accounts {
+                users: if passwd { all.users.clone() } else { Vec::new() },
+                groups: if group { all.groups.clone() } else { Vec::new() },
+            };
+            assert_eq!(read.owner(chown), all.owner(chown), "{chown}");
+        }
     }
 
     proptest::proptest! {

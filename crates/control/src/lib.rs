@@ -57,7 +57,7 @@ pub use error::{ControlError, Result};
 pub use executor::{Attempt, End, Executor, LeaseLost, Outcome};
 pub use leases::{AgentClaim, WARM_WAIT};
 pub use log::{
-    Event, EventKind, EventReader, LogKey, Logs, Mask, RunLog, Sent, Stream, TextReader,
+    Event, EventKind, EventReader, LogKey, Logs, Mask, Proof, RunLog, Sent, Stream, TextReader,
 };
 pub use logins::{LoginText, Logins, OwnIdentity, RegistryLogin};
 pub use names::{

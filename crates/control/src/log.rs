@@ -16,7 +16,7 @@ mod mask;
 mod packed;
 mod read;
 
-pub use event::{Event, EventKind, Sent, Stream};
+pub use event::{Event, EventKind, Proof, Sent, Stream};
 pub use mask::Mask;
 pub use read::{EventReader, TextReader};
 

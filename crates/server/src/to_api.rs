@@ -15,7 +15,7 @@ pub(crate) use webhooks::{callback_config, webhook, webhook_event};
 
 use base64::Engine as _;
 use control::{
-    Event, EventKind, LogArtifact, LoginText, Logins, OwnIdentity, Pool, RegistryLogin, Run,
+    Event, EventKind, LogArtifact, LoginText, Logins, OwnIdentity, Pool, Proof, RegistryLogin, Run,
     RunStatus, StoredTask, Stream, TaskIdentity, TaskRun, TaskStep, TaskText, WaitReason, Waiting,
 };
 use engine::Imported;
@@ -403,6 +403,14 @@ pub(crate) fn time(at: Millis) -> String {
     jiff::Timestamp::from_millisecond(at).unwrap_or_default().to_string()
 }
 
+fn proof(proof: Proof) -> api::Proof {
+    match proof {
+        Proof::Nothing => api::Proof::Nothing,
+        Proof::Seen => api::Proof::Seen,
+        Proof::Layers => api::Proof::Layers,
+    }
+}
+
 pub(crate) fn event(event: Event) -> api::Event {
     let kind = match event.kind {
         EventKind::Status { status: to } => api::EventKind::Status { status: status(to) },
@@ -420,8 +428,9 @@ pub(crate) fn event(event: Event) -> api::Event {
             api::EventKind::Progress { step, current, total }
         }
         EventKind::Explained { step, text } => api::EventKind::Explained { step, text },
-        EventKind::StepFinished { step, cached, seen, milliseconds, error } => {
-            api::EventKind::StepFinished { step, cached, seen, milliseconds, error }
+        EventKind::StepFinished { step, proof, milliseconds, error } => {
+            let (cached, proof) = (proof.is_some(), proof.map(self::proof));
+            api::EventKind::StepFinished { step, cached, proof, milliseconds, error }
         }
         EventKind::Image { reference, digest } => api::EventKind::Image { reference, digest },
         EventKind::Finished { status: to, error, .. } => {

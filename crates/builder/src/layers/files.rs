@@ -11,7 +11,7 @@ use std::sync::Arc;
 use oci::{ImageConfig, ImageManifest};
 use tokio_util::sync::CancellationToken;
 
-use super::index::{IndexEntry, LayerIndex, Merged, Placed};
+use super::index::{IndexEntry, Merged, Placed};
 use super::tar_entry::{write_end, write_header, write_padding};
 use super::unpack::read_plain;
 use super::{ImageLayer, Layers};
@@ -21,7 +21,7 @@ use crate::build::blocking;
 use crate::error::BuildError;
 use crate::name::bytes_of;
 use crate::tar_reader::{TarKind, TarReader};
-use crate::tree::{Node, NodeKind, join};
+use crate::tree::{NodeKind, join};
 
 /// An image of which all files are wanted.
 pub struct FilesOf {
@@ -173,22 +173,37 @@ impl LayerFiles {
         out: &mut dyn Write,
         stop: &CancellationToken,
     ) -> io::Result<()> {
-        each_file(&merged.layers()[self.layer], tar, stop, &mut |number, path, node, content| {
+        let mut archive = TarReader::new(tar);
+        let mut index = merged.layers()[self.layer].entries();
+        while let Some(entry) = archive.next_entry()? {
+            if stop.is_cancelled() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let is_link = entry.kind == TarKind::HardLink;
+            let node = node_of(&entry)?;
+            if node.is_none() && !is_link {
+                continue; // Of a kind that no index has.
+            }
+            let Some((number, noted)) = index.next().transpose()? else {
+                return Err(io::Error::other("it has more entries than its index"));
+            };
+            let (Some(node), IndexEntry::Node { path, .. }) = (node, noted) else { continue };
+            let NodeKind::File { size, .. } = node.kind else { continue };
             let paths = match self.linked.get(&number) {
                 Some(paths) => paths.clone(),
-                None if self.shows(merged, path, number) => vec![path.to_owned()],
-                None => return Ok(()),
+                None if self.shows(merged, &path, number) => vec![path],
+                None => continue,
             };
             let mut names = paths.iter().map(|path| self.names.of(path));
-            let Some(first) = names.next() else { return Ok(()) };
-            write_header(out, &first, node, None)?;
-            let size = io::copy(content, out)?;
+            let Some(first) = names.next() else { continue };
+            write_header(out, &first, &node, None)?;
+            io::copy(&mut archive, out)?;
             write_padding(out, size)?;
             for other in names {
-                write_header(out, &other, node, Some(&first))?;
+                write_header(out, &other, &node, Some(&first))?;
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
     fn shows(&self, merged: &Merged, path: &str, entry: u64) -> bool {
@@ -196,33 +211,4 @@ impl LayerFiles {
             .get(path)
             .is_some_and(|placed| placed.layer == self.layer && placed.entry == Some(entry))
     }
-}
-
-/// Gives each file of a layer's tar with its entry, path and bytes, as they come.
-pub(super) fn each_file(
-    index: &LayerIndex,
-    tar: &mut dyn Read,
-    stop: &CancellationToken,
-    each: &mut dyn FnMut(u64, &str, &Node, &mut dyn Read) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut archive = TarReader::new(tar);
-    let mut entries = index.entries();
-    while let Some(entry) = archive.next_entry()? {
-        if stop.is_cancelled() {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        let is_link = entry.kind == TarKind::HardLink;
-        let node = node_of(&entry)?;
-        if node.is_none() && !is_link {
-            continue; // Of a kind that no index has.
-        }
-        let Some((number, noted)) = entries.next().transpose()? else {
-            return Err(io::Error::other("it has more entries than its index"));
-        };
-        let (Some(node), IndexEntry::Node { path, .. }) = (node, noted) else { continue };
-        if let NodeKind::File { .. } = node.kind {
-            each(number, &path, &node, &mut archive)?;
-        }
-    }
-    Ok(())
 }

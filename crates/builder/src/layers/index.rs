@@ -10,12 +10,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::lines::{LINE_SIZE_MAX, Lines};
+use crate::name::{bytes_of, text_of};
 use crate::path_map::{NoPlace, PathMap};
 use crate::tree::{LinkGroup, Node, NodeKind, file_name, join, parent};
 
 /// Changes when indexes say more, or say it otherwise; an older one is made anew from its
 /// layer.
-const INDEX_FORMAT: u32 = 5;
+const INDEX_FORMAT: u32 = 6;
 
 /// The first line of an index.
 #[derive(Serialize, Deserialize)]
@@ -25,6 +26,9 @@ struct Head {
 
 const HEAD_SIZE_MAX: u64 = 64;
 
+/// Bytes of files that an index has of its layer; others are read from the layer.
+const CONTENTS_MAX: usize = 1 << 20;
+
 /// Those above the paths of entries are counted too.
 const PATHS_MAX: usize = 10_000_000;
 
@@ -33,7 +37,8 @@ const PATHS_MAX: usize = 10_000_000;
 const LAYER_SHIFT: u32 = 40;
 
 /// Every path of a layer (architecture.md decision 10), in the order of its tar: lines of JSON, one
-/// for each entry. An entry is named by the byte at which its line begins.
+/// for each entry. An entry is named by the byte at which its line begins. What says who an image's
+/// users are is there too, so that names of owners need no layer.
 #[derive(Debug)]
 pub(crate) struct LayerIndex {
     paths: PathMap<Slot>,
@@ -45,7 +50,13 @@ pub(crate) struct LayerIndex {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum IndexEntry {
     #[serde(rename = "n")]
-    Node { path: String, node: Node },
+    Node {
+        path: String,
+        node: Node,
+        /// The bytes of a file that the index keeps, as [names](crate::name) are.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        content: Option<String>,
+    },
     /// Another name of an entry before it.
     #[serde(rename = "l")]
     Link { path: String, first: u64 },
@@ -70,7 +81,14 @@ impl IndexEntry {
         }
         match name.strip_prefix(".wh.") {
             Some(gone) => Self::Whiteout { path: join(parent(&path), gone) },
-            None => Self::Node { path, node },
+            None => Self::Node { path, node, content: None },
+        }
+    }
+
+    /// Gives a file its bytes.
+    pub(crate) fn set_content(&mut self, bytes: &[u8]) {
+        if let Self::Node { content, .. } = self {
+            *content = Some(text_of(bytes));
         }
     }
 }
@@ -218,19 +236,34 @@ impl LayerIndex {
         node.link = self.linked.contains(&entry).then_some(entry);
         Some(node)
     }
+
+    /// The bytes of a file, if they are here.
+    fn content(&self, entry: u64) -> Option<Vec<u8>> {
+        let content = self.lines.get(entry, |line| match serde_json::from_slice(line)? {
+            IndexEntry::Node { content, .. } => Ok(content),
+            _ => Err(no_file()),
+        })?;
+        content.map(|text| bytes_of(&text).into_owned())
+    }
 }
 
 fn parse_node(line: &[u8]) -> io::Result<(String, Node)> {
     match serde_json::from_slice(line)? {
-        IndexEntry::Node { path, node } => Ok((path, node)),
-        _ => Err(io::Error::other("an entry of a layer's index is no file")),
+        IndexEntry::Node { path, node, .. } => Ok((path, node)),
+        _ => Err(no_file()),
     }
+}
+
+fn no_file() -> io::Error {
+    io::Error::other("an entry of a layer's index is no file")
 }
 
 /// An index that is being made.
 pub(crate) struct IndexWriter {
     index: LayerIndex,
     count: usize,
+    /// Bytes of files so far.
+    contents: usize,
     spools: PathBuf,
 }
 
@@ -242,7 +275,7 @@ impl IndexWriter {
         head.push(b'\n');
         let (paths, linked) = Default::default();
         let index = LayerIndex { paths, lines: Lines::of_text(head), linked };
-        Self { index, count: 0, spools: spools.to_owned() }
+        Self { index, count: 0, contents: 0, spools: spools.to_owned() }
     }
 
     /// How many entries there are.
@@ -253,6 +286,13 @@ impl IndexWriter {
     /// What the next entry will be named by.
     pub(crate) fn next(&self) -> u64 {
         self.index.lines.end()
+    }
+
+    /// Whether the entry of a file is to have its bytes. The users of an image may be in another
+    /// folder than `/etc`, where links lead to.
+    pub(crate) fn keeps_content(&self, path: &str, size: u64) -> bool {
+        let left = CONTENTS_MAX.saturating_sub(self.contents);
+        matches!(file_name(path), "passwd" | "group") && size <= left as u64
     }
 
     pub(crate) fn push(&mut self, entry: &IndexEntry) -> io::Result<()> {
@@ -277,6 +317,9 @@ impl IndexWriter {
         }
         self.note(here, entry).map_err(|_| io::Error::other("it has more names than we count"))?;
         self.count += 1;
+        if let IndexEntry::Node { content: Some(content), .. } = entry {
+            self.contents += content.len();
+        }
         self.index.lines.push(write, || super::nameless_file(&self.spools))
     }
 
@@ -297,7 +340,7 @@ impl IndexWriter {
 
     fn note(&mut self, here: u64, entry: &IndexEntry) -> Result<(), NoPlace> {
         match entry {
-            IndexEntry::Node { path, node } => self.place(path, here, node.is_directory()),
+            IndexEntry::Node { path, node, .. } => self.place(path, here, node.is_directory()),
             IndexEntry::Link { path, first } => {
                 self.index.linked.insert(*first);
                 self.place(path, *first, false)
@@ -387,6 +430,11 @@ impl Merged {
             }
         }
         implied.map(Placed::folder)
+    }
+
+    /// The bytes of a file, if an index has them.
+    pub(crate) fn content(&self, placed: &Placed) -> Option<Vec<u8>> {
+        self.layers[placed.layer].content(placed.entry?)
     }
 
     /// The names in a folder, sorted.
@@ -544,6 +592,36 @@ mod tests {
         assert!(LayerIndex::read(cut, &std::env::temp_dir()).is_err());
     }
 
+    #[test]
+    fn small_files_that_tell_of_users_are_kept() {
+        let mut writer = IndexWriter::new(&std::env::temp_dir());
+        assert!(!writer.keeps_content("etc/shadow", 1) && writer.keeps_content("nix/s-1/group", 1));
+        assert!(!writer.keeps_content("etc/passwd", CONTENTS_MAX as u64 + 1));
+        let bytes = b"app:x:1:2::/\xff:\n\0";
+        let mut entry = of_tar("etc/passwd");
+        entry.set_content(bytes);
+        writer.push(&entry).unwrap();
+        writer.push(&of_tar("etc/group")).unwrap();
+        let link =
+            IndexEntry::Link { path: "p".to_owned(), first: writer.find("etc/passwd").unwrap() };
+        writer.push(&link).unwrap();
+        assert!(
+            writer.keeps_content("group", 1) && !writer.keeps_content("group", CONTENTS_MAX as u64)
+        );
+        let mut text = Vec::new();
+        writer.finish().text().read_to_end(&mut text).unwrap();
+        let read = LayerIndex::read(&text[..], &std::env::temp_dir()).unwrap().unwrap();
+        let merged = Merged::new(vec![Arc::new(read), Arc::new(layer("etc/other"))]);
+        let content = |path| merged.content(&merged.get(path).unwrap());
+        assert_eq!(content("etc/passwd").as_deref(), Some(&bytes[..]));
+        assert_eq!(content("p"), content("etc/passwd"));
+        assert_eq!(
+            (content("etc/group"), content("etc/other"), content("etc")),
+            (None, None, None)
+        );
+        assert!(merged.failure().is_none());
+    }
+
     /// The same as plain as can be.
     #[derive(Default)]
     struct Model(BTreeMap<String, (bool, usize)>);
@@ -562,7 +640,7 @@ mod tests {
                 }
             }
             for entry in &entries {
-                let IndexEntry::Node { path, node } = entry else { continue };
+                let IndexEntry::Node { path, node, .. } = entry else { continue };
                 if !node.is_directory() {
                     self.remove_below(path);
                 }

@@ -154,7 +154,8 @@ fn read_tar(
         let Some(node) = node_of(&entry)? else { continue };
         check_mark(&path)?;
         let mut noted = IndexEntry::from_tar(text_of(&path), node);
-        let IndexEntry::Node { node, .. } = &mut noted else {
+        let mut kept = None;
+        let IndexEntry::Node { path: noted_path, node, .. } = &mut noted else {
             folder.as_ref().map_or(Ok(()), |folder| folder.mark(&noted))?;
             index.push(&noted)?;
             continue;
@@ -163,14 +164,18 @@ fn read_tar(
             Some(folder) => folder.make(&path, node)?,
             None => None,
         };
-        if let NodeKind::File { digest, .. } = &mut node.kind {
-            *digest = copy_hashed(&mut archive, file.as_mut(), stop)?;
+        if let NodeKind::File { size, digest } = &mut node.kind {
+            kept = index.keeps_content(noted_path, *size).then(Vec::new);
+            *digest = copy_hashed(&mut archive, file.as_mut(), kept.as_mut(), stop)?;
         }
         if let Some(file) = &file {
             set_attributes(file, node).map_err(|error| explained(error, &path, node))?;
         }
         if node.is_directory() && folder.is_some() {
             dated.push((path.clone(), node.mtime));
+        }
+        if let Some(bytes) = kept {
+            noted.set_content(&bytes);
         }
         index.push(&noted)?;
     }
@@ -220,6 +225,7 @@ pub(super) fn clean(path: &[u8]) -> io::Result<Vec<u8>> {
 fn copy_hashed(
     from: &mut impl Read,
     mut to: Option<&mut std::fs::File>,
+    mut kept: Option<&mut Vec<u8>>,
     stop: &CancellationToken,
 ) -> io::Result<Digest> {
     let mut hasher = Hasher::sha256();
@@ -235,6 +241,9 @@ fn copy_hashed(
         hasher.update(&buffer[..read]);
         if let Some(file) = &mut to {
             io::Write::write_all(file, &buffer[..read])?;
+        }
+        if let Some(kept) = &mut kept {
+            kept.extend_from_slice(&buffer[..read]);
         }
     }
 }

@@ -63,7 +63,7 @@ impl LayerWriter {
     pub(crate) fn add(&mut self, path: &[u8], node: &Node) -> io::Result<()> {
         let node = self.clamped(node);
         self.header(path, &node, None)?;
-        self.note(path, node)
+        self.note(path, node, None)
     }
 
     /// Adds a file, reading exactly as many bytes as its node says. Gives the digest of what
@@ -79,6 +79,7 @@ impl LayerWriter {
         node.kind = NodeKind::File { size, digest: Digest::of(b"") };
         self.header(path, &node, None)?;
         let mut hasher = Hasher::sha256();
+        let mut kept = self.index.keeps_content(&text_of(path), size).then(Vec::new);
         let mut left = size;
         while left > 0 {
             let want = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -91,13 +92,16 @@ impl LayerWriter {
             if let Some(search) = &mut self.search {
                 search.bytes(&buffer[..read]);
             }
+            if let Some(kept) = &mut kept {
+                kept.extend_from_slice(&buffer[..read]);
+            }
             self.out.write_all(&buffer[..read])?;
             left -= read as u64;
         }
         write_padding(&mut self.out, size)?;
         let digest = hasher.finish();
         node.kind = NodeKind::File { size, digest: digest.clone() };
-        self.note(path, node)?;
+        self.note(path, node, kept)?;
         Ok(digest)
     }
 
@@ -119,7 +123,7 @@ impl LayerWriter {
         let kind = NodeKind::File { size: 0, digest: Digest::of(b"") };
         let node = Node { kind, mode: 0, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new(), link: None };
         self.header(path, &node, None)?;
-        self.note(path, node)
+        self.note(path, node, None)
     }
 
     /// Ends the layer.
@@ -161,10 +165,14 @@ impl LayerWriter {
         }
     }
 
-    /// Ends an entry.
-    fn note(&mut self, path: &[u8], node: Node) -> io::Result<()> {
+    /// Ends an entry; `kept` is what the index keeps of a file.
+    fn note(&mut self, path: &[u8], node: Node, kept: Option<Vec<u8>>) -> io::Result<()> {
         self.end_search(path);
-        self.index.push(&IndexEntry::from_tar(text_of(path), Node { link: None, ..node }))
+        let mut entry = IndexEntry::from_tar(text_of(path), Node { link: None, ..node });
+        if let Some(bytes) = kept {
+            entry.set_content(&bytes);
+        }
+        self.index.push(&entry)
     }
 }
 

@@ -1,8 +1,13 @@
 //! What is built again, and what is not.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use builder::{BuildRequest, Built};
+use async_trait::async_trait;
+use builder::{BuildRequest, Built, LayerIndexes, Layers};
+use oci::Digest;
+use store::{Catalog, ReadLayer};
 
 use crate::support::*;
 
@@ -82,13 +87,8 @@ async fn times_before_the_epoch_are_those_of_the_files() {
     request.source_date_epoch = Some(EPOCH);
     request.explain_cache = true;
     fixture.write("f", "f");
-    let touch = |seconds: i64| {
-        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap());
-        let file = std::fs::File::options().append(true).open(fixture.context().join("f"));
-        file.unwrap().set_modified(time).unwrap();
-    };
     let misses = async |seconds| {
-        touch(seconds);
+        fixture.touch("f", seconds);
         let run = fixture.build_request(&request).await;
         (run.built.cost.cache_misses, run.events.explanations())
     };
@@ -98,6 +98,41 @@ async fn times_before_the_epoch_are_those_of_the_files() {
     assert_eq!(misses(EPOCH + 5).await.0, 0);
     let (count, why) = misses(EPOCH - 6).await;
     assert_eq!((count, why.contains("miss: `f`: time")), (1, true), "{why}");
+}
+
+/// Counts how often each layer was noted as read.
+struct Counting {
+    catalog: Catalog,
+    counts: Mutex<BTreeMap<Digest, usize>>,
+}
+
+#[async_trait]
+impl LayerIndexes for Counting {
+    async fn get(&self, layer: &Digest) -> store::Result<Option<ReadLayer>> {
+        self.catalog.read_layer(layer).await
+    }
+
+    async fn put(&self, layer: &Digest, read: &ReadLayer) -> store::Result<()> {
+        *self.counts.lock().unwrap().entry(layer.clone()).or_default() += 1;
+        self.catalog.put_read_layer(layer, read).await
+    }
+}
+
+#[tokio::test]
+async fn builds_that_meet_a_layer_at_the_same_moment_read_it_once() {
+    let mut fixture = Fixture::with_base().await;
+    let counts = Mutex::default();
+    let counting = Arc::new(Counting { catalog: fixture.catalog.clone(), counts });
+    let (blobs, indexes) = (Arc::clone(fixture.catalog.blobs()), Arc::clone(&counting) as _);
+    let folder = fixture.folder.path().join("snapshots");
+    fixture.builder.layers = Arc::new(Layers::open(blobs, indexes, &folder).unwrap());
+    fixture.write("f", "f");
+    let dockerfiles: Vec<String> =
+        (0..8).map(|number| format!("FROM registry.test/base\nCOPY f /f{number}\n")).collect();
+    let builds = dockerfiles.iter().map(|dockerfile| fixture.build(dockerfile));
+    let built = futures_util::future::join_all(builds).await;
+    let base = &built[0].built.layers[0].descriptor.digest;
+    assert_eq!(counting.counts.lock().unwrap()[base], 1);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use builder::BuildRequest;
 use expect_test::expect;
 use oci::media_type;
 use store::ReadLayer;
@@ -431,18 +432,37 @@ fn links_that_change_under_a_copy_never_lead_outside() {
 }
 
 #[tokio::test]
-async fn names_of_owners_are_read_from_packed_layers() {
-    let fixture = Fixture::with_base().await;
+async fn names_of_owners_need_no_unpacked_layers() {
+    let mut fixture = Fixture::with_base().await;
     fixture.write("f", "f");
     let dockerfile = "FROM registry.test/base\nCOPY --chown=app:staff f /f\n";
     let built = fixture.build(dockerfile).await.built;
     assert_eq!(fixture.files(&built).await.at("f"), "644 1000:50 \"f\"");
     // The users of the new base are asked, wherever its layers have them.
-    let passwd = file("etc/real", 0o644, (0, 0), b"app:x:7:8::/:\n");
-    let moved = [passwd, hard_link("etc/other", "etc/real"), link("etc/passwd", "../etc/other")];
+    let passwd = file("usr/lib/passwd", 0o644, (0, 0), b"app:x:7:8::/:\n");
+    let links = [hard_link("etc/other", "usr/lib/passwd"), link("etc/passwd", "../etc/other")];
+    let moved: Vec<File> = [passwd].into_iter().chain(links).collect();
     let (base, gzip) = (base_files(), media_type::OCI_LAYER_GZIP);
     fixture.put_layers("base", &[&base, &moved], &[], gzip).await;
-    let run = fixture.build(dockerfile).await;
-    assert_eq!(fixture.files(&run.built).await.at("f"), "644 7:50 \"f\"");
+    let owned = async |fixture: &Fixture, owner: &str| {
+        let request = fixture.request(&dockerfile.replace("app:staff", owner));
+        let built = fixture.build_request(&BuildRequest { no_cache: true, ..request }).await.built;
+        fixture.files(&built).await.at("f").to_owned()
+    };
+    assert_eq!(owned(&fixture, "app:staff").await, "644 7:50 \"f\"");
+    fixture.restart().await;
+    assert_eq!(owned(&fixture, "app").await, "644 7:8 \"f\"");
+    // A layer of ours tells of its users too.
+    let dockerfile = "FROM registry.test/base\nCOPY <<passwd /etc/\napp:x:3:4::/:\npasswd\n\
+                      COPY --chown=app f /f\n";
+    let built = fixture.build(dockerfile).await.built;
+    assert_eq!(fixture.files(&built).await.at("f"), "644 3:4 \"f\"");
     assert_eq!(fixture.unpacked(), 0);
+    // Under another name they are where the other files are.
+    let moved = [file("etc/real", 0o644, (0, 0), b"app:x:5:6::/:\n"), link("etc/passwd", "real")];
+    fixture.put_layers("base", &[&base, &moved], &[], gzip).await;
+    assert_eq!(owned(&fixture, "7").await, "644 7:7 \"f\"");
+    assert_eq!(fixture.unpacked(), 0);
+    assert_eq!(owned(&fixture, "app").await, "644 5:6 \"f\"");
+    assert_eq!(fixture.unpacked(), 1);
 }

@@ -99,8 +99,10 @@ async fn a_base_that_is_damaged_where_only_unpacking_looks_is_named() {
     fixture.damage(&base.layers[0].descriptor.digest, Damage::Flipped).await;
     fixture.forget_snapshots();
     // The same process: the layer is trusted until a file is copied from it.
-    let copy = "FROM scratch\nCOPY --from=registry.test/base /etc/passwd /c";
-    let error = fixture.error(copy).await;
+    let copy = |path: &str| format!("FROM scratch\nCOPY --from=registry.test/base {path} /c");
+    let built = fixture.build(&copy("/etc/group")).await.built;
+    assert!(fixture.files(&built).await.at("c").contains("staff"), "the index has that one");
+    let error = fixture.error(&copy("/usr/lib/old")).await;
     assert!(error.contains("image `registry.test/base` is damaged"), "{error}");
 }
 

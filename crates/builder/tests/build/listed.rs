@@ -43,7 +43,7 @@ fn list(root: &Path, folder: &Path, lines: &mut Vec<Value>, files: &mut Vec<Vec<
 }
 
 /// The fixture's context, with its files in two packs.
-async fn listed(fixture: &Fixture) -> (ContextOptions, Vec<Digest>) {
+pub(crate) async fn listed(fixture: &Fixture) -> (ContextOptions, Vec<Digest>) {
     let (mut lines, mut files) = (Vec::new(), Vec::new());
     list(&fixture.context(), &fixture.context(), &mut lines, &mut files);
     let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
@@ -202,9 +202,13 @@ async fn a_list_that_has_not_changed_is_not_read_again() {
 async fn what_is_below_a_copy_is_looked_at_unless_it_stands_by_itself() {
     let fixture = Fixture::with_base().await;
     fill(&fixture);
-    for (copy, looks_below) in
-        [("COPY a /x/y", true), ("COPY --link a /x/z", false), ("COPY --link --chown=1 a /q", true)]
-    {
+    for (copy, looks_below) in [
+        ("COPY a /x/y", true),
+        ("COPY --link a /x/z", false),
+        ("COPY --link --chown=1 a /q", false),
+        // There may be a group of that name.
+        ("COPY --link --chown=1:2 a /q", true),
+    ] {
         for (base, is_known) in [("registry.test/base", false), ("scratch", !looks_below)] {
             let dockerfile = format!("FROM {base}\n{copy}\n");
             let run = fixture.build_request(&request(&fixture, &dockerfile).await).await;

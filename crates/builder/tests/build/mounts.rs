@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use builder::{RunPolicy, Secret};
+use builder::{BuildRequest, RunPolicy, Secret};
 use container::Network;
 use expect_test::expect;
 
@@ -55,6 +55,31 @@ async fn as_root_files_of_the_context_and_of_stages_are_there_while_a_command_ru
     fixture.write("src/main.c", "int main();");
     let run = build(&fixture, dockerfile).await;
     assert!(run.events.output().contains("int main();"), "{}", run.events.output());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_times_of_what_a_mount_brings_count_with_an_epoch() {
+    const EPOCH: i64 = 1_600_000_000;
+    let fixture = with_runtime().await;
+    fixture.write("c/f", "f");
+    let mut request = fixture.request(
+        "FROM registry.test/busybox\nRUN --mount=target=/c,source=c cp -p /c/f /f && ls -l /c/f > /l",
+    );
+    request.network = Network::None;
+    let misses = async |request: &BuildRequest, seconds| {
+        fixture.touch("c/f", seconds);
+        let built = fixture.build_request(request).await.built;
+        (built.cost.cache_misses, built.descriptor.digest)
+    };
+    assert_eq!(misses(&request, EPOCH - 5).await.0, 1);
+    assert_eq!(misses(&request, EPOCH - 100_000).await.0, 0);
+    request.source_date_epoch = Some(EPOCH);
+    let anew = BuildRequest { no_cache: true, ..request.clone() };
+    for seconds in [EPOCH - 5, EPOCH - 100_000, EPOCH + 100_000] {
+        let (count, digest) = misses(&request, seconds).await;
+        assert_eq!((count, &digest), (1, &misses(&anew, seconds).await.1), "{seconds}");
+        assert_eq!(misses(&request, seconds).await, (0, digest));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use builder::{
@@ -281,6 +282,13 @@ impl Fixture {
     pub(crate) fn chmod(&self, path: &str, mode: u32) {
         let mode = std::fs::Permissions::from_mode(mode);
         std::fs::set_permissions(self.context().join(path), mode).unwrap();
+    }
+
+    /// Sets when a file of the context was changed last, in seconds since 1970.
+    pub(crate) fn touch(&self, path: &str, seconds: i64) {
+        let time = UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap());
+        let file = std::fs::File::options().append(true).open(self.context().join(path));
+        file.unwrap().set_modified(time).unwrap();
     }
 
     pub(crate) fn request(&self, dockerfile: &str) -> BuildRequest {

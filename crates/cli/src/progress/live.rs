@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 
-use api::{Event, EventKind, RunStatus};
+use api::{Event, EventKind, Proof, RunStatus};
 
 use super::lines::Lines;
-use super::words::{Tally, duration, size, transfer};
+use super::words::{SEEN, Tally, duration, size, transfer};
 use crate::sanitize::{Colors, sanitize};
 
 /// Lines of output shown below a step under way.
@@ -91,7 +91,7 @@ impl Live {
                 }
                 String::new()
             }
-            EventKind::StepFinished { step, cached, milliseconds, error, .. } => {
+            EventKind::StepFinished { step, cached, proof, milliseconds, error } => {
                 let Some(mut state) = self.steps.remove(step) else { return String::new() };
                 let last = state.output.finish();
                 state.keep(last);
@@ -102,9 +102,10 @@ impl Live {
                         let color = if *cached { "36" } else { "34" };
                         let line = format!(" => {mark}{}", state.name);
                         let line = self.timed(color, &line, &duration(*milliseconds));
-                        let explanation = state.explanation.iter();
-                        let explanation = explanation.map(|text| format!(" => => cache {text}\n"));
-                        line + &explanation.collect::<String>()
+                        let seen = (*proof == Some(Proof::Seen)).then(|| SEEN.to_owned());
+                        let explanation = state.explanation.map(|text| format!("cache {text}"));
+                        let below = seen.into_iter().chain(explanation);
+                        line + &below.map(|text| format!(" => => {text}\n")).collect::<String>()
                     }
                 }
             }
@@ -226,9 +227,9 @@ mod tests {
         event(at, EventKind::Output { step, stream: OutputStream::Stderr, text: text.into() })
     }
 
-    fn finished(at: i64, step: u32, cached: bool, error: Option<&str>) -> Event {
-        let error = error.map(Into::into);
-        event(at, EventKind::StepFinished { step, cached, seen: false, milliseconds: 1500, error })
+    fn finished(at: i64, step: u32, proof: Option<Proof>, error: Option<&str>) -> Event {
+        let (cached, milliseconds, error) = (proof.is_some(), 1500, error.map(Into::into));
+        event(at, EventKind::StepFinished { step, cached, proof, milliseconds, error })
     }
 
     #[test]
@@ -238,7 +239,7 @@ mod tests {
         assert!(live.frame(0, 24, 40).is_empty());
         for event in [
             started(0, 1, "[1/3] FROM base"),
-            finished(10, 1, true, None),
+            finished(10, 1, Some(Proof::Layers), None),
             started(10, 2, "[2/3] RUN make"),
             output(20, 2, "one\n\x1b[31mtwo\x1b[0m\nthree\n4\n5\n6\n7\nhalf"),
             started(1000, 3, "[other 1/1] FROM a-very-long-name-that-does-not-fit"),
@@ -274,13 +275,32 @@ mod tests {
     }
 
     #[test]
+    fn a_step_that_is_proven_by_what_it_sees_says_so() {
+        let mut live = Live::new(Colors::Never);
+        let mut lasting = String::new();
+        for event in [
+            started(0, 1, "[2/2] COPY a a"),
+            event(5, EventKind::Explained { step: 1, text: "hit: made by run c1".into() }),
+            finished(10, 1, Some(Proof::Seen), None),
+        ] {
+            lasting.push_str(&live.render(&event));
+        }
+        expect![[r#"
+            | => CACHED [2/2] COPY a a 1.5s
+            | => => what it sees of the image is the same
+            | => => cache hit: made by run c1
+        "#]]
+        .assert_eq(&marked(&lasting));
+    }
+
+    #[test]
     fn a_failed_step_shows_its_output() {
         let mut live = Live::new(Colors::Never);
         let mut lasting = String::new();
         for event in [
             started(0, 1, "[1/1] RUN make"),
             output(20, 1, "cc a.c\na.c:1: no\n"),
-            finished(1500, 1, false, Some("`make` ended with 2")),
+            finished(1500, 1, None, Some("`make` ended with 2")),
             event(1600, EventKind::Finished { status: RunStatus::Failed, error: None }),
         ] {
             lasting.push_str(&live.render(&event));

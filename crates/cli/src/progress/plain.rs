@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use api::{Event, EventKind};
+use api::{Event, EventKind, Proof};
 
 use super::lines::Lines;
-use super::words::{Tally, duration};
+use super::words::{SEEN, Tally, duration};
 use crate::sanitize::{Colors, sanitize};
 
 /// A fold over events.
@@ -52,14 +52,14 @@ impl Plain {
                 self.begin(*step, &mut out);
                 let _ = writeln!(out, "#{step} cache {}", sanitize(text, Colors::Never));
             }
-            EventKind::StepFinished { step, cached, seen, milliseconds, error } => {
+            EventKind::StepFinished { step, cached, proof, milliseconds, error } => {
                 self.finish(*step, event.at, &mut out);
                 let ending = match error {
                     Some(error) => {
                         let first = error.lines().next().unwrap_or_default();
                         format!("ERROR {}", sanitize(first, Colors::Never))
                     }
-                    None if *seen => "CACHED: what it sees of the image is the same".to_owned(),
+                    None if *proof == Some(Proof::Seen) => format!("CACHED: {SEEN}"),
                     None if *cached => "CACHED".to_owned(),
                     None => format!("DONE {}", duration(*milliseconds)),
                 };
@@ -147,7 +147,7 @@ mod tests {
 
     fn finished(step: u32, cached: bool, milliseconds: u64, error: Option<&str>) -> EventKind {
         let error = error.map(Into::into);
-        EventKind::StepFinished { step, cached, seen: false, milliseconds, error }
+        EventKind::StepFinished { step, cached, proof: None, milliseconds, error }
     }
 
     #[test]
@@ -209,16 +209,16 @@ mod tests {
 
     #[test]
     fn a_step_that_is_proven_by_what_it_sees_says_so() {
-        let finished = |step, seen| {
-            let (milliseconds, error) = (0, None);
-            EventKind::StepFinished { step, cached: true, seen, milliseconds, error }
+        let finished = |step, proof| {
+            let (cached, proof, milliseconds, error) = (true, Some(proof), 0, None);
+            EventKind::StepFinished { step, cached, proof, milliseconds, error }
         };
         check(
             vec![
                 (0, started(1, "[2/3] COPY a a")),
-                (1, finished(1, false)),
+                (1, finished(1, Proof::Layers)),
                 (2, started(2, "[3/3] COPY b b")),
-                (3, finished(2, true)),
+                (3, finished(2, Proof::Seen)),
             ],
             expect![[r#"
                 #1 [2/3] COPY a a

@@ -2,6 +2,9 @@
 
 use api::RunStatus;
 
+/// Why a result is right that was made on other layers.
+pub(super) const SEEN: &str = "what it sees of the image is the same";
+
 /// `0.1s`, `75.0s`, `12m05s`.
 pub(super) fn duration(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use store::Millis;
 
 use crate::RunStatus;
@@ -69,13 +69,17 @@ pub enum EventKind {
         step: u32,
         text: String,
     },
-    /// `seen`: the result that was there is right here by what the step sees of the image, whose
-    /// layers may be others than those that it was made on.
+    /// `proof`: why a result that was there already is right; none if the step was executed.
     StepFinished {
         step: u32,
-        cached: bool,
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        seen: bool,
+        // Logs of older versions have `cached`, and not why.
+        #[serde(
+            default,
+            alias = "cached",
+            deserialize_with = "proof",
+            skip_serializing_if = "Option::is_none"
+        )]
+        proof: Option<Proof>,
         milliseconds: u64,
         error: Option<String>,
     },
@@ -90,6 +94,31 @@ pub enum EventKind {
         error: Option<String>,
         milliseconds: u64,
     },
+}
+
+/// What was found to be the same of the images that a step looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proof {
+    /// It looks at none.
+    Nothing,
+    /// What it sees; the layers are others than those that the result was made on.
+    Seen,
+    /// Every layer.
+    Layers,
+}
+
+fn proof<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Proof>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Cached(bool),
+        Proof(Option<Proof>),
+    }
+    Ok(match Stored::deserialize(deserializer)? {
+        Stored::Cached(cached) => cached.then_some(Proof::Layers),
+        Stored::Proof(proof) => proof,
+    })
 }
 
 impl EventKind {
@@ -156,15 +185,15 @@ impl TextRenderer {
             EventKind::Explained { step, text } => {
                 self.lines(event.at, &format!("#{step} cache {text}"), out);
             }
-            EventKind::StepFinished { step, cached, seen, milliseconds, error } => {
+            EventKind::StepFinished { step, proof, milliseconds, error } => {
                 let name = self.names.remove(step).unwrap_or_default();
-                let text = match error {
-                    Some(error) => format!("#{step} ERROR: {error}"),
-                    None if *seen => {
+                let text = match (error, proof) {
+                    (Some(error), _) => format!("#{step} ERROR: {error}"),
+                    (None, Some(Proof::Seen)) => {
                         format!("#{step} CACHED {name}: what it sees of the image is the same")
                     }
-                    None if *cached => format!("#{step} CACHED {name}"),
-                    None => format!("#{step} DONE {}", seconds(*milliseconds)),
+                    (None, Some(_)) => format!("#{step} CACHED {name}"),
+                    (None, None) => format!("#{step} DONE {}", seconds(*milliseconds)),
                 };
                 self.lines(event.at, text.trim_end(), out);
             }
@@ -261,8 +290,27 @@ mod tests {
         EventKind::Output { step: 1, stream: Stream::Stdout, text: text.into() }
     }
 
-    fn finished(step: u32, cached: bool, seen: bool, milliseconds: u64) -> EventKind {
-        EventKind::StepFinished { step, cached, seen, milliseconds, error: None }
+    fn finished(step: u32, proof: Option<Proof>, milliseconds: u64) -> EventKind {
+        EventKind::StepFinished { step, proof, milliseconds, error: None }
+    }
+
+    #[test]
+    fn logs_of_older_versions_are_read() {
+        let read = |member: &str| -> EventKind {
+            let text = format!(
+                r#"{{"id":1,"at":2,"kind":"step_finished","step":1,{member}"milliseconds":3,"error":null}}"#
+            );
+            serde_json::from_str::<Event>(&text).unwrap().kind
+        };
+        for (member, proof) in [
+            (r#""cached":true,"#, Some(Proof::Layers)),
+            (r#""cached":false,"#, None),
+            (r#""proof":"seen","#, Some(Proof::Seen)),
+            (r#""proof":null,"#, None),
+            ("", None),
+        ] {
+            assert_eq!(read(member), finished(1, proof, 3), "{member}");
+        }
     }
 
     #[test]
@@ -273,11 +321,11 @@ mod tests {
             output("cc a.c\ncc b"),
             output(".c\r"),
             output("\nlinking"),
-            finished(1, false, false, 1234),
+            finished(1, None, 1234),
             EventKind::StepStarted { step: 2, name: "[build 2/2] COPY . .".into() },
-            finished(2, true, false, 0),
+            finished(2, Some(Proof::Layers), 0),
             EventKind::StepStarted { step: 3, name: "[2/2] COPY a b".into() },
-            finished(3, true, true, 0),
+            finished(3, Some(Proof::Seen), 0),
             EventKind::Warning { text: "two\nlines".into() },
             EventKind::Image {
                 reference: Some("localhost/app:1".into()),

@@ -154,16 +154,19 @@ impl BuildEvents for LogEvents {
             StepEnd::Cached { proof } => (Some(proof), None),
             StepEnd::Failed { error } => (None, Some(error)),
         };
-        let cached = proof.is_some();
         if let Some(Step { name, .. }) = ended {
             let mut so_far = self.so_far.lock().unwrap_or_else(PoisonError::into_inner);
-            let (cpu_milliseconds, cache) = (0, None);
+            let (cached, cpu_milliseconds, cache) = (proof.is_some(), 0, None);
             let cost = StepCost { name, cached, proof, milliseconds, cpu_milliseconds, cache };
             so_far.steps.push(cost);
         }
-        let (step, seen) = (step.0, proof == Some(Proof::Seen));
-        let finished = EventKind::StepFinished { step, cached, seen, milliseconds, error };
-        self.log.append(finished).await;
+        let proof = proof.map(|proof| match proof {
+            Proof::Nothing => control::Proof::Nothing,
+            Proof::Seen => control::Proof::Seen,
+            Proof::Layers => control::Proof::Layers,
+        });
+        let step = step.0;
+        self.log.append(EventKind::StepFinished { step, proof, milliseconds, error }).await;
     }
 
     async fn warning(&self, text: &str) {

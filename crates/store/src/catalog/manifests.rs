@@ -137,9 +137,12 @@ impl Catalog {
         tags: &[(Tag, Expected)],
         cause: &Cause,
     ) -> Result<()> {
-        let mut upload = self.blobs.begin_upload(new.digest.algorithm()).await?;
-        upload.write(new.bytes.clone()).await?;
-        upload.commit(Some(new.digest)).await?;
+        // A builder stores what it has built; the bytes of others are a client's to send again.
+        if row.build_record.is_none() || !self.blobs.verify(new.digest).await? {
+            let mut upload = self.blobs.begin_upload(new.digest.algorithm()).await?;
+            upload.write(new.bytes.clone()).await?;
+            upload.commit(Some(new.digest)).await?;
+        }
         let (moves, cause) = (tags.to_vec(), cause.clone());
         let tagged = tags.iter().map(|(tag, _)| tag);
         let keys = forgotten(&row.registry, &row.repository, new.digest, tagged);
