@@ -9,6 +9,7 @@ mod build_options;
 mod error;
 mod event;
 mod import;
+mod plan;
 mod policy;
 mod pool;
 mod purge;
@@ -27,6 +28,7 @@ pub use build_options::{
 pub use error::{ErrorBody, ErrorDetail};
 pub use event::{Event, EventKind, OutputStream, Proof};
 pub use import::*;
+pub use plan::*;
 pub use policy::*;
 pub use pool::*;
 pub use purge::*;

@@ -366,7 +366,7 @@ pub struct Waiting {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RunCause {
     /// `Manual`: somebody asked for it. `Timer`: see `timerTrigger`. `Image Update`: see
-    /// `imageUpdateTrigger`. `Commit` and `Pull Request`: see `sourceTrigger`.
+    /// `imageUpdateTrigger`. `Commit` and `Pull Request`: see `sourceTrigger`. `Plan`: see `fleetPlan`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Who did, as the server knows them.
@@ -391,6 +391,9 @@ pub struct RunProperties {
     /// Ours: the `definitionDigest` that the task had when the run was queued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub definition_digest: Option<String>,
+    /// Ours: the plan for an update of a base that has started the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet_plan: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_pool_name: Option<String>,
     /// Ours: the agent that executes the run, or did so last.

@@ -14,6 +14,7 @@ mod import;
 mod login;
 mod logout;
 mod manifest;
+mod plan;
 mod purge;
 mod quick_task;
 mod render;
@@ -69,6 +70,12 @@ pub enum Command {
     /// What triggers have seen and decided
     #[command(subcommand)]
     Trigger(trigger::Command),
+    /// What an update of a base touches, level by level, written down before it happens
+    Plan(plan::Args),
+    /// Carry out a plan: build what it lists, level by level, and stop if something fails
+    Apply(plan::CarryOutArgs),
+    /// Put back the tags that a plan has moved, and nobody since
+    Rollback(plan::CarryOutArgs),
     /// Runs that are declared by name, over the API
     #[command(subcommand)]
     Taskrun(taskrun::Command),
@@ -178,6 +185,9 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Tag(command) => tag::run(session, command).await,
         Command::Task(command) => task::run(session, command).await,
         Command::Trigger(command) => trigger::run(session, command).await,
+        Command::Plan(args) => plan::run(session, args).await,
+        Command::Apply(args) => plan::apply(session, args).await,
+        Command::Rollback(args) => plan::roll_back(session, args).await,
         Command::Taskrun(command) => taskrun::run(session, command).await,
         Command::Agentpool(command) => agentpool::run(session, command).await,
         Command::Token(command) => token::run(session, command).await,

@@ -85,12 +85,13 @@ pub use task::{
 pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};
 pub use tasks::Tasks;
 pub use triggers::{
-    Asker, BadDelivery, BadSchedule, BaseImageTrigger, CommitReport, CommitState, Decision,
-    Delivered, Fired, Foreseen, Head, ImageTag, LedgerEntry, LedgerFilter, Link, MovedBase,
-    NotReported, OwnRegistry, Pause, PauseScope, Poll, PullRequest, ReportToken, RunCause,
-    Schedule, SourceCause, SourceControl, SourceDelivery, SourceEvent, SourceGuess, SourceHost,
-    SourceTrigger, TaskTriggers, TimerTrigger, TokenType, TriggerKind, Triggers, Watch,
-    WatchAnswer, WatchSettings, WatchStatus, WatchedImage,
+    Asker, BadDelivery, BadPlanId, BadSchedule, BaseImageTrigger, BuildTime, CommitReport,
+    CommitState, Decision, Delivered, Estimate, Fired, Foreseen, Head, ImageTag, ItemState,
+    LedgerEntry, LedgerFilter, Link, Method, MovedBase, NotReported, OwnRegistry, Pause,
+    PauseScope, Plan, PlanId, PlanItem, PlanMove, PlanRequest, PlanStatus, PlanTask, Poll,
+    PullRequest, ReportToken, RunCause, Schedule, SourceCause, SourceControl, SourceDelivery,
+    SourceEvent, SourceGuess, SourceHost, SourceTrigger, TagReturn, TaskTriggers, TimerTrigger,
+    TokenType, TriggerKind, Triggers, Watch, WatchAnswer, WatchSettings, WatchStatus, WatchedImage,
 };
 pub use waiting::{WaitReason, Waiting};
 pub use webhooks::{

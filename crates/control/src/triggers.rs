@@ -10,6 +10,7 @@ mod deliveries;
 mod fleet;
 mod ledger;
 mod pauses;
+mod plans;
 mod polls;
 mod reports;
 mod schedule;
@@ -36,6 +37,10 @@ pub use deliveries::{BadDelivery, PullRequest, SourceDelivery, SourceEvent, Sour
 pub use fleet::{Foreseen, ImageTag, SourceGuess};
 pub use ledger::{Decision, LedgerEntry, LedgerFilter, TriggerKind};
 pub use pauses::{Pause, PauseScope};
+pub use plans::{
+    BadPlanId, BuildTime, Estimate, ItemState, Method, Plan, PlanId, PlanItem, PlanMove,
+    PlanRequest, PlanStatus, PlanTask, TagReturn,
+};
 pub use polls::{Head, Poll};
 pub use reports::{CommitReport, CommitState, NotReported, ReportToken};
 pub use schedule::{BadSchedule, Schedule};
@@ -290,13 +295,14 @@ fn why_not(error: ControlError) -> Result<(Decision, String)> {
 }
 
 /// The schemas of what is written together with tasks.
-pub(crate) const OF_TASKS: [(&str, &[&str]); 6] = [
+pub(crate) const OF_TASKS: [(&str, &[&str]); 7] = [
     ("timers", timers::SCHEMA),
     ("bases", bases::SCHEMA),
     ("source triggers", sources::SCHEMA),
     ("outputs of tasks", waves::SCHEMA),
     ("watched images", watches::SCHEMA),
     ("pauses of triggers", pauses::SCHEMA),
+    ("plans", plans::SCHEMA),
 ];
 
 /// Brings what is written down of a task's triggers in step with its definition.

@@ -80,6 +80,7 @@ ignored, and so are unknown kinds of records.",
         (name = "Runs", description = "Builds and tasks that wait, go on or have ended"),
         (name = "Tasks", description = "Stored definitions of runs"),
         (name = "Triggers", description = "What starts runs without anybody asking"),
+        (name = "Plans", description = "What an update of a base touches, carried out and put back"),
         (name = "Task runs", description = "Runs that are declared by name"),
         (name = "Agent pools", description = "Machines that execute runs"),
         (name = "Access", description = "Who may do what"),
@@ -95,7 +96,7 @@ ignored, and so are unknown kinds of records.",
 struct Common;
 
 /// Collections, and what the part of a path after the name of each is.
-const PATH_PARAMETERS: [(&str, &str); 22] = [
+const PATH_PARAMETERS: [(&str, &str); 23] = [
     ("hooks", "Name of a registry of this server"),
     // Of the path of a delivery, where one name follows another.
     ("{registry}", "Name of a task"),
@@ -104,6 +105,7 @@ const PATH_PARAMETERS: [(&str, &str); 22] = [
     ("runs", "Id of a run, such as `cf1`"),
     ("tasks", "Name of a task"),
     ("taskRuns", "Name of a task run"),
+    ("plans", "Name of a plan, such as `p1`"),
     ("agentPools", "Name of an agent pool"),
     ("secrets", "Name of a secret"),
     ("webhooks", "Name of a webhook"),

@@ -13,6 +13,7 @@ mod hooks;
 mod import;
 mod issuer;
 mod lasting;
+mod plans;
 mod policies;
 mod pools;
 mod runs;
@@ -236,6 +237,8 @@ fn of_principals<R: Described>() -> R {
         hooks::generate => WRITE;
         triggers::list, triggers::watches, triggers::pauses, triggers::simulate => READ;
         triggers::pause, triggers::resume => WRITE;
+        plans::list, plans::show => READ;
+        plans::make, plans::apply, plans::stop, plans::close, plans::roll_back => WRITE;
         task_runs::list, task_runs::show => READ;
         task_runs::put, task_runs::update, task_runs::delete, task_runs::details => WRITE;
         policies::show => READ;

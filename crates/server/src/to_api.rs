@@ -1,13 +1,15 @@
 //! Words of the domain become words of the API.
 
 mod access;
+mod plans;
 mod secrets;
 mod triggers;
 mod webhooks;
 
 pub(crate) use access::{account, assignment, passwords, scope_map, token};
+pub(crate) use plans::{listed_plan, plan};
 pub(crate) use secrets::secret;
-use triggers::{cause, image_cause, source_cause, timer_cause};
+use triggers::{cause, image_cause, plan_cause, source_cause, timer_cause};
 pub(crate) use triggers::{
     simulated, trigger_event, trigger_pause, trigger_watch, webhook_path, with_next,
 };
@@ -57,6 +59,7 @@ pub(crate) fn run(run: &Run) -> api::Run {
             image_update_trigger: run.cause.as_ref().and_then(image_cause),
             source_trigger: run.cause.as_ref().and_then(source_cause),
             timer_trigger: run.cause.as_ref().and_then(timer_cause),
+            fleet_plan: run.cause.as_ref().and_then(plan_cause),
             create_time: time(run.created_at),
             last_updated_time: time(run.updated_at),
             start_time: run.started_at.map(time),

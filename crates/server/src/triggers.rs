@@ -85,6 +85,29 @@ pub(crate) async fn fire_bases(state: Shared, shutdown: CancellationToken) {
     }
 }
 
+/// Goes on with plans, until `shutdown`.
+pub(crate) async fn carry_out_plans(state: Shared, shutdown: CancellationToken) {
+    let (mut ended, mut resumed) = (state.runs.ends(), state.triggers.resumed());
+    while !shutdown.is_cancelled() {
+        ended.mark_unchanged();
+        resumed.mark_unchanged();
+        let wait = match state.triggers.advance_plans().await {
+            Ok(fired) if fired.waits => RETRY,
+            Ok(_) => PERIOD,
+            Err(error) => {
+                tracing::error!(%error, "plans could not go on");
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => (),
+            _ = ended.changed() => (),
+            _ = resumed.changed() => (),
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
 /// Decides on commits that had to wait, until `shutdown`.
 pub(crate) async fn fire_sources(state: Shared, shutdown: CancellationToken) {
     let (mut ended, mut resumed) = (state.runs.ends(), state.triggers.resumed());

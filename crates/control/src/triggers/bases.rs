@@ -116,7 +116,16 @@ impl Base {
         if !trigger.enabled {
             return Some("the trigger is disabled");
         }
-        if !trigger.buildtime && !self.is_runtime {
+        self.is_current(trigger.buildtime, to)
+    }
+
+    /// The same, where it is not the trigger that decides: `buildtime` says whether images count that only helped.
+    pub(super) fn is_current(
+        &self,
+        buildtime: bool,
+        to: Option<(&Digest, &[Digest])>,
+    ) -> Option<&'static str> {
+        if !buildtime && !self.is_runtime {
             return Some("the image does not stand on it, and the trigger is of type `Runtime`");
         }
         let (digest, members) = to?;
@@ -657,7 +666,9 @@ async fn chain_of(
     let cause: Option<&str> = column(&row, "cause")?;
     let (chain, depth) = match cause.map(from_json).transpose()? {
         Some(RunCause::BaseImages { chain, depth, .. }) => (chain, depth),
-        Some(RunCause::Timer { .. } | RunCause::Source(_)) | None => (Vec::new(), 0),
+        Some(RunCause::Timer { .. } | RunCause::Source(_) | RunCause::Plan { .. }) | None => {
+            (Vec::new(), 0)
+        }
     };
     let task: TaskName = parsed(column(&row, "task")?)?;
     let last = Link { registry: registry.clone(), task, run };
@@ -732,7 +743,7 @@ pub(super) fn compared(members: Vec<Digest>) -> Vec<Digest> {
 }
 
 /// The run that has moved a tag.
-fn moved_by(moved: &TagMove) -> Option<RunId> {
+pub(super) fn moved_by(moved: &TagMove) -> Option<RunId> {
     match &moved.cause {
         Cause::Build { run } => run.parse().ok(),
         // Its steps push as it does, with the name of one of its attempts.

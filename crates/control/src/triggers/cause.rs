@@ -34,6 +34,12 @@ pub enum RunCause {
         depth: usize,
     },
     Source(SourceCause),
+    /// A [plan](super::Plan) that is carried out.
+    Plan {
+        plan: String,
+        /// Who has asked for that.
+        by: String,
+    },
 }
 
 /// The commit or the pull request that has started a run.

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::fmt;
 
 use oci::{Digest, RegistryName};
+use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
 use store::Millis;
 
@@ -17,9 +18,10 @@ use crate::table::column;
 use crate::{ControlError, Result, StoredTask, TaskName};
 
 /// A tag of an image.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ImageTag {
     /// Nothing if it is in the registry itself, whatever name that has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
     pub repository: String,
     pub tag: String,
@@ -74,19 +76,20 @@ impl ImageTag {
         format!("{host}/{}:{}", self.repository, self.tag)
     }
 
-    pub(super) fn own(repository: &str, tag: &str) -> Self {
+    /// Of the registry itself.
+    pub fn own(repository: &str, tag: &str) -> Self {
         Self { host: None, repository: repository.to_owned(), tag: tag.to_owned() }
     }
 }
 
 /// The tasks of a registry.
-struct Fleet {
+pub(super) struct Fleet {
     /// By their keys. One that cannot be read is none of them.
-    tasks: BTreeMap<String, StoredTask>,
+    pub(super) tasks: BTreeMap<String, StoredTask>,
     /// Which tasks are built on a tag.
     on: HashMap<ImageTag, Vec<(String, Base)>>,
-    /// What a task makes.
-    outputs: HashMap<String, Vec<ImageTag>>,
+    /// What a task makes, here and elsewhere.
+    pub(super) outputs: HashMap<String, Vec<ImageTag>>,
 }
 
 impl Triggers {
@@ -106,7 +109,7 @@ impl Triggers {
         let fleet = self.fleet(&mut reads, registry, own).await?;
         let now = shared.clock.now();
         let pauses = pauses::pauses_within(&mut reads, registry, now).await?;
-        Ok(Wave { fleet: &fleet, pauses: &pauses, now }.of(image, to))
+        Ok(Wave { fleet: &fleet, pauses: &pauses, now, by_hand: false }.of(image, to))
     }
 
     /// What a commit or a pull request would start, of one task or of all.
@@ -208,7 +211,7 @@ impl Triggers {
         Ok(found)
     }
 
-    async fn fleet(
+    pub(super) async fn fleet(
         &self,
         connection: &mut SqliteConnection,
         registry: &RegistryName,
@@ -245,16 +248,18 @@ impl Triggers {
             };
             on.entry(image).or_default().push((column(row, "name_key")?, Base::of(row)?));
         }
-        let rows: Vec<(String, String, String)> = sqlx::query_as(
-            "SELECT name_key, repository, tag FROM trigger_outputs WHERE registry = $1 AND host = ''",
+        let rows: Vec<(String, String, String, String)> = sqlx::query_as(
+            "SELECT name_key, host, repository, tag FROM trigger_outputs WHERE registry = $1
+             ORDER BY name_key, host, repository, tag",
         )
         .bind(registry.as_str())
         .fetch_all(connection)
         .await
         .map_err(ControlError::database(failed))?;
         let mut outputs: HashMap<String, Vec<ImageTag>> = HashMap::new();
-        for (name_key, repository, tag) in rows {
-            outputs.entry(name_key).or_default().push(ImageTag::own(&repository, &tag));
+        for (name_key, host, repository, tag) in rows {
+            let host = (!host.is_empty()).then_some(host);
+            outputs.entry(name_key).or_default().push(ImageTag { host, repository, tag });
         }
         Ok(Fleet { tasks, on, outputs })
     }
@@ -307,38 +312,26 @@ impl Fleet {
 }
 
 /// What follows from a base that moves.
-struct Wave<'a> {
-    fleet: &'a Fleet,
-    pauses: &'a [Pause],
-    now: Millis,
+pub(super) struct Wave<'a> {
+    pub(super) fleet: &'a Fleet,
+    pub(super) pauses: &'a [Pause],
+    pub(super) now: Millis,
+    /// Somebody starts the tasks, and no trigger: those count too that have none, or a disabled one.
+    pub(super) by_hand: bool,
 }
 
 /// What is known of a task while a wave goes on.
-struct Reached<'a> {
-    decision: Decision,
-    reason: Option<String>,
-    images: BTreeSet<&'a ImageTag>,
+pub(super) struct Reached<'a> {
+    pub(super) decision: Decision,
+    pub(super) reason: Option<String>,
+    pub(super) images: BTreeSet<&'a ImageTag>,
     /// The tasks that have made them.
-    parents: BTreeSet<&'a str>,
+    pub(super) parents: BTreeSet<&'a str>,
 }
 
 impl<'a> Wave<'a> {
     fn of(&self, image: &'a ImageTag, to: Option<(&Digest, &[Digest])>) -> Vec<Foreseen> {
-        let mut reached: BTreeMap<&str, Reached<'_>> = BTreeMap::new();
-        let mut open = VecDeque::new();
-        for (task, base) in self.fleet.on.get(image).into_iter().flatten() {
-            if self.reach(&mut reached, (image, None), (task, base), to) {
-                open.push_back(task.as_str());
-            }
-        }
-        while let Some(parent) = open.pop_front() {
-            for (image, task, base) in self.fleet.children(parent) {
-                let by = (image, Some(parent));
-                if self.reach(&mut reached, by, (task, base), None) {
-                    open.push_back(task);
-                }
-            }
-        }
+        let reached = self.reached(image, to);
         let levels = levels(&reached);
         let mut all: Vec<Foreseen> = reached
             .into_iter()
@@ -370,6 +363,30 @@ impl<'a> Wave<'a> {
         all
     }
 
+    /// The tasks that it reaches, by their keys.
+    pub(super) fn reached(
+        &self,
+        image: &'a ImageTag,
+        to: Option<(&Digest, &[Digest])>,
+    ) -> BTreeMap<&'a str, Reached<'a>> {
+        let mut reached: BTreeMap<&str, Reached<'_>> = BTreeMap::new();
+        let mut open = VecDeque::new();
+        for (task, base) in self.fleet.on.get(image).into_iter().flatten() {
+            if self.reach(&mut reached, (image, None), (task, base), to) {
+                open.push_back(task.as_str());
+            }
+        }
+        while let Some(parent) = open.pop_front() {
+            for (image, task, base) in self.fleet.children(parent) {
+                let by = (image, Some(parent));
+                if self.reach(&mut reached, by, (task, base), None) {
+                    open.push_back(task);
+                }
+            }
+        }
+        reached
+    }
+
     /// Adds what a move comes to for a task. Says whether it starts the task, which nothing did before.
     fn reach(
         &self,
@@ -379,14 +396,23 @@ impl<'a> Wave<'a> {
         to: Option<(&Digest, &[Digest])>,
     ) -> bool {
         let Some(task) = self.fleet.tasks.get(key) else { return false };
-        let Some(trigger) = &task.definition.triggers.base_image else { return false };
+        let trigger = task.definition.triggers.base_image.as_ref();
+        if trigger.is_none() && !self.by_hand {
+            return false;
+        }
         // One that makes its own base does not start itself.
         if parent == Some(key) {
             return false;
         }
         let skipped = match task.definition.asleep(self.now) {
             Some(why) => Some(format!("the task {why}")),
-            None => base.is_fine(trigger, to).map(str::to_owned),
+            None => {
+                let why = match trigger {
+                    Some(trigger) if !self.by_hand => base.is_fine(trigger, to),
+                    _ => base.is_current(trigger.is_some_and(|trigger| trigger.buildtime), to),
+                };
+                why.map(str::to_owned)
+            }
         };
         let paused = || {
             pauses::paused(self.pauses, &task.name)
@@ -415,7 +441,7 @@ impl<'a> Wave<'a> {
 
 /// How many runs follow from each other until a task is reached, by the longest way: it is built after all that
 /// make its bases. Of tasks in a circle the first by name begins.
-fn levels<'a>(reached: &BTreeMap<&'a str, Reached<'a>>) -> BTreeMap<&'a str, usize> {
+pub(super) fn levels<'a>(reached: &BTreeMap<&'a str, Reached<'a>>) -> BTreeMap<&'a str, usize> {
     let mut levels: BTreeMap<&str, usize> = BTreeMap::new();
     let mut waits: BTreeMap<&str, usize> = BTreeMap::new();
     let mut children: BTreeMap<&str, Vec<&str>> = BTreeMap::new();

@@ -10,7 +10,7 @@ use oci::RegistryName;
 use sqlx::SqliteConnection;
 use store::Millis;
 
-use super::{ImageTag, OwnRegistry, RunCause, Triggers};
+use super::{ImageTag, OwnRegistry, RunCause, Triggers, plans};
 use crate::table::{column, from_json};
 use crate::{
     ControlError, OutputImage, Result, RunId, StoredTask, TaskDefinition, TaskName, TaskStep,
@@ -64,6 +64,9 @@ impl Triggers {
         if let Some((run, true)) = built_for_bases(connection, registry, &name_key).await? {
             // It may see the move or not, and its end tells.
             return Ok(Some(format!("run `{run}` of it goes on, which bases have started too")));
+        }
+        if let Some(why) = plans::held_by(connection, registry, &name_key).await? {
+            return Ok(Some(why));
         }
         // What comes first may move again and again, or never be built.
         if waited >= WAIT_MAX {
@@ -229,7 +232,10 @@ async fn built_for_bases(
     .map_err(ControlError::database("find what is built for bases"))?;
     let mut found = None;
     for row in &rows {
-        let is_for_bases = matches!(from_json(column(row, "cause")?)?, RunCause::BaseImages { .. });
+        let is_for_bases = matches!(
+            from_json(column(row, "cause")?)?,
+            RunCause::BaseImages { .. } | RunCause::Plan { .. }
+        );
         if is_for_bases {
             let run = RunId::from_number(column::<i64>(row, "number")? as u64);
             let has_begun = column::<&str>(row, "status")? != "Queued";

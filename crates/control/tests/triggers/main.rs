@@ -3,11 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
 
 mod held;
+mod plans;
 mod sources;
 mod watches;
 mod waves;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -79,6 +80,7 @@ impl Fixture {
         let builds = Builds {
             reports: Mutex::default(),
             outputs: Mutex::default(),
+            failing: Mutex::default(),
             catalog: catalog.clone(),
         };
         Self { now, runs, tasks, triggers, catalog, builds: Arc::new(builds), folder }
@@ -164,7 +166,7 @@ fn timer(run: &Run) -> (String, usize) {
         RunCause::Timer { occurrence, missed, .. } => {
             (jiff::Timestamp::from_millisecond(occurrence).unwrap().to_string(), missed)
         }
-        RunCause::BaseImages { .. } | RunCause::Source(_) => panic!("it is of no timer"),
+        cause => panic!("it is of no timer: {cause:?}"),
     }
 }
 
@@ -360,6 +362,8 @@ struct Builds {
     reports: Mutex<BTreeMap<String, Value>>,
     /// `repository:tag` that a task makes, after a host if it is in another registry.
     outputs: Mutex<BTreeMap<String, String>>,
+    /// Tasks that cannot be built.
+    failing: Mutex<BTreeSet<String>>,
     catalog: Catalog,
 }
 
@@ -391,6 +395,9 @@ impl Executor for Builds {
             for base in others.into_iter().flatten() {
                 self.resolve(base).await;
             }
+        }
+        if self.failing.lock().unwrap().contains(task.as_str()) {
+            return Outcome::of(End::Failed("it cannot be built".to_owned()));
         }
         let output = self.outputs.lock().unwrap().get(task.as_str()).cloned();
         let mut images = Vec::new();
@@ -467,7 +474,7 @@ impl Fixture {
         let shutdown = CancellationToken::new();
         let working = tokio::spawn(worker.run(shutdown.clone()));
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !self.all_runs().await.iter().all(|run| run.status == RunStatus::Succeeded) {
+        while !self.all_runs().await.iter().all(|run| run.status.is_final()) {
             assert!(Instant::now() < deadline, "{:?}", self.all_runs().await);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

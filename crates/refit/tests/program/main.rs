@@ -35,6 +35,7 @@ mod moved;
 mod observe;
 mod output;
 mod outputs;
+mod plans;
 mod platforms;
 mod pull_through;
 mod purge;

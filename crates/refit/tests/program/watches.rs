@@ -7,14 +7,14 @@ use crate::pull_through::DockerRegistry;
 use crate::sandbox;
 
 /// A server that asks others often, and a repository.
-struct Place {
+pub(crate) struct Place {
     sandbox: Sandbox,
-    server: Server,
-    git: GitHost,
+    pub(crate) server: Server,
+    pub(crate) git: GitHost,
 }
 
 impl Place {
-    fn new(triggers: &str) -> Self {
+    pub(crate) fn new(triggers: &str) -> Self {
         let sandbox = sandbox();
         sandbox.write(
             "settings.toml",
@@ -25,12 +25,12 @@ impl Place {
         Self { sandbox, server, git: GitHost::start() }
     }
 
-    fn refit(&self, command: &str) -> Outcome {
+    pub(crate) fn refit(&self, command: &str) -> Outcome {
         self.sandbox.refit(command.split_whitespace()).on(&self.server).run()
     }
 
     /// A task of this name that was built of a Dockerfile once.
-    fn task(&self, name: &str, dockerfile: &str, flags: &str) {
+    pub(crate) fn task(&self, name: &str, dockerfile: &str, flags: &str) {
         self.create(name, dockerfile, flags);
         self.refit(&format!("task run {name}")).success();
     }
@@ -46,7 +46,7 @@ impl Place {
     }
 
     /// Runs of a task, the newest first.
-    fn runs(&self, name: &str) -> Vec<Value> {
+    pub(crate) fn runs(&self, name: &str) -> Vec<Value> {
         let listed = self.refit(&format!("task list-runs -n {name} -o json")).success().json();
         listed.as_array().cloned().unwrap_or_default()
     }

@@ -194,18 +194,22 @@ pub(crate) async fn simulate(
     Ok(axum::Json(api::Page { value, next_link: None }))
 }
 
-fn digest(text: &str, member: &'static str) -> Result<Digest, ApiError> {
+pub(super) fn digest(text: &str, member: &'static str) -> Result<Digest, ApiError> {
     text.parse().map_err(|_| {
         ApiError::invalid(format!("`{}` is no digest", from_api::cut(text))).at(member)
     })
 }
 
-fn not_there(base: &str) -> ApiError {
+pub(super) fn not_there(base: &str) -> ApiError {
     ApiError::invalid(format!("`{}` is no image", from_api::cut(base))).at("base")
 }
 
 /// An image as a Dockerfile names it.
-fn image_tag(state: &Shared, registry: &RegistryName, base: &str) -> Result<ImageTag, ApiError> {
+pub(super) fn image_tag(
+    state: &Shared,
+    registry: &RegistryName,
+    base: &str,
+) -> Result<ImageTag, ApiError> {
     let reference: Reference = base.parse().map_err(|_| not_there(base))?;
     let (None, Some(tag)) = (&reference.digest, reference.tag_or_latest()) else {
         let message = "an image that is named by its digest never moves";

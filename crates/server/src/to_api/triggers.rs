@@ -102,8 +102,18 @@ pub(super) fn cause(run: &Run) -> api::RunCause {
         Some(RunCause::BaseImages { .. }) => "Image Update",
         Some(RunCause::Source(cause)) if cause.pull_request.is_some() => "Pull Request",
         Some(RunCause::Source(_)) => "Commit",
+        Some(RunCause::Plan { .. }) => "Plan",
     };
-    api::RunCause { kind: kind.into(), principal: run.started_by.clone() }
+    let principal = match &run.cause {
+        Some(RunCause::Plan { by, .. }) => Some(by.clone()),
+        _ => run.started_by.clone(),
+    };
+    api::RunCause { kind: kind.into(), principal }
+}
+
+pub(super) fn plan_cause(cause: &RunCause) -> Option<String> {
+    let RunCause::Plan { plan, .. } = cause else { return None };
+    Some(plan.clone())
 }
 
 pub(super) fn timer_cause(cause: &RunCause) -> Option<api::TimerCause> {

@@ -30,7 +30,8 @@ pub(super) fn run(run: &Run) -> Table {
         });
         let images = run.image_update_trigger.as_ref().map(update_line);
         let source = run.source_trigger.as_ref().map(source_line);
-        let more = by.or(timer).or(images).or(source).unwrap_or_default();
+        let plan = run.fleet_plan.as_ref().map(|plan| format!(" {plan}"));
+        let more = [plan, by, timer, images, source].into_iter().flatten().collect::<String>();
         fields.add("cause", format!("{}{more}", cause.kind));
     }
     fields.add("platform", platform(&run.platform));

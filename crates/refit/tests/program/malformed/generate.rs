@@ -40,7 +40,7 @@ impl Operation {
 
 /// The family that a path belongs to.
 fn family(path: &str) -> &'static str {
-    const FAMILIES: [(&str, &str); 17] = [
+    const FAMILIES: [(&str, &str); 18] = [
         ("/api/v1/accounts", "accounts"),
         ("/api/v1/roleAssignments", "accounts"),
         ("/roleAssignments", "accounts"),
@@ -58,6 +58,7 @@ fn family(path: &str) -> &'static str {
         ("/repositories", "repositories"),
         ("/secrets", "secrets"),
         ("/webhooks", "webhooks"),
+        ("/plans", "tasks"),
     ];
     let below = path.strip_prefix("/api/v1/registries/{registry}").unwrap_or(path);
     if let Some((_, family)) = FAMILIES.iter().find(|(prefix, _)| below.starts_with(prefix)) {
