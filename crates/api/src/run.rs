@@ -367,6 +367,7 @@ pub struct Waiting {
 pub struct RunCause {
     /// `Manual`: somebody asked for it. `Timer`: see `timerTrigger`. `Image Update`: see
     /// `imageUpdateTrigger`. `Commit` and `Pull Request`: see `sourceTrigger`. `Plan`: see `fleetPlan`.
+    /// `Check`: see `promotion`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Who did, as the server knows them.
@@ -394,6 +395,9 @@ pub struct RunProperties {
     /// Ours: the plan for an update of a base that has started the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fleet_plan: Option<String>,
+    /// Ours: the promotion whose image the run looks at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promotion: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_pool_name: Option<String>,
     /// Ours: the agent that executes the run, or did so last.

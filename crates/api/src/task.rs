@@ -121,6 +121,9 @@ pub struct TaskProperties {
     /// Ours: how long images stay that runs of the task pushed. Absent: for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_retention: Option<OutputRetention>,
+    /// Ours: what images of the task need before a tag is promoted to them. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promotion: Option<crate::PromotionRules>,
     /// Ours, read-only: tells this definition from others. Runs have that of their task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(read_only)]

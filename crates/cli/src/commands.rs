@@ -15,6 +15,7 @@ mod login;
 mod logout;
 mod manifest;
 mod plan;
+mod promote;
 mod purge;
 mod quick_task;
 mod render;
@@ -74,8 +75,10 @@ pub enum Command {
     Plan(plan::Args),
     /// Carry out a plan: build what it lists, level by level, and stop if something fails
     Apply(plan::CarryOutArgs),
-    /// Put back the tags that a plan has moved, and nobody since
-    Rollback(plan::CarryOutArgs),
+    /// Put back the tags that a plan or a promotion has moved, and nobody since
+    Rollback(plan::RollBackArgs),
+    /// Move a tag to an image after checks and, where a task asks for it, an approval
+    Promote(promote::Args),
     /// Runs that are declared by name, over the API
     #[command(subcommand)]
     Taskrun(taskrun::Command),
@@ -188,6 +191,7 @@ async fn run_simple(session: &Session<'_>, command: Command, program: clap::Comm
         Command::Plan(args) => plan::run(session, args).await,
         Command::Apply(args) => plan::apply(session, args).await,
         Command::Rollback(args) => plan::roll_back(session, args).await,
+        Command::Promote(args) => promote::run(session, args).await,
         Command::Taskrun(command) => taskrun::run(session, command).await,
         Command::Agentpool(command) => agentpool::run(session, command).await,
         Command::Token(command) => token::run(session, command).await,

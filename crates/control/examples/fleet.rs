@@ -8,15 +8,13 @@
 #![expect(clippy::print_stdout, reason = "the figures are what it is for")]
 #![expect(clippy::unwrap_used, reason = "a measurement that fails is no measurement")]
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control::{
-    BaseImageTrigger, Clock, ImageTag, Logins, Logs, PlanRequest, RunFilter, RunSettings, Runs,
-    SecretKeys, TaskDefinition, TaskIdentity, TaskStep, TaskText, TaskTriggers, Tasks, Triggers,
-    WatchSettings,
+    BaseImageTrigger, Clock, ImageTag, Logs, PlanRequest, RunFilter, RunSettings, Runs, SecretKeys,
+    TaskDefinition, TaskStep, TaskText, TaskTriggers, Tasks, Triggers, WatchSettings,
 };
 use db::Db;
 use oci::{Compression, Digest, Manifest, Platform, RegistryName};
@@ -196,27 +194,17 @@ async fn push(server: &Server, registry: &RegistryName, name: &str, number: usiz
 fn definition() -> TaskDefinition {
     let trigger =
         BaseImageTrigger { name: "base".into(), enabled: true, buildtime: false, urgent: false };
+    let step = TaskStep::File {
+        file: TaskText::Inline("steps: []".into()),
+        values_file: None,
+        values: Vec::new(),
+    };
     TaskDefinition {
-        enabled: true,
-        platform: Platform::new("linux", "amd64", None),
-        cpu: None,
-        timeout: Duration::from_secs(3600),
-        context: None,
-        step: TaskStep::File {
-            file: TaskText::Inline("steps: []".into()),
-            values_file: None,
-            values: Vec::new(),
-        },
-        owner: None,
-        description: None,
-        expires_at: None,
-        tags: BTreeMap::new(),
-        pool: None,
-        logins: Logins::default(),
-        egress: Vec::new(),
-        log_template: None,
-        output_retention: None,
-        identity: TaskIdentity::default(),
         triggers: TaskTriggers { base_image: Some(trigger), ..TaskTriggers::default() },
+        ..TaskDefinition::new(
+            Platform::new("linux", "amd64", None),
+            Duration::from_secs(3600),
+            step,
+        )
     }
 }

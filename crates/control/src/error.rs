@@ -72,6 +72,10 @@ impl ControlError {
         }
     }
 
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self::Conflict { message: message.into() }
+    }
+
     pub(crate) fn database<E: Into<DbError>>(doing: &'static str) -> impl FnOnce(E) -> Self {
         move |source| match source.into() {
             full if full.is_full() => {

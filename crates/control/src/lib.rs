@@ -79,19 +79,20 @@ pub use sealing::SecretKeys;
 pub use secrets::{SecretChange, SecretRuns, Secrets, StoredSecret};
 pub use sources::{ListedSource, NewSource, SourceSettings, Sources};
 pub use task::{
-    AssignedAccount, ChosenIdentity, NoRun, StoredTask, TaskContext, TaskDefinition, TaskIdentity,
-    TaskOverrides, TaskStep,
+    AssignedAccount, ChosenIdentity, NoRun, PromotionRules, StoredTask, TaskContext,
+    TaskDefinition, TaskIdentity, TaskOverrides, TaskStep,
 };
 pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};
 pub use tasks::Tasks;
 pub use triggers::{
-    Asker, BadDelivery, BadPlanId, BadSchedule, BaseImageTrigger, BuildTime, CommitReport,
-    CommitState, Decision, Delivered, Estimate, Fired, Foreseen, Head, ImageTag, ItemState,
-    LedgerEntry, LedgerFilter, Link, Method, MovedBase, NotReported, OwnRegistry, Pause,
+    Asker, BadDelivery, BadNumberedId, BadSchedule, BaseImageTrigger, BuildTime, Check,
+    CommitReport, CommitState, Decision, Delivered, Estimate, Fired, Foreseen, Head, ImageTag,
+    ItemState, LedgerEntry, LedgerFilter, Link, Method, MovedBase, NotReported, OwnRegistry, Pause,
     PauseScope, Plan, PlanId, PlanItem, PlanMove, PlanRequest, PlanStatus, PlanTask, Poll,
-    PullRequest, ReportToken, RunCause, Schedule, SourceCause, SourceControl, SourceDelivery,
-    SourceEvent, SourceGuess, SourceHost, SourceTrigger, TagReturn, TaskTriggers, TimerTrigger,
-    TokenType, TriggerKind, Triggers, Watch, WatchAnswer, WatchSettings, WatchStatus, WatchedImage,
+    Promotion, PromotionId, PromotionRequest, PromotionStatus, PullRequest, ReportToken, RunCause,
+    Schedule, SourceCause, SourceControl, SourceDelivery, SourceEvent, SourceGuess, SourceHost,
+    SourceTrigger, TagReturn, TaskTriggers, TimerTrigger, TokenType, TriggerKind, Triggers, Watch,
+    WatchAnswer, WatchSettings, WatchStatus, WatchedImage,
 };
 pub use waiting::{WaitReason, Waiting};
 pub use webhooks::{

@@ -60,3 +60,16 @@ where
         source: source.into(),
     })
 }
+
+/// Which of all has a name.
+pub(crate) fn known<T: Copy, const N: usize>(
+    all: [T; N],
+    name: fn(T) -> &'static str,
+    text: &str,
+) -> Result<T> {
+    let found = all.into_iter().find(|one| name(*one) == text);
+    found.ok_or_else(|| ControlError::Database {
+        doing: "read a record".into(),
+        source: format!("`{text}` is unknown").into(),
+    })
+}

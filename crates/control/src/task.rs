@@ -68,6 +68,25 @@ pub struct TaskDefinition {
     /// What starts its runs without anybody asking.
     #[serde(default, skip_serializing_if = "TaskTriggers::is_empty")]
     pub triggers: TaskTriggers,
+    #[serde(default, skip_serializing_if = "PromotionRules::is_none")]
+    pub promotion: PromotionRules,
+}
+
+/// What an image that runs of a task have made needs before a tag is [promoted](crate::Promotion) to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromotionRules {
+    /// Tasks that look at the image; each once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<TaskName>,
+    /// Whether somebody has to approve it.
+    #[serde(default)]
+    pub approval: bool,
+}
+
+impl PromotionRules {
+    pub(crate) fn is_none(&self) -> bool {
+        self.checks.is_empty() && !self.approval
+    }
 }
 
 /// Whom the runs of a task can be for others (identity-and-secrets.md section 3).
@@ -285,9 +304,38 @@ pub struct TaskOverrides {
 }
 
 impl TaskDefinition {
-    /// Tells this definition from others, whatever its secrets are, and whatever starts its runs.
+    /// Of a task that does this step when somebody asks, and no more.
+    pub fn new(platform: Platform, timeout: Duration, step: TaskStep) -> Self {
+        Self {
+            enabled: true,
+            platform,
+            cpu: None,
+            timeout,
+            context: None,
+            step,
+            owner: None,
+            description: None,
+            expires_at: None,
+            tags: BTreeMap::new(),
+            pool: None,
+            logins: Logins::default(),
+            log_template: None,
+            output_retention: None,
+            identity: TaskIdentity::default(),
+            egress: Vec::new(),
+            triggers: TaskTriggers::default(),
+            promotion: PromotionRules::default(),
+        }
+    }
+
+    /// Tells this definition from others, whatever its secrets are, whatever starts its runs, and whatever
+    /// becomes of the images.
     pub fn digest(&self) -> Digest {
-        let definition = Self { triggers: TaskTriggers::default(), ..self.clone() };
+        let definition = Self {
+            triggers: TaskTriggers::default(),
+            promotion: PromotionRules::default(),
+            ..self.clone()
+        };
         let text = serde_json::to_vec(&definition.without_secrets());
         Digest::of(&text.unwrap_or_default())
     }
@@ -433,27 +481,14 @@ mod tests {
     }
 
     fn definition(step: TaskStep) -> TaskDefinition {
+        let platform = Platform::new("linux", "amd64", None);
+        let context = TaskContext {
+            address: "https://example.com/app.git#main:src".into(),
+            token: Some("hunter2".into()),
+        };
         TaskDefinition {
-            enabled: true,
-            platform: Platform::new("linux", "amd64", None),
-            cpu: None,
-            timeout: Duration::from_secs(600),
-            context: Some(TaskContext {
-                address: "https://example.com/app.git#main:src".into(),
-                token: Some("hunter2".into()),
-            }),
-            step,
-            owner: None,
-            description: None,
-            expires_at: None,
-            tags: BTreeMap::new(),
-            pool: None,
-            logins: Logins::default(),
-            log_template: None,
-            output_retention: None,
-            identity: TaskIdentity::default(),
-            egress: Vec::new(),
-            triggers: TaskTriggers::default(),
+            context: Some(context),
+            ..TaskDefinition::new(platform, Duration::from_secs(600), step)
         }
     }
 

@@ -9,12 +9,15 @@ mod cause;
 mod deliveries;
 mod fleet;
 mod ledger;
+mod numbered;
 mod pauses;
 mod plans;
 mod polls;
+mod promotions;
 mod reports;
 mod schedule;
 mod sources;
+mod tags;
 mod timers;
 mod watches;
 mod waves;
@@ -36,12 +39,14 @@ pub use cause::{Link, MovedBase, RunCause, SourceCause};
 pub use deliveries::{BadDelivery, PullRequest, SourceDelivery, SourceEvent, SourceHost};
 pub use fleet::{Foreseen, ImageTag, SourceGuess};
 pub use ledger::{Decision, LedgerEntry, LedgerFilter, TriggerKind};
+pub use numbered::BadNumberedId;
 pub use pauses::{Pause, PauseScope};
 pub use plans::{
-    BadPlanId, BuildTime, Estimate, ItemState, Method, Plan, PlanId, PlanItem, PlanMove,
-    PlanRequest, PlanStatus, PlanTask, TagReturn,
+    BuildTime, Estimate, ItemState, Method, Plan, PlanId, PlanItem, PlanMove, PlanRequest,
+    PlanStatus, PlanTask, TagReturn,
 };
 pub use polls::{Head, Poll};
+pub use promotions::{Check, Promotion, PromotionId, PromotionRequest, PromotionStatus};
 pub use reports::{CommitReport, CommitState, NotReported, ReportToken};
 pub use schedule::{BadSchedule, Schedule};
 pub use sources::Delivered;
@@ -260,6 +265,14 @@ impl Triggers {
         }
     }
 
+    /// Stops a run, unless it has ended by itself.
+    async fn cancel(&self, registry: &RegistryName, run: RunId) -> Result<()> {
+        match self.tasks.runs.cancel(registry, run).await {
+            Err(ControlError::NotFound { .. } | ControlError::Conflict { .. }) => Ok(()),
+            canceled => canceled.map(drop),
+        }
+    }
+
     /// Queues a run of a task in a transaction of the caller. `late`: why it does not begin in time.
     async fn queue(
         &self,
@@ -271,7 +284,9 @@ impl Triggers {
     ) -> Result<Queued> {
         let run = task.definition.run(&task.name, overrides, self.compression);
         let mut run = run.map_err(|why| ControlError::Conflict { message: why.to_string() })?;
-        run.lane = Lane::Triggers;
+        // Somebody waits for a check.
+        let is_check = matches!(cause, RunCause::Check { .. });
+        run.lane = if is_check { Lane::People } else { Lane::Triggers };
         run.cause = Some(cause);
         run.warnings.extend(late.map(|late| format!("This run is late: {late}")));
         let runs = &self.tasks.runs;
@@ -295,7 +310,7 @@ fn why_not(error: ControlError) -> Result<(Decision, String)> {
 }
 
 /// The schemas of what is written together with tasks.
-pub(crate) const OF_TASKS: [(&str, &[&str]); 7] = [
+pub(crate) const OF_TASKS: [(&str, &[&str]); 8] = [
     ("timers", timers::SCHEMA),
     ("bases", bases::SCHEMA),
     ("source triggers", sources::SCHEMA),
@@ -303,6 +318,7 @@ pub(crate) const OF_TASKS: [(&str, &[&str]); 7] = [
     ("watched images", watches::SCHEMA),
     ("pauses of triggers", pauses::SCHEMA),
     ("plans", plans::SCHEMA),
+    ("promotions", promotions::SCHEMA),
 ];
 
 /// Brings what is written down of a task's triggers in step with its definition.

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -859,29 +859,12 @@ async fn the_context_of_a_run_is_kept_until_its_end() {
 }
 
 fn task_definition() -> TaskDefinition {
-    TaskDefinition {
-        enabled: true,
-        platform: Platform::new("linux", "amd64", None),
-        cpu: None,
-        timeout: Duration::from_secs(3600),
-        context: None,
-        step: TaskStep::File {
-            file: TaskText::Inline("steps: []".into()),
-            values_file: None,
-            values: Vec::new(),
-        },
-        owner: None,
-        description: None,
-        expires_at: None,
-        tags: BTreeMap::new(),
-        pool: None,
-        logins: control::Logins::default(),
-        egress: Vec::new(),
-        log_template: None,
-        output_retention: None,
-        identity: control::TaskIdentity::default(),
-        triggers: control::TaskTriggers::default(),
-    }
+    let step = TaskStep::File {
+        file: TaskText::Inline("steps: []".into()),
+        values_file: None,
+        values: Vec::new(),
+    };
+    TaskDefinition::new(Platform::new("linux", "amd64", None), Duration::from_secs(3600), step)
 }
 
 fn task_run(name: &TaskName) -> NewRun {

@@ -10,10 +10,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use control::{
     Attempt, BaseImageTrigger, Clock, ControlError, Delivery, DeliveryOutcome, DeliveryState, End,
-    Executor, Logins, Logs, NewRun, Outcome, PostedAnswer, RunCause, RunSettings, Runs, SecretKeys,
-    SigningSecret, TaskDefinition, TaskIdentity, TaskName, TaskOverrides, TaskStep, TaskText,
-    TaskTriggers, Tasks, ToDeliver, Webhook, WebhookFormat, WebhookName, WebhookProperties,
-    Webhooks, Worker, WorkerSettings,
+    Executor, Logs, NewRun, Outcome, PostedAnswer, RunCause, RunSettings, Runs, SecretKeys,
+    SigningSecret, TaskDefinition, TaskName, TaskOverrides, TaskStep, TaskText, TaskTriggers,
+    Tasks, ToDeliver, Webhook, WebhookFormat, WebhookName, WebhookProperties, Webhooks, Worker,
+    WorkerSettings,
 };
 use oci::{Compression, Digest, Platform, RegistryName};
 use serde_json::{Value, json};
@@ -209,29 +209,12 @@ fn properties(actions: &[&str], scope: &str) -> WebhookProperties {
 }
 
 fn definition() -> TaskDefinition {
-    TaskDefinition {
-        enabled: true,
-        platform: Platform::new("linux", "amd64", None),
-        cpu: None,
-        timeout: Duration::from_secs(3600),
-        context: None,
-        step: TaskStep::File {
-            file: TaskText::Inline("steps: []".into()),
-            values_file: None,
-            values: Vec::new(),
-        },
-        owner: None,
-        description: None,
-        expires_at: None,
-        tags: BTreeMap::new(),
-        pool: None,
-        logins: Logins::default(),
-        egress: Vec::new(),
-        log_template: None,
-        output_retention: None,
-        identity: TaskIdentity::default(),
-        triggers: TaskTriggers::default(),
-    }
+    let step = TaskStep::File {
+        file: TaskText::Inline("steps: []".into()),
+        values_file: None,
+        values: Vec::new(),
+    };
+    TaskDefinition::new(Platform::new("linux", "amd64", None), Duration::from_secs(3600), step)
 }
 
 fn answered(status: u16, retry_after: Option<u64>) -> DeliveryOutcome {

@@ -352,6 +352,7 @@ impl App {
             parts.spawn(triggers::fire_timers(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::fire_bases(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::carry_out_plans(Arc::clone(&self.state), shutdown.clone()));
+            parts.spawn(triggers::promote(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::fire_sources(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::poll_sources(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(watches::ask(Arc::clone(&self.state), shutdown.clone()));

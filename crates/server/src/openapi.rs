@@ -81,6 +81,7 @@ ignored, and so are unknown kinds of records.",
         (name = "Tasks", description = "Stored definitions of runs"),
         (name = "Triggers", description = "What starts runs without anybody asking"),
         (name = "Plans", description = "What an update of a base touches, carried out and put back"),
+        (name = "Promotions", description = "Tags that move after checks, and where a task asks for it an approval"),
         (name = "Task runs", description = "Runs that are declared by name"),
         (name = "Agent pools", description = "Machines that execute runs"),
         (name = "Access", description = "Who may do what"),
@@ -96,7 +97,7 @@ ignored, and so are unknown kinds of records.",
 struct Common;
 
 /// Collections, and what the part of a path after the name of each is.
-const PATH_PARAMETERS: [(&str, &str); 23] = [
+const PATH_PARAMETERS: [(&str, &str); 24] = [
     ("hooks", "Name of a registry of this server"),
     // Of the path of a delivery, where one name follows another.
     ("{registry}", "Name of a task"),
@@ -106,6 +107,7 @@ const PATH_PARAMETERS: [(&str, &str); 23] = [
     ("tasks", "Name of a task"),
     ("taskRuns", "Name of a task run"),
     ("plans", "Name of a plan, such as `p1`"),
+    ("promotions", "Name of a promotion, such as `m1`"),
     ("agentPools", "Name of an agent pool"),
     ("secrets", "Name of a secret"),
     ("webhooks", "Name of a webhook"),

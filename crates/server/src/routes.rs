@@ -16,6 +16,7 @@ mod lasting;
 mod plans;
 mod policies;
 mod pools;
+mod promotions;
 mod runs;
 mod scrub;
 mod secrets;
@@ -239,6 +240,8 @@ fn of_principals<R: Described>() -> R {
         triggers::pause, triggers::resume => WRITE;
         plans::list, plans::show => READ;
         plans::make, plans::apply, plans::stop, plans::close, plans::roll_back => WRITE;
+        promotions::list, promotions::show => READ;
+        promotions::make, promotions::approve, promotions::reject, promotions::roll_back => WRITE;
         task_runs::list, task_runs::show => READ;
         task_runs::put, task_runs::update, task_runs::delete, task_runs::details => WRITE;
         policies::show => READ;

@@ -2,14 +2,16 @@
 
 mod access;
 mod plans;
+mod promotions;
 mod secrets;
 mod triggers;
 mod webhooks;
 
 pub(crate) use access::{account, assignment, passwords, scope_map, token};
 pub(crate) use plans::{listed_plan, plan};
+pub(crate) use promotions::promotion;
 pub(crate) use secrets::secret;
-use triggers::{cause, image_cause, plan_cause, source_cause, timer_cause};
+use triggers::{cause, check_cause, image_cause, plan_cause, source_cause, timer_cause};
 pub(crate) use triggers::{
     simulated, trigger_event, trigger_pause, trigger_watch, webhook_path, with_next,
 };
@@ -60,6 +62,7 @@ pub(crate) fn run(run: &Run) -> api::Run {
             source_trigger: run.cause.as_ref().and_then(source_cause),
             timer_trigger: run.cause.as_ref().and_then(timer_cause),
             fleet_plan: run.cause.as_ref().and_then(plan_cause),
+            promotion: run.cause.as_ref().and_then(check_cause),
             create_time: time(run.created_at),
             last_updated_time: time(run.updated_at),
             start_time: run.started_at.map(time),
@@ -187,6 +190,7 @@ pub(crate) fn task(task: &StoredTask) -> api::Task {
             output_retention: definition
                 .output_retention
                 .map(|rule| api::OutputRetention { days: Some(rule.days), keep: Some(rule.keep) }),
+            promotion: promotions::rules(&definition.promotion),
             definition_digest: Some(definition.digest().to_string()),
         },
     }

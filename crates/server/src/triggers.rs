@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use control::{Fired, Head, Poll};
+use control::{Fired, Head, Poll, Promotion};
 use dockerfile::ContextAddress;
-use futures_util::StreamExt as _;
+use engine::{ImportError, ImportSource, ImportTarget};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, StreamExt as _};
 use oci::RegistryName;
 use remote::{DownloadSettings, Downloads, GitSource, RemoteError};
-use store::{DataDir, Millis};
+use store::{Cause, DataDir, ManifestRef, Millis, StoreError};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -87,38 +90,93 @@ pub(crate) async fn fire_bases(state: Shared, shutdown: CancellationToken) {
 
 /// Goes on with plans, until `shutdown`.
 pub(crate) async fn carry_out_plans(state: Shared, shutdown: CancellationToken) {
-    let (mut ended, mut resumed) = (state.runs.ends(), state.triggers.resumed());
-    while !shutdown.is_cancelled() {
-        ended.mark_unchanged();
-        resumed.mark_unchanged();
-        let wait = match state.triggers.advance_plans().await {
-            Ok(fired) if fired.waits => RETRY,
-            Ok(_) => PERIOD,
-            Err(error) => {
-                tracing::error!(%error, "plans could not go on");
-                RETRY
+    let look =
+        |state: Shared| async move { Ok(state.triggers.advance_plans().await?.waits) }.boxed();
+    follow(&state, &shutdown, "plans could not go on", look).await;
+}
+
+/// Goes on with promotions, until `shutdown`.
+pub(crate) async fn promote(state: Shared, shutdown: CancellationToken) {
+    let look = |state: Shared| {
+        async move {
+            let mut waits = false;
+            for promotion in state.triggers.due_promotions().await? {
+                if let Err(error) = move_promoted(&state, &promotion).await {
+                    tracing::error!(%error, promotion = %promotion.id, "a tag is not promoted yet");
+                    waits = true;
+                }
             }
-        };
-        tokio::select! {
-            () = tokio::time::sleep(wait) => (),
-            _ = ended.changed() => (),
-            _ = resumed.changed() => (),
-            () = shutdown.cancelled() => return,
+            Ok(waits)
         }
+        .boxed()
+    };
+    follow(&state, &shutdown, "promotions could not go on", look).await;
+}
+
+/// Moves a tag to its image, which comes to the repository of the tag first.
+async fn move_promoted(state: &Shared, promotion: &Promotion) -> control::Result<()> {
+    let request = &promotion.request;
+    if request.repository != request.to.repository
+        && let Err(why) = bring(state, promotion).await?
+    {
+        return state.triggers.promoted(promotion, Err(why)).await;
+    }
+    state.triggers.move_promoted(promotion).await
+}
+
+/// Brings the image of a promotion to the repository of its tag, with what belongs to it; or in words for people why
+/// it cannot be.
+async fn bring(state: &Shared, promotion: &Promotion) -> control::Result<Result<(), String>> {
+    let (registry, request) = (&promotion.registry, &promotion.request);
+    let (Ok(from), Ok(to)) = (request.repository.parse(), request.to.repository.parse()) else {
+        return Ok(Err("that is no name of a repository".to_owned()));
+    };
+    let wanted = ManifestRef::Digest(request.digest.clone());
+    let source = ImportSource::Own { registry, repository: &from, wanted: &wanted };
+    let target = ImportTarget {
+        registry,
+        tags: &[],
+        untagged: &[to],
+        force: false,
+        platform: None,
+        cause: &Cause::Push { principal: promotion.created_by.clone() },
+    };
+    let imported = engine::import(&state.catalog, &source, &target, &|_| ()).boxed().await;
+    match imported {
+        Ok(_) => Ok(Ok(())),
+        Err(ImportError::Store(error))
+            if !error.is_refusal() && !matches!(error, StoreError::NotFound { .. }) =>
+        {
+            Err(error.into())
+        }
+        Err(error) => Ok(Err(error.to_string())),
     }
 }
 
 /// Decides on commits that had to wait, until `shutdown`.
 pub(crate) async fn fire_sources(state: Shared, shutdown: CancellationToken) {
+    let look =
+        |state: Shared| async move { Ok(state.triggers.fire_sources().await?.waits) }.boxed();
+    follow(&state, &shutdown, "commits that wait could not be looked at", look).await;
+}
+
+/// Looks again whenever a run has ended or something goes on that was held, until `shutdown`. A look says whether
+/// something has to wait.
+async fn follow(
+    state: &Shared,
+    shutdown: &CancellationToken,
+    failed: &'static str,
+    look: impl Fn(Shared) -> BoxFuture<'static, control::Result<bool>>,
+) {
     let (mut ended, mut resumed) = (state.runs.ends(), state.triggers.resumed());
     while !shutdown.is_cancelled() {
         ended.mark_unchanged();
         resumed.mark_unchanged();
-        let wait = match state.triggers.fire_sources().await {
-            Ok(fired) if fired.waits => RETRY,
-            Ok(_) => PERIOD,
+        let wait = match look(Arc::clone(state)).await {
+            Ok(true) => RETRY,
+            Ok(false) => PERIOD,
             Err(error) => {
-                tracing::error!(%error, "commits that wait could not be looked at");
+                tracing::error!(%error, "{failed}");
                 RETRY
             }
         };

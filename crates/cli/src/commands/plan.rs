@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use api::{Page, Plan, PlanMove, PlanRequest, PlanTask};
 
-use super::Session;
+use super::{Session, promote};
 use crate::error::{Error, Result};
 use crate::printer::Table;
 
@@ -56,6 +56,16 @@ pub struct CarryOutArgs {
     /// Plan, such as `p1`
     #[arg(value_name = "PLAN")]
     plan: String,
+    /// Do not wait for the end
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RollBackArgs {
+    /// Plan, such as `p1`, or promotion, such as `m1`
+    #[arg(value_name = "NAME")]
+    name: String,
     /// Do not wait for the end
     #[arg(long)]
     no_wait: bool,
@@ -122,8 +132,11 @@ pub(super) async fn apply(session: &Session<'_>, args: CarryOutArgs) -> Result<(
 }
 
 /// `refit rollback`.
-pub(super) async fn roll_back(session: &Session<'_>, args: CarryOutArgs) -> Result<()> {
-    let plan = turn(session, &args.plan, "rollback").await?;
+pub(super) async fn roll_back(session: &Session<'_>, args: RollBackArgs) -> Result<()> {
+    if promote::is_name(&args.name) {
+        return promote::roll_back(session, &args.name).await;
+    }
+    let plan = turn(session, &args.name, "rollback").await?;
     let plan = if args.no_wait { plan } else { end_of(session, plan).await? };
     let moves = moves(&plan);
     let mut table = Table::new(["IMAGE", "WAS", "IS AGAIN", "NOTE"]);
@@ -192,17 +205,17 @@ fn progress(plan: &Plan) -> String {
     let count = |status: &str| tasks().filter(|task| task.status == status).count();
     let all = tasks().filter(|task| task.method != "Nothing").count();
     let mut line = format!("{} {}", plan.name, plan.status);
-    let done = count("Succeeded");
-    let _ = write!(line, ": {done} of {all} built");
-    for (status, word) in [("Running", "running"), ("Failed", "failed"), ("RolledBack", "put back")]
-    {
-        match count(status) {
-            0 => (),
-            count => {
-                let _ = write!(line, ", {count} {word}");
-            }
-        }
-    }
+    let words = [
+        ("Succeeded", "built"),
+        ("RolledBack", "put back"),
+        ("Running", "running"),
+        ("Failed", "failed"),
+    ];
+    let counts = words.into_iter().map(|(status, word)| (count(status), word));
+    let counts = counts.filter(|(count, _)| *count > 0);
+    let counts: Vec<_> = counts.map(|(count, word)| format!("{count} {word}")).collect();
+    let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
+    let _ = write!(line, ": {counts} of {all}");
     line
 }
 

@@ -126,7 +126,7 @@ impl Base {
         to: Option<(&Digest, &[Digest])>,
     ) -> Option<&'static str> {
         if !buildtime && !self.is_runtime {
-            return Some("the image does not stand on it, and the trigger is of type `Runtime`");
+            return Some("it only helped to build, which counts for triggers of type `All`");
         }
         let (digest, members) = to?;
         if self.digest == *digest {
@@ -666,9 +666,13 @@ async fn chain_of(
     let cause: Option<&str> = column(&row, "cause")?;
     let (chain, depth) = match cause.map(from_json).transpose()? {
         Some(RunCause::BaseImages { chain, depth, .. }) => (chain, depth),
-        Some(RunCause::Timer { .. } | RunCause::Source(_) | RunCause::Plan { .. }) | None => {
-            (Vec::new(), 0)
-        }
+        Some(
+            RunCause::Timer { .. }
+            | RunCause::Source(_)
+            | RunCause::Plan { .. }
+            | RunCause::Check { .. },
+        )
+        | None => (Vec::new(), 0),
     };
     let task: TaskName = parsed(column(&row, "task")?)?;
     let last = Link { registry: registry.clone(), task, run };

@@ -40,6 +40,12 @@ pub enum RunCause {
         /// Who has asked for that.
         by: String,
     },
+    /// A [promotion](super::Promotion) that depends on it.
+    Check {
+        promotion: String,
+        /// Who has asked for that.
+        by: String,
+    },
 }
 
 /// The commit or the pull request that has started a run.

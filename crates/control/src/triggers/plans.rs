@@ -7,8 +7,6 @@
 mod carry_out;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::str::FromStr;
 
 use oci::{Digest, RegistryName};
 use serde::{Deserialize, Serialize};
@@ -17,8 +15,9 @@ use sqlx::sqlite::SqliteRow;
 use store::{ManifestRef, Millis};
 
 use super::fleet::{Wave, levels};
+use super::numbered::NumberedId;
 use super::{Decision, ImageTag, OwnRegistry, Triggers};
-use crate::table::{column, from_json, parsed, to_json};
+use crate::table::{column, from_json, known, parsed, to_json};
 use crate::{ControlError, Result, RunId, TaskName};
 
 pub(super) const SCHEMA: &[&str] = &[
@@ -71,32 +70,8 @@ const PLANS_MAX: i64 = 50;
 /// Runs of a task that tell how long it takes.
 const TIMES_MAX: i64 = 10;
 
-/// The name of a plan: `p` and a number, which grows within a registry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PlanId(i64);
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a plan is called `p` and a number, such as `p12`")]
-pub struct BadPlanId;
-
-impl fmt::Display for PlanId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "p{}", self.0)
-    }
-}
-
-impl FromStr for PlanId {
-    type Err = BadPlanId;
-
-    fn from_str(text: &str) -> std::result::Result<Self, BadPlanId> {
-        let number = text.strip_prefix('p').or_else(|| text.strip_prefix('P')).ok_or(BadPlanId)?;
-        let is_plain = (1..=18).contains(&number.len()) && !number.starts_with('0');
-        if !is_plain || !number.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(BadPlanId);
-        }
-        number.parse().map(Self).map_err(|_| BadPlanId)
-    }
-}
+/// The name of a plan: `p` and a number.
+pub type PlanId = NumberedId<'p'>;
 
 /// What to plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -416,31 +391,47 @@ impl Triggers {
         }
         forget_old(&mut transaction, registry, number).await?;
         transaction.commit().await.map_err(ControlError::database(failed))?;
-        let found = self.find_plan(registry, PlanId(number)).await?;
-        found.ok_or_else(|| not_found(PlanId(number)))
+        let found = self.find_plan(registry, NumberedId(number)).await?;
+        found.ok_or_else(|| not_found(NumberedId(number)))
     }
 
     /// A plan with its tasks, if there is one.
     pub async fn find_plan(&self, registry: &RegistryName, id: PlanId) -> Result<Option<Plan>> {
-        let reads = self.tasks.runs.shared.db.reads();
-        let failed = "read a plan";
+        let Some(plan) = self.plan_head(registry, id).await? else { return Ok(None) };
+        let items = self.items(registry, id, None).await?;
+        Ok(Some(Plan { items, ..plan }))
+    }
+
+    /// A plan without its tasks.
+    async fn plan_head(&self, registry: &RegistryName, id: PlanId) -> Result<Option<Plan>> {
         let row = sqlx::query("SELECT * FROM plans WHERE registry = $1 AND number = $2")
             .bind(registry.as_str())
             .bind(id.0)
-            .fetch_optional(reads)
+            .fetch_optional(self.tasks.runs.shared.db.reads())
             .await
-            .map_err(ControlError::database(failed))?;
-        let Some(row) = row else { return Ok(None) };
-        let items = sqlx::query(
-            "SELECT * FROM plan_items WHERE registry = $1 AND number = $2 ORDER BY level, name_key",
+            .map_err(ControlError::database("read a plan"))?;
+        row.as_ref().map(plan_of).transpose()
+    }
+
+    /// The tasks of a plan by level and name: all, or those that are in a state.
+    async fn items(
+        &self,
+        registry: &RegistryName,
+        id: PlanId,
+        state: Option<ItemState>,
+    ) -> Result<Vec<PlanItem>> {
+        let rows = sqlx::query(
+            "SELECT * FROM plan_items WHERE registry = $1 AND number = $2
+                AND ($3 IS NULL OR state = $3)
+             ORDER BY level, name_key",
         )
         .bind(registry.as_str())
         .bind(id.0)
-        .fetch_all(reads)
+        .bind(state.map(ItemState::as_str))
+        .fetch_all(self.tasks.runs.shared.db.reads())
         .await
-        .map_err(ControlError::database(failed))?;
-        let items = items.iter().map(item_of).collect::<Result<_>>()?;
-        Ok(Some(Plan { items, ..plan_of(&row)? }))
+        .map_err(ControlError::database("read the tasks of a plan"))?;
+        rows.iter().map(item_of).collect()
     }
 
     /// The plans of a registry without their tasks, the newest first.
@@ -696,7 +687,7 @@ pub(super) async fn held_by(
     .await
     .map_err(ControlError::database("find the plan of a task"))?;
     Ok(row.map(|(number, status)| {
-        let id = PlanId(number);
+        let id: PlanId = NumberedId(number);
         match &*status {
             "Stopped" => format!(
                 "plan `{id}` has stopped: `refit apply {id}` goes on, `refit rollback {id}` puts \
@@ -718,7 +709,7 @@ fn plan_of(row: &SqliteRow) -> Result<Plan> {
     let base_move: Option<&str> = column(row, "base_move")?;
     Ok(Plan {
         registry: parsed(column(row, "registry")?)?,
-        id: PlanId(column(row, "number")?),
+        id: NumberedId(column(row, "number")?),
         hash: parsed(column(row, "hash")?)?,
         request: from_json(column(row, "request")?)?,
         digest_before: digest("digest_before")?,
@@ -744,31 +735,4 @@ fn item_of(row: &SqliteRow) -> Result<PlanItem> {
         error: column(row, "error")?,
         moves: from_json(column(row, "moves")?)?,
     })
-}
-
-/// Which of all has a name.
-fn known<T: Copy, const N: usize>(
-    all: [T; N],
-    name: fn(T) -> &'static str,
-    text: &str,
-) -> Result<T> {
-    let found = all.into_iter().find(|one| name(*one) == text);
-    found.ok_or_else(|| ControlError::Database {
-        doing: "read a plan".into(),
-        source: format!("`{text}` is unknown").into(),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_plans() {
-        assert_eq!("p12".parse::<PlanId>().unwrap().to_string(), "p12");
-        assert_eq!("P7".parse::<PlanId>().unwrap(), PlanId(7));
-        for text in ["", "p", "12", "p0", "p01", "p-1", "p+1", "p1 ", "p1234567890123456789"] {
-            assert!(text.parse::<PlanId>().is_err(), "{text}");
-        }
-    }
 }

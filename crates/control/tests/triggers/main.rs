@@ -4,6 +4,7 @@
 
 mod held;
 mod plans;
+mod promotions;
 mod sources;
 mod watches;
 mod waves;
@@ -16,10 +17,9 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use control::{
     Attempt, BaseImageTrigger, Clock, Decision, End, Executor, Fired, LedgerEntry, LedgerFilter,
-    Logins, Logs, Outcome, OutputImage, Run, RunCause, RunFilter, RunSettings, RunStatus, Runs,
-    Schedule, SecretKeys, StoredTask, TaskDefinition, TaskIdentity, TaskName, TaskOverrides,
-    TaskStep, TaskText, TaskTriggers, Tasks, TimerTrigger, Triggers, WatchSettings, Worker,
-    WorkerSettings,
+    Logs, Outcome, OutputImage, Run, RunCause, RunFilter, RunSettings, RunStatus, Runs, Schedule,
+    SecretKeys, StoredTask, TaskDefinition, TaskName, TaskOverrides, TaskStep, TaskText,
+    TaskTriggers, Tasks, TimerTrigger, Triggers, WatchSettings, Worker, WorkerSettings,
 };
 use oci::{Compression, Digest, Platform, Reference, RegistryName};
 use serde_json::{Value, json};
@@ -176,28 +176,18 @@ fn every(name: &str, schedule: &str) -> TimerTrigger {
 }
 
 fn definition(timers: Vec<TimerTrigger>) -> TaskDefinition {
+    let step = TaskStep::File {
+        file: TaskText::Inline("steps: []".into()),
+        values_file: None,
+        values: Vec::new(),
+    };
     TaskDefinition {
-        enabled: true,
-        platform: Platform::new("linux", "amd64", None),
-        cpu: None,
-        timeout: Duration::from_secs(3600),
-        context: None,
-        step: TaskStep::File {
-            file: TaskText::Inline("steps: []".into()),
-            values_file: None,
-            values: Vec::new(),
-        },
-        owner: None,
-        description: None,
-        expires_at: None,
-        tags: BTreeMap::new(),
-        pool: None,
-        logins: Logins::default(),
-        egress: Vec::new(),
-        log_template: None,
-        output_retention: None,
-        identity: TaskIdentity::default(),
         triggers: TaskTriggers { timers, ..TaskTriggers::default() },
+        ..TaskDefinition::new(
+            Platform::new("linux", "amd64", None),
+            Duration::from_secs(3600),
+            step,
+        )
     }
 }
 
@@ -589,7 +579,7 @@ async fn a_base_that_moves_starts_each_task_that_stands_on_it() {
         [
             "aaaaa Fired",
             "bbbbb Fired",
-            "aaaaa Skipped: the image does not stand on it, and the trigger is of type `Runtime`",
+            "aaaaa Skipped: it only helped to build, which counts for triggers of type `All`",
             "bbbbb Fired",
         ]
     );

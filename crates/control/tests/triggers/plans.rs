@@ -58,7 +58,7 @@ impl Fixture {
         }
     }
 
-    async fn tag(&self, name: &str) -> Option<Digest> {
+    pub(super) async fn tag(&self, name: &str) -> Option<Digest> {
         let (repository, tag) = name.split_once(':').unwrap();
         let reference = ManifestRef::Tag(tag.parse().unwrap());
         self.catalog.digest_of(&local(), &repository.parse().unwrap(), &reference).await.unwrap()

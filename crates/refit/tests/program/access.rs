@@ -21,7 +21,7 @@ fn serve(sandbox: &Sandbox) -> Server {
 }
 
 /// A command of somebody who is logged in, or nobody.
-fn elsewhere(sandbox: &Sandbox, home: &str, args: &[&str], stdin: &str) -> Outcome {
+pub(crate) fn elsewhere(sandbox: &Sandbox, home: &str, args: &[&str], stdin: &str) -> Outcome {
     sandbox
         .refit(args.iter().copied())
         .env("REFIT_DATA", "")

@@ -37,6 +37,7 @@ mod output;
 mod outputs;
 mod plans;
 mod platforms;
+mod promotions;
 mod pull_through;
 mod purge;
 mod records;

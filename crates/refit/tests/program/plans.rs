@@ -47,7 +47,7 @@ fn as_root_a_plan_is_carried_out_stopped_and_put_back() {
     drawn.stderr_has("Carry it out with `refit apply p1`");
     assert_eq!(names.map(|name| digest(&place, name)), before);
     let applied = place.refit("apply p1").success();
-    applied.stderr_has("p1 Succeeded: 2 of 2 built");
+    applied.stderr_has("p1 Succeeded: 2 built of 2");
     assert_eq!(digest(&place, "os:1"), patched);
     let after = names.map(|name| digest(&place, name));
     assert!(after.iter().zip(&before).all(|(after, before)| after != before), "{after:?}");

@@ -8,7 +8,7 @@ use crate::sandbox;
 
 /// A server that asks others often, and a repository.
 pub(crate) struct Place {
-    sandbox: Sandbox,
+    pub(crate) sandbox: Sandbox,
     pub(crate) server: Server,
     pub(crate) git: GitHost,
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use control::{
-    AccountName, BuildArgument, ContextSource, OutputRetention, StoredTask, TaskContext,
-    TaskDefinition, TaskIdentity, TaskName, TaskOverrides, TaskStep, TaskText, TaskValue,
+    AccountName, BuildArgument, ContextSource, OutputRetention, PromotionRules, StoredTask,
+    TaskContext, TaskDefinition, TaskIdentity, TaskName, TaskOverrides, TaskStep, TaskText,
+    TaskValue,
 };
 use dockerfile::{ContextAddress, GitAddress};
 use oci::{Platform, RegistryName};
@@ -28,6 +29,9 @@ const TAG_VALUE_MAX: usize = 256;
 
 /// Accounts that one task can be.
 const ACCOUNTS_MAX: usize = 20;
+
+/// Tasks that check the images of one.
+const CHECKS_MAX: usize = 20;
 
 /// Bytes of the texts that describe a task.
 const OWNER_MAX: usize = 256;
@@ -93,7 +97,23 @@ pub(crate) fn task_definition(
         identity: TaskIdentity::default(),
         egress: tasks::egress(properties.agent_configuration.as_ref())?,
         triggers,
+        promotion: promotion_rules(properties.promotion.unwrap_or_default())?,
     })
+}
+
+fn promotion_rules(given: api::PromotionRules) -> Result<PromotionRules, ApiError> {
+    let refuse = |error: ApiError| error.at("promotion.checks");
+    if given.checks.len() > CHECKS_MAX {
+        return Err(refuse(ApiError::invalid(format!("more than {CHECKS_MAX} checks"))));
+    }
+    let mut checks: Vec<TaskName> = Vec::new();
+    for name in &given.checks {
+        let name = super::task_name(name).map_err(refuse)?;
+        if !checks.contains(&name) {
+            checks.push(name);
+        }
+    }
+    Ok(PromotionRules { checks, approval: given.approval_required })
 }
 
 /// Without any number there is none.
@@ -432,6 +452,7 @@ fn refuse_of_system(properties: &api::TaskProperties) -> Result<(), ApiError> {
             ("agentPoolName", properties.agent_pool_name.is_some()),
             ("credentials", properties.credentials.is_some()),
             ("outputRetention", properties.output_retention.is_some()),
+            ("promotion", properties.promotion.is_some()),
             ("trigger", properties.trigger.is_some()),
         ];
         if let Some((member, _)) = others.into_iter().find(|(_, given)| *given) {

@@ -229,7 +229,8 @@ impl Place {
     }
 }
 
-fn wanted(reference: &Reference) -> ManifestRef {
+/// What a reference names, `latest` if it does not say.
+pub(super) fn wanted(reference: &Reference) -> ManifestRef {
     match (&reference.digest, reference.tag_or_latest()) {
         (Some(digest), _) => ManifestRef::Digest(digest.clone()),
         (None, tag) => ManifestRef::Tag(tag.unwrap_or_else(oci::Tag::latest)),

@@ -103,9 +103,10 @@ pub(super) fn cause(run: &Run) -> api::RunCause {
         Some(RunCause::Source(cause)) if cause.pull_request.is_some() => "Pull Request",
         Some(RunCause::Source(_)) => "Commit",
         Some(RunCause::Plan { .. }) => "Plan",
+        Some(RunCause::Check { .. }) => "Check",
     };
     let principal = match &run.cause {
-        Some(RunCause::Plan { by, .. }) => Some(by.clone()),
+        Some(RunCause::Plan { by, .. } | RunCause::Check { by, .. }) => Some(by.clone()),
         _ => run.started_by.clone(),
     };
     api::RunCause { kind: kind.into(), principal }
@@ -114,6 +115,11 @@ pub(super) fn cause(run: &Run) -> api::RunCause {
 pub(super) fn plan_cause(cause: &RunCause) -> Option<String> {
     let RunCause::Plan { plan, .. } = cause else { return None };
     Some(plan.clone())
+}
+
+pub(super) fn check_cause(cause: &RunCause) -> Option<String> {
+    let RunCause::Check { promotion, .. } = cause else { return None };
+    Some(promotion.clone())
 }
 
 pub(super) fn timer_cause(cause: &RunCause) -> Option<api::TimerCause> {

@@ -107,6 +107,15 @@ struct DefinitionArgs {
     #[arg(long, value_name = "PLACE", value_delimiter = ',')]
     egress: Vec<String>,
 
+    /// Task that looks at an image of this one before `refit promote` moves a tag to it; empty: none
+    /// (repeatable)
+    #[arg(long = "check", value_name = "TASK", value_delimiter = ',')]
+    checks: Vec<String>,
+
+    /// Whether somebody has to approve that, too
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    approval: Option<bool>,
+
     /// When a new task starts by itself: "MINUTE HOUR DAY MONTH WEEKDAY", in UTC, or NAME:SCHEDULE; may be
     /// given several times
     #[arg(long = "schedule", value_name = "CRON")]
@@ -354,6 +363,7 @@ impl DefinitionArgs {
         add("expiresOn", self.expires_on.as_ref().map(or_null));
         add("logTemplate", self.log_template.as_ref().map(or_null));
         add("outputRetention", self.output_retention());
+        add("promotion", self.promotion());
         let timers = timer::of_schedules(&self.schedules);
         let trigger = json!({ "timerTriggers": timers });
         add("trigger", (!timers.is_empty()).then_some(trigger));
@@ -385,6 +395,16 @@ impl DefinitionArgs {
         }
         let trigger = properties.entry("trigger").or_insert_with(|| json!({}));
         trigger["baseImageTrigger"] = members.into();
+    }
+
+    /// What its images need before they are promoted.
+    fn promotion(&self) -> Option<Value> {
+        let mut members = Map::new();
+        let checks: Vec<_> = self.checks.iter().filter(|name| !name.is_empty()).collect();
+        // An empty one takes them away.
+        members.extend((!self.checks.is_empty()).then(|| ("checks".to_owned(), json!(checks))));
+        members.extend(self.approval.map(|is| ("approvalRequired".to_owned(), json!(is))));
+        (!members.is_empty()).then_some(Value::Object(members))
     }
 
     /// Which images of its runs stay.

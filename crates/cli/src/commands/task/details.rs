@@ -30,7 +30,8 @@ pub(super) fn run(run: &Run) -> Table {
         });
         let images = run.image_update_trigger.as_ref().map(update_line);
         let source = run.source_trigger.as_ref().map(source_line);
-        let plan = run.fleet_plan.as_ref().map(|plan| format!(" {plan}"));
+        let plan = run.fleet_plan.as_ref().or(run.promotion.as_ref());
+        let plan = plan.map(|name| format!(" {name}"));
         let more = [plan, by, timer, images, source].into_iter().flatten().collect::<String>();
         fields.add("cause", format!("{}{more}", cause.kind));
     }
@@ -94,6 +95,11 @@ pub(super) fn task(task: &Task) -> Table {
     fields.add_some("log template", properties.log_template.as_ref());
     let retention = properties.output_retention.as_ref();
     fields.add_some("images stay", retention.map(kept_outputs).as_ref());
+    let promotion = properties.promotion.as_ref();
+    let checks = promotion.map(|rules| rules.checks.join(" ")).filter(|checks| !checks.is_empty());
+    fields.add_some("promoted after", checks.as_ref());
+    let approval = promotion.is_some_and(|rules| rules.approval_required);
+    fields.add_some("promoted by", approval.then_some("somebody's approval"));
     let timers = properties.trigger.as_ref().and_then(|all| all.timer_triggers.as_ref());
     for timer in timers.into_iter().flatten() {
         fields.add("timer", timer_line(timer));

@@ -3,10 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use oci::{Digest, RegistryName};
+use oci::RegistryName;
 use sqlx::SqliteConnection;
-use sqlx::sqlite::SqliteRow;
-use store::{Catalog, Cause, Expected, ManifestRef, Millis, StoreError};
+use store::{Catalog, Millis};
 
 use super::{
     ImageTag, ItemState, Plan, PlanId, PlanItem, PlanMove, PlanStatus, PlanTask, TagReturn, hash,
@@ -14,6 +13,8 @@ use super::{
 };
 use crate::table::{parsed, to_json};
 use crate::triggers::bases::{learn_within, moved_by};
+use crate::triggers::numbered::NumberedId;
+use crate::triggers::tags::set_tag;
 use crate::triggers::{Fired, OwnRegistry, Queued, RunCause, Triggers, why_not};
 use crate::{ControlError, Decision, Result, Run, RunStatus, TaskOverrides};
 
@@ -32,11 +33,16 @@ impl Triggers {
         id: PlanId,
         by: &str,
     ) -> Result<Plan> {
-        let plan = self.find_plan(registry, id).await?.ok_or_else(|| not_found(id))?;
+        let plan = self.plan_head(registry, id).await?.ok_or_else(|| not_found(id))?;
         match plan.status {
-            PlanStatus::Planned => self.require_unchanged(own, &plan).await?,
+            PlanStatus::Planned => {
+                let items = self.items(registry, id, None).await?;
+                self.require_unchanged(own, &Plan { items, ..plan.clone() }).await?;
+            }
             PlanStatus::Stopped => (),
-            status => return Err(conflict(format!("plan `{id}` is {}", status.as_str()))),
+            status => {
+                return Err(ControlError::conflict(format!("plan `{id}` is {}", status.as_str())));
+            }
         }
         let failed = "apply a plan";
         let shared = &self.tasks.runs.shared;
@@ -56,8 +62,8 @@ impl Triggers {
         .await
         .map_err(ControlError::database(failed))?;
         if let Some((number, task)) = other {
-            let other = PlanId(number);
-            return Err(conflict(format!(
+            let other: PlanId = NumberedId(number);
+            return Err(ControlError::conflict(format!(
                 "plan `{other}` has task `{task}`, and is not at its end"
             )));
         }
@@ -77,7 +83,7 @@ impl Triggers {
         .await
         .map_err(ControlError::database(failed))?;
         if begun.rows_affected() == 0 {
-            return Err(conflict(format!("plan `{id}` has changed meanwhile")));
+            return Err(ControlError::conflict(format!("plan `{id}` has changed meanwhile")));
         }
         sqlx::query(
             "UPDATE plan_items SET state = 'Waiting', run = NULL, error = NULL
@@ -118,11 +124,7 @@ impl Triggers {
         let plan = self.turn_plan(registry, id, &from, PlanStatus::RollingBack, None).await?;
         for item in plan.items.iter().filter(|item| item.state == ItemState::Running) {
             if let Some(run) = item.run {
-                match self.tasks.runs.cancel(registry, run).await {
-                    // It has ended by itself.
-                    Err(ControlError::NotFound { .. } | ControlError::Conflict { .. }) => (),
-                    canceled => drop(canceled?),
-                }
+                self.cancel(registry, run).await?;
             }
         }
         Ok(plan)
@@ -136,9 +138,9 @@ impl Triggers {
         to: PlanStatus,
         error: Option<&str>,
     ) -> Result<Plan> {
-        let plan = self.find_plan(registry, id).await?.ok_or_else(|| not_found(id))?;
+        let plan = self.plan_head(registry, id).await?.ok_or_else(|| not_found(id))?;
         if !from.contains(&plan.status) {
-            return Err(conflict(format!("plan `{id}` is {}", plan.status.as_str())));
+            return Err(ControlError::conflict(format!("plan `{id}` is {}", plan.status.as_str())));
         }
         let statement = sqlx::query(
             "UPDATE plans SET status = $4, error = COALESCE($5, error), updated_at = $6
@@ -152,7 +154,7 @@ impl Triggers {
         .bind(self.tasks.runs.shared.clock.now());
         let db = &self.tasks.runs.shared.db;
         if crate::table::execute(db, "change a plan", statement).await? == 0 {
-            return Err(conflict(format!("plan `{id}` has changed meanwhile")));
+            return Err(ControlError::conflict(format!("plan `{id}` has changed meanwhile")));
         }
         self.resumed.send_replace(());
         self.find_plan(registry, id).await?.ok_or_else(|| not_found(id))
@@ -182,7 +184,7 @@ impl Triggers {
         };
         let message =
             format!("plan `{}` is not what would be planned now: {what}; make another", plan.id);
-        Err(conflict(message))
+        Err(ControlError::conflict(message))
     }
 
     /// Goes on with all plans that are carried out or put back.
@@ -199,9 +201,9 @@ impl Triggers {
         .map_err(ControlError::database(failed))?;
         let mut fired = Fired::default();
         for (registry, number) in active {
-            let place = Place { registry: parsed(&registry)?, id: PlanId(number) };
+            let place = Place { registry: parsed(&registry)?, id: NumberedId(number) };
             self.take_ends(&catalog, &place).await?;
-            let Some(plan) = self.plan_at(&place).await? else { continue };
+            let Some(plan) = self.plan_head(&place.registry, place.id).await? else { continue };
             match plan.status {
                 PlanStatus::Applying if self.move_base(&catalog, &plan).await? => {
                     let more = self.start_ready(&place, &plan).await?;
@@ -216,21 +218,10 @@ impl Triggers {
         Ok(fired)
     }
 
-    /// A plan without its tasks.
-    async fn plan_at(&self, place: &Place) -> Result<Option<Plan>> {
-        let row = sqlx::query("SELECT * FROM plans WHERE registry = $1 AND number = $2")
-            .bind(place.registry.as_str())
-            .bind(place.id.0)
-            .fetch_optional(self.tasks.runs.shared.db.reads())
-            .await
-            .map_err(ControlError::database("read a plan"))?;
-        row.as_ref().map(super::plan_of).transpose()
-    }
-
     /// Notes the runs of a plan that have ended, with the tags that they have moved.
     async fn take_ends(&self, catalog: &Catalog, place: &Place) -> Result<()> {
         let (db, failed) = (&self.tasks.runs.shared.db, "note the end of a plan's run");
-        let running = self.items(place, "Running").await?;
+        let running = self.items(&place.registry, place.id, Some(ItemState::Running)).await?;
         for item in running {
             let run = match item.run {
                 Some(run) => self.tasks.runs.get(&place.registry, run).await?,
@@ -281,7 +272,8 @@ impl Triggers {
         let place = Place { registry: plan.registry.clone(), id: plan.id };
         let before = plan.digest_before.as_ref();
         let by = plan.applied_by.clone().unwrap_or_else(|| plan.created_by.clone());
-        let moved = set_tag(catalog, &place, &plan.request.base, (before, Some(to)), &by).await;
+        let moved =
+            set_tag(catalog, &place.registry, &plan.request.base, (before, Some(to)), &by).await;
         let now = self.tasks.runs.shared.clock.now();
         let db = &self.tasks.runs.shared.db;
         let failed = "move the base of a plan";
@@ -414,24 +406,24 @@ impl Triggers {
 
     /// Puts back what a plan has moved, once none of its runs goes on: the last level first, the base last.
     async fn put_back(&self, catalog: &Catalog, place: &Place, plan: &Plan) -> Result<()> {
-        if !self.items(place, "Running").await?.is_empty() {
+        if !self.items(&place.registry, place.id, Some(ItemState::Running)).await?.is_empty() {
             return Ok(());
         }
-        let mut items = self.items(place, "Succeeded").await?;
-        items.extend(self.items(place, "Failed").await?);
+        let mut items = self.items(&place.registry, place.id, Some(ItemState::Succeeded)).await?;
+        items.extend(self.items(&place.registry, place.id, Some(ItemState::Failed)).await?);
         items.sort_by_key(|item| std::cmp::Reverse(item.drawn.level));
         let by = format!("rollback of plan {}", place.id);
         for item in items {
             let mut moves = Vec::new();
             // The last move of a tag first, if it was moved more than once.
             for moved in item.moves.iter().rev() {
-                moves.push(returned(catalog, place, moved, &by).await?);
+                moves.push(returned(catalog, &place.registry, moved, &by).await?);
             }
             moves.reverse();
             self.note_return(place, &item, &moves).await?;
         }
         if let Some(moved) = plan.base_move.as_ref().filter(|moved| moved.back.is_none()) {
-            let moved = returned(catalog, place, moved, &by).await?;
+            let moved = returned(catalog, &place.registry, moved, &by).await?;
             let statement =
                 sqlx::query("UPDATE plans SET base_move = $3 WHERE registry = $1 AND number = $2")
                     .bind(place.registry.as_str())
@@ -506,21 +498,6 @@ impl Triggers {
         Ok(())
     }
 
-    /// The tasks of a plan that are in a state.
-    async fn items(&self, place: &Place, state: &str) -> Result<Vec<PlanItem>> {
-        let rows: Vec<SqliteRow> = sqlx::query(
-            "SELECT * FROM plan_items WHERE registry = $1 AND number = $2 AND state = $3
-             ORDER BY level, name_key",
-        )
-        .bind(place.registry.as_str())
-        .bind(place.id.0)
-        .bind(state)
-        .fetch_all(self.tasks.runs.shared.db.reads())
-        .await
-        .map_err(ControlError::database("read the tasks of a plan"))?;
-        rows.iter().map(item_of).collect()
-    }
-
     async fn fail_item(
         &self,
         connection: &mut SqliteConnection,
@@ -578,10 +555,6 @@ enum Started {
     Not(String),
 }
 
-fn conflict(message: String) -> ControlError {
-    ControlError::Conflict { message }
-}
-
 /// The tags that a run has moved, and nobody since.
 async fn moved_tags(catalog: &Catalog, run: &Run) -> Result<Vec<PlanMove>> {
     let mut moves = Vec::new();
@@ -601,50 +574,15 @@ async fn moved_tags(catalog: &Catalog, run: &Run) -> Result<Vec<PlanMove>> {
 /// Puts a tag back, and says what became of it.
 async fn returned(
     catalog: &Catalog,
-    place: &Place,
+    registry: &RegistryName,
     moved: &PlanMove,
     by: &str,
 ) -> Result<PlanMove> {
     let image = ImageTag::own(&moved.repository, &moved.tag);
     let way = (Some(&moved.new), moved.old.as_ref());
-    let back = match set_tag(catalog, place, &image, way, by).await? {
+    let back = match set_tag(catalog, registry, &image, way, by).await? {
         Ok(()) => TagReturn::Done,
         Err(why) => TagReturn::Kept(why),
     };
     Ok(PlanMove { back: Some(back), ..moved.clone() })
-}
-
-/// Moves a tag from one image to another, if that is what it is; in words for people why not. One that is there is
-/// left as it is.
-async fn set_tag(
-    catalog: &Catalog,
-    place: &Place,
-    image: &ImageTag,
-    (from, to): (Option<&Digest>, Option<&Digest>),
-    by: &str,
-) -> Result<std::result::Result<(), String>> {
-    let (Ok(repository), Ok(tag)) = (image.repository.parse(), image.tag.parse()) else {
-        return Ok(Err("that is no name of an image".to_owned()));
-    };
-    let reference = ManifestRef::Tag(tag);
-    let now = catalog.digest_of(&place.registry, &repository, &reference).await?;
-    if now.as_ref() == to {
-        return Ok(Ok(()));
-    }
-    let ManifestRef::Tag(tag) = reference else { return Ok(Ok(())) };
-    let expected = from.map_or(Expected::Absent, |from| Expected::At(from.clone()));
-    let cause = match to {
-        Some(_) => Cause::Push { principal: by.to_owned() },
-        None => Cause::Delete { principal: by.to_owned() },
-    };
-    match catalog.move_tag(&place.registry, &repository, &tag, &expected, to, &cause).await {
-        Ok(()) => Ok(Ok(())),
-        Err(
-            error @ (StoreError::TagMoved { .. }
-            | StoreError::NotFound { .. }
-            | StoreError::Locked(_)
-            | StoreError::SoftDeleted { .. }),
-        ) => Ok(Err(error.to_string())),
-        Err(error) => Err(error.into()),
-    }
 }

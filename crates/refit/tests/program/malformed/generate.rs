@@ -40,7 +40,7 @@ impl Operation {
 
 /// The family that a path belongs to.
 fn family(path: &str) -> &'static str {
-    const FAMILIES: [(&str, &str); 18] = [
+    const FAMILIES: [(&str, &str); 19] = [
         ("/api/v1/accounts", "accounts"),
         ("/api/v1/roleAssignments", "accounts"),
         ("/roleAssignments", "accounts"),
@@ -59,6 +59,7 @@ fn family(path: &str) -> &'static str {
         ("/secrets", "secrets"),
         ("/webhooks", "webhooks"),
         ("/plans", "tasks"),
+        ("/promotions", "tasks"),
     ];
     let below = path.strip_prefix("/api/v1/registries/{registry}").unwrap_or(path);
     if let Some((_, family)) = FAMILIES.iter().find(|(prefix, _)| below.starts_with(prefix)) {

@@ -1,0 +1,534 @@
+//! A tag of the registry moves to an image that is there already, once named checks have passed and, where the
+//! tasks that have made the image ask for it, somebody has approved: a promotion.
+//!
+//! A check is a stored task: its run is given the image by its digest. Each promotion is a row, which says how far
+//! it is; whenever the server ends, the next one goes on.
+
+use oci::{Digest, RegistryName};
+use serde::{Deserialize, Serialize};
+use sqlx::SqliteConnection;
+use sqlx::sqlite::SqliteRow;
+use store::{ManifestRef, Millis};
+
+use super::numbered::NumberedId;
+use super::tags::set_tag;
+use super::{ImageTag, Queued, RunCause, Triggers, why_not};
+use crate::table::{column, from_json, known, parsed, to_json};
+use crate::{
+    BuildArgument, ControlError, PromotionRules, Result, RunId, RunStatus, StoredTask, TaskName,
+    TaskOverrides, TaskStep, TaskValue,
+};
+
+pub(super) const SCHEMA: &[&str] = &[
+    "CREATE TABLE promotions (
+        registry TEXT NOT NULL,
+        number BIGINT NOT NULL,
+        request TEXT NOT NULL,
+        approval BOOLEAN NOT NULL,
+        checks TEXT NOT NULL,
+        status TEXT NOT NULL,
+        error TEXT,
+        digest_before TEXT,
+        created_by TEXT NOT NULL,
+        created_at BIGINT NOT NULL,
+        decided_by TEXT,
+        decided_at BIGINT,
+        updated_at BIGINT NOT NULL,
+        PRIMARY KEY (registry, number)
+    )",
+    "CREATE INDEX promotions_by_status ON promotions (status)",
+];
+
+/// Promotions of a registry that are kept, besides those that are not at their end.
+const PROMOTIONS_MAX: i64 = 10_000;
+/// Tasks that check one image.
+const CHECKS_MAX: usize = 20;
+/// Tasks that are asked what images of theirs need.
+const MAKERS_MAX: i64 = 100;
+
+/// The name of a promotion: `m` and a number.
+pub type PromotionId = NumberedId<'m'>;
+
+/// What to promote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromotionRequest {
+    pub repository: String,
+    /// How the image was named, if it was not by its digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    pub digest: Digest,
+    /// Of the same registry.
+    pub to: ImageTag,
+}
+
+/// How far a promotion is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromotionStatus {
+    Checking,
+    AwaitingApproval,
+    /// Nothing is in its way any more.
+    Moving,
+    Succeeded,
+    /// A check has, or the tag cannot be moved.
+    Failed,
+    /// Somebody did not want it.
+    Rejected,
+    RolledBack,
+}
+
+impl PromotionStatus {
+    const ALL: [Self; 7] = [
+        Self::Checking,
+        Self::AwaitingApproval,
+        Self::Moving,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Rejected,
+        Self::RolledBack,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Checking => "Checking",
+            Self::AwaitingApproval => "AwaitingApproval",
+            Self::Moving => "Moving",
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+            Self::Rejected => "Rejected",
+            Self::RolledBack => "RolledBack",
+        }
+    }
+}
+
+/// A task that looks at the image, and its run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    pub task: TaskName,
+    pub run: RunId,
+    /// As far as it was looked at.
+    pub status: RunStatus,
+}
+
+/// A tag that moves, has moved or could not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promotion {
+    pub registry: RegistryName,
+    pub id: PromotionId,
+    pub request: PromotionRequest,
+    /// Whether somebody has to approve it, once its checks have passed.
+    pub approval: bool,
+    pub checks: Vec<Check>,
+    pub status: PromotionStatus,
+    pub error: Option<String>,
+    /// What the tag was; nothing if there was none.
+    pub digest_before: Option<Digest>,
+    pub created_by: String,
+    pub created_at: Millis,
+    /// Who has approved or rejected it.
+    pub decided_by: Option<String>,
+    pub decided_at: Option<Millis>,
+    pub updated_at: Millis,
+}
+
+impl Triggers {
+    /// Begins a promotion: its checks are queued, those of the request and those that the tasks ask for that have made
+    /// the image. `image`: its name with its digest, as runs can pull it.
+    pub async fn promote(
+        &self,
+        registry: &RegistryName,
+        image: &str,
+        request: &PromotionRequest,
+        checks: &[TaskName],
+        by: &str,
+    ) -> Result<Promotion> {
+        let failed = "begin a promotion";
+        let shared = &self.tasks.runs.shared;
+        let now = shared.clock.now();
+        let before = self.target_digest(registry, &request.to).await?;
+        if before.as_ref() == Some(&request.digest) {
+            return Err(ControlError::conflict(format!("`{}` is that image already", request.to)));
+        }
+        let mut transaction = shared.db.begin().await.map_err(ControlError::database(failed))?;
+        let number: i64 = sqlx::query_scalar(
+            "SELECT 1 + COALESCE(MAX(number), 0) FROM promotions WHERE registry = $1",
+        )
+        .bind(registry.as_str())
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(ControlError::database(failed))?;
+        let id: PromotionId = NumberedId(number);
+        let rules = self.rules_of(&mut transaction, registry, &request.digest).await?;
+        let mut names = rules.checks;
+        for name in checks {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        if names.len() > CHECKS_MAX {
+            return Err(ControlError::conflict(format!(
+                "an image has at most {CHECKS_MAX} checks"
+            )));
+        }
+        let cause = RunCause::Check { promotion: id.to_string(), by: by.to_owned() };
+        let (mut queued, mut begun) = (Vec::new(), Vec::new());
+        for name in names {
+            let run = self.queue_check(&mut transaction, registry, &name, image, &cause).await?;
+            begun.push(Check { task: name, run: run.run, status: RunStatus::Queued });
+            queued.push(run);
+        }
+        let status = PromotionStatus::Checking.as_str();
+        sqlx::query(
+            "INSERT INTO promotions (registry, number, request, approval, checks, status, digest_before,
+                created_by, created_at, updated_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)",
+        )
+        .bind(registry.as_str())
+        .bind(number)
+        .bind(to_json(request)?)
+        .bind(rules.approval)
+        .bind(to_json(&begun)?)
+        .bind(status)
+        .bind(before.as_ref().map(Digest::as_str))
+        .bind(by)
+        .bind(now)
+        .execute(&mut *transaction)
+        .await
+        .map_err(ControlError::database(failed))?;
+        sqlx::query(
+            "DELETE FROM promotions WHERE registry = $1 AND number <= $2
+                AND status IN ('Succeeded', 'Failed', 'Rejected', 'RolledBack')",
+        )
+        .bind(registry.as_str())
+        .bind(number - PROMOTIONS_MAX)
+        .execute(&mut *transaction)
+        .await
+        .map_err(ControlError::database(failed))?;
+        transaction.commit().await.map_err(ControlError::database(failed))?;
+        self.after(queued).await;
+        self.resumed.send_replace(());
+        self.promotion(registry, id).await
+    }
+
+    pub async fn promotion(&self, registry: &RegistryName, id: PromotionId) -> Result<Promotion> {
+        let row = sqlx::query("SELECT * FROM promotions WHERE registry = $1 AND number = $2")
+            .bind(registry.as_str())
+            .bind(id.0)
+            .fetch_optional(self.tasks.runs.shared.db.reads())
+            .await
+            .map_err(ControlError::database("read a promotion"))?;
+        let row =
+            row.ok_or_else(|| ControlError::NotFound { what: format!("promotion `{id}`") })?;
+        promotion_of(&row)
+    }
+
+    /// The promotions of a registry, the newest first.
+    pub async fn promotions(
+        &self,
+        registry: &RegistryName,
+        limit: usize,
+    ) -> Result<Vec<Promotion>> {
+        let rows = sqlx::query(
+            "SELECT * FROM promotions WHERE registry = $1 ORDER BY number DESC LIMIT $2",
+        )
+        .bind(registry.as_str())
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(self.tasks.runs.shared.db.reads())
+        .await
+        .map_err(ControlError::database("list promotions"))?;
+        rows.iter().map(promotion_of).collect()
+    }
+
+    /// Approves a promotion whose checks have passed.
+    pub async fn approve_promotion(
+        &self,
+        registry: &RegistryName,
+        id: PromotionId,
+        by: &str,
+    ) -> Result<Promotion> {
+        let promotion = self.promotion(registry, id).await?;
+        self.turn_promotion(
+            &promotion,
+            &[PromotionStatus::AwaitingApproval],
+            (PromotionStatus::Moving, None),
+            Some(by),
+        )
+        .await
+    }
+
+    /// Ends a promotion before its tag moves; its checks are canceled.
+    pub async fn reject_promotion(
+        &self,
+        registry: &RegistryName,
+        id: PromotionId,
+        by: &str,
+    ) -> Result<Promotion> {
+        let promotion = self.promotion(registry, id).await?;
+        let from = [PromotionStatus::Checking, PromotionStatus::AwaitingApproval];
+        let rejected = (PromotionStatus::Rejected, None);
+        let promotion = self.turn_promotion(&promotion, &from, rejected, Some(by)).await?;
+        for check in promotion.checks.iter().filter(|check| !check.status.is_final()) {
+            self.cancel(registry, check.run).await?;
+        }
+        Ok(promotion)
+    }
+
+    /// Puts back the tag that a promotion has moved. `Conflict` if somebody has moved it since.
+    pub async fn roll_back_promotion(
+        &self,
+        registry: &RegistryName,
+        id: PromotionId,
+        by: &str,
+    ) -> Result<Promotion> {
+        let promotion = self.promotion(registry, id).await?;
+        require_status(&promotion, &[PromotionStatus::Succeeded])?;
+        let Some(catalog) = &self.tasks.runs.shared.catalog else {
+            return Err(ControlError::conflict("there is no registry here".to_owned()));
+        };
+        let (request, before) = (&promotion.request, promotion.digest_before.as_ref());
+        let way = (Some(&request.digest), before);
+        if let Err(why) = set_tag(catalog, registry, &request.to, way, by).await? {
+            return Err(ControlError::conflict(format!("`{}` is not put back: {why}", request.to)));
+        }
+        let from = [PromotionStatus::Succeeded];
+        self.turn_promotion(&promotion, &from, (PromotionStatus::RolledBack, None), None).await
+    }
+
+    /// Looks at the checks of all promotions, and gives those whose tags are to be moved now.
+    pub async fn due_promotions(&self) -> Result<Vec<Promotion>> {
+        let rows = sqlx::query(
+            "SELECT * FROM promotions WHERE status IN ('Checking', 'Moving')
+             ORDER BY registry, number",
+        )
+        .fetch_all(self.tasks.runs.shared.db.reads())
+        .await
+        .map_err(ControlError::database("go on with promotions"))?;
+        let mut due = Vec::new();
+        for row in &rows {
+            let mut promotion = promotion_of(row)?;
+            if promotion.status == PromotionStatus::Checking {
+                promotion = self.look_at_checks(promotion).await?;
+            }
+            if promotion.status == PromotionStatus::Moving {
+                due.push(promotion);
+            }
+        }
+        Ok(due)
+    }
+
+    /// Moves the tag of a promotion, whose image is in the repository of the tag.
+    pub async fn move_promoted(&self, promotion: &Promotion) -> Result<()> {
+        let Some(catalog) = &self.tasks.runs.shared.catalog else { return Ok(()) };
+        let request = &promotion.request;
+        let way = (promotion.digest_before.as_ref(), Some(&request.digest));
+        let (registry, by) = (&promotion.registry, &promotion.created_by);
+        let moved = set_tag(catalog, registry, &request.to, way, by).await?;
+        self.promoted(promotion, moved).await
+    }
+
+    /// Ends a promotion: its tag has moved, or in words for people why it has not.
+    pub async fn promoted(
+        &self,
+        promotion: &Promotion,
+        moved: std::result::Result<(), String>,
+    ) -> Result<()> {
+        let (status, error) = match &moved {
+            Ok(()) => (PromotionStatus::Succeeded, None),
+            Err(why) => (PromotionStatus::Failed, Some(&**why)),
+        };
+        let from = [PromotionStatus::Moving];
+        self.turn_promotion(promotion, &from, (status, error), None).await.map(drop)
+    }
+
+    async fn look_at_checks(&self, promotion: Promotion) -> Result<Promotion> {
+        let mut checks = promotion.checks.clone();
+        for check in checks.iter_mut().filter(|check| !check.status.is_final()) {
+            let run = self.tasks.runs.get(&promotion.registry, check.run).await?;
+            // One that is gone has proven nothing.
+            check.status = run.map_or(RunStatus::Error, |run| run.status);
+        }
+        let mut promotion = promotion;
+        if checks != promotion.checks {
+            let statement = sqlx::query(
+                "UPDATE promotions SET checks = $3, updated_at = $4
+                 WHERE registry = $1 AND number = $2 AND status = 'Checking'",
+            )
+            .bind(promotion.registry.as_str())
+            .bind(promotion.id.0)
+            .bind(to_json(&checks)?)
+            .bind(self.tasks.runs.shared.clock.now());
+            let db = &self.tasks.runs.shared.db;
+            crate::table::execute(db, "note the checks of a promotion", statement).await?;
+            promotion.checks = checks;
+        }
+        if promotion.checks.iter().any(|check| !check.status.is_final()) {
+            return Ok(promotion);
+        }
+        let is_passed = |check: &&Check| check.status == RunStatus::Succeeded;
+        let failed = promotion.checks.iter().find(|check| !is_passed(check));
+        let error = failed.map(|check| {
+            let Check { task, run, status } = check;
+            format!("check `{task}` has not passed: run `{run}` is {}", status.as_str())
+        });
+        let status = match &error {
+            Some(_) => PromotionStatus::Failed,
+            None if promotion.approval => PromotionStatus::AwaitingApproval,
+            None => PromotionStatus::Moving,
+        };
+        let from = [PromotionStatus::Checking];
+        match self.turn_promotion(&promotion, &from, (status, error.as_deref()), None).await {
+            // It was rejected meanwhile.
+            Err(ControlError::Conflict { .. }) => Ok(promotion),
+            turned => turned,
+        }
+    }
+
+    async fn turn_promotion(
+        &self,
+        promotion: &Promotion,
+        from: &[PromotionStatus],
+        (to, error): (PromotionStatus, Option<&str>),
+        decided_by: Option<&str>,
+    ) -> Result<Promotion> {
+        require_status(promotion, from)?;
+        let statement = sqlx::query(
+            "UPDATE promotions SET status = $4, error = $5, updated_at = $6,
+                decided_by = COALESCE($7, decided_by),
+                decided_at = CASE WHEN $7 IS NULL THEN decided_at ELSE $6 END
+             WHERE registry = $1 AND number = $2 AND status = $3 RETURNING *",
+        )
+        .bind(promotion.registry.as_str())
+        .bind(promotion.id.0)
+        .bind(promotion.status.as_str())
+        .bind(to.as_str())
+        .bind(error)
+        .bind(self.tasks.runs.shared.clock.now())
+        .bind(decided_by);
+        let db = &self.tasks.runs.shared.db;
+        let rows = crate::table::returning(db, "change a promotion", statement).await?;
+        let Some(row) = rows.first() else {
+            return Err(ControlError::conflict(format!(
+                "promotion `{}` has changed meanwhile",
+                promotion.id
+            )));
+        };
+        self.resumed.send_replace(());
+        promotion_of(row)
+    }
+
+    /// What the tag is now.
+    async fn target_digest(
+        &self,
+        registry: &RegistryName,
+        to: &ImageTag,
+    ) -> Result<Option<Digest>> {
+        let Some(catalog) = &self.tasks.runs.shared.catalog else { return Ok(None) };
+        let (repository, tag) = (parsed(&to.repository)?, parsed(&to.tag)?);
+        Ok(catalog.digest_of(registry, &repository, &ManifestRef::Tag(tag)).await?)
+    }
+
+    /// What the tasks ask for that have made an image, in whatever repository: all of them, so that nobody who
+    /// builds it once more with a task of their own is asked for less.
+    async fn rules_of(
+        &self,
+        connection: &mut SqliteConnection,
+        registry: &RegistryName,
+        digest: &Digest,
+    ) -> Result<PromotionRules> {
+        let makers: Vec<String> = sqlx::query_scalar(
+            "SELECT DISTINCT LOWER(r.task) FROM run_images i
+             JOIN runs r ON r.registry = i.registry AND r.number = i.number
+             WHERE i.registry = $1 AND i.digest = $2 AND r.task IS NOT NULL
+             ORDER BY 1 LIMIT $3",
+        )
+        .bind(registry.as_str())
+        .bind(digest.as_str())
+        .bind(MAKERS_MAX)
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(ControlError::database("find what has made an image"))?;
+        let mut rules = PromotionRules::default();
+        for maker in makers {
+            let task = self.read(connection, registry.as_str(), &maker).await?;
+            let Ok(task) = task else {
+                let message = format!("task `{maker}`, which has made the image, cannot be read");
+                return Err(ControlError::conflict(message));
+            };
+            let Some(asked) = task.map(|task| task.definition.promotion) else { continue };
+            rules.approval |= asked.approval;
+            for check in asked.checks {
+                if !rules.checks.contains(&check) {
+                    rules.checks.push(check);
+                }
+            }
+        }
+        Ok(rules)
+    }
+
+    async fn queue_check(
+        &self,
+        connection: &mut SqliteConnection,
+        registry: &RegistryName,
+        name: &TaskName,
+        image: &str,
+        cause: &RunCause,
+    ) -> Result<Queued> {
+        let refuse = |why: &str| ControlError::conflict(format!("check `{name}`: {why}"));
+        let found = self.read(connection, registry.as_str(), &name.key()).await?;
+        let Ok(task) = found else { return Err(refuse("the task cannot be read")) };
+        let task = task.ok_or_else(|| refuse("there is no such task"))?;
+        let now = self.tasks.runs.shared.clock.now();
+        if let Some(why) = task.definition.asleep(now) {
+            return Err(refuse(&format!("the task {why}")));
+        }
+        let with_image = (cause.clone(), check_overrides(&task, image));
+        match self.queue(connection, &task, with_image, None, now).await {
+            Ok(queued) => Ok(queued),
+            Err(full @ ControlError::QueueFull { .. }) => Err(full),
+            Err(error) => Err(refuse(&why_not(error)?.1)),
+        }
+    }
+}
+
+/// A check knows the image as the value `image`; one that builds a Dockerfile, as the argument `IMAGE`.
+fn check_overrides(task: &StoredTask, image: &str) -> TaskOverrides {
+    let (value, secret) = (image.to_owned(), false);
+    match &task.definition.step {
+        TaskStep::Docker { .. } => TaskOverrides {
+            arguments: vec![BuildArgument { name: "IMAGE".into(), value, secret }],
+            ..TaskOverrides::default()
+        },
+        TaskStep::File { .. } | TaskStep::System => TaskOverrides {
+            values: vec![TaskValue { name: "image".into(), value, secret }],
+            ..TaskOverrides::default()
+        },
+    }
+}
+
+fn require_status(promotion: &Promotion, allowed: &[PromotionStatus]) -> Result<()> {
+    match allowed.contains(&promotion.status) {
+        true => Ok(()),
+        false => {
+            let Promotion { id, status, .. } = promotion;
+            Err(ControlError::conflict(format!("promotion `{id}` is {}", status.as_str())))
+        }
+    }
+}
+
+fn promotion_of(row: &SqliteRow) -> Result<Promotion> {
+    let before: Option<&str> = column(row, "digest_before")?;
+    Ok(Promotion {
+        registry: parsed(column(row, "registry")?)?,
+        id: NumberedId(column(row, "number")?),
+        request: from_json(column(row, "request")?)?,
+        approval: column(row, "approval")?,
+        checks: from_json(column(row, "checks")?)?,
+        status: known(PromotionStatus::ALL, PromotionStatus::as_str, column(row, "status")?)?,
+        error: column(row, "error")?,
+        digest_before: before.map(parsed).transpose()?,
+        created_by: column(row, "created_by")?,
+        created_at: column(row, "created_at")?,
+        decided_by: column(row, "decided_by")?,
+        decided_at: column(row, "decided_at")?,
+        updated_at: column(row, "updated_at")?,
+    })
+}
