@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 pub struct PromotionRequest {
     /// An image of the registry, with a tag or a digest. What a tag is now is promoted, wherever it moves later.
     pub image: String,
-    /// A tag of the same repository, or a name with a tag: `NAME:TAG`, with the registry's host before it or without.
+    /// A tag of the same repository; a name with a tag, `NAME:TAG`, with a registry's host before it or without; or
+    /// another registry, `HOST/`, where it gets the same name.
     pub to: String,
     /// Tasks that look at the image, besides those that the tasks ask for that have made it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -5,6 +5,7 @@
 //! image behind.
 
 mod archive;
+mod export;
 
 use futures_util::future::BoxFuture;
 use oci::{
@@ -17,6 +18,7 @@ use store::{Catalog, Cause, Expected, ManifestRef, NewManifest, StoreError};
 use crate::layout::KEEP;
 
 pub use archive::{ImageArchive, ImageArchiveError, read_image_archive};
+pub use export::{ExportError, digest_there, export, move_there};
 
 /// An index of indexes is no deeper than this.
 const DEPTH_MAX: usize = 3;
@@ -213,20 +215,10 @@ impl Importing<'_> {
                 return Err(ImportError::TooManyManifests);
             }
             brought.manifests.push(manifest.digest.clone());
-            let references = manifest.manifest.references();
-            let is_manifest = |one: &Descriptor| {
-                let kind = one.media_type.as_str();
-                media_type::is_index(kind)
-                    || media_type::is_image_manifest(kind)
-                    || kind == media_type::OCI_ARTIFACT
-            };
-            // Build caches are indexes that list layers.
-            let (children, listed): (Vec<_>, Vec<_>) =
-                references.manifests.into_iter().partition(is_manifest);
+            let (children, blobs) = parts(&manifest.manifest);
             if depth > DEPTH_MAX && !children.is_empty() {
                 return Err(ImportError::TooDeep);
             }
-            let blobs: Vec<_> = references.blobs.into_iter().chain(listed).collect();
             brought.fetched += self.bring_blobs(&blobs).await?;
             for child in &children {
                 let child = self.source.manifest(self.catalog, child).await?;
@@ -404,6 +396,21 @@ impl ImportSource<'_> {
             }
         }
     }
+}
+
+/// The manifests that one names, and its blobs.
+fn parts(manifest: &Manifest) -> (Vec<Descriptor>, Vec<Descriptor>) {
+    let references = manifest.references();
+    let is_manifest = |one: &Descriptor| {
+        let kind = one.media_type.as_str();
+        media_type::is_index(kind)
+            || media_type::is_image_manifest(kind)
+            || kind == media_type::OCI_ARTIFACT
+    };
+    // Build caches are indexes that list layers.
+    let (children, listed): (Vec<_>, Vec<_>) =
+        references.manifests.into_iter().partition(is_manifest);
+    (children, references.blobs.into_iter().chain(listed).collect())
 }
 
 async fn own_manifest(

@@ -3,7 +3,7 @@
 //! A run has a workspace folder, a time-out, a cancel token and receivers for what it says.
 //! It is one build ([`execute()`]: bring the context, build, publish), or the steps of a task
 //! ([`execute_task`]).
-//! Beside it stands [`import()`], which publishes what was built elsewhere.
+//! Beside it stand [`import()`], which publishes what was built elsewhere, and [`export()`].
 //!
 //! Invariants:
 //! - Attempts may repeat, publishing may not: nothing is published unless the [`Lease`] of
@@ -38,8 +38,8 @@ pub use execute::{
 };
 pub use housekeeper::{AcrCommand, AcrError, Housekeeper, Lines, LocalHousekeeper, RunRights};
 pub use import::{
-    ImageArchive, ImageArchiveError, ImportError, ImportSource, ImportTarget, Imported, import,
-    read_image_archive,
+    ExportError, ImageArchive, ImageArchiveError, ImportError, ImportSource, ImportTarget,
+    Imported, digest_there, export, import, move_there, read_image_archive,
 };
 pub use layout::{LayoutError, store_layout};
 pub use logins::{OwnLogin, RunLogins, leads_here};

@@ -38,8 +38,8 @@ use crate::state::{Shared, State};
 use crate::triggers::Repositories;
 use crate::trusted::TrustedIssuers;
 use crate::{
-    Settings, background, commit_states, log_artifacts, machine, routes, tls, triggers, watches,
-    webhooks,
+    Settings, background, commit_states, log_artifacts, machine, promote, routes, tls, triggers,
+    watches, webhooks,
 };
 
 /// How often a server looks whether a short-lived owner has left.
@@ -235,6 +235,7 @@ impl App {
         let token_files = publish(&settings, &bound, &keys);
         let remote = crate::executor::open_remote(&settings)?;
         let pull_through = open_pull_through(&settings, &remote, &catalog);
+        let push_hosts = settings.upstreams.iter().filter(|(_, upstream)| upstream.push);
         let state = Arc::new(State {
             runs: runs.clone(),
             tasks,
@@ -254,6 +255,7 @@ impl App {
             agents: Agents::new(runs.clone()),
             catalog,
             remote,
+            push_hosts: Arc::new(push_hosts.map(|(host, _)| host.clone()).collect()),
             pull_through,
             registries,
             access: ServerAccess {
@@ -352,7 +354,7 @@ impl App {
             parts.spawn(triggers::fire_timers(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::fire_bases(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::carry_out_plans(Arc::clone(&self.state), shutdown.clone()));
-            parts.spawn(triggers::promote(Arc::clone(&self.state), shutdown.clone()));
+            parts.spawn(promote::carry_out(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::fire_sources(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(triggers::poll_sources(Arc::clone(&self.state), shutdown.clone()));
             parts.spawn(watches::ask(Arc::clone(&self.state), shutdown.clone()));

@@ -66,7 +66,7 @@ pub(crate) async fn build(
     let own = OwnNames::new(state.registries.own_names());
     let (catalog, layers) = (state.catalog.clone(), Arc::clone(&state.layers));
     let machine = Machine::open(settings, catalog, layers, folder, notices).await?;
-    let pushes = push_policy(settings, state);
+    let pushes = push_policy(state);
     let rights = || Arc::new(state.access.of_runs.clone());
     let engine = |registry: &RegistryName| {
         machine.engine(Place {
@@ -93,10 +93,8 @@ pub(crate) async fn build(
 }
 
 /// To other registries if their settings say so, and to no copies of other registries' images.
-fn push_policy(settings: &Settings, state: &Shared) -> PushPolicy {
-    let upstreams = settings.upstreams.iter().filter(|(_, upstream)| upstream.push);
-    let hosts = upstreams.map(|(host, _)| host.clone()).collect();
-    PushPolicy { hosts: Arc::new(hosts), ..own_pushes(state) }
+fn push_policy(state: &Shared) -> PushPolicy {
+    PushPolicy { hosts: Arc::clone(&state.push_hosts), ..own_pushes(state) }
 }
 
 /// To the own registry only.

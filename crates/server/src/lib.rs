@@ -36,6 +36,7 @@ mod machine;
 mod openapi;
 mod owner;
 mod presence;
+mod promote;
 mod rates;
 mod registries;
 mod routes;

@@ -1,5 +1,6 @@
 //! What handlers share.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub(crate) struct State {
     pub(crate) catalog: Catalog,
     pub(crate) layers: Arc<Layers>,
     pub(crate) remote: Remote,
+    /// Registries that settings let the server push to.
+    pub(crate) push_hosts: Arc<BTreeSet<String>>,
     /// Images of other registries, if any are kept.
     pub(crate) pull_through: Option<Arc<PullThrough>>,
     pub(crate) agents: Agents,

@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::{Fired, Head, Poll, Promotion};
+use control::{Fired, Head, Poll};
 use dockerfile::ContextAddress;
-use engine::{ImportError, ImportSource, ImportTarget};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
 use oci::RegistryName;
 use remote::{DownloadSettings, Downloads, GitSource, RemoteError};
-use store::{Cause, DataDir, ManifestRef, Millis, StoreError};
+use store::{DataDir, Millis};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -95,64 +94,6 @@ pub(crate) async fn carry_out_plans(state: Shared, shutdown: CancellationToken) 
     follow(&state, &shutdown, "plans could not go on", look).await;
 }
 
-/// Goes on with promotions, until `shutdown`.
-pub(crate) async fn promote(state: Shared, shutdown: CancellationToken) {
-    let look = |state: Shared| {
-        async move {
-            let mut waits = false;
-            for promotion in state.triggers.due_promotions().await? {
-                if let Err(error) = move_promoted(&state, &promotion).await {
-                    tracing::error!(%error, promotion = %promotion.id, "a tag is not promoted yet");
-                    waits = true;
-                }
-            }
-            Ok(waits)
-        }
-        .boxed()
-    };
-    follow(&state, &shutdown, "promotions could not go on", look).await;
-}
-
-/// Moves a tag to its image, which comes to the repository of the tag first.
-async fn move_promoted(state: &Shared, promotion: &Promotion) -> control::Result<()> {
-    let request = &promotion.request;
-    if request.repository != request.to.repository
-        && let Err(why) = bring(state, promotion).await?
-    {
-        return state.triggers.promoted(promotion, Err(why)).await;
-    }
-    state.triggers.move_promoted(promotion).await
-}
-
-/// Brings the image of a promotion to the repository of its tag, with what belongs to it; or in words for people why
-/// it cannot be.
-async fn bring(state: &Shared, promotion: &Promotion) -> control::Result<Result<(), String>> {
-    let (registry, request) = (&promotion.registry, &promotion.request);
-    let (Ok(from), Ok(to)) = (request.repository.parse(), request.to.repository.parse()) else {
-        return Ok(Err("that is no name of a repository".to_owned()));
-    };
-    let wanted = ManifestRef::Digest(request.digest.clone());
-    let source = ImportSource::Own { registry, repository: &from, wanted: &wanted };
-    let target = ImportTarget {
-        registry,
-        tags: &[],
-        untagged: &[to],
-        force: false,
-        platform: None,
-        cause: &Cause::Push { principal: promotion.created_by.clone() },
-    };
-    let imported = engine::import(&state.catalog, &source, &target, &|_| ()).boxed().await;
-    match imported {
-        Ok(_) => Ok(Ok(())),
-        Err(ImportError::Store(error))
-            if !error.is_refusal() && !matches!(error, StoreError::NotFound { .. }) =>
-        {
-            Err(error.into())
-        }
-        Err(error) => Ok(Err(error.to_string())),
-    }
-}
-
 /// Decides on commits that had to wait, until `shutdown`.
 pub(crate) async fn fire_sources(state: Shared, shutdown: CancellationToken) {
     let look =
@@ -162,7 +103,7 @@ pub(crate) async fn fire_sources(state: Shared, shutdown: CancellationToken) {
 
 /// Looks again whenever a run has ended or something goes on that was held, until `shutdown`. A look says whether
 /// something has to wait.
-async fn follow(
+pub(crate) async fn follow(
     state: &Shared,
     shutdown: &CancellationToken,
     failed: &'static str,

@@ -156,7 +156,7 @@ impl Watcher {
 
 /// The login of a task, as far as it can be had without a run: what is written in the task, or kept in the
 /// registry's own store.
-async fn credentials(
+pub(crate) async fn credentials(
     state: &Shared,
     registry: &RegistryName,
     task: &TaskName,

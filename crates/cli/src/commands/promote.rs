@@ -16,8 +16,8 @@ pub struct Args {
     /// An image of the registry, NAME:TAG or NAME@DIGEST
     #[arg(value_name = "IMAGE", required = true)]
     image: Option<String>,
-    /// A tag of the same repository, or NAME:TAG
-    #[arg(long, value_name = "TAG", required = true)]
+    /// A tag of the same repository, NAME:TAG, or another registry: HOST/ or HOST/NAME:TAG
+    #[arg(long, value_name = "TAG|REGISTRY", required = true)]
     to: Option<String>,
     /// Task that looks at the image first, besides those that the task asks for that has made it
     /// (repeatable)

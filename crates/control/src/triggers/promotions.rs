@@ -1,5 +1,5 @@
-//! A tag of the registry moves to an image that is there already, once named checks have passed and, where the
-//! tasks that have made the image ask for it, somebody has approved: a promotion.
+//! A tag, of the registry or of another one, moves to an image that is there already, once named checks have
+//! passed and, where the tasks that have made the image ask for it, somebody has approved: a promotion.
 //!
 //! A check is a stored task: its run is given the image by its digest. Each promotion is a row, which says how far
 //! it is; whenever the server ends, the next one goes on.
@@ -8,7 +8,7 @@ use oci::{Digest, RegistryName};
 use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
-use store::{ManifestRef, Millis};
+use store::Millis;
 
 use super::numbered::NumberedId;
 use super::tags::set_tag;
@@ -57,7 +57,6 @@ pub struct PromotionRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
     pub digest: Digest,
-    /// Of the same registry.
     pub to: ImageTag,
 }
 
@@ -130,22 +129,29 @@ pub struct Promotion {
     pub updated_at: Millis,
 }
 
+impl Promotion {
+    /// `Conflict` if there is nothing to be put back.
+    pub fn require_succeeded(&self) -> Result<()> {
+        require_status(self, &[PromotionStatus::Succeeded])
+    }
+}
+
 impl Triggers {
     /// Begins a promotion: its checks are queued, those of the request and those that the tasks ask for that have made
-    /// the image. `image`: its name with its digest, as runs can pull it.
+    /// the image. `image`: its name with its digest, as runs can pull it. `before`: what the tag is.
     pub async fn promote(
         &self,
         registry: &RegistryName,
         image: &str,
         request: &PromotionRequest,
+        before: Option<&Digest>,
         checks: &[TaskName],
         by: &str,
     ) -> Result<Promotion> {
         let failed = "begin a promotion";
         let shared = &self.tasks.runs.shared;
         let now = shared.clock.now();
-        let before = self.target_digest(registry, &request.to).await?;
-        if before.as_ref() == Some(&request.digest) {
+        if before == Some(&request.digest) {
             return Err(ControlError::conflict(format!("`{}` is that image already", request.to)));
         }
         let mut transaction = shared.db.begin().await.map_err(ControlError::database(failed))?;
@@ -188,7 +194,7 @@ impl Triggers {
         .bind(rules.approval)
         .bind(to_json(&begun)?)
         .bind(status)
-        .bind(before.as_ref().map(Digest::as_str))
+        .bind(before.map(Digest::as_str))
         .bind(by)
         .bind(now)
         .execute(&mut *transaction)
@@ -272,25 +278,21 @@ impl Triggers {
         Ok(promotion)
     }
 
-    /// Puts back the tag that a promotion has moved. `Conflict` if somebody has moved it since.
-    pub async fn roll_back_promotion(
-        &self,
-        registry: &RegistryName,
-        id: PromotionId,
-        by: &str,
-    ) -> Result<Promotion> {
-        let promotion = self.promotion(registry, id).await?;
-        require_status(&promotion, &[PromotionStatus::Succeeded])?;
-        let Some(catalog) = &self.tasks.runs.shared.catalog else {
-            return Err(ControlError::conflict("there is no registry here".to_owned()));
-        };
-        let (request, before) = (&promotion.request, promotion.digest_before.as_ref());
-        let way = (Some(&request.digest), before);
-        if let Err(why) = set_tag(catalog, registry, &request.to, way, by).await? {
-            return Err(ControlError::conflict(format!("`{}` is not put back: {why}", request.to)));
-        }
+    /// Puts back the tag of this registry that a promotion has moved. `Conflict` if somebody has moved it since.
+    pub async fn put_back_promoted(&self, promotion: &Promotion, by: &str) -> Result<()> {
+        let Some(catalog) = &self.tasks.runs.shared.catalog else { return Ok(()) };
+        let request = &promotion.request;
+        let way = (Some(&request.digest), promotion.digest_before.as_ref());
+        let moved = set_tag(catalog, &promotion.registry, &request.to, way, by).await?;
+        moved.map_err(|why| {
+            ControlError::conflict(format!("`{}` is not put back: {why}", request.to))
+        })
+    }
+
+    /// Notes that the tag of a promotion was put back.
+    pub async fn promotion_rolled_back(&self, promotion: &Promotion) -> Result<Promotion> {
         let from = [PromotionStatus::Succeeded];
-        self.turn_promotion(&promotion, &from, (PromotionStatus::RolledBack, None), None).await
+        self.turn_promotion(promotion, &from, (PromotionStatus::RolledBack, None), None).await
     }
 
     /// Looks at the checks of all promotions, and gives those whose tags are to be moved now.
@@ -415,17 +417,6 @@ impl Triggers {
         promotion_of(row)
     }
 
-    /// What the tag is now.
-    async fn target_digest(
-        &self,
-        registry: &RegistryName,
-        to: &ImageTag,
-    ) -> Result<Option<Digest>> {
-        let Some(catalog) = &self.tasks.runs.shared.catalog else { return Ok(None) };
-        let (repository, tag) = (parsed(&to.repository)?, parsed(&to.tag)?);
-        Ok(catalog.digest_of(registry, &repository, &ManifestRef::Tag(tag)).await?)
-    }
-
     /// What the tasks ask for that have made an image, in whatever repository: all of them, so that nobody who
     /// builds it once more with a task of their own is asked for less.
     async fn rules_of(
@@ -434,7 +425,37 @@ impl Triggers {
         registry: &RegistryName,
         digest: &Digest,
     ) -> Result<PromotionRules> {
-        let makers: Vec<String> = sqlx::query_scalar(
+        let mut rules = PromotionRules::default();
+        for task in self.makers_within(connection, registry, digest).await? {
+            let asked = task.definition.promotion;
+            rules.approval |= asked.approval;
+            for check in asked.checks {
+                if !rules.checks.contains(&check) {
+                    rules.checks.push(check);
+                }
+            }
+        }
+        Ok(rules)
+    }
+
+    /// The tasks that have made an image, in whatever repository, as far as they are still there.
+    pub async fn makers(
+        &self,
+        registry: &RegistryName,
+        digest: &Digest,
+    ) -> Result<Vec<StoredTask>> {
+        let reads = self.tasks.runs.shared.db.reads().acquire().await;
+        let mut reads = reads.map_err(ControlError::database("find what has made an image"))?;
+        self.makers_within(&mut reads, registry, digest).await
+    }
+
+    async fn makers_within(
+        &self,
+        connection: &mut SqliteConnection,
+        registry: &RegistryName,
+        digest: &Digest,
+    ) -> Result<Vec<StoredTask>> {
+        let names: Vec<String> = sqlx::query_scalar(
             "SELECT DISTINCT LOWER(r.task) FROM run_images i
              JOIN runs r ON r.registry = i.registry AND r.number = i.number
              WHERE i.registry = $1 AND i.digest = $2 AND r.task IS NOT NULL
@@ -446,22 +467,15 @@ impl Triggers {
         .fetch_all(&mut *connection)
         .await
         .map_err(ControlError::database("find what has made an image"))?;
-        let mut rules = PromotionRules::default();
-        for maker in makers {
-            let task = self.read(connection, registry.as_str(), &maker).await?;
-            let Ok(task) = task else {
-                let message = format!("task `{maker}`, which has made the image, cannot be read");
-                return Err(ControlError::conflict(message));
-            };
-            let Some(asked) = task.map(|task| task.definition.promotion) else { continue };
-            rules.approval |= asked.approval;
-            for check in asked.checks {
-                if !rules.checks.contains(&check) {
-                    rules.checks.push(check);
-                }
-            }
+        let mut makers = Vec::new();
+        for name in names {
+            let found = self.read(connection, registry.as_str(), &name).await?;
+            makers.extend(found.map_err(|_| {
+                let message = format!("task `{name}`, which has made the image, cannot be read");
+                ControlError::conflict(message)
+            })?);
         }
-        Ok(rules)
+        Ok(makers)
     }
 
     async fn queue_check(

@@ -19,7 +19,16 @@ impl Fixture {
             to: ImageTag::own("app", "prod"),
         };
         let checks: Vec<_> = checks.iter().map(|name| task_name(name)).collect();
-        self.triggers.promote(&local(), IMAGE, &request, &checks, "ann").await
+        let before = self.tag("app:prod").await;
+        let before = before.as_ref();
+        self.triggers.promote(&local(), IMAGE, &request, before, &checks, "ann").await
+    }
+
+    async fn put_back(&self, promotion: &Promotion) -> Result<Promotion, ControlError> {
+        let found = self.triggers.promotion(&local(), promotion.id).await?;
+        found.require_succeeded()?;
+        self.triggers.put_back_promoted(&found, "ben").await?;
+        self.triggers.promotion_rolled_back(&found).await
     }
 
     /// Goes on with promotions, moving the tags that are due.
@@ -75,14 +84,14 @@ async fn a_tag_moves_when_all_checks_have_passed_and_can_be_put_back() {
     f.go_on().await;
     assert_eq!(f.stands(&second).await.0, PromotionStatus::Succeeded);
     // A later one is put back before an earlier one.
-    let early = f.triggers.roll_back_promotion(&local(), begun.id, "ben").await;
+    let early = f.put_back(&begun).await;
     let why = "`app:prod` is not put back: tag `prod` has moved meanwhile";
     assert_eq!(refused(early), why);
-    f.triggers.roll_back_promotion(&local(), second.id, "ben").await.unwrap();
+    f.put_back(&second).await.unwrap();
     assert_eq!(f.tag("app:prod").await, Some(one));
-    f.triggers.roll_back_promotion(&local(), begun.id, "ben").await.unwrap();
+    f.put_back(&begun).await.unwrap();
     assert_eq!(f.tag("app:prod").await, None);
-    let again = f.triggers.roll_back_promotion(&local(), begun.id, "ben").await;
+    let again = f.put_back(&begun).await;
     assert_eq!(refused(again), "promotion `m1` is RolledBack");
     let listed = f.triggers.promotions(&local(), 10).await.unwrap();
     let listed: Vec<_> = listed.iter().map(|one| one.id.to_string()).collect();

@@ -78,7 +78,7 @@ fn a_registry_that_names_somebodys_layer_must_have_it() {
 }
 
 /// An image manifest that says to belong to another one.
-fn push_referrer(server: &Server, repository: &str, subject: &Digest) -> Digest {
+pub(crate) fn push_referrer(server: &Server, repository: &str, subject: &Digest) -> Digest {
     let (bytes, media_type) = server.registry().manifest(repository, subject.as_str());
     let mut manifest: serde_json::Value = serde_json::from_slice(&bytes).expect("it is JSON");
     manifest["artifactType"] = "application/vnd.example.signature".into();

@@ -1,8 +1,10 @@
 //! `refit promote`.
 
-use testkit::{Image, Layer, busybox_layer};
+use serde_json::json;
+use testkit::{Image, Layer, Server, busybox_layer};
 
 use crate::access::elsewhere;
+use crate::import::push_referrer;
 use crate::watches::Place;
 
 /// Looks whether the image has a file.
@@ -48,9 +50,9 @@ fn as_root_a_tag_is_promoted_after_checks_and_an_approval() {
     place.refit("promote app:missing --to prod").code(4).stderr_has("app:missing");
     place.refit("promote app:good --to prod.example.com").code(2).stderr_has("may be a tag");
     place
-        .refit("promote app:good --to other.example.com/app:1")
+        .refit("promote app:good --to other.example.com/")
         .code(2)
-        .stderr_has("another registry");
+        .stderr_has("nobody has allowed to push to `other.example.com`");
     place.refit("promote app:good --to prod2 --check missing").code(5).stderr_has("no such task");
     let name = format!("app@{good}");
     place.refit(&format!("promote {name} --to released/app:1")).success();
@@ -94,4 +96,49 @@ fn as_root_a_tag_is_promoted_after_checks_and_an_approval() {
     assert_eq!(listed, ["Rejected", "RolledBack", "Succeeded", "Failed", "Succeeded"]);
     let audit = place.refit("audit list -o json").success().stdout;
     assert!(audit.contains("approve promotion m4 of maker@"), "{audit}");
+}
+
+#[test]
+fn as_root_an_image_is_promoted_to_another_registry_and_put_back() {
+    let other = Server::start();
+    let host = other.host();
+    let place = Place::new(&format!("[upstream.\"{host}\"]\npush = true\n"));
+    let there = |name: &str, tag: &str| {
+        oci::Digest::of(&other.registry().manifest(name, tag).0).to_string()
+    };
+    let one = push(&place, "app", "1", "one");
+    let two = push(&place, "app", "2", "two");
+    push(&place, "app", "3", "three");
+    place.refit(&format!("promote app:1 --to {host}/")).success();
+    assert_eq!(there("app", "1"), one);
+    place.refit(&format!("promote app:1 --to {host}/team/app:prod")).success();
+    place.refit(&format!("promote app:2 --to {host}/team/app:prod")).success();
+    assert_eq!(there("team/app", "prod"), two);
+    place.refit(&format!("promote app:2 --to {host}/team/app:prod")).code(5).stderr_has("already");
+    // What somebody has moved since stays.
+    place.refit(&format!("promote app:3 --to {host}/team/app:prod")).success();
+    place.refit("rollback m3").code(5).stderr_has("has moved meanwhile");
+    place.refit("rollback m4").success();
+    assert_eq!(there("team/app", "prod"), two);
+    place.refit("rollback m3").success();
+    assert_eq!(there("team/app", "prod"), one);
+    place.refit("rollback m2").code(5).stderr_has("there was none before");
+    let by_digest = format!("promote app@{one} --to {host}/");
+    place.refit(&by_digest).code(2).stderr_has(&format!("write `{host}/app:TAG`"));
+    // All platforms come, and what belongs to each.
+    let registry = place.server.registry();
+    let entry = |tag: &str| {
+        let (bytes, media_type) = registry.manifest("app", tag);
+        json!({ "mediaType": media_type, "digest": oci::Digest::of(&bytes), "size": bytes.len() })
+    };
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let index =
+        json!({ "schemaVersion": 2, "mediaType": kind, "manifests": [entry("1"), entry("2")] });
+    let index = registry.push_manifest("app", "all", index.to_string().as_bytes(), kind);
+    let signature = push_referrer(&place.server, "app", &two.parse().unwrap());
+    place.refit(&format!("promote app:all --to {host}/")).success();
+    assert_eq!(there("app", "all"), index.to_string());
+    let found = other.registry().referrers("app", &two.parse().unwrap());
+    assert_eq!(found[0]["digest"], signature.to_string());
+    testkit::validate(&other.registry(), "app", &two);
 }

@@ -3,6 +3,7 @@
 use axum::Extension;
 use axum::extract::State;
 use control::{ImageTag, Promotion, PromotionId, PromotionRequest};
+use futures_util::FutureExt as _;
 use oci::{Reference, RegistryName, Tag};
 use serde::Deserialize;
 use store::ManifestRef;
@@ -15,7 +16,7 @@ use crate::audit::Detail;
 use crate::error::ApiError;
 use crate::openapi::Refusal;
 use crate::state::Shared;
-use crate::{from_api, to_api};
+use crate::{from_api, promote, to_api};
 
 const LISTED_DEFAULT: usize = 50;
 const LISTED_MAX: usize = 1_000;
@@ -68,41 +69,30 @@ pub(crate) async fn make(
     }
     let checks = body.checks.iter().map(|name| from_api::task_name(name));
     let checks = checks.collect::<Result<Vec<_>, _>>().map_err(|error| error.at("checks"))?;
-    let image = own_image(&state, &registry, &body.image, "image")?;
+    let image = own_image(&state, &registry, &body.image)?;
     let repository = &image.repository;
     let wanted = wanted(&image);
     let digest = state.catalog.digest_of(&registry, repository, &wanted).await?;
     let digest = digest.ok_or_else(|| ApiError::not_found(format!("image `{}`", body.image)))?;
-    let to = match body.to.contains(['/', ':', '@']) {
-        false => {
-            let refuse = |message: String| ApiError::invalid(message).at("to");
-            let tag: Tag =
-                body.to.parse().map_err(|error: oci::ReferenceError| refuse(error.to_string()))?;
-            if may_be_host(&body.to) {
-                let message = format!(
-                    "`{tag}` may be a tag, or another registry, where nothing is promoted to"
-                );
-                return Err(refuse(message).hint(format!("for a tag write `{repository}:{tag}`")));
-            }
-            ImageTag::own(repository.as_str(), tag.as_str())
+    let to = target(&state, &registry, &image, &body.to)?;
+    let before = match &to {
+        Target::Own(to) => {
+            let reference = ManifestRef::Tag(to.tag.parse().map_err(malformed)?);
+            let repository = to.repository.parse().map_err(malformed)?;
+            state.catalog.digest_of(&registry, &repository, &reference).await?
         }
-        true => {
-            let to = own_image(&state, &registry, &body.to, "to")?;
-            let (None, Some(tag)) = (&to.digest, to.tag_or_latest()) else {
-                return Err(ApiError::invalid("a digest never moves: give a tag").at("to"));
-            };
-            state.refuse_copy(&to.repository)?;
-            ImageTag::own(to.repository.as_str(), tag.as_str())
-        }
+        Target::Other(to) => promote::digest_before(&state, &registry, &digest, to).await?,
     };
     let tag = match wanted {
         ManifestRef::Tag(tag) => Some(tag.to_string()),
         ManifestRef::Digest(_) => None,
     };
     let named = format!("{}/{repository}@{digest}", names.login_server);
+    let to = to.image_tag();
     let request = PromotionRequest { repository: repository.to_string(), tag, digest, to };
     let by = principal.name();
-    let begun = state.triggers.promote(&registry, &named, &request, &checks, &by).await?;
+    let before = before.as_ref();
+    let begun = state.triggers.promote(&registry, &named, &request, before, &checks, &by).await?;
     shown(&state, "begin", &begun)
 }
 
@@ -168,28 +158,104 @@ pub(crate) async fn roll_back(
     Extension(principal): Extension<Principal>,
 ) -> Result<Shown, ApiError> {
     let (registry, id) = place(&state, &registry, &promotion)?;
-    let by = principal.name();
-    shown(&state, "roll back", &state.triggers.roll_back_promotion(&registry, id, &by).await?)
+    let promotion = state.triggers.promotion(&registry, id).await?;
+    promotion.require_succeeded()?;
+    match promotion.request.to.host {
+        Some(_) => promote::put_back(&state, &promotion).boxed().await?,
+        None => state.triggers.put_back_promoted(&promotion, &principal.name()).await?,
+    }
+    shown(&state, "roll back", &state.triggers.promotion_rolled_back(&promotion).await?)
 }
 
-/// An image of the registry itself, with its host before it or without.
-fn own_image(
+/// What moves.
+enum Target {
+    Own(ImageTag),
+    Other(Reference),
+}
+
+impl Target {
+    fn image_tag(self) -> ImageTag {
+        match self {
+            Self::Own(tag) => tag,
+            Self::Other(reference) => ImageTag {
+                tag: reference.tag_or_latest().unwrap_or_else(Tag::latest).to_string(),
+                repository: reference.repository.to_string(),
+                host: Some(reference.host),
+            },
+        }
+    }
+}
+
+/// A tag of the image's repository; a name with a tag; or a registry, `HOST/`, where the image has the same name.
+fn target(
     state: &Shared,
     registry: &RegistryName,
+    image: &Reference,
     text: &str,
-    member: &str,
-) -> Result<Reference, ApiError> {
-    let refuse = |message: String| ApiError::invalid(message).at(member);
-    let parse = |text: &str| text.parse::<Reference>().map_err(|error| refuse(error.to_string()));
-    let reference = parse(text)?;
-    if !reference.has_host {
-        let (_, names) = state.registry(registry.as_str())?;
-        return parse(&format!("{}/{text}", names.login_server));
+) -> Result<Target, ApiError> {
+    let refuse = |message: String| ApiError::invalid(message).at("to");
+    let repository = &image.repository;
+    if !text.contains(['/', ':', '@']) {
+        let tag: Tag = text.parse().map_err(malformed)?;
+        if may_be_host(text) {
+            let message = format!("`{tag}` may be a tag or a registry");
+            let hint = format!("write `{repository}:{tag}` for the tag, `{tag}/` for the registry");
+            return Err(refuse(message).hint(hint));
+        }
+        return Ok(Target::Own(ImageTag::own(repository.as_str(), tag.as_str())));
     }
+    let whole = match (text.ends_with('/'), &image.digest, image.tag_or_latest()) {
+        (false, ..) => text.to_owned(),
+        (true, None, Some(tag)) => format!("{text}{repository}:{tag}"),
+        (true, ..) => {
+            let message = format!("an image that is named by its digest has no tag in `{text}`");
+            return Err(refuse(message).hint(format!("write `{text}{repository}:TAG`")));
+        }
+    };
+    let to = named(state, registry, &whole).map_err(|error| error.at("to"))?;
+    let (None, Some(tag)) = (&to.digest, to.tag_or_latest()) else {
+        return Err(refuse("a digest never moves: give a tag".to_owned()));
+    };
+    match state.own_names().registry(&to) {
+        Some(own) if own == registry => {
+            state.refuse_copy(&to.repository)?;
+            Ok(Target::Own(ImageTag::own(to.repository.as_str(), tag.as_str())))
+        }
+        Some(_) => Err(refuse(format!(
+            "`{}` is in another registry of this server: import it there",
+            from_api::cut(text)
+        ))),
+        None => Ok(Target::Other(Reference { tag: Some(tag), ..to })),
+    }
+}
+
+fn malformed(error: oci::ReferenceError) -> ApiError {
+    ApiError::invalid(error.to_string()).at("to")
+}
+
+/// An image of the registry itself.
+fn own_image(state: &Shared, registry: &RegistryName, text: &str) -> Result<Reference, ApiError> {
+    let reference = named(state, registry, text).map_err(|error| error.at("image"))?;
     match state.own_names().registry(&reference) == Some(registry) {
         true => Ok(reference),
-        false => Err(refuse(format!("`{}` is in another registry", from_api::cut(text)))),
+        false => {
+            let message = format!("`{}` is in another registry", from_api::cut(text));
+            Err(ApiError::invalid(message).at("image").hint("`refit import` brings it here"))
+        }
     }
+}
+
+/// An image by its name, which is of the registry itself if there is no host.
+fn named(state: &Shared, registry: &RegistryName, text: &str) -> Result<Reference, ApiError> {
+    let parse = |text: &str| {
+        text.parse::<Reference>().map_err(|error| ApiError::invalid(error.to_string()))
+    };
+    let reference = parse(text)?;
+    if reference.has_host {
+        return Ok(reference);
+    }
+    let (_, names) = state.registry(registry.as_str())?;
+    parse(&format!("{}/{text}", names.login_server))
 }
 
 /// Whether a text without `/` and `:` looks like `r.example.com`.
