@@ -10,6 +10,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use control::{
@@ -59,8 +60,13 @@ fn own(host: &str) -> Option<RegistryName> {
     (host == HOST).then(|| "first".parse().unwrap())
 }
 
+/// Of the clock: bases start a task only so often within an hour.
+static LATER: AtomicI64 = AtomicI64::new(0);
+const BETWEEN_PUSHES: Duration = Duration::from_secs(600);
+
 async fn open(folder: &Path) -> Server {
-    let clock = Clock::new(|| jiff::Timestamp::now().as_millisecond());
+    let now = || jiff::Timestamp::now().as_millisecond() + LATER.load(Ordering::Relaxed);
+    let clock = Clock::new(now);
     let logs = Logs::new(folder.join("logs"), 1 << 20, clock.clone());
     let settings = RunSettings {
         concurrency: 2,
@@ -158,6 +164,7 @@ async fn plan(server: &Server, registry: &RegistryName) {
 async fn pushes(server: &Server, registry: &RegistryName) {
     let mut took = Vec::new();
     for number in 1..=PUSHES {
+        LATER.fetch_add(BETWEEN_PUSHES.as_millis() as i64, Ordering::Relaxed);
         let began = Instant::now();
         push(server, registry, "os", number).await;
         let fired = server.triggers.fire_bases(&own).await.unwrap();
