@@ -85,14 +85,14 @@ pub use task::{
 pub use task_runs::{TaskRun, TaskRunDeclaration, TaskRuns};
 pub use tasks::Tasks;
 pub use triggers::{
-    Asker, BadDelivery, BadNumberedId, BadSchedule, BaseImageTrigger, BuildTime, Check,
+    Asker, BadDelivery, BadNumberedId, BadSchedule, BaseImageTrigger, BuildTime, CHECKS_MAX, Check,
     CommitReport, CommitState, Decision, Delivered, Estimate, Fired, Foreseen, Head, ImageTag,
-    ItemState, LedgerEntry, LedgerFilter, Link, Method, MovedBase, NotReported, OwnRegistry, Pause,
-    PauseScope, Plan, PlanId, PlanItem, PlanMove, PlanRequest, PlanStatus, PlanTask, Poll,
-    Promotion, PromotionId, PromotionRequest, PromotionStatus, PullRequest, ReportToken, RunCause,
-    Schedule, SourceCause, SourceControl, SourceDelivery, SourceEvent, SourceGuess, SourceHost,
-    SourceTrigger, TagReturn, TaskTriggers, TimerTrigger, TokenType, TriggerKind, Triggers, Watch,
-    WatchAnswer, WatchSettings, WatchStatus, WatchedImage,
+    ItemState, LedgerEntry, LedgerFilter, Link, Method, MovedBase, NewPromotion, NotReported,
+    OwnRegistry, Pause, PauseScope, Plan, PlanId, PlanItem, PlanMove, PlanRequest, PlanStatus,
+    PlanTask, Poll, Promotion, PromotionId, PromotionRequest, PromotionStatus, PullRequest,
+    ReportToken, RunCause, Schedule, SourceCause, SourceControl, SourceDelivery, SourceEvent,
+    SourceGuess, SourceHost, SourceTrigger, TagReturn, TaskTriggers, TimerTrigger, TokenType,
+    TriggerKind, Triggers, Watch, WatchAnswer, WatchSettings, WatchStatus, WatchedImage,
 };
 pub use waiting::{WaitReason, Waiting};
 pub use webhooks::{

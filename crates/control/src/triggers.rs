@@ -46,7 +46,9 @@ pub use plans::{
     PlanStatus, PlanTask, TagReturn,
 };
 pub use polls::{Head, Poll};
-pub use promotions::{Check, Promotion, PromotionId, PromotionRequest, PromotionStatus};
+pub use promotions::{
+    CHECKS_MAX, Check, NewPromotion, Promotion, PromotionId, PromotionRequest, PromotionStatus,
+};
 pub use reports::{CommitReport, CommitState, NotReported, ReportToken};
 pub use schedule::{BadSchedule, Schedule};
 pub use sources::Delivered;

@@ -1,35 +1,111 @@
 //! Moves tags that are promoted, here and in other registries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
-use control::Promotion;
+use control::{Promotion, PromotionId};
 use engine::{ExportError, ImportError, ImportSource, ImportTarget};
 use futures_util::FutureExt as _;
-use oci::{Digest, Reference, RegistryName};
+use oci::{Digest, Reference, RegistryName, RepositoryName};
 use remote::Remote;
 use store::{Cause, ManifestRef, StoreError};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;
 use crate::state::Shared;
-use crate::{triggers, watches};
+use crate::triggers::{PERIOD, RETRY};
+use crate::watches;
 
-/// Goes on with promotions, until `shutdown`.
+/// Images that are sent at once.
+const SENDS_MAX: usize = 8;
+/// Manifests that an image may have to do with.
+const RELATED_MAX: usize = 1_000;
+
+/// Which promotion.
+type Key = (RegistryName, PromotionId);
+
+/// Goes on with promotions, until `shutdown`. What is sent by then is sent again by the next start.
 pub(crate) async fn carry_out(state: Shared, shutdown: CancellationToken) {
-    let look = |state: Shared| {
-        async move {
-            let mut waits = false;
-            for promotion in state.triggers.due_promotions().await? {
-                if let Err(error) = move_tag(&state, &promotion).boxed().await {
-                    tracing::error!(%error, promotion = %promotion.id, "a tag is not promoted yet");
-                    waits = true;
-                }
+    let (mut ended, mut resumed) = (state.runs.ends(), state.triggers.resumed());
+    let (mut sending, mut under_way) = (JoinSet::new(), BTreeSet::new());
+    while !shutdown.is_cancelled() {
+        ended.mark_unchanged();
+        resumed.mark_unchanged();
+        let wait = match look(&state, &mut sending, &mut under_way).boxed().await {
+            Ok(wait) => wait,
+            Err(error) => {
+                tracing::error!(%error, "promotions could not go on");
+                RETRY
             }
-            Ok(waits)
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => (),
+            Some(sent) = sending.join_next() => match sent {
+                Ok(key) => drop(under_way.remove(&key)),
+                Err(error) => tracing::error!(%error, "an image is not sent"),
+            },
+            _ = ended.changed() => (),
+            _ = resumed.changed() => (),
+            () = shutdown.cancelled() => return,
         }
-        .boxed()
-    };
-    triggers::follow(&state, &shutdown, "promotions could not go on", look).await;
+    }
+}
+
+/// Moves the tags of this server that are due, begins to send what goes elsewhere, and says when to look again.
+async fn look(
+    state: &Shared,
+    sending: &mut JoinSet<Key>,
+    under_way: &mut BTreeSet<Key>,
+) -> control::Result<Duration> {
+    let mut wait = PERIOD;
+    for promotion in state.triggers.due_promotions().await? {
+        let key = (promotion.registry.clone(), promotion.id);
+        if promotion.request.to.host.is_none() {
+            if let Err(error) = move_tag(state, &promotion).await {
+                tracing::error!(%error, promotion = %promotion.id, "a tag is not promoted yet");
+                wait = RETRY;
+            }
+        } else if under_way.len() < SENDS_MAX && under_way.insert(key.clone()) {
+            let state = Arc::clone(state);
+            let sent = async move {
+                if let Err(error) = move_tag(&state, &promotion).await {
+                    tracing::error!(%error, promotion = %promotion.id, "an image is not sent yet");
+                    tokio::time::sleep(RETRY).await;
+                }
+                key
+            };
+            sending.spawn(sent.boxed());
+        }
+    }
+    Ok(wait)
+}
+
+/// An image, what it lists, what lists one of these, and so on: whoever has made one of them has made it.
+pub(crate) async fn related(
+    state: &Shared,
+    registry: &RegistryName,
+    repository: &RepositoryName,
+    digest: &Digest,
+) -> Result<Vec<Digest>, ApiError> {
+    let mut all = vec![digest.clone()];
+    let mut at = 0;
+    while let Some(one) = all.get(at).cloned() {
+        at += 1;
+        let mut found = state.catalog.members(registry, repository, &one).await?;
+        found.extend(state.catalog.indexes_with(registry, &one, RELATED_MAX + 1).await?);
+        for digest in found {
+            if !all.contains(&digest) {
+                all.push(digest);
+            }
+        }
+        if all.len() > RELATED_MAX {
+            let message = format!("the image is in indexes with more than {RELATED_MAX} manifests");
+            return Err(ApiError::conflict(message).at("image"));
+        }
+    }
+    Ok(all)
 }
 
 /// Moves a tag to its image, which comes to the repository of the tag first.
@@ -85,7 +161,7 @@ async fn send(state: &Shared, promotion: &Promotion) -> control::Result<Result<(
     match engine::export(&state.catalog, &source, &remote, &to, before).await {
         Ok(_) => Ok(Ok(())),
         Err(ExportError::Unreadable(error)) => unreadable(error),
-        Err(error) => Ok(Err(told(&error))),
+        Err(error) => Ok(Err(told(&error, hint(&error)))),
     }
 }
 
@@ -96,22 +172,25 @@ fn no_name() -> String {
 /// What is the matter with an image of this server: for people, unless it is the server's own matter.
 fn unreadable(error: ImportError) -> control::Result<Result<(), String>> {
     match error {
-        ImportError::Store(error)
-            if !error.is_refusal() && !matches!(error, StoreError::NotFound { .. }) =>
-        {
+        ImportError::Store(error @ (StoreError::Database { .. } | StoreError::NoSpace(_))) => {
             Err(error.into())
         }
+        ImportError::Store(error) => Ok(Err(told(&error, error.hint()))),
         error => Ok(Err(error.to_string())),
     }
 }
 
-fn told(error: &ExportError) -> String {
+fn told(error: &dyn std::error::Error, hint: Option<String>) -> String {
+    match hint {
+        Some(hint) => format!("{error}; {hint}"),
+        None => error.to_string(),
+    }
+}
+
+fn hint(error: &ExportError) -> Option<String> {
     match error {
-        ExportError::Remote(failed) => match failed.hint() {
-            Some(hint) => format!("{failed}; {hint}"),
-            None => failed.to_string(),
-        },
-        error => error.to_string(),
+        ExportError::Remote(error) => error.hint(),
+        _ => None,
     }
 }
 
@@ -172,5 +251,5 @@ pub(crate) async fn put_back(state: &Shared, promotion: &Promotion) -> Result<()
     let remote = remote_of(state, &promotion.registry, &request.digest, &to).await?;
     let remote = remote.map_err(refuse)?;
     let moved = engine::move_there(&remote, &to, &request.digest, before).await;
-    moved.map_err(|error| refuse(told(&error)))
+    moved.map_err(|error| refuse(told(&error, hint(&error))))
 }

@@ -103,7 +103,7 @@ pub(crate) async fn fire_sources(state: Shared, shutdown: CancellationToken) {
 
 /// Looks again whenever a run has ended or something goes on that was held, until `shutdown`. A look says whether
 /// something has to wait.
-pub(crate) async fn follow(
+async fn follow(
     state: &Shared,
     shutdown: &CancellationToken,
     failed: &'static str,

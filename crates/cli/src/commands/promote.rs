@@ -146,16 +146,21 @@ async fn conclude(session: &Session<'_>, promotion: Promotion, no_wait: bool) ->
     print(session, &promotion, std::slice::from_ref(&promotion))?;
     let name = &promotion.name;
     match &*promotion.status {
-        "Failed" | "Rejected" => {
+        "Failed" => {
             let why = promotion.error.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-            let message = format!("`{}` has not moved{why}", promotion.to);
-            let error = Error::failed(message);
+            let error = Error::failed(format!("`{}` has not moved{why}", promotion.to));
             let failed = promotion.checks.iter().find(|check| check.status != "Succeeded");
             Err(match failed {
-                Some(check) => error
-                    .with_hint(format!("`refit task logs --run-id {}` tells why", check.run_id)),
+                Some(check) => {
+                    let run = &check.run_id;
+                    error.with_hint(format!("`refit task logs --run-id {run}` tells why"))
+                }
                 None => error,
             })
+        }
+        "Rejected" => {
+            let by = promotion.decided_by.as_deref().unwrap_or("somebody");
+            Err(Error::failed(format!("`{}` has not moved: {by} has rejected it", promotion.to)))
         }
         "AwaitingApproval" => {
             session

@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteRow;
 use store::Millis;
 
 use super::numbered::NumberedId;
-use super::tags::set_tag;
+use super::tags::{last_mover, set_tag};
 use super::{ImageTag, Queued, RunCause, Triggers, why_not};
 use crate::table::{column, from_json, known, parsed, to_json};
 use crate::{
@@ -42,9 +42,12 @@ pub(super) const SCHEMA: &[&str] = &[
 /// Promotions of a registry that are kept, besides those that are not at their end.
 const PROMOTIONS_MAX: i64 = 10_000;
 /// Tasks that check one image.
-const CHECKS_MAX: usize = 20;
+pub const CHECKS_MAX: usize = 20;
 /// Tasks that are asked what images of theirs need.
-const MAKERS_MAX: i64 = 100;
+const MAKERS_MAX: usize = 100;
+
+/// What the journal has of a move back, before the promotion.
+const RETURNING: &str = "rollback of promotion ";
 
 /// The name of a promotion: `m` and a number.
 pub type PromotionId = NumberedId<'m'>;
@@ -58,6 +61,20 @@ pub struct PromotionRequest {
     pub tag: Option<String>,
     pub digest: Digest,
     pub to: ImageTag,
+}
+
+/// A promotion that is to begin.
+pub struct NewPromotion<'a> {
+    pub request: &'a PromotionRequest,
+    /// The name of the image with its digest, as runs can pull it.
+    pub image: &'a str,
+    /// The image, what it lists, and what lists it: whoever has made one of them is asked.
+    pub related: &'a [Digest],
+    /// What the tag is.
+    pub before: Option<&'a Digest>,
+    /// Besides those that the tasks ask for.
+    pub checks: &'a [TaskName],
+    pub by: &'a str,
 }
 
 /// How far a promotion is.
@@ -130,6 +147,11 @@ pub struct Promotion {
 }
 
 impl Promotion {
+    /// What the journal has of the move of its tag.
+    fn mover(&self) -> String {
+        format!("promotion {} by {}", self.id, self.created_by)
+    }
+
     /// `Conflict` if there is nothing to be put back.
     pub fn require_succeeded(&self) -> Result<()> {
         require_status(self, &[PromotionStatus::Succeeded])
@@ -137,17 +159,14 @@ impl Promotion {
 }
 
 impl Triggers {
-    /// Begins a promotion: its checks are queued, those of the request and those that the tasks ask for that have made
-    /// the image. `image`: its name with its digest, as runs can pull it. `before`: what the tag is.
+    /// Begins a promotion: its checks are queued, those that it names and those that the tasks ask for that have made
+    /// the image.
     pub async fn promote(
         &self,
         registry: &RegistryName,
-        image: &str,
-        request: &PromotionRequest,
-        before: Option<&Digest>,
-        checks: &[TaskName],
-        by: &str,
+        new: &NewPromotion<'_>,
     ) -> Result<Promotion> {
+        let NewPromotion { request, image, related, before, checks, by } = *new;
         let failed = "begin a promotion";
         let shared = &self.tasks.runs.shared;
         let now = shared.clock.now();
@@ -163,7 +182,7 @@ impl Triggers {
         .await
         .map_err(ControlError::database(failed))?;
         let id: PromotionId = NumberedId(number);
-        let rules = self.rules_of(&mut transaction, registry, &request.digest).await?;
+        let rules = self.rules_of(&mut transaction, registry, related).await?;
         let mut names = rules.checks;
         for name in checks {
             if !names.contains(name) {
@@ -272,21 +291,30 @@ impl Triggers {
         let from = [PromotionStatus::Checking, PromotionStatus::AwaitingApproval];
         let rejected = (PromotionStatus::Rejected, None);
         let promotion = self.turn_promotion(&promotion, &from, rejected, Some(by)).await?;
+        let mut canceled = Ok(());
         for check in promotion.checks.iter().filter(|check| !check.status.is_final()) {
-            self.cancel(registry, check.run).await?;
+            canceled = canceled.and(self.cancel(registry, check.run).await);
         }
-        Ok(promotion)
+        canceled.map(|()| promotion)
     }
 
     /// Puts back the tag of this registry that a promotion has moved. `Conflict` if somebody has moved it since.
     pub async fn put_back_promoted(&self, promotion: &Promotion, by: &str) -> Result<()> {
         let Some(catalog) = &self.tasks.runs.shared.catalog else { return Ok(()) };
-        let request = &promotion.request;
+        let Promotion { registry, id, request, .. } = promotion;
+        let refuse =
+            |why: &str| ControlError::conflict(format!("`{}` is not put back: {why}", request.to));
+        let returning = format!("{RETURNING}{id} by ");
+        match last_mover(catalog, registry, &request.to).await? {
+            // The server ended before this was noted.
+            Some(last) if last.starts_with(&returning) => return Ok(()),
+            // Later ones were put back to it.
+            Some(last) if last == promotion.mover() || last.starts_with(RETURNING) => (),
+            _ => return Err(refuse("it has moved since")),
+        }
         let way = (Some(&request.digest), promotion.digest_before.as_ref());
-        let moved = set_tag(catalog, &promotion.registry, &request.to, way, by).await?;
-        moved.map_err(|why| {
-            ControlError::conflict(format!("`{}` is not put back: {why}", request.to))
-        })
+        let moved = set_tag(catalog, registry, &request.to, way, &(returning + by)).await?;
+        moved.map_err(|why| refuse(&why))
     }
 
     /// Notes that the tag of a promotion was put back.
@@ -306,12 +334,11 @@ impl Triggers {
         .map_err(ControlError::database("go on with promotions"))?;
         let mut due = Vec::new();
         for row in &rows {
-            let mut promotion = promotion_of(row)?;
-            if promotion.status == PromotionStatus::Checking {
-                promotion = self.look_at_checks(promotion).await?;
-            }
-            if promotion.status == PromotionStatus::Moving {
-                due.push(promotion);
+            match self.looked_at(row).await {
+                Ok(promotion) if promotion.status == PromotionStatus::Moving => due.push(promotion),
+                Ok(_) => (),
+                // Others go on.
+                Err(error) => tracing::error!(%error, "a promotion cannot go on"),
             }
         }
         Ok(due)
@@ -320,10 +347,16 @@ impl Triggers {
     /// Moves the tag of a promotion, whose image is in the repository of the tag.
     pub async fn move_promoted(&self, promotion: &Promotion) -> Result<()> {
         let Some(catalog) = &self.tasks.runs.shared.catalog else { return Ok(()) };
-        let request = &promotion.request;
+        let (registry, request) = (&promotion.registry, &promotion.request);
         let way = (promotion.digest_before.as_ref(), Some(&request.digest));
-        let (registry, by) = (&promotion.registry, &promotion.created_by);
-        let moved = set_tag(catalog, registry, &request.to, way, by).await?;
+        let (by, mut moved) = (promotion.mover(), Ok(()));
+        if last_mover(catalog, registry, &request.to).await?.as_ref() != Some(&by) {
+            moved = set_tag(catalog, registry, &request.to, way, &by).await?;
+            let last = last_mover(catalog, registry, &request.to).await?;
+            if moved.is_ok() && last != Some(by) {
+                moved = Err("somebody else has moved the tag to this image meanwhile".to_owned());
+            }
+        }
         self.promoted(promotion, moved).await
     }
 
@@ -339,6 +372,14 @@ impl Triggers {
         };
         let from = [PromotionStatus::Moving];
         self.turn_promotion(promotion, &from, (status, error), None).await.map(drop)
+    }
+
+    async fn looked_at(&self, row: &SqliteRow) -> Result<Promotion> {
+        let promotion = promotion_of(row)?;
+        match promotion.status {
+            PromotionStatus::Checking => self.look_at_checks(promotion).await,
+            _ => Ok(promotion),
+        }
     }
 
     async fn look_at_checks(&self, promotion: Promotion) -> Result<Promotion> {
@@ -423,10 +464,10 @@ impl Triggers {
         &self,
         connection: &mut SqliteConnection,
         registry: &RegistryName,
-        digest: &Digest,
+        related: &[Digest],
     ) -> Result<PromotionRules> {
         let mut rules = PromotionRules::default();
-        for task in self.makers_within(connection, registry, digest).await? {
+        for task in self.makers_within(connection, registry, related).await? {
             let asked = task.definition.promotion;
             rules.approval |= asked.approval;
             for check in asked.checks {
@@ -446,27 +487,32 @@ impl Triggers {
     ) -> Result<Vec<StoredTask>> {
         let reads = self.tasks.runs.shared.db.reads().acquire().await;
         let mut reads = reads.map_err(ControlError::database("find what has made an image"))?;
-        self.makers_within(&mut reads, registry, digest).await
+        self.makers_within(&mut reads, registry, std::slice::from_ref(digest)).await
     }
 
     async fn makers_within(
         &self,
         connection: &mut SqliteConnection,
         registry: &RegistryName,
-        digest: &Digest,
+        digests: &[Digest],
     ) -> Result<Vec<StoredTask>> {
         let names: Vec<String> = sqlx::query_scalar(
             "SELECT DISTINCT LOWER(r.task) FROM run_images i
              JOIN runs r ON r.registry = i.registry AND r.number = i.number
-             WHERE i.registry = $1 AND i.digest = $2 AND r.task IS NOT NULL
+             WHERE i.registry = $1 AND i.digest IN (SELECT value FROM json_each($2))
+               AND r.task IS NOT NULL
              ORDER BY 1 LIMIT $3",
         )
         .bind(registry.as_str())
-        .bind(digest.as_str())
-        .bind(MAKERS_MAX)
+        .bind(to_json(&digests)?)
+        .bind(MAKERS_MAX as i64 + 1)
         .fetch_all(&mut *connection)
         .await
         .map_err(ControlError::database("find what has made an image"))?;
+        if names.len() > MAKERS_MAX {
+            let message = format!("more than {MAKERS_MAX} tasks have made the image");
+            return Err(ControlError::conflict(message));
+        }
         let mut makers = Vec::new();
         for name in names {
             let found = self.read(connection, registry.as_str(), &name).await?;

@@ -5,9 +5,10 @@ use store::{Catalog, Cause, Expected, ManifestRef, StoreError};
 
 use super::ImageTag;
 use crate::Result;
+use crate::table::parsed;
 
-/// Moves a tag from one image to another, if that is what it is; in words for people why not. One that is there is
-/// left as it is.
+/// Moves a tag from one image to another, if that is what it is; in words for people why not. One that is there
+/// already, whoever has moved it, is left as it is.
 pub(super) async fn set_tag(
     catalog: &Catalog,
     registry: &RegistryName,
@@ -36,7 +37,24 @@ pub(super) async fn set_tag(
             | StoreError::NotFound { .. }
             | StoreError::Locked(_)
             | StoreError::SoftDeleted { .. }),
-        ) => Ok(Err(error.to_string())),
+        ) => Ok(Err(match error.hint() {
+            Some(hint) => format!("{error}; {hint}"),
+            None => error.to_string(),
+        })),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Who has moved a tag last, as the journal has it; nobody if it never moved.
+pub(super) async fn last_mover(
+    catalog: &Catalog,
+    registry: &RegistryName,
+    image: &ImageTag,
+) -> Result<Option<String>> {
+    let (repository, tag) = (parsed(&image.repository)?, parsed(&image.tag)?);
+    let last = catalog.last_move_of(registry, &repository, &tag).await?;
+    Ok(last.and_then(|last| match last.cause {
+        Cause::Push { principal } | Cause::Delete { principal } => Some(principal),
+        _ => None,
+    }))
 }

@@ -1,8 +1,8 @@
 //! Tags that move to an image after checks and an approval.
 
 use control::{
-    ControlError, ImageTag, Promotion, PromotionRequest, PromotionRules, PromotionStatus,
-    RunStatus, TaskDefinition, TaskStep,
+    ControlError, ImageTag, NewPromotion, Promotion, PromotionRequest, PromotionRules,
+    PromotionStatus, RunStatus, TaskDefinition, TaskStep,
 };
 use oci::Digest;
 
@@ -20,8 +20,10 @@ impl Fixture {
         };
         let checks: Vec<_> = checks.iter().map(|name| task_name(name)).collect();
         let before = self.tag("app:prod").await;
-        let before = before.as_ref();
-        self.triggers.promote(&local(), IMAGE, &request, before, &checks, "ann").await
+        let (image, before, by) = (IMAGE, before.as_ref(), "ann");
+        let related = std::slice::from_ref(digest);
+        let new = NewPromotion { request: &request, image, related, before, checks: &checks, by };
+        self.triggers.promote(&local(), &new).await
     }
 
     async fn put_back(&self, promotion: &Promotion) -> Result<Promotion, ControlError> {
@@ -85,7 +87,7 @@ async fn a_tag_moves_when_all_checks_have_passed_and_can_be_put_back() {
     assert_eq!(f.stands(&second).await.0, PromotionStatus::Succeeded);
     // A later one is put back before an earlier one.
     let early = f.put_back(&begun).await;
-    let why = "`app:prod` is not put back: tag `prod` has moved meanwhile";
+    let why = "`app:prod` is not put back: it has moved since";
     assert_eq!(refused(early), why);
     f.put_back(&second).await.unwrap();
     assert_eq!(f.tag("app:prod").await, Some(one));
@@ -126,7 +128,16 @@ async fn a_check_that_fails_keeps_the_tag() {
         assert_eq!(message, format!("check `{check}`: {why}"));
     }
     assert_eq!(f.all_runs().await.len(), 2);
-    // Who has moved the tag meanwhile keeps it.
+    // Who has moved the tag meanwhile keeps it, to whatever image.
+    let same = f.promote(&one, &["smoke"]).await.unwrap();
+    f.push("app:prod", &["a"], pushed()).await;
+    f.work().await;
+    f.go_on().await;
+    let (status, error) = f.stands(&same).await;
+    let why = "somebody else has moved the tag to this image meanwhile";
+    assert_eq!((status, error.as_deref()), (PromotionStatus::Failed, Some(why)));
+    assert_eq!(refused(f.put_back(&same).await), format!("promotion `{}` is Failed", same.id));
+    f.push("app:prod", &["c"], pushed()).await;
     let late = f.promote(&one, &["smoke"]).await.unwrap();
     let (other, _) = f.push("app:prod", &["b"], pushed()).await;
     f.work().await;

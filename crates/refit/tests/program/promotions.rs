@@ -19,6 +19,18 @@ fn push(place: &Place, name: &str, tag: &str, file: &str) -> String {
     place.server.registry().push(name, tag, &Image::new([busybox_layer(), layer])).to_string()
 }
 
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// An index of images that a repository has.
+fn index_of(place: &Place, name: &str, tags: &[&str]) -> String {
+    let entries = tags.iter().map(|tag| {
+        let (bytes, media_type) = place.server.registry().manifest(name, tag);
+        json!({ "mediaType": media_type, "digest": oci::Digest::of(&bytes), "size": bytes.len() })
+    });
+    let entries: Vec<_> = entries.collect();
+    json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries }).to_string()
+}
+
 fn digest(place: &Place, name: &str, tag: &str) -> String {
     oci::Digest::of(&place.server.registry().manifest(name, tag).0).to_string()
 }
@@ -91,9 +103,18 @@ fn as_root_a_tag_is_promoted_after_checks_and_an_approval() {
     by("ann", "promote maker:1 --to released/app:2 --no-wait").success();
     by("bob", "promote reject m5").success();
     place.refit("promote approve m5").code(5).stderr_has("promotion `m5` is Rejected");
+    // An index does not hide the image, nor one of its images an index.
+    let index = index_of(&place, "maker", &["1"]);
+    place.server.registry().push_manifest("maker", "all", index.as_bytes(), INDEX);
+    let of_index = index_of(&place, "maker", &["all"]);
+    place.server.registry().push_manifest("maker", "twice", of_index.as_bytes(), INDEX);
+    for tag in ["all", "twice"] {
+        let hidden = format!("promote maker:{tag} --to released/app:3 --no-wait -o json");
+        assert_eq!(by("ann", &hidden).success().json()["approvalRequired"], true);
+    }
     let listed = place.refit("promote list -o json").success().json();
     let listed: Vec<_> = listed.as_array().unwrap().iter().map(|one| &one["status"]).collect();
-    assert_eq!(listed, ["Rejected", "RolledBack", "Succeeded", "Failed", "Succeeded"]);
+    assert_eq!(listed[2..], ["Rejected", "RolledBack", "Succeeded", "Failed", "Succeeded"]);
     let audit = place.refit("audit list -o json").success().stdout;
     assert!(audit.contains("approve promotion m4 of maker@"), "{audit}");
 }
@@ -127,14 +148,8 @@ fn as_root_an_image_is_promoted_to_another_registry_and_put_back() {
     place.refit(&by_digest).code(2).stderr_has(&format!("write `{host}/app:TAG`"));
     // All platforms come, and what belongs to each.
     let registry = place.server.registry();
-    let entry = |tag: &str| {
-        let (bytes, media_type) = registry.manifest("app", tag);
-        json!({ "mediaType": media_type, "digest": oci::Digest::of(&bytes), "size": bytes.len() })
-    };
-    let kind = "application/vnd.oci.image.index.v1+json";
-    let index =
-        json!({ "schemaVersion": 2, "mediaType": kind, "manifests": [entry("1"), entry("2")] });
-    let index = registry.push_manifest("app", "all", index.to_string().as_bytes(), kind);
+    let index = index_of(&place, "app", &["1", "2"]);
+    let index = registry.push_manifest("app", "all", index.as_bytes(), INDEX);
     let signature = push_referrer(&place.server, "app", &two.parse().unwrap());
     place.refit(&format!("promote app:all --to {host}/")).success();
     assert_eq!(there("app", "all"), index.to_string());

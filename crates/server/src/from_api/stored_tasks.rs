@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use control::{
-    AccountName, BuildArgument, ContextSource, OutputRetention, PromotionRules, StoredTask,
-    TaskContext, TaskDefinition, TaskIdentity, TaskName, TaskOverrides, TaskStep, TaskText,
-    TaskValue,
+    AccountName, BuildArgument, CHECKS_MAX, ContextSource, OutputRetention, PromotionRules,
+    StoredTask, TaskContext, TaskDefinition, TaskIdentity, TaskName, TaskOverrides, TaskStep,
+    TaskText, TaskValue,
 };
 use dockerfile::{ContextAddress, GitAddress};
 use oci::{Platform, RegistryName};
@@ -29,9 +29,6 @@ const TAG_VALUE_MAX: usize = 256;
 
 /// Accounts that one task can be.
 const ACCOUNTS_MAX: usize = 20;
-
-/// Tasks that check the images of one.
-const CHECKS_MAX: usize = 20;
 
 /// Bytes of the texts that describe a task.
 const OWNER_MAX: usize = 256;

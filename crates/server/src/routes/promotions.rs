@@ -2,7 +2,7 @@
 
 use axum::Extension;
 use axum::extract::State;
-use control::{ImageTag, Promotion, PromotionId, PromotionRequest};
+use control::{CHECKS_MAX, ImageTag, NewPromotion, Promotion, PromotionId, PromotionRequest};
 use futures_util::FutureExt as _;
 use oci::{Reference, RegistryName, Tag};
 use serde::Deserialize;
@@ -20,8 +20,6 @@ use crate::{from_api, promote, to_api};
 
 const LISTED_DEFAULT: usize = 50;
 const LISTED_MAX: usize = 1_000;
-/// Tasks that a request names.
-const CHECKS_MAX: usize = 20;
 
 type Shown = (Extension<Detail>, axum::Json<api::Promotion>);
 
@@ -88,11 +86,18 @@ pub(crate) async fn make(
         ManifestRef::Digest(_) => None,
     };
     let named = format!("{}/{repository}@{digest}", names.login_server);
+    let related = promote::related(&state, &registry, repository, &digest).await?;
     let to = to.image_tag();
     let request = PromotionRequest { repository: repository.to_string(), tag, digest, to };
-    let by = principal.name();
-    let before = before.as_ref();
-    let begun = state.triggers.promote(&registry, &named, &request, before, &checks, &by).await?;
+    let new = NewPromotion {
+        request: &request,
+        image: &named,
+        related: &related,
+        before: before.as_ref(),
+        checks: &checks,
+        by: &principal.name(),
+    };
+    let begun = state.triggers.promote(&registry, &new).await?;
     shown(&state, "begin", &begun)
 }
 
@@ -202,6 +207,7 @@ fn target(
             let hint = format!("write `{repository}:{tag}` for the tag, `{tag}/` for the registry");
             return Err(refuse(message).hint(hint));
         }
+        state.refuse_copy(repository)?;
         return Ok(Target::Own(ImageTag::own(repository.as_str(), tag.as_str())));
     }
     let whole = match (text.ends_with('/'), &image.digest, image.tag_or_latest()) {

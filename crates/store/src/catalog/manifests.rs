@@ -401,6 +401,26 @@ impl Catalog {
         rows.iter().map(|digest| parsed(digest)).collect()
     }
 
+    /// The indexes that list a manifest, in whatever repository; at most `limit`.
+    pub async fn indexes_with(
+        &self,
+        registry: &RegistryName,
+        digest: &Digest,
+        limit: usize,
+    ) -> Result<Vec<Digest>> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "SELECT DISTINCT manifest FROM manifest_references
+             WHERE registry || '' = $1 AND target = $2 AND kind = 'manifest' LIMIT $3",
+        )
+        .bind(registry.as_str())
+        .bind(digest.as_str())
+        .bind(count(limit))
+        .fetch_all(self.db.reads())
+        .await
+        .map_err(database("list the indexes with a manifest"))?;
+        rows.iter().map(|digest| parsed(digest)).collect()
+    }
+
     /// Removes a manifest and every tag that points at it. `NotFound` if there is none.
     pub async fn delete_manifest(
         &self,
