@@ -7,7 +7,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NumberedId<const KIND: char>(pub(super) i64);
 
-/// A text that is no [`NumberedId`].
+/// A text that is no letter and number of the kind that is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("its name is `{0}` and a number, such as `{0}12`")]
 pub struct BadNumberedId(char);
